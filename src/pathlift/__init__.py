@@ -1,0 +1,1 @@
+from pathlift.capture import capture, check_support

@@ -1,0 +1,78 @@
+"""The one family of exceptions that pathlift raises on purpose.
+
+Every message names what was found, where, what was expected and what to do. Anything else that escapes a public call is
+a bug of pathlift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class PathliftError(Exception):
+    """Base class of every error that pathlift raises on purpose."""
+
+
+class InputError(PathliftError, ValueError):
+    """An argument is malformed: a shape, an example input, a name, a file."""
+
+
+class MismatchError(PathliftError, ValueError):
+    """Two networks that were to be compared do not have the same parameters or the same graph."""
+
+
+class NumericalError(PathliftError, ArithmeticError):
+    """A weight is NaN or infinite, or the numbers leave the range in which the answer would be right."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a model lies outside the theory.
+
+    Attributes:
+        module: Path of the module that runs the operator, ``""`` for the model itself.
+        op: The operator, as PyTorch's exporter names it (``aten.softmax.int``), or ``export`` when there is no graph.
+        where: ``file:line`` of the user's source, ``""`` when the exporter does not know it.
+        reason: Why the theory does not cover it.
+        advice: What the user can do.
+    """
+
+    module: str
+    op: str
+    where: str
+    reason: str
+    advice: str
+
+    def __str__(self) -> str:
+        """Return the problem as one sentence."""
+        place = f"module '{self.module}'" if self.module else "the model itself"
+        line = f" ({self.where})" if self.where else ""
+        return f"{self.op} in {place}{line}: {self.reason} {self.advice}".rstrip()
+
+
+class UnsupportedModelError(PathliftError):
+    """The model uses something outside the theory; raised before any number is computed.
+
+    Attributes:
+        problems: Every `Problem` that was found, in the order of execution.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        """Build the message from the problems.
+
+        Args:
+            problems: At least one problem.
+        """
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems[:10])
+        more = f"\n  … and {len(problems) - 10} more (check_support lists them all)" if len(problems) > 10 else ""
+        count = f"{len(problems)} operator{'s' if len(problems) > 1 else ''}"
+        super().__init__(f"This model is outside the theory of path-liftings: {count}.\n{lines}{more}")
+
+    def __reduce__(self) -> tuple[type[UnsupportedModelError], tuple[tuple[Problem, ...]]]:
+        """Pickle by the problems, so that the error survives a process boundary.
+
+        Returns:
+            The constructor and its argument.
+        """
+        return type(self), (self.problems,)

@@ -1,0 +1,273 @@
+"""The typed, immutable graph that `capture` makes of a model and that every pass reads (SPEC §1).
+
+A `Node` is a layer of neurons: the elements of one tensor. Its pre-activation is a sum over `terms` (edges from the
+elements of an earlier node, with weights) plus `starts` (biases, where paths of the set H begin). A `Leaf` is a weight
+tensor: a parameter, a constant, or something computed from them alone. Leaves hold an `Expression`, not a value, so the
+same graph serves any other parameter vector θ' of the same architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Edges
+from pathlift.errors import NumericalError
+
+
+class Expression:
+    """A tensor that depends on parameters and constants only."""
+
+
+@dataclass(frozen=True, eq=False)
+class StateTensor(Expression):
+    """A parameter or buffer, by its canonical state-dict name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Expression):
+    """A tensor or a Python number that is part of the graph itself."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Expression):
+    """A function of other expressions, which may stand anywhere inside nested lists and tuples of arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def substitute(value: Any, replace: Callable[[Expression], Any]) -> Any:
+    """Return ``value`` with each expression in its nested lists, tuples and dicts replaced.
+
+    Args:
+        value: Any nesting of containers.
+        replace: What to put in the place of an expression.
+
+    Returns:
+        The same nesting.
+    """
+    if isinstance(value, Expression):
+        return replace(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(substitute(item, replace) for item in value)
+    if isinstance(value, dict):
+        return {key: substitute(item, replace) for key, item in value.items()}
+    return value
+
+
+def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Expression, Any] | None = None) -> Any:
+    """Compute an expression from the parameters and buffers in ``state``.
+
+    Half-precision tensors are widened to float32 first: derived weights are computed in float32 or wider.
+
+    Args:
+        expression: What to compute.
+        state: Parameters and buffers by canonical name.
+        memo: Values of shared sub-expressions; filled as they are computed.
+
+    Returns:
+        The value, usually a tensor.
+    """
+    memo = {} if memo is None else memo
+    if expression in memo:
+        return memo[expression]
+    if isinstance(expression, StateTensor):
+        value: Any = widen(state[expression.name])
+    elif isinstance(expression, Constant):
+        value = expression.value
+    else:
+        assert isinstance(expression, Apply)
+        args = substitute(expression.args, lambda e: evaluate(e, state, memo))
+        kwargs = substitute(dict(expression.kwargs), lambda e: evaluate(e, state, memo))
+        value = expression.function(*args, **kwargs)
+    memo[expression] = value
+    return value
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return half-precision tensors as float32 and all others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One weight tensor of the theory: a parameter, a derived weight or a constant.
+
+    Attributes:
+        expression: How its value follows from the parameters.
+        shape: Shape of the value.
+        score_name: The name under which `path_magnitude` reports it, None for constants.
+        pull_back: The value only moves elements of parameters around (a transpose, a slice): its scores are moved back
+            to the parameters themselves.
+        scalar: The value, when it is one number known at capture time.
+        requires: Names of the state tensors that the value depends on.
+    """
+
+    expression: Expression
+    shape: tuple[int, ...]
+    score_name: str | None
+    pull_back: bool = False
+    scalar: float | None = None
+    requires: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """A name for messages."""
+        return self.score_name or ", ".join(sorted(self.requires)) or "a constant of the graph"
+
+
+def scalar_leaf(value: float) -> Leaf:
+    """Return a constant leaf that holds one number."""
+    return Leaf(Constant(value), (), None, scalar=float(value))
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """Edges from the neurons of ``source`` with weights from ``weight`` (None: every edge weighs 1)."""
+
+    source: str
+    edges: Edges
+    weight: Leaf | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Biases: ``weight``, reshaped to ``view``, broadcasts over the node's shape."""
+
+    weight: Leaf
+    view: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The terms of a node are pieces laid side by side along ``dim``; ``sizes`` are their lengths there."""
+
+    dim: int
+    sizes: tuple[int, ...]
+
+    def shape(self, piece: int, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a piece.
+
+        Args:
+            piece: Which one.
+            whole: Shape of the node.
+
+        Returns:
+            Its shape.
+        """
+        return (*whole[: self.dim], self.sizes[piece], *whole[self.dim + 1 :])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node comes from, for messages: module path, operator, source line."""
+
+    module: str
+    op: str
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A layer of neurons.
+
+    Attributes:
+        name: Unique name.
+        shape: Shape of the tensor of neurons, batch dimension (1) included.
+        terms: Incoming edges.
+        starts: Biases.
+        concat: None when terms and starts add up; otherwise how the terms, one piece each, are laid side by side.
+        origin: Module, operator and source line.
+        unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this node.
+        unit_name: The module whose units these neurons are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    starts: tuple[Start, ...]
+    origin: Origin
+    concat: Concat | None = None
+    unit_dim: int | None = None
+    unit_name: str | None = None
+
+    @property
+    def kind(self) -> Literal["input", "hidden"]:
+        """``input`` for the network's input neurons."""
+        return "input" if self.origin.op == "input" else "hidden"
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A captured model: immutable graph, and the parameters it was captured with.
+
+    The tensors in ``state`` share their storage with the model's own: after a training step the same Network gives the
+    numbers of the new weights. Every public function of pathlift accepts a Network in place of ``(model, inputs)``.
+
+    Attributes:
+        nodes: Layers of neurons in topological order, inputs first.
+        outputs: Names of the output nodes in the order in which the model returns them.
+        leaves: Every weight tensor that a node uses.
+        state: Parameters and buffers by canonical state-dict name.
+        aliases: Further state-dict names of shared tensors, to the canonical one.
+        parameters: Canonical names of trainable parameters, in the model's order.
+        examples: Shapes (with batch 1) and dtypes of the inputs, to capture other models alike.
+        device: Where the parameters live and the passes run.
+        dtype: float64 when a parameter is float64, else float32: the precision the passes start with.
+        baked: Names of buffers whose values are part of the graph (constant indices).
+        fingerprint: A text that two captures share exactly when they have the same graph.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    leaves: tuple[Leaf, ...]
+    state: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    parameters: tuple[str, ...]
+    examples: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    device: torch.device
+    dtype: torch.dtype
+    baked: frozenset[str]
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        return f"Network({len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters)"
+
+    def values(self, state: Mapping[str, Tensor] | None = None) -> dict[Leaf, Tensor]:
+        """Evaluate every leaf.
+
+        Args:
+            state: Parameters and buffers by canonical name; the network's own when None.
+
+        Returns:
+            Leaf to tensor. Plain parameters are not copied.
+
+        Raises:
+            NumericalError: A tensor has no data (a model on the meta device).
+        """
+        state = self.state if state is None else state
+        memo: dict[Expression, Any] = {}
+        values: dict[Leaf, Tensor] = {}
+        for leaf in self.leaves:
+            if leaf.scalar is None:
+                if isinstance(leaf.expression, StateTensor):
+                    values[leaf] = state[leaf.expression.name]
+                else:
+                    values[leaf] = torch.as_tensor(evaluate(leaf.expression, state, memo))
+                if values[leaf].is_meta:
+                    raise NumericalError(
+                        f"'{leaf.label}' is on the meta device and has no values. Load the weights first "
+                        "(model.to_empty(device=...) and load_state_dict)."
+                    )
+        return values

@@ -1,0 +1,191 @@
+"""Path-magnitude: each weight's share of the path-norm, all in one forward and one backward pass (SPEC §6, (10)–(14))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.network import Leaf, Network, Node, StateTensor, evaluate, widen
+from pathlift.passes.norm import to_float
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.pull_back import PullBack
+from pathlift.passes.scaled import Scaled
+
+
+class PathMagnitude(Mapping[str, Tensor]):
+    """Shares of the path-norm by parameter name; multiply by the path-norm to get PathMag(θ, i) of equation (10).
+
+    A batch norm is scored as the theory sees it: ``bn.weight`` is the share of the paths through its scale
+    s = γ/√(σ²+ε), ``bn.bias`` that of the paths that start at its shift t = β − μ·s. A derived weight (weight_norm,
+    pruning masks, weight standardisation) is scored under the name of the module that owns it, such as ``conv.weight``.
+
+    Attributes:
+        log10_path_norm: log₁₀ ‖Φ(θ)‖₁, −inf for 0.
+    """
+
+    def __init__(self, scores: dict[str, Tensor], log10_path_norm: float) -> None:
+        """Wrap the scores.
+
+        Args:
+            scores: Name to share.
+            log10_path_norm: log₁₀ of the whole.
+        """
+        self._scores = scores
+        self.log10_path_norm = log10_path_norm
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the shares of one parameter."""
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over names."""
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._scores)
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        count = sum(score.numel() for score in self._scores.values())
+        return f"PathMagnitude({len(self)} tensors, {count} shares, log10 of the path-norm {self.log10_path_norm:.6g})"
+
+
+@torch.no_grad()
+def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> PathMagnitude:
+    """Compute PathMag(θ, i)/‖Φ(θ)‖₁ for every parameter: the share of the path-norm that goes through it.
+
+    PathMag(θ, i) = ‖Φ(θ) − Φ(θ with θ_i = 0)‖₁ = |θ_i|·∂‖Φ(θ)‖₁/∂|θ_i| (equations (10)–(12), (14)). Invariant under
+    every neuron-wise rescaling. A tensor that is used several times has the sum over its uses, as in the derivative.
+
+    Args:
+        model: A module, or a captured `Network`.
+        inputs: As for `capture`; not needed for a Network.
+
+    Returns:
+        Mapping from parameter name to a tensor of the parameter's shape, in its dtype or wider, on its device. Entries
+        lie in [0, 1]; shares below about 1e-30 may come out as 0 in float32. Parameters that no path uses get zeros.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> path_magnitude(layer, (2,))["weight"]
+        tensor([[0.7500, 0.2500]])
+    """
+    network = capture(model, inputs)
+    values = network.values()
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, _Scores]:
+        scores = _Scores(network)
+        program = NormProgram(network, values, dtype)
+        tracks = propagate(network, program, keep=True)
+        return PullBack(network, program, share=scores.add).run(tracks), scores
+
+    whole, scores = in_range(attempt, network.dtype, values)
+    return PathMagnitude(scores.finished(), to_float(whole)[1])
+
+
+@torch.no_grad()
+def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> PathMagnitude:
+    """Compute the share of the path-norm that goes through each channel or neuron: A(v)·G(v)/‖Φ(θ)‖₁.
+
+    Args:
+        model: A module, or a captured `Network`.
+        inputs: As for `capture`; not needed for a Network.
+
+    Returns:
+        Mapping from module path (of each convolution, linear layer and batch norm) to a tensor with one share per output
+        channel or neuron, summed over spatial positions and over the calls of the module.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> shares = unit_path_magnitude(model, (2,))
+        >>> [name for name in shares], tuple(shares["0"].shape)
+        (['0', '2'], (3,))
+    """
+    network = capture(model, inputs)
+    values = network.values()
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
+        shares: dict[str, Tensor] = {}
+
+        def unit(node: Node, mass: Tensor) -> None:
+            assert node.unit_name is not None and node.unit_dim is not None
+            summed = mass.sum([dim for dim in range(mass.dim()) if dim != node.unit_dim])
+            shares[node.unit_name] = shares[node.unit_name] + summed if node.unit_name in shares else summed
+
+        program = NormProgram(network, values, dtype)
+        tracks = propagate(network, program, keep=True)
+        return PullBack(network, program, unit=unit).run(tracks), shares
+
+    whole, shares = in_range(attempt, network.dtype, values)
+    order = dict.fromkeys(node.unit_name for node in network.nodes if node.unit_name is not None)
+    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
+
+
+class _Scores:
+    """Adds up the shares of each weight over its uses, moved back to the parameters where a leaf only moves them."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.found: dict[str, Tensor] = {}
+
+    def add(self, node: Node, leaf: Leaf, share: Tensor) -> None:
+        if leaf.pull_back:
+            for name, part in _moved_back(self.network, leaf, share).items():
+                self._add(name, part)
+        else:
+            assert leaf.score_name is not None
+            self._add(leaf.score_name, share)
+
+    def _add(self, name: str, share: Tensor) -> None:
+        if name in self.network.state:
+            share = share.to(widen(self.network.state[name]).dtype)
+        if name not in self.found:
+            self.found[name] = share
+        else:
+            self.found[name] += share.reshape(self.found[name].shape)
+
+    def finished(self) -> dict[str, Tensor]:
+        """Give zeros to parameters that no path uses, in the model's order."""
+        reached = {name for leaf in self.network.leaves for name in leaf.requires}
+        scored = {leaf.score_name for leaf in self.network.leaves}
+        ordered: dict[str, Tensor] = {}
+        for name in self.network.parameters:
+            if name in self.found:
+                ordered[name] = self.found.pop(name)
+            elif name not in reached or name in scored:
+                ordered[name] = torch.zeros_like(widen(self.network.state[name]), requires_grad=False)
+        ordered.update(self.found)
+        return ordered
+
+
+def _moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor]:
+    """Send the shares of a view, slice or concatenation of parameters back to the parameters: the transpose of moving."""
+    names = [name for name in network.parameters if name in leaf.requires]
+    with torch.enable_grad():
+        state = dict(network.state)
+        for name in names:
+            state[name] = torch.zeros_like(network.state[name], dtype=share.dtype, requires_grad=True)
+        moved = evaluate(leaf.expression, state)
+        gradients = torch.autograd.grad(moved, [state[name] for name in names], share.reshape(moved.shape))
+    return dict(zip(names, gradients, strict=True))
+
+
+__all__ = ["PathMagnitude", "StateTensor", "path_magnitude", "unit_path_magnitude"]

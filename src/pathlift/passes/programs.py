@@ -1,0 +1,232 @@
+"""The programs of the paper: what travels for the path-norm, the difference of two networks, and the ℓ² metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.network import Leaf, Network, Node
+from pathlift.passes.propagate import Entries, Program, Tracks
+from pathlift.passes.scaled import Scaled
+
+Values = Mapping[Leaf, Tensor]
+
+
+def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
+    """Return the power of two that brings weights near 1; 0 in float32, where the range is watched instead.
+
+    Args:
+        values: The weights of one leaf in each network.
+        dtype: Precision of the pass.
+
+    Returns:
+        An integer as a float.
+    """
+    if dtype != torch.float64:
+        return 0.0
+    size = max((float(v.detach().abs().max()) for v in values if v.numel()), default=0.0)
+    return float(math.frexp(size)[1]) if size > 0 and math.isfinite(size) else 0.0
+
+
+class _ParametrisedProgram(Program):
+    """A program whose weights are functions of the same leaf in one or two networks."""
+
+    def __init__(self, network: Network, values: tuple[Values, ...], dtype: torch.dtype) -> None:
+        self.network = network
+        self.values = values
+        self.dtype = dtype
+        self._shifts: dict[Leaf, float] = {}
+
+    def weights(self, leaf: Leaf, transform: Callable[..., Tensor], degree: float) -> Weights:
+        """Return a homogeneous function of the leaf's values.
+
+        Args:
+            leaf: The weight.
+            transform: Function of its value in each network.
+            degree: Degree of homogeneity.
+
+        Returns:
+            The weights, not yet computed.
+        """
+        if leaf.scalar is not None:
+            number = torch.tensor(leaf.scalar, dtype=torch.float64, device=self.network.device)
+            values: tuple[Tensor, ...] = (number,) * len(self.values)
+        else:
+            values = tuple(v[leaf] for v in self.values)
+        if leaf not in self._shifts:
+            self._shifts[leaf] = shift_of(values, self.dtype)
+        return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
+
+    def ones(self, node: Node) -> Scaled:
+        """Return 1 for every input neuron."""
+        return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
+
+
+class NormProgram(_ParametrisedProgram):
+    """One track with weights |θ|^q: at the outputs it is Σ_p |Φ_p|^q, or max_p |Φ_p| for q = ∞ (SPEC §3)."""
+
+    def __init__(
+        self,
+        network: Network,
+        values: Values,
+        dtype: torch.dtype,
+        *,
+        q: float = 1.0,
+        from_inputs: bool = True,
+        from_biases: bool = True,
+    ) -> None:
+        """Choose the order and the paths.
+
+        Args:
+            network: The graph.
+            values: Leaf to weights.
+            dtype: Precision.
+            q: Order, 1 ≤ q ≤ ∞.
+            from_inputs: Count the paths that start at an input (I).
+            from_biases: Count the paths that start at a bias (H).
+        """
+        super().__init__(network, (values,), dtype)
+        self.largest = math.isinf(q)
+        self.degree = 1.0 if self.largest else q
+        self.from_inputs, self.from_biases = from_inputs, from_biases
+
+    def _power(self, value: Tensor) -> Tensor:
+        return value.abs() if self.degree == 1.0 else value.abs().pow(self.degree)
+
+    def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
+        if leaf.scalar in (1.0, -1.0):
+            return {(0, 0): None}
+        return {(0, 0): self.weights(leaf, self._power, self.degree)}
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        return {0: self.weights(leaf, self._power, self.degree)} if self.from_biases else {}
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.ones(node),) if self.from_inputs else (None,)
+
+
+def pivot(first: Tensor, second: Tensor) -> Tensor:
+    """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (SPEC §4)."""
+    agree = torch.sign(first) == torch.sign(second)
+    return torch.where(agree, torch.minimum(first.abs(), second.abs()), torch.zeros_like(first))
+
+
+def above_pivot(first: Tensor, second: Tensor) -> Tensor:
+    """Return |θ| − |m|, never negative."""
+    return first.abs() - pivot(first, second)
+
+
+class DifferenceProgram(_ParametrisedProgram):
+    """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (SPEC §4).
+
+    D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms are non-negative, nothing is subtracted but weights.
+    """
+
+    tracks = 2
+
+    def __init__(self, network: Network, values: Values, other: Values, dtype: torch.dtype, changed: set[Leaf]) -> None:
+        """Take two networks.
+
+        Args:
+            network: The graph.
+            values: θ.
+            other: θ'.
+            dtype: Precision.
+            changed: The leaves where |m| differs from |θ| somewhere.
+        """
+        super().__init__(network, (values, other), dtype)
+        self.changed = changed
+
+    def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
+        if leaf.scalar in (1.0, -1.0):
+            return {(0, 0): None, (1, 1): None}
+        own = self.weights(leaf, _first_magnitude, 1.0)
+        if leaf not in self.changed:
+            return {(0, 0): own, (1, 1): own}
+        return {
+            (0, 0): own,
+            (1, 1): self.weights(leaf, pivot, 1.0),
+            (1, 0): self.weights(leaf, above_pivot, 1.0),
+        }
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        own = self.weights(leaf, _first_magnitude, 1.0)
+        return {0: own, 1: self.weights(leaf, above_pivot, 1.0)} if leaf in self.changed else {0: own}
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.ones(node), None)
+
+
+def _first_magnitude(first: Tensor, second: Tensor) -> Tensor:
+    return first.abs()
+
+
+class SquaredDifferenceProgram(_ParametrisedProgram):
+    """S = ΣΦ², X = Σ(Φ'−Φ)Φ, E = Σ(Φ'−Φ)² by one recursion without cancellation (SPEC §4), and two bounds beside them.
+
+    With Δ = θ'−θ: S ← θ²S, X ← θθ'X + θΔS, E ← θ'²E + 2θ'ΔX + Δ²S; a bias starts them at b², bΔb, Δb². The tracks 3
+    and 4 follow X and E with the magnitude of every summand: rounding errors of E are bounded by a multiple of track 4.
+    """
+
+    tracks = 5
+    signed = frozenset({1, 2})
+
+    def __init__(self, network: Network, values: Values, other: Values, changed: set[Leaf]) -> None:
+        """Take two networks; always in float64.
+
+        Args:
+            network: The graph.
+            values: θ.
+            other: θ'.
+            changed: The leaves where θ and θ' differ.
+        """
+        super().__init__(network, (values, other), torch.float64)
+        self.changed = changed
+
+    def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
+        if leaf.scalar in (1.0, -1.0):
+            return {(track, track): None for track in range(5)}
+        square = self.weights(leaf, lambda a, b: a * a, 2.0)
+        if leaf not in self.changed:
+            return {(track, track): square for track in range(5)}
+        return {
+            (0, 0): square,
+            (1, 1): self.weights(leaf, lambda a, b: a * b, 2.0),
+            (1, 0): self.weights(leaf, lambda a, b: a * (b - a), 2.0),
+            (2, 2): self.weights(leaf, lambda a, b: b * b, 2.0),
+            (2, 1): self.weights(leaf, lambda a, b: 2 * b * (b - a), 2.0),
+            (2, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+            (3, 3): self.weights(leaf, lambda a, b: (a * b).abs(), 2.0),
+            (3, 0): self.weights(leaf, lambda a, b: (a * (b - a)).abs(), 2.0),
+            (4, 4): self.weights(leaf, lambda a, b: b * b, 2.0),
+            (4, 3): self.weights(leaf, lambda a, b: (2 * b * (b - a)).abs(), 2.0),
+            (4, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+        }
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        square = self.weights(leaf, lambda a, b: a * a, 2.0)
+        if leaf not in self.changed:
+            return {0: square}
+        return {
+            0: square,
+            1: self.weights(leaf, lambda a, b: a * (b - a), 2.0),
+            2: self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+            3: self.weights(leaf, lambda a, b: (a * (b - a)).abs(), 2.0),
+            4: self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+        }
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.ones(node), None, None, None, None)

@@ -1,0 +1,297 @@
+"""The one traversal of the graph: several linear tracks travel from the inputs to the outputs together.
+
+A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + starts. The
+path-norm is one track with M = |θ|^q (SPEC §3); the difference of two networks is a second track beside it with
+M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (SPEC §4); the ℓ² metric has three. A `Program` says what M is; this module moves the
+tracks through any graph, keeps them in range, and goes back for the scores.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Edges, Support, Weights
+from pathlift.errors import NumericalError
+from pathlift.network import Leaf, Network, Node, Term
+from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, total
+
+Tracks: TypeAlias = "tuple[Scaled | None, ...]"
+"""One value per track; None stands for zero everywhere."""
+
+Entries: TypeAlias = "Mapping[tuple[int, int], Weights | None]"
+"""The non-zero entries (i, j) of M for one weight tensor; None stands for 1."""
+
+
+class Program(ABC):
+    """What travels: number of tracks, their weights, and the values that biases start with.
+
+    Attributes:
+        tracks: Number of tracks.
+        signed: The tracks that may have negative entries.
+        largest: Take maxima instead of sums (q = ∞).
+        dtype: Precision of the tracks.
+    """
+
+    tracks: int = 1
+    signed: frozenset[int] = frozenset()
+    largest: bool = False
+    dtype: torch.dtype
+
+    @abstractmethod
+    def edge(self, leaf: Leaf) -> Entries:
+        """Return M for the edges that carry this weight.
+
+        Args:
+            leaf: The weight.
+
+        Returns:
+            Its non-zero entries.
+        """
+
+    @abstractmethod
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """Return what a bias adds to each track.
+
+        Args:
+            leaf: The bias.
+
+        Returns:
+            Track to values; tracks that are not named get nothing.
+        """
+
+    @abstractmethod
+    def inputs(self, node: Node) -> Tracks:
+        """Return the tracks of the input neurons.
+
+        Args:
+            node: An input node.
+
+        Returns:
+            The tracks.
+        """
+
+
+Result = TypeVar("Result")
+
+
+def in_range(
+    attempt: Callable[[torch.dtype], Result], first: torch.dtype, *values: Mapping[Leaf, Tensor]
+) -> Result:
+    """Run a pass in one precision, and again in float64 when its range does not suffice.
+
+    Args:
+        attempt: The pass, a function of the precision.
+        first: Precision to start with.
+        values: The weights that it uses, to name the culprit when one is not finite.
+
+    Returns:
+        What the pass returns.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite, or float64 has not enough range either.
+    """
+    for dtype in dict.fromkeys((first, torch.float64)):
+        try:
+            return attempt(dtype)
+        except RangeError:
+            continue
+        except NumericalError:
+            for weights in values:
+                blame(weights)
+            continue  # finite weights overflowed in this precision
+    raise NumericalError(
+        "The path activations inside one layer differ by more than the range of float64 (factors beyond 1e300). "
+        "Rescale the network's neurons to comparable magnitudes first."
+    )
+
+
+def blame(values: Mapping[Leaf, Tensor]) -> None:
+    """Name a weight that is not finite.
+
+    Args:
+        values: Leaf to tensor.
+
+    Raises:
+        NumericalError: There is one.
+    """
+    for leaf, value in values.items():
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            bad = value[~finite].reshape(-1)[0].item()
+            names = ", ".join(sorted(leaf.requires)) or leaf.label
+            raise NumericalError(
+                f"'{leaf.label}' (from {names}) contains {bad} in {int((~finite).sum())} of {value.numel()} places; "
+                "every weight must be finite. Restore a sound checkpoint."
+            )
+
+
+def propagate(
+    network: Network,
+    program: Program,
+    *,
+    keep: bool = False,
+    visit: Callable[[Node, Tracks], None] | None = None,
+) -> dict[str, Tracks]:
+    """Carry the tracks of a program from the inputs to the outputs.
+
+    Args:
+        network: The graph.
+        program: What travels.
+        keep: Keep the tracks of every node; otherwise only those of the outputs.
+        visit: Called with each node and its tracks as they are computed.
+
+    Returns:
+        Node name to tracks.
+
+    Raises:
+        RangeError: The precision of the program does not suffice.
+        NumericalError: A track is not finite.
+    """
+    last_use = _last_uses(network)
+    tracks: dict[str, Tracks] = {}
+    for place, node in enumerate(network.nodes):
+        found = program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
+        tracks[node.name] = found
+        if visit is not None:
+            visit(node, found)
+        if not keep:
+            for term in node.terms:
+                if last_use[term.source] == place:
+                    tracks.pop(term.source, None)
+    return tracks if keep else {name: tracks[name] for name in network.outputs}
+
+
+def _last_uses(network: Network) -> dict[str, int]:
+    last: dict[str, int] = {}
+    for place, node in enumerate(network.nodes):
+        for term in node.terms:
+            last[term.source] = place
+    for name in network.outputs:
+        last[name] = len(network.nodes)
+    return last
+
+
+def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
+    """Compute the tracks of one node, within range and checked for lost digits."""
+    found: list[Scaled | None] = []
+    window = WINDOWS[program.dtype]
+    moves = _only_moves(node)
+    for track in range(program.tracks):
+        if node.concat is not None:
+            value, shifted = _concatenated(node, tracks, program, track)
+        else:
+            value, shifted = _summed(node, tracks, program, track)
+        if value is None or (moves and not shifted):
+            found.append(value)
+            continue
+        found.append(_checked(value, node, tracks, program, track, window))
+    return tuple(found)
+
+
+def _only_moves(node: Node) -> bool:
+    if node.concat is not None:
+        return True
+    return len(node.terms) == 1 and not node.starts and node.terms[0].weight is None and not node.terms[0].edges.fresh
+
+
+def _checked(
+    value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: Program, track: int, window: Window
+) -> Scaled | None:
+    """Bring a value into its window; make sure that small and zero entries are what they seem."""
+    scaled, smallest = normalised(value, window)
+    if program.signed & {track} or smallest >= power(window.floor):
+        return scaled
+    lost = scaled is not None and too_small(scaled.tensor, window)
+    if lost or _vanished(node, tracks, program, track, value.tensor):
+        raise RangeError
+    return scaled
+
+
+def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int, value: Tensor) -> bool:
+    """Whether an entry is 0 although a path reaches it: some product fell below the smallest float."""
+
+    def support(scaled: Scaled | None) -> Scaled | None:
+        return None if scaled is None else Scaled((scaled.tensor != 0).to(program.dtype), 0.0)
+
+    reached = {term.source: tuple(support(t) for t in tracks[term.source]) for term in node.terms}
+    counting = _SupportProgram(program)
+    if node.concat is not None:
+        count, _ = _concatenated(node, reached, counting, track)
+    else:
+        count, _ = _summed(node, reached, counting, track)
+    return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
+
+
+class _SupportProgram(Program):
+    """A program whose weights are replaced by 1 where they are not zero."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.tracks = program.tracks
+        self.largest = program.largest
+        self.dtype = program.dtype
+
+    def inputs(self, node: Node) -> Tracks:
+        return self.program.inputs(node)
+
+    def edge(self, leaf: Leaf) -> Entries:
+        return {key: None if w is None else Support(w) for key, w in self.program.edge(leaf).items()}
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        return {key: Support(w) for key, w in self.program.start(leaf).items()}
+
+
+def _apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
+    return edges.max(x, w) if program.largest else edges.sum(x, w)
+
+
+def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> list[tuple[Scaled, bool]]:
+    """Return what one bundle of edges brings to one track, and whether its memory is new."""
+    entries: Entries = {(track, track): None} if term.weight is None else program.edge(term.weight)
+    found: list[tuple[Scaled, bool]] = []
+    for (to, source), weights in entries.items():
+        below = tracks[term.source][source]
+        if to == track and below is not None:
+            exponent = below.exponent + (0.0 if weights is None else weights.exponent)
+            tensor = _apply(term.edges, below.tensor, weights, program)
+            found.append((Scaled(tensor, exponent), term.edges.fresh or weights is not None))
+    return found
+
+
+def _summed(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> tuple[Scaled | None, bool]:
+    found = [item for term in node.terms for item in _edge_values(term, tracks, program, track)]
+    parts, fresh = [part for part, _ in found], bool(found) and found[0][1]
+    for start in node.starts:
+        weights = program.start(start.weight).get(track)
+        if weights is not None:
+            parts.append(Scaled(weights.full().reshape(start.view), weights.exponent))
+    if not parts:
+        return None, False
+    if parts[0].tensor.shape != node.shape:
+        parts[0], fresh = Scaled(parts[0].tensor.expand(node.shape), parts[0].exponent), False
+    if len(parts) == 1:
+        return parts[0], False
+    return total(parts, fresh=fresh, largest=program.largest)
+
+
+def _concatenated(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> tuple[Scaled | None, bool]:
+    assert node.concat is not None
+    pieces: list[Scaled | None] = []
+    for term in node.terms:
+        found = _edge_values(term, tracks, program, track)
+        pieces.append(found[0][0] if found else None)
+    known = [piece for piece in pieces if piece is not None]
+    if not known:
+        return None, False
+    exponent = max(piece.exponent for piece in known)
+    shifted = any(piece.exponent != exponent for piece in known)
+    tensors = [
+        known[0].tensor.new_zeros(node.concat.shape(place, node.shape)) if piece is None else piece.at(exponent)
+        for place, piece in enumerate(pieces)
+    ]
+    return Scaled(torch.cat(tensors, node.concat.dim), exponent), shifted

@@ -1,0 +1,140 @@
+"""Back from the outputs through a program of one track: the path mass of every weight and every neuron (SPEC §3, §6).
+
+With A the path activation and G(v) the sum of the weights of all paths from v to an output, A(v)·G(v) is the total
+|Φ_p| of the paths through v, and |θ_i|·Σ A(u)·G(v) over the edges that carry θ_i is that of the paths through θ_i,
+which is the path-magnitude (10)–(12), (14). G starts at 1/‖Φ‖₁, so that everything comes out as a share of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.network import Leaf, Network, Node, Start, Term
+from pathlift.passes.propagate import Program, Tracks
+from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, extremes, normalised, power, total
+
+
+def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
+    """Add one track over all output neurons, in float64.
+
+    Args:
+        network: The graph.
+        tracks: Node name to tracks.
+        track: Which track.
+
+    Returns:
+        A scalar, None when it is zero.
+    """
+    values = (tracks[name][track] for name in network.outputs)
+    sums = [Scaled(value.tensor.double().sum(), value.exponent) for value in values if value is not None]
+    if not sums:
+        return None
+    whole, _ = total(sums, fresh=False)
+    return None if float(whole.tensor) == 0.0 else whole
+
+
+class PullBack:
+    """One way back through the graph."""
+
+    def __init__(
+        self,
+        network: Network,
+        program: Program,
+        share: Callable[[Node, Leaf, Tensor], None] | None = None,
+        unit: Callable[[Node, Tensor], None] | None = None,
+    ) -> None:
+        """Describe what is wanted.
+
+        Args:
+            network: The graph.
+            program: A program of one non-negative track.
+            share: Called with each use of a scored weight and the share of the path mass that goes through it there.
+            unit: Called with each node that has units and its neurons' shares of the path mass.
+        """
+        self.network = network
+        self.program = program
+        self.share = share
+        self.unit = unit
+        self.window: Window = WINDOWS[program.dtype]
+        self.gradients: dict[str, Scaled] = {}
+
+    def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
+        """Go back; the tracks are let go as they are used up.
+
+        Args:
+            tracks: The tracks of every node (``propagate(..., keep=True)``); emptied.
+
+        Returns:
+            The whole: the track summed over all outputs, None when it is zero.
+
+        Raises:
+            RangeError: The precision of the program does not suffice.
+        """
+        whole = sum_of_outputs(self.network, tracks)
+        if whole is None:
+            return None
+        seed = 1.0 / float(whole.tensor)
+        for node in self.network.nodes:
+            for _ in range(self.network.outputs.count(node.name)):
+                ones = torch.full(node.shape, seed, dtype=self.program.dtype, device=self.network.device)
+                self._accumulate(node.name, Scaled(ones, -whole.exponent))
+        for node in reversed(self.network.nodes):
+            above, own = self.gradients.pop(node.name, None), tracks.pop(node.name)[0]
+            if above is not None and own is not None:
+                self._node(node, above, own, tracks)
+        return whole
+
+    def _node(self, node: Node, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
+        if self.unit is not None and node.unit_name is not None:
+            self.unit(node, own.tensor * (above.tensor * power(own.exponent + above.exponent)))
+        offset = 0
+        for place, term in enumerate(node.terms):
+            piece = above
+            if node.concat is not None:
+                size = node.concat.sizes[place]
+                piece = Scaled(above.tensor.narrow(node.concat.dim, offset, size), above.exponent)
+                offset += size
+            below = tracks[term.source][0]
+            if below is not None:
+                self._term(node, term, piece, below)
+        for start in node.starts:
+            self._start(node, start, above)
+
+    def _term(self, node: Node, term: Term, above: Scaled, below: Scaled) -> None:
+        weights = None if term.weight is None else self.program.edge(term.weight)[0, 0]
+        scored = self.share is not None and term.weight is not None and term.weight.score_name is not None
+        shift = 0.0 if weights is None else weights.exponent
+        g = above
+        if scored:
+            # Bring G to the exponent at which w·A·G is the share itself.
+            g = Scaled(above.at(-below.exponent - shift), -below.exponent - shift)
+            self._refuse_overflow(g.tensor, below.tensor)
+        to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
+        if to_below is not None:
+            self._accumulate(term.source, Scaled(to_below, g.exponent + shift))
+        if to_weight is not None and term.weight is not None and self.share is not None:
+            self.share(node, term.weight, to_weight)
+
+    def _refuse_overflow(self, above: Tensor, below: Tensor) -> None:
+        limit = torch.finfo(above.dtype).max * 2.0**-8
+        if extremes(above)[1] * extremes(below)[1] * above.numel() > limit:
+            raise RangeError
+
+    def _start(self, node: Node, start: Start, above: Scaled) -> None:
+        weights = self.program.start(start.weight).get(0)
+        if weights is None or start.weight.score_name is None or self.share is None:
+            return
+        bias = weights.full()
+        placed = bias.reshape(start.view)
+        mass = above.at(-weights.exponent).sum_to_size(placed.shape) * placed
+        self.share(node, start.weight, mass.reshape(bias.shape))
+
+    def _accumulate(self, name: str, value: Scaled) -> None:
+        if name in self.gradients:
+            value, _ = total([self.gradients[name], value], fresh=False)
+        scaled, _ = normalised(value, self.window)
+        if scaled is not None:
+            self.gradients[name] = scaled

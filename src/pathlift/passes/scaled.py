@@ -1,0 +1,146 @@
+"""Tensors with an exponent beside them: the value is ``tensor · 2**exponent`` (SPEC §8).
+
+Path activations grow like ∏‖|W_l|‖, far beyond any float. Tensors are kept within a window by exact powers of two, so no
+digit is lost and a rescaling by powers of two changes no bit of a result. What could still be lost is a neuron whose path
+activation is smaller than its layer's largest by more than the format's range; `too_small` finds it, and the pass starts
+again in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import NumericalError
+
+
+class RangeError(Exception):
+    """The spread of magnitudes inside one layer exceeds the range of the current precision."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where mantissas live: the largest entry stays within 2**low … 2**high; entries below 2**floor may have lost digits."""
+
+    low: float
+    high: float
+    target: float
+    floor: float
+
+
+WINDOWS = {
+    torch.float32: Window(-10.0, 50.0, 20.0, -80.0),
+    torch.float64: Window(-100.0, 400.0, 150.0, -800.0),
+}
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The value ``tensor · 2**exponent``."""
+
+    tensor: Tensor
+    exponent: float
+
+    def times(self, exponent: float) -> Scaled:
+        """Return the value times 2**exponent."""
+        return Scaled(self.tensor, self.exponent + exponent)
+
+    def at(self, exponent: float) -> Tensor:
+        """Return the mantissa that goes with another exponent."""
+        shift = self.exponent - exponent
+        return self.tensor if shift == 0.0 else self.tensor * power(shift)
+
+    def log2(self) -> Tensor:
+        """Return log₂ of the value in float64, −inf for 0."""
+        return torch.log2(self.tensor.double()) + self.exponent
+
+
+def power(exponent: float) -> float:
+    """Return 2**exponent, 0 or the largest float when it is out of range."""
+    return 0.0 if exponent < -1074 else 2.0 ** min(exponent, 1023.0)
+
+
+def total(parts: list[Scaled], *, fresh: bool, largest: bool = False) -> tuple[Scaled, bool]:
+    """Add (or take the maximum of) values of broadcasting shapes.
+
+    Args:
+        parts: At least one value; the first has the full shape.
+        fresh: The first part's memory is free to be overwritten.
+        largest: Take the maximum instead of the sum.
+
+    Returns:
+        The result, and whether aligning exponents shifted one of the parts.
+    """
+    exponent = max(part.exponent for part in parts)
+    shifted = any(part.exponent != exponent for part in parts)
+    out = parts[0].at(exponent)
+    own = fresh or out is not parts[0].tensor
+    for part in parts[1:]:
+        other = part.at(exponent)
+        if torch.is_grad_enabled() or not own or out.shape != torch.broadcast_shapes(out.shape, other.shape):
+            out = torch.maximum(out, other) if largest else out + other
+        elif largest:
+            torch.maximum(out, other, out=out)
+        else:
+            out.add_(other)
+        own = True
+    return Scaled(out, exponent), shifted
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest entry.
+
+    Args:
+        tensor: Any non-empty tensor.
+
+    Returns:
+        Both as Python numbers.
+    """
+    low, high = torch.aminmax(tensor.detach())
+    if tensor.device.type == "cpu":
+        return float(low), float(high)
+    both = torch.stack((low, high)).tolist()
+    return both[0], both[1]
+
+
+def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
+    """Bring a value into the window by an exact power of two.
+
+    Args:
+        value: What an operator gave.
+        window: The window of its precision.
+
+    Returns:
+        The value, None when it is zero everywhere, and its smallest entry (in the units of the returned mantissa).
+
+    Raises:
+        NumericalError: An entry is NaN or infinite.
+    """
+    low, high = extremes(value.tensor)
+    size = max(abs(low), abs(high))
+    if not math.isfinite(size):
+        raise NumericalError("not finite")
+    if size == 0.0:
+        return None, 0.0
+    place = math.frexp(size)[1]
+    if window.low <= place <= window.high:
+        return value, low
+    shift = round(window.target) - place
+    return Scaled(value.tensor * power(shift), value.exponent - shift), low * power(shift)
+
+
+def too_small(tensor: Tensor, window: Window) -> bool:
+    """Whether a non-negative tensor has a non-zero entry below the window's floor.
+
+    Args:
+        tensor: Non-negative mantissas.
+        window: The window of their precision.
+
+    Returns:
+        True when entries may have lost digits.
+    """
+    positive = tensor[tensor > 0]
+    return positive.numel() > 0 and float(positive.min()) < power(window.floor)

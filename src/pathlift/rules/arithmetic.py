@@ -1,0 +1,109 @@
+"""Sums, differences and products with constants or parameters."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from pathlift.edges import Identity, Scale
+from pathlift.network import Apply, Constant, Term, scalar_leaf
+from pathlift.rules.affine import BILINEAR
+from pathlift.rules.base import Activation, Call, Layer, Static, rule
+
+
+def _alpha(call: Call) -> float:
+    return float(call.args.get("alpha", 1))
+
+
+@rule("add")
+def add(call: Call) -> Layer:
+    """x + alpha·y."""
+    terms, starts = zip(call.operand("self"), call.operand("other", _alpha(call)), strict=True)
+    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+
+
+@rule("sub", "subtract")
+def sub(call: Call) -> Layer:
+    """x − alpha·y: edges of weight −alpha, whose paths count with |alpha|."""
+    terms, starts = zip(call.operand("self"), call.operand("other", -_alpha(call)), strict=True)
+    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+
+
+@rule("rsub")
+def rsub(call: Call) -> Layer:
+    """y − alpha·x."""
+    terms, starts = zip(call.operand("self", -_alpha(call)), call.operand("other"), strict=True)
+    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+
+
+@rule("neg", "negative")
+def neg(call: Call) -> Layer:
+    """−x: an edge of weight −1."""
+    return call.layer(Term(call.source("self").name, Identity(), scalar_leaf(-1.0)))
+
+
+@rule("mul", "multiply")
+def mul(call: Call) -> Layer:
+    """x·w with a parameter or constant w of any shape that broadcasts."""
+    first, second = call.args["self"], call.args["other"]
+    if isinstance(first, Activation) and isinstance(second, Activation):
+        call.refuse(*BILINEAR)
+    key, other = ("self", "other") if isinstance(first, Activation) else ("other", "self")
+    static = call.static(other)
+    assert static is not None
+    return _scaled(call, call.source(key), static)
+
+
+@rule("div", "divide", "true_divide")
+def div(call: Call) -> Layer:
+    """x / w with a parameter or constant w."""
+    if not isinstance(call.args["self"], Activation) or isinstance(call.args["other"], Activation):
+        call.refuse(
+            "it divides by an activation, which is not positively homogeneous and piecewise linear.",
+            "Divide by parameters or constants only.",
+        )
+    if call.args.get("rounding_mode") is not None:
+        call.refuse("it rounds the quotient.", "Use a plain division.")
+    static = call.static("other")
+    assert static is not None
+    if isinstance(static.expression, Constant) and not isinstance(static.expression.value, torch.Tensor):
+        if static.expression.value == 0:
+            call.refuse("it divides by zero.", "Divide by a non-zero number.")
+        inverse = call.number(1.0 / static.expression.value)
+    else:
+        inverse = Static(Apply(torch.reciprocal, (static.expression,)), static.fake, False)
+    return _scaled(call, call.source("self"), inverse)
+
+
+def _scaled(call: Call, source: Activation, static: Static) -> Layer:
+    leaf = call.weight(static)
+    if leaf.scalar is not None:
+        return call.layer(Term(source.name, Identity(), leaf))
+    return call.layer(Term(source.name, Scale(), leaf))
+
+
+@rule("addcmul")
+def addcmul(call: Call) -> Layer:
+    """x + value·a·b with at most one activation among a and b."""
+    first, second = call.args["tensor1"], call.args["tensor2"]
+    active = [value for value in (first, second) if isinstance(value, Activation)]
+    if len(active) != 1:
+        call.refuse(*BILINEAR)
+    weight = second if active[0] is first else first
+    assert isinstance(weight, Static)
+    product = Static(
+        Apply(operator.mul, (weight.expression, float(call.args.get("value", 1)))), weight.fake, False
+    )
+    terms, starts = call.operand("self")
+    return call.layer(*terms, Term(active[0].name, Scale(), call.weight(product)), starts=starts)
+
+
+@rule("lerp")
+def lerp(call: Call) -> Layer:
+    """x + w·(y − x) with a number w: edges of weight 1−w and w."""
+    weight = call.args["weight"]
+    if not isinstance(weight, (int, float)):
+        call.refuse("its weight is a tensor.", "Write (1 − w)·x + w·y.")
+    terms, starts = zip(call.operand("self", 1.0 - float(weight)), call.operand("end", float(weight)), strict=True)
+    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))

@@ -1,0 +1,346 @@
+"""What a rule is: it turns one call of an operator into layers of neurons, or refuses it.
+
+A rule is a function registered for ATen operator names. It receives a `Call` (arguments by their schema names, already
+told apart into activations and expressions of parameters) and returns what `Call.layer` makes: edges with weights,
+biases. Everything else (norms, metrics, scores, bounds) is derived from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Edges, Identity, Move
+from pathlift.errors import Problem
+from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Start, Term, scalar_leaf
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor that depends on the input: the node of that name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Static:
+    """A tensor (or number) that depends on parameters and constants only.
+
+    Attributes:
+        expression: How it is computed.
+        fake: The exporter's tensor without data: shape and dtype.
+        moves_only: It only moves elements of parameters and constants around.
+    """
+
+    expression: Expression
+    fake: Tensor
+    moves_only: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.fake.shape)
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """A result that no supported operator may read, such as the indices of a maximum."""
+
+    reason: str
+    advice: str
+
+
+Value: TypeAlias = "Activation | Static | Forbidden | list[Any] | tuple[Any, ...] | Any"
+
+
+class Refusal(Exception):
+    """Raised inside a rule: this call lies outside the theory."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        """Keep both sentences.
+
+        Args:
+            reason: Why.
+            advice: What to do.
+        """
+        super().__init__(reason)
+        self.reason = reason
+        self.advice = advice
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a rule returns: one layer of neurons before it has a name."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    terms: tuple[Term, ...]
+    starts: tuple[Start, ...]
+    concat: Concat | None = None
+    unit_dim: int | None = None
+
+
+class Builder(Protocol):
+    """The part of the lowering that rules may use."""
+
+    def leaf(self, static: Static, name: str | None) -> Leaf:
+        """Return the leaf of a parameter expression; ``name`` is its role in the module that uses it."""
+
+    def add(self, layer: Layer) -> Activation:
+        """Append a layer in between."""
+
+    def bake(self, static: Static) -> Any:
+        """Return the value that an expression has now, as a fixed part of the graph (indices)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator: its arguments by schema name, with activations and parameter expressions told apart."""
+
+    name: str
+    args: dict[str, Value]
+    result: Any
+    builder: Builder
+    target: Any
+
+    # ---- reading arguments
+
+    def refuse(self, reason: str, advice: str) -> NoReturn:
+        """Leave the theory.
+
+        Args:
+            reason: Why this call lies outside.
+            advice: What the user can do.
+
+        Raises:
+            Refusal: Always.
+        """
+        raise Refusal(reason, advice)
+
+    def source(self, key: str) -> Activation:
+        """Return the argument that must be an activation.
+
+        Args:
+            key: Schema name.
+
+        Returns:
+            The activation.
+        """
+        value = self.args[key]
+        if isinstance(value, Activation):
+            return value
+        return self.refuse(
+            f"its argument '{key}' does not depend on the input, while another one does in a place where only weights may stand.",
+            "Feed the activation as the operator's input.",
+        )
+
+    def static(self, key: str) -> Static | None:
+        """Return an argument that must not depend on the input, None when it is absent.
+
+        Args:
+            key: Schema name.
+
+        Returns:
+            The parameter expression.
+        """
+        value = self.args.get(key)
+        if value is None or isinstance(value, Static):
+            return value
+        if isinstance(value, Activation):
+            return self.refuse(
+                f"its argument '{key}' depends on the input: the operator multiplies or divides two activations.",
+                "Path-liftings need every product to have a parameter or a constant on one side.",
+            )
+        return self.number(value)
+
+    def number(self, value: complex | bool) -> Static:
+        """Return a Python number as a parameter expression.
+
+        Args:
+            value: The number.
+
+        Returns:
+            A constant.
+        """
+        assert not isinstance(value, complex)
+        return Static(Constant(value), torch.empty((), device="meta"), True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (only) result."""
+        return tuple(self.result.shape)
+
+    # ---- building layers
+
+    def weight(self, static: Static, name: str | None = None) -> Leaf:
+        """Return the leaf for a parameter expression.
+
+        Args:
+            static: The expression.
+            name: The role it plays in its module (``weight``, ``bias``); used to name derived weights.
+
+        Returns:
+            The leaf.
+        """
+        return self.builder.leaf(static, name)
+
+    def bias(self, static: Static | None, view: Sequence[int] | None = None, name: str | None = None) -> tuple[Start, ...]:
+        """Return the biases of a layer, none for None or the number 0.
+
+        Args:
+            static: The expression.
+            view: Shape under which it broadcasts over the layer; its own shape when None.
+            name: Its role in its module.
+
+        Returns:
+            Zero or one start.
+        """
+        if static is None:
+            return ()
+        leaf = self.weight(static, name)
+        if leaf.scalar == 0.0:
+            return ()
+        return (Start(leaf, tuple(leaf.shape if view is None else view)),)
+
+    def layer(
+        self,
+        *terms: Term,
+        starts: tuple[Start, ...] = (),
+        shape: Sequence[int] | None = None,
+        concat: Concat | None = None,
+        unit_dim: int | None = None,
+    ) -> Layer:
+        """Describe the result of the call.
+
+        Args:
+            terms: Incoming edges.
+            starts: Biases.
+            shape: Shape of the layer; that of the call's result when None.
+            concat: See `Node.concat`.
+            unit_dim: See `Node.unit_dim`.
+
+        Returns:
+            The layer.
+        """
+        dtype = self.result.dtype if isinstance(self.result, Tensor) else torch.float32
+        shape = self.shape if shape is None else tuple(shape)
+        return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim)
+
+    def moved(self, source: Activation, function: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Layer:
+        """Return a layer that only moves the neurons of ``source``.
+
+        Args:
+            source: The neurons below.
+            function: The movement.
+            shape: Shape of the result.
+
+        Returns:
+            The layer.
+        """
+        return self.layer(Term(source.name, Move(function)), shape=shape)
+
+    def operand(self, key: str, coefficient: float = 1.0) -> tuple[tuple[Term, ...], tuple[Start, ...]]:
+        """Read one summand of a broadcasting sum: edges for an activation, biases for a parameter or constant.
+
+        Args:
+            key: Schema name of the argument.
+            coefficient: Factor of this summand.
+
+        Returns:
+            Terms and starts.
+        """
+        value = self.args[key]
+        if isinstance(value, Forbidden):
+            raise Refusal(value.reason, value.advice)
+        if isinstance(value, Activation):
+            shape = self.shape
+            edges: Edges = Identity() if value.shape == shape else Move(lambda x: x.expand(shape))
+            weight = None if coefficient == 1.0 else scalar_leaf(coefficient)
+            return (Term(value.name, edges, weight),), ()
+        static = self.static(key)
+        if static is None:
+            return (), ()
+        if coefficient != 1.0:
+            number = isinstance(static.expression, Constant) and not isinstance(static.expression.value, Tensor)
+            if number and isinstance(static.expression, Constant):
+                static = self.number(static.expression.value * coefficient)
+            else:
+                static = Static(Apply(torch.mul, (static.expression, coefficient)), static.fake, abs(coefficient) == 1.0)
+        return (), self.bias(static)
+
+    def as_activation(self, value: Value) -> Activation:
+        """Return a value as a layer of neurons: constants become neurons with a bias and no edges.
+
+        Args:
+            value: An activation or a parameter expression.
+
+        Returns:
+            The activation.
+        """
+        if isinstance(value, Forbidden):
+            raise Refusal(value.reason, value.advice)
+        if isinstance(value, Activation):
+            return value
+        assert isinstance(value, Static)
+        start = self.bias(value)
+        return self.builder.add(Layer(value.shape, value.fake.dtype, (), start))
+
+
+Rule: TypeAlias = Callable[[Call], "Layer | tuple[Layer | Forbidden, ...]"]
+RULES: dict[str, Rule] = {}
+REASONS: dict[str, tuple[str, str]] = {}
+MOVEMENTS: set[str] = set()
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators.
+
+    Args:
+        names: Operator names without namespace and overload, such as ``conv2d``.
+
+    Returns:
+        The decorator.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            assert name not in RULES, name
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def outside(reason: str, advice: str, *names: str) -> None:
+    """Register operators that are known to lie outside the theory, with their own sentence.
+
+    Args:
+        reason: Why.
+        advice: What to do instead.
+        names: Operator names.
+    """
+    for name in names:
+        assert name not in RULES and name not in REASONS, name
+        REASONS[name] = (reason, advice)
+
+
+def problem(module: str, op: str, where: str, refusal: Refusal) -> Problem:
+    """Turn a rule's refusal into the user's problem.
+
+    Args:
+        module: Module path.
+        op: Operator.
+        where: Source line.
+        refusal: What the rule raised.
+
+    Returns:
+        The problem.
+    """
+    reason = refusal.reason[:1].upper() + refusal.reason[1:]
+    return Problem(module, op, where, reason, refusal.advice)
