@@ -1,1 +1,45 @@
-from pathlift.capture import capture, check_support
+"""Measure, compare and prune ReLU networks without being fooled by their rescaling symmetry.
+
+Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
+every neuron-wise rescaling and are computed in about one forward pass each.
+"""
+
+from pathlift.capture import SupportReport, capture, check_support
+from pathlift.errors import (
+    InputError,
+    MismatchError,
+    NumericalError,
+    PathliftError,
+    Problem,
+    UnsupportedModelError,
+)
+from pathlift.network import Network
+from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
+from pathlift.passes.metric import PathMetric, path_metric
+from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
+from pathlift.reference import PathLifting, path_lifting
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "MismatchError",
+    "Network",
+    "NumericalError",
+    "PathLifting",
+    "PathMagnitude",
+    "PathMetric",
+    "PathNorm",
+    "PathliftError",
+    "Problem",
+    "SupportReport",
+    "UnsupportedModelError",
+    "capture",
+    "check_support",
+    "log_path_norm",
+    "path_lifting",
+    "path_magnitude",
+    "path_metric",
+    "path_norm",
+    "unit_path_magnitude",
+]

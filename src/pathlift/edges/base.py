@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
@@ -48,22 +49,52 @@ class Weights:
         return self.values[0].shape
 
     def full(self) -> Tensor:
-        """Return the whole tensor."""
+        """Return the whole tensor, in memory of its own."""
         return self._apply(self.values)
 
+    def brief(self) -> Tensor:
+        """Return the whole tensor for use at once: the next call of `brief` or `rows` may overwrite it."""
+        return self._apply(self.values, brief=True)
+
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the first dimension and their weights, about `BLOCK_ELEMENTS` at a time."""
+        """Yield slices of the first dimension and their weights, about `BLOCK_ELEMENTS` at a time, each for use at once."""
         count = self.shape[0]
         step = max(1, BLOCK_ELEMENTS // max(1, self.values[0][0].numel())) if count else 1
         for first in range(0, count, step):
             part = slice(first, min(first + step, count))
-            yield part, self._apply(tuple(value[part] for value in self.values))
+            yield part, self._apply(tuple(value[part] for value in self.values), brief=True)
 
-    def _apply(self, values: tuple[Tensor, ...]) -> Tensor:
+    def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
+        if brief and self.transform is torch.abs and self.scale == 1.0 and not torch.is_grad_enabled():
+            return magnitude(values[0], self.dtype)
         values = tuple(value.to(torch.promote_types(value.dtype, self.dtype)) for value in values)
         if self.scale != 1.0:
             values = tuple(value * self.scale for value in values)
         return self.transform(*values).to(self.dtype)
+
+
+_SCRATCH = threading.local()
+
+
+def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return |value| in scratch memory of this thread; fresh memory would cost more than the arithmetic.
+
+    Args:
+        value: Any tensor.
+        dtype: Precision of the result.
+
+    Returns:
+        The magnitudes, valid until the next call.
+    """
+    key = f"{value.device}_{dtype}"
+    buffer: Tensor | None = getattr(_SCRATCH, key, None)
+    if buffer is None or buffer.numel() < value.numel():
+        buffer = torch.empty(max(value.numel(), BLOCK_ELEMENTS), dtype=dtype, device=value.device)
+        setattr(_SCRATCH, key, buffer)
+    out = buffer[: value.numel()].view(value.shape)
+    if value.dtype == dtype:
+        return torch.abs(value, out=out)
+    return torch.abs(out.copy_(value), out=out)
 
 
 class Support(Weights):
@@ -79,7 +110,7 @@ class Support(Weights):
         self.scale = weights.scale
         self.exponent = 0.0
 
-    def _apply(self, values: tuple[Tensor, ...]) -> Tensor:
+    def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
         return (super()._apply(values) != 0).to(self.dtype)
 
 

@@ -19,7 +19,7 @@ class Dense(Edges):
         """See `Edges.sum`."""
         assert w is not None
         if w.values[0].numel() <= BLOCK_ELEMENTS or torch.is_grad_enabled():
-            return F.linear(x, w.full())
+            return F.linear(x, w.brief())
         out = x.new_empty((*x.shape[:-1], w.shape[0]))
         for part, block in w.rows():
             out[..., part] = F.linear(x, block)
@@ -47,7 +47,10 @@ class Dense(Edges):
             columns = above[:, part]
             if to_below is not None:
                 to_below.addmm_(columns, block)
-            if to_weight is not None:
+            if to_weight is not None and len(rows) == 1:
+                torch.mul(block, rows, out=to_weight[part])
+                to_weight[part].mul_(columns.T)
+            elif to_weight is not None:
                 torch.mul(block, columns.T @ rows, out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight
 

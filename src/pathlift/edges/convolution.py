@@ -30,7 +30,7 @@ class Convolution(Edges):
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
         assert w is not None
-        return torch.convolution(self._pad(x), w.full(), None, *self._options)
+        return torch.convolution(self._pad(x), w.brief(), None, *self._options)
 
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""
@@ -64,7 +64,7 @@ class Convolution(Edges):
     ) -> tuple[Tensor | None, Tensor | None]:
         """See `Edges.adjoint`."""
         assert w is not None
-        weight, padded = w.full(), self._pad(x)
+        weight, padded = w.brief(), self._pad(x)
         to_below, to_weight, _ = torch.ops.aten.convolution_backward(
             g.contiguous(), padded, weight, None, *self._options, [below, share, False]
         )

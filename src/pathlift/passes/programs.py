@@ -94,18 +94,20 @@ class NormProgram(_ParametrisedProgram):
         self.degree = 1.0 if self.largest else q
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
+        self.transform = torch.abs if self.degree == 1.0 else self._power
+
     def _power(self, value: Tensor) -> Tensor:
-        return value.abs() if self.degree == 1.0 else value.abs().pow(self.degree)
+        return value.abs().pow(self.degree)
 
     def edge(self, leaf: Leaf) -> Entries:
         """See `Program.edge`."""
         if leaf.scalar in (1.0, -1.0):
             return {(0, 0): None}
-        return {(0, 0): self.weights(leaf, self._power, self.degree)}
+        return {(0, 0): self.weights(leaf, self.transform, self.degree)}
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        return {0: self.weights(leaf, self._power, self.degree)} if self.from_biases else {}
+        return {0: self.weights(leaf, self.transform, self.degree)} if self.from_biases else {}
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from pathlift.edges.base import Edges, Support, Weights
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
-from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, total
+from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
 
 Tracks: TypeAlias = "tuple[Scaled | None, ...]"
 """One value per track; None stands for zero everywhere."""
@@ -288,10 +288,16 @@ def _concatenated(node: Node, tracks: Mapping[str, Tracks], program: Program, tr
     known = [piece for piece in pieces if piece is not None]
     if not known:
         return None, False
-    exponent = max(piece.exponent for piece in known)
-    shifted = any(piece.exponent != exponent for piece in known)
-    tensors = [
-        known[0].tensor.new_zeros(node.concat.shape(place, node.shape)) if piece is None else piece.at(exponent)
-        for place, piece in enumerate(pieces)
-    ]
-    return Scaled(torch.cat(tensors, node.concat.dim), exponent), shifted
+    exponent, shifted = known[0].exponent, any(piece.exponent != known[0].exponent for piece in known)
+    if not shifted and len(known) == len(pieces):
+        return Scaled(torch.cat([piece.tensor for piece in known], node.concat.dim), exponent), False
+    if shifted:  # the largest entry goes to the top of the range, to keep the digits of the smallest
+        exponent = max(top(piece) for piece in known) - WINDOWS[program.dtype].wide
+    out = known[0].tensor.new_empty(node.shape)
+    for place, part in enumerate(out.split(node.concat.sizes, node.concat.dim)):
+        piece = pieces[place]
+        if piece is None:
+            part.zero_()
+        else:
+            torch.mul(piece.tensor, power(piece.exponent - exponent), out=part)
+    return Scaled(out, exponent), shifted

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
 from pathlift.passes.propagate import Program, Tracks
-from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, extremes, normalised, power, total
+from pathlift.passes.scaled import WINDOWS, Scaled, Window, normalised, power, top, total
 
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
@@ -69,9 +69,6 @@ class PullBack:
 
         Returns:
             The whole: the track summed over all outputs, None when it is zero.
-
-        Raises:
-            RangeError: The precision of the program does not suffice.
         """
         whole = sum_of_outputs(self.network, tracks)
         if whole is None:
@@ -110,18 +107,20 @@ class PullBack:
         g = above
         if scored:
             # Bring G to the exponent at which w·A·G is the share itself.
+            below = self._narrow(below)
             g = Scaled(above.at(-below.exponent - shift), -below.exponent - shift)
-            self._refuse_overflow(g.tensor, below.tensor)
         to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
         if to_below is not None:
             self._accumulate(term.source, Scaled(to_below, g.exponent + shift))
         if to_weight is not None and term.weight is not None and self.share is not None:
             self.share(node, term.weight, to_weight)
 
-    def _refuse_overflow(self, above: Tensor, below: Tensor) -> None:
-        limit = torch.finfo(above.dtype).max * 2.0**-8
-        if extremes(above)[1] * extremes(below)[1] * above.numel() > limit:
-            raise RangeError
+    def _narrow(self, below: Scaled) -> Scaled:
+        """Leave room for the product A·G: what falls below the range here has no share that a float could hold."""
+        if top(below) - below.exponent <= self.window.high:
+            return below
+        shift = self.window.wide
+        return Scaled(below.tensor * power(-shift), below.exponent + shift)
 
     def _start(self, node: Node, start: Start, above: Scaled) -> None:
         weights = self.program.start(start.weight).get(0)

@@ -23,17 +23,26 @@ class RangeError(Exception):
 
 @dataclass(frozen=True)
 class Window:
-    """Where mantissas live: the largest entry stays within 2**low … 2**high; entries below 2**floor may have lost digits."""
+    """Where mantissas live, as powers of two.
 
-    low: float
-    high: float
-    target: float
-    floor: float
+    Attributes:
+        low: The largest entry of a tensor is at least 2**low …
+        high: … and at most 2**high,
+        target: and is brought to 2**target when it is not.
+        wide: Where the largest entry goes when the smallest is so far below that the range is needed.
+        floor: Entries below 2**floor may have lost digits.
+    """
+
+    low: int
+    high: int
+    target: int
+    wide: int
+    floor: int
 
 
 WINDOWS = {
-    torch.float32: Window(-10.0, 50.0, 20.0, -80.0),
-    torch.float64: Window(-100.0, 400.0, 150.0, -800.0),
+    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100),
+    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900),
 }
 
 
@@ -106,6 +115,12 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     return both[0], both[1]
 
 
+def top(value: Scaled) -> float:
+    """Return the exponent of the largest entry."""
+    low, high = extremes(value.tensor)
+    return math.frexp(max(abs(low), abs(high)))[1] + value.exponent
+
+
 def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
     """Bring a value into the window by an exact power of two.
 
@@ -126,9 +141,13 @@ def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
     if size == 0.0:
         return None, 0.0
     place = math.frexp(size)[1]
-    if window.low <= place <= window.high:
+    spread = place - math.frexp(low)[1] if low > 0 else 0
+    goal = window.wide if spread > window.target - window.floor else window.target
+    if window.low <= place <= window.high and goal == window.target:
         return value, low
-    shift = round(window.target) - place
+    if goal == window.wide and window.high < place <= window.wide + 8:
+        return value, low
+    shift = goal - place
     return Scaled(value.tensor * power(shift), value.exponent - shift), low * power(shift)
 
 

@@ -72,6 +72,11 @@ def _first(call: Call) -> str:
 def move(call: Call) -> Layer:
     """The operator replayed on the path activations."""
     key = _first(call)
+    if call.name in ("view", "_unsafe_view"):
+        if "dtype" in call.args:
+            call.refuse("it reads the bits of a tensor as another type.", "Convert with .to(dtype).")
+        shape = call.shape
+        return call.moved(call.source(key), lambda x: x.reshape(shape))  # strides of path activations may differ
     return call.moved(call.source(key), replay(call, key))
 
 

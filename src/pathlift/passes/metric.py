@@ -1,0 +1,304 @@
+"""The path-metric ‖Φ(θ) − Φ(θ')‖: exact where Lemma 4.2 applies, enclosed for any pair (SPEC §4).
+
+With m the pivot (the smaller magnitude where signs agree, 0 elsewhere), D = ‖Φ(θ)−Φ(m)‖₁ and D' = ‖Φ(θ')−Φ(m)‖₁ are
+two non-negative difference tracks. Then |D − D'| ≤ ‖Φ(θ)−Φ(θ')‖₁ ≤ D + D': the left side is the lower bound (6), since
+D − D' = ‖Φ(θ)‖₁ − ‖Φ(θ')‖₁, the right side is the pivot bound. One of the two is 0 exactly when θ and θ' are ordered
+weight by weight, and then the metric is exact. Norms are never subtracted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.edges.base import BLOCK_ELEMENTS
+from pathlift.errors import InputError, MismatchError
+from pathlift.network import Leaf, Network, widen
+from pathlift.passes.norm import LOG10_OF_2, to_float
+from pathlift.passes.programs import DifferenceProgram, SquaredDifferenceProgram, Values, above_pivot
+from pathlift.passes.propagate import blame, in_range, propagate
+from pathlift.passes.pull_back import sum_of_outputs
+from pathlift.passes.scaled import Scaled, total
+
+Other: TypeAlias = Union[nn.Module, Network, Mapping[str, Tensor]]
+"""The second network: a module or captured network of the same architecture, or a state-dict."""
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
+
+    Attributes:
+        lower: Lower bound.
+        upper: Upper bound.
+        exact: Whether the value is known up to rounding; then ``lower == upper == value`` for q = 1, and for q = 2 the
+            two enclose the value with its rounding error.
+        value: The path-metric when ``exact``, else NaN.
+        log10_lower: log₁₀ of ``lower`` (−inf for 0).
+        log10_upper: log₁₀ of ``upper``.
+        method: How it was found: ``equal``, ``lemma 4.2``, ``pivot`` or ``l2 tracks``.
+        q: Order.
+    """
+
+    lower: float
+    upper: float
+    exact: bool
+    value: float
+    log10_lower: float
+    log10_upper: float
+    method: str
+    q: float
+
+
+@torch.no_grad()
+def path_metric(
+    model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, q: float = 1
+) -> PathMetric:
+    """Compute the path-metric between two networks of one architecture.
+
+    For q = 1 it is exact when the weights are ordered: |θ| ≥ |θ'| with no sign changed, or the other way round (Lemma
+    4.2: pruning, rounding towards or away from zero). The condition is checked on the weights as the theory sees them
+    (a batch norm counts by its scale s and shift t). For any other pair the lower bound (6) and the pivot bound enclose
+    it. For q = 2 it is exact for every pair and any signs.
+
+    Args:
+        model: A module, or a captured `Network`: θ.
+        other: θ', see `Other`.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, 1 or 2.
+
+    Returns:
+        The metric.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` or ``q`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model, pruned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> _ = pruned.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
+        >>> path_metric(model, pruned, (2,)).value
+        1.0
+    """
+    if q not in (1, 2):
+        raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
+    network = capture(model, inputs)
+    values = network.values()
+    other_values = network.values(other_state(network, other))
+    for leaf in network.leaves:
+        if leaf.scalar is None and values[leaf].shape != other_values[leaf].shape:
+            raise MismatchError(
+                f"'{leaf.label}' has shape {tuple(values[leaf].shape)} in the first network and "
+                f"{tuple(other_values[leaf].shape)} in the second."
+            )
+    return _l1(network, values, other_values) if q == 1 else _l2(network, values, other_values)
+
+
+def other_state(network: Network, other: Other) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a second network under the names of the first.
+
+    Args:
+        network: The first network.
+        other: The second, see `Other`.
+
+    Returns:
+        Canonical name to tensor, on the first network's device.
+
+    Raises:
+        MismatchError: A name, a shape or the graph differs.
+        InputError: ``other`` is neither a module nor a network nor a mapping.
+    """
+    if isinstance(other, nn.Module):
+        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.examples)
+        other = _captured_alike(network, other, examples)
+    if isinstance(other, Network):
+        _compare_names(network, {**other.state, **{a: other.state[n] for a, n in other.aliases.items()}}, strict=True)
+        if other.fingerprint != network.fingerprint:
+            raise MismatchError(
+                "The two models have the same parameters but different graphs (another operator, order or constant). "
+                "path_metric compares two parameter vectors of one architecture."
+            )
+        found: Mapping[str, Tensor] = other.state
+    elif isinstance(other, Mapping):
+        _compare_names(network, other, strict=False)
+        found = other
+    else:
+        raise InputError(
+            f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}."
+        )
+    state = {
+        name: found[name].detach().to(network.device) if name in found else tensor
+        for name, tensor in network.state.items()
+    }
+    for name in network.baked:
+        if not torch.equal(state[name], network.state[name]):
+            raise MismatchError(f"The buffer '{name}' is part of the graph (an index) and differs between the networks.")
+    return state
+
+
+def _captured_alike(network: Network, other: nn.Module, examples: tuple[Tensor, ...]) -> Network:
+    """Capture the second model; a model that does not even have the same parameters is told so first."""
+    own = getattr(other, "_orig_mod", other)
+    named = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
+    _compare_names(network, named, strict=True)
+    like = next((p for p in own.parameters() if p.dtype.is_floating_point), None)
+    if like is not None:
+        examples = tuple(example.to(like.device, like.dtype) for example in examples)
+    return capture(other, examples)
+
+
+def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: bool) -> None:
+    expected = {**network.state, **{alias: network.state[name] for alias, name in network.aliases.items()}}
+    needed = {name for leaf in network.leaves for name in leaf.requires} | network.baked
+    missing = [name for name in expected if name not in found and (strict or name in needed)]
+    surplus = [name for name in found if name not in expected]
+    if missing or surplus:
+        lists = [
+            f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+            for what, names in (("missing", missing), ("not in the first network", surplus))
+            if names
+        ]
+        raise MismatchError(f"The second network does not have the parameters of the first. {'; '.join(lists)}.")
+    for name, tensor in expected.items():
+        if name not in found:
+            continue
+        if not isinstance(found[name], Tensor):
+            raise MismatchError(f"'{name}' of the second network is a {type(found[name]).__name__}, not a tensor.")
+        if found[name].shape != tensor.shape:
+            raise MismatchError(
+                f"'{name}' has shape {tuple(tensor.shape)} in the first network and {tuple(found[name].shape)} in the "
+                "second."
+            )
+    for alias, name in network.aliases.items():
+        if alias in found and name in found and not torch.equal(found[alias].cpu(), found[name].cpu()):
+            raise MismatchError(
+                f"'{alias}' and '{name}' are one tensor in the first network and differ in the second."
+            )
+
+
+def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
+    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
+    above, below, different = False, False, False
+    first, second = torch.broadcast_tensors(first, second)
+    pairs = zip(
+        first.reshape(-1).split(8 * BLOCK_ELEMENTS), second.reshape(-1).split(8 * BLOCK_ELEMENTS), strict=True
+    )
+    for one, two in pairs:
+        if torch.equal(one, two):
+            continue
+        one, two = widen(one), widen(two)
+        different = True
+        above = above or bool((above_pivot(one, two) > 0).any())
+        below = below or bool((above_pivot(two, one) > 0).any())
+    return above, below, different
+
+
+def _l1(network: Network, values: Values, other: Values) -> PathMetric:
+    above: set[Leaf] = set()
+    below: set[Leaf] = set()
+    not_finite = False
+    for leaf in network.leaves:
+        if leaf.scalar is None:
+            first, second, different = _differs(values[leaf], other[leaf])
+            above |= {leaf} if first else set()
+            below |= {leaf} if second else set()
+            not_finite = not_finite or (different and not (first or second))
+    if not_finite:
+        above = below = set(network.leaves)  # NaN compares with nothing: let the pass find and name it
+    if not above and not below:
+        blame(values)
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "equal", 1.0)
+    both = bool(above) and bool(below)
+    precision = torch.float64 if both else network.dtype
+    first = _difference(network, values, other, above, precision) if above else None
+    second = _difference(network, other, values, below, precision) if below else None
+    if not both:
+        value, log10 = to_float(first if first is not None else second)
+        return PathMetric(value, value, True, value, log10, log10, "lemma 4.2", 1.0)
+    return _enclosed(network, first, second)
+
+
+def _enclosed(network: Network, first: Scaled | None, second: Scaled | None) -> PathMetric:
+    """|D − D'| less its rounding error, and D + D'."""
+    known = [value for value in (first, second) if value is not None]
+    if not known:
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "pivot", 1.0)
+    upper, _ = total(known, fresh=False)
+    signed = [
+        Scaled(value.tensor * sign, value.exponent)
+        for value, sign in ((first, 1.0), (second, -1.0))
+        if value is not None
+    ]
+    gap, _ = total(signed, fresh=False)
+    error = rounding_factor(network) * float(upper.tensor) * 2.0 ** (upper.exponent - gap.exponent)
+    lower = max(abs(float(gap.tensor)) - error, 0.0)
+    lower_value, log10_lower = to_float(Scaled(torch.tensor(lower, dtype=torch.float64), gap.exponent))
+    upper_value, log10_upper = to_float(upper)
+    return PathMetric(lower_value, upper_value, False, math.nan, log10_lower, log10_upper, "pivot", 1.0)
+
+
+def rounding_factor(network: Network) -> float:
+    """Return a bound on the relative error of a non-negative pass in float64: roundings on the longest chain times u.
+
+    A sum of n non-negative products has relative error at most n·u, whatever the order of summation (SPEC §8).
+
+    Args:
+        network: The graph.
+
+    Returns:
+        The factor.
+    """
+    depth: dict[str, int] = {}
+    sizes = {node.name: math.prod(node.shape) for node in network.nodes}
+    for node in network.nodes:
+        below = max((depth[term.source] for term in node.terms), default=0)
+        width = sum(sizes[term.source] for term in node.terms if term.edges.fresh) + len(node.terms) + len(node.starts)
+        depth[node.name] = below + width + 4
+    longest = max((depth[name] for name in network.outputs), default=0)
+    return 4 * (longest + sum(sizes[name] for name in network.outputs)) * 2.0**-53
+
+
+def _difference(
+    network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype
+) -> Scaled | None:
+    def attempt(dtype: torch.dtype) -> Scaled | None:
+        program = DifferenceProgram(network, values, other, dtype, changed)
+        return sum_of_outputs(network, propagate(network, program), 1)
+
+    return in_range(attempt, precision, values, other)
+
+
+def _l2(network: Network, values: Values, other: Values) -> PathMetric:
+    changed = {
+        leaf
+        for leaf in network.leaves
+        if leaf.scalar is None and not torch.equal(widen(values[leaf]), widen(other[leaf]).to(widen(values[leaf]).dtype))
+    }
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
+        tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
+        return sum_of_outputs(network, tracks, 2), sum_of_outputs(network, tracks, 4)
+
+    squared, magnitude = in_range(attempt, torch.float64, values, other)
+    if magnitude is None:
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0)
+    center = 0.0 if squared is None else float(squared.tensor) * 2.0 ** (squared.exponent - magnitude.exponent)
+    error = rounding_factor(network) * float(magnitude.tensor)
+    ends = [max(center - error, 0.0), max(center, 0.0), center + error]
+    (low, log10_low), (value, _), (high, log10_high) = (
+        to_float(Scaled(torch.tensor(end, dtype=torch.float64), magnitude.exponent), 2.0) for end in ends
+    )
+    return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0)
+
+
+__all__ = ["LOG10_OF_2", "Other", "PathMetric", "other_state", "path_metric", "rounding_factor"]

@@ -1,0 +1,7 @@
+"""The reference: explicit neurons, every path listed, float64 or exact rationals. Shares no code with the fast passes."""
+
+from pathlift.reference.dag import Bias, Dag, Edge, Neuron, Path, State
+from pathlift.reference.lifting import PathLifting, path_lifting
+from pathlift.reference.probe import dag_of
+
+__all__ = ["Bias", "Dag", "Edge", "Neuron", "Path", "PathLifting", "State", "dag_of", "path_lifting"]

@@ -1,0 +1,155 @@
+"""The path-lifting Φ(θ) itself, path by path, for small networks (SPEC §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.capture.examples import example_tensors
+from pathlift.errors import InputError, UnsupportedModelError
+from pathlift.reference.dag import Dag, Path, TooManyPathsError
+from pathlift.reference.probe import dag_of
+
+
+@dataclass(frozen=True)
+class PathLifting:
+    """All paths of a small network.
+
+    Attributes:
+        names: Each path in words: the neurons it visits, from its start to an output.
+        phi: Φ(θ), float64 of shape (paths,).
+        starts_at_input: Whether p ∈ I (else p ∈ H, it starts at a bias), bool of shape (paths,).
+        output: Index of the output neuron at which each path ends, in the order of the flattened outputs.
+        activations: a_p(θ, x), float64 of shape (paths,), when an input x was given.
+        realisation: R_θ(x), float64 of shape (outputs,), when an input x was given.
+    """
+
+    names: tuple[str, ...]
+    phi: Tensor
+    starts_at_input: Tensor
+    output: Tensor
+    activations: Tensor | None = None
+    realisation: Tensor | None = None
+    _starts: Tensor | None = field(default=None, repr=False)
+
+    def reconstruction(self) -> Tensor:
+        """Return Σ_p Φ_p(θ)·a_p(θ,x)·x̄(p₀) per output: the right side of the key identity (4), (4').
+
+        Returns:
+            float64 of shape (outputs,); equal to `realisation` up to rounding.
+
+        Raises:
+            InputError: No input was given.
+        """
+        if self.activations is None or self._starts is None or self.realisation is None:
+            raise InputError("path_lifting was called without x: give an input to have path activations.")
+        out = torch.zeros_like(self.realisation)
+        return out.index_add(0, self.output, self.phi * self.activations * self._starts)
+
+    def __len__(self) -> int:
+        """Return the number of paths."""
+        return len(self.names)
+
+
+@torch.no_grad()
+def path_lifting(
+    model: nn.Module, inputs: Inputs, x: Tensor | tuple[Tensor, ...] | None = None, *, limit: int = 200_000
+) -> PathLifting:
+    """List every path p of a small network with Φ_p(θ), and for an input x the path activations a_p(θ, x).
+
+    Everything is computed from the definitions, on the network written out neuron by neuron in float64.
+
+    Args:
+        model: A small module; the number of paths grows exponentially with depth.
+        inputs: As for `capture`.
+        x: One input with batch size 1 (a tuple for a model with several inputs).
+        limit: Refuse networks with more paths than this.
+
+    Returns:
+        The path-lifting.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: The network has more than ``limit`` paths, or ``inputs`` or ``x`` is malformed.
+
+    References:
+        Definitions A.5–A.7 of the paper.
+
+    Example:
+        The one-hidden-layer network of the paper's section 3, x ↦ Σ_j v_j·relu(u_j·x):
+
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[2.0], [-3.0]]))
+        >>> _ = model[2].weight.data.copy_(torch.tensor([[5.0, 7.0]]))
+        >>> lifting = path_lifting(model, (1,), torch.tensor([[1.0]]))
+        >>> lifting.phi.tolist()  # (u_1·v_1, u_2·v_2)
+        [10.0, -21.0]
+        >>> lifting.activations.tolist()  # the second neuron is off at x = 1
+        [1.0, 0.0]
+        >>> lifting.realisation.tolist(), lifting.reconstruction().tolist()
+        ([10.0], [10.0])
+    """
+    capture(model, inputs)  # refuses what lies outside the theory
+    examples = example_tensors(model, inputs)
+    dag = dag_of(model, *examples)
+    try:
+        paths = dag.paths(limit)
+    except TooManyPathsError:
+        raise InputError(
+            f"The network has {dag.count()} paths, more than the limit of {limit}. path_lifting is for small networks; "
+            "path_norm, path_metric and path_magnitude work at any size."
+        ) from None
+    lifting = PathLifting(
+        names=tuple(_name(dag, path) for path in paths),
+        phi=torch.tensor([float(path.phi) for path in paths], dtype=torch.float64),
+        starts_at_input=torch.tensor([path.bias is None for path in paths]),
+        output=_ends(dag, paths),
+    )
+    return lifting if x is None else _activated(lifting, dag, paths, x, examples)
+
+
+def _ends(dag: Dag, paths: list[Path]) -> Tensor:
+    """Number the outputs; paths are listed output by output."""
+    ends: list[int] = []
+    counts = {v: sum(1 for path in paths if path.end == v) // dag.outputs.count(v) for v in set(dag.outputs)}
+    for place, v in enumerate(dag.outputs):
+        ends.extend([place] * counts[v])
+    return torch.tensor(ends, dtype=torch.long)
+
+
+def _name(dag: Dag, path: Path) -> str:
+    start = dag.neurons[path.start].name
+    start = start if path.bias is None else f"bias of {start}"
+    return " → ".join([start, *(dag.neurons[v].name for v, _ in path.steps)])
+
+
+def _activated(
+    lifting: PathLifting, dag: Dag, paths: list[Path], x: Tensor | tuple[Tensor, ...], examples: tuple[Tensor, ...]
+) -> PathLifting:
+    given = (x,) if isinstance(x, Tensor) else x
+    if [tuple(part.shape) for part in given] != [tuple(example.shape) for example in examples]:
+        raise InputError(
+            f"x has shape {[tuple(part.shape) for part in given]}, expected {[tuple(e.shape) for e in examples]} "
+            "(batch size 1)."
+        )
+    numbers = torch.cat([part.detach().double().reshape(-1) for part in given]).tolist()
+    states = dag.states(numbers)
+    inputs = dag.inputs
+    position = {v: place for place, v in enumerate(inputs)}
+    starts = [numbers[position[path.start]] if path.bias is None else 1.0 for path in paths]
+    return PathLifting(
+        lifting.names,
+        lifting.phi,
+        lifting.starts_at_input,
+        lifting.output,
+        torch.tensor([float(dag.activation(path, states)) for path in paths], dtype=torch.float64),
+        torch.tensor([float(states[v].value) for v in dag.outputs], dtype=torch.float64),
+        torch.tensor(starts, dtype=torch.float64),
+    )
+
+
+__all__ = ["PathLifting", "UnsupportedModelError", "path_lifting"]

@@ -1,0 +1,404 @@
+"""From a small PyTorch model to an explicit `Dag`, by probing the operators themselves.
+
+No operator's wiring is written down here. An affine operator's edges are found by feeding it unit vectors, in its
+activations and in its parameters; the antecedents of a maximum by raising one element at a time. Only the names of the
+non-linear operators are listed. Afterwards the Dag must reproduce the operator on random numbers, else it is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from pathlift.errors import InputError
+from pathlift.reference.dag import Bias, Dag, Edge, Label, Neuron
+
+SLOPES = {"relu", "leaky_relu", "rrelu", "abs", "threshold"}
+CLAMPS = {"relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+LARGEST = {"max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"}
+LARGEST |= {"max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+LARGEST |= {"amax", "max", "maximum"}
+SMALLEST = {"amin", "min", "minimum"}
+MOVES = {"view", "reshape", "t", "transpose", "permute", "slice", "select", "cat", "unsqueeze", "squeeze", "expand"}
+MOVES |= {"clone", "contiguous", "detach", "alias", "flatten", "numpy_T", "_unsafe_view", "narrow", "stack"}
+FAR = 1e30
+
+
+class _Labelled:
+    """A tensor of parameters or constants: its value, and for each element which parameter it is."""
+
+    def __init__(self, value: Any, labels: list[Label] | None = None) -> None:
+        self.value = value
+        self.labels = labels
+
+
+def dag_of(model: nn.Module, *examples: Tensor) -> Dag:
+    """Build the explicit graph of a small model.
+
+    Args:
+        model: The model; copied, not changed.
+        examples: Example inputs with batch size 1.
+
+    Returns:
+        The graph, with float64 weights. Input neurons come first, in the order of the inputs' elements.
+
+    Raises:
+        InputError: An operator is not affine where it should be.
+    """
+    return _Probe(model, examples).dag
+
+
+class _Probe:
+    def __init__(self, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+        twin = copy.deepcopy(model).eval().double()
+        examples = tuple(example.double() for example in examples)
+        with torch.no_grad():
+            program = torch.export.export(twin, examples, strict=False).run_decompositions({})
+        self.names = _canonical_names(twin)
+        self.neurons: list[Neuron] = []
+        self.env: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            self._walk(program)
+        self.dag = Dag(tuple(self.neurons), tuple(self.outputs))
+
+    def _walk(self, program: torch.export.ExportedProgram) -> None:
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
+        state = {**program.state_dict, **program.constants}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                spec = specs[node.name]
+                if spec.kind == InputKind.USER_INPUT:
+                    self.env[node] = self._new(node.meta["val"].shape, lambda name: Neuron(name, "input"), node.name)
+                    continue
+                value = state[str(spec.target)]
+                labels: list[Label] | None = None
+                if spec.kind == InputKind.PARAMETER:
+                    name = self.names[str(spec.target)]
+                    labels = [(name, index) for index in range(value.numel())]
+                self.env[node] = _Labelled(value, labels)
+            elif node.op == "call_function":
+                self.env[node] = self._call(node)
+        by_name = {node.name: node for node in program.graph.nodes}
+        self.outputs: list[int] = []
+        for spec in program.graph_signature.output_specs:
+            if spec.kind != OutputKind.USER_OUTPUT:
+                continue
+            value = self.env[by_name[spec.arg.name]]
+            if isinstance(value, _Labelled):
+                value = self._constants(value, "output")
+            self.outputs.extend(int(v) for v in value.reshape(-1))
+
+    def _new(self, shape: Any, make: Callable[[str], Neuron], prefix: str) -> Tensor:
+        count = int(torch.Size(shape).numel())
+        first = len(self.neurons)
+        for index in range(count):
+            self.neurons.append(make(f"{prefix}[{index}]"))
+        return torch.arange(first, first + count).reshape(shape)
+
+    def _constants(self, value: _Labelled, prefix: str) -> Tensor:
+        """Make neurons without edges, whose bias is a parameter or constant."""
+        flat = value.value.double().reshape(-1)
+        first = len(self.neurons)
+        for index, number in enumerate(flat.tolist()):
+            label = value.labels[index] if value.labels else None
+            self.neurons.append(Neuron(f"{prefix}[{index}]", "identity", biases=(Bias(number, label),)))
+        return torch.arange(first, first + flat.numel()).reshape(value.value.shape)
+
+    # ---- one operator
+
+    def _call(self, node: fx.Node) -> Any:
+        args = fx.node.map_arg(node.args, lambda n: self.env[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
+        if node.target is operator.getitem:
+            container = args[0].value if isinstance(args[0], _Labelled) else args[0]
+            piece = container[args[1]]
+            return _Labelled(piece) if isinstance(args[0], _Labelled) else piece
+        name = node.target.__name__.split(".")[0]
+        leaves = _leaves((args, kwargs))
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            return self._static(node, name, args, kwargs)
+        op = _Operator(node.target, args, kwargs)
+        if name == "prelu":
+            return self._prelu(node, args[0], args[1])
+        if name in SLOPES:
+            return self._slopes(node, op)
+        if name in CLAMPS:
+            return self._clamp(node, op)
+        if name in LARGEST or name in SMALLEST:
+            return self._pool(node, op, smallest=name in SMALLEST)
+        if name == "_native_batch_norm_legit_no_training":
+            return (self._batch_norm(node, op, args[0]),)
+        if name == "div" and isinstance(args[1], _Labelled):
+            inverse = _Labelled(1.0 / args[1].value, args[1].labels)
+            op = _Operator(torch.ops.aten.mul.Tensor, (args[0], inverse), {})
+        return self._affine(node, op)
+
+    def _static(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> _Labelled:
+        value = node.target(*_plain(args), **_plain(kwargs))
+        labelled = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, _Labelled) and leaf.labels]
+        if not labelled:
+            return _Labelled(value)
+        if name in MOVES:
+            return _Labelled(value, self._moved_labels(node, args, kwargs))
+        # A derived weight is named after the module that owns it: the module in which it is used.
+        user = next(iter(node.users))
+        while user.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default) and user.users:
+            user = next(iter(user.users))
+        stack = user.meta.get("nn_module_stack") or {}
+        path = [entry[0] for entry in stack.values()][-1] if stack else ""
+        label = f"{path}.weight" if path else "weight"
+        if isinstance(value, Tensor):
+            return _Labelled(value, [(label, index) for index in range(value.numel())])
+        return _Labelled(value)
+
+    def _moved_labels(self, node: fx.Node, args: Any, kwargs: Any) -> list[Label]:
+        table: list[Label] = [None]
+
+        def numbered(leaf: Any) -> Any:
+            if not isinstance(leaf, _Labelled):
+                return leaf
+            if not isinstance(leaf.value, Tensor) or not leaf.labels:
+                return torch.zeros_like(leaf.value, dtype=torch.float64) if isinstance(leaf.value, Tensor) else leaf.value
+            first = len(table)
+            table.extend(leaf.labels)
+            return torch.arange(first, len(table), dtype=torch.float64).reshape(leaf.value.shape)
+
+        moved = node.target(*_map(args, numbered), **_map(kwargs, numbered))
+        return [table[int(index)] for index in moved.reshape(-1)]
+
+    def _slopes(self, node: fx.Node, op: _Operator) -> Tensor:
+        ids = op.activations[0]
+        plus, minus, double = (float(op(torch.full(ids.shape, v, dtype=torch.float64))[0].reshape(-1)[0]) for v in (1, -1, 2))
+        if abs(double - 2 * plus) > 1e-12:
+            raise InputError(f"{node.target} is not positively homogeneous.")
+        gain = max(1.0, abs(plus), abs(minus))
+        slopes = (plus / gain, -minus / gain)
+        flat = ids.reshape(-1).tolist()
+        first = len(self.neurons)
+        for index, below in enumerate(flat):
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "slopes", (Edge(below, gain),), slopes=slopes))
+        return torch.arange(first, first + len(flat)).reshape(ids.shape)
+
+    def _prelu(self, node: fx.Node, ids: Tensor, weight: _Labelled) -> Tensor:
+        """Two neurons x⁺ and (−x)⁺ with outgoing edges 1 and −a."""
+        shape = [1] * ids.dim()
+        if ids.dim() > 1:
+            shape[1] = -1
+        else:
+            shape[0] = -1
+        index_of = torch.arange(weight.value.numel()).reshape(shape).expand(ids.shape).reshape(-1).tolist()
+        flat, outs = ids.reshape(-1).tolist(), []
+        for index, (below, which) in enumerate(zip(flat, index_of, strict=True)):
+            label = weight.labels[which] if weight.labels else None
+            name, first = f"{node.name}[{index}]", len(self.neurons)
+            self.neurons.append(Neuron(f"{name}+", "slopes", (Edge(below, 1.0),)))
+            self.neurons.append(Neuron(f"{name}-", "slopes", (Edge(below, -1.0),)))
+            slope = -float(weight.value.reshape(-1)[which])
+            self.neurons.append(Neuron(name, "identity", (Edge(first, 1.0), Edge(first + 1, slope, label))))
+            outs.append(first + 2)
+        return torch.tensor(outs).reshape(ids.shape)
+
+    def _clamp(self, node: fx.Node, op: _Operator) -> Tensor:
+        ids = op.activations[0]
+        low = op(torch.full(ids.shape, -FAR, dtype=torch.float64))[0].reshape(-1).tolist()
+        high = op(torch.full(ids.shape, FAR, dtype=torch.float64))[0].reshape(-1).tolist()
+        outs = []
+        for index, below in enumerate(ids.reshape(-1).tolist()):
+            bounds = [bound for bound in (low[index], high[index]) if abs(bound) < FAR]
+            places = {
+                "low": 0 if abs(low[index]) < FAR else None,
+                "high": len(bounds) - 1 if abs(high[index]) < FAR else None,
+            }
+            biases = tuple(Bias(bound, op.label_of(bound, index)) for bound in bounds)
+            outs.append(len(self.neurons))
+            edges = (Edge(below, 1.0),)
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "clamp", edges, biases, **places))
+        return torch.tensor(outs).reshape(ids.shape)
+
+    def _pool(self, node: fx.Node, op: _Operator, *, smallest: bool) -> Any:
+        sign = -1.0 if smallest else 1.0
+        rest = [torch.full(ids.shape, -sign, dtype=torch.float64) for ids in op.activations]
+        constants = op.static_operands()
+        hidden = op.with_statics([torch.full_like(c.value.double(), -sign) for c in constants])
+        template = hidden(*rest)[0]
+        edges: list[list[Edge]] = [[] for _ in range(template.numel())]
+        biases: list[list[Bias]] = [[] for _ in range(template.numel())]
+        for place, ids in enumerate(op.activations):
+            for index, below in enumerate(ids.reshape(-1).tolist()):
+                raised = [r.clone() for r in rest]
+                raised[place].view(-1)[index] = sign
+                for out in torch.nonzero(hidden(*raised)[0].reshape(-1) == sign).reshape(-1).tolist():
+                    edges[out].append(Edge(below, 1.0))
+        for place, constant in enumerate(constants):
+            for index, number in enumerate(constant.value.double().reshape(-1).tolist()):
+                raised_constants = [torch.full_like(c.value.double(), -sign) for c in constants]
+                raised_constants[place].view(-1)[index] = sign
+                label = constant.labels[index] if constant.labels else None
+                for out in torch.nonzero(op.with_statics(raised_constants)(*rest)[0].reshape(-1) == sign).reshape(-1).tolist():
+                    biases[out].append(Bias(number, label))
+        first = len(self.neurons)
+        for index, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
+            k = len(incoming) + len(own) if smallest else 1
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "pool", tuple(incoming), tuple(own), k=k))
+        ids = torch.arange(first, first + template.numel()).reshape(template.shape)
+        return (ids, None) if op.returns_tuple else ids
+
+    def _batch_norm(self, node: fx.Node, op: _Operator, ids: Tensor) -> Tensor:
+        """Identity neurons with edge weight s and bias t, named after the module's weight and bias."""
+        shift = op(torch.zeros(ids.shape, dtype=torch.float64))[0]
+        scale = op(torch.ones(ids.shape, dtype=torch.float64))[0] - shift
+        channel = torch.arange(ids.shape[1]).reshape([1, -1] + [1] * (ids.dim() - 2)).expand(ids.shape).reshape(-1)
+        weight, bias = (argument.labels if isinstance(argument, _Labelled) else None for argument in op.args[1:3])
+        outs = []
+        for index, below in enumerate(ids.reshape(-1).tolist()):
+            c = int(channel[index])
+            edge = Edge(below, float(scale.reshape(-1)[index]), weight[c] if weight else None)
+            own = Bias(float(shift.reshape(-1)[index]), bias[c] if bias else None)
+            outs.append(len(self.neurons))
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "identity", (edge,), (own,)))
+        return torch.tensor(outs).reshape(ids.shape)
+
+    def _affine(self, node: fx.Node, op: _Operator) -> Any:
+        zeros = [torch.zeros(ids.shape, dtype=torch.float64) for ids in op.activations]
+        labelled = op.labelled()
+        off = op.with_labelled([torch.zeros_like(item.value) for item in labelled])
+        base = off.flat(*zeros)
+        edges: list[list[Edge]] = [[] for _ in range(base.numel())]
+        biases: list[list[Bias]] = [[] for _ in range(base.numel())]
+        for out in torch.nonzero(base).reshape(-1).tolist():
+            biases[out].append(Bias(float(base[out])))
+        units: list[tuple[_Operator, float, Label, Tensor]] = []
+        for place, item in enumerate(labelled):
+            for index, number in enumerate(item.value.reshape(-1).tolist()):
+                ones = [torch.zeros_like(other.value) for other in labelled]
+                ones[place].view(-1)[index] = 1.0
+                unit = op.with_labelled(ones)
+                alone = unit.flat(*zeros)
+                label = item.labels[index] if item.labels else None
+                units.append((unit, number, label, alone))
+                for out in torch.nonzero(alone - base).reshape(-1).tolist():
+                    biases[out].append(Bias(float(alone[out] - base[out]) * number, label))
+        for place, ids in enumerate(op.activations):
+            for index, below in enumerate(ids.reshape(-1).tolist()):
+                x = [zero.clone() for zero in zeros]
+                x[place].view(-1)[index] = 1.0
+                constant = off.flat(*x) - base
+                for out in torch.nonzero(constant).reshape(-1).tolist():
+                    edges[out].append(Edge(below, float(constant[out])))
+                for unit, number, label, alone in units:
+                    slope = unit.flat(*x) - alone - constant
+                    for out in torch.nonzero(slope).reshape(-1).tolist():
+                        edges[out].append(Edge(below, float(slope[out]) * number, label))
+        first = len(self.neurons)
+        for index, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "identity", tuple(incoming), tuple(own)))
+        self._verify(node, op, edges, biases)
+        found, start = [], first
+        for shape in op.shapes:
+            count = int(shape.numel())
+            found.append(torch.arange(start, start + count).reshape(shape))
+            start += count
+        return tuple(found) if op.returns_tuple else found[0]
+
+    def _verify(self, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = [torch.randn(ids.shape, generator=generator, dtype=torch.float64) for ids in op.activations]
+        value = {}
+        for ids, tensor in zip(op.activations, x, strict=True):
+            value.update(zip(ids.reshape(-1).tolist(), tensor.reshape(-1).tolist(), strict=True))
+        if len(set(torch.cat([ids.reshape(-1) for ids in op.activations]).tolist())) < sum(i.numel() for i in op.activations):
+            return  # the same neuron is read twice: independent random numbers do not apply
+        truth = op.flat(*x).tolist()
+        for out, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
+            mine = sum(value[e.source] * float(e.weight) for e in incoming) + sum(float(b.value) for b in own)
+            if abs(mine - truth[out]) > 1e-9 * max(1.0, abs(truth[out])):
+                raise InputError(f"{node.target} is not affine in its activations.")
+
+
+class _Operator:
+    """A call as a function of its activations, with its parameters replaceable."""
+
+    def __init__(self, target: Any, args: Any, kwargs: Any) -> None:
+        self.target, self.args, self.kwargs = target, args, kwargs
+        self.activations = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.replaced: dict[int, Tensor] = {}
+        result = self._run([torch.zeros(ids.shape, dtype=torch.float64) for ids in self.activations])
+        self.returns_tuple = isinstance(result, (tuple, list))
+        self.shapes = [r.shape for r in (result if self.returns_tuple else [result])]
+
+    def __call__(self, *x: Tensor) -> list[Tensor]:
+        result = self._run(list(x))
+        return list(result) if self.returns_tuple else [result]
+
+    def flat(self, *x: Tensor) -> Tensor:
+        return torch.cat([part.reshape(-1).double() for part in self(*x)])
+
+    def labelled(self) -> list[_Labelled]:
+        return [leaf for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, _Labelled) and leaf.labels]
+
+    def static_operands(self) -> list[_Labelled]:
+        leaves = [leaf for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, _Labelled)]
+        return [leaf for leaf in leaves if isinstance(leaf.value, Tensor) and leaf.value.dtype.is_floating_point]
+
+    def with_labelled(self, values: list[Tensor]) -> _Operator:
+        return self._with(self.labelled(), values)
+
+    def with_statics(self, values: list[Tensor]) -> _Operator:
+        return self._with(self.static_operands(), values)
+
+    def _with(self, items: list[_Labelled], values: list[Tensor]) -> _Operator:
+        twin = copy.copy(self)
+        twin.replaced = {id(item): value for item, value in zip(items, values, strict=True)}
+        return twin
+
+    def label_of(self, bound: float, index: int) -> Label:
+        for item in self.labelled():
+            flat = item.value.expand(self.activations[0].shape).reshape(-1) if item.value.dim() else item.value.reshape(-1)
+            numbers = torch.arange(item.value.numel()).reshape(item.value.shape).expand(self.activations[0].shape).reshape(-1)
+            if float(flat[index if flat.numel() > 1 else 0]) == bound and item.labels:
+                return item.labels[int(numbers[index])]
+        return None
+
+    def _run(self, x: list[Tensor]) -> Any:
+        queue = list(x)
+
+        def fill(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return queue.pop(0)
+            if isinstance(leaf, _Labelled):
+                return self.replaced.get(id(leaf), leaf.value)
+            return leaf
+
+        return self.target(*_map(self.args, fill), **_map(self.kwargs, fill))
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item, function) for item in value) if type(value) in (list, tuple) else tuple(
+            _map(item, function) for item in value
+        )
+    if isinstance(value, dict):
+        return {key: _map(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def _leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
+    _map(value, found.append)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return _map(value, lambda leaf: leaf.value if isinstance(leaf, _Labelled) else leaf)
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Shared parameters go by their first name."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
