@@ -107,8 +107,8 @@ class Leaf:
         expression: How its value follows from the parameters.
         shape: Shape of the value.
         score_name: The name under which `path_magnitude` reports it, None for constants.
-        pull_back: The value only moves elements of parameters around (a transpose, a slice): its scores are moved back
-            to the parameters themselves.
+        pull_back: When the value only moves elements of parameters around (a transpose, a slice), up to factors: the
+            movement, by whose transpose its scores go back to the parameters themselves.
         scalar: The value, when it is one number known at capture time.
         requires: Names of the state tensors that the value depends on.
     """
@@ -116,7 +116,7 @@ class Leaf:
     expression: Expression
     shape: tuple[int, ...]
     score_name: str | None
-    pull_back: bool = False
+    pull_back: Expression | None = None
     scalar: float | None = None
     requires: frozenset[str] = frozenset()
 

@@ -31,6 +31,7 @@ from pathlift.network import (
 from pathlift.rules import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, problem
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+SCALINGS = {"neg", "mul", "div"}
 IGNORED = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range"}
 UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
 
@@ -154,16 +155,18 @@ class _Lowering:
         assert spec.target is not None
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             name = self.aliases.get(spec.target, spec.target)
-            return self._static(StateTensor(name), fake, moves_only=True, sources=frozenset({name}))
-        constant = self.program.constants.get(spec.target)
-        return self._static(Constant(constant), fake, moves_only=True)
+            own = StateTensor(name)
+            return self._static(own, fake, moves=own, sources=frozenset({name}))
+        own_constant = Constant(self.program.constants.get(spec.target))
+        return self._static(own_constant, fake, moves=own_constant)
 
     def _attribute(self, node: fx.Node) -> Any:
         value: Any = self.program.graph_module
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if isinstance(value, Tensor):
-            return self._static(Constant(value), value, moves_only=True)
+            own = Constant(value)
+            return self._static(own, value, moves=own)
         return value
 
     def _guarded_call(self, node: fx.Node) -> Any:
@@ -181,7 +184,8 @@ class _Lowering:
             if isinstance(container, Static):
                 fake = node.meta["val"]
                 expression = Apply(operator.getitem, (container.expression, place))
-                return self._static(expression, fake, container.moves_only, self.sources[container.expression])
+                moves = None if container.moves is None else Apply(operator.getitem, (container.moves, place))
+                return self._static(expression, fake, moves, self.sources[container.expression])
             return container[place]
         schema = getattr(node.target, "_schema", None)
         args = self._arguments(node)
@@ -252,8 +256,8 @@ class _Lowering:
             return Leaf(expression, static.shape, None, scalar=scalar, requires=requires)
         if isinstance(expression, StateTensor):
             return Leaf(expression, static.shape, expression.name, requires=requires)
-        if static.moves_only:
-            return Leaf(expression, static.shape, ", ".join(sorted(scored)), pull_back=True, requires=requires)
+        if static.moves is not None:
+            return Leaf(expression, static.shape, ", ".join(sorted(scored)), pull_back=static.moves, requires=requires)
         return Leaf(expression, static.shape, self._derived_name(static, scored, role), requires=requires)
 
     def _derived_name(self, static: Static, scored: frozenset[str], role: str | None) -> str:
@@ -273,10 +277,10 @@ class _Lowering:
     # ---- expressions
 
     def _static(
-        self, expression: Expression, fake: Any, moves_only: bool, sources: frozenset[str] = frozenset()
-    ) -> Static | Any:
+        self, expression: Expression, fake: Any, moves: Expression | None, sources: frozenset[str] = frozenset()
+    ) -> Static:
         self.sources[expression] = sources
-        return Static(expression, fake, moves_only)
+        return Static(expression, fake, moves)
 
     def _requires(self, expression: Expression) -> frozenset[str]:
         if expression in self.sources:
@@ -305,8 +309,21 @@ class _Lowering:
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
         )
         sources: frozenset[str] = frozenset().union(*(self.sources[static.expression] for static in statics))
-        moves_only = name in MOVEMENTS and all(static.moves_only for static in statics)
-        return self._static(expression, result, moves_only, sources)
+        return self._static(expression, result, self._moves(node, name, statics), sources)
+
+    def _moves(self, node: fx.Node, name: str, statics: list[Static]) -> Expression | None:
+        """See `Static.moves`."""
+        if any(static.moves is None for static in statics) or not statics:
+            return None
+        if name in SCALINGS and len(statics) == 1 and isinstance(self._resolve(node.args[0]), Static):
+            return statics[0].moves
+        if name not in MOVEMENTS:
+            return None
+        return Apply(
+            node.target,
+            tuple(_to_expression(self._resolve(value), moves=True) for value in node.args),
+            {key: _to_expression(self._resolve(value), moves=True) for key, value in node.kwargs.items()},
+        )
 
     def _from_shape(self, node: fx.Node) -> Static:
         """zeros_like and its kin look at the shape of an activation only."""
@@ -318,9 +335,7 @@ class _Lowering:
             for value in resolved
         )
         expression = Apply(node.target, args, dict(node.kwargs))
-        static = self._static(expression, node.meta["val"], moves_only=False)
-        assert isinstance(static, Static)
-        return static
+        return self._static(expression, node.meta["val"], None)
 
     def _resolve(self, value: Any) -> Any:
         return fx.node.map_arg(value, lambda node: self.values[node])
@@ -388,11 +403,11 @@ class _Lowering:
         return tuple(found)
 
 
-def _to_expression(value: Any) -> Any:
+def _to_expression(value: Any, *, moves: bool = False) -> Any:
     if isinstance(value, Static):
-        return value.expression
+        return value.moves if moves else value.expression
     if isinstance(value, (list, tuple)):
-        return type(value)(_to_expression(item) for item in value)
+        return type(value)(_to_expression(item, moves=moves) for item in value)
     return value
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
-from pathlift.network import Leaf, Network, Node, StateTensor, evaluate, widen
+from pathlift.network import Leaf, Network, Node, evaluate, widen
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import in_range, propagate
@@ -147,7 +147,7 @@ class _Scores:
         self.found: dict[str, Tensor] = {}
 
     def add(self, node: Node, leaf: Leaf, share: Tensor) -> None:
-        if leaf.pull_back:
+        if leaf.pull_back is not None:
             for name, part in _moved_back(self.network, leaf, share).items():
                 self._add(name, part)
         else:
@@ -183,9 +183,8 @@ def _moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor
         state = dict(network.state)
         for name in names:
             state[name] = torch.zeros_like(network.state[name], dtype=share.dtype, requires_grad=True)
-        moved = evaluate(leaf.expression, state)
+        assert leaf.pull_back is not None
+        moved = evaluate(leaf.pull_back, state)
         gradients = torch.autograd.grad(moved, [state[name] for name in names], share.reshape(moved.shape))
     return dict(zip(names, gradients, strict=True))
 
-
-__all__ = ["PathMagnitude", "StateTensor", "path_magnitude", "unit_path_magnitude"]

@@ -113,6 +113,8 @@ class _Probe:
     # ---- one operator
 
     def _call(self, node: fx.Node) -> Any:
+        if node.meta.get("val") is None:
+            return None  # an assertion of the exporter
         args = fx.node.map_arg(node.args, lambda n: self.env[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
@@ -146,6 +148,9 @@ class _Probe:
             return _Labelled(value)
         if name in MOVES:
             return _Labelled(value, self._moved_labels(node, args, kwargs))
+        scaled = name == "neg" or (name in {"mul", "div"} and not isinstance(args[1], _Labelled))
+        if scaled:
+            return _Labelled(value, labelled[0].labels)
         # A derived weight is named after the module that owns it: the module in which it is used.
         user = next(iter(node.users))
         while user.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default) and user.users:
@@ -267,34 +272,22 @@ class _Probe:
     def _affine(self, node: fx.Node, op: _Operator) -> Any:
         zeros = [torch.zeros(ids.shape, dtype=torch.float64) for ids in op.activations]
         labelled = op.labelled()
-        off = op.with_labelled([torch.zeros_like(item.value) for item in labelled])
+        blank = [torch.zeros(item.value.shape, dtype=torch.float64) for item in labelled]
+        off = op.with_labelled(blank)
         base = off.flat(*zeros)
         edges: list[list[Edge]] = [[] for _ in range(base.numel())]
         biases: list[list[Bias]] = [[] for _ in range(base.numel())]
         for out in torch.nonzero(base).reshape(-1).tolist():
             biases[out].append(Bias(float(base[out])))
-        units: list[tuple[_Operator, float, Label, Tensor]] = []
-        for place, item in enumerate(labelled):
-            for index, number in enumerate(item.value.reshape(-1).tolist()):
-                ones = [torch.zeros_like(other.value) for other in labelled]
-                ones[place].view(-1)[index] = 1.0
-                unit = op.with_labelled(ones)
-                alone = unit.flat(*zeros)
-                label = item.labels[index] if item.labels else None
-                units.append((unit, number, label, alone))
-                for out in torch.nonzero(alone - base).reshape(-1).tolist():
-                    biases[out].append(Bias(float(alone[out] - base[out]) * number, label))
+        constants = []
         for place, ids in enumerate(op.activations):
-            for index, below in enumerate(ids.reshape(-1).tolist()):
-                x = [zero.clone() for zero in zeros]
-                x[place].view(-1)[index] = 1.0
-                constant = off.flat(*x) - base
-                for out in torch.nonzero(constant).reshape(-1).tolist():
-                    edges[out].append(Edge(below, float(constant[out])))
-                for unit, number, label, alone in units:
-                    slope = unit.flat(*x) - alone - constant
-                    for out in torch.nonzero(slope).reshape(-1).tolist():
-                        edges[out].append(Edge(below, float(slope[out]) * number, label))
+            rows = [off.flat(*_with_unit(zeros, place, index)) - base for index in range(ids.numel())]
+            constants.append(torch.stack(rows))
+            below = ids.reshape(-1).tolist()
+            for index, out in torch.nonzero(constants[place]).tolist():
+                edges[out].append(Edge(below[index], float(constants[place][index, out])))
+        for which, item in enumerate(labelled):
+            self._affine_in(op, which, item, blank, zeros, base, constants, edges, biases)
         first = len(self.neurons)
         for index, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
             self.neurons.append(Neuron(f"{node.name}[{index}]", "identity", tuple(incoming), tuple(own)))
@@ -305,6 +298,42 @@ class _Probe:
             found.append(torch.arange(start, start + count).reshape(shape))
             start += count
         return tuple(found) if op.returns_tuple else found[0]
+
+    def _affine_in(
+        self,
+        op: _Operator,
+        which: int,
+        item: _Labelled,
+        blank: list[Tensor],
+        zeros: list[Tensor],
+        base: Tensor,
+        constants: list[Tensor],
+        edges: list[list[Edge]],
+        biases: list[list[Bias]],
+    ) -> None:
+        """Find the edges and biases that carry the elements of one parameter: f(unit of x, unit of the parameter)."""
+        numbers = item.value.reshape(-1).tolist()
+        labels = item.labels or [None] * len(numbers)
+        units = torch.eye(len(numbers), dtype=torch.float64).reshape(len(numbers), *item.value.shape)
+
+        def run(x: list[Tensor], w: Tensor) -> Tensor:
+            return op.with_labelled([*blank[:which], w, *blank[which + 1 :]]).flat(*x)
+
+        alone = torch.vmap(lambda w: run(zeros, w))(units)
+        for index, out in torch.nonzero(alone - base).tolist():
+            biases[out].append(Bias(float(alone[index, out] - base[out]) * numbers[index], labels[index]))
+        for place, ids in enumerate(op.activations):
+            basis = torch.eye(ids.numel(), dtype=torch.float64).reshape(ids.numel(), *ids.shape)
+
+            def at(w: Tensor, x: Tensor, place: int = place) -> Tensor:
+                return run([*zeros[:place], x, *zeros[place + 1 :]], w)
+
+            full = torch.vmap(torch.vmap(at, in_dims=(None, 0)), in_dims=(0, None))(units, basis)
+            slopes = full - alone[:, None] - constants[place]
+            below = ids.reshape(-1).tolist()
+            for index, position, out in torch.nonzero(slopes).tolist():
+                weight = float(slopes[index, position, out]) * numbers[index]
+                edges[out].append(Edge(below[position], weight, labels[index]))
 
     def _verify(self, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -376,6 +405,12 @@ class _Operator:
             return leaf
 
         return self.target(*_map(self.args, fill), **_map(self.kwargs, fill))
+
+
+def _with_unit(zeros: list[Tensor], place: int, index: int) -> list[Tensor]:
+    unit = torch.zeros_like(zeros[place])
+    unit.view(-1)[index] = 1.0
+    return [*zeros[:place], unit, *zeros[place + 1 :]]
 
 
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -182,8 +182,8 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     weight, bias, epsilon = call.static("weight"), call.static("bias"), float(call.args["eps"])
     gamma = None if weight is None else weight.expression
     beta = None if bias is None else bias.expression
-    scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake, False)
-    shift = Static(Apply(batch_norm_shift, (gamma, beta, mean.expression, variance.expression, epsilon)), mean.fake, False)
+    scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
+    shift = Static(Apply(batch_norm_shift, (gamma, beta, mean.expression, variance.expression, epsilon)), mean.fake)
     source = call.source("input")
     view = (1, -1) + (1,) * (len(source.shape) - 2)
     layer = call.layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 
 import torch
 
@@ -72,7 +73,7 @@ def div(call: Call) -> Layer:
             call.refuse("it divides by zero.", "Divide by a non-zero number.")
         inverse = call.number(1.0 / static.expression.value)
     else:
-        inverse = Static(Apply(torch.reciprocal, (static.expression,)), static.fake, False)
+        inverse = replace(static, expression=Apply(torch.reciprocal, (static.expression,)))
     return _scaled(call, call.source("self"), inverse)
 
 
@@ -92,9 +93,7 @@ def addcmul(call: Call) -> Layer:
         call.refuse(*BILINEAR)
     weight = second if active[0] is first else first
     assert isinstance(weight, Static)
-    product = Static(
-        Apply(operator.mul, (weight.expression, float(call.args.get("value", 1)))), weight.fake, False
-    )
+    product = replace(weight, expression=Apply(operator.mul, (weight.expression, float(call.args.get("value", 1)))))
     terms, starts = call.operand("self")
     return call.layer(*terms, Term(active[0].name, Scale(), call.weight(product)), starts=starts)
 

@@ -8,7 +8,7 @@ biases. Everything else (norms, metrics, scores, bounds) is derived from that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 import torch
@@ -35,12 +35,13 @@ class Static:
     Attributes:
         expression: How it is computed.
         fake: The exporter's tensor without data: shape and dtype.
-        moves_only: It only moves elements of parameters and constants around.
+        moves: When each element is one element of a parameter or constant, up to a factor: the expression that only moves
+            them there (a path's share does not see the factor). None otherwise.
     """
 
     expression: Expression
     fake: Tensor
-    moves_only: bool
+    moves: Expression | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,7 +170,7 @@ class Call:
             A constant.
         """
         assert not isinstance(value, complex)
-        return Static(Constant(value), torch.empty((), device="meta"), True)
+        return Static(Constant(value), torch.empty((), device="meta"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -271,7 +272,7 @@ class Call:
             if number and isinstance(static.expression, Constant):
                 static = self.number(static.expression.value * coefficient)
             else:
-                static = Static(Apply(torch.mul, (static.expression, coefficient)), static.fake, abs(coefficient) == 1.0)
+                static = replace(static, expression=Apply(torch.mul, (static.expression, coefficient)))
         return (), self.bias(static)
 
     def as_activation(self, value: Value) -> Activation:

@@ -144,7 +144,7 @@ def pad(call: Call) -> Layer:
 
     starts: tuple[Start, ...] = ()
     if fill:
-        border = Static(Apply(_border, (source.shape, sizes, float(fill), call.result.device)), call.result, False)
+        border = Static(Apply(_border, (source.shape, sizes, float(fill), call.result.device)), call.result)
         starts = call.bias(border)
     return call.layer(Term(source.name, Move(zero_pad)), starts=starts)
 
@@ -202,14 +202,17 @@ def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer:
     terms: tuple[Term, ...] = ()
     starts: tuple[Start, ...] = ()
     for key, sign in ((when_true, True), (when_false, False)):
-        chosen = Static(Apply(_indicator, (mask.expression, sign)), mask.fake, False)
+        chosen = Static(Apply(_indicator, (mask.expression, sign)), mask.fake)
         value = call.args[key]
         if isinstance(value, Activation):
             terms += (Term(value.name, Scale(), call.weight(chosen)),)
         else:
             static = call.static(key)
             assert static is not None
-            product = Static(Apply(_masked, (mask.expression, sign, static.expression)), call.result, False)
+            shape = torch.broadcast_shapes(mask.shape, static.shape)
+            product = Static(
+                Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta")
+            )
             starts += call.bias(product)
     return call.layer(*terms, starts=starts)
 

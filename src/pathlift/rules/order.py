@@ -124,7 +124,7 @@ def constant_matrix(call: Call, matrix: Tensor, device: torch.device) -> Static:
     Returns:
         The expression.
     """
-    return Static(Apply(_on_device, (Constant(matrix), device)), matrix, False)
+    return Static(Apply(_on_device, (Constant(matrix), device)), matrix)
 
 
 def _on_device(matrix: Tensor, device: torch.device) -> Tensor:

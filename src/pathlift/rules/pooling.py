@@ -24,7 +24,7 @@ def avg_pool(call: Call) -> Layer:
         weight = scalar_leaf(1.0 / (divisor or math.prod(edges.kernel)))
         return call.layer(Term(source.name, edges, weight))
     table = inverse_divisors(edges, source.shape[-spatial:], call.shape[-spatial:], bool(call.args["count_include_pad"]))
-    static = Static(Apply(table.to, (call.result.device,)), table, False)
+    static = Static(Apply(table.to, (call.result.device,)), table)
     return call.layer(Term(source.name, edges, call.weight(static)))
 
 

@@ -1,0 +1,138 @@
+"""What every network is checked for: agreement of the fast passes with the enumeration of all paths."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.reference import Path, dag_of
+
+RTOL = 1e-9
+"""Models are compared in float64; what is left is rounding."""
+
+
+def close(found: float, expected: float, rtol: float = RTOL) -> bool:
+    """Whether two non-negative numbers agree to rounding."""
+    return math.isclose(found, expected, rel_tol=rtol, abs_tol=1e-300)
+
+
+def examples(shape: Sequence[int] | Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Random inputs of one or several shapes without batch dimension, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [shape] if isinstance(shape[0], int) else shape
+    return tuple(torch.randn(1, *s, generator=generator, dtype=torch.float64) for s in shapes)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter and batch-norm statistic anew, with signs, some zeros and no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    return model
+
+
+def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:
+    """A second network: some weights pruned, all weights grown, or all drawn anew around the old ones."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            if how == "pruned":
+                parameter.mul_(noise > 0.4)
+            elif how == "grown":
+                parameter.mul_(1 + noise)
+            else:
+                parameter.add_(2 * (noise - 0.5))
+    return other
+
+
+def lifting(model: nn.Module, inputs: tuple[Tensor, ...], limit: int = 30_000) -> tuple[list[Path], int]:
+    """All paths and the number of outputs."""
+    dag = dag_of(model, *inputs)
+    return dag.paths(limit), len(dag.outputs)
+
+
+def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool = True, limit: int = 30_000) -> int:
+    """Check norm, parts, orders, shares, units and metrics of a float64 model against its paths; return their number."""
+    dag = dag_of(model, *inputs)
+    paths = dag.paths(limit)
+    network = pathlift.capture(model, inputs)
+    norm = pathlift.path_norm(network)
+    whole = sum(abs(path.phi) for path in paths)
+    assert close(norm.value, whole), (norm.value, whole)
+    assert close(10**norm.log10, whole, 1e-8) or whole == 0
+    _check_outputs(norm, paths, dag.outputs)
+    for part, chosen in ((norm.input_part, True), (norm.bias_part, False)):
+        expected = sum(abs(path.phi) for path in paths if (path.bias is None) is chosen)
+        assert close(part, expected), (chosen, part, expected)
+    for q in (2.0, 3.5):
+        expected = sum(abs(path.phi) ** q for path in paths) ** (1 / q)
+        assert close(pathlift.path_norm(network, q=q).value, expected), q
+    assert close(pathlift.path_norm(network, q=math.inf).value, max((abs(path.phi) for path in paths), default=0.0))
+    _check_shares(pathlift.path_magnitude(network), paths, whole, model)
+    if pairs:
+        for how in ("pruned", "grown", "moved"):
+            _check_metric(network, perturbed(model, how), inputs, paths, how, limit)
+    return len(paths)
+
+
+def _check_outputs(norm: pathlift.PathNorm, paths: list[Path], outputs: tuple[int, ...]) -> None:
+    found = norm.per_output.reshape(-1).tolist()
+    expected: dict[int, float] = defaultdict(float)
+    for path in paths:
+        expected[path.end] += abs(path.phi)
+    assert len(found) == len(outputs)
+    for place, v in enumerate(outputs):
+        assert close(found[place], expected[v] / outputs.count(v)), place
+
+
+def _check_shares(scores: pathlift.PathMagnitude, paths: list[Path], whole: float, model: nn.Module) -> None:
+    expected: dict[tuple[str, int], float] = defaultdict(float)
+    for path in paths:
+        for label in path.labels:
+            expected[label] += abs(path.phi)
+    for name, score in scores.items():
+        flat = score.reshape(-1).tolist()
+        for index, share in enumerate(flat):
+            mass = expected.pop((name, index), 0.0)
+            assert math.isclose(share * whole, mass, rel_tol=1e-8, abs_tol=1e-12 * whole), (name, index, share)
+    assert not any(expected.values()), [label for label, mass in expected.items() if mass][:3]
+    own = dict(model.named_parameters())
+    assert all(scores[name].shape == own[name].shape for name in scores if name in own)
+
+
+def _check_metric(
+    network: pathlift.Network, other: nn.Module, inputs: tuple[Tensor, ...], paths: list[Path], how: str, limit: int
+) -> None:
+    if how == "pruned" and any("temperature" in name for name, _ in other.named_parameters()):
+        with pytest.raises(pathlift.NumericalError):  # a division by a pruned parameter
+            pathlift.path_metric(network, other)
+        return
+    theirs, _ = lifting(other, inputs, limit)
+    assert len(theirs) == len(paths)
+    exact = sum(abs(p.phi - o.phi) for p, o in zip(paths, theirs, strict=True))
+    squared = sum((p.phi - o.phi) ** 2 for p, o in zip(paths, theirs, strict=True)) ** 0.5
+    metric = pathlift.path_metric(network, other)
+    slack = 1e-9 * (1e-290 + exact)
+    assert metric.lower <= exact + slack and exact <= metric.upper + slack, (how, metric, exact)
+    norms = abs(sum(abs(p.phi) for p in paths) - sum(abs(p.phi) for p in theirs))
+    assert abs(metric.lower - norms) <= 1e-6 * (metric.upper + 1e-300), "the lower bound is (6)"
+    if metric.exact:
+        assert close(metric.value, exact), (how, metric, exact)
+    l2 = pathlift.path_metric(network, other, q=2)
+    assert l2.lower * (1 - 1e-12) <= squared <= l2.upper * (1 + 1e-12) + 1e-300, (l2, squared)
+    assert math.isclose(l2.value, squared, rel_tol=1e-7, abs_tol=1e-12), (l2, squared)
