@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.reference import Path, dag_of
+from pathlift.reference import Path, Probe
 
 RTOL = 1e-9
 """Models are compared in float64; what is left is rounding."""
@@ -60,15 +60,10 @@ def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:
     return other
 
 
-def lifting(model: nn.Module, inputs: tuple[Tensor, ...], limit: int = 30_000) -> tuple[list[Path], int]:
-    """All paths and the number of outputs."""
-    dag = dag_of(model, *inputs)
-    return dag.paths(limit), len(dag.outputs)
-
-
 def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool = True, limit: int = 30_000) -> int:
     """Check norm, parts, orders, shares, units and metrics of a float64 model against its paths; return their number."""
-    dag = dag_of(model, *inputs)
+    probe = Probe(model, *inputs)
+    dag = probe.dag()
     paths = dag.paths(limit)
     network = pathlift.capture(model, inputs)
     norm = pathlift.path_norm(network)
@@ -86,7 +81,7 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
     _check_shares(pathlift.path_magnitude(network), paths, whole, model)
     if pairs:
         for how in ("pruned", "grown", "moved"):
-            _check_metric(network, perturbed(model, how), inputs, paths, how, limit)
+            _check_metric(network, perturbed(model, how), probe, paths, how)
     return len(paths)
 
 
@@ -116,23 +111,23 @@ def _check_shares(scores: pathlift.PathMagnitude, paths: list[Path], whole: floa
 
 
 def _check_metric(
-    network: pathlift.Network, other: nn.Module, inputs: tuple[Tensor, ...], paths: list[Path], how: str, limit: int
+    network: pathlift.Network, other: nn.Module, probe: Probe, paths: list[Path], how: str
 ) -> None:
     if how == "pruned" and any("temperature" in name for name, _ in other.named_parameters()):
         with pytest.raises(pathlift.NumericalError):  # a division by a pruned parameter
             pathlift.path_metric(network, other)
         return
-    theirs, _ = lifting(other, inputs, limit)
+    theirs = probe.dag(other.state_dict()).paths(2 * len(paths) + 10_000)
     assert len(theirs) == len(paths)
     exact = sum(abs(p.phi - o.phi) for p, o in zip(paths, theirs, strict=True))
     squared = sum((p.phi - o.phi) ** 2 for p, o in zip(paths, theirs, strict=True)) ** 0.5
-    metric = pathlift.path_metric(network, other)
+    metric = pathlift.path_metric(network, other if how == "moved" else other.state_dict())
     slack = 1e-9 * (1e-290 + exact)
     assert metric.lower <= exact + slack and exact <= metric.upper + slack, (how, metric, exact)
     norms = abs(sum(abs(p.phi) for p in paths) - sum(abs(p.phi) for p in theirs))
     assert abs(metric.lower - norms) <= 1e-6 * (metric.upper + 1e-300), "the lower bound is (6)"
     if metric.exact:
         assert close(metric.value, exact), (how, metric, exact)
-    l2 = pathlift.path_metric(network, other, q=2)
+    l2 = pathlift.path_metric(network, other.state_dict(), q=2)
     assert l2.lower * (1 - 1e-12) <= squared <= l2.upper * (1 + 1e-12) + 1e-300, (l2, squared)
     assert math.isclose(l2.value, squared, rel_tol=1e-7, abs_tol=1e-12), (l2, squared)

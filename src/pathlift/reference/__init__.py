@@ -2,6 +2,6 @@
 
 from pathlift.reference.dag import Bias, Dag, Edge, Neuron, Path, State
 from pathlift.reference.lifting import PathLifting, path_lifting
-from pathlift.reference.probe import dag_of
+from pathlift.reference.probe import Probe, dag_of
 
-__all__ = ["Bias", "Dag", "Edge", "Neuron", "Path", "PathLifting", "State", "dag_of", "path_lifting"]
+__all__ = ["Bias", "Dag", "Edge", "Neuron", "Path", "PathLifting", "Probe", "State", "dag_of", "path_lifting"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,25 +51,45 @@ def dag_of(model: nn.Module, *examples: Tensor) -> Dag:
     Raises:
         InputError: An operator is not affine where it should be.
     """
-    return _Probe(model, examples).dag
+    return Probe(model, *examples).dag()
 
 
-class _Probe:
-    def __init__(self, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+class Probe:
+    """A small model, exported once; `dag` writes it out for its own weights or any others."""
+
+    def __init__(self, model: nn.Module, *examples: Tensor) -> None:
+        """Export a copy of the model.
+
+        Args:
+            model: The model; not changed.
+            examples: Example inputs with batch size 1.
+        """
         twin = copy.deepcopy(model).eval().double()
-        examples = tuple(example.double() for example in examples)
         with torch.no_grad():
-            program = torch.export.export(twin, examples, strict=False).run_decompositions({})
+            program = torch.export.export(twin, tuple(example.double() for example in examples), strict=False)
+            if any(_mutates(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+        self.program = program
         self.names = _canonical_names(twin)
+
+    @torch.no_grad()
+    def dag(self, state: Mapping[str, Tensor] | None = None) -> Dag:
+        """Write the network out neuron by neuron.
+
+        Args:
+            state: Parameters and buffers to use in place of the model's own.
+
+        Returns:
+            The graph.
+        """
         self.neurons: list[Neuron] = []
         self.env: dict[fx.Node, Any] = {}
-        with torch.no_grad():
-            self._walk(program)
-        self.dag = Dag(tuple(self.neurons), tuple(self.outputs))
+        own = {name: tensor.double() for name, tensor in (state or {}).items() if tensor.dtype.is_floating_point}
+        self._walk(self.program, {**self.program.state_dict, **self.program.constants, **own})
+        return Dag(tuple(self.neurons), tuple(self.outputs))
 
-    def _walk(self, program: torch.export.ExportedProgram) -> None:
+    def _walk(self, program: torch.export.ExportedProgram, state: Mapping[str, Any]) -> None:
         specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
-        state = {**program.state_dict, **program.constants}
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 spec = specs[node.name]
@@ -134,8 +154,9 @@ class _Probe:
             return self._clamp(node, op)
         if name in LARGEST or name in SMALLEST:
             return self._pool(node, op, smallest=name in SMALLEST)
-        if name == "_native_batch_norm_legit_no_training":
-            return (self._batch_norm(node, op, args[0]),)
+        if name in {"batch_norm", "_native_batch_norm_legit_no_training"}:
+            normalised = self._batch_norm(node, op, args[0])
+            return normalised if name == "batch_norm" else (normalised,)
         if name == "div" and isinstance(args[1], _Labelled):
             inverse = _Labelled(1.0 / args[1].value, args[1].labels)
             op = _Operator(torch.ops.aten.mul.Tensor, (args[0], inverse), {})
@@ -405,6 +426,11 @@ class _Operator:
             return leaf
 
         return self.target(*_map(self.args, fill), **_map(self.kwargs, fill))
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _with_unit(zeros: list[Tensor], place: int, index: int) -> list[Tensor]:
