@@ -1,0 +1,5 @@
+"""The command line, ``pathlift``: tables for people, ``--json`` for programs, exit status 2 for bad input."""
+
+from pathlift.cli.app import app, main
+
+__all__ = ["app", "main"]

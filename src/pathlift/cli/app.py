@@ -1,0 +1,253 @@
+"""The commands: ``norm``, ``metric``, ``score``, ``support``. Each parses, calls one public function, and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import pathlift
+from pathlift.errors import InputError, PathliftError
+from pathlift.models import default_shape, load_model, load_state, save_tensors
+
+app = typer.Typer(
+    help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file.")
+]
+Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
+Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+
+
+def main() -> None:
+    """Run the command line: exit status 2 and one sentence on bad input."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    try:
+        app()
+    except PathliftError as error:
+        err.print(f"pathlift: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("pathlift: interrupted", style="red")
+        sys.exit(130)
+
+
+def _shape(name: str, shape: str | None) -> tuple[int, ...]:
+    if shape is None:
+        return default_shape(name)
+    try:
+        return tuple(int(size) for size in shape.replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--shape must be whole numbers separated by commas, found '{shape}'.") from None
+
+
+def _capture(name: str, weights: Path | None, shape: str | None, seed: int, device: str) -> pathlift.Network:
+    with err.status(f"building {name}"):
+        model = load_model(name, weights, seed)
+        sizes = _shape(name, shape)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    with err.status("capturing the graph"):
+        return pathlift.capture(model, sizes)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no inf and no NaN."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _print_json(values: dict[str, object]) -> None:
+    clean = {key: _number(value) if isinstance(value, float) else value for key, value in values.items()}
+    typer.echo(json.dumps(clean, allow_nan=False))
+
+
+def _scientific(log10: float) -> str:
+    """Write 10**log10 with six digits at any size."""
+    if not math.isfinite(log10):
+        return "0" if log10 < 0 else str(log10)
+    power = math.floor(log10)
+    if -4 <= power < 6:
+        return f"{10**log10:.6g}"
+    return f"{10 ** (log10 - power):.5f}e{power:+d}"
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+@app.command()
+def norm(
+    model: ModelName,
+    weights: Weights = None,
+    shape: Shape = None,
+    q: Annotated[float, typer.Option(help="Order of the norm, 1 to inf.")] = 1.0,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Path-norm of a network."""
+    network = _capture(model, weights, shape, seed, device)
+    with err.status("computing the path-norm"):
+        found = pathlift.path_norm(network, q=q)
+        parts = {"log10_input_part": found.log10_input_part, "log10_bias_part": found.log10_bias_part}
+    if as_json:
+        _print_json({
+            "model": model,
+            "q": q,
+            "value": found.value,
+            "log10": found.log10,
+            **parts,
+            "outputs": found.per_output.numel(),
+            "weights": None if weights is None else str(weights),
+        })
+        return
+    per_output = found.per_output.reshape(-1)
+    largest = int(per_output.argmax())
+    rows = [
+        (f"path-norm (q = {q:g})", _scientific(found.log10)),
+        ("  from inputs", _scientific(parts["log10_input_part"])),
+        ("  from biases", _scientific(parts["log10_bias_part"])),
+        ("log10", f"{found.log10:.6f}"),
+        ("output neurons", str(per_output.numel())),
+        ("largest output", f"{largest} ({_scientific(_log10(per_output[largest]) + found.log10_scale)})"),
+    ]
+    _table(_titled(model, weights), rows)
+
+
+def _log10(value: Tensor) -> float:
+    return math.log10(float(value)) if float(value) > 0 else -math.inf
+
+
+def _titled(model: str, weights: Path | None) -> str:
+    return model if weights is not None or ":" not in model else f"{model} (random initial weights)"
+
+
+@app.command()
+def metric(
+    model: ModelName,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="A state-dict file, or a second model by name.")],
+    weights: Weights = None,
+    shape: Shape = None,
+    q: Annotated[int, typer.Option(help="1, or 2 (exact for any pair).")] = 1,
+    as_json: Json = False,
+    seed: Seed = 0,
+    other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
+    network = _capture(model, weights, shape, seed, device)
+    with err.status("computing the path-metric"):
+        is_file = Path(other).is_file() or Path(other).suffix in {".safetensors", ".pt", ".pth"}
+        second = load_state(Path(other)) if is_file else load_model(other, None, other_seed)
+        found = pathlift.path_metric(network, second, q=q)
+        whole = pathlift.path_norm(network, q=q)
+    if as_json:
+        _print_json({
+            "model": model,
+            "other": other,
+            "q": q,
+            "exact": found.exact,
+            "method": found.method,
+            "lower": found.lower,
+            "upper": found.upper,
+            "log10_lower": found.log10_lower,
+            "log10_upper": found.log10_upper,
+            "log10_path_norm": whole.log10,
+        })
+        return
+    rows = [("path-norm of MODEL", _scientific(whole.log10))]
+    if found.exact:
+        rows += [("path-metric", _scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
+    else:
+        rows += [("path-metric, at least", _scientific(found.log10_lower)), ("path-metric, at most", _scientific(found.log10_upper))]
+        rows += [("exact", "no: the weights are not ordered (Lemma 4.2); (6) below, pivot bound above")]
+    rows += [("relative to the norm", _scientific(found.log10_upper - whole.log10))]
+    _table(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
+
+
+@app.command()
+def score(
+    model: ModelName,
+    weights: Weights = None,
+    shape: Shape = None,
+    out_file: Annotated[Optional[Path], typer.Option("--out", help="Write the scores to a .safetensors file.")] = None,  # noqa: UP045
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Path-magnitude of every weight: its share of the path-norm."""
+    if out_file is not None and out_file.suffix != ".safetensors":
+        raise InputError(f"--out must end in .safetensors, found '{out_file}'.")
+    network = _capture(model, weights, shape, seed, device)
+    with err.status("scoring all weights"):
+        scores = pathlift.path_magnitude(network)
+    if out_file is not None:
+        save_tensors(scores, out_file)
+    if as_json:
+        _print_json({
+            "model": model,
+            "log10_path_norm": scores.log10_path_norm,
+            "out": None if out_file is None else str(out_file),
+            "tensors": {name: {"share": float(s.sum()), "max": float(s.max()), "weights": s.numel()} for name, s in scores.items()},
+        })
+        return
+    table = Table(title=_titled(model, weights), title_justify="left", box=None, padding=(0, 2))
+    for header in ("tensor", "weights", "share of all paths", "largest weight's", "median weight's"):
+        table.add_column(header, justify="left" if header == "tensor" else "right")
+    for name, tensor in scores.items():
+        middle = float(tensor.reshape(-1).median())
+        table.add_row(name, f"{tensor.numel():,}", f"{float(tensor.sum()):.4f}", f"{float(tensor.max()):.2e}", f"{middle:.2e}")
+    out.print(table)
+    out.print(f"path-norm {_scientific(scores.log10_path_norm)}" + (f", scores written to {out_file}" if out_file else ""))
+
+
+@app.command()
+def support(model: ModelName, shape: Shape = None, as_json: Json = False) -> None:
+    """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
+    with err.status(f"looking at {model}"):
+        report = pathlift.check_support(load_model(model), _shape(model, shape))
+    if as_json:
+        problems = [
+            {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems
+        ]
+        _print_json({"model": model, "supported": report.supported, "operators": report.operators, "problems": problems})
+    elif report.supported:
+        out.print(f"{model}: supported ({report.operators} operators)")
+    else:
+        table = Table(title=f"{model}: not supported, {len(report.problems)} problems", title_justify="left")
+        for header in ("module", "operator", "where", "reason", "advice"):
+            table.add_column(header, overflow="fold")
+        for p in report.problems:
+            table.add_row(p.module, p.op, p.where.rsplit("/", 1)[-1], p.reason, p.advice)
+        Console().print(table)
+    raise typer.Exit(0 if report.supported else 1)
+
+
+__all__ = ["app", "main"]
