@@ -46,7 +46,9 @@ def build(key: str) -> tuple[torch.nn.Module, object]:
 
         model = timm.create_model(name, pretrained=False)
         size = model.default_cfg.get("input_size", (3, 224, 224))
-        return model, tuple(model.default_cfg.get("test_input_size", size) if model.default_cfg.get("fixed_input_size") else size)
+        return model, tuple(
+            model.default_cfg.get("test_input_size", size) if model.default_cfg.get("fixed_input_size") else size
+        )
     import torchvision
 
     options: dict[str, object] = {"weights": None}
@@ -92,7 +94,13 @@ def look(key: str) -> dict[str, object]:
             "reason": first,
         }
     except Exception as error:  # the point of this command is to find these
-        return {"key": key, "outcome": "crash", "operators": 0, "problems": {}, "reason": f"{type(error).__name__}: {error}"[:300]}
+        return {
+            "key": key,
+            "outcome": "crash",
+            "operators": 0,
+            "problems": {},
+            "reason": f"{type(error).__name__}: {error}"[:300],
+        }
     finally:
         signal.alarm(0)
 
@@ -119,7 +127,12 @@ def page(rows: list[dict[str, object]]) -> str:
         own = [row for row in rows if str(row["key"]).startswith(f"{library}/{group}/")]
         good = sorted(str(row["key"]).split("/")[2] for row in own if row["outcome"] == "supported")
         bad = [row for row in own if row["outcome"] != "supported"]
-        lines += ["", f"## {library}: {group}", "", f"Supported ({len(good)}): " + ", ".join(f"`{name}`" for name in good) + "."]
+        lines += [
+            "",
+            f"## {library}: {group}",
+            "",
+            f"Supported ({len(good)}): " + ", ".join(f"`{name}`" for name in good) + ".",
+        ]
         if bad:
             lines += ["", "| refused | operators outside the theory |", "| --- | --- |"]
         for row in sorted(bad, key=lambda row: str(row["key"])):

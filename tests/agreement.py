@@ -110,9 +110,7 @@ def _check_shares(scores: pathlift.PathMagnitude, paths: list[Path], whole: floa
     assert all(scores[name].shape == own[name].shape for name in scores if name in own)
 
 
-def _check_metric(
-    network: pathlift.Network, other: nn.Module, probe: Probe, paths: list[Path], how: str
-) -> None:
+def _check_metric(network: pathlift.Network, other: nn.Module, probe: Probe, paths: list[Path], how: str) -> None:
     if how == "pruned" and any("temperature" in name for name, _ in other.named_parameters()):
         with pytest.raises(pathlift.NumericalError):  # a division by a pruned parameter
             pathlift.path_metric(network, other)

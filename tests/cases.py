@@ -332,5 +332,9 @@ NETWORKS = [
     Case("tied", Tied, (3,)),
     Case("several outputs", SeveralOutputs, (3,)),
     Case("input returned", lambda: Fn(lambda x: x), (3,)),
-    Case("no bias at all", lambda: nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)), (3,)),
+    Case(
+        "no bias at all",
+        lambda: nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)),
+        (3,),
+    ),
 ]

@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from cases import OPERATORS, Fn, _ops
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+from cases import OPERATORS, Fn, _ops
 
 Shape: TypeAlias = "tuple[int, ...]"
 Draw: TypeAlias = "Callable[[st.SearchStrategy[object]], object]"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import assert_agrees, examples, randomised
-from cases import NETWORKS, OPERATORS, Case, SeveralInputs
 
 import pathlift
+from agreement import assert_agrees, examples, randomised
+from cases import NETWORKS, OPERATORS, Case, SeveralInputs
 
 
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
@@ -31,5 +31,6 @@ def test_the_key_identity_holds(case: Case) -> None:
         out = model(x)
     if isinstance(out, torch.Tensor):
         assert torch.allclose(lifting.realisation, out.reshape(-1), rtol=1e-9, atol=1e-12)
-    assert lifting.activations is not None and float(lifting.activations.abs().max()) <= 1
+    assert lifting.activations is not None
+    assert float(lifting.activations.abs().max()) <= 1
     assert torch.allclose(lifting.reconstruction(), lifting.realisation, rtol=1e-9, atol=1e-12)

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from agreement import randomised
-from cases import NETWORKS, Residual
 from torch import Tensor, nn
 
 import pathlift
+from agreement import randomised
+from cases import NETWORKS, Residual
 from pathlift.reference import Dag, Edge, Neuron, dag_of
 
 torchvision = pytest.importorskip("torchvision")
@@ -76,7 +76,11 @@ def test_every_cut_of_a_layered_network_carries_the_whole_path_norm(name: str) -
     layers = [key for key in scores if key.endswith("weight")]
     for place, layer in enumerate(layers):
         # A batch norm's bias starts after its weight; a convolution's or linear layer's bias likewise.
-        later = sum(float(scores[k.replace("weight", "bias")].double().sum()) for k in layers[place:] if k.replace("weight", "bias") in scores)
+        later = sum(
+            float(scores[k.replace("weight", "bias")].double().sum())
+            for k in layers[place:]
+            if k.replace("weight", "bias") in scores
+        )
         assert float(scores[layer].double().sum()) + later == pytest.approx(1.0, abs=2e-5), layer
 
 
@@ -118,7 +122,8 @@ def test_pruning_more_costs_more_and_the_sum_of_scores_bounds_the_joint_cost() -
         state = {key: value.clone() for key, value in model.state_dict().items()}
         state[name].view(-1)[chosen] = 0
         metric = pathlift.path_metric(network, state)
-        assert metric.exact and metric.method == "lemma 4.2"
+        assert metric.exact
+        assert metric.method == "lemma 4.2"
         bound = float(flat[chosen].double().sum()) * pathlift.path_norm(network).value
         assert metric.value <= bound * (1 + 1e-5)
         if amount == 1:
@@ -143,7 +148,8 @@ def test_exact_values_are_a_metric(case: object) -> None:
         twin = copy.deepcopy(model)
         twin.load_state_dict(half)
         there, back = pathlift.path_metric(network, half), pathlift.path_metric(twin, model, case.shape)  # type: ignore[attr-defined]
-        assert there.exact and there.value == pytest.approx(back.value, rel=1e-12)
+        assert there.exact
+        assert there.value == pytest.approx(back.value, rel=1e-12)
         far = pathlift.path_metric(network, third)
         rest = pathlift.path_metric(twin, third, case.shape)  # type: ignore[attr-defined]
         assert far.value == pytest.approx(there.value + rest.value, rel=1e-12)
@@ -172,8 +178,6 @@ def test_the_l2_metric_sees_the_tenth_digit_of_one_weight() -> None:
     assert metric.value == pytest.approx(math.sqrt(exact), rel=1e-5)
 
 
-
-
 def test_the_l2_metric_of_a_rescaled_copy_is_zero_within_its_stated_error() -> None:
     model = trained_like("resnet18")
     metric = pathlift.path_metric(model, rescaled_resnet(model, (1.0, 3.0)), SHAPE, q=2)
@@ -191,7 +195,8 @@ def test_a_thousand_layers_of_weight_three_in_float32() -> None:
     norm = pathlift.path_norm(model, (2,))
     assert norm.value == math.inf
     assert norm.log10 == pytest.approx(math.log10(4) + 999 * math.log10(6) + math.log10(3), rel=1e-9)
-    assert norm.log10_scale > 700 and torch.isfinite(norm.per_output).all()
+    assert norm.log10_scale > 700
+    assert torch.isfinite(norm.per_output).all()
     assert float(norm.per_output.sum()) * 1.0 == pytest.approx(10 ** (norm.log10 - norm.log10_scale), rel=1e-4)
     scores = pathlift.path_magnitude(model, (2,))
     assert all(torch.allclose(score, torch.full((2, 2), 0.25)) for score in scores.values())
@@ -199,7 +204,8 @@ def test_a_thousand_layers_of_weight_three_in_float32() -> None:
     with torch.no_grad():
         pruned[1000].weight[0, 0] = 0
     metric = pathlift.path_metric(model, pruned, (2,))
-    assert metric.exact and metric.log10_upper == pytest.approx(norm.log10 - math.log10(4), abs=1e-4)
+    assert metric.exact
+    assert metric.log10_upper == pytest.approx(norm.log10 - math.log10(4), abs=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
@@ -245,7 +251,8 @@ def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> 
     state[name].view(-1)[index] = 0
     metric = pathlift.path_metric(network, state)
     share = math.log10(float(scores[name].flatten()[index]))
-    assert metric.exact and metric.log10_upper == pytest.approx(norm.log10 + share, abs=1e-3)
+    assert metric.exact
+    assert metric.log10_upper == pytest.approx(norm.log10 + share, abs=1e-3)
 
 
 def test_half_precision_is_computed_in_float32() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from agreement import assert_agrees, examples, randomised
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
-from networks import networks, operator_pairs
 from torch import nn
 
+from agreement import assert_agrees, examples, randomised
+from networks import networks, operator_pairs
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
 

@@ -50,6 +50,25 @@ class Problem:
         return f"{self.op} in {place}{line}: {self.reason} {self.advice}".rstrip()
 
 
+def grouped(problems: tuple[Problem, ...]) -> list[list[Problem]]:
+    """Group problems of the same operator and reason, in order of first appearance.
+
+    Args:
+        problems: Any problems.
+
+    Returns:
+        Non-empty groups.
+    """
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.op, problem.reason), []).append(problem)
+    return list(groups.values())
+
+
+def _elsewhere(same: list[Problem]) -> str:
+    return "" if len(same) == 1 else f" (and {len(same) - 1} more calls like it)"
+
+
 class UnsupportedModelError(PathliftError):
     """The model uses something outside the theory; raised before any number is computed.
 
@@ -64,9 +83,10 @@ class UnsupportedModelError(PathliftError):
             problems: At least one problem.
         """
         self.problems = problems
-        lines = "\n".join(f"  - {problem}" for problem in problems[:10])
-        more = f"\n  … and {len(problems) - 10} more (check_support lists them all)" if len(problems) > 10 else ""
-        count = f"{len(problems)} operator{'s' if len(problems) > 1 else ''}"
+        kinds = grouped(problems)
+        lines = "\n".join(f"  - {same[0]}{_elsewhere(same)}" for same in kinds[:8])
+        more = f"\n  … and {len(kinds) - 8} further kinds (check_support lists all)" if len(kinds) > 8 else ""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"This model is outside the theory of path-liftings: {count}.\n{lines}{more}")
 
     def __reduce__(self) -> tuple[type[UnsupportedModelError], tuple[tuple[Problem, ...]]]:

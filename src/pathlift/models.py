@@ -109,8 +109,18 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"'{path}' is not a plain state-dict: it holds code or objects, which are never loaded. "
             "Save model.state_dict() with torch.save or safetensors."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"'{path}' cannot be read as a state-dict: {str(error).splitlines()[0]}") from error
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        UnicodeDecodeError,
+        AttributeError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), "the file ends too early")
+        raise InputError(f"'{path}' cannot be read as a state-dict: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -151,7 +161,7 @@ def _from_torchvision(entry: str) -> nn.Module:
     models = _package("torchvision.models", "vision")
     if entry not in models.list_models():
         raise InputError(f"torchvision has no model '{entry}'.{_nearest(entry, models.list_models())}")
-    options = {"weights": None}
+    options: dict[str, object] = {"weights": None}
     builder = models.get_model_builder(entry)
     if "init_weights" in builder.__code__.co_varnames or entry in {"googlenet", "inception_v3"}:
         options["init_weights"] = False

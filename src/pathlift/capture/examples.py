@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pathlift.errors import InputError
 
 Shape: TypeAlias = Sequence[int]
-Inputs: TypeAlias = Union[Tensor, Shape, Sequence[Tensor], Sequence[Shape]]
+Inputs: TypeAlias = Tensor | Shape | Sequence[Tensor] | Sequence[Shape]
 """An input shape without the batch dimension, an example tensor with it, or a sequence of either for several inputs."""
 
 

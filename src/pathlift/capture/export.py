@@ -168,7 +168,7 @@ def _aliased_argument(node: fx.Node) -> fx.Node | None:
     if schema is None:
         return None
     shares = any(result.alias_info is not None for result in schema.returns)
-    maybe = node.target.__name__.split(".")[0] in _MAY_ALIAS
+    maybe = getattr(node.target, "__name__", "").split(".")[0] in _MAY_ALIAS
     if not shares and not maybe:
         return None
     for place, argument in enumerate(schema.arguments):

@@ -29,7 +29,9 @@ def frozen_view(model: nn.Module) -> nn.Module:
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the module it was given
     if isinstance(model, torch.jit.ScriptModule):
-        raise _refusal("It is a TorchScript module, which has no graph to export.", "Give the original nn.Module.")
+        raise UnsupportedModelError(
+            _problem("It is a TorchScript module, which has no graph to export.", "Give the original nn.Module.")
+        )
     memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
@@ -38,9 +40,11 @@ def frozen_view(model: nn.Module) -> nn.Module:
     try:
         view: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
-        raise _refusal(
-            f"Its module objects cannot be copied ({type(error).__name__}: {error}).",
-            "Remove the attribute that cannot be copied (an open file, a lock, a generator) from the model.",
+        raise UnsupportedModelError(
+            _problem(
+                f"Its module objects cannot be copied ({type(error).__name__}: {error}).",
+                "Remove the attribute that cannot be copied (an open file, a lock, a generator) from the model.",
+            )
         ) from error
     for module in view.modules():
         module._backward_hooks.clear()
@@ -63,8 +67,10 @@ def _alias_tensors(value: Any, memo: dict[int, Any], module: str) -> None:
 
 def _alias(tensor: Tensor, module: str) -> Tensor:
     if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise _refusal(
-            f"Module '{module}' has a lazy parameter without a shape.", "Run the model once so that it gets its shape."
+        raise UnsupportedModelError(
+            _problem(
+                f"Module '{module}' has a lazy parameter without a shape.", "Run the model once so that it gets its shape."
+            )
         )
     alias = tensor.detach()
     if isinstance(tensor, nn.Parameter) and alias.dtype.is_floating_point:
@@ -72,5 +78,5 @@ def _alias(tensor: Tensor, module: str) -> Tensor:
     return alias
 
 
-def _refusal(reason: str, advice: str) -> UnsupportedModelError:
-    return UnsupportedModelError((Problem("", "export", "", reason, advice),))
+def _problem(reason: str, advice: str) -> tuple[Problem, ...]:
+    return (Problem("", "export", "", reason, advice),)

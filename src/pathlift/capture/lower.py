@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,13 @@ from pathlift.rules import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidde
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 SCALINGS = {"neg", "mul", "div"}
-IGNORED = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range"}
+IGNORED = {
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range_for_size",
+    "sym_constrain_range",
+}
 UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
 
 
@@ -83,9 +90,7 @@ class _Lowering:
                 self.state[name] = tensor
             else:
                 self.aliases[name] = first
-        self.parameters = tuple(
-            name for name, _ in view.named_parameters(remove_duplicate=False) if name in self.state
-        )
+        self.parameters = tuple(name for name, _ in view.named_parameters(remove_duplicate=False) if name in self.state)
         self.parameter_set = frozenset(self.parameters)
 
     # ---- the walk over the graph
@@ -221,9 +226,7 @@ class _Lowering:
     def _append(self, layer: Layer, name: str) -> Activation:
         scored = [t.weight for t in layer.terms if t.weight is not None and t.weight.score_name is not None]
         unit = self.origin.module if layer.unit_dim is not None and scored else None
-        self.nodes.append(
-            Node(name, layer.shape, layer.terms, layer.starts, self.origin, layer.concat, layer.unit_dim, unit)
-        )
+        self.nodes.append(Node(name, layer.shape, layer.terms, layer.starts, self.origin, layer.concat, layer.unit_dim, unit))
         return Activation(name, layer.shape, layer.dtype)
 
     # ---- the Builder that rules use
@@ -248,9 +251,7 @@ class _Lowering:
         scalar: float | None = None
         if not requires and isinstance(expression, Constant):
             value = expression.value
-            if not isinstance(value, Tensor):
-                scalar = float(value)
-            elif value.numel() == 1 and not value.is_meta and value.dim() == 0:
+            if not isinstance(value, Tensor) or (value.numel() == 1 and not value.is_meta and value.dim() == 0):
                 scalar = float(value)
         if not scored:
             return Leaf(expression, static.shape, None, scalar=scalar, requires=requires)
@@ -304,7 +305,7 @@ class _Lowering:
         result = node.meta.get("val")
         statics = [value for value in _flatten(args.values()) if isinstance(value, Static)]
         expression = Apply(
-            node.target,
+            _function(node),
             tuple(_to_expression(self._resolve(value)) for value in node.args),
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
         )
@@ -320,7 +321,7 @@ class _Lowering:
         if name not in MOVEMENTS:
             return None
         return Apply(
-            node.target,
+            _function(node),
             tuple(_to_expression(self._resolve(value), moves=True) for value in node.args),
             {key: _to_expression(self._resolve(value), moves=True) for key, value in node.kwargs.items()},
         )
@@ -334,7 +335,7 @@ class _Lowering:
             else _to_expression(value)
             for value in resolved
         )
-        expression = Apply(node.target, args, dict(node.kwargs))
+        expression = Apply(_function(node), args, dict(node.kwargs))
         return self._static(expression, node.meta["val"], None)
 
     def _resolve(self, value: Any) -> Any:
@@ -434,8 +435,17 @@ def _placeholder_like(fake: Any, name: str) -> Any:
     return None
 
 
+def _function(node: fx.Node) -> Callable[..., Any]:
+    assert callable(node.target)
+    return node.target
+
+
 def _operator_name(node: fx.Node) -> str:
-    return str(node.target) if getattr(node.target, "_schema", None) is not None else str(getattr(node.target, "__name__", node.target))
+    return (
+        str(node.target)
+        if getattr(node.target, "_schema", None) is not None
+        else str(getattr(node.target, "__name__", node.target))
+    )
 
 
 def _base_name(node: fx.Node) -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pathlift
-from pathlift.errors import InputError, PathliftError
+from pathlift.errors import InputError, PathliftError, grouped
 from pathlift.models import default_shape, load_model, load_state, save_tensors
 
 app = typer.Typer(
@@ -25,11 +25,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, soft_wrap=True)
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file.")
+    str,
+    typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file."),
 ]
 Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
 Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
@@ -186,8 +187,11 @@ def metric(
     if found.exact:
         rows += [("path-metric", _scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
     else:
-        rows += [("path-metric, at least", _scientific(found.log10_lower)), ("path-metric, at most", _scientific(found.log10_upper))]
-        rows += [("exact", "no: the weights are not ordered (Lemma 4.2); (6) below, pivot bound above")]
+        rows += [
+            ("path-metric, at least", _scientific(found.log10_lower)),
+            ("path-metric, at most", _scientific(found.log10_upper)),
+        ]
+        rows += [("exact", "no (weights not ordered)"), ("bounds", "(6) and pivot")]
     rows += [("relative to the norm", _scientific(found.log10_upper - whole.log10))]
     _table(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
 
@@ -215,12 +219,14 @@ def score(
             "model": model,
             "log10_path_norm": scores.log10_path_norm,
             "out": None if out_file is None else str(out_file),
-            "tensors": {name: {"share": float(s.sum()), "max": float(s.max()), "weights": s.numel()} for name, s in scores.items()},
+            "tensors": {
+                name: {"share": float(s.sum()), "max": float(s.max()), "weights": s.numel()} for name, s in scores.items()
+            },
         })
         return
     table = Table(title=_titled(model, weights), title_justify="left", box=None, padding=(0, 2))
-    for header in ("tensor", "weights", "share of all paths", "largest weight's", "median weight's"):
-        table.add_column(header, justify="left" if header == "tensor" else "right")
+    for header in ("tensor", "weights", "share of all paths", "largest", "median"):
+        table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
     for name, tensor in scores.items():
         middle = float(tensor.reshape(-1).median())
         table.add_row(name, f"{tensor.numel():,}", f"{float(tensor.sum()):.4f}", f"{float(tensor.max()):.2e}", f"{middle:.2e}")
@@ -237,16 +243,22 @@ def support(model: ModelName, shape: Shape = None, as_json: Json = False) -> Non
         problems = [
             {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems
         ]
-        _print_json({"model": model, "supported": report.supported, "operators": report.operators, "problems": problems})
+        _print_json({
+            "model": model,
+            "supported": report.supported,
+            "operators": report.operators,
+            "problems": problems,
+        })
     elif report.supported:
         out.print(f"{model}: supported ({report.operators} operators)")
     else:
-        table = Table(title=f"{model}: not supported, {len(report.problems)} problems", title_justify="left")
-        for header in ("module", "operator", "where", "reason", "advice"):
-            table.add_column(header, overflow="fold")
-        for p in report.problems:
-            table.add_row(p.module, p.op, p.where.rsplit("/", 1)[-1], p.reason, p.advice)
-        Console().print(table)
+        out.print(f"{model}: not supported, {len(report.problems)} problems", style="bold")
+        for same in grouped(report.problems):
+            first = same[0]
+            out.print(f"\n{first.op}, {len(same)} ×. {first.reason}\n{first.advice}", markup=False, highlight=False)
+            for p in same:
+                place = f" ({p.where.rsplit('/', 1)[-1]})" if p.where else ""
+                out.print(f"  {p.module or 'the model itself'}{place}", markup=False, highlight=False)
     raise typer.Exit(0 if report.supported else 1)
 
 

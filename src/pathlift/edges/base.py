@@ -111,7 +111,7 @@ class Support(Weights):
         self.exponent = 0.0
 
     def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
-        return (super()._apply(values) != 0).to(self.dtype)
+        return (super()._apply(values, brief=brief) != 0).to(self.dtype)
 
 
 class Edges(ABC):

@@ -89,9 +89,11 @@ class Convolution(Edges):
     def _untranspose(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Rewrite a transposed convolution as a convolution with stride 1 over an input with zeros in between."""
         spatial = x.shape[2:]
-        sizes = [(size - 1) * step + 1 + more for size, step, more in zip(spatial, self.stride, self.output_padding, strict=True)]
+        sizes = [
+            (size - 1) * step + 1 + more for size, step, more in zip(spatial, self.stride, self.output_padding, strict=True)
+        ]
         spread = x.new_zeros(*x.shape[:2], *sizes)
-        places = (slice(None), slice(None))
+        places: tuple[slice, ...] = (slice(None), slice(None))
         places += tuple(slice(0, (size - 1) * step + 1, step) for size, step in zip(spatial, self.stride, strict=True))
         spread[places] = x
         count = weight.shape[0] // self.groups

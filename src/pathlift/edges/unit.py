@@ -162,9 +162,9 @@ class Window(_Unit):
 
     def gather(self, x: Tensor) -> Tensor:
         """Sum over each window, one dimension after the other."""
-        if len(self.kernel) == 2 and x.dim() == 4 and set(self.dilation) == {1} and not any(self.extra):
-            if all(2 * pad <= size for pad, size in zip(self.padding, self.kernel, strict=True)):
-                return F.avg_pool2d(x, self.kernel, self.stride, self.padding, False, True, 1)
+        plain = len(self.kernel) == 2 and x.dim() == 4 and set(self.dilation) == {1} and not any(self.extra)
+        if plain and all(2 * pad <= size for pad, size in zip(self.padding, self.kernel, strict=True)):
+            return F.avg_pool2d(x, self.kernel, self.stride, self.padding, False, True, 1)
         return self._fold(x, torch.add)
 
     def gather_max(self, x: Tensor) -> Tensor:

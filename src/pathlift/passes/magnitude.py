@@ -126,7 +126,8 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         shares: dict[str, Tensor] = {}
 
         def unit(node: Node, mass: Tensor) -> None:
-            assert node.unit_name is not None and node.unit_dim is not None
+            assert node.unit_name is not None
+            assert node.unit_dim is not None
             summed = mass.sum([dim for dim in range(mass.dim()) if dim != node.unit_dim])
             shares[node.unit_name] = shares[node.unit_name] + summed if node.unit_name in shares else summed
 
@@ -146,7 +147,7 @@ class _Scores:
         self.network = network
         self.found: dict[str, Tensor] = {}
 
-    def add(self, node: Node, leaf: Leaf, share: Tensor) -> None:
+    def add(self, leaf: Leaf, share: Tensor) -> None:
         if leaf.pull_back is not None:
             for name, part in _moved_back(self.network, leaf, share).items():
                 self._add(name, part)
@@ -187,4 +188,3 @@ def _moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor
         moved = evaluate(leaf.pull_back, state)
         gradients = torch.autograd.grad(moved, [state[name] for name in names], share.reshape(moved.shape))
     return dict(zip(names, gradients, strict=True))
-

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.scaled import Scaled, total
 
-Other: TypeAlias = Union[nn.Module, Network, Mapping[str, Tensor]]
+Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor]
 """The second network: a module or captured network of the same architecture, or a state-dict."""
 
 
@@ -57,9 +57,7 @@ class PathMetric:
 
 
 @torch.no_grad()
-def path_metric(
-    model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, q: float = 1
-) -> PathMetric:
+def path_metric(model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, q: float = 1) -> PathMetric:
     """Compute the path-metric between two networks of one architecture.
 
     For q = 1 it is exact when the weights are ordered: |θ| ≥ |θ'| with no sign changed, or the other way round (Lemma
@@ -133,12 +131,9 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         _compare_names(network, other, strict=False)
         found = other
     else:
-        raise InputError(
-            f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}."
-        )
+        raise InputError(f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}.")
     state = {
-        name: found[name].detach().to(network.device) if name in found else tensor
-        for name, tensor in network.state.items()
+        name: found[name].detach().to(network.device) if name in found else tensor for name, tensor in network.state.items()
     }
     for name in network.baked:
         if not torch.equal(state[name], network.state[name]):
@@ -176,27 +171,22 @@ def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: boo
             raise MismatchError(f"'{name}' of the second network is a {type(found[name]).__name__}, not a tensor.")
         if found[name].shape != tensor.shape:
             raise MismatchError(
-                f"'{name}' has shape {tuple(tensor.shape)} in the first network and {tuple(found[name].shape)} in the "
-                "second."
+                f"'{name}' has shape {tuple(tensor.shape)} in the first network and {tuple(found[name].shape)} in the second."
             )
     for alias, name in network.aliases.items():
         if alias in found and name in found and not torch.equal(found[alias].cpu(), found[name].cpu()):
-            raise MismatchError(
-                f"'{alias}' and '{name}' are one tensor in the first network and differ in the second."
-            )
+            raise MismatchError(f"'{alias}' and '{name}' are one tensor in the first network and differ in the second.")
 
 
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
     above, below, different = False, False, False
-    first, second = torch.broadcast_tensors(first, second)
-    pairs = zip(
-        first.reshape(-1).split(8 * BLOCK_ELEMENTS), second.reshape(-1).split(8 * BLOCK_ELEMENTS), strict=True
-    )
+    dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
+    pairs = zip(first.reshape(-1).split(8 * BLOCK_ELEMENTS), second.reshape(-1).split(8 * BLOCK_ELEMENTS), strict=True)
     for one, two in pairs:
+        one, two = one.to(dtype), two.to(dtype)
         if torch.equal(one, two):
             continue
-        one, two = widen(one), widen(two)
         different = True
         above = above or bool((above_pivot(one, two) > 0).any())
         below = below or bool((above_pivot(two, one) > 0).any())
@@ -209,10 +199,10 @@ def _l1(network: Network, values: Values, other: Values) -> PathMetric:
     not_finite = False
     for leaf in network.leaves:
         if leaf.scalar is None:
-            first, second, different = _differs(values[leaf], other[leaf])
-            above |= {leaf} if first else set()
-            below |= {leaf} if second else set()
-            not_finite = not_finite or (different and not (first or second))
+            larger, smaller, different = _differs(values[leaf], other[leaf])
+            above |= {leaf} if larger else set()
+            below |= {leaf} if smaller else set()
+            not_finite = not_finite or (different and not (larger or smaller))
     if not_finite:
         above = below = set(network.leaves)  # NaN compares with nothing: let the pass find and name it
     if not above and not below:
@@ -235,9 +225,7 @@ def _enclosed(network: Network, first: Scaled | None, second: Scaled | None) -> 
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "pivot", 1.0)
     upper, _ = total(known, fresh=False)
     signed = [
-        Scaled(value.tensor * sign, value.exponent)
-        for value, sign in ((first, 1.0), (second, -1.0))
-        if value is not None
+        Scaled(value.tensor * sign, value.exponent) for value, sign in ((first, 1.0), (second, -1.0)) if value is not None
     ]
     gap, _ = total(signed, fresh=False)
     error = rounding_factor(network) * float(upper.tensor) * 2.0 ** (upper.exponent - gap.exponent)
@@ -268,9 +256,7 @@ def rounding_factor(network: Network) -> float:
     return 4 * (longest + sum(sizes[name] for name in network.outputs)) * 2.0**-53
 
 
-def _difference(
-    network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype
-) -> Scaled | None:
+def _difference(network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype) -> Scaled | None:
     def attempt(dtype: torch.dtype) -> Scaled | None:
         program = DifferenceProgram(network, values, other, dtype, changed)
         return sum_of_outputs(network, propagate(network, program), 1)
@@ -285,7 +271,7 @@ def _l2(network: Network, values: Values, other: Values) -> PathMetric:
         if leaf.scalar is None and not torch.equal(widen(values[leaf]), widen(other[leaf]).to(widen(values[leaf]).dtype))
     }
 
-    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
+    def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
         tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
         return sum_of_outputs(network, tracks, 2), sum_of_outputs(network, tracks, 4)
 

@@ -162,14 +162,12 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     exponents = [value.exponent for value in outputs if value is not None]
     root = 1.0 if math.isinf(order) else order
     largest = max(exponents, default=0.0)
-    flat = torch.cat(
-        [
-            torch.zeros(_size(network, name), dtype=torch.float64, device=network.device)
-            if value is None
-            else value.tensor.double().reshape(-1) * 2.0 ** max(value.exponent - largest, -1074.0)
-            for name, value in zip(network.outputs, outputs, strict=True)
-        ]
-    )
+    flat = torch.cat([
+        torch.zeros(_size(network, name), dtype=torch.float64, device=network.device)
+        if value is None
+        else value.tensor.double().reshape(-1) * 2.0 ** max(value.exponent - largest, -1074.0)
+        for name, value in zip(network.outputs, outputs, strict=True)
+    ])
     per_output, log10_scale = _in_units(flat, largest, root)
     shapes = [next(node.shape for node in network.nodes if node.name == name) for name in network.outputs]
     per_output = per_output.reshape(shapes[0][1:]) if len(shapes) == 1 else per_output
@@ -213,9 +211,7 @@ def _in_units(flat: Tensor, exponent: float, root: float) -> tuple[Tensor, float
     return torch.exp2((torch.log2(flat) + exponent) / root - scale / LOG10_OF_2), scale
 
 
-def log_path_norm(
-    network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1
-) -> Tensor:
+def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
     """Compute ln ‖Φ(θ)‖_q as a differentiable function of the parameters, for use as a regulariser.
 
     The logarithm keeps value and gradient finite at any depth; ``torch.exp`` of it is the path-norm.
@@ -246,11 +242,8 @@ def log_path_norm(
     if math.isinf(order):
         raise InputError("log_path_norm needs a finite q: the largest path is not differentiable.")
     state = dict(network.state)
-    if isinstance(model, nn.Module):
-        named = dict(model.named_parameters(remove_duplicate=False))
-    else:
-        named = dict(model or {})
-    state.update({name: tensor for name, tensor in named.items() if name in state})
+    given = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else (model or {}).items()
+    state.update({name: tensor for name, tensor in given if name in state})
     values = network.values(state)
 
     def attempt(dtype: torch.dtype) -> Scaled | None:

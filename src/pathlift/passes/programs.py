@@ -169,7 +169,7 @@ class DifferenceProgram(_ParametrisedProgram):
         return (self.ones(node), None)
 
 
-def _first_magnitude(first: Tensor, second: Tensor) -> Tensor:
+def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:
     return first.abs()
 
 
@@ -199,26 +199,26 @@ class SquaredDifferenceProgram(_ParametrisedProgram):
         """See `Program.edge`."""
         if leaf.scalar in (1.0, -1.0):
             return {(track, track): None for track in range(5)}
-        square = self.weights(leaf, lambda a, b: a * a, 2.0)
+        square = self.weights(leaf, lambda a, _: a * a, 2.0)
         if leaf not in self.changed:
             return {(track, track): square for track in range(5)}
         return {
             (0, 0): square,
             (1, 1): self.weights(leaf, lambda a, b: a * b, 2.0),
             (1, 0): self.weights(leaf, lambda a, b: a * (b - a), 2.0),
-            (2, 2): self.weights(leaf, lambda a, b: b * b, 2.0),
+            (2, 2): self.weights(leaf, lambda _, b: b * b, 2.0),
             (2, 1): self.weights(leaf, lambda a, b: 2 * b * (b - a), 2.0),
             (2, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
             (3, 3): self.weights(leaf, lambda a, b: (a * b).abs(), 2.0),
             (3, 0): self.weights(leaf, lambda a, b: (a * (b - a)).abs(), 2.0),
-            (4, 4): self.weights(leaf, lambda a, b: b * b, 2.0),
+            (4, 4): self.weights(leaf, lambda _, b: b * b, 2.0),
             (4, 3): self.weights(leaf, lambda a, b: (2 * b * (b - a)).abs(), 2.0),
             (4, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
         }
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        square = self.weights(leaf, lambda a, b: a * a, 2.0)
+        square = self.weights(leaf, lambda a, _: a * a, 2.0)
         if leaf not in self.changed:
             return {0: square}
         return {

@@ -79,9 +79,7 @@ class Program(ABC):
 Result = TypeVar("Result")
 
 
-def in_range(
-    attempt: Callable[[torch.dtype], Result], first: torch.dtype, *values: Mapping[Leaf, Tensor]
-) -> Result:
+def in_range(attempt: Callable[[torch.dtype], Result], first: torch.dtype, *values: Mapping[Leaf, Tensor]) -> Result:
     """Run a pass in one precision, and again in float64 when its range does not suffice.
 
     Args:

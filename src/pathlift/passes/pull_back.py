@@ -33,7 +33,7 @@ def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 
     if not sums:
         return None
     whole, _ = total(sums, fresh=False)
-    return None if float(whole.tensor) == 0.0 else whole
+    return None if float(whole.tensor.detach()) == 0.0 else whole
 
 
 class PullBack:
@@ -43,7 +43,7 @@ class PullBack:
         self,
         network: Network,
         program: Program,
-        share: Callable[[Node, Leaf, Tensor], None] | None = None,
+        share: Callable[[Leaf, Tensor], None] | None = None,
         unit: Callable[[Node, Tensor], None] | None = None,
     ) -> None:
         """Describe what is wanted.
@@ -96,11 +96,11 @@ class PullBack:
                 offset += size
             below = tracks[term.source][0]
             if below is not None:
-                self._term(node, term, piece, below)
+                self._term(term, piece, below)
         for start in node.starts:
-            self._start(node, start, above)
+            self._start(start, above)
 
-    def _term(self, node: Node, term: Term, above: Scaled, below: Scaled) -> None:
+    def _term(self, term: Term, above: Scaled, below: Scaled) -> None:
         weights = None if term.weight is None else self.program.edge(term.weight)[0, 0]
         scored = self.share is not None and term.weight is not None and term.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
@@ -113,7 +113,7 @@ class PullBack:
         if to_below is not None:
             self._accumulate(term.source, Scaled(to_below, g.exponent + shift))
         if to_weight is not None and term.weight is not None and self.share is not None:
-            self.share(node, term.weight, to_weight)
+            self.share(term.weight, to_weight)
 
     def _narrow(self, below: Scaled) -> Scaled:
         """Leave room for the product A·G: what falls below the range here has no share that a float could hold."""
@@ -122,14 +122,14 @@ class PullBack:
         shift = self.window.wide
         return Scaled(below.tensor * power(-shift), below.exponent + shift)
 
-    def _start(self, node: Node, start: Start, above: Scaled) -> None:
+    def _start(self, start: Start, above: Scaled) -> None:
         weights = self.program.start(start.weight).get(0)
         if weights is None or start.weight.score_name is None or self.share is None:
             return
         bias = weights.full()
         placed = bias.reshape(start.view)
         mass = above.at(-weights.exponent).sum_to_size(placed.shape) * placed
-        self.share(node, start.weight, mass.reshape(bias.shape))
+        self.share(start.weight, mass.reshape(bias.shape))
 
     def _accumulate(self, name: str, value: Scaled) -> None:
         if name in self.gradients:

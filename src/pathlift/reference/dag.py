@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, TypeAlias, Union
+from typing import Literal, TypeAlias
 
-Number: TypeAlias = Union[float, Fraction]
+Number: TypeAlias = float | Fraction
 Label: TypeAlias = "tuple[str, int] | None"
 """The parameter that a weight is: its name and the flat index in it; None for a constant."""
 

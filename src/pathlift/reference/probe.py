@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from pathlift.capture.freeze import frozen_view
 from pathlift.errors import InputError
 from pathlift.reference.dag import Bias, Dag, Edge, Label, Neuron
 
@@ -42,7 +43,7 @@ def dag_of(model: nn.Module, *examples: Tensor) -> Dag:
     """Build the explicit graph of a small model.
 
     Args:
-        model: The model; copied, not changed.
+        model: The model; not changed.
         examples: Example inputs with batch size 1.
 
     Returns:
@@ -64,7 +65,7 @@ class Probe:
             model: The model; not changed.
             examples: Example inputs with batch size 1.
         """
-        twin = copy.deepcopy(model).eval().double()
+        twin = frozen_view(model).double()
         with torch.no_grad():
             program = torch.export.export(twin, tuple(example.double() for example in examples), strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
@@ -135,13 +136,13 @@ class Probe:
     def _call(self, node: fx.Node) -> Any:
         if node.meta.get("val") is None:
             return None  # an assertion of the exporter
-        args = fx.node.map_arg(node.args, lambda n: self.env[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
+        args: Any = fx.node.map_arg(node.args, lambda n: self.env[n])
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
             container = args[0].value if isinstance(args[0], _Labelled) else args[0]
             piece = container[args[1]]
             return _Labelled(piece) if isinstance(args[0], _Labelled) else piece
-        name = node.target.__name__.split(".")[0]
+        name = getattr(node.target, "__name__", "").split(".")[0]
         leaves = _leaves((args, kwargs))
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return self._static(node, name, args, kwargs)
@@ -163,7 +164,7 @@ class Probe:
         return self._affine(node, op)
 
     def _static(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> _Labelled:
-        value = node.target(*_plain(args), **_plain(kwargs))
+        value = _function(node)(*_plain(args), **_plain(kwargs))
         labelled = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, _Labelled) and leaf.labels]
         if not labelled:
             return _Labelled(value)
@@ -195,7 +196,7 @@ class Probe:
             table.extend(leaf.labels)
             return torch.arange(first, len(table), dtype=torch.float64).reshape(leaf.value.shape)
 
-        moved = node.target(*_map(args, numbered), **_map(kwargs, numbered))
+        moved = _function(node)(*_map(args, numbered), **_map(kwargs, numbered))
         return [table[int(index)] for index in moved.reshape(-1)]
 
     def _slopes(self, node: fx.Node, op: _Operator) -> Tensor:
@@ -237,14 +238,12 @@ class Probe:
         outs = []
         for index, below in enumerate(ids.reshape(-1).tolist()):
             bounds = [bound for bound in (low[index], high[index]) if abs(bound) < FAR]
-            places = {
-                "low": 0 if abs(low[index]) < FAR else None,
-                "high": len(bounds) - 1 if abs(high[index]) < FAR else None,
-            }
+            lower = 0 if abs(low[index]) < FAR else None
+            upper = len(bounds) - 1 if abs(high[index]) < FAR else None
             biases = tuple(Bias(bound, op.label_of(bound, index)) for bound in bounds)
             outs.append(len(self.neurons))
             edges = (Edge(below, 1.0),)
-            self.neurons.append(Neuron(f"{node.name}[{index}]", "clamp", edges, biases, **places))
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "clamp", edges, biases, low=lower, high=upper))
         return torch.tensor(outs).reshape(ids.shape)
 
     def _pool(self, node: fx.Node, op: _Operator, *, smallest: bool) -> Any:
@@ -359,7 +358,7 @@ class Probe:
     def _verify(self, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
         generator = torch.Generator().manual_seed(0)
         x = [torch.randn(ids.shape, generator=generator, dtype=torch.float64) for ids in op.activations]
-        value = {}
+        value: dict[int, float] = {}
         for ids, tensor in zip(op.activations, x, strict=True):
             value.update(zip(ids.reshape(-1).tolist(), tensor.reshape(-1).tolist(), strict=True))
         if len(set(torch.cat([ids.reshape(-1) for ids in op.activations]).tolist())) < sum(i.numel() for i in op.activations):
@@ -428,6 +427,11 @@ class _Operator:
         return self.target(*_map(self.args, fill), **_map(self.kwargs, fill))
 
 
+def _function(node: fx.Node) -> Callable[..., Any]:
+    assert callable(node.target)
+    return node.target
+
+
 def _mutates(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
@@ -441,8 +445,10 @@ def _with_unit(zeros: list[Tensor], place: int, index: int) -> list[Tensor]:
 
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_map(item, function) for item in value) if type(value) in (list, tuple) else tuple(
-            _map(item, function) for item in value
+        return (
+            type(value)(_map(item, function) for item in value)
+            if type(value) in (list, tuple)
+            else tuple(_map(item, function) for item in value)
         )
     if isinstance(value, dict):
         return {key: _map(item, function) for key, item in value.items()}

@@ -10,7 +10,7 @@ from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 
 def _slopes(call: Call, source: Activation, *slopes: float) -> Layer:
-    """x ↦ s₊x⁺ − s₋x⁻: the path activation is multiplied by max(1, |s|)."""
+    """X ↦ s₊x⁺ − s₋x⁻: the path activation is multiplied by max(1, |s|)."""
     gain = max(1.0, *(abs(slope) for slope in slopes))
     if not math.isfinite(gain):
         call.refuse("one of its slopes is not finite.", "Use finite slopes.")
@@ -51,15 +51,15 @@ def prelu(call: Call) -> Layer:
 
 @rule("relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
 def clamp(call: Call) -> Layer:
-    """clamp(x, lo, hi): one edge active between the two, and biases lo and hi active beyond: A = A(u)+|lo|+|hi|."""
+    """A clamp between lo and hi: one edge active between the two, and biases lo and hi active beyond: A = A(u)+|lo|+|hi|."""
     source = call.source("self")
     if call.name == "relu6":
-        low, high = call.number(0.0), call.number(6.0)
+        bounds: list[Static | None] = [call.number(0.0), call.number(6.0)]
     else:
-        low_key, high_key = ("min_val", "max_val") if call.name == "hardtanh" else ("min", "max")
-        low, high = (_bound(call, key) for key in (low_key, high_key))
+        keys = ("min_val", "max_val") if call.name == "hardtanh" else ("min", "max")
+        bounds = [_bound(call, key) for key in keys]
     starts: tuple[Start, ...] = ()
-    for bound in (low, high):
+    for bound in bounds:
         if bound is not None and not (isinstance(value := _scalar(call, bound), float) and math.isinf(value)):
             starts += call.bias(bound)
     return call.layer(Term(source.name, Identity()), starts=starts)
@@ -68,9 +68,7 @@ def clamp(call: Call) -> Layer:
 def _bound(call: Call, key: str) -> Static | None:
     value = call.args.get(key)
     if isinstance(value, Activation):
-        call.refuse(
-            f"its bound '{key}' depends on the input.", "Use torch.maximum or torch.minimum for two activations."
-        )
+        call.refuse(f"its bound '{key}' depends on the input.", "Use torch.maximum or torch.minimum for two activations.")
     return call.static(key)
 
 

@@ -161,9 +161,7 @@ def batch_norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) ->
     return scale if weight is None else weight.double() * scale
 
 
-def batch_norm_shift(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float
-) -> Tensor:
+def batch_norm_shift(weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
     """Return t = β − μ·s in float64."""
     shift = -mean.double() * batch_norm_scale(weight, variance, epsilon)
     return shift if bias is None else bias.double() + shift
@@ -178,7 +176,8 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
             "it normalises with the statistics of the batch, which is no path-lifting.",
             "Use batch norm with running statistics (track_running_stats=True) in eval mode.",
         )
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     weight, bias, epsilon = call.static("weight"), call.static("bias"), float(call.args["eps"])
     gamma = None if weight is None else weight.expression
     beta = None if bias is None else bias.expression

@@ -19,23 +19,20 @@ def _alpha(call: Call) -> float:
 
 @rule("add")
 def add(call: Call) -> Layer:
-    """x + alpha·y."""
-    terms, starts = zip(call.operand("self"), call.operand("other", _alpha(call)), strict=True)
-    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+    """X + alpha·y."""
+    return call.summed(("self", 1.0), ("other", _alpha(call)))
 
 
 @rule("sub", "subtract")
 def sub(call: Call) -> Layer:
-    """x − alpha·y: edges of weight −alpha, whose paths count with |alpha|."""
-    terms, starts = zip(call.operand("self"), call.operand("other", -_alpha(call)), strict=True)
-    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+    """X − alpha·y: edges of weight −alpha, whose paths count with |alpha|."""
+    return call.summed(("self", 1.0), ("other", -_alpha(call)))
 
 
 @rule("rsub")
 def rsub(call: Call) -> Layer:
-    """y − alpha·x."""
-    terms, starts = zip(call.operand("self", -_alpha(call)), call.operand("other"), strict=True)
-    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+    """Y − alpha·x."""
+    return call.summed(("self", -_alpha(call)), ("other", 1.0))
 
 
 @rule("neg", "negative")
@@ -58,7 +55,7 @@ def mul(call: Call) -> Layer:
 
 @rule("div", "divide", "true_divide")
 def div(call: Call) -> Layer:
-    """x / w with a parameter or constant w."""
+    """X / w with a parameter or constant w."""
     if not isinstance(call.args["self"], Activation) or isinstance(call.args["other"], Activation):
         call.refuse(
             "it divides by an activation, which is not positively homogeneous and piecewise linear.",
@@ -86,7 +83,7 @@ def _scaled(call: Call, source: Activation, static: Static) -> Layer:
 
 @rule("addcmul")
 def addcmul(call: Call) -> Layer:
-    """x + value·a·b with at most one activation among a and b."""
+    """X + value·a·b with at most one activation among a and b."""
     first, second = call.args["tensor1"], call.args["tensor2"]
     active = [value for value in (first, second) if isinstance(value, Activation)]
     if len(active) != 1:
@@ -100,9 +97,8 @@ def addcmul(call: Call) -> Layer:
 
 @rule("lerp")
 def lerp(call: Call) -> Layer:
-    """x + w·(y − x) with a number w: edges of weight 1−w and w."""
+    """X + w·(y − x) with a number w: edges of weight 1−w and w."""
     weight = call.args["weight"]
     if not isinstance(weight, (int, float)):
         call.refuse("its weight is a tensor.", "Write (1 − w)·x + w·y.")
-    terms, starts = zip(call.operand("self", 1.0 - float(weight)), call.operand("end", float(weight)), strict=True)
-    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+    return call.summed(("self", 1.0 - float(weight)), ("end", float(weight)))

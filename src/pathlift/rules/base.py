@@ -57,10 +57,11 @@ class Forbidden:
     advice: str
 
 
-Value: TypeAlias = "Activation | Static | Forbidden | list[Any] | tuple[Any, ...] | Any"
+Value: TypeAlias = Any
+"""An argument: an `Activation`, a `Static`, a `Forbidden`, a Python number, None, or a list of such."""
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - a signal to the lowering, never seen by the user
     """Raised inside a rule: this call lies outside the theory."""
 
     def __init__(self, reason: str, advice: str) -> None:
@@ -137,7 +138,7 @@ class Call:
         if isinstance(value, Activation):
             return value
         return self.refuse(
-            f"its argument '{key}' does not depend on the input, while another one does in a place where only weights may stand.",
+            f"its argument '{key}' does not depend on the input, while another does where only weights may stand.",
             "Feed the activation as the operator's input.",
         )
 
@@ -255,6 +256,9 @@ class Call:
 
         Returns:
             Terms and starts.
+
+        Raises:
+            Refusal: The argument may not be read.
         """
         value = self.args[key]
         if isinstance(value, Forbidden):
@@ -275,6 +279,20 @@ class Call:
                 static = replace(static, expression=Apply(torch.mul, (static.expression, coefficient)))
         return (), self.bias(static)
 
+    def summed(self, *summands: tuple[str, float]) -> Layer:
+        """Return the broadcasting sum (or, for maxima, the joint antecedents) of several arguments.
+
+        Args:
+            summands: Schema name and coefficient of each.
+
+        Returns:
+            The layer.
+        """
+        operands = [self.operand(key, coefficient) for key, coefficient in summands]
+        terms = tuple(term for own, _ in operands for term in own)
+        starts = tuple(start for _, own in operands for start in own)
+        return self.layer(*terms, starts=starts)
+
     def as_activation(self, value: Value) -> Activation:
         """Return a value as a layer of neurons: constants become neurons with a bias and no edges.
 
@@ -283,6 +301,9 @@ class Call:
 
         Returns:
             The activation.
+
+        Raises:
+            Refusal: The value may not be read.
         """
         if isinstance(value, Forbidden):
             raise Refusal(value.reason, value.advice)

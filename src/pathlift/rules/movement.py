@@ -15,20 +15,66 @@ from pathlift.edges import Identity, Move, Overlap, Scale
 from pathlift.network import Apply, Concat, Start, Term
 from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, rule
 
-REPLAYED = (
-    "view _unsafe_view reshape flatten unflatten squeeze unsqueeze permute transpose t swapaxes swapdims movedim moveaxis "
-    "numpy_T mT adjoint ravel expand broadcast_to repeat tile repeat_interleave roll flip fliplr flipud rot90 slice select "
-    "narrow diagonal unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
-    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d tril triu"
-).split()
+REPLAYED = [
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "t",
+    "swapaxes",
+    "swapdims",
+    "movedim",
+    "moveaxis",
+    "numpy_T",
+    "mT",
+    "adjoint",
+    "ravel",
+    "expand",
+    "broadcast_to",
+    "repeat",
+    "tile",
+    "repeat_interleave",
+    "roll",
+    "flip",
+    "fliplr",
+    "flipud",
+    "rot90",
+    "slice",
+    "select",
+    "narrow",
+    "diagonal",
+    "unfold",
+    "im2col",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "native_channel_shuffle",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "tril",
+    "triu",
+]
 """Operators that are replayed on path activations exactly as they stand."""
 
-SAME = "contiguous clone alias detach lift_fresh lift_fresh_copy to _to_copy type_as positive".split()
+SAME = ["contiguous", "clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as", "positive"]
 RESHAPED_LIKE = {"view_as": "reshape", "reshape_as": "reshape", "expand_as": "expand"}
-SPLITS = "split split_with_sizes chunk unbind tensor_split hsplit vsplit dsplit".split()
-INDEXED = "index index_select gather take_along_dim".split()
+SPLITS = ["split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit"]
+INDEXED = ["index", "index_select", "gather", "take_along_dim"]
 
 MOVEMENTS.update(REPLAYED, SAME, RESHAPED_LIKE, SPLITS, INDEXED, ("getitem", "cat", "stack", "concat", "pad"))
 
@@ -170,9 +216,7 @@ def cat(call: Call) -> Layer:
 def fold(call: Call) -> Layer:
     """Fold: overlapping blocks add up."""
     source = call.source("self")
-    options = {
-        key: call.args[key] for key in ("kernel_size", "dilation", "padding", "stride")
-    }
+    options = {key: call.args[key] for key in ("kernel_size", "dilation", "padding", "stride")}
     edges = Overlap(replay(call, "self"), lambda y: torch.ops.aten.im2col(y, **options))
     return call.layer(Term(source.name, edges))
 
@@ -210,9 +254,7 @@ def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer:
             static = call.static(key)
             assert static is not None
             shape = torch.broadcast_shapes(mask.shape, static.shape)
-            product = Static(
-                Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta")
-            )
+            product = Static(Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta"))
             starts += call.bias(product)
     return call.layer(*terms, starts=starts)
 

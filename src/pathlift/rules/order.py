@@ -113,11 +113,10 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Static]) -> L
     return layer
 
 
-def constant_matrix(call: Call, matrix: Tensor, device: torch.device) -> Static:
+def constant_matrix(matrix: Tensor, device: torch.device) -> Static:
     """Wrap a constant matrix as a parameter expression on the network's device.
 
     Args:
-        call: The call.
         matrix: The matrix, on the CPU.
         device: Where it is needed.
 
@@ -139,8 +138,7 @@ def adaptive_max_pool(call: Call) -> tuple[Layer | Forbidden, ...]:
     device = call.result[0].device
     first = len(source.shape) - spatial
     matrices = {
-        dim: constant_matrix(call, adaptive_windows(source.shape[dim], out[dim]), device)
-        for dim in range(first, len(source.shape))
+        dim: constant_matrix(adaptive_windows(source.shape[dim], out[dim]), device) for dim in range(first, len(source.shape))
     }
     return along_axes(call, source, matrices), INDICES
 
@@ -163,9 +161,7 @@ def reduced_dims(call: Call, source: Activation, key: str = "dim") -> tuple[int,
     else:
         dims = tuple(int(d) % rank for d in ([value] if isinstance(value, int) else value))
     if 0 in dims and source.shape[0] == 1 and rank > 1 and len(dims) < rank:
-        call.refuse(
-            "it reduces over the batch dimension.", "Path-liftings describe one sample; do not mix samples of a batch."
-        )
+        call.refuse("it reduces over the batch dimension.", "Path-liftings describe one sample; do not mix samples of a batch.")
     return dims
 
 
@@ -191,5 +187,4 @@ def maximum_of_all(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
 @rule("maximum", "minimum", "fmax", "fmin")
 def maximum(call: Call) -> Layer:
     """The larger or smaller of two tensors, one of which may be a parameter or constant (then it is a bias)."""
-    terms, starts = zip(*(call.operand(key) for key in ("self", "other")), strict=True)
-    return call.layer(*terms[0], *terms[1], starts=(*starts[0], *starts[1]))
+    return call.summed(("self", 1.0), ("other", 1.0))

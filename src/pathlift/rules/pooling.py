@@ -69,7 +69,7 @@ def adaptive_avg_pool(call: Call) -> Layer:
     matrices = {}
     for dim in dims:
         matrix = adaptive_windows(source.shape[dim], call.shape[dim])
-        matrices[dim] = constant_matrix(call, matrix / matrix.sum(1, keepdim=True), call.result.device)
+        matrices[dim] = constant_matrix(matrix / matrix.sum(1, keepdim=True), call.result.device)
     return along_axes(call, source, matrices)
 
 

@@ -24,7 +24,7 @@ def upsample(call: Call) -> Layer:
     source = call.source(key)
     matrices: dict[int, Static] = {}
     for dim in range(2, len(source.shape)):
-        matrices[dim] = constant_matrix(call, _along(call, key, source, dim), call.result.device)
+        matrices[dim] = constant_matrix(_along(call, key, source, dim), call.result.device)
     return along_axes(call, source, matrices)
 
 

@@ -1,0 +1,114 @@
+"""The command line as its users meet it: a subprocess, tables and JSON, exit status 2 and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pathlift
+from pathlift.models import load_state, save_tensors
+
+SMALL = "cases:Residual"
+HERE = Path(__file__).parent
+
+
+def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pathlift", *args]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def one_json(*args: str, code: int = 0) -> dict[str, object]:
+    found: dict[str, object] = json.loads(run(*args, "--json", code=code).stdout)
+    return found
+
+
+def test_norm_prints_a_table_and_the_same_number_as_json(tmp_path: Path) -> None:
+    from cases import Residual
+
+    model = Residual()
+    save_tensors(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    value = pathlift.path_norm(model, (1, 3, 3)).value
+    for file in ("w.safetensors", "w.pt"):
+        found = one_json("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / file))
+        assert found["value"] == pytest.approx(value)
+    table = run("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / "w.pt")).stdout
+    assert f"{value:.6g}" in table
+    assert "from biases" in table
+
+
+def test_metric_compares_with_a_file(tmp_path: Path) -> None:
+    from cases import Residual
+
+    model = Residual()
+    save_tensors(model.state_dict(), tmp_path / "a.safetensors")
+    state = {**model.state_dict(), "fc.weight": model.fc.weight.detach() * 0.5}
+    save_tensors(state, tmp_path / "b.safetensors")
+    found = one_json(
+        "metric",
+        SMALL,
+        str(tmp_path / "b.safetensors"),
+        "--weights",
+        str(tmp_path / "a.safetensors"),
+        "--shape",
+        "1,3,3",
+    )
+    assert found["exact"]
+    assert found["upper"] == pytest.approx(pathlift.path_metric(model, state, (1, 3, 3)).value)
+    assert one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--q", "2")["method"] == "l2 tracks"
+
+
+def test_score_writes_every_share(tmp_path: Path) -> None:
+    out = tmp_path / "scores.safetensors"
+    found = one_json("score", SMALL, "--shape", "1,3,3", "--out", str(out))
+    scores = load_state(out)
+    assert set(scores) == set(found["tensors"])
+    assert float(scores["fc.weight"].sum()) <= 1
+    assert "share of all paths" in run("score", SMALL, "--shape", "1,3,3").stdout
+
+
+def test_support_says_yes_or_lists_all_problems() -> None:
+    assert one_json("support", SMALL, "--shape", "1,3,3")["supported"] is True
+    found = one_json("support", "torch.nn:GELU", "--shape", "3", code=1)
+    assert found["problems"][0]["op"] == "aten.gelu.default"
+    assert "piecewise linear" in run("support", "torch.nn:GELU", "--shape", "3", code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("norm", "nonsense"), "names no model"),
+        (("norm", SMALL), "Give it with --shape"),
+        (("norm", SMALL, "--shape", "1,x"), "whole numbers"),
+        (("norm", SMALL, "--shape", "2,3,3"), "cannot run on inputs"),
+        (("norm", SMALL, "--shape", "1,3,3", "--q", "0"), "q must be"),
+        (("norm", SMALL, "--shape", "1,3,3", "--weights", "no.pt"), "no file"),
+        (("norm", SMALL, "--shape", "1,3,3", "--device", "nowhere"), "cannot be used"),
+        (("norm", "torch.nn:GELU", "--shape", "3"), "outside the theory"),
+        (("score", SMALL, "--shape", "1,3,3", "--out", "scores.txt"), ".safetensors"),
+        (("metric", SMALL, "cases:Tied", "--shape", "1,3,3"), "does not have the parameters"),
+        (("norm", SMALL, "--no-such-option"), "No such option"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else None,
+)
+def test_bad_input_exits_with_2_and_says_why(args: tuple[str, ...], words: str) -> None:
+    done = run(*args, code=2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_onnx_and_exported_programs_give_the_same_number(tmp_path: Path) -> None:
+    from cases import Residual
+
+    model = Residual().eval()
+    value = pathlift.path_norm(model, (1, 3, 3)).value
+    program = torch.export.export(model, (torch.zeros(1, 1, 3, 3),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    assert one_json("norm", str(tmp_path / "m.pt2"), "--shape", "1,3,3")["value"] == pytest.approx(value, rel=1e-6)
