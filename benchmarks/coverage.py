@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import signal
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -155,18 +155,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
     parser.add_argument("--only", default="", help="only models whose key contains this text")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--raw", type=Path, help="also write one JSON object per model")
+    parser.add_argument("--raw", type=Path, help="one JSON object per model: what is already there is not repeated")
     args = parser.parse_args()
     keys = [key for key in (*torchvision_names(), *timm_names()) if args.only in key]
     rows: list[dict[str, object]] = []
-    with ProcessPoolExecutor(args.workers, max_tasks_per_child=100) as pool:
-        futures = {pool.submit(look, key): key for key in keys}
-        for future in as_completed(futures):
-            rows.append(future.result())
-            print(f"{len(rows)}/{len(keys)} {rows[-1]['key']}: {rows[-1]['outcome']}", flush=True)
+    if args.raw and args.raw.exists():
+        rows = [json.loads(line) for line in args.raw.read_text().splitlines()]
+    done = {row["key"] for row in rows}
+    todo = [key for key in keys if key not in done]
+    with multiprocessing.get_context("spawn").Pool(args.workers, maxtasksperchild=50) as pool:
+        for row in pool.imap_unordered(look, todo):
+            rows.append(row)
+            print(f"{len(rows)}/{len(keys)} {row['key']}: {row['outcome']}", flush=True)
             if args.raw:
                 with args.raw.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                    file.write(json.dumps(row) + "\n")
     args.out.write_text(page(rows))
 
 

@@ -205,7 +205,7 @@ class Probe:
         if abs(double - 2 * plus) > 1e-12:
             raise InputError(f"{node.target} is not positively homogeneous.")
         gain = max(1.0, abs(plus), abs(minus))
-        slopes = (plus / gain, -minus / gain)
+        slopes = (plus / gain, 0.0 - minus / gain)
         flat = ids.reshape(-1).tolist()
         first = len(self.neurons)
         for index, below in enumerate(flat):
