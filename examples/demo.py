@@ -132,7 +132,9 @@ def main() -> None:
     accuracy = [float((out.argmax(1) == y[test]).float().mean()) for out in logits]
 
     names = [name for name in scores[0] if name.startswith("blocks") and "conv" in name]
-    magnitudes = tuple(torch.cat([dict(m.named_parameters())[n].detach().abs().flatten() for n in names]) for m in (model, twin))
+    magnitudes = tuple(
+        torch.cat([dict(m.named_parameters())[n].detach().abs().flatten() for n in names]) for m in (model, twin)
+    )
     shares = tuple(torch.cat([s[n].flatten() for n in names]) for s in scores)
 
     table = Table(title=f"Digits, residual CNN, trained in {seconds:.0f} s; same function, other weights", title_justify="left")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 19
-"""Weights are transformed in blocks of this many elements where a map can work block by block (2 MiB in float32)."""
+BLOCK_ELEMENTS = 1 << 20
+"""Weights are transformed in blocks of this many elements where a map can work block by block (4 MiB in float32)."""
 
 
 class Weights:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pathlift.capture import Inputs, capture
 from pathlift.network import Leaf, Network, Node, evaluate, widen
 from pathlift.passes.norm import to_float
-from pathlift.passes.programs import NormProgram
+from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.scaled import Scaled
@@ -87,7 +87,7 @@ def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> 
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, _Scores]:
         scores = _Scores(network)
-        program = NormProgram(network, values, dtype)
+        program = ScoreProgram(network, values, dtype)
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, share=scores.add).run(tracks), scores
 
@@ -131,7 +131,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
             summed = mass.sum([dim for dim in range(mass.dim()) if dim != node.unit_dim])
             shares[node.unit_name] = shares[node.unit_name] + summed if node.unit_name in shares else summed
 
-        program = NormProgram(network, values, dtype)
+        program = ScoreProgram(network, values, dtype)
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, unit=unit).run(tracks), shares
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pathlift.edges.base import Weights
 from pathlift.network import Leaf, Network, Node
 from pathlift.passes.propagate import Entries, Program, Tracks
-from pathlift.passes.scaled import Scaled
+from pathlift.passes.scaled import WINDOWS, Scaled, Window
 
 Values = Mapping[Leaf, Tensor]
 
@@ -112,6 +112,15 @@ class NormProgram(_ParametrisedProgram):
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
         return (self.ones(node),) if self.from_inputs else (None,)
+
+
+class ScoreProgram(NormProgram):
+    """The path-norm of order 1 with room for the way back."""
+
+    @property
+    def window(self) -> Window:
+        """See `Program.window`."""
+        return WINDOWS[self.dtype]
 
 
 def pivot(first: Tensor, second: Tensor) -> Tensor:

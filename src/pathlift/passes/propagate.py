@@ -8,7 +8,9 @@ tracks through any graph, keeps them in range, and goes back for the scores.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from pathlift.edges.base import Edges, Support, Weights
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
-from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
+from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
 
 Tracks: TypeAlias = "tuple[Scaled | None, ...]"
 """One value per track; None stands for zero everywhere."""
@@ -41,6 +43,11 @@ class Program(ABC):
     signed: frozenset[int] = frozenset()
     largest: bool = False
     dtype: torch.dtype
+
+    @property
+    def window(self) -> Window:
+        """Where the mantissas of the tracks are kept."""
+        return FORWARD_WINDOWS[self.dtype]
 
     @abstractmethod
     def edge(self, leaf: Leaf) -> Entries:
@@ -177,7 +184,7 @@ def _last_uses(network: Network) -> dict[str, int]:
 def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one node, within range and checked for lost digits."""
     found: list[Scaled | None] = []
-    window = WINDOWS[program.dtype]
+    window = program.window
     moves = _only_moves(node)
     for track in range(program.tracks):
         if node.concat is not None:
@@ -257,7 +264,8 @@ def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, tra
         if to == track and below is not None:
             exponent = below.exponent + (0.0 if weights is None else weights.exponent)
             tensor = _apply(term.edges, below.tensor, weights, program)
-            found.append((Scaled(tensor, exponent), term.edges.fresh or weights is not None))
+            fresh = term.edges.fresh or weights is not None
+            found.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
     return found
 
 
@@ -271,7 +279,7 @@ def _summed(node: Node, tracks: Mapping[str, Tracks], program: Program, track: i
     if not parts:
         return None, False
     if parts[0].tensor.shape != node.shape:
-        parts[0], fresh = Scaled(parts[0].tensor.expand(node.shape), parts[0].exponent), False
+        parts[0], fresh = Scaled(parts[0].tensor.expand(node.shape), parts[0].exponent, parts[0].peak), False
     if len(parts) == 1:
         return parts[0], False
     return total(parts, fresh=fresh, largest=program.largest)
@@ -287,15 +295,27 @@ def _concatenated(node: Node, tracks: Mapping[str, Tracks], program: Program, tr
     if not known:
         return None, False
     exponent, shifted = known[0].exponent, any(piece.exponent != known[0].exponent for piece in known)
-    if not shifted and len(known) == len(pieces):
-        return Scaled(torch.cat([piece.tensor for piece in known], node.concat.dim), exponent), False
-    if shifted:  # the largest entry goes to the top of the range, to keep the digits of the smallest
-        exponent = max(top(piece) for piece in known) - WINDOWS[program.dtype].wide
-    out = known[0].tensor.new_empty(node.shape)
-    for place, part in enumerate(out.split(node.concat.sizes, node.concat.dim)):
-        piece = pieces[place]
-        if piece is None:
-            part.zero_()
-        else:
-            torch.mul(piece.tensor, power(piece.exponent - exponent), out=part)
-    return Scaled(out, exponent), shifted
+    if shifted:
+        exponent = _common_exponent(known, program.window)
+    tensors = [
+        known[0].tensor.new_zeros(node.concat.shape(place, node.shape)) if piece is None else piece.at(exponent)
+        for place, piece in enumerate(pieces)
+    ]
+    peaks = [top(piece) - exponent for piece in known] if all(piece.peak is not None for piece in known) else []
+    peak = math.ceil(max(peaks)) if peaks else None
+    return Scaled(torch.cat(tensors, node.concat.dim), exponent, peak), shifted
+
+
+def _common_exponent(pieces: list[Scaled], window: Window) -> float:
+    """Choose the exponent that most pieces have already, but keep the largest entry within range.
+
+    Args:
+        pieces: What is laid side by side.
+        window: The window of their precision.
+
+    Returns:
+        The exponent.
+    """
+    highest = max(top(piece) for piece in pieces)
+    usual = Counter(piece.exponent for piece in pieces).most_common(1)[0][0]
+    return usual if window.low <= highest - usual <= window.wide else highest - window.wide

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
 from pathlift.passes.propagate import Program, Tracks
-from pathlift.passes.scaled import WINDOWS, Scaled, Window, normalised, power, top, total
+from pathlift.passes.scaled import Scaled, normalised, power, top, total
 
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
@@ -58,7 +58,7 @@ class PullBack:
         self.program = program
         self.share = share
         self.unit = unit
-        self.window: Window = WINDOWS[program.dtype]
+        self.window = program.window
         self.gradients: dict[str, Scaled] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:

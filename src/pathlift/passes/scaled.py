@@ -44,18 +44,22 @@ WINDOWS = {
     torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100),
     torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900),
 }
+"""A narrow window leaves room for the product of a path activation and what comes back for it (`PullBack`)."""
+
+FORWARD_WINDOWS = {
+    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100),
+    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900),
+}
+"""Without a way back, values may wander further before they are brought back."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The value ``tensor · 2**exponent``."""
+    """The value ``tensor · 2**exponent``; no entry of the tensor exceeds 2**peak, if that is known."""
 
     tensor: Tensor
     exponent: float
-
-    def times(self, exponent: float) -> Scaled:
-        """Return the value times 2**exponent."""
-        return Scaled(self.tensor, self.exponent + exponent)
+    peak: int | None = None
 
     def at(self, exponent: float) -> Tensor:
         """Return the mantissa that goes with another exponent."""
@@ -116,7 +120,9 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
 
 
 def top(value: Scaled) -> float:
-    """Return the exponent of the largest entry."""
+    """Return the exponent of the largest entry, or what is known to be above it."""
+    if value.peak is not None:
+        return value.peak + value.exponent
     low, high = extremes(value.tensor)
     return math.frexp(max(abs(low), abs(high)))[1] + value.exponent
 
@@ -144,11 +150,11 @@ def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
     spread = place - math.frexp(low)[1] if low > 0 else 0
     goal = window.wide if spread > window.target - window.floor else window.target
     if window.low <= place <= window.high and goal == window.target:
-        return value, low
+        return Scaled(value.tensor, value.exponent, place), low
     if goal == window.wide and window.high < place <= window.wide + 8:
-        return value, low
+        return Scaled(value.tensor, value.exponent, place), low
     shift = goal - place
-    return Scaled(value.tensor * power(shift), value.exponent - shift), low * power(shift)
+    return Scaled(value.tensor * power(shift), value.exponent - shift, goal), low * power(shift)
 
 
 def too_small(tensor: Tensor, window: Window) -> bool:

@@ -161,10 +161,10 @@ def batch_norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) ->
     return scale if weight is None else weight.double() * scale
 
 
-def batch_norm_shift(weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
+def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
     """Return t = β − μ·s in float64."""
-    shift = -mean.double() * batch_norm_scale(weight, variance, epsilon)
-    return shift if bias is None else bias.double() + shift
+    shift = mean.double() * scale
+    return -shift if bias is None else bias.double() - shift
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
@@ -182,7 +182,7 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     gamma = None if weight is None else weight.expression
     beta = None if bias is None else bias.expression
     scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
-    shift = Static(Apply(batch_norm_shift, (gamma, beta, mean.expression, variance.expression, epsilon)), mean.fake)
+    shift = Static(Apply(batch_norm_shift, (scale.expression, beta, mean.expression)), mean.fake)
     source = call.source("input")
     view = (1, -1) + (1,) * (len(source.shape) - 2)
     layer = call.layer(
