@@ -104,7 +104,23 @@ def test_bad_input_exits_with_2_and_says_why(args: tuple[str, ...], words: str) 
     assert "Traceback" not in done.stderr
 
 
-def test_onnx_and_exported_programs_give_the_same_number(tmp_path: Path) -> None:
+def test_an_onnx_file_is_read(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx2torch")
+    weight = onnx.numpy_helper.from_array(torch.tensor([[2.0, -3.0]]).numpy(), "w")
+    bias = onnx.numpy_helper.from_array(torch.tensor([-1.0]).numpy(), "b")
+    nodes = [
+        onnx.helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
+        onnx.helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1])
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [weight, bias])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), tmp_path / "m.onnx")
+    assert one_json("norm", str(tmp_path / "m.onnx"), "--shape", "2")["value"] == pytest.approx(6.0)
+
+
+def test_an_exported_program_gives_the_same_number(tmp_path: Path) -> None:
     from cases import Residual
 
     model = Residual().eval()

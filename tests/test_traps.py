@@ -172,6 +172,39 @@ def test_one_pruned_weight_of_a_deep_network_costs_its_right_tiny_value() -> Non
     assert metric.value == pytest.approx(2.0**-60 * 3.0**79, rel=1e-5)
 
 
+def test_two_derived_weights_of_one_module_are_scored_apart() -> None:
+    model = Parametric(lambda x, a, b: F.linear(F.linear(x, a.sigmoid()), b.exp()), [[0.0, 0.0]], [[0.0], [0.0]])
+    scores = pathlift.path_magnitude(model, (2,))
+    assert len(scores) == 2
+    assert [score.shape for score in scores.values()] == [(1, 2), (2, 1)]
+    assert all(float(score.sum()) == pytest.approx(1) for score in scores.values())
+
+
+def test_a_functional_batch_norm_is_scored_under_its_parameters_names() -> None:
+    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return F.batch_norm(x, torch.ones(2), torch.ones(2), gamma, beta, eps=0.0)
+
+    scores = pathlift.path_magnitude(Parametric(function, [2.0, 1.0], [2.0, 4.0]), (2,))
+    assert scores["values.0"].tolist() == pytest.approx([2 / 6, 1 / 6])
+    assert scores["values.1"].tolist() == pytest.approx([0, 3 / 6])
+
+
+def test_a_buffer_that_is_not_saved_need_not_be_in_a_state_dict() -> None:
+    layer = _Scaled()
+    half = {key: value / 2 for key, value in layer.state_dict().items()}
+    assert pathlift.path_metric(layer, half, (2,)).exact
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("factor", torch.tensor([2.0, 3.0]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.factor)
+
+
 class _DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.sum() > 0 else x
@@ -215,6 +248,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "rounding": (lambda: Fn(torch.round), (2,), "round"),
     "a cast to integers": (lambda: Fn(lambda x: x.to(torch.int32).float()), (2,), "to"),
     "tanh": (lambda: nn.Tanh(), (2,), "tanh"),
+    "an infinite constant": (lambda: Fn(lambda x: x * math.inf), (2,), "mul"),
     "LSTM": (lambda: _Lstm(), (3, 2), ""),
     "grid sampling": (lambda: Fn(_sampled), (2, 3, 3), "grid"),
 }  # fmt: skip

@@ -225,6 +225,7 @@ class Network:
         device: Where the parameters live and the passes run.
         dtype: float64 when a parameter is float64, else float32: the precision the passes start with.
         baked: Names of buffers whose values are part of the graph (constant indices).
+        saved: The names in the model's state-dict; other buffers are not persistent.
         fingerprint: A text that two captures share exactly when they have the same graph.
     """
 
@@ -238,6 +239,7 @@ class Network:
     device: torch.device
     dtype: torch.dtype
     baked: frozenset[str]
+    saved: frozenset[str]
     fingerprint: str
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ and constants only become expressions, evaluated once per parameter vector. All 
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class _Lowering:
     def __init__(self, program: ExportedProgram, view: nn.Module, examples: tuple[Tensor, ...]) -> None:
         self.program = program
         self.examples = examples
+        self.specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
+        self.constants = program.constants
         self.values: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
         self.leaves: dict[tuple[Expression, str | None], Leaf] = {}
@@ -80,6 +83,8 @@ class _Lowering:
         self.state: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         self.baked: set[str] = set()
+        self.derived: dict[str, frozenset[str]] = {}
+        self.saved = frozenset(view.state_dict())
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
         by_identity: dict[int, str] = {}
@@ -102,12 +107,15 @@ class _Lowering:
             if node in live:
                 self._visit(node)
         outputs = self._outputs(graph)
+        devices = {tensor.device for tensor in self.state.values()} or {self.examples[0].device}
+        if len(devices) > 1:
+            reason = f"Its parameters live on several devices ({', '.join(sorted(str(device) for device in devices))})."
+            self.problems.append(Problem("", "export", "", reason, "Move the model to one device."))
         if self.problems:
             return Lowered(None, tuple(self.problems), self.operators)
         nodes = self._reachable(outputs)
         leaves = self._used_leaves(nodes)
         floating = [tensor.dtype for tensor in self.state.values() if tensor.dtype.is_floating_point]
-        devices = {tensor.device for tensor in self.state.values()} or {self.examples[0].device}
         network = Network(
             nodes=nodes,
             outputs=tuple(outputs),
@@ -119,6 +127,7 @@ class _Lowering:
             device=next(iter(devices)),
             dtype=torch.float64 if torch.float64 in floating else torch.float32,
             baked=frozenset(self.baked),
+            saved=self.saved,
             fingerprint=_fingerprint(graph),
         )
         return Lowered(network, (), self.operators)
@@ -150,7 +159,7 @@ class _Lowering:
             self.values[node] = self._guarded_call(node)
 
     def _placeholder(self, node: fx.Node) -> Any:
-        spec = next(s for s in self.program.graph_signature.input_specs if getattr(s.arg, "name", None) == node.name)
+        spec = self.specs[node.name]
         fake = node.meta.get("val")
         if spec.kind == InputKind.USER_INPUT:
             assert isinstance(fake, Tensor)
@@ -162,7 +171,7 @@ class _Lowering:
             name = self.aliases.get(spec.target, spec.target)
             own = StateTensor(name)
             return self._static(own, fake, moves=own, sources=frozenset({name}))
-        own_constant = Constant(self.program.constants.get(spec.target))
+        own_constant = Constant(self.constants.get(spec.target))
         return self._static(own_constant, fake, moves=own_constant)
 
     def _attribute(self, node: fx.Node) -> Any:
@@ -234,17 +243,17 @@ class _Lowering:
     def add(self, layer: Layer) -> Activation:
         return self._append(layer, f"{self.origin.op}_{len(self.nodes)}_between")
 
-    def leaf(self, static: Static, name: str | None) -> Leaf:
+    def leaf(self, static: Static, name: str | None, like: Static | None = None) -> Leaf:
         key = (static.expression, name)
         if key not in self.leaves:
-            self.leaves[key] = self._make_leaf(static, name)
+            self.leaves[key] = self._make_leaf(static, name, like)
         return self.leaves[key]
 
     def bake(self, static: Static) -> Any:
         self.baked.update(self._requires(static.expression))
         return evaluate(static.expression, self.state)
 
-    def _make_leaf(self, static: Static, role: str | None) -> Leaf:
+    def _make_leaf(self, static: Static, role: str | None, like: Static | None) -> Leaf:
         expression = static.expression
         requires = self._requires(expression)
         scored = requires & self.parameter_set
@@ -253,18 +262,22 @@ class _Lowering:
             value = expression.value
             if not isinstance(value, Tensor) or (value.numel() == 1 and not value.is_meta and value.dim() == 0):
                 scalar = float(value)
+        if scalar is not None and not math.isfinite(scalar):
+            raise Refusal(f"it uses the constant {scalar}.", "Use finite constants.")
         if not scored:
             return Leaf(expression, static.shape, None, scalar=scalar, requires=requires)
         if isinstance(expression, StateTensor):
             return Leaf(expression, static.shape, expression.name, requires=requires)
         if static.moves is not None:
             return Leaf(expression, static.shape, ", ".join(sorted(scored)), pull_back=static.moves, requires=requires)
-        return Leaf(expression, static.shape, self._derived_name(static, scored, role), requires=requires)
+        return Leaf(expression, static.shape, self._derived_name(static, scored, role, like), requires=requires)
 
-    def _derived_name(self, static: Static, scored: frozenset[str], role: str | None) -> str:
+    def _derived_name(self, static: Static, scored: frozenset[str], role: str | None, like: Static | None) -> str:
         """Name a derived weight after the module that owns it."""
         prefix = f"{self.origin.module}." if self.origin.module else ""
-        if role is not None:
+        if like is not None and isinstance(like.expression, StateTensor):
+            name = like.expression.name
+        elif role is not None:
             own = prefix + role
             name = self.aliases.get(own, own)
         elif len(scored) == 1:
@@ -273,6 +286,8 @@ class _Lowering:
             name = prefix + "derived"
         if name in self.state and tuple(self.state[name].shape) != static.shape:
             name = f"{name}.derived"
+        if self.derived.setdefault(name, scored) != scored:  # another weight goes by that name already
+            name = f"{name} from {', '.join(sorted(scored))}"
         return name
 
     # ---- expressions

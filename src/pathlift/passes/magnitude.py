@@ -173,7 +173,9 @@ class _Scores:
                 ordered[name] = self.found.pop(name)
             elif name not in reached or name in scored:
                 ordered[name] = torch.zeros_like(widen(self.network.state[name]), requires_grad=False)
-        ordered.update(self.found)
+        for leaf in self.network.leaves:
+            if leaf.score_name in self.found:
+                ordered[leaf.score_name] = self.found.pop(leaf.score_name)
         return ordered
 
 

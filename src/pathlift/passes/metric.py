@@ -154,9 +154,9 @@ def _captured_alike(network: Network, other: nn.Module, examples: tuple[Tensor, 
 
 def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: bool) -> None:
     expected = {**network.state, **{alias: network.state[name] for alias, name in network.aliases.items()}}
-    needed = {name for leaf in network.leaves for name in leaf.requires} | network.baked
+    needed = ({name for leaf in network.leaves for name in leaf.requires} | network.baked) & network.saved
     missing = [name for name in expected if name not in found and (strict or name in needed)]
-    surplus = [name for name in found if name not in expected]
+    surplus = [name for name in found if name not in expected and name not in network.saved]
     if missing or surplus:
         lists = [
             f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pathlift.edges import Identity, Scale
-from pathlift.network import Start, Term, scalar_leaf
+from pathlift.network import Constant, Start, Term, scalar_leaf
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 
@@ -60,7 +60,10 @@ def clamp(call: Call) -> Layer:
         bounds = [_bound(call, key) for key in keys]
     starts: tuple[Start, ...] = ()
     for bound in bounds:
-        if bound is not None and not (isinstance(value := _scalar(call, bound), float) and math.isinf(value)):
+        value = bound.expression.value if bound is not None and isinstance(bound.expression, Constant) else None
+        if isinstance(value, float) and math.isnan(value):
+            call.refuse("one of its bounds is NaN.", "Use numbers as bounds.")
+        if bound is not None and not (isinstance(value, float) and math.isinf(value)):
             starts += call.bias(bound)
     return call.layer(Term(source.name, Identity()), starts=starts)
 
@@ -70,13 +73,6 @@ def _bound(call: Call, key: str) -> Static | None:
     if isinstance(value, Activation):
         call.refuse(f"its bound '{key}' depends on the input.", "Use torch.maximum or torch.minimum for two activations.")
     return call.static(key)
-
-
-def _scalar(call: Call, static: Static) -> float | None:
-    scalar = call.weight(static).scalar
-    if scalar is not None and math.isnan(scalar):
-        call.refuse("one of its bounds is NaN.", "Use numbers as bounds.")
-    return scalar
 
 
 @rule("threshold")

@@ -186,8 +186,8 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     source = call.source("input")
     view = (1, -1) + (1,) * (len(source.shape) - 2)
     layer = call.layer(
-        Term(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None)),
-        starts=call.bias(shift, view, "bias" if bias is not None else None),
+        Term(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
+        starts=call.bias(shift, view, "bias" if bias is not None else None, bias),
         shape=source.shape,
         unit_dim=1,
     )

@@ -91,8 +91,8 @@ class Layer:
 class Builder(Protocol):
     """The part of the lowering that rules may use."""
 
-    def leaf(self, static: Static, name: str | None) -> Leaf:
-        """Return the leaf of a parameter expression; ``name`` is its role in the module that uses it."""
+    def leaf(self, static: Static, name: str | None, like: Static | None = None) -> Leaf:
+        """Return the leaf of a parameter expression; see `Call.weight`."""
 
     def add(self, layer: Layer) -> Activation:
         """Append a layer in between."""
@@ -180,32 +180,40 @@ class Call:
 
     # ---- building layers
 
-    def weight(self, static: Static, name: str | None = None) -> Leaf:
+    def weight(self, static: Static, name: str | None = None, like: Static | None = None) -> Leaf:
         """Return the leaf for a parameter expression.
 
         Args:
             static: The expression.
             name: The role it plays in its module (``weight``, ``bias``); used to name derived weights.
+            like: A derived weight stands for this argument and goes by its name, if it is a parameter.
 
         Returns:
             The leaf.
         """
-        return self.builder.leaf(static, name)
+        return self.builder.leaf(static, name, like)
 
-    def bias(self, static: Static | None, view: Sequence[int] | None = None, name: str | None = None) -> tuple[Start, ...]:
+    def bias(
+        self,
+        static: Static | None,
+        view: Sequence[int] | None = None,
+        name: str | None = None,
+        like: Static | None = None,
+    ) -> tuple[Start, ...]:
         """Return the biases of a layer, none for None or the number 0.
 
         Args:
             static: The expression.
             view: Shape under which it broadcasts over the layer; its own shape when None.
             name: Its role in its module.
+            like: See `weight`.
 
         Returns:
             Zero or one start.
         """
         if static is None:
             return ()
-        leaf = self.weight(static, name)
+        leaf = self.weight(static, name, like)
         if leaf.scalar == 0.0:
             return ()
         return (Start(leaf, tuple(leaf.shape if view is None else view)),)
