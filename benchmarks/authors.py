@@ -18,27 +18,11 @@ from torch import nn
 
 import pathlift
 
-MODELS = [
-    "alexnet",
-    "densenet121",
-    "googlenet",
-    "inception_v3",
-    "mnasnet1_0",
-    "mobilenet_v2",
-    "regnet_x_400mf",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_1",
-    "vgg11",
-    "vgg16",
-    "vgg19_bn",
-    "wide_resnet50_2",
-]
+MODELS = (
+    *("alexnet", "densenet121", "googlenet", "inception_v3", "mnasnet1_0", "mobilenet_v2", "regnet_x_400mf", "resnet18"),
+    *("resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1", "vgg11"),
+    *("vgg16", "vgg19_bn", "wide_resnet50_2"),
+)
 
 
 def build(name: str) -> nn.Module:

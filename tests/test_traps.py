@@ -150,6 +150,20 @@ def test_the_number_is_the_one_worked_out_by_hand(name: str) -> None:
     assert pathlift.path_norm(make(), shape).value == pytest.approx(expected, rel=1e-6, abs=0)
 
 
+def test_a_relu_that_overwrites_the_input_is_read_like_any_other() -> None:
+    assert pathlift.path_norm(nn.Sequential(nn.ReLU(inplace=True), linear([[2.0, -3.0]])), (2,)).value == 5.0
+
+
+def test_a_high_order_does_not_lose_a_neuron_with_small_weights() -> None:
+    """0.01^200 falls below float64 next to 1^200, and 100^200 brings it back."""
+    model = nn.Sequential(linear([[1.0], [0.001]]), nn.ReLU(), linear([[0.0, 1000.0]])).double()
+    try:
+        value = pathlift.path_norm(model, (1,), q=200).value
+    except pathlift.NumericalError:
+        return
+    assert value == pytest.approx(1.0, rel=1e-6)
+
+
 def test_two_parallel_edges_stay_apart_in_l2() -> None:
     """(1² + 1²)^½ for x + x, and for x − x, where one joined edge would give 2 and 0."""
     for function in (lambda x: x + x, lambda x: x - x):

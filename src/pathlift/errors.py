@@ -50,6 +50,24 @@ class Problem:
         return f"{self.op} in {place}{line}: {self.reason} {self.advice}".rstrip()
 
 
+def name_differences(missing: list[str], surplus: list[str], whole: str) -> str:
+    """Say which names a state-dict lacks and which it has too many.
+
+    Args:
+        missing: Names that were expected.
+        surplus: Names that were not.
+        whole: What the names were expected in, such as "the model".
+
+    Returns:
+        One phrase; at most five names of each.
+    """
+    return "; ".join(
+        f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), (f"not in {whole}", surplus))
+        if names
+    )
+
+
 def grouped(problems: tuple[Problem, ...]) -> list[list[Problem]]:
     """Group problems of the same operator and reason, in order of first appearance.
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, MismatchError
+from pathlift.errors import InputError, MismatchError, name_differences
 
 DEFAULT_SHAPE = (3, 224, 224)
 
@@ -233,10 +233,6 @@ def _load_into(model: nn.Module, path: Path) -> None:
     missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or surplus:
-        parts = [
-            f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            for what, names in (("missing", missing), ("not in the model", surplus))
-            if names
-        ]
-        raise MismatchError(f"'{path}' does not fit the model. {'; '.join(parts)}.")
+        difference = name_differences(missing, surplus, "the model")
+        raise MismatchError(f"'{path}' does not fit the model. {difference}.")
     model.load_state_dict(state, strict=False)

@@ -116,6 +116,7 @@ class _Lowering:
         nodes = self._reachable(outputs)
         leaves = self._used_leaves(nodes)
         floating = [tensor.dtype for tensor in self.state.values() if tensor.dtype.is_floating_point]
+        floating = floating or [example.dtype for example in self.examples]
         network = Network(
             nodes=nodes,
             outputs=tuple(outputs),
@@ -376,7 +377,7 @@ class _Lowering:
         by_name = {node.name: node for node in graph.nodes}
         found: list[str] = []
         for spec in self.program.graph_signature.output_specs:
-            if spec.kind == OutputKind.BUFFER_MUTATION or spec.kind == OutputKind.USER_INPUT_MUTATION:
+            if spec.kind == OutputKind.BUFFER_MUTATION:
                 reason = f"its forward pass overwrites '{spec.target}'."
                 self.problems.append(Problem("", "export", "", reason[:1].upper() + reason[1:], "Remove that side effect."))
             if spec.kind != OutputKind.USER_OUTPUT or not hasattr(spec.arg, "name"):

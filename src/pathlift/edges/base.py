@@ -111,6 +111,8 @@ class Support(Weights):
         self.exponent = 0.0
 
     def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
+        if len(values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
+            return (values[0] != 0).to(self.dtype)
         return (super()._apply(values, brief=brief) != 0).to(self.dtype)
 
 

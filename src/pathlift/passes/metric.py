@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.edges.base import BLOCK_ELEMENTS
-from pathlift.errors import InputError, MismatchError
+from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.norm import LOG10_OF_2, to_float
 from pathlift.passes.programs import DifferenceProgram, SquaredDifferenceProgram, Values, above_pivot
@@ -158,12 +158,8 @@ def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: boo
     missing = [name for name in expected if name not in found and (strict or name in needed)]
     surplus = [name for name in found if name not in expected and name not in network.saved]
     if missing or surplus:
-        lists = [
-            f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            for what, names in (("missing", missing), ("not in the first network", surplus))
-            if names
-        ]
-        raise MismatchError(f"The second network does not have the parameters of the first. {'; '.join(lists)}.")
+        difference = name_differences(missing, surplus, "the first network")
+        raise MismatchError(f"The second network does not have the parameters of the first. {difference}.")
     for name, tensor in expected.items():
         if name not in found:
             continue
