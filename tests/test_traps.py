@@ -73,6 +73,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "PReLU counts 1 + |a|": (lambda: fixed(nn.PReLU(), [-0.25]), (1,), 1.25),
     "ReLU6 is an edge and a bias of 6": (lambda: nn.ReLU6(), (2,), 14.0),
     "Hardtanh has two biases": (lambda: nn.Hardtanh(-2, 3), (1,), 6.0),
+    "hard sigmoid is x/6 + 1/2, clamped at 1": (lambda: nn.Hardsigmoid(), (1,), 1 / 6 + 0.5 + 1),
     "clamp with one bound": (lambda: Fn(lambda x: x.clamp(min=-1.5)), (1,), 2.5),
     "clamp(min=0) is ReLU": (lambda: Fn(lambda x: x.clamp(min=0)), (1,), 1.0),
     "max-pooling sums its window": (lambda: nn.MaxPool1d(3), (1, 3), 3.0),

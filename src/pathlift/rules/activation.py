@@ -68,6 +68,15 @@ def clamp(call: Call) -> Layer:
     return call.layer(Term(source.name, Identity()), starts=starts)
 
 
+@rule("hardsigmoid")
+def hardsigmoid(call: Call) -> Layer:
+    """Hard sigmoid: clamp(x/6 + 1/2, 0, 1)."""
+    source = call.source("self")
+    line = call.layer(Term(source.name, Identity(), scalar_leaf(1 / 6)), starts=call.bias(call.number(0.5)))
+    below = call.builder.add(line)
+    return call.layer(Term(below.name, Identity()), starts=call.bias(call.number(1.0)))
+
+
 def _bound(call: Call, key: str) -> Static | None:
     value = call.args.get(key)
     if isinstance(value, Activation):

@@ -347,15 +347,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def outside(reason: str, advice: str, *names: str) -> None:
+def outside(reason: str, advice: str, names: str) -> None:
     """Register operators that are known to lie outside the theory, with their own sentence.
 
     Args:
         reason: Why.
         advice: What to do instead.
-        names: Operator names.
+        names: Operator names, separated by spaces.
     """
-    for name in names:
+    for name in names.split():
         assert name not in RULES and name not in REASONS, name
         REASONS[name] = (reason, advice)
 
