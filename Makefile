@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check bench coverage compare clean
+.PHONY: demo test lint types check bench coverage clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	$(BIN)/python -m pip install --quiet "pip>=23.2"
 	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx]"
 	touch $@
 

@@ -230,6 +230,15 @@ def test_extreme_weights_that_compensate_in_float32(factor: float) -> None:
         assert torch.allclose(before[name], after[name], rtol=1e-4, atol=1e-9), name
 
 
+def test_scores_of_subnormal_weights_are_finite_and_right() -> None:
+    """w = 1e-40 next to 1e38 in float32: share/w leaves float32's range, the share itself does not."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1e-40), model[1].weight.fill_(1e38)
+    scores = pathlift.path_magnitude(model, (1,))
+    assert all(score.item() == pytest.approx(1.0, rel=1e-4) for score in scores.values())
+
+
 def test_weights_of_one_magnitude_far_from_one() -> None:
     for size in (1e-30, 1e30):
         model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(8)))

@@ -140,7 +140,6 @@ def propagate(
     program: Program,
     *,
     keep: bool = False,
-    visit: Callable[[Node, Tracks], None] | None = None,
 ) -> dict[str, Tracks]:
     """Carry the tracks of a program from the inputs to the outputs.
 
@@ -148,7 +147,6 @@ def propagate(
         network: The graph.
         program: What travels.
         keep: Keep the tracks of every node; otherwise only those of the outputs.
-        visit: Called with each node and its tracks as they are computed.
 
     Returns:
         Node name to tracks.
@@ -160,10 +158,7 @@ def propagate(
     last_use = _last_uses(network)
     tracks: dict[str, Tracks] = {}
     for place, node in enumerate(network.nodes):
-        found = program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
-        tracks[node.name] = found
-        if visit is not None:
-            visit(node, found)
+        tracks[node.name] = program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
         if not keep:
             for term in node.terms:
                 if last_use[term.source] == place:

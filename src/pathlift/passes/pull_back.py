@@ -7,6 +7,7 @@ which is the path-magnitude (10)–(12), (14). G starts at 1/‖Φ‖₁, so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
 from pathlift.passes.propagate import Program, Tracks
-from pathlift.passes.scaled import Scaled, normalised, power, top, total
+from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
 
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
@@ -69,6 +70,9 @@ class PullBack:
 
         Returns:
             The whole: the track summed over all outputs, None when it is zero.
+
+        Raises:
+            RangeError: The precision of the program does not suffice.
         """
         whole = sum_of_outputs(self.network, tracks)
         if whole is None:
@@ -109,11 +113,17 @@ class PullBack:
             # Bring G to the exponent at which w·A·G is the share itself.
             below = self._narrow(below)
             g = Scaled(above.at(-below.exponent - shift), -below.exponent - shift)
+            self._refuse_overflow(top(above) - g.exponent, top(below) - below.exponent, g.tensor.numel())
         to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
         if to_below is not None:
             self._accumulate(term.source, Scaled(to_below, g.exponent + shift))
         if to_weight is not None and term.weight is not None and self.share is not None:
             self.share(term.weight, to_weight)
+
+    def _refuse_overflow(self, above: float, below: float, count: int) -> None:
+        """Make sure that Σ A·G over ``count`` positions, before it meets a tiny weight, is a float."""
+        if above + below + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
+            raise RangeError
 
     def _narrow(self, below: Scaled) -> Scaled:
         """Leave room for the product A·G: what falls below the range here has no share that a float could hold."""
