@@ -137,14 +137,16 @@ def networks(draw: Draw) -> tuple[nn.Module, Shape]:
     for _ in range(draw(st.integers(2, 6))):
         make = _weighted if draw(st.booleans()) else _weightless
         module = make(draw, tuple(x.shape[1:])).double().eval()
-        y = module(x)
+        with torch.no_grad():
+            y = module(x)
         joins = ["no"]
         if y.shape == x.shape:
             joins += ["add", "subtract", "maximum"]
         if y.shape[2:] == x.shape[2:] and x.shape[1] + y.shape[1] <= 4:
             joins.append("cat")
         stages.append(Stage(module, draw(st.sampled_from(joins))))
-        x = stages[-1](x)
+        with torch.no_grad():
+            x = stages[-1](x)
         if x[0].numel() > 40:
             break
     head = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), draw(st.integers(1, 2))))
@@ -159,11 +161,13 @@ def operator_pairs(draw: Draw) -> tuple[nn.Module, Shape]:
         case = OPERATORS[0]
     table = _ops()
     op = table[case.name][0]().double().eval()
-    x = op(torch.zeros(1, *case.shape, dtype=torch.float64))
+    with torch.no_grad():  # a pruned layer keeps its last weight, with its graph
+        x = op(torch.zeros(1, *case.shape, dtype=torch.float64))
     fitting = [n for n, (_, s) in table.items() if s == tuple(x.shape[1:])]
     stages = [op]
     if fitting:
         stages.append(table[draw(st.sampled_from(fitting))][0]().double().eval())
-        x = stages[-1](x)
+        with torch.no_grad():
+            x = stages[-1](x)
     lead = nn.Linear(case.shape[-1], case.shape[-1])
     return nn.Sequential(lead, *stages, nn.Flatten(0), nn.Linear(x.numel(), 1)), case.shape

@@ -165,6 +165,24 @@ def test_a_high_order_does_not_lose_a_neuron_with_small_weights() -> None:
     assert value == pytest.approx(1.0, rel=1e-6)
 
 
+def test_subnormal_constants_keep_their_value() -> None:
+    tiny = 5e-324
+    norm = pathlift.path_norm(Fn(lambda x: x * tiny * 2.0**1000).double(), torch.zeros(1, 1, dtype=torch.float64))
+    assert norm.log10 == pytest.approx(math.log10(tiny) + 1000 * math.log10(2))
+    clamp = pathlift.path_norm(nn.Hardtanh(-tiny, 1.0), torch.zeros(1, 1, dtype=torch.float64))
+    assert clamp.value == 2.0
+
+
+def test_a_flipped_sign_is_never_exact_and_costs_both_paths() -> None:
+    metric = pathlift.path_metric(linear([[3.0]]), linear([[-2.0]]), (1,))
+    assert not metric.exact
+    assert metric.lower == pytest.approx(1.0)  # (6): | 3 − 2 |
+    assert metric.upper == pytest.approx(5.0)  # the truth: | 3 − (−2) |
+    assert not pathlift.path_metric(linear([[3.0]]), linear([[-3.0]]), (1,)).exact
+    l2 = pathlift.path_metric(linear([[3.0]]), linear([[-2.0]]), (1,), q=2)
+    assert l2.exact and l2.value == pytest.approx(5.0)
+
+
 def test_two_parallel_edges_stay_apart_in_l2() -> None:
     """(1² + 1²)^½ for x + x, and for x − x, where one joined edge would give 2 and 0."""
     for function in (lambda x: x + x, lambda x: x - x):

@@ -29,7 +29,9 @@ def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
     if dtype != torch.float64:
         return 0.0
     size = max((float(v.detach().abs().max()) for v in values if v.numel()), default=0.0)
-    return float(math.frexp(size)[1]) if size > 0 and math.isfinite(size) else 0.0
+    if size == 0.0 or not math.isfinite(size):
+        return 0.0
+    return float(min(max(math.frexp(size)[1], -1000), 1000))  # 2**±1000 and its inverse are floats
 
 
 class _ParametrisedProgram(Program):
