@@ -165,7 +165,7 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     flat = torch.cat([
         torch.zeros(_size(network, name), dtype=torch.float64, device=network.device)
         if value is None
-        else value.tensor.double().reshape(-1) * 2.0 ** max(value.exponent - largest, -1074.0)
+        else Scaled(value.tensor.double().reshape(-1), value.exponent).at(largest)
         for name, value in zip(network.outputs, outputs, strict=True)
     ])
     per_output, log10_scale = _in_units(flat, largest, root)

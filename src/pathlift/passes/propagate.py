@@ -179,7 +179,6 @@ def _last_uses(network: Network) -> dict[str, int]:
 def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one node, within range and checked for lost digits."""
     found: list[Scaled | None] = []
-    window = program.window
     moves = _only_moves(node)
     for track in range(program.tracks):
         if node.concat is not None:
@@ -189,7 +188,7 @@ def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
         if value is None or (moves and not shifted):
             found.append(value)
             continue
-        found.append(_checked(value, node, tracks, program, track, window))
+        found.append(_checked(value, node, tracks, program, track))
     return tuple(found)
 
 
@@ -199,12 +198,11 @@ def _only_moves(node: Node) -> bool:
     return len(node.terms) == 1 and not node.starts and node.terms[0].weight is None and not node.terms[0].edges.fresh
 
 
-def _checked(
-    value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: Program, track: int, window: Window
-) -> Scaled | None:
+def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:
     """Bring a value into its window; make sure that small and zero entries are what they seem."""
+    window = program.window
     scaled, smallest = normalised(value, window)
-    if program.signed & {track} or smallest >= power(window.floor):
+    if track in program.signed or smallest >= power(window.floor):
         return scaled
     lost = scaled is not None and too_small(scaled.tensor, window)
     if lost or _vanished(node, tracks, program, track, value.tensor):
