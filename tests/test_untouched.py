@@ -117,14 +117,14 @@ def test_an_interrupt_in_the_middle_of_tracing_leaves_the_model(error: type[Base
 
 @pytest.mark.parametrize("call", ["path_norm", "path_magnitude", "path_metric"])
 def test_an_interrupt_in_the_middle_of_a_pass_leaves_the_model(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlift.edges import Convolution
+    from pathlift.edges.convolution import GatheredConvolution
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     model = Residual().train()
     before = snapshot(model)
-    monkeypatch.setattr(Convolution, "sum", interrupt)
+    monkeypatch.setattr(GatheredConvolution, "sum", interrupt)
     with pytest.raises(KeyboardInterrupt):
         CALLS[call](model, (1, 3, 3))
     assert same(before, snapshot(model))

@@ -8,14 +8,16 @@ same graph serves any other parameter vector θ' of the same architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pathlift.edges import Edges
+from pathlift.edges.axis import Axis, multiplicity
 from pathlift.errors import NumericalError
 
 
@@ -92,6 +94,50 @@ def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Exp
         value = expression.function(*args, **kwargs)
     memo[expression] = value
     return value
+
+
+def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function of vectors of one length and numbers that works element by element: calls of it may be joined.
+
+    Args:
+        function: The function.
+
+    Returns:
+        The same function.
+    """
+    ELEMENTWISE.add(function)
+    return function
+
+
+ELEMENTWISE: set[Callable[..., Any]] = set()
+
+
+def evaluate_together(expressions: Sequence[Expression], state: Mapping[str, Tensor], memo: dict[Expression, Any]) -> None:
+    """Evaluate elementwise functions of many small vectors in few calls: a network has hundreds of batch norms.
+
+    Args:
+        expressions: Expressions; those that are no elementwise function are left alone.
+        state: Parameters and buffers by canonical name.
+        memo: Receives the values.
+    """
+    chosen = [e for e in expressions if isinstance(e, Apply) and e.function in ELEMENTWISE and not e.kwargs]
+    inner = [arg for e in chosen for arg in e.args if isinstance(arg, Apply) and arg not in memo]
+    if inner:
+        evaluate_together(list(dict.fromkeys(inner)), state, memo)
+    groups: dict[Any, list[tuple[Apply, list[Any]]]] = {}
+    for expression in dict.fromkeys(chosen):
+        if expression not in memo:
+            args = [evaluate(arg, state, memo) if isinstance(arg, Expression) else arg for arg in expression.args]
+            kinds = tuple((arg.dtype, arg.dim()) if isinstance(arg, Tensor) else arg for arg in args)
+            groups.setdefault((expression.function, kinds), []).append((expression, args))
+    for (function, kinds), calls in groups.items():
+        joined = [
+            torch.cat([args[place] for _, args in calls]) if isinstance(calls[0][1][place], Tensor) else calls[0][1][place]
+            for place in range(len(kinds))
+        ]
+        lengths = [next(len(arg) for arg in args if isinstance(arg, Tensor)) for _, args in calls]
+        values = function(*joined).split(lengths)
+        memo.update((expression, value) for (expression, _), value in zip(calls, values, strict=True))
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -190,6 +236,7 @@ class Node:
         origin: Module, operator and source line.
         unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this node.
         unit_name: The module whose units these neurons are.
+        axes: In a compact network, what each entry of the tensor stands for (`pathlift.edges.axis`); None: itself.
     """
 
     name: str
@@ -200,6 +247,23 @@ class Node:
     concat: Concat | None = None
     unit_dim: int | None = None
     unit_name: str | None = None
+    axes: tuple[Axis, ...] | None = None
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Shape with one entry per neuron."""
+        return self.shape if self.axes is None else tuple(axis.size for axis in self.axes)
+
+    def multiplicity(self, device: torch.device) -> Tensor | None:
+        """Return how many neurons each entry stands for, None for one each; see `pathlift.edges.axis.multiplicity`."""
+        return None if self.axes is None else multiplicity(self.axes, device)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """Return a compact tensor of this node with one entry per neuron."""
+        for dim, axis in enumerate(self.axes or ()):
+            if axis.classes is not None:
+                tensor = tensor.index_select(dim, axis.classes.to(tensor.device))
+        return tensor
 
     @property
     def kind(self) -> Literal["input", "hidden"]:
@@ -246,6 +310,18 @@ class Network:
         """Return a one-line summary."""
         return f"Network({len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters)"
 
+    @cached_property
+    def compact(self) -> Network:
+        """The same network for inputs that are constant over space, such as ones: see `pathlift.compact`."""
+        from pathlift.compact import compacted  # built on this module
+
+        return compacted(self)
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
     def values(self, state: Mapping[str, Tensor] | None = None) -> dict[Leaf, Tensor]:
         """Evaluate every leaf.
 
@@ -261,6 +337,7 @@ class Network:
         state = self.state if state is None else state
         memo: dict[Expression, Any] = {}
         values: dict[Leaf, Tensor] = {}
+        evaluate_together([leaf.expression for leaf in self.leaves], state, memo)
         for leaf in self.leaves:
             if leaf.scalar is None:
                 if isinstance(leaf.expression, StateTensor):

@@ -8,7 +8,9 @@ Next to the sum each map has its (max, ×) form, for q = ∞.
 from pathlift.edges.base import Edges, Weights
 from pathlift.edges.contraction import AxisMap, Contraction, Dense
 from pathlift.edges.convolution import Convolution
-from pathlift.edges.unit import Identity, Move, Overlap, Reduce, Scale, Window
+from pathlift.edges.movement import Move
+from pathlift.edges.unit import Identity, Overlap, Scale
+from pathlift.edges.window import Reduce, Window
 
 __all__ = [
     "AxisMap",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 20
-"""Weights are transformed in blocks of this many elements where a map can work block by block (4 MiB in float32)."""
+from pathlift.edges.axis import Axis, full_axes
+
+BLOCK_ELEMENTS = 1 << 18
+"""Weights are transformed in blocks of this many elements where a map can work block by block (1 MiB in float32)."""
 
 
 class Weights:
@@ -27,6 +30,7 @@ class Weights:
         *,
         shift: float = 0.0,
         degree: float = 1.0,
+        ready: Tensor | None = None,
     ) -> None:
         """Describe the weights.
 
@@ -36,12 +40,14 @@ class Weights:
             dtype: Precision of the result.
             shift: The values are divided by 2**shift before ``transform`` sees them.
             degree: Degree of homogeneity of ``transform``.
+            ready: The weights, if they have been computed already; never written to.
         """
         self.values = values
         self.transform = transform
         self.dtype = dtype
         self.scale = 2.0**-shift
         self.exponent = shift * degree
+        self.ready = ready
 
     @property
     def shape(self) -> torch.Size:
@@ -49,20 +55,34 @@ class Weights:
         return self.values[0].shape
 
     def full(self) -> Tensor:
-        """Return the whole tensor, in memory of its own."""
-        return self._apply(self.values)
+        """Return the whole tensor, not to be written to."""
+        return self._apply(self.values) if self.ready is None else self.ready
 
     def brief(self) -> Tensor:
         """Return the whole tensor for use at once: the next call of `brief` or `rows` may overwrite it."""
-        return self._apply(self.values, brief=True)
+        return self._apply(self.values, brief=True) if self.ready is None else self.ready
 
-    def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the first dimension and their weights, about `BLOCK_ELEMENTS` at a time, each for use at once."""
+    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of the first dimension and their weights, each for use at once.
+
+        Args:
+            multiple: The length of a slice is a multiple of this.
+
+        Yields:
+            A slice of about `BLOCK_ELEMENTS` weights (of all when gradients are recorded), and the weights.
+        """
         count = self.shape[0]
-        step = max(1, BLOCK_ELEMENTS // max(1, self.values[0][0].numel())) if count else 1
-        for first in range(0, count, step):
-            part = slice(first, min(first + step, count))
-            yield part, self._apply(tuple(value[part] for value in self.values), brief=True)
+        if self.ready is not None:
+            yield slice(0, count), self.ready
+            return
+        step = max(1, BLOCK_ELEMENTS // max(1, multiple * self.shape[1:].numel())) * multiple
+        if torch.is_grad_enabled():
+            step = max(count, 1)
+        first = 0
+        for values in zip(*(value.split(step) for value in self.values), strict=True):
+            last = first + len(values[0])
+            yield slice(first, last), self._apply(values, brief=True)
+            first = last
 
     def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
         if brief and self.transform is torch.abs and self.scale == 1.0 and not torch.is_grad_enabled():
@@ -86,15 +106,13 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         The magnitudes, valid until the next call.
     """
-    key = f"{value.device}_{dtype}"
-    buffer: Tensor | None = getattr(_SCRATCH, key, None)
-    if buffer is None or buffer.numel() < value.numel():
-        buffer = torch.empty(max(value.numel(), BLOCK_ELEMENTS), dtype=dtype, device=value.device)
-        setattr(_SCRATCH, key, buffer)
-    out = buffer[: value.numel()].view(value.shape)
-    if value.dtype == dtype:
-        return torch.abs(value, out=out)
-    return torch.abs(out.copy_(value), out=out)
+    buffers: dict[tuple[torch.device, torch.dtype], Tensor] = _SCRATCH.__dict__.setdefault("buffers", {})
+    buffer, count = buffers.get((value.device, dtype)), value.numel()
+    if buffer is None or buffer.numel() < count:
+        buffer = torch.empty(max(count, BLOCK_ELEMENTS), dtype=dtype, device=value.device)
+        buffers[value.device, dtype] = buffer
+    out = buffer[:count].view(value.shape)
+    return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
 
 
 class Support(Weights):
@@ -114,6 +132,21 @@ class Support(Weights):
         if len(values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
             return (values[0] != 0).to(self.dtype)
         return (super()._apply(values, brief=brief) != 0).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Compact:
+    """An edge map between compact tensors.
+
+    Attributes:
+        edges: The map.
+        axes: Axes of its result.
+        weight: What becomes of the weight tensor, None when it stays as it is.
+    """
+
+    edges: Edges
+    axes: tuple[Axis, ...]
+    weight: Callable[[Tensor], Tensor] | None = None
 
 
 class Edges(ABC):
@@ -145,6 +178,22 @@ class Edges(ABC):
             Values of the neurons above.
         """
 
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """Return the same map between compact tensors (`pathlift.edges.axis`).
+
+        Args:
+            axes: Axes of the neurons below.
+            out: Full shape of the neurons above.
+            weight: Shape of the weight, None when there is none.
+
+        Returns:
+            The compact map, or the dimensions that have to be full for there to be one. When all dimensions are full, a
+            map may always return itself.
+        """
+        del weight
+        compact = frozenset(dim for dim, axis in enumerate(axes) if axis.classes is not None)
+        return compact or Compact(self, full_axes(out))
+
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -175,3 +224,48 @@ class Edges(ABC):
 
 def _same(value: Tensor) -> Tensor:
     return value
+
+
+class Chain(Edges):
+    """Edge maps one after the other, of which at most one carries the weight."""
+
+    def __init__(self, *links: Edges, weighted: int) -> None:
+        """Describe the map.
+
+        Args:
+            links: The maps, first to last.
+            weighted: Which one has the weight.
+        """
+        self.links = links
+        self.weighted = weighted
+        self.fresh = any(link.fresh for link in links)
+
+    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.sum`."""
+        for place, link in enumerate(self.links):
+            x = link.sum(x, w if place == self.weighted else None)
+        return x
+
+    def max(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.max`."""
+        for place, link in enumerate(self.links):
+            x = link.max(x, w if place == self.weighted else None)
+        return x
+
+    def adjoint(
+        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`."""
+        values = [x]
+        for place, link in enumerate(self.links[:-1]):
+            values.append(link.sum(values[-1], w if place == self.weighted else None))
+        to_weight: Tensor | None = None
+        for place in reversed(range(len(self.links))):
+            own = place == self.weighted
+            wanted = below or place > 0
+            to_below, found = self.links[place].adjoint(values[place], w if own else None, g, below=wanted, share=share and own)
+            to_weight = found if own else to_weight
+            if to_below is None:
+                return None, to_weight
+            g = to_below
+        return g, to_weight

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathlift.edges.base import BLOCK_ELEMENTS, Edges, Weights
+from pathlift.edges.axis import Axis, Table, classify
+from pathlift.edges.base import Compact, Edges, Weights
+from pathlift.edges.window import along
 
 
 class Dense(Edges):
@@ -15,15 +19,23 @@ class Dense(Edges):
     No copy of the size of the weight is ever made, so a path-norm costs one read of the weights.
     """
 
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`."""
+        del weight
+        if axes[-1].classes is not None:
+            return frozenset({len(axes) - 1})
+        return Compact(self, (*axes[:-1], Axis.full(out[-1])))
+
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
         assert w is not None
-        if w.values[0].numel() <= BLOCK_ELEMENTS or torch.is_grad_enabled():
-            return F.linear(x, w.brief())
-        out = x.new_empty((*x.shape[:-1], w.shape[0]))
-        for part, block in w.rows():
-            out[..., part] = F.linear(x, block)
-        return out
+        if torch.is_grad_enabled():
+            return F.linear(x, w.full())
+        rows = x.reshape(-1, x.shape[-1])
+        single = len(rows) == 1  # a matrix-vector product, which streams the block
+        pieces = [torch.mv(block, rows[0]) if single else rows @ block.T for _, block in w.rows()]
+        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+        return out.reshape(*x.shape[:-1], w.shape[0])
 
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""
@@ -45,11 +57,12 @@ class Dense(Edges):
         to_weight = x.new_empty(w.shape) if share else None
         for part, block in w.rows():
             columns = above[:, part]
-            if to_below is not None:
+            if to_below is not None and len(rows) == 1:
+                to_below[0].addmv_(block.T, columns[0])
+            elif to_below is not None:
                 to_below.addmm_(columns, block)
             if to_weight is not None and len(rows) == 1:
-                torch.mul(block, rows, out=to_weight[part])
-                to_weight[part].mul_(columns.T)
+                torch.mul(block * rows, columns.T, out=to_weight[part])
             elif to_weight is not None:
                 torch.mul(block, columns.T @ rows, out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight
@@ -57,6 +70,21 @@ class Dense(Edges):
 
 class Contraction(Edges):
     """An einsum of x with a weight: ``equation`` is ``"x-letters,w-letters->out-letters"``."""
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`: dimensions that the weight does not share and the result keeps stay as they are."""
+        del weight
+        operands, result = self.equation.split("->")
+        first, second = operands.split(",")
+        mixed = frozenset(
+            dim
+            for dim, letter in enumerate(first)
+            if axes[dim].classes is not None and (letter in second or letter not in result)
+        )
+        kept = [
+            axes[first.index(letter)] if letter in first else Axis.full(size) for letter, size in zip(result, out, strict=True)
+        ]
+        return mixed or Compact(self, tuple(kept))
 
     def __init__(self, equation: str) -> None:
         """Describe the map.
@@ -94,18 +122,39 @@ def _spread(tensor: Tensor, letters: str, full: str) -> Tensor:
 class AxisMap(Edges):
     """out = w·x along dimension ``dim`` of x, with a constant matrix w (out size × in size): interpolation, adaptive means."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, matrix: Tensor) -> None:
         """Describe the map.
 
         Args:
             dim: The dimension of x along which the matrix acts.
+            matrix: The constant matrix, on the CPU: its entries that are not 0 are the edges.
         """
         self.dim = dim
+        self.matrix = matrix
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`: rows that give equal weights to equal classes are one row."""
+        del out, weight
+        there = self.matrix != 0
+        width = max(int(there.sum(1).max()), 1)
+        order = torch.argsort((~there).to(torch.int8), dim=1, stable=True)[:, :width]
+        taps = torch.where(there.gather(1, order), order, -1)
+        read = torch.where(taps >= 0, axes[self.dim].index[taps.clamp(min=0)], axes[self.dim].count)
+        axis, first = classify(read, torch.where(taps >= 0, self.matrix.gather(1, order), 0.0))
+        rows, chosen = Table(first), Table(torch.where(taps >= 0, order, 0)[first])
+        missing = (taps < 0)[first]
+
+        def edge_weights(matrix: Tensor) -> Tensor:
+            found: Tensor = matrix[rows.on(matrix.device)].gather(1, chosen.on(matrix.device))
+            return found * ~missing.to(matrix.device)
+
+        result = tuple(axis if dim == self.dim else own for dim, own in enumerate(axes))
+        return Compact(WeightedTaps(self.dim, read[first], axes[self.dim].count), result, edge_weights)
 
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
         assert w is not None
-        return F.linear(x.movedim(self.dim, -1), w.full()).movedim(-1, self.dim)
+        return along(x, w.full(), self.dim)
 
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""
@@ -113,3 +162,35 @@ class AxisMap(Edges):
         moved = x.movedim(self.dim, -1)
         rows = [(moved * row).amax(-1) for row in w.full()]
         return torch.stack(rows, -1).movedim(-1, self.dim)
+
+
+class WeightedTaps(Edges):
+    """Along one dimension, out[o] = Σ_t x[table[o, t]]·w[o, t]: an interpolation whose constant matrix is sparse."""
+
+    def __init__(self, dim: int, table: Tensor, count: int) -> None:
+        """Describe the map.
+
+        Args:
+            dim: The dimension.
+            table: Classes that each output reads, shape (outputs, taps); ``count`` for "no neuron".
+            count: Number of classes below.
+        """
+        self.dim = dim
+        self.table = Table(table)
+        self.count = count
+
+    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.sum`."""
+        assert w is not None
+        weight = w.full()
+        matrix = weight.new_zeros(len(weight), self.count + 1).scatter_add(1, self.table.on(x.device), weight)
+        return along(x, matrix.narrow(1, 0, self.count), self.dim)
+
+    def max(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.max`."""
+        assert w is not None
+        padded = torch.cat([x, torch.zeros_like(x.narrow(self.dim, 0, 1))], self.dim)
+        read = padded.index_select(self.dim, self.table.on(x.device).reshape(-1)).unflatten(self.dim, tuple(w.shape))
+        weight = w.full()
+        out: Tensor = (read * weight.reshape(*weight.shape, *[1] * (x.dim() - self.dim - 1))).amax(self.dim + 1)
+        return out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathlift.edges.base import BLOCK_ELEMENTS, Edges, Weights
+from pathlift.edges.axis import Axis, Table, through_taps
+from pathlift.edges.base import BLOCK_ELEMENTS, Compact, Edges, Weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,36 @@ class Convolution(Edges):
     groups: int
     pad_before: tuple[int, ...] = ()
     fresh = True
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`."""
+        assert weight is not None
+        crossed = frozenset(dim for dim in (0, 1) if axes[dim].classes is not None)
+        if crossed:
+            return crossed
+        full = all(axis.classes is None for axis in axes)
+        if axes[0].size != 1 or (full and math.prod(weight) <= BLOCK_ELEMENTS and math.prod(weight[2:]) > 1):
+            return super().compact(axes, out, weight)  # nothing to gain: no equal positions, and a small weight
+        found = [
+            through_taps(axes[2 + place], self._taps(place, out[2 + place], weight[2 + place])) for place in range(len(out) - 2)
+        ]
+        edges = GatheredConvolution(
+            [table for _, table in found],
+            [axis.count for axis in axes[2:]],
+            groups=self.groups,
+            transposed=self.transposed,
+        )
+        return Compact(edges, (Axis.full(1), Axis.full(out[1]), *(axis for axis, _ in found)))
+
+    def _taps(self, place: int, outputs: int, kernel: int) -> Tensor:
+        """Return the input position that each output position reads with each tap, shape (outputs, kernel); −1 for none."""
+        stride, padding, dilation = self.stride[place], self.padding[place], self.dilation[place]
+        spots, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation
+        if self.transposed:
+            moved = spots + padding - taps
+            return torch.where(moved % stride == 0, moved // stride, -1)
+        before = self.pad_before[::-1][1::2] if self.pad_before else (0,) * len(self.stride)
+        return spots * stride - padding - before[place] + taps
 
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
@@ -103,3 +136,188 @@ class Convolution(Edges):
             gap * (size - 1) - pad for gap, size, pad in zip(self.dilation, weight.shape[2:], self.padding, strict=True)
         )
         return spread, kernels, padding
+
+
+class GatheredConvolution(Edges):
+    """A convolution between compact tensors: gather what each class of positions reads, then one matrix product.
+
+    The weights are read once, in cache-sized blocks of rows; positions are worked off in chunks.
+    """
+
+    def __init__(self, tables: list[Tensor], counts: list[int], *, groups: int, transposed: bool) -> None:
+        """Describe the map.
+
+        Args:
+            tables: For each spatial dimension the classes that each output class reads, one per tap of the kernel, shape
+                (outputs, taps); the number of classes below stands for "no neuron".
+            counts: Number of classes below, for each spatial dimension.
+            groups: Groups of channels.
+            transposed: The weight has the channels below first, then those above in one group.
+        """
+        self.groups = groups
+        self.transposed = transposed
+        self.places = tuple(len(table) for table in tables)
+        self.taps = 1
+        self.below = 1
+        joined, none = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool)
+        for table, count in zip(tables, counts, strict=True):
+            # (taps so far, this tap) × (places so far, this place) → place in the flattened compact tensor
+            own = table.T
+            joined = joined[:, None, :, None] * count + own[None, :, None, :]
+            none = none[:, None, :, None] | (own == count)[None, :, None, :]
+            self.taps, self.below = self.taps * own.shape[0], self.below * count
+            joined = joined.reshape(self.taps, -1)
+            none = none.reshape(self.taps, -1)
+        joined = torch.where(none, self.below, joined)
+        self.padded = bool(none.any())
+        self.count = joined.shape[1]
+        self.plain = self.taps == 1 and torch.equal(joined[0], torch.arange(self.below))
+        self._index = joined
+        self._chunks: dict[int, list[tuple[slice, Table]]] = {}
+
+    def _positions(self, rows: int) -> list[tuple[slice, Table]]:
+        """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""
+        if rows not in self._chunks:
+            step = self.count if self.plain or torch.is_grad_enabled() else max(64, 4 * BLOCK_ELEMENTS // max(rows, 1))
+            self._chunks[rows] = [
+                (slice(first, min(first + step, self.count)), Table(self._index[:, first : first + step].reshape(1, -1)))
+                for first in range(0, self.count, step)
+            ]
+        return self._chunks[rows]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Return x as (channels, positions), with a position that is always 0 at the end where one is needed."""
+        flat = x.reshape(x.shape[1], self.below)
+        return F.pad(flat, (0, 1)) if self.padded else flat
+
+    def _columns(self, flat: Tensor, table: Table) -> Tensor:
+        """Return what the places of a chunk read: shape (channels, taps, places)."""
+        if self.plain:
+            return flat.unsqueeze(1)
+        index = table.on(flat.device)
+        return flat.gather(1, index.expand(len(flat), -1)).view(len(flat), self.taps, -1)
+
+    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.sum`."""
+        assert w is not None
+        flat = self._spread(x)
+        above = w.shape[1] * self.groups if self.transposed else w.shape[0]
+        chunks = self._positions(x.shape[1] * self.taps)
+        pieces = [self._product(self._columns(flat, table), w, above) for _, table in chunks]
+        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        return out.view(1, above, *self.places)
+
+    def _product(self, columns: Tensor, w: Weights, above: int) -> Tensor:
+        """Multiply the weights to the columns: (channels below, taps, places) → (channels above, places)."""
+        places = columns.shape[-1]
+        per_group = w.shape[0] // self.groups
+        parts: list[Tensor] = []
+        out = columns.new_empty(above, places) if not torch.is_grad_enabled() else None
+        for rows, block in w.rows(1 if self.groups == 1 else per_group):
+            if self.groups == 1 and self.transposed:
+                part = block.flatten(2).permute(1, 0, 2).flatten(1) @ columns[rows].flatten(0, 1)
+                parts = [part if not parts else parts[0] + part]
+                continue
+            if self.groups == 1:
+                matrix, read = block.flatten(1), columns.flatten(0, 1)
+                target = None if out is None else out[rows]
+            else:
+                chosen, matrix, read = self._grouped(block, columns, rows, per_group)
+                target = None if out is None else out.view(self.groups, -1, places)[chosen]
+            if target is None:
+                parts.append(torch.matmul(matrix, read).flatten(0, -2))
+            else:
+                torch.matmul(matrix, read, out=target)
+        if self.groups == 1 and self.transposed:
+            return parts[0]
+        return torch.cat(parts) if out is None else out
+
+    def _grouped(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
+        """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""
+        chosen = slice(rows.start // per_group, rows.stop // per_group)
+        read = columns.view(self.groups, -1, columns.shape[-1])[chosen]
+        matrix = block.view(len(read), per_group, *block.shape[1:]).flatten(3)
+        matrix = matrix.transpose(1, 2) if self.transposed else matrix
+        return chosen, matrix.flatten(2), read
+
+    def max(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.max`."""
+        assert w is not None
+        flat = self._spread(x)
+        weight = w.full()
+        per_group = weight.shape[0] // self.groups
+        columns = self._columns(flat, Table(self._index.reshape(1, -1)))
+        _, matrix, read = self._grouped(weight, columns.contiguous(), slice(0, len(weight)), per_group)
+        step = max(1, 16 * BLOCK_ELEMENTS // max(1, matrix[0].numel()))
+        pieces = [
+            torch.stack([(matrix[group, :, :, None] * part[group, None]).amax(1) for group in range(self.groups)])
+            for part in read.split(step, 2)
+        ]
+        return torch.cat(pieces, 2).reshape(1, -1, *self.places)
+
+    def adjoint(
+        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`."""
+        assert w is not None
+        flat, above = self._spread(x), g.reshape(g.shape[1], self.count)
+        to_flat = torch.zeros_like(flat) if below else None
+        to_weight: Tensor | None = None
+        for part, table in self._positions(x.shape[1] * self.taps):
+            columns = self._columns(flat, table).contiguous()
+            back, found = self._back(columns, w, above[:, part].contiguous(), below=below, share=share)
+            if to_flat is not None and back is not None and self.plain:
+                to_flat = back.view(to_flat.shape)
+            elif to_flat is not None and back is not None:
+                index = table.on(flat.device)
+                to_flat.scatter_add_(1, index.expand(len(flat), -1), back.view(len(flat), -1))
+            if found is not None:
+                to_weight = found if to_weight is None else to_weight.add_(found)
+        if to_flat is not None:
+            to_flat = to_flat[:, : self.below].reshape(x.shape)
+        return to_flat, to_weight
+
+    def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The adjoint for one chunk of places: to the columns, and to the weights."""
+        per_group = w.shape[0] // self.groups
+        to_columns = torch.zeros_like(columns) if below else None
+        to_weight = columns.new_empty(w.shape) if share else None
+        for rows, block in w.rows(1 if self.groups == 1 else per_group):
+            if self.groups > 1:
+                target = None if to_weight is None else to_weight[rows]
+                self._back_grouped(block, rows, per_group, columns, g, to_columns, target)
+                continue
+            # One group: (channels above, channels below · taps), or its transpose block by block.
+            matrix = block.flatten(2).transpose(0, 1).flatten(1) if self.transposed else block.flatten(1)
+            read, rest = (columns[rows], g) if self.transposed else (columns, g[rows])
+            read = read.flatten(0, 1)
+            if to_columns is not None:
+                own = to_columns[rows] if self.transposed else to_columns
+                own.view(read.shape).addmm_(matrix.T, rest)
+            if to_weight is not None:
+                product = rest @ read.T
+                if self.transposed:
+                    product = product.unflatten(1, (-1, self.taps)).transpose(0, 1)
+                torch.mul(product.reshape(block.shape), block, out=to_weight[rows])
+        return to_columns, to_weight
+
+    def _back_grouped(
+        self,
+        block: Tensor,
+        rows: slice,
+        per_group: int,
+        columns: Tensor,
+        g: Tensor,
+        to_columns: Tensor | None,
+        to_weight: Tensor | None,
+    ) -> None:
+        """The same for the groups of one block of weights; writes into what is wanted."""
+        chosen, matrix, read = self._grouped(block, columns, rows, per_group)
+        rest = g.view(self.groups, -1, g.shape[-1])[chosen]
+        if to_columns is not None:
+            to_columns.view(self.groups, -1, g.shape[-1])[chosen].baddbmm_(matrix.transpose(1, 2), rest)
+        if to_weight is not None:
+            product = torch.bmm(rest, read.transpose(1, 2))
+            if self.transposed:
+                product = product.unflatten(2, (-1, self.taps)).transpose(1, 2)
+            torch.mul(product.reshape(block.shape), block, out=to_weight)

@@ -1,4 +1,4 @@
-"""Edge maps whose own edges weigh 1: moving elements, summing windows, summing over dimensions.
+"""Edge maps whose own edges weigh 1: the same neurons, chosen ones, overlapping ones.
 
 A weight, where there is one, multiplies the result elementwise: average pooling is a sum over windows times one constant
 per output position.
@@ -6,17 +6,16 @@ per output position.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pathlift.edges.base import Edges, Weights
+from pathlift.edges.axis import Axis, Table, full_axes
+from pathlift.edges.base import Chain, Compact, Edges, Weights
 
 
-class _Unit(Edges):
+class UnitEdges(Edges):
     """A map of unit edges, optionally followed by an elementwise weight."""
 
     def gather(self, x: Tensor) -> Tensor:
@@ -37,8 +36,97 @@ class _Unit(Edges):
         out = self.gather_max(x)
         return out if w is None else out * w.full()
 
+    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
+        """Apply the transpose of `gather`.
 
-class Identity(_Unit):
+        Args:
+            x: Values of the neurons below; only the shape counts.
+            g: One number per neuron above.
+
+        Returns:
+            One number per neuron below.
+        """
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (out,) = torch.autograd.grad(self.gather(leaf), [leaf], g)
+        return out
+
+    def adjoint(
+        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`."""
+        if share:
+            return super().adjoint(x, w, g, below=below, share=share)
+        return (self.scatter(x, g if w is None else g * w.full()) if below else None), None
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`; the weight, where it has an extent, needs the result to be full."""
+        found = self.compact_unit(axes, out)
+        if isinstance(found, frozenset) or weight is None:
+            return found
+        clash = weighted_dims(found.axes, weight)
+        if not clash:
+            return found
+        spread = Gather({dim: found.axes[dim].index for dim in clash})
+        full = tuple(Axis.full(axis.size) if dim in clash else axis for dim, axis in enumerate(found.axes))
+        return Compact(Chain(found.edges, spread, weighted=1), full)
+
+    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact | frozenset[int]:
+        """Return the same map between compact tensors, without a weight; see `Edges.compact`."""
+        found = super().compact(axes, out, None)
+        assert not isinstance(found, Compact) or found.weight is None
+        return found
+
+
+def weighted_dims(axes: Sequence[Axis], weight: Sequence[int]) -> frozenset[int]:
+    """Return the compact dimensions along which a weight that broadcasts against the full tensor has an extent.
+
+    Args:
+        axes: Axes of the tensor.
+        weight: Shape of the weight.
+
+    Returns:
+        Dimensions.
+    """
+    dims = range(len(axes) - len(weight), len(axes))
+    return frozenset(
+        dim for dim, size in zip(dims, weight, strict=True) if dim >= 0 and size > 1 and axes[dim].classes is not None
+    )
+
+
+class Gather(UnitEdges):
+    """Each neuron above is the neuron of a given class below, dimension by dimension; the class after the last is none."""
+
+    fresh = False
+
+    def __init__(self, index: Mapping[int, Tensor]) -> None:
+        """Describe the map.
+
+        Args:
+            index: Dimension to the classes that it reads.
+        """
+        self.tables = {dim: Table(classes) for dim, classes in index.items()}
+        self.largest = {dim: int(classes.max()) for dim, classes in index.items()}
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Read the classes."""
+        for dim, table in self.tables.items():
+            if self.largest[dim] == x.shape[dim]:
+                none = x.new_zeros([1 if place == dim else size for place, size in enumerate(x.shape)])
+                x = torch.cat([x, none], dim)
+            x = x.index_select(dim, table.on(x.device))
+        return x
+
+    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
+        """Add up what each class is read by."""
+        for dim, table in reversed(self.tables.items()):
+            shape = list(g.shape)
+            shape[dim] = x.shape[dim] + 1
+            g = g.new_zeros(shape).index_add_(dim, table.on(g.device), g).narrow(dim, 0, x.shape[dim])
+        return g
+
+
+class Identity(UnitEdges):
     """Each neuron above has the neuron at its own place as its only antecedent."""
 
     fresh = False
@@ -47,8 +135,18 @@ class Identity(_Unit):
         """Return x itself."""
         return x
 
+    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
+        """See `UnitEdges.compact_unit`."""
+        del out
+        return Compact(self, axes)
 
-class Scale(_Unit):
+    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
+        """Return g itself."""
+        del x
+        return g
+
+
+class Scale(UnitEdges):
     """Elementwise product with a weight that broadcasts against x, reshaped to ``view`` first if one is given."""
 
     def __init__(self, view: tuple[int, ...] | None = None) -> None:
@@ -58,6 +156,14 @@ class Scale(_Unit):
             view: Shape under which the weight broadcasts, None to leave it as it is.
         """
         self.view = view
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """See `Edges.compact`."""
+        assert weight is not None
+        clash = weighted_dims(axes, weight if self.view is None else self.view)
+        axes = (*full_axes(out[: len(out) - len(axes)]), *axes)
+        wider = tuple(axis if axis.size == size else Axis.full(size) for axis, size in zip(axes, out, strict=True))
+        return clash or Compact(self, wider)
 
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
@@ -82,28 +188,7 @@ class Scale(_Unit):
         return to_below, (g * x).sum_to_size(placed.shape).reshape(weight.shape) * weight
 
 
-class Move(_Unit):
-    """Data movement: each neuron above is one neuron below, or nothing (zero padding).
-
-    The same function serves real activations, path activations and index tensors.
-    """
-
-    fresh = False
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Describe the map.
-
-        Args:
-            function: The movement, a function of the tensor of neurons below.
-        """
-        self.function = function
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Move the elements."""
-        return self.function(x)
-
-
-class Overlap(_Unit):
+class Overlap(UnitEdges):
     """Unit edges where one neuron above may have several antecedents: the adjoint of a gather (`fold`)."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> None:
@@ -127,66 +212,3 @@ class Overlap(_Unit):
         index = self.transpose(place).long().reshape(-1)
         flat = torch.zeros(out.numel() + 1, dtype=x.dtype, device=x.device)
         return flat.scatter_reduce(0, index, x.reshape(-1), "amax")[1:].reshape(out.shape)
-
-
-@dataclass(frozen=True)
-class Reduce(_Unit):
-    """Sum over the dimensions ``dims`` of x."""
-
-    dims: tuple[int, ...]
-    keepdim: bool
-    fresh = True
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Sum over the dimensions."""
-        return x.sum(self.dims, keepdim=self.keepdim)
-
-    def gather_max(self, x: Tensor) -> Tensor:
-        """Take the largest over the dimensions."""
-        return x.amax(self.dims, keepdim=self.keepdim)
-
-
-@dataclass(frozen=True)
-class Window(_Unit):
-    """Sum over sliding windows of the last ``len(kernel)`` dimensions.
-
-    Padding holds no neurons. ``extra`` is what ``ceil_mode`` adds on the right so that the last window fits.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    extra: tuple[int, ...]
-    fresh = True
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Sum over each window, one dimension after the other."""
-        plain = len(self.kernel) == 2 and x.dim() == 4 and set(self.dilation) == {1} and not any(self.extra)
-        if plain and all(2 * pad <= size for pad, size in zip(self.padding, self.kernel, strict=True)):
-            return F.avg_pool2d(x, self.kernel, self.stride, self.padding, False, True, 1)
-        return self._fold(x, torch.add)
-
-    def gather_max(self, x: Tensor) -> Tensor:
-        """Take the largest of each window, one dimension after the other."""
-        return self._fold(x, torch.maximum)
-
-    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        for axis in range(len(self.kernel)):
-            dim = x.dim() - len(self.kernel) + axis
-            x = self._fold_axis(x, dim, axis, combine)
-        return x
-
-    def _fold_axis(self, x: Tensor, dim: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
-        pad = [0, 0] * (x.dim() - dim)
-        pad[-2:] = [self.padding[axis], self.padding[axis] + self.extra[axis]]
-        x = F.pad(x, pad) if any(pad) else x
-        count = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
-        out: Tensor | None = None
-        for tap in range(kernel):
-            index = [slice(None)] * x.dim()
-            index[dim] = slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride)
-            out = x[tuple(index)] if out is None else combine(out, x[tuple(index)])
-        assert out is not None
-        return out.clone() if kernel == 1 else out

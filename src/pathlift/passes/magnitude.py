@@ -82,7 +82,7 @@ def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> 
         >>> path_magnitude(layer, (2,))["weight"]
         tensor([[0.7500, 0.2500]])
     """
-    network = capture(model, inputs)
+    network = capture(model, inputs).compact
     values = network.values()
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, _Scores]:
@@ -119,7 +119,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         >>> [name for name in shares], tuple(shares["0"].shape)
         (['0', '2'], (3,))
     """
-    network = capture(model, inputs)
+    network = capture(model, inputs).compact
     values = network.values()
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:

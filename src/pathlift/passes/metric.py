@@ -91,15 +91,33 @@ def path_metric(model: nn.Module | Network, other: Other, inputs: Inputs | None 
     if q not in (1, 2):
         raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
     network = capture(model, inputs)
-    values = network.values()
-    other_values = network.values(other_state(network, other))
+    state = other_state(network, other)
+    network = network.compact
+    values, other_values = checked_pair(network, state)
+    return _l1(network, values, other_values) if q == 1 else _l2(network, values, other_values)
+
+
+def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[dict[Leaf, Tensor], dict[Leaf, Tensor]]:
+    """Evaluate the weights of both networks.
+
+    Args:
+        network: The first network.
+        state: Parameters and buffers of the second (`other_state`).
+
+    Returns:
+        Leaf to tensor, for each.
+
+    Raises:
+        MismatchError: The shapes of a derived weight differ.
+    """
+    values, others = network.values(), network.values(state)
     for leaf in network.leaves:
-        if leaf.scalar is None and values[leaf].shape != other_values[leaf].shape:
+        if leaf.scalar is None and values[leaf].shape != others[leaf].shape:
             raise MismatchError(
                 f"'{leaf.label}' has shape {tuple(values[leaf].shape)} in the first network and "
-                f"{tuple(other_values[leaf].shape)} in the second."
+                f"{tuple(others[leaf].shape)} in the second."
             )
-    return _l1(network, values, other_values) if q == 1 else _l2(network, values, other_values)
+    return values, others
 
 
 def other_state(network: Network, other: Other) -> dict[str, Tensor]:
@@ -189,18 +207,31 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     return above, below, different
 
 
-def _l1(network: Network, values: Values, other: Values) -> PathMetric:
+def differing(network: Network, values: Values, other: Values) -> tuple[set[Leaf], set[Leaf]]:
+    """Return the leaves with |θ| > |m| somewhere, and those with |θ'| > |m| somewhere, m the pivot.
+
+    Args:
+        network: The graph.
+        values: θ.
+        other: θ'.
+
+    Returns:
+        Two sets; all leaves where a weight is not a number, so that a pass finds and names it.
+    """
     above: set[Leaf] = set()
     below: set[Leaf] = set()
-    not_finite = False
     for leaf in network.leaves:
         if leaf.scalar is None:
             larger, smaller, different = _differs(values[leaf], other[leaf])
             above |= {leaf} if larger else set()
             below |= {leaf} if smaller else set()
-            not_finite = not_finite or (different and not (larger or smaller))
-    if not_finite:
-        above = below = set(network.leaves)  # NaN compares with nothing: let the pass find and name it
+            if different and not (larger or smaller):
+                return set(network.leaves), set(network.leaves)  # NaN compares with nothing
+    return above, below
+
+
+def _l1(network: Network, values: Values, other: Values) -> PathMetric:
+    above, below = differing(network, values, other)
     if not above and not below:
         blame(values)
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "equal", 1.0)
@@ -243,7 +274,7 @@ def rounding_factor(network: Network) -> float:
         The factor.
     """
     depth: dict[str, int] = {}
-    sizes = {node.name: math.prod(node.shape) for node in network.nodes}
+    sizes = {node.name: math.prod(node.full_shape) for node in network.nodes}
     for node in network.nodes:
         below = max((depth[term.source] for term in node.terms), default=0)
         width = sum(sizes[term.source] for term in node.terms if term.edges.fresh) + len(node.terms) + len(node.starts)

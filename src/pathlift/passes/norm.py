@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError, PathliftError
-from pathlift.network import Network
+from pathlift.network import Network, Node
 from pathlift.passes.programs import NormProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.pull_back import sum_of_outputs
+from pathlift.passes.pull_back import counted, sum_of_outputs
 from pathlift.passes.scaled import Scaled, total
 
 LOG10_OF_2 = math.log10(2.0)
@@ -55,8 +56,9 @@ class _Parts:
                 "The model's weights changed after this path-norm was computed, so its parts can no longer be computed. "
                 "Call path_norm again."
             )
-        whole = _whole(self.network, self.values, self.q, from_inputs=from_inputs, from_biases=not from_inputs)
-        return to_float(whole, 1.0 if math.isinf(self.q) else self.q)
+        found = _run(self.network, self.values, self.q, from_inputs=from_inputs, from_biases=not from_inputs)
+        outputs = _Outputs(self.network, found, self.q)
+        return to_float(outputs.whole(), outputs.root)
 
 
 def _versions(network: Network) -> tuple[int, ...]:
@@ -70,18 +72,24 @@ class PathNorm:
     Attributes:
         value: ‖Φ(θ)‖_q; inf only past float64's range.
         log10: log₁₀ of it, finite at any depth (−inf for 0).
-        per_output: ‖Φ^{→out}(θ)‖_q for each output neuron, float64, in units of ``10**log10_scale``; of the output's
-            shape without the batch dimension, or flat over all outputs when the model returns several.
-        log10_scale: 0 unless the values would leave float64's range.
+        log10_scale: Unit of `per_output` as a power of ten: 0 unless the values would leave float64's range.
         q: The order.
     """
 
     value: float
     log10: float
-    per_output: Tensor
     log10_scale: float
     q: float
     _parts: _Parts = field(repr=False, compare=False)
+    _outputs: _Outputs = field(repr=False, compare=False)
+
+    @cached_property
+    def per_output(self) -> Tensor:
+        """‖Φ^{→out}(θ)‖_q for each output neuron, float64, in units of ``10**log10_scale``.
+
+        Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
+        """
+        return self._outputs.spread(self.log10_scale)
 
     @property
     def input_part(self) -> float:
@@ -156,32 +164,14 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
         6.0
     """
     order = checked_order(q)
-    network = capture(model, inputs)
+    network = capture(model, inputs).compact
     values = network.values()
-    outputs = _outputs(network, values, order)
-    exponents = [value.exponent for value in outputs if value is not None]
-    root = 1.0 if math.isinf(order) else order
-    largest = max(exponents, default=0.0)
-    flat = torch.cat([
-        torch.zeros(_size(network, name), dtype=torch.float64, device=network.device)
-        if value is None
-        else Scaled(value.tensor.double().reshape(-1), value.exponent).at(largest)
-        for name, value in zip(network.outputs, outputs, strict=True)
-    ])
-    per_output, log10_scale = _in_units(flat, largest, root)
-    shapes = [next(node.shape for node in network.nodes if node.name == name) for name in network.outputs]
-    per_output = per_output.reshape(shapes[0][1:]) if len(shapes) == 1 else per_output
-    whole = Scaled(flat.amax() if math.isinf(order) else flat.sum(), largest) if flat.numel() else None
-    value, log10 = to_float(whole, root)
-    parts = _Parts(network, values, order, _versions(network))
-    return PathNorm(value, log10, per_output, log10_scale, order, parts)
+    outputs = _Outputs(network, _run(network, values, order), order)
+    value, log10 = to_float(outputs.whole(), outputs.root)
+    return PathNorm(value, log10, outputs.log10_scale(), order, _Parts(network, values, order, _versions(network)), outputs)
 
 
-def _size(network: Network, name: str) -> int:
-    return math.prod(next(node.shape for node in network.nodes if node.name == name))
-
-
-def _outputs(network: Network, values: Values, q: float, **parts: bool) -> list[Scaled | None]:
+def _run(network: Network, values: Values, q: float, **parts: bool) -> list[Scaled | None]:
     def attempt(dtype: torch.dtype) -> list[Scaled | None]:
         program = NormProgram(network, values, dtype, q=q, **parts)
         tracks = propagate(network, program)
@@ -190,25 +180,54 @@ def _outputs(network: Network, values: Values, q: float, **parts: bool) -> list[
     return in_range(attempt, network.dtype if q in (1.0, math.inf) else torch.float64, values)
 
 
-def _whole(network: Network, values: Values, q: float, **parts: bool) -> Scaled | None:
-    outputs = [value for value in _outputs(network, values, q, **parts) if value is not None]
-    sums = [
-        Scaled(value.tensor.double().amax() if math.isinf(q) else value.tensor.double().sum(), value.exponent)
-        for value in outputs
-    ]
-    return total(sums, fresh=False, largest=math.isinf(q))[0] if sums else None
+@dataclass(frozen=True)
+class _Outputs:
+    """Σ_p |Φ_p|^q (or the maximum, for q = ∞) of every output neuron, compact."""
 
+    network: Network
+    values: list[Scaled | None]
+    q: float
 
-def _in_units(flat: Tensor, exponent: float, root: float) -> tuple[Tensor, float]:
-    """Return (flat·2^exponent)^{1/root} in units of a power of ten that keeps it in float64's range."""
-    peak = float(flat.max()) if flat.numel() else 0.0
-    if peak == 0.0:
-        return flat, 0.0
-    log10 = (math.log2(peak) + exponent) / root * LOG10_OF_2
-    scale = 0.0 if abs(log10) < 290 else float(math.floor(log10))
-    if root == 1.0 and scale == 0.0 and float(exponent).is_integer() and abs(exponent) < 1000:
-        return flat * 2.0**exponent, 0.0
-    return torch.exp2((torch.log2(flat) + exponent) / root - scale / LOG10_OF_2), scale
+    @property
+    def root(self) -> float:
+        return 1.0 if math.isinf(self.q) else self.q
+
+    def _named(self) -> list[tuple[Node, Scaled | None]]:
+        return [(self.network.node[name], value) for name, value in zip(self.network.outputs, self.values, strict=True)]
+
+    def whole(self) -> Scaled | None:
+        """Sum, or maximum, over all outputs."""
+        if math.isinf(self.q):
+            known = [Scaled(value.tensor.double().amax(), value.exponent) for value in self.values if value is not None]
+        else:
+            known = [counted(node, value) for node, value in self._named() if value is not None]
+        return total(known, fresh=False, largest=math.isinf(self.q))[0] if known else None
+
+    def log10_scale(self) -> float:
+        """Choose the unit that keeps the values in float64's range."""
+        known = [Scaled(value.tensor.double().amax(), value.exponent) for value in self.values if value is not None]
+        if not known:
+            return 0.0
+        log10 = to_float(total(known, fresh=False, largest=True)[0], self.root)[1]
+        return 0.0 if math.isinf(log10) or abs(log10) < 290 else float(math.floor(log10))
+
+    def spread(self, log10_scale: float) -> Tensor:
+        """Return the values of all output neurons, after the root, in a unit."""
+        pieces = []
+        for node, value in self._named():
+            if value is None:
+                pieces.append(torch.zeros(node.full_shape, dtype=torch.float64, device=self.network.device))
+            else:
+                pieces.append(node.spread(self._in_units(value, log10_scale)))
+        if len(pieces) == 1:
+            return pieces[0][0]
+        return torch.cat([piece.reshape(-1) for piece in pieces])
+
+    def _in_units(self, value: Scaled, log10_scale: float) -> Tensor:
+        tensor, exponent = value.tensor.double(), value.exponent
+        if self.root == 1.0 and log10_scale == 0.0 and float(exponent).is_integer() and abs(exponent) < 1000:
+            return torch.ldexp(tensor, torch.tensor(int(exponent), device=tensor.device))
+        return torch.exp2((torch.log2(tensor) + exponent) / self.root - log10_scale / LOG10_OF_2)
 
 
 def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
@@ -241,6 +260,7 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
     order = checked_order(q)
     if math.isinf(order):
         raise InputError("log_path_norm needs a finite q: the largest path is not differentiable.")
+    network = network.compact
     state = dict(network.state)
     given = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else (model or {}).items()
     state.update({name: tensor for name, tensor in given if name in state})

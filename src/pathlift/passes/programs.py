@@ -11,9 +11,12 @@ from torch import Tensor
 from pathlift.edges.base import Weights
 from pathlift.network import Leaf, Network, Node
 from pathlift.passes.propagate import Entries, Program, Tracks
-from pathlift.passes.scaled import WINDOWS, Scaled, Window
+from pathlift.passes.scaled import WINDOWS, Scaled, Window, normalised
 
 Values = Mapping[Leaf, Tensor]
+
+SMALL_ELEMENTS = 1 << 13
+"""Weights up to this size are transformed together."""
 
 
 def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
@@ -42,6 +45,23 @@ class _ParametrisedProgram(Program):
         self.values = values
         self.dtype = dtype
         self._shifts: dict[Leaf, float] = {}
+        self._small: dict[Callable[..., Tensor], dict[Leaf, Tensor]] = {}
+
+    def _ready(self, transform: Callable[..., Tensor]) -> dict[Leaf, Tensor]:
+        """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
+        if transform not in self._small:
+            small = [
+                leaf for leaf in self.network.leaves if leaf.scalar is None and self.values[0][leaf].numel() <= SMALL_ELEMENTS
+            ]
+            found: dict[Leaf, Tensor] = {}
+            for dtypes in {tuple(v[leaf].dtype for v in self.values) for leaf in small}:
+                alike = [leaf for leaf in small if tuple(v[leaf].dtype for v in self.values) == dtypes]
+                flat = [torch.cat([v[leaf].reshape(-1) for leaf in alike]) for v in self.values]
+                joined = Weights(tuple(flat), transform, self.dtype).full()
+                pieces = joined.split([self.values[0][leaf].numel() for leaf in alike])
+                found |= {leaf: piece.view(self.values[0][leaf].shape) for leaf, piece in zip(alike, pieces, strict=True)}
+            self._small[transform] = found
+        return self._small[transform]
 
     def weights(self, leaf: Leaf, transform: Callable[..., Tensor], degree: float) -> Weights:
         """Return a homogeneous function of the leaf's values.
@@ -59,6 +79,10 @@ class _ParametrisedProgram(Program):
             values: tuple[Tensor, ...] = (number,) * len(self.values)
         else:
             values = tuple(v[leaf] for v in self.values)
+        if leaf.scalar is None and self.dtype == torch.float32 and not torch.is_grad_enabled():
+            ready = self._ready(transform).get(leaf)
+            if ready is not None:
+                return Weights(values, transform, self.dtype, ready=ready)
         if leaf not in self._shifts:
             self._shifts[leaf] = shift_of(values, self.dtype)
         return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
@@ -144,7 +168,18 @@ class DifferenceProgram(_ParametrisedProgram):
 
     tracks = 2
 
-    def __init__(self, network: Network, values: Values, other: Values, dtype: torch.dtype, changed: set[Leaf]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        values: Values,
+        other: Values,
+        dtype: torch.dtype,
+        changed: set[Leaf],
+        *,
+        feed: Mapping[str, Tensor] | None = None,
+        from_inputs: bool = True,
+        from_biases: bool = True,
+    ) -> None:
         """Take two networks.
 
         Args:
@@ -153,9 +188,15 @@ class DifferenceProgram(_ParametrisedProgram):
             other: θ'.
             dtype: Precision.
             changed: The leaves where |m| differs from |θ| somewhere.
+            feed: Input node to |x|, shape (samples, 1, …); ones, without samples, when None.
+            from_inputs: Count the paths that start at an input (I).
+            from_biases: Count the paths that start at a bias (H).
         """
         super().__init__(network, (values, other), dtype)
         self.changed = changed
+        self.feed = feed
+        self.batch = None if feed is None else len(next(iter(feed.values())))
+        self.from_inputs, self.from_biases = from_inputs, from_biases
 
     def edge(self, leaf: Leaf) -> Entries:
         """See `Program.edge`."""
@@ -172,12 +213,18 @@ class DifferenceProgram(_ParametrisedProgram):
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
         """See `Program.start`."""
+        if not self.from_biases:
+            return {}
         own = self.weights(leaf, _first_magnitude, 1.0)
         return {0: own, 1: self.weights(leaf, above_pivot, 1.0)} if leaf in self.changed else {0: own}
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
-        return (self.ones(node), None)
+        if not self.from_inputs:
+            return (None, None)
+        if self.feed is None:
+            return (self.ones(node), None)
+        return (normalised(Scaled(self.feed[node.name].to(self.dtype), 0.0), self.window)[0], None)
 
 
 def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Edges, Support, Weights
+from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
@@ -37,12 +38,19 @@ class Program(ABC):
         signed: The tracks that may have negative entries.
         largest: Take maxima instead of sums (q = ∞).
         dtype: Precision of the tracks.
+        batch: Number of samples that travel together, along a dimension before those of the nodes; None for one without.
     """
 
     tracks: int = 1
     signed: frozenset[int] = frozenset()
     largest: bool = False
     dtype: torch.dtype
+    batch: int | None = None
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Sizes of the dimensions before those of the nodes."""
+        return () if self.batch is None else (self.batch,)
 
     @property
     def window(self) -> Window:
@@ -233,6 +241,7 @@ class _SupportProgram(Program):
         self.tracks = program.tracks
         self.largest = program.largest
         self.dtype = program.dtype
+        self.batch = program.batch
 
     def inputs(self, node: Node) -> Tracks:
         return self.program.inputs(node)
@@ -245,11 +254,15 @@ class _SupportProgram(Program):
 
 
 def _apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
-    return edges.max(x, w) if program.largest else edges.sum(x, w)
+    function = edges.max if program.largest else edges.sum
+    return function(x, w) if program.batch is None else torch.vmap(lambda sample: function(sample, w))(x)
 
 
 def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> list[tuple[Scaled, bool]]:
     """Return what one bundle of edges brings to one track, and whether its memory is new."""
+    if term.weight is None and isinstance(term.edges, Identity):
+        same = tracks[term.source][track]
+        return [] if same is None else [(same, False)]
     entries: Entries = {(track, track): None} if term.weight is None else program.edge(term.weight)
     found: list[tuple[Scaled, bool]] = []
     for (to, source), weights in entries.items():
@@ -271,8 +284,9 @@ def _summed(node: Node, tracks: Mapping[str, Tracks], program: Program, track: i
             parts.append(Scaled(weights.full().reshape(start.view), weights.exponent))
     if not parts:
         return None, False
-    if parts[0].tensor.shape != node.shape:
-        parts[0], fresh = Scaled(parts[0].tensor.expand(node.shape), parts[0].exponent, parts[0].peak), False
+    shape = (*program.lead, *node.shape)
+    if parts[0].tensor.shape != shape:
+        parts[0], fresh = Scaled(parts[0].tensor.expand(shape), parts[0].exponent, parts[0].peak), False
     if len(parts) == 1:
         return parts[0], False
     return total(parts, fresh=fresh, largest=program.largest)
@@ -291,12 +305,18 @@ def _concatenated(node: Node, tracks: Mapping[str, Tracks], program: Program, tr
     if shifted:
         exponent = _common_exponent(known, program.window)
     tensors = [
-        known[0].tensor.new_zeros(node.concat.shape(place, node.shape)) if piece is None else piece.at(exponent)
+        known[0].tensor.new_zeros((*program.lead, *node.concat.shape(place, node.shape))) if piece is None else piece.tensor
         for place, piece in enumerate(pieces)
     ]
+    along = len(program.lead) + node.concat.dim
+    joined = torch.cat(tensors, along)
+    if shifted:
+        shifts = [1.0 if piece is None else power(piece.exponent - exponent) for piece in pieces]
+        scales = joined.new_tensor(shifts).repeat_interleave(torch.tensor(node.concat.sizes, device=joined.device))
+        joined = joined * scales.reshape([-1 if dim == along else 1 for dim in range(joined.dim())])
     peaks = [top(piece) - exponent for piece in known] if all(piece.peak is not None for piece in known) else []
     peak = math.ceil(max(peaks)) if peaks else None
-    return Scaled(torch.cat(tensors, node.concat.dim), exponent, peak), shifted
+    return Scaled(joined, exponent, peak), shifted
 
 
 def _common_exponent(pieces: list[Scaled], window: Window) -> float:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
@@ -29,12 +30,19 @@ def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 
     Returns:
         A scalar, None when it is zero.
     """
-    values = (tracks[name][track] for name in network.outputs)
-    sums = [Scaled(value.tensor.double().sum(), value.exponent) for value in values if value is not None]
+    values = ((network.node[name], tracks[name][track]) for name in network.outputs)
+    sums = [counted(node, value) for node, value in values if value is not None]
     if not sums:
         return None
     whole, _ = total(sums, fresh=False)
     return None if float(whole.tensor.detach()) == 0.0 else whole
+
+
+def counted(node: Node, value: Scaled) -> Scaled:
+    """Add up a layer, in float64; an entry of a compact tensor counts for each neuron that it stands for."""
+    count = node.multiplicity(value.tensor.device)
+    tensor = value.tensor.double()
+    return Scaled((tensor if count is None else tensor * count).sum(), value.exponent)
 
 
 class PullBack:
@@ -61,6 +69,7 @@ class PullBack:
         self.unit = unit
         self.window = program.window
         self.gradients: dict[str, Scaled] = {}
+        self.summed: set[str] = set()
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
         """Go back; the tracks are let go as they are used up.
@@ -81,9 +90,11 @@ class PullBack:
         for node in self.network.nodes:
             for _ in range(self.network.outputs.count(node.name)):
                 ones = torch.full(node.shape, seed, dtype=self.program.dtype, device=self.network.device)
+                count = node.multiplicity(self.network.device)
+                ones = ones if count is None else ones * count.to(ones.dtype)
                 self._accumulate(node.name, Scaled(ones, -whole.exponent))
         for node in reversed(self.network.nodes):
-            above, own = self.gradients.pop(node.name, None), tracks.pop(node.name)[0]
+            above, own = self._gathered(node.name), tracks.pop(node.name)[0]
             if above is not None and own is not None:
                 self._node(node, above, own, tracks)
         return whole
@@ -96,7 +107,7 @@ class PullBack:
             piece = above
             if node.concat is not None:
                 size = node.concat.sizes[place]
-                piece = Scaled(above.tensor.narrow(node.concat.dim, offset, size), above.exponent)
+                piece = Scaled(above.tensor.narrow(node.concat.dim, offset, size), above.exponent, above.peak)
                 offset += size
             below = tracks[term.source][0]
             if below is not None:
@@ -110,13 +121,17 @@ class PullBack:
         shift = 0.0 if weights is None else weights.exponent
         g = above
         if scored:
-            # Bring G to the exponent at which w·A·G is the share itself.
+            # Bring G to the exponent at which w·A·G is the share itself, and drop what no share can hold.
             below = self._narrow(below)
-            g = Scaled(above.at(-below.exponent - shift), -below.exponent - shift)
-            self._refuse_overflow(top(above) - g.exponent, top(below) - below.exponent, g.tensor.numel())
+            exponent, size = -below.exponent - shift, top(below) - below.exponent
+            self._refuse_overflow(top(above) - exponent, size, above.tensor.numel())
+            least = self.window.floor - size
+            if top(above) - exponent <= least:
+                return
+            g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
         if to_below is not None:
-            self._accumulate(term.source, Scaled(to_below, g.exponent + shift))
+            self._accumulate(term.source, Scaled(to_below, g.exponent + shift, g.peak if to_below is g.tensor else None))
         if to_weight is not None and term.weight is not None and self.share is not None:
             self.share(term.weight, to_weight)
 
@@ -130,7 +145,8 @@ class PullBack:
         if top(below) - below.exponent <= self.window.high:
             return below
         shift = self.window.wide
-        return Scaled(below.tensor * power(-shift), below.exponent + shift)
+        kept = F.threshold(below.tensor * power(-shift), power(self.window.floor), 0.0)  # subnormal numbers are slow
+        return Scaled(kept, below.exponent + shift, None if below.peak is None else below.peak - shift)
 
     def _start(self, start: Start, above: Scaled) -> None:
         weights = self.program.start(start.weight).get(0)
@@ -142,8 +158,16 @@ class PullBack:
         self.share(start.weight, mass.reshape(bias.shape))
 
     def _accumulate(self, name: str, value: Scaled) -> None:
+        """Add to what has come back to a node; what an operator made is brought into its window first."""
+        scaled = value if value.peak is not None else normalised(value, self.window)[0]
+        if scaled is None:
+            return
         if name in self.gradients:
-            value, _ = total([self.gradients[name], value], fresh=False)
-        scaled, _ = normalised(value, self.window)
-        if scaled is not None:
-            self.gradients[name] = scaled
+            scaled, _ = total([self.gradients[name], scaled], fresh=name in self.summed)
+            self.summed.add(name)
+        self.gradients[name] = scaled
+
+    def _gathered(self, name: str) -> Scaled | None:
+        """Take what has come back to a node."""
+        value = self.gradients.pop(name, None)
+        return normalised(value, self.window)[0] if value is not None and name in self.summed else value

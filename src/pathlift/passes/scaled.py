@@ -92,15 +92,23 @@ def total(parts: list[Scaled], *, fresh: bool, largest: bool = False) -> tuple[S
     out = parts[0].at(exponent)
     own = fresh or out is not parts[0].tensor
     for part in parts[1:]:
-        other = part.at(exponent)
-        if torch.is_grad_enabled() or not own or out.shape != torch.broadcast_shapes(out.shape, other.shape):
-            out = torch.maximum(out, other) if largest else out + other
-        elif largest:
-            torch.maximum(out, other, out=out)
+        free = own and not torch.is_grad_enabled() and _fits(part.tensor.shape, out.shape)
+        if largest:
+            other = part.at(exponent)
+            out = torch.maximum(out, other, out=out) if free else torch.maximum(out, other)
         else:
-            out.add_(other)
+            scale = power(part.exponent - exponent)
+            out = out.add_(part.tensor, alpha=scale) if free else torch.add(out, part.tensor, alpha=scale)
         own = True
     return Scaled(out, exponent), shifted
+
+
+def _fits(small: torch.Size, large: torch.Size) -> bool:
+    """Whether a tensor broadcasts into the memory of another."""
+    if small == large:
+        return True
+    dims = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(one in (1, two) for one, two in dims)
 
 
 def extremes(tensor: Tensor) -> tuple[float, float]:

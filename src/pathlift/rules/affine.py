@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction, Convolution, Dense, Scale
-from pathlift.network import Apply, Term
+from pathlift.network import Apply, Term, elementwise
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 BILINEAR = (
@@ -155,12 +155,14 @@ def _spell_ellipsis(equation: str, ranks: list[int]) -> str:
     return ",".join(parts) + "->" + out.replace("...", batch)
 
 
+@elementwise
 def batch_norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
     """Return s = γ/√(σ²+ε) in float64."""
     scale = torch.rsqrt(variance.double() + epsilon)
     return scale if weight is None else weight.double() * scale
 
 
+@elementwise
 def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
     """Return t = β − μ·s in float64."""
     shift = mean.double() * scale

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Edges, Identity, Move
+from pathlift.edges.movement import Spatial
 from pathlift.errors import Problem
 from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Start, Term, scalar_leaf
 
@@ -242,18 +243,25 @@ class Call:
         shape = self.shape if shape is None else tuple(shape)
         return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim)
 
-    def moved(self, source: Activation, function: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Layer:
+    def moved(
+        self,
+        source: Activation,
+        function: Callable[[Tensor], Tensor],
+        shape: Sequence[int] | None = None,
+        spatial: Spatial = None,
+    ) -> Layer:
         """Return a layer that only moves the neurons of ``source``.
 
         Args:
             source: The neurons below.
             function: The movement.
             shape: Shape of the result.
+            spatial: How the movement treats space.
 
         Returns:
             The layer.
         """
-        return self.layer(Term(source.name, Move(function)), shape=shape)
+        return self.layer(Term(source.name, Move(function, spatial)), shape=shape)
 
     def operand(self, key: str, coefficient: float = 1.0) -> tuple[tuple[Term, ...], tuple[Start, ...]]:
         """Read one summand of a broadcasting sum: edges for an activation, biases for a parameter or constant.
@@ -273,7 +281,7 @@ class Call:
             raise Refusal(value.reason, value.advice)
         if isinstance(value, Activation):
             shape = self.shape
-            edges: Edges = Identity() if value.shape == shape else Move(lambda x: x.expand(shape))
+            edges: Edges = Identity() if value.shape == shape else Move(lambda x: x.expand(shape), "view")
             weight = None if coefficient == 1.0 else scalar_leaf(coefficient)
             return (Term(value.name, edges, weight),), ()
         static = self.static(key)

@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Identity, Move, Overlap, Scale
+from pathlift.edges.movement import Spatial
 from pathlift.network import Apply, Concat, Start, Term
 from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, rule
 
-REPLAYED = [
+VIEWS = [
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
-    "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT", "adjoint", "ravel", "expand", "broadcast_to",
-    "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90", "slice", "select", "narrow",
-    "diagonal", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
-    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "tril", "triu",
+    "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT", "adjoint", "ravel", "expand", "broadcast_to", "slice",
+    "select", "narrow", "diagonal", "unfold",
+]  # fmt: skip
+"""Operators that only view a contiguous tensor."""
+
+REPLAYED = [
+    *VIEWS, "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90", "im2col", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d", "tril", "triu",
 ]  # fmt: skip
 """Operators that are replayed on path activations exactly as they stand."""
 
@@ -65,6 +71,20 @@ def _fixed(call: Call, name: str, value: Any) -> Any:
     return value
 
 
+def _spatial(call: Call, rank: int) -> Spatial:
+    """Return how an operator treats space, see `pathlift.edges.movement`."""
+    if call.name in VIEWS:
+        return "view"
+    if call.name.startswith(("reflection_pad", "replication_pad")):
+        return tuple(range(-int(call.name[-2]), 0))
+    if call.name.startswith(("upsample_nearest", "_upsample_nearest")):
+        return tuple(range(2, rank))
+    if call.name in ("roll", "flip") and call.args["dims"]:
+        dims = call.args["dims"]
+        return tuple([dims] if isinstance(dims, int) else dims)
+    return (1,) if call.name in ("channel_shuffle", "native_channel_shuffle") else None
+
+
 def _first(call: Call) -> str:
     return next(iter(call.args))
 
@@ -77,8 +97,10 @@ def move(call: Call) -> Layer:
         if "dtype" in call.args:
             call.refuse("it reads the bits of a tensor as another type.", "Convert with .to(dtype).")
         shape = call.shape
-        return call.moved(call.source(key), lambda x: x.reshape(shape))  # strides of path activations may differ
-    return call.moved(call.source(key), replay(call, key))
+        # strides of path activations may differ
+        return call.moved(call.source(key), lambda x: x.reshape(shape), spatial="view")
+    source = call.source(key)
+    return call.moved(source, replay(call, key), spatial=_spatial(call, len(source.shape)))
 
 
 @rule(*INDEXED)
@@ -100,7 +122,7 @@ def split(call: Call) -> tuple[Layer, ...]:
             out: Tensor = function(x)[place]
             return out
 
-        layers.append(call.moved(source, take, piece.shape))
+        layers.append(call.moved(source, take, piece.shape, spatial="view"))
     return tuple(layers)
 
 
@@ -114,7 +136,7 @@ def same(call: Call) -> Layer:
 def reshaped_like(call: Call) -> Layer:
     """A reshape to the shape of another tensor, of which only the shape is used."""
     shape, expand = call.shape, call.name == "expand_as"
-    return call.moved(call.source("self"), lambda x: x.expand(shape) if expand else x.reshape(shape))
+    return call.moved(call.source("self"), lambda x: x.expand(shape) if expand else x.reshape(shape), spatial="view")
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
@@ -137,7 +159,7 @@ def pad(call: Call) -> Layer:
     """Padding: reflected, replicated and wrapped borders are edges, a constant border is a bias."""
     source, fill = call.source("self"), call.args.get("value")
     if call.args.get("mode", "constant") != "constant":
-        return call.moved(source, replay(call, "self"))
+        return call.moved(source, replay(call, "self"), spatial=tuple(range(-(len(call.args["pad"]) // 2), 0)))
     sizes = [int(size) for size in call.args["pad"]]
 
     def zero_pad(x: Tensor) -> Tensor:
@@ -147,7 +169,7 @@ def pad(call: Call) -> Layer:
     if fill:
         border = Static(Apply(_border, (source.shape, sizes, float(fill), call.result.device)), call.result)
         starts = call.bias(border)
-    return call.layer(Term(source.name, Move(zero_pad)), starts=starts)
+    return call.layer(Term(source.name, Move(zero_pad, tuple(range(-(len(sizes) // 2), 0)))), starts=starts)
 
 
 def _border(shape: tuple[int, ...], sizes: list[int], value: float, device: torch.device) -> Tensor:
@@ -162,7 +184,7 @@ def cat(call: Call) -> Layer:
     pieces = [call.as_activation(value) for value in call.args["tensors"]]
     pieces = [piece for piece in pieces if piece.shape != (0,)]  # legacy empty tensors are skipped by torch.cat
     dim = int(call.args["dim"]) % len(call.shape)
-    edges = Move(lambda x: x.unsqueeze(dim)) if call.name == "stack" else Identity()
+    edges = Move(lambda x: x.unsqueeze(dim), "view") if call.name == "stack" else Identity()
     sizes = tuple(1 if call.name == "stack" else piece.shape[dim] for piece in pieces)
     return call.layer(*(Term(piece.name, edges) for piece in pieces), concat=Concat(dim, sizes))
 
@@ -265,4 +287,4 @@ def copy(call: Call) -> Layer:
     value = call.args["src" if call.name == "copy" else "value"]
     patch = call.as_activation(value if not isinstance(value, (int, float)) else call.number(value))
     shape = call.shape
-    return call.moved(patch, lambda x: x.expand(shape))
+    return call.moved(patch, lambda x: x.expand(shape), spatial="view")

@@ -87,7 +87,7 @@ def adaptive_windows(size_in: int, size_out: int) -> Tensor:
     return matrix
 
 
-def along_axes(call: Call, source: Activation, matrices: dict[int, Static]) -> Layer:
+def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor]) -> Layer:
     """Apply one constant matrix per dimension; each but the last makes a layer in between.
 
     The map along several axes is the product of the maps along each, with exactly one path in between for each pair of
@@ -96,33 +96,25 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Static]) -> L
     Args:
         call: The call.
         source: Its input.
-        matrices: Dimension to constant matrix (out, in).
+        matrices: Dimension to constant matrix (out, in), on the CPU.
 
     Returns:
         The last layer.
     """
     assert matrices
+    device = (call.result if isinstance(call.result, Tensor) else call.result[0]).device
     layer: Layer | None = None
     for dim, matrix in matrices.items():
         if layer is not None:
             source = call.builder.add(layer)
         shape = list(source.shape)
         shape[dim] = matrix.shape[0]
-        layer = call.layer(Term(source.name, AxisMap(dim), call.weight(matrix)), shape=shape)
+        layer = call.layer(Term(source.name, AxisMap(dim, matrix), call.weight(_constant(matrix, device))), shape=shape)
     assert layer is not None
     return layer
 
 
-def constant_matrix(matrix: Tensor, device: torch.device) -> Static:
-    """Wrap a constant matrix as a parameter expression on the network's device.
-
-    Args:
-        matrix: The matrix, on the CPU.
-        device: Where it is needed.
-
-    Returns:
-        The expression.
-    """
+def _constant(matrix: Tensor, device: torch.device) -> Static:
     return Static(Apply(_on_device, (Constant(matrix), device)), matrix)
 
 
@@ -135,11 +127,8 @@ def adaptive_max_pool(call: Call) -> tuple[Layer | Forbidden, ...]:
     """Adaptive max-pooling, divisible or not."""
     source, out = call.source("self"), tuple(call.result[0].shape)
     spatial = int(call.name[17])
-    device = call.result[0].device
     first = len(source.shape) - spatial
-    matrices = {
-        dim: constant_matrix(adaptive_windows(source.shape[dim], out[dim]), device) for dim in range(first, len(source.shape))
-    }
+    matrices = {dim: adaptive_windows(source.shape[dim], out[dim]) for dim in range(first, len(source.shape))}
     return along_axes(call, source, matrices), INDICES
 
 

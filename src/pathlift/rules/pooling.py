@@ -10,7 +10,7 @@ from torch import Tensor
 from pathlift.edges import Reduce, Window
 from pathlift.network import Apply, Term, scalar_leaf
 from pathlift.rules.base import Call, Layer, Static, rule
-from pathlift.rules.order import adaptive_windows, along_axes, constant_matrix, reduced_dims, window
+from pathlift.rules.order import adaptive_windows, along_axes, reduced_dims, window
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -69,7 +69,7 @@ def adaptive_avg_pool(call: Call) -> Layer:
     matrices = {}
     for dim in dims:
         matrix = adaptive_windows(source.shape[dim], call.shape[dim])
-        matrices[dim] = constant_matrix(matrix / matrix.sum(1, keepdim=True), call.result.device)
+        matrices[dim] = matrix / matrix.sum(1, keepdim=True)
     return along_axes(call, source, matrices)
 
 

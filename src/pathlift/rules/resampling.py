@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
-from pathlift.rules.order import along_axes, constant_matrix
+from pathlift.rules.base import Activation, Call, Layer, rule
+from pathlift.rules.order import along_axes
 
 
 @rule(
@@ -22,9 +22,9 @@ def upsample(call: Call) -> Layer:
     """Linear, bilinear, trilinear and bicubic interpolation: |weights|, one edge per non-zero entry."""
     key = next(iter(call.args))
     source = call.source(key)
-    matrices: dict[int, Static] = {}
+    matrices: dict[int, torch.Tensor] = {}
     for dim in range(2, len(source.shape)):
-        matrices[dim] = constant_matrix(_along(call, key, source, dim), call.result.device)
+        matrices[dim] = _along(call, key, source, dim)
     return along_axes(call, source, matrices)
 
 

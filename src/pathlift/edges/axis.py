@@ -1,0 +1,256 @@
+"""What a compact axis is: positions that all hold the same value are stored once.
+
+Fed with ones, path activations are constant over the interior of an image. So an axis of a tensor of path activations may
+be stored by classes: ``full = compact[classes]``. A windowed operator has two equal output positions when the tuples of
+the classes of their antecedents are equal, with "no neuron there" (padding) as a class of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a compact tensor.
+
+    Attributes:
+        size: Number of positions.
+        classes: Class of each position, numbered in order of first appearance; None when each position is its own class.
+        count: Number of classes.
+    """
+
+    size: int
+    classes: Tensor | None
+    count: int
+
+    @staticmethod
+    def full(size: int) -> Axis:
+        """Return an axis whose positions are all different."""
+        return Axis(size, None, size)
+
+    @staticmethod
+    def constant(size: int) -> Axis:
+        """Return an axis whose positions are all equal."""
+        return Axis(size, torch.zeros(size, dtype=torch.long), 1) if size > 1 else Axis.full(size)
+
+    @property
+    def index(self) -> Tensor:
+        """Class of each position."""
+        return torch.arange(self.size) if self.classes is None else self.classes
+
+    @property
+    def first(self) -> Tensor:
+        """First position of each class."""
+        if self.classes is None:
+            return torch.arange(self.size)
+        return torch.full((self.count,), self.size).scatter_reduce(0, self.classes, torch.arange(self.size), "amin")
+
+    @property
+    def multiplicity(self) -> Tensor:
+        """How many positions each class has, int64."""
+        return torch.bincount(self.index, minlength=self.count)
+
+
+def full_axes(shape: Sequence[int]) -> tuple[Axis, ...]:
+    """Return axes that collapse nothing."""
+    return tuple(Axis.full(size) for size in shape)
+
+
+def compact_shape(axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Return the shape of the compact tensor."""
+    return tuple(axis.count for axis in axes)
+
+
+def multiplicity(axes: Sequence[Axis], device: torch.device) -> Tensor | None:
+    """Count the positions that each entry of a compact tensor stands for.
+
+    Args:
+        axes: Its axes.
+        device: Where the result is needed.
+
+    Returns:
+        float64 tensor that broadcasts against the compact one; None when each stands for itself.
+    """
+    out: Tensor | None = None
+    for dim, axis in enumerate(axes):
+        if axis.classes is not None:
+            shape = [1] * len(axes)
+            shape[dim] = axis.count
+            own = axis.multiplicity.to(device, torch.float64).reshape(shape)
+            out = own if out is None else out * own
+    return out
+
+
+def classify(*keys: Tensor) -> tuple[Axis, Tensor]:
+    """Put positions into one class when they agree in all keys.
+
+    Args:
+        keys: Each of shape (positions,) or (positions, k).
+
+    Returns:
+        The axis, and the first position of each class.
+    """
+    size = len(keys[0])
+    joined = torch.zeros(size, dtype=torch.long)
+    for key in keys:
+        for column in key.reshape(size, -1).unbind(1):
+            values, own = torch.unique(column, return_inverse=True)
+            joined = torch.unique(joined * len(values) + own, return_inverse=True)[1]
+    count = int(joined.max()) + 1 if size else 0
+    if count == size:
+        return Axis.full(size), torch.arange(size)
+    order = torch.argsort(Axis(size, joined, count).first)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(count)
+    axis = Axis(size, rank[joined], count)
+    return axis, axis.first
+
+
+def refinement(axes: Sequence[Axis]) -> Axis:
+    """Return the coarsest axis whose classes lie within those of all given ones."""
+    first = axes[0]
+    if all(axis is first for axis in axes):
+        return first
+    return next((axis for axis in axes if axis.classes is None), None) or classify(*(axis.index for axis in axes))[0]
+
+
+def choice(axis: Axis, finer: Axis) -> Tensor | None:
+    """Return which of its own classes each class of a finer axis reads; None when they are the same."""
+    if axis is finer or axis.count == finer.count:
+        return None
+    return axis.index[finer.first]
+
+
+def through_taps(axis: Axis, taps: Tensor) -> tuple[Axis, Tensor]:
+    """Follow an axis through an operator whose output position o reads the input positions ``taps[o]``.
+
+    Args:
+        axis: The input's axis.
+        taps: Input positions, shape (outputs, taps); anything outside [0, size) is no neuron.
+
+    Returns:
+        The output's axis, and the classes that each of its classes reads, shape (classes, taps), with the number of input
+        classes for "no neuron".
+    """
+    inside = (taps >= 0) & (taps < axis.size)
+    read = torch.where(inside, axis.index[taps.clamp(0, axis.size - 1)], axis.count)
+    out, first = classify(read)
+    return out, read[first]
+
+
+class Table:
+    """An index tensor that moves to a device once."""
+
+    def __init__(self, index: Tensor) -> None:
+        """Keep an index.
+
+        Args:
+            index: int64, on the CPU.
+        """
+        self.index = index
+        self._placed: dict[torch.device, Tensor] = {index.device: index}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the index on a device."""
+        if device not in self._placed:
+            self._placed[device] = self.index.to(device)
+        return self._placed[device]
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A view of a contiguous tensor, as `torch.as_strided` takes it."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """How a view acts on a compact tensor.
+
+    Attributes:
+        spread: Dimensions that have to be expanded first, because the view mixes them with others.
+        index: Dimension to the classes that the view keeps.
+        strided: The view of what is left.
+        axes: Axes of the result.
+    """
+
+    spread: frozenset[int]
+    index: dict[int, Tensor]
+    strided: Strided
+    axes: tuple[Axis, ...]
+
+
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * shape[dim + 1]
+    return strides
+
+
+def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
+    """Carry a view of the full tensor over to the compact one.
+
+    An element of the result reads ``offset + Σ_e i_e·stride_e`` of the full tensor. A compact dimension stays compact when
+    one dimension of the result walks along it and along nothing else.
+
+    Args:
+        axes: Axes of the input.
+        view: The view of the full, contiguous input.
+
+    Returns:
+        The plan; None when the view is not made of steps along single dimensions.
+    """
+    strides = _contiguous([axis.size for axis in axes])
+    live = [dim for dim, axis in enumerate(axes) if axis.size > 1]
+    starts, rest = [0] * len(axes), view.offset
+    for dim in live:
+        starts[dim], rest = divmod(rest, strides[dim])
+    walks: dict[int, tuple[int, int]] = {}  # dimension of the result → (dimension of the input, step)
+    for place, (size, stride) in enumerate(zip(view.sizes, view.strides, strict=True)):
+        if size > 1 and stride != 0:
+            along = next((dim for dim in live if strides[dim] <= stride), None)
+            if along is None or stride % strides[along]:
+                return None
+            walks[place] = (along, stride // strides[along])
+    spread: set[int] = set()
+    carried, carry = False, 0
+    for dim in reversed(live):
+        own = [(place, step) for place, (at, step) in walks.items() if at == dim]
+        reach = starts[dim] + carry + sum(step * (view.sizes[place] - 1) for place, step in own)
+        overflow = reach >= axes[dim].size
+        if axes[dim].classes is not None and (carried or overflow or len(own) > 1):
+            spread.add(dim)
+        carried, carry = overflow, reach // axes[dim].size if overflow else 0
+    index: dict[int, Tensor] = {}
+    counts = [axis.size if axis.classes is None or dim in spread else 1 for dim, axis in enumerate(axes)]
+    result: list[Axis] = [
+        Axis.constant(size) if stride == 0 else Axis.full(size) for size, stride in zip(view.sizes, view.strides, strict=True)
+    ]
+    for dim, axis in enumerate(axes):
+        if axis.classes is None or dim in spread:
+            continue
+        positions = torch.tensor([starts[dim]])
+        for place, (at, step) in walks.items():
+            if at == dim:
+                positions = starts[dim] + step * torch.arange(view.sizes[place])
+                result[place], first = classify(axis.classes[positions])
+                positions = positions[first]
+        index[dim] = axis.classes[positions]
+        counts[dim] = len(positions)
+    compact = _contiguous(counts)
+    sizes = compact_shape(result)
+    moved = [
+        compact[walks[place][0]] * (1 if walks[place][0] in index else walks[place][1]) if place in walks else 1
+        for place in range(len(sizes))
+    ]
+    offset = sum(starts[dim] * compact[dim] for dim in live if dim not in index)
+    kept = {dim: own for dim, own in index.items() if not torch.equal(own, torch.arange(axes[dim].count))}
+    return ViewPlan(frozenset(spread), kept, Strided(sizes, tuple(moved), offset), tuple(result))

@@ -1,0 +1,185 @@
+"""Edge maps of sums over windows and over dimensions (pooling, means), and their compact forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathlift.edges.axis import Axis, Table, multiplicity, through_taps
+from pathlift.edges.base import Compact
+from pathlift.edges.unit import UnitEdges
+
+
+@dataclass(frozen=True)
+class Reduce(UnitEdges):
+    """Sum over the dimensions ``dims`` of x."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+    fresh = True
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Sum over the dimensions."""
+        return x.sum(self.dims, keepdim=self.keepdim)
+
+    def gather_max(self, x: Tensor) -> Tensor:
+        """Take the largest over the dimensions."""
+        return x.amax(self.dims, keepdim=self.keepdim)
+
+    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
+        """See `UnitEdges.compact_unit`."""
+        del out
+        counts = multiplicity(
+            [axis if dim in self.dims else Axis.full(1) for dim, axis in enumerate(axes)], torch.device("cpu")
+        )
+        kept = [
+            Axis.full(1) if dim in self.dims else axis for dim, axis in enumerate(axes) if self.keepdim or dim not in self.dims
+        ]
+        if counts is None:
+            return Compact(self, tuple(kept))
+        return Compact(Counted(self.dims, keepdim=self.keepdim, counts=counts), tuple(kept))
+
+
+@dataclass(frozen=True)
+class Window(UnitEdges):
+    """Sum over sliding windows of the last ``len(kernel)`` dimensions.
+
+    Padding holds no neurons. ``extra`` is what ``ceil_mode`` adds on the right so that the last window fits.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    extra: tuple[int, ...]
+    fresh = True
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Sum over each window, one dimension after the other."""
+        plain = len(self.kernel) == 2 and x.dim() == 4 and set(self.dilation) == {1} and not any(self.extra)
+        if plain and all(2 * pad <= size for pad, size in zip(self.padding, self.kernel, strict=True)):
+            return F.avg_pool2d(x, self.kernel, self.stride, self.padding, False, True, 1)
+        return self._fold(x, torch.add)
+
+    def gather_max(self, x: Tensor) -> Tensor:
+        """Take the largest of each window, one dimension after the other."""
+        return self._fold(x, torch.maximum)
+
+    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        for axis in range(len(self.kernel)):
+            dim = x.dim() - len(self.kernel) + axis
+            x = self._fold_axis(x, dim, axis, combine)
+        return x
+
+    def _fold_axis(self, x: Tensor, dim: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
+        pad = [0, 0] * (x.dim() - dim)
+        pad[-2:] = [self.padding[axis], self.padding[axis] + self.extra[axis]]
+        x = F.pad(x, pad) if any(pad) else x
+        count = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
+        out: Tensor | None = None
+        for tap in range(kernel):
+            index = [slice(None)] * x.dim()
+            index[dim] = slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride)
+            out = x[tuple(index)] if out is None else combine(out, x[tuple(index)])
+        assert out is not None
+        return out.clone() if kernel == 1 else out
+
+    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
+        """See `UnitEdges.compact_unit`."""
+        first = len(axes) - len(self.kernel)
+        result, tables, counts = list(axes), {}, {}
+        for place, (kernel, stride, padding, dilation) in enumerate(
+            zip(self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        ):
+            dim = first + place
+            starts = torch.arange(out[dim]) * stride - padding
+            taps = starts[:, None] + dilation * torch.arange(kernel)
+            result[dim], tables[dim] = through_taps(axes[dim], taps)
+            counts[dim] = axes[dim].count
+        return Compact(Taps(tables, counts), tuple(result))
+
+
+class Counted(UnitEdges):
+    """A sum over the dimensions ``dims`` where each entry counts several times."""
+
+    def __init__(self, dims: tuple[int, ...], *, keepdim: bool, counts: Tensor) -> None:
+        """Describe the map.
+
+        Args:
+            dims: Dimensions to sum over.
+            keepdim: Keep them with size 1.
+            counts: How often each entry counts; broadcasts against x.
+        """
+        self.dims = dims
+        self.keepdim = keepdim
+        self.counts = counts
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Sum."""
+        return (x * self.counts.to(x.device, x.dtype)).sum(self.dims, keepdim=self.keepdim)
+
+    def gather_max(self, x: Tensor) -> Tensor:
+        """Take the largest."""
+        return x.amax(self.dims, keepdim=self.keepdim)
+
+
+class Taps(UnitEdges):
+    """A sum over windows along dimensions, each given by the classes that it reads."""
+
+    def __init__(self, tables: Mapping[int, Tensor], counts: Mapping[int, int]) -> None:
+        """Describe the map.
+
+        Args:
+            tables: Dimension to classes, shape (outputs, taps); the number of classes below stands for "no neuron".
+            counts: Dimension to the number of classes below.
+        """
+        self.tables = {dim: Table(table) for dim, table in tables.items()}
+        self.matrices = {
+            dim: torch
+            .zeros(len(table), counts[dim] + 1)
+            .scatter_add_(1, table, torch.ones(table.shape))
+            .narrow(1, 0, counts[dim])
+            for dim, table in tables.items()
+        }
+        self._placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    def _matrix(self, dim: int, like: Tensor) -> Tensor:
+        key = (dim, like.device, like.dtype)
+        if key not in self._placed:
+            self._placed[key] = self.matrices[dim].to(like.device, like.dtype)
+        return self._placed[key]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Multiply by the matrix of counts, dimension by dimension."""
+        for dim in self.tables:
+            x = along(x, self._matrix(dim, x), dim)
+        return x
+
+    def gather_max(self, x: Tensor) -> Tensor:
+        """Take the largest of each window, dimension by dimension."""
+        for dim, table in self.tables.items():
+            padded = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim)
+            read = padded.index_select(dim, table.on(x.device).reshape(-1))
+            x = read.unflatten(dim, tuple(table.index.shape)).amax(dim + 1)
+        return x
+
+    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
+        """Multiply by the transposed matrices."""
+        del x
+        for dim in reversed(self.tables):
+            g = along(g, self._matrix(dim, g).T, dim)
+        return g
+
+
+def along(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    """Multiply a matrix (out, in) to dimension ``dim`` of x."""
+    if dim == x.dim() - 1:
+        return F.linear(x, matrix)
+    if dim == x.dim() - 2:
+        return torch.matmul(matrix, x)
+    return F.linear(x.movedim(dim, -1), matrix).movedim(-1, dim)

@@ -1,0 +1,179 @@
+"""The compact form of a network gives the numbers of the full one, at a size that does not grow with the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.edges.axis import Axis, Strided, classify, plan_view
+from pathlift.network import Network
+
+
+def full(network: Network) -> Network:
+    """Return the same network, whose passes run on every position."""
+    own = replace(network)
+    own.__dict__["compact"] = own
+    return own
+
+
+def assert_same(network: Network, other: dict[str, Tensor], rtol: float) -> None:
+    plain = full(network)
+    for q in (1.0, 2.0, math.inf):
+        found, expected = pathlift.path_norm(network, q=q), pathlift.path_norm(plain, q=q)
+        assert math.isclose(found.log10, expected.log10, rel_tol=1e-7, abs_tol=1e-7)
+        assert found.per_output.shape == expected.per_output.shape
+        torch.testing.assert_close(found.per_output, expected.per_output, rtol=rtol, atol=0.0)
+    scores, wanted = pathlift.path_magnitude(network), pathlift.path_magnitude(plain)
+    units, wanted_units = pathlift.unit_path_magnitude(network), pathlift.unit_path_magnitude(plain)
+    assert list(scores) == list(wanted)
+    for name in scores:
+        torch.testing.assert_close(scores[name], wanted[name], rtol=20 * rtol, atol=1e-20)
+    for name in units:
+        torch.testing.assert_close(units[name], wanted_units[name], rtol=20 * rtol, atol=1e-20)
+    metric, reference = pathlift.path_metric(network, other), pathlift.path_metric(plain, other)
+    assert math.isclose(metric.upper, reference.upper, rel_tol=10 * rtol)
+
+
+def moved(network: Network) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {
+        name: tensor * (1 + 0.1 * torch.randn_like(tensor)) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state.items()
+    }
+
+
+class Asymmetric(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 0, 2, 3))
+
+
+@st.composite
+def windowed(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Draw a stack of windowed operators on an image of odd or even size, with branches that meet again."""
+    channels = 4
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.integers(0, 9))
+        if kind <= 2:
+            kernel, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+            layers.append(
+                nn.Conv2d(
+                    channels,
+                    channels,
+                    kernel,
+                    draw(st.integers(1, 3)),
+                    padding=(draw(st.integers(0, 3)), draw(st.integers(0, 3))),
+                    dilation=dilation,
+                    groups=draw(st.sampled_from((1, 2, 4))),
+                )
+            )
+        elif kind == 3:
+            stride = draw(st.integers(1, 3))
+            layers.append(
+                nn.ConvTranspose2d(
+                    channels,
+                    channels,
+                    draw(st.integers(stride, 4)),
+                    stride,
+                    groups=draw(st.sampled_from((1, 2))),
+                    padding=draw(st.integers(0, 1)),
+                )
+            )
+        elif kind == 4:
+            layers.append(nn.MaxPool2d(3, draw(st.integers(1, 3)), draw(st.integers(0, 1)), ceil_mode=draw(st.booleans())))
+        elif kind == 5:
+            layers.append(
+                nn.AvgPool2d(
+                    (2, 3), draw(st.integers(1, 2)), 1, ceil_mode=draw(st.booleans()), count_include_pad=draw(st.booleans())
+                )
+            )
+        elif kind == 6:
+            layers.append(draw(st.sampled_from((Asymmetric(), nn.ReflectionPad2d((2, 1, 0, 1)), nn.ReplicationPad2d(2)))))
+        elif kind == 7:
+            mode = draw(st.sampled_from(("nearest", "bilinear", "bicubic")))
+            layers.append(nn.Upsample(scale_factor=2, mode=mode))
+        elif kind == 8:
+            layers.append(nn.AdaptiveAvgPool2d(draw(st.integers(2, 9))))
+        else:
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(nn.ReLU())
+    tail = draw(st.sampled_from((nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.PixelShuffle(2), nn.Flatten())))
+    lead = nn.Conv2d(2, channels, 1)
+    size = draw(st.integers(9, 23)), draw(st.integers(9, 23))
+    return nn.Sequential(lead, *layers, tail), (2, *size)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
+    @seed(part)
+    @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(windowed())
+    def check(case: tuple[nn.Module, tuple[int, int, int]]) -> None:
+        model, shape = case
+        try:
+            network = pathlift.capture(model.double(), shape)
+        except pathlift.InputError:  # the image became too small
+            return
+        assert_same(network, moved(network), 1e-11)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf"])
+def test_classifiers_agree_with_their_full_form(name: str) -> None:
+    torch.manual_seed(0)
+    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    network = pathlift.capture(torchvision.models.get_model(name, weights=None, **options), (3, 96, 64))
+    assert_same(network, moved(network), 2e-5)
+
+
+def test_segmentation_agrees_with_its_full_form() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("fcn_resnet50", weights=None, weights_backbone=None, num_classes=2)
+    network = pathlift.capture(model, (3, 64, 80))
+    found, expected = pathlift.path_norm(network), pathlift.path_norm(full(network))
+    assert found.per_output.shape == (2, 64, 80)
+    torch.testing.assert_close(found.per_output, expected.per_output, rtol=1e-5, atol=0.0)
+
+
+def neurons(name: str, size: int) -> int:
+    network = pathlift.capture(torchvision.models.get_model(name, weights=None), (3, size, size))
+    return sum(math.prod(node.shape) for node in network.compact.nodes)
+
+
+@pytest.mark.parametrize(("name", "count"), [("vgg11", 408_875), ("resnet18", 1_223_147)])
+def test_the_size_of_the_compact_network_is_what_it_was(name: str, count: int) -> None:
+    """A regression guard without a clock: entries of path activations at 224²."""
+    assert neurons(name, 224) == count
+
+
+def test_the_size_of_the_compact_network_does_not_grow_with_the_image() -> None:
+    assert neurons("vgg11", 2048) <= 1.02 * neurons("vgg11", 512)
+
+
+def test_equal_keys_make_one_class_in_order_of_first_appearance() -> None:
+    axis, first = classify(torch.tensor([7, 3, 3, 7, 5]), torch.tensor([0, 1, 1, 0, 0]))
+    assert axis.index.tolist() == [0, 1, 1, 0, 2]
+    assert first.tolist() == [0, 1, 4]
+    assert axis.multiplicity.tolist() == [2, 2, 1]
+
+
+def test_a_view_that_mixes_a_compact_dimension_expands_it() -> None:
+    axes = (Axis.full(2), Axis.constant(3), Axis.constant(4))
+    flattened = plan_view(axes, Strided((2, 12), (12, 1), 0))
+    assert flattened is not None
+    assert flattened.spread == {1, 2}
+    transposed = plan_view(axes, Strided((4, 2, 3), (1, 12, 4), 0))
+    assert transposed is not None
+    assert not transposed.spread
+    assert transposed.strided.sizes == (1, 2, 1)
+    assert plan_view(axes, Strided((3,), (13,), 0)) is None  # a diagonal
