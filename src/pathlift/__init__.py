@@ -14,6 +14,7 @@ from pathlift.errors import (
     UnsupportedModelError,
 )
 from pathlift.network import Network
+from pathlift.passes.bounds import lipschitz_bound
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
 from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
@@ -36,6 +37,7 @@ __all__ = [
     "UnsupportedModelError",
     "capture",
     "check_support",
+    "lipschitz_bound",
     "log_path_norm",
     "path_lifting",
     "path_magnitude",

@@ -1,0 +1,221 @@
+"""No bound is ever below what it bounds, on random networks over all operators; its hypotheses are checked."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import pathlift
+from agreement import examples, perturbed, randomised
+from cases import NETWORKS, OPERATORS, Case
+from networks import networks
+
+SAMPLES = 4
+
+
+def outputs(model: nn.Module, samples: tuple[Tensor, ...]) -> Tensor:
+    """Outputs sample by sample (a model may bake its batch size in), flat."""
+    rows = []
+    for place in range(len(samples[0])):
+        out = model(*(sample[place : place + 1] for sample in samples))
+        rows.append(torch.cat([part.reshape(-1) for part in tree_leaves(out)]))
+    return torch.stack(rows).detach()
+
+
+def batch(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(7)
+    return tuple(
+        scale * torch.randn(SAMPLES, *one.shape[1:], generator=generator, dtype=torch.float64) for one in examples(shape)
+    )
+
+
+def others(model: nn.Module) -> dict[str, nn.Module]:
+    flipped = copy.deepcopy(model)
+    with torch.no_grad():
+        for place, parameter in enumerate(flipped.parameters()):
+            parameter.mul_(-1 if place % 2 else 0.9)
+    unrelated = randomised(copy.deepcopy(model), 99)
+    return {how: perturbed(model, how) for how in ("pruned", "grown", "moved")} | {"flipped": flipped, "unrelated": unrelated}
+
+
+def assert_sound(model: nn.Module, shape: tuple[int, ...]) -> None:
+    samples = batch(shape)
+    network = pathlift.capture(model, examples(shape))
+    with torch.no_grad():
+        own = outputs(model, samples)
+        for how, other in others(model).items():
+            theirs, state = outputs(other, samples), other.state_dict()
+            if not bool(torch.isfinite(theirs).all()):  # a division by a pruned parameter
+                with pytest.raises(pathlift.NumericalError):
+                    pathlift.lipschitz_bound(network, state, samples)
+                continue
+            drift = (own - theirs).abs()
+            bound = pathlift.lipschitz_bound(network, state, samples)
+            assert bound.shape == drift.shape
+            rounding = 1e-12 * (own.abs() + theirs.abs() + bound)  # of the two forward passes
+            assert bool((drift <= bound + rounding).all()), how
+            if how in ("pruned", "grown"):
+                try:
+                    theorem = pathlift.lipschitz_bound(network, state, samples, kind="theorem")
+                except pathlift.MismatchError:  # t = β − μ·s of a batch norm may change its sign though no parameter does
+                    assert any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+                    continue
+                assert bool((bound <= theorem * (1 + 1e-12)).all()), "per_input is never above theorem"
+
+
+@pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
+def test_bounds_hold_for_every_operator(case: Case) -> None:
+    assert_sound(randomised(case.make()), case.shape)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_bounds_hold_on_random_networks(part: int) -> None:
+    @seed(200 + part)
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(networks(), st.integers(0, 2**16))
+    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
+        model = randomised(network[0], weights)
+        with torch.no_grad():
+            assume(bool(torch.isfinite(outputs(model, batch(network[1]))).all()))
+        assert_sound(model, network[1])
+
+    check()
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return randomised(nn.Sequential(*layers[:-1]))
+
+
+def test_theorem_is_attained() -> None:
+    """Non-negative weights and a constant positive input: every path is active, so (5) is an equality."""
+    model, other = perceptron(3, 4, 2), perceptron(3, 4, 2)
+    with torch.no_grad():
+        for own, their in zip(model.parameters(), other.parameters(), strict=True):
+            own.abs_()
+            their.copy_(own / 2)
+    x = torch.full((1, 3), 2.0, dtype=torch.float64)
+    drift = (model(x) - other(x)).abs().detach()
+    bound = pathlift.lipschitz_bound(model, other, x, kind="theorem")
+    torch.testing.assert_close(bound, drift, rtol=1e-11, atol=0.0)
+    metric = pathlift.path_metric(model, other, x)
+    assert float(drift.sum()) <= 2.0 * metric.value * (1 + 1e-12)
+
+
+def test_theorem_splits_inputs_and_biases() -> None:
+    model = nn.Linear(1, 1).double()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model.weight.fill_(3.0), model.bias.fill_(5.0)
+        other.weight.fill_(1.0), other.bias.fill_(4.0)
+    x = torch.tensor([[0.5], [-10.0]], dtype=torch.float64)
+    bound = pathlift.lipschitz_bound(model, other, x, kind="theorem")
+    assert bound.reshape(-1).tolist() == pytest.approx([0.5 * 2 + 1, 10 * 2 + 1], rel=1e-12)
+
+
+def test_no_multiple_of_the_path_metric_survives_a_sign_change_but_the_pivot_bound_does() -> None:
+    """Fig. 6 of the paper in its smallest form: two signs change along the only path, so Φ is equal and the function is not."""
+    model, other = perceptron(1, 1, 1), perceptron(1, 1, 1)
+    with torch.no_grad():
+        for network, sign in ((model, 1.0), (other, -1.0)):
+            network[0].weight.fill_(sign), network[0].bias.zero_()
+            network[2].weight.fill_(sign), network[2].bias.zero_()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    assert pathlift.path_metric(model, other, x, q=2).value == 0.0
+    drift = float((model(x) - other(x)).abs())
+    assert drift == 1.0
+    assert drift <= float(pathlift.lipschitz_bound(model, other, x))
+
+
+def test_prior_is_as_bad_as_one_likes_after_a_rescaling_and_ours_does_not_move() -> None:
+    model = perceptron(4, 8, 8, 3)
+    other = perturbed(model, "pruned")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    ours = pathlift.lipschitz_bound(model, other, x, kind="per_input")
+    prior = pathlift.lipschitz_bound(model, other, x, kind="prior")
+    assert bool((ours <= prior).all())
+    for network in (model, other):
+        with torch.no_grad():
+            network[0].weight.mul_(4096), network[0].bias.mul_(4096), network[2].weight.div_(4096)
+    torch.testing.assert_close(pathlift.lipschitz_bound(model, other, x, kind="per_input"), ours, rtol=0.0, atol=0.0)
+    assert bool((pathlift.lipschitz_bound(model, other, x, kind="prior") > 1e3 * prior).all())
+    assert bool((pathlift.lipschitz_bound(model, other, x) <= ours).all())
+
+
+def test_equal_networks_have_bound_zero() -> None:
+    model = perceptron(3, 4, 2)
+    assert not pathlift.lipschitz_bound(model, copy.deepcopy(model), torch.ones(2, 3, dtype=torch.float64)).any()
+
+
+def test_zero_inputs_leave_the_biases() -> None:
+    model = perceptron(3, 4, 2)
+    other = perturbed(model, "grown")
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    drift = (model(x) - other(x)).abs().detach()
+    bound = pathlift.lipschitz_bound(model, other, x)
+    assert bool((drift <= bound).all())
+    assert bool(torch.isfinite(bound).all())
+
+
+def test_bad_input_is_one_clear_error() -> None:
+    model = perceptron(3, 4, 2)
+    other, x = perturbed(model, "moved"), torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(pathlift.InputError, match="kind must be one of"):
+        pathlift.lipschitz_bound(model, other, x, kind="tightest")  # type: ignore[arg-type]
+    with pytest.raises(pathlift.InputError, match="NaN or inf"):
+        pathlift.lipschitz_bound(model, other, x * float("nan"))
+    network = pathlift.capture(model, x)
+    with pytest.raises(pathlift.InputError, match=r"expected \(batch, 3\)"):
+        pathlift.lipschitz_bound(network, other, torch.ones(2, 4))
+    with pytest.raises(pathlift.InputError, match="1 inputs, found 2"):
+        pathlift.lipschitz_bound(network, other, (x, x))
+    with pytest.raises(pathlift.InputError, match="0 samples"):
+        pathlift.lipschitz_bound(network, other, x[:0])
+    with pytest.raises(pathlift.MismatchError, match="changes its sign"):
+        pathlift.lipschitz_bound(model, randomised(copy.deepcopy(model), 5), x, kind="theorem")
+    with pytest.raises(pathlift.MismatchError):
+        pathlift.lipschitz_bound(model, perceptron(3, 5, 2), x)
+    image = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten())
+    with pytest.raises(pathlift.UnsupportedModelError, match="perceptrons"):
+        pathlift.lipschitz_bound(image, copy.deepcopy(image), torch.ones(1, 1, 2, 2), kind="prior")
+
+
+@pytest.mark.parametrize("kind", ["per_input", "theorem", "prior", "auto"])
+def test_a_weight_that_is_not_finite_is_named_for_every_kind(kind: str) -> None:
+    for value in (float("nan"), float("inf")):
+        model = perceptron(3, 4, 2)
+        with torch.no_grad():
+            model[2].weight[0, 0] = value
+        with pytest.raises(pathlift.NumericalError, match=r"2\.weight"):
+            pathlift.lipschitz_bound(model, copy.deepcopy(model), torch.ones(1, 3, dtype=torch.float64), kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["per_input", "theorem", "prior", "auto"])
+def test_bounds_past_the_range_of_float64_are_infinite_and_never_too_small(kind: str) -> None:
+    model = perceptron(*[2] * 60)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1e8)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.mul_(0.5)
+    x = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    bound = pathlift.lipschitz_bound(model, other, x, kind=kind)
+    assert bool(torch.isinf(bound[0]).all())
+    assert not bool(bound.isnan().any())
+    if kind != "prior":
+        assert not bool(bound[1].any()), "the networks agree at 0"
+    with torch.no_grad():
+        for parameter in [*model.parameters(), *other.parameters()]:
+            parameter.mul_(1e-16)
+    tiny = pathlift.lipschitz_bound(model, other, x[:1], kind=kind)
+    assert bool((tiny > 0).all())
