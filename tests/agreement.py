@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import pathlift
 from pathlift.reference import Path, Probe
@@ -42,6 +43,20 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
     return model
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Outputs sample by sample (a model may bake its batch size in), flat."""
+    rows = []
+    for place in range(len(inputs[0])):
+        out = model(*(sample[place : place + 1] for sample in inputs))
+        rows.append(torch.cat([part.reshape(-1) for part in tree_leaves(out)]))
+    return torch.stack(rows).detach()
+
+
+def samples(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(7)
+    return tuple(scale * torch.randn(4, *one.shape[1:], generator=generator, dtype=torch.float64) for one in examples(shape))
 
 
 def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:

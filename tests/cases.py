@@ -23,11 +23,15 @@ class Fn(nn.Module):
 
 
 class Between(nn.Module):
-    """weights → the operator under test → weights, so that errors in either direction show."""
+    """weights → the operator under test → weights, so that errors in either direction show.
 
-    def __init__(self, op: nn.Module, shape: Sequence[int], *, lead: bool = True) -> None:
+    The gain differs at every position: a map that mixes up positions cannot hide.
+    """
+
+    def __init__(self, op: nn.Module, shape: Sequence[int]) -> None:
         super().__init__()
-        self.lead = nn.Linear(shape[-1], shape[-1]) if lead else nn.Identity()
+        self.lead = nn.Linear(shape[-1], shape[-1])
+        self.gain = nn.Parameter(torch.ones(shape))
         self.op = op
         with torch.no_grad():
             out = op.double()(torch.zeros(1, *shape, dtype=torch.float64))
@@ -35,7 +39,7 @@ class Between(nn.Module):
         self.tail = nn.Linear(sizes, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tail(self.op(self.lead(x)).reshape(1, -1))
+        return self.tail(self.op(self.lead(x) * self.gain).reshape(1, -1))
 
 
 @dataclass(frozen=True)

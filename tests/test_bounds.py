@@ -9,31 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import pathlift
-from agreement import examples, perturbed, randomised
+from agreement import examples, outputs, perturbed, randomised, samples as batch
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
-
-SAMPLES = 4
-
-
-def outputs(model: nn.Module, samples: tuple[Tensor, ...]) -> Tensor:
-    """Outputs sample by sample (a model may bake its batch size in), flat."""
-    rows = []
-    for place in range(len(samples[0])):
-        out = model(*(sample[place : place + 1] for sample in samples))
-        rows.append(torch.cat([part.reshape(-1) for part in tree_leaves(out)]))
-    return torch.stack(rows).detach()
-
-
-def batch(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(7)
-    return tuple(
-        scale * torch.randn(SAMPLES, *one.shape[1:], generator=generator, dtype=torch.float64) for one in examples(shape)
-    )
 
 
 def others(model: nn.Module) -> dict[str, nn.Module]:

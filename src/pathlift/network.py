@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -194,6 +194,43 @@ class Start:
     view: tuple[int, ...]
 
 
+Bound: TypeAlias = "Start | float | None"
+"""One end of a clamp: biases, a number that is no path (0), or none."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """y = plus·max(z, 0) + minus·min(z, 0), z the pre-activation; no slope exceeds 1 in magnitude."""
+
+    plus: float
+    minus: float
+
+
+@dataclass(frozen=True)
+class LearnedSlope:
+    """PReLU: y = max(z, 0) + a·min(z, 0), where the node's second term carries a."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp:
+    """y = min(max(z, low), high), where z is what the node's only term brings."""
+
+    low: Bound
+    high: Bound
+
+
+@dataclass(frozen=True)
+class Extremum:
+    """y is the largest (or smallest) of everything that the terms and starts bring, and of 0 when ``zero``."""
+
+    largest: bool
+    zero: bool = False
+
+
+Nonlinearity: TypeAlias = "Slopes | LearnedSlope | Clamp | Extremum"
+"""What a neuron does with its pre-activation; None for identity neurons. Path activations do not see it (SPEC §3)."""
+
+
 @dataclass(frozen=True)
 class Concat:
     """The terms of a node are pieces laid side by side along ``dim``; ``sizes`` are their lengths there."""
@@ -234,6 +271,7 @@ class Node:
         starts: Biases.
         concat: None when terms and starts add up; otherwise how the terms, one piece each, are laid side by side.
         origin: Module, operator and source line.
+        nonlinearity: What the neurons do with their pre-activation; None for identity neurons.
         unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this node.
         unit_name: The module whose units these neurons are.
         axes: In a compact network, what each entry of the tensor stands for (`pathlift.edges.axis`); None: itself.
@@ -245,6 +283,7 @@ class Node:
     starts: tuple[Start, ...]
     origin: Origin
     concat: Concat | None = None
+    nonlinearity: Nonlinearity | None = None
     unit_dim: int | None = None
     unit_name: str | None = None
     axes: tuple[Axis, ...] | None = None

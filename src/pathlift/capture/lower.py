@@ -236,7 +236,19 @@ class _Lowering:
     def _append(self, layer: Layer, name: str) -> Activation:
         scored = [t.weight for t in layer.terms if t.weight is not None and t.weight.score_name is not None]
         unit = self.origin.module if layer.unit_dim is not None and scored else None
-        self.nodes.append(Node(name, layer.shape, layer.terms, layer.starts, self.origin, layer.concat, layer.unit_dim, unit))
+        self.nodes.append(
+            Node(
+                name,
+                layer.shape,
+                layer.terms,
+                layer.starts,
+                self.origin,
+                concat=layer.concat,
+                nonlinearity=layer.nonlinearity,
+                unit_dim=layer.unit_dim,
+                unit_name=unit,
+            )
+        )
         return Activation(name, layer.shape, layer.dtype)
 
     # ---- the Builder that rules use

@@ -178,6 +178,22 @@ class Edges(ABC):
             Values of the neurons above.
         """
 
+    def largest(self, x: Tensor) -> Tensor:
+        """Return the largest antecedent of each neuron above, for values of any sign; weights are not looked at.
+
+        Only the maps of pooling operators have it. Where several antecedents are equal, its derivative is an average.
+
+        Args:
+            x: Values of the neurons below.
+
+        Returns:
+            Values of the neurons above.
+
+        Raises:
+            NotImplementedError: The map belongs to no pooling operator.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """Return the same map between compact tensors (`pathlift.edges.axis`).
 

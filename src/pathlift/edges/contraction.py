@@ -163,6 +163,12 @@ class AxisMap(Edges):
         rows = [(moved * row).amax(-1) for row in w.full()]
         return torch.stack(rows, -1).movedim(-1, self.dim)
 
+    def largest(self, x: Tensor) -> Tensor:
+        """See `Edges.largest`."""
+        moved = x.movedim(self.dim, -1)
+        rows = [moved[..., (row != 0).nonzero()[:, 0].to(x.device)].amax(-1) for row in self.matrix]
+        return torch.stack(rows, -1).movedim(-1, self.dim)
+
 
 class WeightedTaps(Edges):
     """Along one dimension, out[o] = Σ_t x[table[o, t]]·w[o, t]: an interpolation whose constant matrix is sparse."""

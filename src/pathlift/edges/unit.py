@@ -36,6 +36,10 @@ class UnitEdges(Edges):
         out = self.gather_max(x)
         return out if w is None else out * w.full()
 
+    def largest(self, x: Tensor) -> Tensor:
+        """See `Edges.largest`; right where each neuron above has one antecedent."""
+        return self.gather(x)
+
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
         """Apply the transpose of `gather`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ class Reduce(UnitEdges):
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest over the dimensions."""
         return x.amax(self.dims, keepdim=self.keepdim)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """See `Edges.largest`."""
+        return self.gather_max(x)
 
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
         """See `UnitEdges.compact_unit`."""
@@ -69,17 +74,21 @@ class Window(UnitEdges):
         """Take the largest of each window, one dimension after the other."""
         return self._fold(x, torch.maximum)
 
-    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def largest(self, x: Tensor) -> Tensor:
+        """See `Edges.largest`."""
+        return self._fold(x, torch.maximum, -math.inf)
+
+    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor], border: float = 0.0) -> Tensor:
         for axis in range(len(self.kernel)):
             dim = x.dim() - len(self.kernel) + axis
-            x = self._fold_axis(x, dim, axis, combine)
+            x = self._fold_axis(x, dim, axis, combine, border)
         return x
 
-    def _fold_axis(self, x: Tensor, dim: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _fold_axis(self, x: Tensor, dim: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor], border: float) -> Tensor:
         kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
         pad = [0, 0] * (x.dim() - dim)
         pad[-2:] = [self.padding[axis], self.padding[axis] + self.extra[axis]]
-        x = F.pad(x, pad) if any(pad) else x
+        x = F.pad(x, pad, value=border) if any(pad) else x
         count = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
         out: Tensor | None = None
         for tap in range(kernel):

@@ -163,15 +163,33 @@ def propagate(
         RangeError: The precision of the program does not suffice.
         NumericalError: A track is not finite.
     """
+
+    def step(node: Node, tracks: Mapping[str, Tracks]) -> Tracks:
+        return program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
+
+    return walk(network, step, keep=keep)
+
+
+def walk(network: Network, step: Callable[[Node, Mapping[str, Result]], Result], *, keep: bool = False) -> dict[str, Result]:
+    """Go through the graph from the inputs to the outputs; what no later node reads is let go.
+
+    Args:
+        network: The graph.
+        step: Computes what belongs to a node from what belongs to the nodes below.
+        keep: Keep what belongs to every node; otherwise only the outputs.
+
+    Returns:
+        Node name to result.
+    """
     last_use = _last_uses(network)
-    tracks: dict[str, Tracks] = {}
+    found: dict[str, Result] = {}
     for place, node in enumerate(network.nodes):
-        tracks[node.name] = program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
+        found[node.name] = step(node, found)
         if not keep:
             for term in node.terms:
                 if last_use[term.source] == place:
-                    tracks.pop(term.source, None)
-    return tracks if keep else {name: tracks[name] for name in network.outputs}
+                    found.pop(term.source, None)
+    return found if keep else {name: found[name] for name in network.outputs}
 
 
 def _last_uses(network: Network) -> dict[str, int]:

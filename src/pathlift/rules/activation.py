@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 
 from pathlift.edges import Identity, Scale
-from pathlift.network import Constant, Start, Term, scalar_leaf
+from pathlift.network import Bound, Clamp, Constant, LearnedSlope, Slopes, Start, Term, scalar_leaf
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 
-def _slopes(call: Call, source: Activation, *slopes: float) -> Layer:
-    """X ↦ s₊x⁺ − s₋x⁻: the path activation is multiplied by max(1, |s|)."""
-    gain = max(1.0, *(abs(slope) for slope in slopes))
+def _slopes(call: Call, source: Activation, minus: float) -> Layer:
+    """Slope 1 above 0 and ``minus`` below: the path activation is multiplied by max(1, |minus|)."""
+    gain = max(1.0, abs(minus))
     if not math.isfinite(gain):
         call.refuse("one of its slopes is not finite.", "Use finite slopes.")
-    return call.layer(Term(source.name, Identity(), None if gain == 1.0 else scalar_leaf(gain)))
+    weight = None if gain == 1.0 else scalar_leaf(gain)
+    return call.layer(Term(source.name, Identity(), weight), nonlinearity=Slopes(1.0 / gain, minus / gain))
 
 
 @rule("relu", "abs", "absolute")
 def relu(call: Call) -> Layer:
     """ReLU and |x|: slopes of magnitude at most 1 leave path activations unchanged."""
-    return _slopes(call, call.source("self"), 1.0)
+    return _slopes(call, call.source("self"), 0.0 if call.name == "relu" else -1.0)
 
 
 @rule("leaky_relu")
@@ -46,7 +47,7 @@ def prelu(call: Call) -> Layer:
     if call.name == "prelu":
         view = (1, -1) + (1,) * (len(source.shape) - 2) if len(source.shape) > 1 else (-1,)
     slope = call.weight(weight, "weight")
-    return call.layer(Term(source.name, Identity()), Term(source.name, Scale(view), slope))
+    return call.layer(Term(source.name, Identity()), Term(source.name, Scale(view), slope), nonlinearity=LearnedSlope())
 
 
 @rule("relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
@@ -59,13 +60,18 @@ def clamp(call: Call) -> Layer:
         keys = ("min_val", "max_val") if call.name == "hardtanh" else ("min", "max")
         bounds = [_bound(call, key) for key in keys]
     starts: tuple[Start, ...] = ()
+    ends: list[Bound] = []
     for bound in bounds:
         value = bound.expression.value if bound is not None and isinstance(bound.expression, Constant) else None
         if isinstance(value, float) and math.isnan(value):
             call.refuse("one of its bounds is NaN.", "Use numbers as bounds.")
-        if bound is not None and not (isinstance(value, float) and math.isinf(value)):
-            starts += call.bias(bound)
-    return call.layer(Term(source.name, Identity()), starts=starts)
+        if bound is None or (isinstance(value, float) and math.isinf(value)):
+            ends.append(None)
+            continue
+        own = call.bias(bound)
+        starts += own
+        ends.append(own[0] if own else 0.0)
+    return call.layer(Term(source.name, Identity()), starts=starts, nonlinearity=Clamp(*ends))
 
 
 @rule("hardsigmoid")
@@ -74,7 +80,8 @@ def hardsigmoid(call: Call) -> Layer:
     source = call.source("self")
     line = call.layer(Term(source.name, Identity(), scalar_leaf(1 / 6)), starts=call.bias(call.number(0.5)))
     below = call.builder.add(line)
-    return call.layer(Term(below.name, Identity()), starts=call.bias(call.number(1.0)))
+    top = call.bias(call.number(1.0))
+    return call.layer(Term(below.name, Identity()), starts=top, nonlinearity=Clamp(0.0, top[0]))
 
 
 def _bound(call: Call, key: str) -> Static | None:
@@ -92,4 +99,4 @@ def threshold(call: Call) -> Layer:
             f"threshold {call.args['threshold']} with value {call.args['value']} is not continuous and positively homogeneous.",
             "Only a threshold at 0 with value 0 (ReLU) is covered; use torch.clamp for others.",
         )
-    return _slopes(call, call.source("self"), 1.0)
+    return _slopes(call, call.source("self"), 0.0)

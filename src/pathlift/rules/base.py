@@ -17,7 +17,7 @@ from torch import Tensor
 from pathlift.edges import Edges, Identity, Move
 from pathlift.edges.movement import Spatial
 from pathlift.errors import Problem
-from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Start, Term, scalar_leaf
+from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Nonlinearity, Start, Term, scalar_leaf
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Layer:
     starts: tuple[Start, ...]
     concat: Concat | None = None
     unit_dim: int | None = None
+    nonlinearity: Nonlinearity | None = None
 
 
 class Builder(Protocol):
@@ -226,6 +227,7 @@ class Call:
         shape: Sequence[int] | None = None,
         concat: Concat | None = None,
         unit_dim: int | None = None,
+        nonlinearity: Nonlinearity | None = None,
     ) -> Layer:
         """Describe the result of the call.
 
@@ -235,13 +237,14 @@ class Call:
             shape: Shape of the layer; that of the call's result when None.
             concat: See `Node.concat`.
             unit_dim: See `Node.unit_dim`.
+            nonlinearity: See `Node.nonlinearity`.
 
         Returns:
             The layer.
         """
         dtype = self.result.dtype if isinstance(self.result, Tensor) else torch.float32
         shape = self.shape if shape is None else tuple(shape)
-        return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim)
+        return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim, nonlinearity)
 
     def moved(
         self,
@@ -295,11 +298,12 @@ class Call:
                 static = replace(static, expression=Apply(torch.mul, (static.expression, coefficient)))
         return (), self.bias(static)
 
-    def summed(self, *summands: tuple[str, float]) -> Layer:
+    def summed(self, *summands: tuple[str, float], nonlinearity: Nonlinearity | None = None) -> Layer:
         """Return the broadcasting sum (or, for maxima, the joint antecedents) of several arguments.
 
         Args:
             summands: Schema name and coefficient of each.
+            nonlinearity: See `Node.nonlinearity`.
 
         Returns:
             The layer.
@@ -307,7 +311,7 @@ class Call:
         operands = [self.operand(key, coefficient) for key, coefficient in summands]
         terms = tuple(term for own, _ in operands for term in own)
         starts = tuple(start for _, own in operands for start in own)
-        return self.layer(*terms, starts=starts)
+        return self.layer(*terms, starts=starts, nonlinearity=nonlinearity)
 
     def as_activation(self, value: Value) -> Activation:
         """Return a value as a layer of neurons: constants become neurons with a bias and no edges.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import AxisMap, Reduce, Window
-from pathlift.network import Apply, Constant, Term
+from pathlift.network import Apply, Constant, Extremum, Term
 from pathlift.rules.base import Activation, Call, Forbidden, Layer, Static, rule
 
 INDICES = Forbidden("it reads the indices of a maximum, which depend on the data.", "Do not use the indices in the model.")
@@ -61,14 +61,15 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -
 def max_pool(call: Call) -> Layer:
     """Max-pooling: the sum over the window; padding holds no antecedents."""
     source = call.source("self")
-    return call.layer(Term(source.name, window(call, source, int(call.name[8]), call.shape)))
+    return call.layer(Term(source.name, window(call, source, int(call.name[8]), call.shape)), nonlinearity=Extremum(True))
 
 
 @rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
 def max_pool_with_indices(call: Call) -> tuple[Layer | Forbidden, ...]:
     """Max-pooling that also returns indices, which nothing may read."""
     source, out = call.source("self"), tuple(call.result[0].shape)
-    return call.layer(Term(source.name, window(call, source, int(call.name[8]), out)), shape=out), INDICES
+    edges = window(call, source, int(call.name[8]), out)
+    return call.layer(Term(source.name, edges), shape=out, nonlinearity=Extremum(True)), INDICES
 
 
 def adaptive_windows(size_in: int, size_out: int) -> Tensor:
@@ -87,7 +88,7 @@ def adaptive_windows(size_in: int, size_out: int) -> Tensor:
     return matrix
 
 
-def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor]) -> Layer:
+def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor], nonlinearity: Extremum | None = None) -> Layer:
     """Apply one constant matrix per dimension; each but the last makes a layer in between.
 
     The map along several axes is the product of the maps along each, with exactly one path in between for each pair of
@@ -97,6 +98,7 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor]) -> L
         call: The call.
         source: Its input.
         matrices: Dimension to constant matrix (out, in), on the CPU.
+        nonlinearity: Take extrema along each dimension instead of sums.
 
     Returns:
         The last layer.
@@ -109,7 +111,8 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor]) -> L
             source = call.builder.add(layer)
         shape = list(source.shape)
         shape[dim] = matrix.shape[0]
-        layer = call.layer(Term(source.name, AxisMap(dim, matrix), call.weight(_constant(matrix, device))), shape=shape)
+        term = Term(source.name, AxisMap(dim, matrix), call.weight(_constant(matrix, device)))
+        layer = call.layer(term, shape=shape, nonlinearity=nonlinearity)
     assert layer is not None
     return layer
 
@@ -129,7 +132,7 @@ def adaptive_max_pool(call: Call) -> tuple[Layer | Forbidden, ...]:
     spatial = int(call.name[17])
     first = len(source.shape) - spatial
     matrices = {dim: adaptive_windows(source.shape[dim], out[dim]) for dim in range(first, len(source.shape))}
-    return along_axes(call, source, matrices), INDICES
+    return along_axes(call, source, matrices, Extremum(True)), INDICES
 
 
 def reduced_dims(call: Call, source: Activation, key: str = "dim") -> tuple[int, ...]:
@@ -158,7 +161,14 @@ def reduced_dims(call: Call, source: Activation, key: str = "dim") -> tuple[int,
 def amax(call: Call) -> Layer:
     """The largest or smallest over dimensions."""
     source = call.source("self")
-    return call.layer(Term(source.name, Reduce(reduced_dims(call, source), bool(call.args["keepdim"]))))
+    reduce = Reduce(reduced_dims(call, source), bool(call.args["keepdim"]))
+    return call.layer(Term(source.name, reduce), nonlinearity=_extremum(call))
+
+
+def _extremum(call: Call) -> Extremum:
+    """Tell maxima from minima by the operator's name; the number 0 among the antecedents starts no path."""
+    zero = any(isinstance(value, Static) and not call.bias(value) for value in call.args.values())
+    return Extremum("max" in call.name, zero)
 
 
 @rule("max", "min")
@@ -168,12 +178,12 @@ def maximum_of_all(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
         return maximum(call)
     source = call.source("self")
     if "dim" not in call.args:
-        return call.layer(Term(source.name, Reduce(tuple(range(len(source.shape))), False)))
+        return call.layer(Term(source.name, Reduce(tuple(range(len(source.shape))), False)), nonlinearity=_extremum(call))
     reduce = Reduce(reduced_dims(call, source), bool(call.args["keepdim"]))
-    return call.layer(Term(source.name, reduce), shape=call.result[0].shape), INDICES
+    return call.layer(Term(source.name, reduce), shape=call.result[0].shape, nonlinearity=_extremum(call)), INDICES
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
 def maximum(call: Call) -> Layer:
     """The larger or smaller of two tensors, one of which may be a parameter or constant (then it is a bias)."""
-    return call.summed(("self", 1.0), ("other", 1.0))
+    return call.summed(("self", 1.0), ("other", 1.0), nonlinearity=_extremum(call))

@@ -29,14 +29,18 @@ def upsample(call: Call) -> Layer:
 
 
 def _along(call: Call, key: str, source: Activation, dim: int) -> torch.Tensor:
-    """Apply the operator to the identity laid along one axis, the other axes having size 1."""
+    """Apply the operator to the identity laid along one axis, constant along the others.
+
+    The other axes have size 2: with size 1 PyTorch's antialiased kernels take channels for rows and give wrong numbers.
+    """
     size, count, rank = source.shape[dim], call.shape[dim], len(source.shape)
     shape = [1, size] + [1] * (rank - 2)
     shape[dim] = size
     args: dict[str, Any] = dict(call.args)
-    args[key] = torch.eye(size, dtype=torch.float64).reshape(shape)
+    identity = torch.eye(size, dtype=torch.float64).reshape(shape)
+    args[key] = identity.expand(1, size, *(size if axis == dim else 2 for axis in range(2, rank))).contiguous()
     if args.get("output_size") is not None:
-        args["output_size"] = [count if axis == dim else 1 for axis in range(2, rank)]
+        args["output_size"] = [count if axis == dim else 2 for axis in range(2, rank)]
     if args.get("scale_factors") is not None:
         args["scale_factors"] = [
             scale if axis == dim else 1.0 for axis, scale in zip(range(2, rank), args["scale_factors"], strict=True)
@@ -46,4 +50,6 @@ def _along(call: Call, key: str, source: Activation, dim: int) -> torch.Tensor:
         if axis != dim and name in args:
             args[name] = None
     out: torch.Tensor = call.target(**args)
+    for axis in range(rank - 1, 1, -1):
+        out = out if axis == dim else out.select(axis, 0)
     return out.reshape(size, count).T.contiguous()

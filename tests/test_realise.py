@@ -1,0 +1,52 @@
+"""The captured graph is the model: run with its nonlinearities, it computes what the model computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pathlift
+from agreement import examples, outputs, randomised, samples
+from cases import NETWORKS, OPERATORS, Case
+from networks import networks
+from pathlift.passes.realise import feed_of, flat_outputs, realise
+
+
+def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
+    batch = samples(shape)
+    network = pathlift.capture(model, examples(shape))
+    found = realise(network, network.values(), feed_of(network, batch), torch.float64)
+    expected = outputs(model, batch)
+    torch.testing.assert_close(flat_outputs(network, found, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
+def test_the_graph_computes_what_the_model_computes(case: Case) -> None:
+    assert_runs(randomised(case.make()), case.shape)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_random_graphs_compute_what_the_model_computes(part: int) -> None:
+    @seed(300 + part)
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(networks(), st.integers(0, 2**16))
+    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
+        assert_runs(randomised(network[0], weights), network[1])
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_classifiers_run_in_float32(name: str) -> None:
+    torch.manual_seed(0)
+    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
+    x = torch.randn(2, 3, 64, 64)
+    network = pathlift.capture(model, (3, 64, 64))
+    found = realise(network, network.values(), feed_of(network, (x,)), torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(flat_outputs(network, found, 2), model(x), rtol=1e-3, atol=1e-4)
