@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pathlift
-from agreement import examples, outputs, perturbed, randomised, samples as batch
+from agreement import examples, outputs, perturbed, randomised
+from agreement import samples as batch
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
 

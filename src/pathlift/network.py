@@ -357,6 +357,13 @@ class Network:
         return compacted(self)
 
     @cached_property
+    def fan_in(self) -> Mapping[str, int]:
+        """Number of summands of a neuron by node name, at most: see `pathlift.passes.rounding`."""
+        from pathlift.passes.rounding import fan_in  # built on this module
+
+        return fan_in(self) if any(node.axes is not None for node in self.nodes) else self.compact.fan_in
+
+    @cached_property
     def node(self) -> Mapping[str, Node]:
         """The nodes by name."""
         return {node.name: node for node in self.nodes}

@@ -178,16 +178,16 @@ class Edges(ABC):
             Values of the neurons above.
         """
 
-    def largest(self, x: Tensor) -> Tensor:
-        """Return the largest antecedent of each neuron above, for values of any sign; weights are not looked at.
+    def antecedents(self, x: Tensor) -> Tensor:
+        """Lay the antecedents of each neuron above side by side, for values of any sign; weights are not looked at.
 
-        Only the maps of pooling operators have it. Where several antecedents are equal, its derivative is an average.
+        Only the maps of pooling operators have it.
 
         Args:
             x: Values of the neurons below.
 
         Returns:
-            Values of the neurons above.
+            Shape (antecedents, *shape of the neurons above); −inf where a neuron has fewer.
 
         Raises:
             NotImplementedError: The map belongs to no pooling operator.

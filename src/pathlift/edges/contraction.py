@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -163,11 +164,15 @@ class AxisMap(Edges):
         rows = [(moved * row).amax(-1) for row in w.full()]
         return torch.stack(rows, -1).movedim(-1, self.dim)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`."""
-        moved = x.movedim(self.dim, -1)
-        rows = [moved[..., (row != 0).nonzero()[:, 0].to(x.device)].amax(-1) for row in self.matrix]
-        return torch.stack(rows, -1).movedim(-1, self.dim)
+    def antecedents(self, x: Tensor) -> Tensor:
+        """See `Edges.antecedents`."""
+        rows = [row.nonzero()[:, 0] for row in self.matrix]
+        width = max(len(row) for row in rows)
+        none = x.shape[self.dim]
+        table = torch.stack([F.pad(row, (0, width - len(row)), value=none) for row in rows]).to(x.device)
+        padded = torch.cat([x, torch.full_like(x.narrow(self.dim, 0, 1), -math.inf)], self.dim)
+        read: Tensor = padded.index_select(self.dim, table.T.reshape(-1)).unflatten(self.dim, (width, len(rows)))
+        return read.movedim(self.dim, 0)
 
 
 class WeightedTaps(Edges):

@@ -36,9 +36,9 @@ class UnitEdges(Edges):
         out = self.gather_max(x)
         return out if w is None else out * w.full()
 
-    def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`; right where each neuron above has one antecedent."""
-        return self.gather(x)
+    def antecedents(self, x: Tensor) -> Tensor:
+        """See `Edges.antecedents`; right where each neuron above has one antecedent."""
+        return self.gather(x).unsqueeze(0)
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
         """Apply the transpose of `gather`.
@@ -110,12 +110,12 @@ class Gather(UnitEdges):
             index: Dimension to the classes that it reads.
         """
         self.tables = {dim: Table(classes) for dim, classes in index.items()}
-        self.largest = {dim: int(classes.max()) for dim, classes in index.items()}
+        self.most = {dim: int(classes.max()) for dim, classes in index.items()}
 
     def gather(self, x: Tensor) -> Tensor:
         """Read the classes."""
         for dim, table in self.tables.items():
-            if self.largest[dim] == x.shape[dim]:
+            if self.most[dim] == x.shape[dim]:
                 none = x.new_zeros([1 if place == dim else size for place, size in enumerate(x.shape)])
                 x = torch.cat([x, none], dim)
             x = x.index_select(dim, table.on(x.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +31,11 @@ class Reduce(UnitEdges):
         """Take the largest over the dimensions."""
         return x.amax(self.dims, keepdim=self.keepdim)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`."""
-        return self.gather_max(x)
+    def antecedents(self, x: Tensor) -> Tensor:
+        """See `Edges.antecedents`."""
+        rest = [dim for dim in range(x.dim()) if dim not in self.dims]
+        out = x.permute(*self.dims, *rest).reshape(-1, *(x.shape[dim] for dim in rest))
+        return out.reshape(-1, *(1 if dim in self.dims else size for dim, size in enumerate(x.shape))) if self.keepdim else out
 
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
         """See `UnitEdges.compact_unit`."""
@@ -74,29 +76,33 @@ class Window(UnitEdges):
         """Take the largest of each window, one dimension after the other."""
         return self._fold(x, torch.maximum)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`."""
-        return self._fold(x, torch.maximum, -math.inf)
-
-    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor], border: float = 0.0) -> Tensor:
+    def antecedents(self, x: Tensor) -> Tensor:
+        """See `Edges.antecedents`."""
+        x = x.unsqueeze(0)
         for axis in range(len(self.kernel)):
-            dim = x.dim() - len(self.kernel) + axis
-            x = self._fold_axis(x, dim, axis, combine, border)
+            x = torch.cat(list(self._taps(x, axis, -math.inf)))
         return x
 
-    def _fold_axis(self, x: Tensor, dim: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor], border: float) -> Tensor:
+    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        for axis, size in enumerate(self.kernel):
+            first, *rest = self._taps(x, axis, 0.0)
+            for tap in rest:
+                first = combine(first, tap)
+            x = first.clone() if size == 1 else first
+        return x
+
+    def _taps(self, x: Tensor, axis: int, border: float) -> Iterator[Tensor]:
+        """Yield what the windows read along one of their dimensions, for each tap of the kernel."""
+        dim = x.dim() - len(self.kernel) + axis
         kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
         pad = [0, 0] * (x.dim() - dim)
         pad[-2:] = [self.padding[axis], self.padding[axis] + self.extra[axis]]
         x = F.pad(x, pad, value=border) if any(pad) else x
         count = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
-        out: Tensor | None = None
         for tap in range(kernel):
             index = [slice(None)] * x.dim()
             index[dim] = slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride)
-            out = x[tuple(index)] if out is None else combine(out, x[tuple(index)])
-        assert out is not None
-        return out.clone() if kernel == 1 else out
+            yield x[tuple(index)]
 
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
         """See `UnitEdges.compact_unit`."""

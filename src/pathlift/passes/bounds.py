@@ -18,9 +18,10 @@ from pathlift.capture import capture
 from pathlift.edges import Dense, Identity
 from pathlift.errors import InputError, MismatchError, Problem, UnsupportedModelError
 from pathlift.network import Leaf, Network, Node, widen
-from pathlift.passes.metric import Other, checked_pair, differing, other_state, rounding_factor
+from pathlift.passes.metric import Other, checked_pair, differing, other_state
 from pathlift.passes.programs import DifferenceProgram, Values
 from pathlift.passes.propagate import blame, in_range, propagate
+from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, power, total
 
 Kind: TypeAlias = Literal["auto", "theorem", "per_input", "prior"]

@@ -24,6 +24,7 @@ from pathlift.passes.norm import LOG10_OF_2, to_float
 from pathlift.passes.programs import DifferenceProgram, SquaredDifferenceProgram, Values, above_pivot
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
+from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, total
 
 Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor]
@@ -262,27 +263,6 @@ def _enclosed(network: Network, first: Scaled | None, second: Scaled | None) -> 
     return PathMetric(lower_value, upper_value, False, math.nan, log10_lower, log10_upper, "pivot", 1.0)
 
 
-def rounding_factor(network: Network) -> float:
-    """Return a bound on the relative error of a non-negative pass in float64: roundings on the longest chain times u.
-
-    A sum of n non-negative products has relative error at most n·u, whatever the order of summation (SPEC §8).
-
-    Args:
-        network: The graph.
-
-    Returns:
-        The factor.
-    """
-    depth: dict[str, int] = {}
-    sizes = {node.name: math.prod(node.full_shape) for node in network.nodes}
-    for node in network.nodes:
-        below = max((depth[term.source] for term in node.terms), default=0)
-        width = sum(sizes[term.source] for term in node.terms if term.edges.fresh) + len(node.terms) + len(node.starts)
-        depth[node.name] = below + width + 4
-    longest = max((depth[name] for name in network.outputs), default=0)
-    return 4 * (longest + sum(sizes[name] for name in network.outputs)) * 2.0**-53
-
-
 def _difference(network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype) -> Scaled | None:
     def attempt(dtype: torch.dtype) -> Scaled | None:
         program = DifferenceProgram(network, values, other, dtype, changed)
@@ -314,4 +294,4 @@ def _l2(network: Network, values: Values, other: Values) -> PathMetric:
     return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0)
 
 
-__all__ = ["LOG10_OF_2", "Other", "PathMetric", "other_state", "path_metric", "rounding_factor"]
+__all__ = ["LOG10_OF_2", "Other", "PathMetric", "other_state", "path_metric"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pathlift.edges.base import Weights
 from pathlift.errors import InputError
-from pathlift.network import Bound, Clamp, Extremum, LearnedSlope, Leaf, Network, Node, Slopes, Start, Term
+from pathlift.network import Bound, Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes, Start, Term
 from pathlift.passes.propagate import walk
 
 Values: TypeAlias = "Mapping[Leaf, Tensor]"
@@ -50,6 +50,8 @@ def weighted(*values: Values, dtype: torch.dtype, transform: Callable[..., Tenso
 
 def along(term: Term, x: Tensor, weights: Weights | None) -> Tensor:
     """Carry values along one bundle of edges, sample by sample."""
+    if len(x) == 1:
+        return term.edges.sum(x[0], weights).unsqueeze(0)
     return torch.vmap(lambda sample: term.edges.sum(sample, weights))(x)
 
 
@@ -87,36 +89,32 @@ def carried(node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsO
             own = biases(start.weight)
             if own is not None:
                 pieces.append(placed(start, own).to(pieces[0].dtype if pieces else own.dtype))
-    if not pieces:
-        raise AssertionError("a node without edges has biases")
+    assert pieces, "a node without edges has biases"
     out = pieces[0]
     for piece in pieces[1:]:
         out = out + piece
     return out if node.terms else out.expand(1, *node.shape)
 
 
-def extreme(node: Node, below: Below, biases: Sequence[Tensor], kind: Extremum) -> Tensor:
-    """Return the largest or smallest of all that a pooling node reads.
+def antecedents(node: Node, below: Below, biases: Sequence[Tensor], kind: Extremum) -> Tensor:
+    """Lay everything side by side of which a pooling node takes the extremum.
 
     Args:
         node: The node.
         below: Values of the nodes below.
         biases: What its starts bring, placed.
-        kind: Which.
+        kind: Largest or smallest.
 
     Returns:
-        Shape (samples, *node.shape).
+        Shape (samples, antecedents, *node.shape), with the sign turned when the smallest is taken, so that the largest of
+        this is ± the value of the neuron; −inf where a neuron has fewer.
     """
     sign = 1.0 if kind.largest else -1.0
-    out: Tensor | None = None
-    for term in node.terms:
-        x = below[term.source]
-        found = torch.vmap(term.edges.largest)(sign * x).expand(len(x), *node.shape)
-        out = found if out is None else torch.maximum(out, found)
-    assert out is not None
-    for bias in biases:
-        out = torch.maximum(out, sign * bias.to(out.dtype))
-    return sign * (out.clamp(min=0.0) if kind.zero else out)
+    found = [torch.vmap(term.edges.antecedents)(sign * below[term.source]) for term in node.terms]
+    batch = max(len(part) for part in found)
+    found += [sign * bias.to(found[0].dtype).expand(1, 1, *node.shape) for bias in biases]
+    found += [found[0].new_zeros(1, 1, *node.shape)] if kind.zero else []
+    return torch.cat([part.expand(batch, part.shape[1], *node.shape) for part in found], 1)
 
 
 def ends(node: Node, biases: WeightsOf) -> tuple[Tensor | None, Tensor | None]:
@@ -152,7 +150,8 @@ def respond(node: Node, below: Below, weights_of: WeightsOf) -> Tensor:
     kind = node.nonlinearity
     if isinstance(kind, Extremum):
         biases = [placed(start, own) for start in node.starts if (own := weights_of(start.weight)) is not None]
-        return extreme(node, below, biases, kind)
+        out = antecedents(node, below, biases, kind).amax(1)
+        return out if kind.largest else -out
     if isinstance(kind, LearnedSlope):
         z = below[node.terms[0].source]
         return z.clamp(min=0.0) + along(node.terms[1], z.clamp(max=0.0), weights_of(_weight(node.terms[1])))

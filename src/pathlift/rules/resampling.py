@@ -32,6 +32,9 @@ def _along(call: Call, key: str, source: Activation, dim: int) -> torch.Tensor:
     """Apply the operator to the identity laid along one axis, constant along the others.
 
     The other axes have size 2: with size 1 PyTorch's antialiased kernels take channels for rows and give wrong numbers.
+
+    Returns:
+        Matrix (out size, in size).
     """
     size, count, rank = source.shape[dim], call.shape[dim], len(source.shape)
     shape = [1, size] + [1] * (rank - 2)
