@@ -5,6 +5,7 @@ every neuron-wise rescaling and are computed in about one forward pass each.
 """
 
 from pathlift.capture import SupportReport, capture, check_support
+from pathlift.certify import Certificate, certify
 from pathlift.errors import (
     InputError,
     MismatchError,
@@ -19,10 +20,13 @@ from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_m
 from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.reference import PathLifting, path_lifting
+from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Absolute",
+    "Certificate",
     "InputError",
     "MismatchError",
     "Network",
@@ -33,9 +37,14 @@ __all__ = [
     "PathNorm",
     "PathliftError",
     "Problem",
+    "Pruned",
+    "Relative",
+    "Rounding",
     "SupportReport",
+    "Tolerance",
     "UnsupportedModelError",
     "capture",
+    "certify",
     "check_support",
     "lipschitz_bound",
     "log_path_norm",

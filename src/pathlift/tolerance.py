@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,17 +26,28 @@ class Tolerance(ABC):
     """An interval around every parameter."""
 
     @abstractmethod
-    def interval(self, network: Network, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the smallest and the largest value that each element of a parameter may take.
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the smallest and the largest value that each element of each parameter may take.
 
         Args:
             network: The network around which the set lies.
-            name: Canonical name of the parameter.
-            value: Its value, float64.
 
         Returns:
-            Two tensors of its shape.
+            Canonical name to two float64 tensors of the parameter's shape, for all of `Network.parameters`.
         """
+
+
+def _around(network: Network, reach: Callable[[str, Tensor], Tensor | float]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return θ − reach and θ + reach for every parameter."""
+    found = {}
+    for name, value in _values(network).items():
+        own = reach(name, value)
+        found[name] = (value - own, value + own)
+    return found
+
+
+def _values(network: Network) -> dict[str, Tensor]:
+    return {name: network.state[name].detach().double() for name in network.parameters}
 
 
 def _checked(value: float, name: str) -> float:
@@ -59,11 +70,9 @@ class Relative(Tolerance):
         """Check the argument."""
         _checked(self.r, "r")
 
-    def interval(self, network: Network, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Tolerance.interval`."""
-        del network, name
-        reach = self.r * value.abs()
-        return value - reach, value + reach
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda _, value: self.r * value.abs())
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,9 @@ class Absolute(Tolerance):
         """Check the argument."""
         _checked(self.r, "r")
 
-    def interval(self, network: Network, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Tolerance.interval`."""
-        del network, name
-        return value - self.r, value + self.r
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda *_: self.r)
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,15 @@ class Rounding(Tolerance):
             raise InputError(f"per must be 'channel' or 'tensor', found {self.per!r}.")
         _checked(self.step, "step")
 
-    def interval(self, network: Network, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Tolerance.interval`."""
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda name, value: self._reach(network, name, value))
+
+    def _reach(self, network: Network, name: str, value: Tensor) -> Tensor:
         axis = _channel_axis(network, name, value) if self.per == "channel" else None
         others = [dim for dim in range(value.dim()) if dim != axis]
         largest = value.abs().amax(others, keepdim=True) if others else value.abs()
-        reach = self.step * largest / (2 ** (self.bits - 1) - 1)
-        return value - reach, value + reach
+        return self.step * largest / (2 ** (self.bits - 1) - 1)
 
 
 def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:
@@ -166,21 +176,14 @@ class Pruned(Tolerance):
         if not isinstance(self.criterion, Mapping) and self.criterion not in ("path_magnitude", "magnitude"):
             raise InputError(f"criterion must be 'path_magnitude', 'magnitude' or a mapping, found {self.criterion!r}.")
 
-    def interval(self, network: Network, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Tolerance.interval`."""
-        low = self._low(network).get(name)
-        if low is None:
-            return value, value
-        zero = torch.zeros_like(value)
-        return torch.where(low, value.clamp(max=0.0), value), torch.where(low, torch.maximum(value, zero), value)
-
-    def _low(self, network: Network) -> dict[str, Tensor]:
-        """Return which elements may go, by parameter; computed once per network."""
-        memo: dict[int, dict[str, Tensor]] = self.__dict__.setdefault("_memo", {})
-        if id(network) not in memo:
-            memo.clear()
-            memo[id(network)] = self._rank(network)
-        return memo[id(network)]
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        low = self._rank(network)
+        found = {}
+        for name, value in _values(network).items():
+            kept = torch.where(low[name], 0.0, value) if name in low else value
+            found[name] = (torch.minimum(value, kept), torch.maximum(value, kept))
+        return found
 
     def _rank(self, network: Network) -> dict[str, Tensor]:
         names = prunable(network)
@@ -221,23 +224,25 @@ class Box:
     Attributes:
         lower: Leaf to smallest values, float64.
         upper: Leaf to largest values; the same tensor where nothing varies.
+        cancelled: The leaf of a batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
     """
 
     lower: Mapping[Leaf, Tensor]
     upper: Mapping[Leaf, Tensor]
+    cancelled: Mapping[Leaf, Tensor]
 
 
-def point(values: Mapping[Leaf, Tensor]) -> Box:
+def point(network: Network, state: Mapping[str, Tensor]) -> Box:
     """Return the box that holds one network.
 
     Args:
-        values: Its weights.
+        network: The graph.
+        state: Its parameters and buffers.
 
     Returns:
         The box.
     """
-    wide = {leaf: value.double() for leaf, value in values.items()}
-    return Box(wide, wide)
+    return _Intervals(dict(state), dict(state), set()).box(network)
 
 
 @torch.no_grad()
@@ -255,17 +260,10 @@ def box(network: Network, tolerance: Tolerance) -> Box:
         UnsupportedModelError: A weight is a nonlinear function of parameters that may vary (weight_norm, say).
     """
     low, high = dict(network.state), dict(network.state)
-    for name in network.parameters:
-        value = network.state[name].detach().double()
-        low[name], high[name] = tolerance.interval(network, name, value)
+    for name, (least, most) in tolerance.intervals(network).items():
+        low[name], high[name] = least, most
     varying = {name for name in network.parameters if not torch.equal(low[name], high[name])}
-    reader = _Intervals(low, high, varying)
-    lower: dict[Leaf, Tensor] = {}
-    upper: dict[Leaf, Tensor] = {}
-    for leaf in network.leaves:
-        if leaf.scalar is None:
-            lower[leaf], upper[leaf] = reader.of(leaf)
-    return Box(lower, upper)
+    return _Intervals(low, high, varying).box(network)
 
 
 class _Intervals:
@@ -275,6 +273,17 @@ class _Intervals:
         self.low, self.high, self.varying = low, high, varying
         self.memo_low: dict[Expression, Tensor] = {}
         self.memo_high: dict[Expression, Tensor] = {}
+
+    def box(self, network: Network) -> Box:
+        lower: dict[Leaf, Tensor] = {}
+        upper: dict[Leaf, Tensor] = {}
+        cancelled: dict[Leaf, Tensor] = {}
+        for leaf in network.leaves:
+            if leaf.scalar is None:
+                lower[leaf], upper[leaf] = self.of(leaf)
+                if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift:
+                    cancelled[leaf] = torch.maximum(*(product.abs() for product in self._products(leaf.expression)))
+        return Box(lower, upper, cancelled)
 
     def of(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
         if not leaf.requires & self.varying:
@@ -315,11 +324,17 @@ class _Intervals:
             batch_norm_scale(self._end(gamma, high=True), spread, epsilon),
         )
 
-    def _shift(self, expression: Apply) -> tuple[Tensor, Tensor]:
-        scale, beta, mean = expression.args
+    def _products(self, expression: Apply) -> tuple[Tensor, Tensor]:
+        """Return μ·s for both ends of s."""
+        scale, _, mean = expression.args
         center = self._end(mean, high=False)
         assert center is not None
-        products = [center.double() * end for end in self._scale(scale)]
+        low, high = self._scale(scale)
+        return center.double() * low, center.double() * high
+
+    def _shift(self, expression: Apply) -> tuple[Tensor, Tensor]:
+        _, beta, _ = expression.args
+        products = self._products(expression)
         least, most = torch.minimum(*products), torch.maximum(*products)
         low, high = (self._end(beta, high=high) for high in (False, True))
         if low is None or high is None:

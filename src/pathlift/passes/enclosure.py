@@ -1,0 +1,560 @@
+"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (SPEC §5).
+
+Forwards go intervals: with c the middle of the box and r its radius, Σ θ'·u' lies in f(mid; c) ± (f(rad; |c|) + f(|u'|; r)).
+Backwards goes a linear functional of a layer, with signs kept: an affine layer hands on its coefficients through c and
+pays what the weights' radius can do, a nonlinearity is replaced by lines above and below it on its interval (as CROWN
+does for inputs alone); a ReLU whose sign is known is passed exactly. A weight that a convolution uses at many positions
+moves them all together, so what it can do is r·|Σ of its positions|, not the sum of magnitudes.
+
+Rounding of the model's own forward pass, in its precision, and of the computation here is part of the radius: a sum of n
+products computed in floating point is exact for weights that are off by a relative n·u (`pathlift.passes.rounding`).
+All lines depend on intervals relative to their own width, so nothing changes when neurons are rescaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.edges.contraction import Dense
+from pathlift.network import Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes, Term
+from pathlift.passes.propagate import walk
+from pathlift.passes.realise import (
+    along,
+    antecedents,
+    carried,
+    clamped,
+    ends,
+    placed,
+    unchanged,
+    weighted,
+)
+from pathlift.passes.rounding import SPARE, UNIT
+from pathlift.tolerance import Box
+
+ELEMENTS = 1 << 23
+"""Coefficients that are worked on at a time (64 MiB)."""
+
+WIDEN = 2.0**-40
+"""Relative widening of the intervals between which lines are drawn: room for the rounding of their slopes."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines below and above a nonlinearity: lower_slope·z + lower ≤ y ≤ upper_slope·z + upper, each (samples, *shape)."""
+
+    lower_slope: Tensor
+    lower: Tensor
+    upper_slope: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Bounds of an extremum: the antecedent ``chosen`` below, slope·antecedent + upper above; for minima of −z.
+
+    Attributes:
+        chosen: Number of the antecedent, (samples, *shape).
+        slope: Of the line above.
+        upper: Constant of the line above.
+        open: Where another antecedent may be the largest.
+    """
+
+    chosen: Tensor
+    slope: Tensor
+    upper: Tensor
+    open: Tensor
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Smallest and largest values of a layer, each (samples, *shape)."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def middle(self) -> Tensor:
+        """Half way between both."""
+        return (self.low + self.high) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half their distance."""
+        return (self.high - self.low) / 2
+
+    @property
+    def size(self) -> Tensor:
+        """Largest magnitude."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+class Enclosure:
+    """Intervals of all layers over a box of weights and a ball of inputs, and linear bounds from them."""
+
+    def __init__(
+        self, network: Network, box: Box, feed: Mapping[str, Tensor], radius: float, precision: torch.dtype, *, refine: bool
+    ) -> None:
+        """Compute the intervals of every layer.
+
+        Args:
+            network: The graph, not compact.
+            box: The weights.
+            feed: Input node to x, float64, (samples, *shape).
+            radius: Largest change of an input, in ℓ^∞.
+            precision: In which the model's own forward pass runs.
+            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
+        """
+        self.network = network
+        self.cancelled = box.cancelled
+        self.feed = feed
+        self.radius = radius
+        self.unit = UNIT[precision]
+        self.refine = refine
+        self.batch = len(next(iter(feed.values())))
+        self.center: dict[Leaf, Tensor] = {}
+        self.reach: dict[Leaf, Tensor | None] = {}
+        for leaf, low in box.lower.items():
+            high = box.upper[leaf]
+            self.center[leaf] = low if low is high else (low + high) / 2
+            self.reach[leaf] = None if low is high else (high - low) * (0.5 + 2.0**-52) + self.center[leaf].abs() * 2.0**-52
+        self.plain = weighted(self.center, dtype=torch.float64)
+        self.sizes = weighted(self.center, dtype=torch.float64, transform=torch.abs)
+        self.slack: dict[str, Tensor] = {}
+        self.shared_slack: dict[str, Tensor] = {}
+        self.lines: dict[str, Lines | Choice] = {}
+        self.intervals: dict[str, Interval] = {}
+        self.place = {node.name: place for place, node in enumerate(network.nodes)}
+        self._readers = self._nonlinear_readers()
+        walk(network, self._step)
+
+    # ---- weights
+
+    def _reaches(self, leaf: Leaf) -> Weights | None:
+        """The radius of a weight, None where it is 0."""
+        reach = self.reach.get(leaf)
+        return None if reach is None else Weights((reach,), unchanged, torch.float64)
+
+    def _own_unit(self, node: Node) -> float:
+        """Relative error of this computation at one layer: sums forwards and backwards."""
+        terms = self.network.fan_in[node.name] + math.prod(node.shape) + SPARE
+        return 8 * terms * UNIT[torch.float64]
+
+    def _model_unit(self, node: Node) -> float:
+        """Relative error of the model's own arithmetic at one layer."""
+        return (self.network.fan_in[node.name] + SPARE) * self.unit * 1.01
+
+    # ---- forwards
+
+    def _step(self, node: Node, _: Mapping[str, Interval]) -> Interval:
+        if node.kind == "input":
+            x = self.feed[node.name]
+            reach = self.radius + 4 * UNIT[torch.float64] * (x.abs() + self.radius)
+            found = Interval(x - reach, x + reach)
+        elif node.nonlinearity is None:
+            found = self._affine(node)
+            if self.refine and node.name in self._readers:
+                found = self._narrowed(node, found)
+        else:
+            found = self._bent(node)
+        self.intervals[node.name] = found
+        return found
+
+    def _affine(self, node: Node) -> Interval:
+        below = {term.source: self.intervals[term.source] for term in node.terms}
+        middles = {name: own.middle for name, own in below.items()}
+        radii = {name: own.radius for name, own in below.items()}
+        sizes = {name: own.size for name, own in below.items()}
+        middle = self._all(carried(node, middles, self.plain, biases=self.plain))
+        error = self._model_unit(node) + self._own_unit(node)
+        magnitude = carried(node, sizes, self.sizes, biases=self.sizes) + self._cancelled(node)
+        moved, shared, moves = self._moved(node, sizes, radii, middle)
+        rounding = error * (magnitude + moved)
+        more = 1.0 + 4 * self._own_unit(node)
+        self.slack[node.name] = self._all((moved + rounding) * more)
+        self.shared_slack[node.name] = self._all((shared + rounding) * more) if moves else self.slack[node.name]
+        reach = (carried(node, radii, self.sizes) if node.terms else 0.0) + self.slack[node.name]
+        return Interval(middle - reach * more, middle + reach * more)
+
+    def _moved(
+        self, node: Node, sizes: dict[str, Tensor], radii: dict[str, Tensor], like: Tensor
+    ) -> tuple[Tensor, Tensor, bool]:
+        """What the radius of the weights can do: in full; without what is accounted for jointly; whether that differs."""
+        varying = [term for term in node.terms if term.weight is not None and self.reach.get(term.weight) is not None]
+        bias = [start for start in node.starts if self.reach.get(start.weight) is not None]
+        if not varying and not bias:
+            zero = like.new_zeros(())
+            return zero, zero, False
+        joint = {id(term) for term in varying if self._reused(term, node)}
+        full = carried(node, sizes, self._reaches, biases=self._reaches) if node.terms else self._bias_reach(node)
+        full_price = {term.source for term in varying if id(term) not in joint}
+        mixed = {term.source: (sizes if term.source in full_price else radii)[term.source] for term in node.terms}
+        shared = carried(node, mixed, self._reaches) if node.terms else like.new_zeros(())
+        return full, shared, True
+
+    def _bias_reach(self, node: Node) -> Tensor:
+        return carried(node, {}, self._reaches, biases=self._reaches)
+
+    @staticmethod
+    def _reused(term: Term, node: Node) -> bool:
+        """Whether one weight may stand on several edges."""
+        return not (isinstance(term.edges, Dense) and math.prod(node.shape[:-1]) == 1)
+
+    def _cancelled(self, node: Node) -> Tensor | float:
+        """What cancelled in the shift t = β − μ·s of a batch norm: |β| + |μ·s| ≤ |t| + 2·|μ·s|."""
+        total: Tensor | float = 0.0
+        for start in node.starts:
+            if start.weight in self.cancelled:
+                total = total + 2 * self.cancelled[start.weight].reshape(start.view)
+        return total
+
+    def _all(self, tensor: Tensor) -> Tensor:
+        """Give a value that is the same for all samples one entry for each."""
+        return tensor if len(tensor) == self.batch else tensor.expand(self.batch, *tensor.shape[1:])
+
+    def _bent(self, node: Node) -> Interval:
+        if isinstance(node.nonlinearity, Extremum):
+            return self._extremum(node, node.nonlinearity)
+        source = self.intervals[node.terms[0].source]
+        gain = self._gain(node)
+        spare = WIDEN * source.size * gain + torch.finfo(torch.float64).tiny
+        z = Interval(source.low * gain - spare, source.high * gain + spare)
+        if isinstance(node.nonlinearity, Clamp):
+            return self._clamp(node, z)
+        plus, minus, vary = self._slopes(node, z)
+        lines = _slope_lines(z, plus, minus)
+        self.lines[node.name] = lines
+        exact = isinstance(node.nonlinearity, Slopes) and {node.nonlinearity.plus, node.nonlinearity.minus} <= {0.0, 1.0, -1.0}
+        rounding = 0.0 if exact and gain == 1.0 else (SPARE * self.unit) * z.size * plus.abs().clamp(min=1.0)
+        error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size)
+        self.slack[node.name] = self.shared_slack[node.name] = vary + rounding + error
+        return self._between(node, z, lambda at: plus * at.clamp(min=0.0) + minus * at.clamp(max=0.0))
+
+    def _between(self, node: Node, z: Interval, function: Callable[[Tensor], Tensor]) -> Interval:
+        """Return the range of a function that is monotone on both sides of 0 and has its extremes at 0 or the ends."""
+        values = [function(z.low), function(z.high), function(torch.zeros_like(z.low).clamp(z.low, z.high))]
+        low, high = torch.stack(values).amin(0), torch.stack(values).amax(0)
+        slack = self.slack[node.name]
+        return Interval(low - slack, high + slack)
+
+    def _gain(self, node: Node) -> float:
+        weight = node.terms[0].weight
+        return 1.0 if weight is None else float(weight.scalar or 0.0)
+
+    def _slopes(self, node: Node, z: Interval) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return both slopes, and what a slope that varies can add."""
+        kind = node.nonlinearity
+        if isinstance(kind, Slopes):
+            return z.low.new_tensor(kind.plus), z.low.new_tensor(kind.minus), 0.0
+        assert isinstance(kind, LearnedSlope)
+        term = node.terms[1]
+        assert term.weight is not None
+        ones = torch.ones_like(z.low)
+        minus = along(term, ones, self.plain(term.weight))
+        reach = self._reaches(term.weight)
+        depth = (-z.low).clamp(min=0.0)
+        rounding = (SPARE * self.unit) * minus.abs() * depth
+        return z.low.new_ones(()), minus, rounding + (0.0 if reach is None else along(term, depth, reach))
+
+    def _clamp(self, node: Node, z: Interval) -> Interval:
+        low, high = ends(node, self.plain)
+        zero = z.low.new_zeros(())
+        vary = zero
+        for end in ends(node, self._reaches):
+            vary = vary if end is None else torch.maximum(vary, end.to(z.low))
+        lines = _clamp_lines(z, low, high)
+        self.lines[node.name] = lines
+        rounded = zero
+        for end in (low, high):
+            rounded = rounded if end is None else torch.maximum(rounded, end.abs().to(z.low))
+        error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size) + 2 * self.unit * rounded
+        self.slack[node.name] = self.shared_slack[node.name] = vary + error
+        slack = self.slack[node.name]
+        return Interval(clamped(z.low, low, high) - slack, clamped(z.high, low, high) + slack)
+
+    def _extremum(self, node: Node, kind: Extremum) -> Interval:
+        turned = {True: ("low", "high"), False: ("high", "low")}[kind.largest]
+
+        def side(which: str, sign: float) -> Tensor:
+            below = {term.source: getattr(self.intervals[term.source], which) for term in node.terms}
+            biases = []
+            for start in node.starts:
+                own, reach = self.plain(start.weight), self._reaches(start.weight)
+                assert own is not None
+                middle = placed(start, own)
+                biases.append(middle if reach is None else middle + sign * placed(start, reach))
+            return self._all(antecedents(node, below, biases, kind))
+
+        signs = {"low": -1.0, "high": 1.0}
+        least, most = side(turned[0], signs[turned[0]]), side(turned[1], signs[turned[1]])
+        bottom, chosen = least.max(1)
+        own_top = most.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        rest = most.scatter(1, chosen.unsqueeze(1), -math.inf).amax(1)
+        open_ = rest > bottom
+        width = (own_top - bottom).clamp(min=torch.finfo(torch.float64).tiny)
+        slope = torch.where(open_, ((own_top - rest).clamp(min=0.0) / width).clamp(max=1.0), 1.0)
+        upper = torch.where(open_, torch.maximum(rest - slope * bottom, own_top - slope * own_top), 0.0)
+        upper = upper + torch.where(open_, WIDEN * (rest.abs() + own_top.abs() + bottom.abs()), 0.0)
+        self.lines[node.name] = Choice(chosen, slope, upper, open_)
+        self.slack[node.name] = self.shared_slack[node.name] = self._own_unit(node) * upper.abs()
+        top = torch.maximum(own_top, rest)
+        return Interval(bottom, top) if kind.largest else Interval(-top, -bottom)
+
+    # ---- narrower intervals
+
+    def _nonlinear_readers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.network.nodes:
+            if node.nonlinearity is not None:
+                for term in node.terms:
+                    found.setdefault(term.source, []).append(node)
+        return found
+
+    def _wanted(self, node: Node, found: Interval) -> Tensor:
+        """Tell for which neurons a narrower interval helps: those at a kink of what reads them."""
+        wanted = torch.zeros_like(found.low, dtype=torch.bool)
+        for reader in self._readers[node.name]:
+            kind = reader.nonlinearity
+            if isinstance(kind, Clamp):
+                for end in ends(reader, self.plain):
+                    if end is not None:
+                        wanted |= (found.low < end.to(found.low)) & (found.high > end.to(found.low))
+            elif isinstance(kind, Extremum):
+                if reader.terms == (reader.terms[0],):
+                    wanted |= _undecided(reader, found, kind)
+            else:
+                wanted |= (found.low < 0) & (found.high > 0)
+        return wanted
+
+    def _narrowed(self, node: Node, found: Interval) -> Interval:
+        self.intervals[node.name] = found
+        flat = self._wanted(node, found).flatten(1)
+        most = int(flat.sum(1).max())
+        if most == 0:
+            return found
+        order = torch.argsort(flat.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+        low, high = found.low.flatten(1).clone(), found.high.flatten(1).clone()
+        samples = max(1, ELEMENTS // (2 * self._widest(node)))
+        rows = max(1, samples // self.batch)
+        for first in range(0, most, rows):
+            places = order[:, first : first + rows]
+            unit = torch.zeros((self.batch, places.shape[1], flat.shape[1]), dtype=torch.float64, device=low.device)
+            unit.scatter_(2, places.unsqueeze(2), 1.0)
+            unit = unit.unflatten(2, node.shape)
+            ends_ = self.lower({node.name: torch.cat([unit, -unit], 1)}).split(places.shape[1], 1)
+            low.scatter_(1, places, torch.maximum(low.gather(1, places), ends_[0]))
+            high.scatter_(1, places, torch.minimum(high.gather(1, places), -ends_[1]))
+        return Interval(low.reshape(found.low.shape), torch.maximum(low, high).reshape(found.high.shape))
+
+    def _widest(self, node: Node) -> int:
+        return max(math.prod(below.shape) for below in self.network.nodes[: self.place[node.name] + 1])
+
+    # ---- backwards
+
+    def lower(self, functionals: Mapping[str, Tensor], *, joint: bool = False) -> Tensor:
+        """Bound linear functionals of layers from below.
+
+        Args:
+            functionals: Node name to coefficients, (samples, functionals, *shape).
+            joint: Let a weight that is used many times move once; costs one gradient of the weights per functional.
+
+        Returns:
+            Shape (samples, functionals).
+        """
+        coefficients = dict(functionals)
+        first = next(iter(coefficients.values()))
+        bound = first.new_zeros(first.shape[:2])
+        last = max(self.place[name] for name in coefficients)
+        for node in reversed(self.network.nodes[: last + 1]):
+            a = coefficients.pop(node.name, None)
+            if a is None:
+                continue
+            if node.kind == "input":
+                bound += self._dot(a, self.feed[node.name])
+                own = self.intervals[node.name]
+                bound -= self._dot(a.abs(), own.radius * (1 + self._own_unit(node)) + self._own_unit(node) * own.size)
+                continue
+            if node.nonlinearity is None:
+                bound += self._through_affine(node, a, coefficients, joint=joint)
+            else:
+                bound += self._through_bend(node, a, coefficients)
+        return bound
+
+    @staticmethod
+    def _dot(a: Tensor, values: Tensor) -> Tensor:
+        values = values.expand(len(a), *values.shape[1:]).reshape(len(a), -1)
+        return torch.einsum("brn,bn->br", a.reshape(*a.shape[:2], -1), values)
+
+    def _hand_down(self, term: Term, shape: tuple[int, ...], a: Tensor, coefficients: dict[str, Tensor]) -> None:
+        """Add a·w to the coefficients of the layer below."""
+        weights = None if term.weight is None else self.plain(term.weight)
+        below = self.network.node[term.source]
+        blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
+        _, back = _transposed(lambda x: term.edges.sum(x, weights).expand(shape), blank)
+        _add(coefficients, term.source, back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
+
+    def _through_affine(self, node: Node, a: Tensor, coefficients: dict[str, Tensor], *, joint: bool) -> Tensor:
+        slack = self.shared_slack if joint else self.slack
+        bound = -self._dot(a.abs(), slack[node.name])
+        for start in node.starts:
+            weights = self.plain(start.weight)
+            assert weights is not None
+            spread = placed(start, weights).expand(1, *node.shape)
+            bound = bound + self._dot(a, spread)
+            reach = self._reaches(start.weight)
+            if joint and reach is not None:
+                bound = bound - self._joint_bias(a, placed(start, reach), node.shape)
+        offset = 0
+        for place, term in enumerate(node.terms):
+            piece, shape = a, node.shape
+            if node.concat is not None:
+                shape = node.concat.shape(place, node.shape)
+                piece = a.narrow(2 + node.concat.dim, offset, node.concat.sizes[place])
+                offset += node.concat.sizes[place]
+            self._hand_down(term, shape, piece, coefficients)
+            if joint and term.weight is not None and self.reach.get(term.weight) is not None and self._reused(term, node):
+                bound = bound - self._joint_weight(term, shape, piece)
+        return bound
+
+    @staticmethod
+    def _joint_bias(a: Tensor, reach: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """R·|Σ of the positions that a bias stands at|."""
+        target = (1,) * (len(shape) - reach.dim()) + tuple(reach.shape)
+        sums = a.sum_to_size(*a.shape[:2], *target)
+        return (sums.abs() * reach.reshape(target)).flatten(2).sum(2)
+
+    def _joint_weight(self, term: Term, shape: tuple[int, ...], a: Tensor) -> Tensor:
+        """Σ_k r_k·|Σ over the edges of weight k of middle(u)·a(v)|."""
+        leaf = term.weight
+        assert leaf is not None
+        center, reach = self.center[leaf], self.reach[leaf]
+        assert reach is not None
+        middle = self.intervals[term.source].middle
+
+        def one(x: Tensor, g: Tensor) -> Tensor:
+            _, back = _transposed(lambda w: term.edges.sum(x, Weights((w,), unchanged, torch.float64)).expand(shape), center)
+            return (back(g).abs() * reach).flatten(1).sum(1)
+
+        step = max(1, ELEMENTS // max(1, a.shape[1] * center.numel()))
+        more = 1 + 8 * UNIT[torch.float64] * (center.numel() + math.prod(shape))
+        return more * torch.cat([torch.vmap(one)(x, g) for x, g in zip(middle.split(step), a.split(step), strict=True)])
+
+    def _through_bend(self, node: Node, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
+        lines = self.lines[node.name]
+        if isinstance(lines, Choice):
+            return self._through_extremum(node, lines, a, coefficients)
+        positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+        bound = self._dot(positive, lines.lower) + self._dot(negative, lines.upper)
+        bound = bound - self._dot(a.abs(), self._all(self.slack[node.name]))
+        z = positive * lines.lower_slope.unsqueeze(1) + negative * lines.upper_slope.unsqueeze(1)
+        self._hand_down(node.terms[0], node.shape, z, coefficients)
+        return bound
+
+    def _through_extremum(self, node: Node, lines: Choice, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
+        kind = node.nonlinearity
+        assert isinstance(kind, Extremum)
+        sign = 1.0 if kind.largest else -1.0
+        a = sign * a
+        positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+        bound = self._dot(negative, lines.upper) - self._dot(a.abs(), self.slack[node.name])
+        z = positive + negative * lines.slope.unsqueeze(1)
+        place = 0
+        for term in node.terms:
+            below = self.network.node[term.source]
+            blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
+            out, back = _transposed(term.edges.antecedents, blank)
+            count = len(out)
+            mine = [(lines.chosen == place + number).unsqueeze(1) for number in range(count)]
+            laid = torch.stack([(z * own).sum_to_size(*a.shape[:2], *out.shape[1:]) for own in mine], 2)
+            _add(coefficients, term.source, sign * back(laid.flatten(0, 1)).unflatten(0, a.shape[:2]))
+            place += count
+        for start in node.starts:
+            weights, reach = self.plain(start.weight), self._reaches(start.weight)
+            assert weights is not None
+            own = z * (lines.chosen == place).unsqueeze(1)
+            bound = bound + self._dot(own, sign * placed(start, weights).expand(1, *node.shape))
+            if reach is not None:
+                bound = bound - self._dot(own.abs(), placed(start, reach).expand(1, *node.shape))
+            place += 1
+        return bound
+
+
+def _slope_lines(z: Interval, plus: Tensor, minus: Tensor) -> Lines:
+    """Lines around y = plus·z⁺ + minus·z⁻ on an interval: exact where the sign of z is known."""
+    low, high = z.low, z.high
+    crossing = (low < 0) & (high > 0)
+    width = torch.where(crossing, high - low, 1.0)
+    own = torch.where(low >= 0, plus, minus)
+    chord = torch.where(crossing, (plus * high - minus * low) / width, own)
+    touch = torch.where(crossing, torch.where(high >= -low, plus, minus), own)
+    height = torch.where(crossing, torch.maximum((plus - chord) * high, (minus - chord) * low), 0.0)
+    depth = torch.where(crossing, torch.minimum((plus - chord) * high, (minus - chord) * low), 0.0)
+    convex = plus >= minus
+    zero = torch.zeros_like(low)
+    return Lines(
+        torch.where(convex, touch, chord),
+        torch.where(convex, zero, depth),
+        torch.where(convex, chord, touch),
+        torch.where(convex, height, zero),
+    )
+
+
+def _clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
+    """Lines around y = min(max(z, low), high) on an interval."""
+    left, right = z.low, z.high
+    floor = torch.full_like(left, -math.inf) if low is None else low.to(left).expand(left.shape)
+    roof = torch.full_like(left, math.inf) if high is None else high.to(left).expand(left.shape)
+    floor = torch.minimum(floor, roof)  # torch.clamp gives the upper end where the ends are crossed
+    y_left, y_right = left.clamp(floor, roof), right.clamp(floor, roof)
+    under, over = left < floor, right > roof
+    flat = y_left == y_right
+    one, zero = torch.ones_like(left), torch.zeros_like(left)
+    # Above: from (left, y_left) to the corner under the roof; the identity when nothing is below the floor.
+    corner = torch.minimum(right, roof)
+    run = torch.where(corner > left, corner - left, 1.0)
+    rise = torch.where(corner > left, (corner - y_left) / run, 0.0)
+    concave = over & ~under
+    upper_slope = torch.where(under, rise.clamp(0.0, 1.0), one)
+    upper_slope = torch.where(concave & (right - roof > roof - left), zero, upper_slope)
+    # Below: from the corner on the floor to (right, y_right).
+    base = torch.maximum(left, floor)
+    run = torch.where(right > base, right - base, 1.0)
+    rise = torch.where(right > base, (y_right - base) / run, 0.0)
+    lower_slope = torch.where(over, rise.clamp(0.0, 1.0), one)
+    lower_slope = torch.where(under & ~over & (floor - left > right - floor), zero, lower_slope)
+    upper_slope, lower_slope = torch.where(flat, zero, upper_slope), torch.where(flat, zero, lower_slope)
+    # Constants: y is piecewise linear, so y − slope·z has its extremes at the ends and the corners.
+    points = [left, right, floor.clamp(left, right), roof.clamp(left, right)]
+    gaps_up = torch.stack([at.clamp(floor, roof) - upper_slope * at for at in points])
+    gaps_low = torch.stack([at.clamp(floor, roof) - lower_slope * at for at in points])
+    return Lines(lower_slope, gaps_low.amin(0), upper_slope, gaps_up.amax(0))
+
+
+def _undecided(reader: Node, found: Interval, kind: Extremum) -> Tensor:
+    """Tell which neurons may be the extremum of a window without surely being it."""
+    term = reader.terms[0]
+    least, most = (found.low, found.high) if kind.largest else (-found.high, -found.low)
+    tops = torch.vmap(term.edges.antecedents)(most)
+    bottom = torch.vmap(term.edges.antecedents)(least).amax(1, keepdim=True)
+    candidates = (tops >= bottom).to(torch.float64)
+    several = candidates.sum(1, keepdim=True) > 1
+    _, back = _transposed(term.edges.antecedents, torch.zeros_like(found.low[0]))
+    return back(candidates * several) > 0
+
+
+def _transposed(function: Callable[[Tensor], Tensor], blank: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return a linear function's value at ``blank``, and its transpose as a function of rows (rows, *shape of the result)."""
+    out, pull, *_ = torch.func.vjp(function, blank)
+    return out, torch.vmap(lambda row: pull(row)[0])
+
+
+def _add(coefficients: dict[str, Tensor], name: str, found: Tensor) -> None:
+    coefficients[name] = coefficients[name] + found if name in coefficients else found
+
+
+__all__ = ["ELEMENTS", "Enclosure", "Interval"]

@@ -1,0 +1,103 @@
+"""Nothing that a network of the set computes lies outside its enclosure, on every operator and on random networks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pathlift
+from agreement import examples, outputs, randomised, samples
+from cases import NETWORKS, OPERATORS, Case
+from networks import networks
+from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift.passes.enclosure import Enclosure
+from pathlift.passes.realise import feed_of
+from pathlift.tolerance import Box, box
+
+TOLERANCES: tuple[Tolerance, ...] = (Relative(0.05), Absolute(0.02), Rounding(4), Pruned(0.3), Pruned(0.5, "magnitude"))
+
+
+def corner(model: nn.Module, network: pathlift.Network, tolerance: Tolerance, generator: torch.Generator) -> nn.Module:
+    """A network of the set, each weight at one end of its interval or anywhere between."""
+    other = copy.deepcopy(model)
+    state = other.state_dict()
+    inside = torch.rand((), generator=generator) < 0.3
+    for name, (low, high) in tolerance.intervals(network).items():
+        share = torch.rand(low.shape, generator=generator, dtype=torch.float64)
+        share = share if inside else share.round()
+        state[name] = torch.minimum(torch.maximum(low + share * (high - low), low), high)
+    other.load_state_dict(state)
+    return other
+
+
+def ends(enclosure: Enclosure, joint: bool) -> tuple[Tensor, Tensor]:
+    """Linear bounds of every output."""
+    lows, highs = [], []
+    for name in enclosure.network.outputs:
+        node = enclosure.network.node[name]
+        unit = torch.eye(torch.Size(node.shape).numel(), dtype=torch.float64).reshape(-1, *node.shape)
+        unit = unit.expand(enclosure.batch, *unit.shape)
+        lows.append(enclosure.lower({name: unit}, joint=joint))
+        highs.append(-enclosure.lower({name: -unit}, joint=joint))
+    return torch.cat(lows, 1), torch.cat(highs, 1)
+
+
+def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Tolerance, radius: float, draws: int = 3) -> None:
+    network = pathlift.capture(model, examples(shape))
+    batch = samples(shape)
+    try:
+        weights: Box = box(network, tolerance)
+    except pathlift.UnsupportedModelError:
+        assert any("parametri" in name or "orig" in name or "temperature" in name for name in network.parameters)
+        return
+    generator = torch.Generator().manual_seed(0)
+    bounds = []
+    for refine in (False, True):
+        enclosure = Enclosure(network, weights, feed_of(network, batch), radius, torch.float64, refine=refine)
+        intervals = [torch.cat([getattr(enclosure.intervals[n], s).reshape(len(batch[0]), -1) for n in network.outputs], 1)
+                     for s in ("low", "high")]  # fmt: skip
+        bounds += [("interval", *intervals), ("linear", *ends(enclosure, False)), ("joint", *ends(enclosure, True))]
+    for _ in range(draws):
+        other = corner(model, network, tolerance, generator)
+        moved = tuple(x + radius * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype).round() - 1) for x in batch)
+        with torch.no_grad():
+            found = outputs(other, moved)
+        for kind, low, high in bounds:
+            assert bool((low <= found).all()), (kind, tolerance, float((low - found).max()))
+            assert bool((found <= high).all()), (kind, tolerance, float((found - high).max()))
+
+
+@pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
+def test_every_operator_stays_inside(case: Case) -> None:
+    model = randomised(case.make())
+    for place, tolerance in enumerate(TOLERANCES):
+        assert_encloses(model, case.shape, tolerance, 0.05 * (place % 2))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_networks_stay_inside(part: int) -> None:
+    @seed(400 + part)
+    @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(networks(), st.integers(0, 2**16), st.sampled_from(TOLERANCES), st.sampled_from((0.0, 0.05)))
+    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int, tolerance: Tolerance, radius: float) -> None:
+        model = randomised(network[0], weights)
+        with torch.no_grad():
+            assume(bool(torch.isfinite(outputs(model, samples(network[1]))).all()))
+        assert_encloses(model, network[1], tolerance, radius)
+
+    check()
+
+
+def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network() -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)))
+    network = pathlift.capture(model, (1, 5, 5))
+    batch = samples((1, 5, 5))
+    enclosure = Enclosure(network, box(network, Relative(0.0)), feed_of(network, batch), 0.0, torch.float64, refine=False)
+    low, high = ends(enclosure, True)
+    torch.testing.assert_close(low, high, rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(low, outputs(model, batch), rtol=0.0, atol=1e-9)
