@@ -4,6 +4,7 @@ Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_me
 every neuron-wise rescaling and are computed in about one forward pass each.
 """
 
+from pathlift.bounds import LipschitzBound, lipschitz_bound
 from pathlift.capture import SupportReport, capture, check_support
 from pathlift.certify import Certificate, certify
 from pathlift.errors import (
@@ -15,7 +16,6 @@ from pathlift.errors import (
     UnsupportedModelError,
 )
 from pathlift.network import Network
-from pathlift.passes.bounds import lipschitz_bound
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
 from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
@@ -28,6 +28,7 @@ __all__ = [
     "Absolute",
     "Certificate",
     "InputError",
+    "LipschitzBound",
     "MismatchError",
     "Network",
     "NumericalError",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pathlift.bounds import checked_radius
 from pathlift.capture import capture
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
@@ -94,8 +95,7 @@ def certify(
         >>> certify(model, torch.tensor([[3.0, 1.0], [2.0, 1.9]]), Relative(0.1)).certified
         tensor([ True, False])
     """
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not math.isfinite(radius) or radius < 0:
-        raise InputError(f"radius must be a finite number of at least 0, found {radius!r}.")
+    reach = checked_radius(radius)
     if not isinstance(x, Tensor) or x.dim() == 0:
         raise InputError("x must be a tensor with a batch dimension.")
     network = capture(model, x)
@@ -113,9 +113,9 @@ def certify(
     for refine in (False, True):
         for part in open_.split(_chunk(network)) if len(open_) else ():
             chosen = {name: value[part] for name, value in feed.items()}
-            enclosure = Enclosure(network, weights, chosen, float(radius), precision, refine=refine)
+            enclosure = Enclosure(network, weights, chosen, reach, precision, refine=refine)
             found = _gap(enclosure, logits, predicted[part])
-            worst[part] = torch.maximum(worst[part], found.nan_to_num(nan=-math.inf))
+            worst[part] = torch.maximum(worst[part], torch.where(torch.isfinite(found), found, -math.inf))
             if progress is not None:
                 progress(len(part) if refine else int((worst[part] > 0).sum()))
         open_ = (worst <= 0).nonzero()[:, 0]

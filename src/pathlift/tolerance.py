@@ -132,7 +132,8 @@ class Rounding(Tolerance):
         axis = _channel_axis(network, name, value) if self.per == "channel" else None
         others = [dim for dim in range(value.dim()) if dim != axis]
         largest = value.abs().amax(others, keepdim=True) if others else value.abs()
-        return self.step * largest / (2 ** (self.bits - 1) - 1)
+        reach: Tensor = largest * (self.step / (2 ** (self.bits - 1) - 1))
+        return reach
 
 
 def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:

@@ -171,9 +171,11 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     return PathNorm(value, log10, outputs.log10_scale(), order, _Parts(network, values, order, _versions(network)), outputs)
 
 
-def _run(network: Network, values: Values, q: float, **parts: bool) -> list[Scaled | None]:
+def _run(
+    network: Network, values: Values, q: float, *, from_inputs: bool = True, from_biases: bool = True
+) -> list[Scaled | None]:
     def attempt(dtype: torch.dtype) -> list[Scaled | None]:
-        program = NormProgram(network, values, dtype, q=q, **parts)
+        program = NormProgram(network, values, dtype, q=q, from_inputs=from_inputs, from_biases=from_biases)
         tracks = propagate(network, program)
         return [tracks[name][0] for name in network.outputs]
 

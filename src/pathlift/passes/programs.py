@@ -40,10 +40,14 @@ def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
 class _ParametrisedProgram(Program):
     """A program whose weights are functions of the same leaf in one or two networks."""
 
-    def __init__(self, network: Network, values: tuple[Values, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: Network, values: tuple[Values, ...], dtype: torch.dtype, feed: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.network = network
         self.values = values
         self.dtype = dtype
+        self.feed = feed
+        self.batch = None if feed is None else len(next(iter(feed.values())))
         self._shifts: dict[Leaf, float] = {}
         self._small: dict[Callable[..., Tensor], dict[Leaf, Tensor]] = {}
 
@@ -87,9 +91,11 @@ class _ParametrisedProgram(Program):
             self._shifts[leaf] = shift_of(values, self.dtype)
         return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
 
-    def ones(self, node: Node) -> Scaled:
-        """Return 1 for every input neuron."""
-        return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
+    def fed(self, node: Node) -> Scaled | None:
+        """Return what an input node starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
+        if self.feed is None:
+            return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
+        return normalised(Scaled(self.feed[node.name].to(self.dtype), 0.0), self.window)[0]
 
 
 class NormProgram(_ParametrisedProgram):
@@ -104,6 +110,7 @@ class NormProgram(_ParametrisedProgram):
         q: float = 1.0,
         from_inputs: bool = True,
         from_biases: bool = True,
+        feed: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Choose the order and the paths.
 
@@ -114,8 +121,9 @@ class NormProgram(_ParametrisedProgram):
             q: Order, 1 ≤ q ≤ ∞.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
+            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
         """
-        super().__init__(network, (values,), dtype)
+        super().__init__(network, (values,), dtype, feed)
         self.largest = math.isinf(q)
         self.degree = 1.0 if self.largest else q
         self.from_inputs, self.from_biases = from_inputs, from_biases
@@ -137,7 +145,7 @@ class NormProgram(_ParametrisedProgram):
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
-        return (self.ones(node),) if self.from_inputs else (None,)
+        return (self.fed(node),) if self.from_inputs else (None,)
 
 
 class ScoreProgram(NormProgram):
@@ -192,10 +200,8 @@ class DifferenceProgram(_ParametrisedProgram):
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
         """
-        super().__init__(network, (values, other), dtype)
+        super().__init__(network, (values, other), dtype, feed)
         self.changed = changed
-        self.feed = feed
-        self.batch = None if feed is None else len(next(iter(feed.values())))
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
     def edge(self, leaf: Leaf) -> Entries:
@@ -220,15 +226,70 @@ class DifferenceProgram(_ParametrisedProgram):
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
-        if not self.from_inputs:
-            return (None, None)
-        if self.feed is None:
-            return (self.ones(node), None)
-        return (normalised(Scaled(self.feed[node.name].to(self.dtype), 0.0), self.window)[0], None)
+        return (self.fed(node) if self.from_inputs else None, None)
 
 
 def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:
     return first.abs()
+
+
+def _second_magnitude(_first: Tensor, second: Tensor) -> Tensor:
+    return second.abs()
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).abs()
+
+
+class TelescopingProgram(_ParametrisedProgram):
+    """Two tracks, A for θ and D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound, any signs (SPEC §4)."""
+
+    tracks = 2
+
+    def __init__(
+        self,
+        network: Network,
+        values: Values,
+        other: Values,
+        dtype: torch.dtype,
+        changed: set[Leaf],
+        *,
+        feed: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Take two networks.
+
+        Args:
+            network: The graph.
+            values: θ.
+            other: θ'.
+            dtype: Precision.
+            changed: The leaves where θ and θ' differ.
+            feed: Input node to |x|, (samples, *shape); ones when None.
+        """
+        super().__init__(network, (values, other), dtype, feed)
+        self.changed = changed
+
+    def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
+        if leaf.scalar in (1.0, -1.0):
+            return {(0, 0): None, (1, 1): None}
+        own = self.weights(leaf, _first_magnitude, 1.0)
+        if leaf not in self.changed:
+            return {(0, 0): own, (1, 1): own}
+        return {
+            (0, 0): own,
+            (1, 1): self.weights(leaf, _second_magnitude, 1.0),
+            (1, 0): self.weights(leaf, _distance, 1.0),
+        }
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        own = self.weights(leaf, _first_magnitude, 1.0)
+        return {0: own, 1: self.weights(leaf, _distance, 1.0)} if leaf in self.changed else {0: own}
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.fed(node), None)
 
 
 class SquaredDifferenceProgram(_ParametrisedProgram):
@@ -241,7 +302,15 @@ class SquaredDifferenceProgram(_ParametrisedProgram):
     tracks = 5
     signed = frozenset({1, 2})
 
-    def __init__(self, network: Network, values: Values, other: Values, changed: set[Leaf]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        values: Values,
+        other: Values,
+        changed: set[Leaf],
+        *,
+        feed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Take two networks; always in float64.
 
         Args:
@@ -249,44 +318,55 @@ class SquaredDifferenceProgram(_ParametrisedProgram):
             values: θ.
             other: θ'.
             changed: The leaves where θ and θ' differ.
+            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
         """
-        super().__init__(network, (values, other), torch.float64)
+        super().__init__(network, (values, other), torch.float64, feed)
         self.changed = changed
+
+    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor], Tensor]) -> Weights:
+        return self.weights(leaf, transform, 2.0)
 
     def edge(self, leaf: Leaf) -> Entries:
         """See `Program.edge`."""
         if leaf.scalar in (1.0, -1.0):
             return {(track, track): None for track in range(5)}
-        square = self.weights(leaf, lambda a, _: a * a, 2.0)
+        square = self._of(leaf, lambda a, _: a * a)
         if leaf not in self.changed:
             return {(track, track): square for track in range(5)}
         return {
             (0, 0): square,
-            (1, 1): self.weights(leaf, lambda a, b: a * b, 2.0),
-            (1, 0): self.weights(leaf, lambda a, b: a * (b - a), 2.0),
-            (2, 2): self.weights(leaf, lambda _, b: b * b, 2.0),
-            (2, 1): self.weights(leaf, lambda a, b: 2 * b * (b - a), 2.0),
-            (2, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
-            (3, 3): self.weights(leaf, lambda a, b: (a * b).abs(), 2.0),
-            (3, 0): self.weights(leaf, lambda a, b: (a * (b - a)).abs(), 2.0),
-            (4, 4): self.weights(leaf, lambda _, b: b * b, 2.0),
-            (4, 3): self.weights(leaf, lambda a, b: (2 * b * (b - a)).abs(), 2.0),
-            (4, 0): self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+            (1, 1): self._of(leaf, lambda a, b: a * b),
+            (1, 0): self._of(leaf, lambda a, b: a * (b - a)),
+            (2, 2): self._of(leaf, lambda _, b: b * b),
+            (2, 1): self._of(leaf, lambda a, b: 2 * b * (b - a)),
+            (2, 0): self._of(leaf, lambda a, b: (b - a) ** 2),
+            (3, 3): self._of(leaf, lambda a, b: (a * b).abs()),
+            (3, 0): self._of(leaf, lambda a, b: (a * (b - a)).abs()),
+            (4, 4): self._of(leaf, lambda _, b: b * b),
+            (4, 3): self._of(leaf, lambda a, b: (2 * b * (b - a)).abs()),
+            (4, 0): self._of(leaf, lambda a, b: (b - a) ** 2),
         }
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        square = self.weights(leaf, lambda a, _: a * a, 2.0)
+        square = self._of(leaf, lambda a, _: a * a)
         if leaf not in self.changed:
             return {0: square}
         return {
             0: square,
-            1: self.weights(leaf, lambda a, b: a * (b - a), 2.0),
-            2: self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
-            3: self.weights(leaf, lambda a, b: (a * (b - a)).abs(), 2.0),
-            4: self.weights(leaf, lambda a, b: (b - a) ** 2, 2.0),
+            1: self._of(leaf, lambda a, b: a * (b - a)),
+            2: self._of(leaf, lambda a, b: (b - a) ** 2),
+            3: self._of(leaf, lambda a, b: (a * (b - a)).abs()),
+            4: self._of(leaf, lambda a, b: (b - a) ** 2),
         }
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
-        return (self.ones(node), None, None, None, None)
+        return (self.fed(node), None, None, None, None)
+
+
+class HellingerProgram(SquaredDifferenceProgram):
+    """The same tracks for √|θ| and √|θ'|: E is the squared Hellinger distance H² = Σ(√|Φ'| − √|Φ|)² (SPEC §4)."""
+
+    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor], Tensor]) -> Weights:
+        return self.weights(leaf, lambda a, b: transform(a.abs().sqrt(), b.abs().sqrt()), 1.0)

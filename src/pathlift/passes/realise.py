@@ -89,7 +89,10 @@ def carried(node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsO
             own = biases(start.weight)
             if own is not None:
                 pieces.append(placed(start, own).to(pieces[0].dtype if pieces else own.dtype))
-    assert pieces, "a node without edges has biases"
+    if not pieces:  # a constant, of which only the biases are left out
+        own = weights_of(node.starts[0].weight)
+        assert own is not None
+        return torch.zeros_like(placed(node.starts[0], own)).expand(1, *node.shape)
     out = pieces[0]
     for piece in pieces[1:]:
         out = out + piece

@@ -1,0 +1,156 @@
+"""The bounds of the literature for layered ReLU perceptrons, which no rescaling leaves alone: (2), (9), Corollary G.1.
+
+L layers, W the largest width, R ≥ 1 the largest ℓ¹ norm of a neuron's incoming weights and bias in either network. All
+are multiples of R^{L−1}·‖θ−θ'‖_∞, so rescaling a layer by λ makes them worse by any factor while the networks stay the
+same functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.bounds.outputs import Ball
+from pathlift.bounds.spread import Spread
+from pathlift.edges import Dense, Identity
+from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.network import Network, Node, widen
+from pathlift.passes.rounding import rounding_factor
+
+
+@dataclass(frozen=True)
+class Layered:
+    """The numbers that these bounds are made of.
+
+    Attributes:
+        depth: L, the number of linear layers.
+        width: W, the largest number of neurons in a layer, inputs included.
+        radius: R.
+        distance: ‖θ−θ'‖_∞.
+        outputs: Number of output neurons.
+    """
+
+    depth: int
+    width: int
+    radius: float
+    distance: float
+    outputs: int
+
+
+def layers_of(network: Network) -> list[Node] | Node:
+    """Return the linear layers of a layered ReLU perceptron in order, or the first node that does not belong to one.
+
+    Args:
+        network: The graph.
+
+    Returns:
+        The layers, or the node.
+    """
+    layers: list[Node] = []
+    below = network.nodes[0].name
+    for place, node in enumerate(network.nodes):
+        if node.kind == "input":
+            if place > 0 or len(node.shape) != 2:
+                return node
+            continue
+        if len(node.terms) != 1 or node.terms[0].source != below or node.concat is not None:
+            return node
+        term = node.terms[0]
+        if isinstance(term.edges, Dense) and all(start.weight.score_name is not None for start in node.starts):
+            layers.append(node)
+        elif not (isinstance(term.edges, Identity) and term.weight is None and not node.starts):
+            return node
+        below = node.name
+    return layers if layers and network.outputs == (below,) else network.nodes[-1]
+
+
+def layered(spread: Spread) -> Layered:
+    """Read off L, W, R and the distance.
+
+    Args:
+        spread: The comparison.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        UnsupportedModelError: The model is no layered perceptron.
+    """
+    layers = layers_of(spread.network)
+    if isinstance(layers, Node):
+        reason = "This bound is for layered ReLU perceptrons: one chain of linear layers and ReLU, one vector as input."
+        origin = layers.origin
+        raise UnsupportedModelError((
+            Problem(origin.module, origin.op, origin.where, reason, "Use kind='per_input' or kind='theorem'."),
+        ))
+    radius = 1.0
+    width = max(spread.network.nodes[0].shape[-1], *(node.shape[-1] for node in layers))
+    for node in layers:
+        leaves = [node.terms[0].weight, *(start.weight for start in node.starts)]
+        for found in (spread.values, spread.most):
+            sizes = [widen(found[leaf]).double().abs().reshape(node.shape[-1], -1).sum(1) for leaf in leaves if leaf]
+            radius = max(radius, float(torch.stack(sizes).sum(0).max()))
+    gaps = [torch.zeros(1, dtype=torch.float64)]
+    for leaf in spread.values:
+        first = spread.gap[0][leaf].double()
+        gaps.append((first if len(spread.gap) == 1 else first - spread.gap[1][leaf].double()).abs().amax().reshape(1))
+    distance = max(float(gap) for gap in gaps)
+    return Layered(len(layers), width, radius, distance, layers[-1].shape[-1])
+
+
+def _power(base: float, exponent: int) -> float:
+    try:
+        return base**exponent
+    except OverflowError:
+        return float("inf")
+
+
+def _spread_out(spread: Spread, ball: Ball, factors: Tensor, found: Layered) -> Tensor:
+    if ball.radius != 0.0:
+        raise InputError("This bound is about one input; it takes no radius. Use kind='per_input' or kind='activation'.")
+    if found.distance == 0.0:
+        factors = torch.zeros_like(factors)
+    return (factors * (1.0 + rounding_factor(spread.network))).expand(-1, found.outputs).clone()
+
+
+def prior(spread: Spread, ball: Ball) -> Tensor:
+    """Equation (2): (W·‖x‖_∞ + 1)·W·L²·R^{L−1}·‖θ−θ'‖_∞ for each output.
+
+    Args:
+        spread: The comparison.
+        ball: The inputs.
+
+    Returns:
+        (samples, outputs).
+    """
+    own = layered(spread)
+    factor = own.width * own.depth**2 * own.distance * _power(own.radius, own.depth - 1)
+    return _spread_out(spread, ball, (own.width * ball.largest + 1) * factor, own)
+
+
+def corollary_g1(spread: Spread, ball: Ball) -> Tensor:
+    """Corollary G.1: max(‖x‖_∞, 1)·2·L·W²·R^{L−1}·‖θ−θ'‖_∞ for each output; any signs.
+
+    Args:
+        spread: The comparison.
+        ball: The inputs.
+
+    Returns:
+        (samples, outputs).
+    """
+    return _spread_out(spread, ball, ball.largest.clamp(min=1.0) * 2 * lemma_4_4(spread), layered(spread))
+
+
+def lemma_4_4(spread: Spread) -> float:
+    """Equation (9): ‖Φ(θ)−Φ(θ')‖₁ ≤ L·W²·R^{L−1}·‖θ−θ'‖_∞.
+
+    Args:
+        spread: The comparison.
+
+    Returns:
+        The bound.
+    """
+    own = layered(spread)
+    return own.depth * own.width**2 * _power(own.radius, own.depth - 1) * own.distance

@@ -1,0 +1,189 @@
+"""The activation bound: how far real activations can drift apart, for given inputs and any pair or set of weights (SPEC §5).
+
+With u(θ, x) the real activations, D(v) = f(D; |θ'|) + f(|u(θ, x)|; |θ−θ'|) + |Δb| bounds |u(θ, x) − u(θ', x)| at every neuron,
+since ReLU and its kin are 1-Lipschitz and a maximum moves by no more than what it is taken of. For a pair the same holds
+with both exchanged, and the smaller of the two is taken neuron by neuron, at every layer. Unchanged by every rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.network import Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes
+from pathlift.passes.propagate import walk
+from pathlift.passes.realise import (
+    Below,
+    Values,
+    WeightsOf,
+    along,
+    antecedents,
+    carried,
+    ends,
+    placed,
+    respond,
+    weighted,
+)
+from pathlift.passes.rounding import SPARE, UNIT
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of the bound.
+
+    Attributes:
+        own: The weights whose real activations are used.
+        most: The largest magnitudes of the weights on the other side.
+    """
+
+    own: Values
+    most: Values
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a layer.
+
+    Attributes:
+        real: Real activations, for each side, (samples, *shape).
+        error: Bound on their rounding error, for each side, (1, *shape), over all samples.
+        drift: Bound on the difference of exact activations, (samples, *shape).
+    """
+
+    real: tuple[Tensor, ...]
+    error: tuple[Tensor, ...]
+    drift: Tensor
+
+
+def drift(
+    network: Network,
+    sides: tuple[Side, ...],
+    gap: tuple[Values, ...],
+    changed: set[Leaf],
+    feed: Below,
+    radius: float,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Bound |u(θ, x) − u(θ', x')| at the outputs.
+
+    Args:
+        network: The graph, not compact.
+        sides: One or two directions.
+        gap: |θ − θ'| at most, by leaf; or θ and θ'.
+        changed: The leaves whose gap is not 0.
+        feed: Input node to x, (samples, *shape).
+        radius: ‖x' − x‖_∞ at most.
+        dtype: Precision.
+
+    Returns:
+        Output node to bounds, (samples, *shape).
+    """
+    walker = _Drift(network, sides, gap, changed, feed, radius, dtype)
+    return {name: state.drift for name, state in walk(network, walker.step).items()}
+
+
+class _Drift:
+    """One walk."""
+
+    def __init__(
+        self,
+        network: Network,
+        sides: tuple[Side, ...],
+        gap: tuple[Values, ...],
+        changed: set[Leaf],
+        feed: Below,
+        radius: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self.network, self.feed, self.radius, self.dtype = network, feed, radius, dtype
+        self.plain = [weighted(side.own, dtype=dtype) for side in sides]
+        self.sizes = [weighted(side.own, dtype=dtype, transform=torch.abs) for side in sides]
+        self.most = [weighted(side.most, dtype=dtype, transform=torch.abs) for side in sides]
+        transform = torch.abs if len(gap) == 1 else _distance
+        gaps = weighted(*gap, dtype=dtype, transform=transform)
+        self.gaps: WeightsOf = lambda leaf: gaps(leaf) if leaf in changed else None
+
+    def _unit(self, node: Node) -> float:
+        return (self.network.fan_in[node.name] + SPARE) * UNIT[self.dtype] * 1.01
+
+    def step(self, node: Node, below: Mapping[str, State]) -> State:
+        sides = range(len(self.plain))
+        if node.kind == "input":
+            x = self.feed[node.name].to(self.dtype)
+            error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
+            return State((x,) * len(sides), (error,) * len(sides), torch.full_like(x, self.radius * (1 + UNIT[self.dtype])))
+        real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
+        errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
+        drifts = {name: state.drift for name, state in below.items()}
+        if node.nonlinearity is None:
+            return self._affine(node, real, errors, drifts)
+        found = tuple(respond(node, real[side], self.plain[side]) for side in sides)
+        unit = self._unit(node)
+        rounding = tuple(
+            self._bent(node, real[side], errors[side], self.sizes[side], None) + unit * _largest(found[side]) for side in sides
+        )
+        each = [self._bent(node, real[side], drifts, self.most[side], self.gaps) for side in sides]
+        return State(found, rounding, (1 + unit) * _smallest(each))
+
+    def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
+        unit, found, error, each = self._unit(node), [], [], []
+        least = self.network.fan_in[node.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
+        for side, below in enumerate(real):
+            found.append(carried(node, below, self.plain[side], biases=self.plain[side]))
+            tops = {name: _largest(x) for name, x in below.items()}
+            noisy = {name: errors[side][name] + unit * top for name, top in tops.items()}
+            own = carried(node, noisy, self.sizes[side])
+            for start in node.starts:
+                bias = self.sizes[side](start.weight)
+                assert bias is not None
+                own = own + unit * placed(start, bias)
+            error.append(own * (1 + unit))
+            out = carried(node, drifts, self.most[side])
+            if any(term.weight is not None and self.gaps(term.weight) is not None for term in node.terms):
+                sizes = {name: x.abs() + errors[side][name] for name, x in below.items()}
+                out = out + carried(node, sizes, self.gaps)
+            for start in node.starts:
+                change = self.gaps(start.weight)
+                out = out if change is None else out + placed(start, change)
+            each.append(out * (1 + unit) + least)
+        return State(tuple(found), tuple(error), _smallest(each))
+
+    def _bent(self, node: Node, real: Below, moved: Below, weights_of: WeightsOf, gaps: WeightsOf | None) -> Tensor:
+        """How far a nonlinearity moves when what it reads moves by ``moved`` and its parameters by ``gaps``."""
+        kind = node.nonlinearity
+        if isinstance(kind, Extremum):
+            changes = [
+                placed(start, own) for start in node.starts if gaps is not None and (own := gaps(start.weight)) is not None
+            ]
+            return antecedents(node, moved, changes, Extremum(largest=True)).amax(1)
+        source = node.terms[0].source
+        if isinstance(kind, LearnedSlope):
+            slope = node.terms[1]
+            assert slope.weight is not None
+            steep = along(slope, moved[source], weights_of(slope.weight))
+            out = torch.maximum(moved[source].expand(steep.shape), steep)
+            change = None if gaps is None else gaps(slope.weight)
+            return out if change is None else out + along(slope, real[source].clamp(max=0.0).abs(), change)
+        out = carried(node, moved, weights_of)
+        if isinstance(kind, Slopes):
+            return out * max(abs(kind.plus), abs(kind.minus))
+        assert isinstance(kind, Clamp)
+        for end in ends(node, gaps) if gaps is not None else ():
+            out = out if end is None else torch.maximum(out, end.to(out))
+        return out
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).abs()
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Return the largest magnitude over all samples, (1, *shape)."""
+    return x.abs().amax(0, keepdim=True)
+
+
+def _smallest(each: list[Tensor]) -> Tensor:
+    return each[0] if len(each) == 1 else torch.minimum(each[0], each[1])
