@@ -4,7 +4,7 @@ Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_me
 every neuron-wise rescaling and are computed in about one forward pass each.
 """
 
-from pathlift.bounds import LipschitzBound, lipschitz_bound
+from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
 from pathlift.capture import SupportReport, capture, check_support
 from pathlift.certify import Certificate, certify
 from pathlift.errors import (
@@ -29,6 +29,7 @@ __all__ = [
     "Certificate",
     "InputError",
     "LipschitzBound",
+    "MetricBound",
     "MismatchError",
     "Network",
     "NumericalError",
@@ -52,6 +53,7 @@ __all__ = [
     "path_lifting",
     "path_magnitude",
     "path_metric",
+    "path_metric_bounds",
     "path_norm",
     "unit_path_magnitude",
 ]

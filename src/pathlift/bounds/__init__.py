@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.bounds import outputs, perceptron
+from pathlift.bounds.metric import MetricBound, path_metric_bounds
 from pathlift.bounds.outputs import Ball
 from pathlift.bounds.spread import Spread, spread_of
 from pathlift.capture import capture
@@ -177,4 +178,4 @@ def checked_radius(radius: Any) -> float:
     return float(radius)
 
 
-__all__ = ["BOUNDS", "Kind", "LipschitzBound", "checked_radius", "lipschitz_bound"]
+__all__ = ["BOUNDS", "Kind", "LipschitzBound", "MetricBound", "checked_radius", "lipschitz_bound", "path_metric_bounds"]

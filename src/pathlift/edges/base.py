@@ -178,6 +178,24 @@ class Edges(ABC):
             Values of the neurons above.
         """
 
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """Return Σ_u |x[u]·w[k(u→v)] − ratio[v]·y[u]·z[k(u→v)]| for every neuron v above, edge by edge.
+
+        Args:
+            x: Values of the neurons below.
+            w: Their weights; 1 where the edges have none.
+            y: Other values of the neurons below.
+            z: Other weights.
+            ratio: One number per neuron above.
+
+        Returns:
+            Values of the neurons above.
+
+        Raises:
+            NotImplementedError: The map has several antecedents per neuron and no list of them.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     def antecedents(self, x: Tensor) -> Tensor:
         """Lay the antecedents of each neuron above side by side, for values of any sign; weights are not looked at.
 

@@ -48,6 +48,14 @@ class Dense(Edges):
         ]
         return torch.cat(columns, 1).reshape(*x.shape[:-1], w.shape[0])
 
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`."""
+        flat, other, scale = (t.reshape(-1, t.shape[-1]) for t in (x, y, ratio))
+        rows = [
+            (w * one - factor[:, None] * (z * two)).abs().sum(1) for one, two, factor in zip(flat, other, scale, strict=True)
+        ]
+        return torch.stack(rows).reshape(ratio.shape)
+
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -103,12 +111,21 @@ class Contraction(Edges):
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""
         assert w is not None
+        product, summed = self._products(x, w.full())
+        return product.amax(summed) if summed else product
+
+    def _products(self, x: Tensor, w: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return all products, and the dimensions over which the einsum sums them."""
         operands, out = self.equation.split("->")
         first, second = operands.split(",")
-        summed = "".join(dict.fromkeys(letter for letter in first + second if letter not in out))
-        full = out + summed
-        product = _spread(x, first, full) * _spread(w.full(), second, full)
-        return product.amax(tuple(range(len(out), len(full)))) if summed else product
+        full = out + "".join(dict.fromkeys(letter for letter in first + second if letter not in out))
+        return _spread(x, first, full) * _spread(w, second, full), tuple(range(len(out), len(full)))
+
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`."""
+        (first, summed), (second, _) = self._products(x, w), self._products(y, z)
+        difference = (first - ratio.reshape(*ratio.shape, *[1] * len(summed)) * second).abs()
+        return difference.sum(summed) if summed else difference
 
 
 def _spread(tensor: Tensor, letters: str, full: str) -> Tensor:
@@ -162,6 +179,15 @@ class AxisMap(Edges):
         assert w is not None
         moved = x.movedim(self.dim, -1)
         rows = [(moved * row).amax(-1) for row in w.full()]
+        return torch.stack(rows, -1).movedim(-1, self.dim)
+
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`."""
+        one, two, scale = (t.movedim(self.dim, -1) for t in (x, y, ratio))
+        rows = [
+            (one * first - scale[..., place, None] * (two * second)).abs().sum(-1)
+            for place, (first, second) in enumerate(zip(w, z, strict=True))
+        ]
         return torch.stack(rows, -1).movedim(-1, self.dim)
 
     def antecedents(self, x: Tensor) -> Tensor:

@@ -68,7 +68,35 @@ class Convolution(Edges):
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""
         assert w is not None
-        x, weight = self._pad(x), w.full()
+        windows, kernels, places = self._windows(x, w.full())
+        step = max(1, 8 * BLOCK_ELEMENTS // max(1, kernels.numel() // self.groups))
+        pieces = [
+            torch.stack(
+                [(part[:, group, :, None] * kernels[group]).amax(-1) for group in range(self.groups)], 1
+            )  # batch, group, place, channel
+            for part in windows.split(step, 2)
+        ]
+        return torch.cat(pieces, 2).transpose(2, 3).reshape(len(x), -1, *places)
+
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`; one group and one channel above at a time."""
+        first, kernels, places = self._windows(x, w)
+        second, others, _ = self._windows(y, z)
+        scale = ratio.reshape(len(x), self.groups, -1, math.prod(places))
+        out = torch.empty_like(scale)
+        for group in range(self.groups):
+            for channel in range(scale.shape[2]):
+                other = scale[:, group, channel, :, None] * (second[:, group] * others[group, channel])
+                out[:, group, channel] = (first[:, group] * kernels[group, channel] - other).abs().sum(-1)
+        return out.reshape(ratio.shape)
+
+    def _windows(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Return what each place reads and with which weights.
+
+        Returns:
+            Windows (batch, group, place, antecedents), kernels (group, channel, antecedents), sizes of the places.
+        """
+        x = self._pad(x)
         stride, padding = self.stride, self.padding
         if self.transposed:
             x, weight, padding = self._untranspose(x, weight)
@@ -79,18 +107,9 @@ class Convolution(Edges):
             x = x.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
         batch, channels, *rest = x.shape
         places = rest[: len(stride)]
-        count = channels // self.groups
-        x = x.reshape(batch, self.groups, count, -1, weight[0, 0].numel()).transpose(2, 3)
-        windows = x.reshape(batch, self.groups, x.shape[2], -1)  # batch, group, place, antecedents
+        x = x.reshape(batch, self.groups, channels // self.groups, -1, weight[0, 0].numel()).transpose(2, 3)
         kernels = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-        step = max(1, 8 * BLOCK_ELEMENTS // max(1, kernels.numel() // self.groups))
-        pieces = [
-            torch.stack(
-                [(part[:, group, :, None] * kernels[group]).amax(-1) for group in range(self.groups)], 1
-            )  # batch, group, place, channel
-            for part in windows.split(step, 2)
-        ]
-        return torch.cat(pieces, 2).transpose(2, 3).reshape(batch, weight.shape[0], *places)
+        return x.reshape(batch, self.groups, x.shape[2], -1), kernels, places
 
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool

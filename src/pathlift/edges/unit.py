@@ -6,6 +6,7 @@ per output position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -35,6 +36,11 @@ class UnitEdges(Edges):
         """See `Edges.max`."""
         out = self.gather_max(x)
         return out if w is None else out * w.full()
+
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`."""
+        first, second = (torch.where(own == -math.inf, 0.0, own) for own in (self.antecedents(x), self.antecedents(y)))
+        return (first * w - ratio * (second * z)).abs().sum(0)
 
     def antecedents(self, x: Tensor) -> Tensor:
         """See `Edges.antecedents`; right where each neuron above has one antecedent."""
@@ -179,6 +185,11 @@ class Scale(UnitEdges):
         """See `Edges.max`."""
         return self.sum(x, w)
 
+    def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
+        """See `Edges.gap`."""
+        first, second = (own if self.view is None else own.reshape(self.view) for own in (w, z))
+        return (x * first - ratio * (y * second)).abs()
+
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -208,6 +219,14 @@ class Overlap(UnitEdges):
     def gather(self, x: Tensor) -> Tensor:
         """Sum the antecedents."""
         return self.function(x)
+
+    def antecedents(self, x: Tensor) -> Tensor:
+        """See `Edges.antecedents`: not listed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest antecedent."""

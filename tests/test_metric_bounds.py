@@ -1,0 +1,109 @@
+"""Every bound on the path-metric encloses the exact value, found by listing all paths."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pathlift
+from agreement import examples, perturbed, randomised
+from cases import NETWORKS, OPERATORS, Case
+from networks import networks
+from pathlift.reference import Probe
+
+UPPER = {"pivot", "telescoping", "Hellinger in three steps", "Lemma F.1", "Theorem F.2"}
+
+
+def assert_enclosed(model: nn.Module, shape: tuple[int, ...], hows: tuple[str, ...] = ("pruned", "grown", "moved")) -> None:
+    inputs = examples(shape)
+    probe, network = Probe(model, *inputs), pathlift.capture(model, inputs)
+    paths = probe.dag().paths(20_000)
+    for how in hows:
+        other = perturbed(model, how)
+        if not all(bool(torch.isfinite(value).all()) for value in network.values(dict(other.state_dict())).values()):
+            continue  # a division by a pruned parameter
+        theirs = probe.dag(other.state_dict()).paths(40_000)
+        exact = sum(abs(one.phi - two.phi) for one, two in zip(paths, theirs, strict=True))
+        log = math.log10(exact) if exact > 0 else -math.inf
+        bounds = pathlift.path_metric_bounds(network, other.state_dict())
+        applying = [bound for bound in bounds if not bound.reason]
+        for bound in applying:
+            if bound.side == "upper":
+                assert bound.log10 >= log - 1e-9, (how, bound, log)
+            else:
+                assert bound.log10 <= log + 1e-9, (how, bound, log)
+        uppers = [bound.log10 for bound in applying if bound.side == "upper"]
+        assert uppers == sorted(uppers, reverse=True)
+        missing = UPPER - {bound.name for bound in applying} - {"pivot"}
+        assert not missing or all(
+            "listed one by one" in b.reason or "output neurons" in b.reason for b in bounds if b.reason and b.name in missing
+        )
+
+
+@pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
+def test_bounds_on_the_metric_hold_for_every_operator(case: Case) -> None:
+    assert_enclosed(randomised(case.make()), case.shape, ("moved",))
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
+    @seed(500 + part)
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(networks(), st.integers(0, 2**16))
+    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
+        model = randomised(network[0], weights)
+        assume(Probe(model, *examples(network[1])).dag().count() < 3_000)
+        assert_enclosed(model, network[1])
+
+    check()
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return randomised(nn.Sequential(*layers[:-1]))
+
+
+def by_name(model: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> dict[str, pathlift.MetricBound]:
+    return {bound.name: bound for bound in pathlift.path_metric_bounds(model, other, shape) if not bound.reason}
+
+
+def test_the_order_of_the_paper_holds_and_only_lemma_4_4_moves_under_rescaling() -> None:
+    model = perceptron(4, 8, 8, 3)
+    other = perturbed(model, "moved")
+    before = by_name(model, other, (4,))
+    assert before["Theorem F.2"].log10 <= before["Lemma 4.3"].log10, "(8) follows from Theorem F.2"
+    for network in (model, other):
+        with torch.no_grad():
+            network[0].weight.mul_(4096), network[0].bias.mul_(4096), network[2].weight.div_(4096)
+    after = by_name(model, other, (4,))
+    for name, bound in before.items():
+        moved = abs(bound.log10 - after[name].log10) > 1e-9
+        assert moved is not bound.invariant, name
+    assert after["Lemma 4.4"].log10 > before["Lemma 4.4"].log10 + 3
+
+
+def test_theorem_f2_is_zero_for_a_rescaled_copy() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    model = randomised(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.mul_(8), other[0].bias.mul_(8), other[4].weight.div_(8)
+    bounds = by_name(model, other, (1, 5, 5))
+    assert bounds["Theorem F.2"].log10 < -12
+    assert bounds["pivot"].log10 > 0
+
+
+def test_bounds_for_perceptrons_refuse_others_by_name() -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2)))
+    reasons = {b.name: b.reason for b in pathlift.path_metric_bounds(model, perturbed(model, "moved"), (1, 3, 3)) if b.reason}
+    assert set(reasons) == {"Lemma 4.3", "Lemma 4.4"}
+    assert all("layered ReLU perceptrons" in reason for reason in reasons.values())
