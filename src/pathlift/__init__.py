@@ -5,6 +5,7 @@ every neuron-wise rescaling and are computed in about one forward pass each.
 """
 
 from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
+from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
 from pathlift.capture import SupportReport, capture, check_support
 from pathlift.certify import Certificate, certify
 from pathlift.errors import (
@@ -15,11 +16,13 @@ from pathlift.errors import (
     Problem,
     UnsupportedModelError,
 )
+from pathlift.generalisation import GeneralisationBound, generalisation_bound
 from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
 from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.reference import PathLifting, path_lifting
+from pathlift.sharpness import Sharpness, box_path_metric, sharpness
 from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
 
 __version__ = "0.1.0"
@@ -27,7 +30,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Absolute",
     "Certificate",
+    "GeneralisationBound",
     "InputError",
+    "InputLipschitz",
     "LipschitzBound",
     "MetricBound",
     "MismatchError",
@@ -42,12 +47,18 @@ __all__ = [
     "Pruned",
     "Relative",
     "Rounding",
+    "Sharpness",
     "SupportReport",
     "Tolerance",
     "UnsupportedModelError",
+    "box_path_metric",
     "capture",
     "certify",
     "check_support",
+    "expected_bound",
+    "generalisation_bound",
+    "gradient_norms",
+    "input_lipschitz",
     "lipschitz_bound",
     "log_path_norm",
     "path_lifting",
@@ -55,5 +66,6 @@ __all__ = [
     "path_metric",
     "path_metric_bounds",
     "path_norm",
+    "sharpness",
     "unit_path_magnitude",
 ]

@@ -36,19 +36,25 @@ def fan_in(network: Network) -> dict[str, int]:
         Node name to the largest count among its neurons.
     """
     values = network.values()
-    ones = weighted(values, dtype=torch.float32, transform=torch.ones_like)
+    ones = weighted(values, dtype=torch.float64, transform=torch.ones_like)
+    there = weighted(values, dtype=torch.float64, transform=_there)
     counts: dict[str, int] = {}
 
     def step(node: Node, below: Mapping[str, Tensor]) -> Tensor:
         if node.kind == "input" or not node.terms:
             counts[node.name] = len(node.starts)
         else:
-            edges = carried(node, below, ones)
-            counts[node.name] = math.ceil(float(edges.max()) * (1 + 1e-3)) + len(node.starts)
-        return torch.ones((1, *node.shape), device=network.device)
+            edges = carried(node, below, lambda leaf: ones(leaf) if leaf.score_name is not None else there(leaf))
+            counts[node.name] = int(edges.max()) + len(node.starts)
+        return torch.ones((1, *node.shape), dtype=torch.float64, device=network.device)
 
     walk(network, step)
     return counts
+
+
+def _there(value: Tensor) -> Tensor:
+    """1 where a constant is an edge."""
+    return (value != 0).to(value.dtype)
 
 
 def chain(network: Network) -> int:
