@@ -128,3 +128,55 @@ def test_an_exported_program_gives_the_same_number(tmp_path: Path) -> None:
     program = torch.export.export(model, (torch.zeros(1, 1, 3, 3),))
     torch.export.save(program, tmp_path / "m.pt2")
     assert one_json("norm", str(tmp_path / "m.pt2"), "--shape", "1,3,3")["value"] == pytest.approx(value, rel=1e-6)
+
+
+def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
+    from cases import Residual
+
+    model = Residual()
+    x, y = torch.randn(6, 1, 3, 3), torch.zeros(6, dtype=torch.long)
+    save_tensors(model.state_dict(), tmp_path / "w.safetensors")
+    save_tensors({"x": x, "y": y}, tmp_path / "data.safetensors")
+    common = (SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / "w.safetensors"))
+    common += ("--data", str(tmp_path / "data.safetensors"))
+    found = one_json("certify", *common, "--bits", "12")
+    expected = pathlift.certify(model, x, pathlift.Rounding(12))
+    assert found["certified"] == expected.certified.tolist()
+    assert found["samples"] == 6
+    table = run("certify", *common, "--relative", "0.001", "--radius", "0.01", "--limit", "5").stdout
+    assert "certified: the class cannot change" in table
+    assert "accuracy of the model" in table
+    other = one_json("certify", *common, "--other", str(tmp_path / "w.safetensors"))
+    assert other["share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "1"), "bits must be"),
+        (("--relative", "-1"), "r must be"),
+        (("--bits", "8", "--prune", "0.5"), "Give one set"),
+        ((), "Give a set of networks"),
+        (("--radius", "-1"), "radius must be"),
+        (("--prune", "0.5", "--criterion", "luck"), "criterion must be"),
+        (("--bits", "8", "--data", "nowhere"), "is not known"),
+    ],
+)
+def test_certify_refuses_bad_input_in_one_sentence(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    save_tensors({"x": torch.zeros(2, 1, 3, 3)}, tmp_path / "data.safetensors")
+    data = () if "--data" in options else ("--data", str(tmp_path / "data.safetensors"))
+    done = run("certify", SMALL, "--shape", "1,3,3", *data, *options, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_metric_lists_all_bounds(tmp_path: Path) -> None:
+    from cases import Residual
+
+    torch.manual_seed(3)
+    save_tensors(Residual().state_dict(), tmp_path / "b.safetensors")
+    found = one_json("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all")
+    names = [bound["name"] for bound in found["bounds"]]  # type: ignore[attr-defined]
+    assert {"Lemma F.1", "Theorem F.2", "pivot", "telescoping"} <= set(names)
+    table = run("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all").stdout
+    assert "Lemma 4.4 does not apply" in table

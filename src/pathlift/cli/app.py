@@ -1,7 +1,8 @@
-"""The commands: ``norm``, ``metric``, ``score``, ``support``. Each parses, calls one public function, and prints."""
+"""The commands: ``norm``, ``metric``, ``score``, ``certify``, ``support``: parse, call one public function, print."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -12,10 +13,12 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 import pathlift
+from pathlift.data import load_data
 from pathlift.errors import InputError, PathliftError, grouped
 from pathlift.models import default_shape, load_model, load_state, save_tensors
 
@@ -161,12 +164,18 @@ def metric(
     seed: Seed = 0,
     other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
+    all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
 ) -> None:
     """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
     network = _capture(model, weights, shape, seed, device)
     with err.status("computing the path-metric"):
         is_file = Path(other).is_file() or Path(other).suffix in {".safetensors", ".pt", ".pth"}
         second = load_state(Path(other)) if is_file else load_model(other, None, other_seed)
+        if all_bounds:
+            if q != 1:
+                raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
+            _print_bounds(model, other, pathlift.path_metric_bounds(network, second), as_json=as_json)
+            return
         found = pathlift.path_metric(network, second, q=q)
         whole = pathlift.path_norm(network, q=q)
     if as_json:
@@ -194,6 +203,96 @@ def metric(
         rows += [("exact", "no (weights not ordered)"), ("bounds", "(6) and pivot")]
     rows += [("relative to the norm", _scientific(found.log10_upper - whole.log10))]
     _table(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
+
+
+def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ...], *, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else _number(bound.log10)}
+            for bound in bounds
+        ]
+        _print_json({"model": model, "other": other, "bounds": rows})
+        return
+    table = Table(title=f"Bounds on ‖Φ(θ) − Φ(θ')‖₁: {model} and {other}", title_justify="left", box=None, padding=(0, 2))
+    for header in ("bound", "from", "value", "log10", "moves under rescaling"):
+        table.add_column(header, justify="right" if header in {"value", "log10"} else "left", no_wrap=True)
+    for bound in bounds:
+        if not bound.reason:
+            sign = "≤ " if bound.side == "upper" else "≥ "
+            moves = "no" if bound.invariant else "yes"
+            table.add_row(bound.name, bound.reference, sign + _scientific(bound.log10), f"{bound.log10:.3f}", moves)
+    out.print(table)
+    for bound in bounds:
+        if bound.reason:
+            out.print(f"{bound.name} does not apply. {bound.reason}", style="dim", markup=False, highlight=False)
+
+
+@app.command()
+def certify(
+    model: ModelName,
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist, or a .safetensors/.pt file with 'x' (and 'y').")],
+    weights: Weights = None,
+    shape: Shape = None,
+    bits: Annotated[Optional[int], typer.Option(help="Any rounding of the weights to this many bits.")] = None,  # noqa: UP045
+    per: Annotated[str, typer.Option(help="One grid per output channel, or per tensor.")] = "channel",
+    step: Annotated[float, typer.Option(help="0.5: to the nearest point of the grid; 1: up or down.")] = 0.5,
+    relative: Annotated[Optional[float], typer.Option(help="Any relative change of each weight up to this.")] = None,  # noqa: UP045
+    absolute: Annotated[Optional[float], typer.Option(help="Any change of each weight up to this.")] = None,  # noqa: UP045
+    prune: Annotated[Optional[float], typer.Option(help="Any pruning among this lowest share of weights.")] = None,  # noqa: UP045
+    criterion: Annotated[str, typer.Option(help="Ranking for --prune: path_magnitude or magnitude.")] = "path_magnitude",
+    other: Annotated[Optional[Path], typer.Option(help="One other state-dict.")] = None,  # noqa: UP045
+    radius: Annotated[float, typer.Option(help="Any change of each input element up to this.")] = 0.0,
+    limit: Annotated[Optional[int], typer.Option(help="Only the first samples.")] = None,  # noqa: UP045
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Share of inputs whose predicted class provably stays for a whole set of networks and inputs."""
+    chosen: dict[str, pathlift.Tolerance | dict[str, Tensor]] = {}
+    if bits is not None:
+        chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
+    if relative is not None:
+        chosen["--relative"] = pathlift.Relative(relative)
+    if absolute is not None:
+        chosen["--absolute"] = pathlift.Absolute(absolute)
+    if prune is not None:
+        chosen["--prune"] = pathlift.Pruned(prune, criterion)  # type: ignore[arg-type]
+    if other is not None:
+        chosen["--other"] = load_state(other)
+    if len(chosen) > 1:
+        raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
+    if not chosen and radius == 0.0:
+        raise InputError("Give a set of networks (--bits, --relative, --absolute, --prune, --other) or a --radius.")
+    network = _capture(model, weights, shape, seed, device)
+    x, y = load_data(data, network.examples[0][0][1:])
+    x, y = x[:limit].to(network.examples[0][1]), None if y is None else y[:limit]
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task("certifying", total=len(x))
+        found = pathlift.certify(
+            network, x, next(iter(chosen.values()), None), radius, progress=lambda done: progress.advance(task, done)
+        )
+    accuracy = None if y is None else float((found.predicted.cpu() == y).double().mean())
+    if as_json:
+        _print_json({
+            "model": model,
+            "samples": len(x),
+            "share": found.share,
+            "accuracy": accuracy,
+            "certified": found.certified.tolist(),
+            "predicted": found.predicted.tolist(),
+            "margin": found.margin.tolist(),
+            "bound": [_number(value) for value in found.bound.tolist()],
+        })
+        return
+    rows = [("set of networks", str(next(iter(chosen.values()))) if chosen and other is None else str(other or model))]
+    rows += [("inputs within", f"{radius:g} of each element" if radius else "themselves"), ("samples", f"{len(x):,}")]
+    rows += [] if accuracy is None else [("accuracy of the model", f"{accuracy:.2%}")]
+    rows += [("certified: the class cannot change", f"{found.share:.2%}")]
+    if y is not None:
+        right = (found.certified.cpu() & (found.predicted.cpu() == y)).double().mean()
+        rows += [("certified and right", f"{float(right):.2%}")]
+    rows += [("median margin", f"{float(found.margin.median()):.4g}"), ("median bound", f"{float(found.bound.median()):.4g}")]
+    _table(_titled(model, weights), rows)
 
 
 @app.command()

@@ -1,0 +1,75 @@
+"""Inputs by name for the command line: a file of tensors, or data that ships with a package.
+
+Nothing is downloaded: ``digits`` comes with scikit-learn, ``fashion-mnist`` with Debian's package dataset-fashion-mnist.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import InputError
+from pathlift.models import load_state
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+
+def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Read inputs, and their classes where they are known.
+
+    Args:
+        name: ``digits``, ``fashion-mnist``, or a .safetensors or .pt file with a tensor ``x`` and perhaps ``y``.
+        shape: Input shape without batch dimension.
+
+    Returns:
+        Inputs (samples, *shape) in float32 or as they are in the file, pixels in [0, 1]; classes (samples,) or None.
+
+    Raises:
+        InputError: The name is not known, a package or file is missing, or the data does not have this shape.
+    """
+    if name == "digits":
+        x, y = _digits()
+    elif name == "fashion-mnist":
+        x, y = _fashion_mnist()
+    elif Path(name).suffix in {".safetensors", ".pt", ".pth"}:
+        tensors = load_state(Path(name))
+        if "x" not in tensors:
+            raise InputError(f"'{name}' holds {', '.join(sorted(tensors)[:5])}; expected inputs under the name 'x'.")
+        x, y = tensors["x"], tensors.get("y")
+    else:
+        raise InputError(f"--data '{name}' is not known. Expected digits, fashion-mnist, or a .safetensors or .pt file.")
+    if x.dim() == 0 or len(x) == 0 or x[0].numel() != math.prod(shape):
+        raise InputError(
+            f"'{name}' has inputs of shape {tuple(x.shape[1:])}, which do not fill the input shape {tuple(shape)}."
+        )
+    if not x.dtype.is_floating_point:
+        raise InputError(f"The inputs in '{name}' have dtype {x.dtype}; expected floating-point numbers.")
+    return x.reshape(len(x), *shape), y
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise InputError("The package 'scikit-learn' is not installed. Run: pip install 'pathlift[demo]'") from error
+    found = datasets.load_digits()
+    return torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+
+
+def _fashion_mnist() -> tuple[Tensor, Tensor]:
+    """Read the test images and labels from their IDX files."""
+    found = []
+    for file, header in (("t10k-images-idx3-ubyte", 16), ("t10k-labels-idx1-ubyte", 8)):
+        packed = FASHION_MNIST / f"{file}.gz"
+        if not packed.is_file():
+            raise InputError(f"There is no file '{packed}'. Install Debian's package dataset-fashion-mnist.")
+        found.append(torch.frombuffer(bytearray(gzip.decompress(packed.read_bytes())[header:]), dtype=torch.uint8))
+    images, labels = found
+    return images.reshape(len(labels), -1).float() / 255, labels.long()
