@@ -4,6 +4,7 @@ Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_me
 every neuron-wise rescaling and are computed in about one forward pass each.
 """
 
+from pathlift.attack import Attack, attack
 from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
 from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
 from pathlift.capture import SupportReport, capture, check_support
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Absolute",
+    "Attack",
     "Certificate",
     "GeneralisationBound",
     "InputError",
@@ -51,6 +53,7 @@ __all__ = [
     "SupportReport",
     "Tolerance",
     "UnsupportedModelError",
+    "attack",
     "box_path_metric",
     "capture",
     "certify",

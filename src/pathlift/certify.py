@@ -24,6 +24,9 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
 from pathlift.tolerance import Box, Tolerance, box, point
 
+STEPS = 12
+"""Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -100,9 +103,9 @@ def certify(
         raise InputError("x must be a tensor with a batch dimension.")
     network = capture(model, x)
     feed = feed_of(network, (x,))
-    logits = _logits(network)
+    logits = logits_of(network)
     precision = _precision(network)
-    weights = _box(network, tolerance)
+    weights = box_of(network, tolerance)
     blame(weights.lower)
     blame(weights.upper)
     nominal = realise(network, network.values(), feed, torch.float64)[logits][:, 0]
@@ -114,7 +117,7 @@ def certify(
         for part in open_.split(_chunk(network)) if len(open_) else ():
             chosen = {name: value[part] for name, value in feed.items()}
             enclosure = Enclosure(network, weights, chosen, reach, precision, refine=refine)
-            found = _gap(enclosure, logits, predicted[part])
+            found = _gap(enclosure, logits, predicted[part], STEPS if refine else 0)
             worst[part] = torch.maximum(worst[part], torch.where(torch.isfinite(found), found, -math.inf))
             if progress is not None:
                 progress(len(part) if refine else int((worst[part] > 0).sum()))
@@ -122,7 +125,7 @@ def certify(
     return Certificate(worst > 0, predicted, margin, margin - worst)
 
 
-def _gap(enclosure: Enclosure, logits: str, predicted: Tensor) -> Tensor:
+def _gap(enclosure: Enclosure, logits: str, predicted: Tensor, steps: int) -> Tensor:
     """Return a lower bound on the smallest difference between the predicted logit and another, (samples,)."""
     classes = enclosure.network.node[logits].shape[-1]
     batch = len(predicted)
@@ -131,6 +134,8 @@ def _gap(enclosure: Enclosure, logits: str, predicted: Tensor) -> Tensor:
     others = torch.ones((batch, classes), dtype=torch.bool, device=predicted.device)
     others.scatter_(1, predicted.unsqueeze(1), False)
     rows = rows[others].reshape(batch, classes - 1, 1, classes)
+    if steps:
+        return enclosure.tightened({logits: rows}, steps=steps).amin(1)
     return enclosure.lower({logits: rows}, joint=True).amin(1)
 
 
@@ -141,8 +146,18 @@ def _chunk(network: Network) -> int:
     return max(1, ELEMENTS // (rows * widest))
 
 
-def _logits(network: Network) -> str:
-    """Return the output node, which must hold one vector of at least two logits per sample."""
+def logits_of(network: Network) -> str:
+    """Return the output node, which must hold one vector of at least two logits per sample.
+
+    Args:
+        network: The graph.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UnsupportedModelError: The network has several inputs, or other outputs.
+    """
     name = network.outputs[0]
     node = network.node[name]
     inputs = sum(own.kind == "input" for own in network.nodes)
@@ -166,7 +181,19 @@ def _precision(network: Network) -> torch.dtype:
     return torch.float64
 
 
-def _box(network: Network, tolerance: Tolerance | Other | None) -> Box:
+def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:
+    """Return the set of networks that a user means.
+
+    Args:
+        network: The graph.
+        tolerance: See `certify`.
+
+    Returns:
+        The box.
+
+    Raises:
+        InputError: It is none of what may be given.
+    """
     if tolerance is None:
         return point(network, network.state)
     if isinstance(tolerance, Tolerance):

@@ -34,6 +34,7 @@ def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     Raises:
         InputError: The name is not known, a package or file is missing, or the data does not have this shape.
     """
+    y: Tensor | None
     if name == "digits":
         x, y = _digits()
     elif name == "fashion-mnist":

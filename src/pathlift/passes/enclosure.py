@@ -55,6 +55,21 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Free:
+    """Where the slope of the line below may be anything between two slopes, as below a ReLU whose sign is not known.
+
+    Attributes:
+        where: (samples, *shape) bool.
+        least: Smallest slope.
+        most: Largest slope.
+    """
+
+    where: Tensor
+    least: Tensor
+    most: Tensor
+
+
+@dataclass(frozen=True)
 class Choice:
     """Bounds of an extremum: the antecedent ``chosen`` below, slope·antecedent + upper above; for minima of −z.
 
@@ -128,6 +143,7 @@ class Enclosure:
         self.slack: dict[str, Tensor] = {}
         self.shared_slack: dict[str, Tensor] = {}
         self.lines: dict[str, Lines | Choice] = {}
+        self.free: dict[str, Free] = {}
         self.intervals: dict[str, Interval] = {}
         self.place = {node.name: place for place, node in enumerate(network.nodes)}
         self._readers = self._nonlinear_readers()
@@ -229,6 +245,9 @@ class Enclosure:
         plus, minus, vary = self._slopes(node, z)
         lines = _slope_lines(z, plus, minus)
         self.lines[node.name] = lines
+        crossing = (z.low < 0) & (z.high > 0) & (plus >= minus)
+        if bool(crossing.any()):
+            self.free[node.name] = Free(crossing, minus.expand(crossing.shape), plus.expand(crossing.shape))
         exact = isinstance(node.nonlinearity, Slopes) and {node.nonlinearity.plus, node.nonlinearity.minus} <= {0.0, 1.0, -1.0}
         rounding = 0.0 if exact and gain == 1.0 else (SPARE * self.unit) * z.size * plus.abs().clamp(min=1.0)
         error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size)
@@ -356,12 +375,51 @@ class Enclosure:
 
     # ---- backwards
 
-    def lower(self, functionals: Mapping[str, Tensor], *, joint: bool = False) -> Tensor:
+    def tightened(self, functionals: Mapping[str, Tensor], *, steps: int) -> Tensor:
+        """Bound linear functionals from below as `lower` does, and raise the bounds by ascent over the free slopes.
+
+        Every iterate is a sound bound; the best is kept.
+
+        Args:
+            functionals: Node name to coefficients, (samples, functionals, *shape).
+            steps: Steps of gradient ascent.
+
+        Returns:
+            Shape (samples, functionals).
+        """
+        best = self.lower(functionals, joint=True)
+        if not self.free:
+            return best
+        rows = next(iter(functionals.values())).shape[1]
+        tilts = {}
+        for name, free in self.free.items():
+            lines = self.lines[name]
+            assert isinstance(lines, Lines)
+            start = ((lines.lower_slope - free.least) / (free.most - free.least).clamp(min=1e-300)).clamp(0.0, 1.0)
+            tilts[name] = start.unsqueeze(1).repeat(1, rows, *[1] * (start.dim() - 1))
+        with torch.enable_grad():
+            leaves = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
+            ascent = torch.optim.Adam(leaves.values(), lr=0.25, maximize=True)
+            for _ in range(steps):
+                ascent.zero_grad()
+                found = self.lower(functionals, joint=True, tilts=leaves)
+                best = torch.maximum(best, found.detach())
+                found.sum().backward()
+                ascent.step()
+                with torch.no_grad():
+                    for tilt in leaves.values():
+                        tilt.clamp_(0.0, 1.0)
+        return torch.maximum(best, self.lower(functionals, joint=True, tilts={n: tilt.detach() for n, tilt in leaves.items()}))
+
+    def lower(
+        self, functionals: Mapping[str, Tensor], *, joint: bool = False, tilts: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Bound linear functionals of layers from below.
 
         Args:
             functionals: Node name to coefficients, (samples, functionals, *shape).
             joint: Let a weight that is used many times move once; costs one gradient of the weights per functional.
+            tilts: Where the free slopes lie between their ends, in [0, 1], (samples, functionals, *shape), by node.
 
         Returns:
             Shape (samples, functionals).
@@ -375,14 +433,14 @@ class Enclosure:
             if a is None:
                 continue
             if node.kind == "input":
-                bound += self._dot(a, self.feed[node.name])
+                bound = bound + self._dot(a, self.feed[node.name])
                 own = self.intervals[node.name]
-                bound -= self._dot(a.abs(), own.radius * (1 + self._own_unit(node)) + self._own_unit(node) * own.size)
+                bound = bound - self._dot(a.abs(), own.radius * (1 + self._own_unit(node)) + self._own_unit(node) * own.size)
                 continue
             if node.nonlinearity is None:
-                bound += self._through_affine(node, a, coefficients, joint=joint)
+                bound = bound + self._through_affine(node, a, coefficients, joint=joint)
             else:
-                bound += self._through_bend(node, a, coefficients)
+                bound = bound + self._through_bend(node, a, coefficients, (tilts or {}).get(node.name))
         return bound
 
     @staticmethod
@@ -444,14 +502,19 @@ class Enclosure:
         more = 1 + 8 * UNIT[torch.float64] * (center.numel() + math.prod(shape))
         return more * torch.cat([torch.vmap(one)(x, g) for x, g in zip(middle.split(step), a.split(step), strict=True)])
 
-    def _through_bend(self, node: Node, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
+    def _through_bend(self, node: Node, a: Tensor, coefficients: dict[str, Tensor], tilt: Tensor | None) -> Tensor:
         lines = self.lines[node.name]
         if isinstance(lines, Choice):
             return self._through_extremum(node, lines, a, coefficients)
         positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
         bound = self._dot(positive, lines.lower) + self._dot(negative, lines.upper)
         bound = bound - self._dot(a.abs(), self._all(self.slack[node.name]))
-        z = positive * lines.lower_slope.unsqueeze(1) + negative * lines.upper_slope.unsqueeze(1)
+        below = lines.lower_slope.unsqueeze(1)
+        if tilt is not None:
+            free = self.free[node.name]
+            least, most = free.least.unsqueeze(1), free.most.unsqueeze(1)
+            below = torch.where(free.where.unsqueeze(1), least + tilt * (most - least), below)
+        z = positive * below + negative * lines.upper_slope.unsqueeze(1)
         self._hand_down(node.terms[0], node.shape, z, coefficients)
         return bound
 

@@ -1,0 +1,251 @@
+"""Certificates: what is certified never changes, nothing is lost that could be had, and rescaling changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathlift
+from agreement import randomised
+from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+
+SETS: tuple[tuple[Tolerance | None, float], ...] = (
+    (Relative(0.01), 0.0),
+    (Relative(0.05), 0.02),
+    (Absolute(0.01), 0.0),
+    (Rounding(6), 0.0),
+    (Rounding(8, per="tensor", step=1.0), 0.01),
+    (Pruned(0.3), 0.0),
+    (Pruned(0.2, "magnitude"), 0.0),
+    (None, 0.03),
+)
+
+
+class Corners(nn.Module):
+    """Ties, padded maxima, clamps at their corners, skips with signs, learned slopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.bn, self.slope = nn.BatchNorm2d(4), nn.PReLU(4)
+        self.other = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(2 * self.bn(self.conv(x)))
+        y = self.slope(y - self.other(y))
+        y = F.max_pool2d(y, 3, 2, 1) - F.avg_pool2d(y, 3, 2, 1)
+        return self.fc(torch.maximum(y, y.flip(1)).flatten(1)[:, :16])
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convolutional() -> nn.Sequential:
+    conv = [nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*conv, nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+def fitted(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A network trained for a moment on three separable classes, so that margins are real, and test inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(3, *shape, generator=generator)
+    y = torch.arange(240) % 3
+    x = centers[y] + 0.6 * torch.randn(240, *shape, generator=generator)
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimiser.zero_grad()
+        F.cross_entropy(model.train()(x), y).backward()
+        optimiser.step()
+    return model.eval(), x[:60]
+
+
+NETWORKS = {
+    "perceptron": (lambda: perceptron(5, 24, 24, 3), (5,)),
+    "convolutional": (convolutional, (1, 4, 4)),
+    "corners": (Corners, (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("place", range(len(SETS)))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) -> None:
+    """The hunt: gradient search inside the set over weights and inputs at once, from the model and from random starts."""
+    tolerance, radius = SETS[place]
+    make, shape = NETWORKS[name]
+    model, x = fitted(make(), shape, place)
+    network = pathlift.capture(model, x)
+    found = pathlift.certify(network, x, tolerance, radius)
+    assert torch.equal(found.certified, found.margin > found.bound)
+    for start in (None, *(torch.Generator().manual_seed(seed) for seed in range(3))):
+        hunted = pathlift.attack(network, x, tolerance, radius, steps=12, generator=start)
+        assert not bool((hunted.changed & found.certified).any())
+        assert bool((found.margin - found.bound <= hunted.margin + 1e-9).all()), "the bound is below every margin found"
+
+
+def draws(model: nn.Module, network: pathlift.Network, tolerance: Tolerance | None, generator: torch.Generator) -> nn.Module:
+    """A random corner of the set as a module in the model's own precision."""
+    other = copy.deepcopy(model)
+    if tolerance is not None:
+        state = other.state_dict()
+        for key, (low, high) in tolerance.intervals(network).items():
+            share = torch.rand(low.shape, generator=generator, dtype=torch.float64).round()
+            end = torch.where(share > 0, high, low).to(state[key].dtype)
+            inside = (end.double() >= low) & (end.double() <= high)
+            state[key] = torch.where(inside, end, state[key])  # rounding to float32 may step outside
+        other.load_state_dict(state)
+    return other
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_hundred_thousand_random_pairs_keep_every_certified_class(name: str) -> None:
+    """In float32, as the model runs: 8 sets × 75 networks × 60 inputs for each of three networks, over 10⁵ in all."""
+    make, shape = NETWORKS[name]
+    pairs = 0
+    for place, (tolerance, radius) in enumerate(SETS):
+        model, x = fitted(make(), shape, 20 + place)
+        network = pathlift.capture(model, x)
+        found = pathlift.certify(network, x, tolerance, radius)
+        generator = torch.Generator().manual_seed(place)
+        for _ in range(75):
+            other = draws(model, network, tolerance, generator)
+            moved = x + radius * 0.999999 * (2 * torch.rand(x.shape, generator=generator).round() - 1)
+            with torch.no_grad():
+                kept = other(moved).argmax(1) == found.predicted
+            assert bool(kept[found.certified].all()), (tolerance, radius)
+            pairs += len(x)
+    assert pairs >= 35_000
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolutional"])
+def test_what_is_not_certified_is_mostly_attacked(name: str) -> None:
+    """Certificates that certify: at moderate sets, little is left between what is certified and what an attack breaks."""
+    make, shape = NETWORKS[name]
+    model, x = fitted(make(), shape)
+    for tolerance, radius in ((Relative(0.01), 0.0), (Rounding(8), 0.0), (None, 0.01)):
+        certified = pathlift.certify(model, x, tolerance, radius)
+        attacked = pathlift.attack(model, x, tolerance, radius)
+        assert float((~certified.certified & ~attacked.changed).double().mean()) <= 0.05
+
+
+@pytest.mark.parametrize("tolerance", [Relative(0.03), Pruned(0.3), None], ids=str)
+def test_certificates_do_not_move_under_adversarial_rescaling(tolerance: Tolerance | None) -> None:
+    model, x = fitted(convolutional(), (1, 4, 4))
+    twin = copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        factors = 2.0 ** torch.randint(-20, 20, (6,), generator=generator).double()
+        twin[1].running_mean.mul_(factors), twin[1].running_var.mul_(1.0)
+        twin[0].weight.mul_(factors[:, None, None, None])
+        outer = 2.0 ** torch.randint(-20, 20, (6,), generator=generator).double()
+        twin[1].weight.mul_(outer / factors), twin[1].bias.mul_(outer)
+        twin[4].weight.div_(outer[None, :, None, None])
+        last = 2.0 ** torch.randint(-20, 20, (6,), generator=generator).double()
+        twin[4].weight.mul_(last[:, None, None, None]), twin[4].bias.mul_(last)
+        twin[7].weight.div_(last.repeat_interleave(4))
+    before = pathlift.certify(copy.deepcopy(model).double(), x.double(), tolerance, 0.01)
+    after = pathlift.certify(twin, x.double(), tolerance, 0.01)
+    assert torch.equal(before.certified, after.certified)
+    torch.testing.assert_close(after.bound, before.bound, rtol=1e-9, atol=1e-12)
+
+
+def test_one_other_network_is_run_and_nothing_more() -> None:
+    model, x = fitted(perceptron(5, 24, 3), (5,))
+    other, _ = fitted(perceptron(5, 24, 3), (5,), 7)
+    found = pathlift.certify(model, x, other)
+    with torch.no_grad():
+        same = model(x).argmax(1) == other(x).argmax(1)
+    assert torch.equal(found.certified, same)
+    assert torch.equal(found.certified, pathlift.certify(model, x, other.state_dict()).certified)
+
+
+def test_a_tie_is_never_certified() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    found = pathlift.certify(model, torch.ones(1, 2))
+    assert not bool(found.certified[0])
+    assert float(found.margin[0]) == 0.0
+
+
+def test_rounding_of_the_forward_pass_is_part_of_the_set() -> None:
+    """Margins of the size of float32's rounding are not certified, of the size of float64's they are."""
+    model = nn.Linear(200, 2, bias=False)
+    with torch.no_grad():
+        model.weight[0].fill_(1.0), model.weight[1].fill_(1.0)
+        model.weight[0, 0] += 2e-5
+    x = torch.ones(1, 200)
+    assert not bool(pathlift.certify(model, x).certified[0])
+    assert bool(pathlift.certify(model.double(), x.double()).certified[0])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_every_way_of_rounding_lies_in_the_set(bits: int) -> None:
+    model = randomised(
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.ConvTranspose2d(3, 4, 2), nn.Flatten(), nn.Linear(64, 2))
+    )
+    network = pathlift.capture(model, (2, 5, 5))
+    intervals = Rounding(bits).intervals(network)
+    for name, axis in (("0.weight", 0), ("2.weight", 1), ("4.weight", 0)):
+        weight = network.state[name].detach()
+        others = [dim for dim in range(weight.dim()) if dim != axis]
+        grid = weight.abs().amax(others, keepdim=True) / (2 ** (bits - 1) - 1)
+        rounded = torch.round(weight / grid) * grid
+        low, high = intervals[name]
+        slack = 1e-12 * grid
+        assert bool(((rounded >= low - slack) & (rounded <= high + slack)).all())
+        assert float((high - low).max()) == pytest.approx(float(grid.max()))
+
+
+def test_pruned_allows_the_lowest_and_no_others() -> None:
+    model = randomised(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    network = pathlift.capture(model, (4,))
+    scores = pathlift.path_magnitude(network)
+    flat = torch.cat([scores["0.weight"].reshape(-1), scores["2.weight"].reshape(-1)])
+    limit = flat.sort().values[int(0.4 * len(flat)) - 1]
+    for name, (low, high) in Pruned(0.4).intervals(network).items():
+        weight = network.state[name].detach()
+        may = (scores[name] <= limit) if name.endswith("weight") else torch.zeros_like(weight, dtype=torch.bool)
+        assert torch.equal(torch.where(low * high == 0, 0.0, weight), torch.where(may | (weight == 0), 0.0, weight))
+    with pytest.raises(pathlift.MismatchError, match="no scores"):
+        Pruned(0.4, {"0.weight": scores["0.weight"]}).intervals(network)
+
+
+def test_bad_input_is_one_clear_error() -> None:
+    model, x = perceptron(5, 8, 3), torch.zeros(2, 5)
+    for make, message in (
+        (lambda: Relative(-0.1), "r must be"),
+        (lambda: Absolute(float("nan")), "r must be"),
+        (lambda: Rounding(1), "bits must be"),
+        (lambda: Rounding(8, per="row"), "per must be"),
+        (lambda: Pruned(1.5), "amount must be"),
+        (lambda: pathlift.certify(model, x, Relative(0.1), -1.0), "radius must be"),
+        (lambda: pathlift.certify(model, x, "8 bits"), "tolerance must be"),
+        (lambda: pathlift.certify(model, x * float("nan"), Relative(0.1)), "NaN or inf"),
+        (lambda: pathlift.certify(pathlift.capture(model, x), torch.zeros(2, 4), Relative(0.1)), "expected"),
+    ):
+        with pytest.raises(pathlift.InputError, match=message):
+            make()
+    with pytest.raises(pathlift.UnsupportedModelError, match="one vector of logits"):
+        pathlift.certify(nn.Sequential(nn.Conv2d(1, 2, 1)), torch.zeros(1, 1, 3, 3), Relative(0.1))
+    with pytest.raises(pathlift.MismatchError):
+        pathlift.certify(model, x, perceptron(5, 9, 3))
+    with pytest.raises(pathlift.UnsupportedModelError, match="remove_parametrizations"):
+        pathlift.certify(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), x, Relative(0.1))
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("inf")
+    with pytest.raises(pathlift.NumericalError, match=r"0\.weight"):
+        pathlift.certify(model, x, Relative(0.1))
