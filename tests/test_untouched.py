@@ -61,6 +61,13 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "unit_path_magnitude": pathlift.unit_path_magnitude,
     "path_metric": lambda m, s: pathlift.path_metric(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
     "path_metric with itself": lambda m, s: pathlift.path_metric(m, m, s, q=2),
+    "path_metric_bounds": lambda m, s: pathlift.path_metric_bounds(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
+    "lipschitz_bound": lambda m, s: pathlift.lipschitz_bound(m, m, torch.ones(2, *s)),
+    "input_lipschitz": pathlift.input_lipschitz,
+    "gradient_norms": lambda m, s: pathlift.gradient_norms(m, torch.ones(2, *s)),
+    "certify": lambda m, s: pathlift.certify(m, torch.ones(2, *s), None, 0.1),
+    "attack": lambda m, s: pathlift.attack(m, torch.ones(2, *s), None, 0.1),
+    "sharpness": lambda m, s: pathlift.sharpness(m, torch.ones(2, *s), torch.zeros(2, dtype=torch.long), 0.1),
     "path_lifting": lambda m, s: pathlift.path_lifting(m, s),
 }
 

@@ -84,7 +84,9 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
     grown, moved = _grown(values, r)
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
-        return sum_of_outputs(network, propagate(network, DifferenceProgram(network, grown, values, dtype, moved)), 1)
+        return sum_of_outputs(
+            network, propagate(network, DifferenceProgram(network, grown, values, dtype, moved, ordered=True)), 1
+        )
 
     return to_float(in_range(attempt, network.dtype, values) if r else None)[1]
 

@@ -115,7 +115,15 @@ def _metric(spread: Spread, feed: Mapping[str, Tensor] | None, *, from_inputs: b
 
         def make(dtype: torch.dtype, first: Values = first, second: Values = second, changed: set[Leaf] = changed) -> Program:
             return DifferenceProgram(
-                spread.network, first, second, dtype, changed, feed=feed, from_inputs=from_inputs, from_biases=from_biases
+                spread.network,
+                first,
+                second,
+                dtype,
+                changed,
+                feed=feed,
+                from_inputs=from_inputs,
+                from_biases=from_biases,
+                ordered=spread.ordered,
             )
 
         whole = whole + run(spread.network, make, 1, first, second)

@@ -72,6 +72,11 @@ class Spread:
         """θ in float64; the numbers of the graph have no tensor."""
         return {leaf: widen(value).double() for leaf, value in self.values.items()}
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the lower of each half is the pivot itself: always for sets, for pairs when there is one half."""
+        return self.box is not None or len(self.halves) < 2
+
     @cached_property
     def most(self) -> Values:
         """The largest magnitude of every weight on the other side, with the sign of θ."""

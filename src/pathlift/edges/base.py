@@ -196,6 +196,17 @@ class Edges(ABC):
         """
         raise NotImplementedError(type(self).__name__)
 
+    def largest(self, x: Tensor) -> Tensor:
+        """Return the largest antecedent of each neuron above, for values of any sign.
+
+        Args:
+            x: Values of the neurons below.
+
+        Returns:
+            Values of the neurons above.
+        """
+        return self.antecedents(x).amax(0)
+
     def antecedents(self, x: Tensor) -> Tensor:
         """Lay the antecedents of each neuron above side by side, for values of any sign; weights are not looked at.
 

@@ -83,9 +83,13 @@ class Window(UnitEdges):
             x = torch.cat(list(self._taps(x, axis, -math.inf)))
         return x
 
-    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def largest(self, x: Tensor) -> Tensor:
+        """See `Edges.largest`."""
+        return self._fold(x, torch.maximum, -math.inf)
+
+    def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor], border: float = 0.0) -> Tensor:
         for axis, size in enumerate(self.kernel):
-            first, *rest = self._taps(x, axis, 0.0)
+            first, *rest = self._taps(x, axis, border)
             for tap in rest:
                 first = combine(first, tap)
             x = first.clone() if size == 1 else first

@@ -20,14 +20,14 @@ from pathlift.passes.realise import (
     Values,
     WeightsOf,
     along,
-    antecedents,
     carried,
     ends,
+    largest,
     placed,
     respond,
     weighted,
 )
-from pathlift.passes.rounding import SPARE, UNIT
+from pathlift.passes.rounding import SPARE, UNIT, rounding_factor
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def drift(
         Output node to bounds, (samples, *shape).
     """
     walker = _Drift(network, sides, gap, changed, feed, radius, dtype)
-    return {name: state.drift for name, state in walk(network, walker.step).items()}
+    rounded_up = 1.0 + rounding_factor(network, dtype)  # of the drift itself, a sum of non-negative terms
+    return {name: state.drift * rounded_up for name, state in walk(network, walker.step).items()}
 
 
 class _Drift:
@@ -121,12 +122,13 @@ class _Drift:
         if node.nonlinearity is None:
             return self._affine(node, real, errors, drifts)
         found = tuple(respond(node, real[side], self.plain[side]) for side in sides)
-        unit = self._unit(node)
+        exact = isinstance(node.nonlinearity, Extremum) or node.nonlinearity == Slopes(1.0, 0.0)
         rounding = tuple(
-            self._bent(node, real[side], errors[side], self.sizes[side], None) + unit * _largest(found[side]) for side in sides
+            self._bent(node, real[side], errors[side], self.sizes[side], None)
+            + (0.0 if exact else self._unit(node) * _largest(found[side]))
+            for side in sides
         )
-        each = [self._bent(node, real[side], drifts, self.most[side], self.gaps) for side in sides]
-        return State(found, rounding, (1 + unit) * _smallest(each))
+        return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self.most[s], self.gaps) for s in sides]))
 
     def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
         unit, found, error, each = self._unit(node), [], [], []
@@ -143,12 +145,12 @@ class _Drift:
             error.append(own * (1 + unit))
             out = carried(node, drifts, self.most[side])
             if any(term.weight is not None and self.gaps(term.weight) is not None for term in node.terms):
-                sizes = {name: x.abs() + errors[side][name] for name, x in below.items()}
+                sizes = {name: x.abs().add_(errors[side][name]) for name, x in below.items()}
                 out = out + carried(node, sizes, self.gaps)
             for start in node.starts:
                 change = self.gaps(start.weight)
                 out = out if change is None else out + placed(start, change)
-            each.append(out * (1 + unit) + least)
+            each.append(out + least)
         return State(tuple(found), tuple(error), _smallest(each))
 
     def _bent(self, node: Node, real: Below, moved: Below, weights_of: WeightsOf, gaps: WeightsOf | None) -> Tensor:
@@ -158,7 +160,7 @@ class _Drift:
             changes = [
                 placed(start, own) for start in node.starts if gaps is not None and (own := gaps(start.weight)) is not None
             ]
-            return antecedents(node, moved, changes, Extremum(largest=True)).amax(1)
+            return largest(node, moved, changes, Extremum(largest=True))
         source = node.terms[0].source
         if isinstance(kind, LearnedSlope):
             slope = node.terms[1]
@@ -169,7 +171,8 @@ class _Drift:
             return out if change is None else out + along(slope, real[source].clamp(max=0.0).abs(), change)
         out = carried(node, moved, weights_of)
         if isinstance(kind, Slopes):
-            return out * max(abs(kind.plus), abs(kind.minus))
+            steepest = max(abs(kind.plus), abs(kind.minus))
+            return out if steepest == 1.0 else out * steepest
         assert isinstance(kind, Clamp)
         for end in ends(node, gaps) if gaps is not None else ():
             out = out if end is None else torch.maximum(out, end.to(out))
@@ -182,7 +185,8 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 
 def _largest(x: Tensor) -> Tensor:
     """Return the largest magnitude over all samples, (1, *shape)."""
-    return x.abs().amax(0, keepdim=True)
+    low, high = torch.aminmax(x, dim=0, keepdim=True)
+    return torch.maximum(-low, high)
 
 
 def _smallest(each: list[Tensor]) -> Tensor:

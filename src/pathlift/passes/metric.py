@@ -238,8 +238,8 @@ def _l1(network: Network, values: Values, other: Values) -> PathMetric:
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "equal", 1.0)
     both = bool(above) and bool(below)
     precision = torch.float64 if both else network.dtype
-    first = _difference(network, values, other, above, precision) if above else None
-    second = _difference(network, other, values, below, precision) if below else None
+    first = _difference(network, values, other, above, precision, ordered=not both) if above else None
+    second = _difference(network, other, values, below, precision, ordered=not both) if below else None
     if not both:
         value, log10 = to_float(first if first is not None else second)
         return PathMetric(value, value, True, value, log10, log10, "lemma 4.2", 1.0)
@@ -263,9 +263,11 @@ def _enclosed(network: Network, first: Scaled | None, second: Scaled | None) -> 
     return PathMetric(lower_value, upper_value, False, math.nan, log10_lower, log10_upper, "pivot", 1.0)
 
 
-def _difference(network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype) -> Scaled | None:
+def _difference(
+    network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype, *, ordered: bool
+) -> Scaled | None:
     def attempt(dtype: torch.dtype) -> Scaled | None:
-        program = DifferenceProgram(network, values, other, dtype, changed)
+        program = DifferenceProgram(network, values, other, dtype, changed, ordered=ordered)
         return sum_of_outputs(network, propagate(network, program), 1)
 
     return in_range(attempt, precision, values, other)

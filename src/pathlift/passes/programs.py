@@ -159,8 +159,7 @@ class ScoreProgram(NormProgram):
 
 def pivot(first: Tensor, second: Tensor) -> Tensor:
     """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (SPEC §4)."""
-    agree = torch.sign(first) == torch.sign(second)
-    return torch.where(agree, torch.minimum(first.abs(), second.abs()), torch.zeros_like(first))
+    return torch.minimum(first.abs(), (second * torch.sign(first)).clamp(min=0.0))
 
 
 def above_pivot(first: Tensor, second: Tensor) -> Tensor:
@@ -187,6 +186,7 @@ class DifferenceProgram(_ParametrisedProgram):
         feed: Mapping[str, Tensor] | None = None,
         from_inputs: bool = True,
         from_biases: bool = True,
+        ordered: bool = False,
     ) -> None:
         """Take two networks.
 
@@ -199,9 +199,12 @@ class DifferenceProgram(_ParametrisedProgram):
             feed: Input node to |x|, shape (samples, 1, …); ones, without samples, when None.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
+            ordered: θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it.
         """
         super().__init__(network, (values, other), dtype, feed)
         self.changed = changed
+        self.below: Callable[..., Tensor] = _second_magnitude if ordered else pivot
+        self.above: Callable[..., Tensor] = _above_second if ordered else above_pivot
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
     def edge(self, leaf: Leaf) -> Entries:
@@ -213,8 +216,8 @@ class DifferenceProgram(_ParametrisedProgram):
             return {(0, 0): own, (1, 1): own}
         return {
             (0, 0): own,
-            (1, 1): self.weights(leaf, pivot, 1.0),
-            (1, 0): self.weights(leaf, above_pivot, 1.0),
+            (1, 1): self.weights(leaf, self.below, 1.0),
+            (1, 0): self.weights(leaf, self.above, 1.0),
         }
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
@@ -222,7 +225,7 @@ class DifferenceProgram(_ParametrisedProgram):
         if not self.from_biases:
             return {}
         own = self.weights(leaf, _first_magnitude, 1.0)
-        return {0: own, 1: self.weights(leaf, above_pivot, 1.0)} if leaf in self.changed else {0: own}
+        return {0: own, 1: self.weights(leaf, self.above, 1.0)} if leaf in self.changed else {0: own}
 
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
@@ -235,6 +238,10 @@ def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:
 
 def _second_magnitude(_first: Tensor, second: Tensor) -> Tensor:
     return second.abs()
+
+
+def _above_second(first: Tensor, second: Tensor) -> Tensor:
+    return first.abs() - second.abs()
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:

@@ -120,6 +120,26 @@ def antecedents(node: Node, below: Below, biases: Sequence[Tensor], kind: Extrem
     return torch.cat([part.expand(batch, part.shape[1], *node.shape) for part in found], 1)
 
 
+def largest(node: Node, below: Below, biases: Sequence[Tensor], kind: Extremum) -> Tensor:
+    """Return the largest of `antecedents`, without laying them out.
+
+    Args:
+        node: The node.
+        below: Values of the nodes below.
+        biases: What its starts bring, placed.
+        kind: Largest or smallest.
+
+    Returns:
+        Shape (samples, *node.shape): ± the value of the neuron.
+    """
+    sign = 1.0 if kind.largest else -1.0
+    found = [torch.vmap(term.edges.largest)(below[term.source] if kind.largest else -below[term.source]) for term in node.terms]
+    out, *rest = [part.expand(len(part), *node.shape) for part in found]
+    for part in [*rest, *(sign * bias.to(out.dtype) for bias in biases)]:
+        out = torch.maximum(out, part)
+    return out.clamp(min=0.0) if kind.zero else out
+
+
 def ends(node: Node, biases: WeightsOf) -> tuple[Tensor | None, Tensor | None]:
     """Return both ends of a clamp, placed; None for an end that is not there."""
     assert isinstance(node.nonlinearity, Clamp)
@@ -153,13 +173,15 @@ def respond(node: Node, below: Below, weights_of: WeightsOf) -> Tensor:
     kind = node.nonlinearity
     if isinstance(kind, Extremum):
         biases = [placed(start, own) for start in node.starts if (own := weights_of(start.weight)) is not None]
-        out = antecedents(node, below, biases, kind).amax(1)
+        out = largest(node, below, biases, kind)
         return out if kind.largest else -out
     if isinstance(kind, LearnedSlope):
         z = below[node.terms[0].source]
         return z.clamp(min=0.0) + along(node.terms[1], z.clamp(max=0.0), weights_of(_weight(node.terms[1])))
     z = carried(node, below, weights_of)
     if isinstance(kind, Slopes):
+        if kind == Slopes(1.0, 0.0):
+            return z.clamp(min=0.0)
         return kind.plus * z.clamp(min=0.0) + kind.minus * z.clamp(max=0.0)
     return clamped(z, *ends(node, weights_of))
 
