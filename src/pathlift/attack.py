@@ -84,11 +84,8 @@ def attack(
             start = [own[leaf].double().expand(batch, *own[leaf].shape) for leaf in moving]
             place = center
             if generator is not None:
-                start = [
-                    a + (b - a) * torch.rand((batch, *a.shape), generator=generator, dtype=torch.float64)
-                    for a, b in zip(low, high, strict=True)
-                ]
-                place = center + reach * (2 * torch.rand(center.shape, generator=generator, dtype=torch.float64) - 1)
+                start = [a + (b - a) * _uniform((batch, *a.shape), generator, a) for a, b in zip(low, high, strict=True)]
+                place = center + reach * (2 * _uniform(tuple(center.shape), generator, center) - 1)
             values = [torch.minimum(torch.maximum(v, a), b) for v, a, b in zip(start, low, high, strict=True)]
             best = value(values, place, label)
             for step in range(steps):
@@ -104,3 +101,8 @@ def attack(
             found.append(best)
     smallest = torch.cat(found)
     return Attack(smallest <= 0, smallest)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Draw numbers in [0, 1) on the generator's device and send them where they are needed."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device).to(like.device)

@@ -114,7 +114,7 @@ def certify(
     worst = torch.full_like(margin, -math.inf)
     open_ = torch.arange(len(margin), device=margin.device)
     for refine in (False, True):
-        for part in open_.split(_chunk(network)) if len(open_) else ():
+        for part in open_.split(_chunk(network, refine=refine)) if len(open_) else ():
             chosen = {name: value[part] for name, value in feed.items()}
             enclosure = Enclosure(network, weights, chosen, reach, precision, refine=refine)
             found = _gap(enclosure, logits, predicted[part], STEPS if refine else 0)
@@ -122,7 +122,8 @@ def certify(
             if progress is not None:
                 progress(len(part) if refine else int((worst[part] > 0).sum()))
         open_ = (worst <= 0).nonzero()[:, 0]
-    return Certificate(worst > 0, predicted, margin, margin - worst)
+    bound = margin - worst
+    return Certificate(margin > bound, predicted, margin, bound)
 
 
 def _gap(enclosure: Enclosure, logits: str, predicted: Tensor, steps: int) -> Tensor:
@@ -139,11 +140,11 @@ def _gap(enclosure: Enclosure, logits: str, predicted: Tensor, steps: int) -> Te
     return enclosure.lower({logits: rows}, joint=True).amin(1)
 
 
-def _chunk(network: Network) -> int:
-    """Return how many samples are worked on at a time."""
+def _chunk(network: Network, *, refine: bool) -> int:
+    """Return how many samples are worked on at a time; ascent keeps the coefficients of all layers."""
     widest = max(math.prod(node.shape) for node in network.nodes)
     rows = network.node[network.outputs[0]].shape[-1]
-    return max(1, ELEMENTS // (rows * widest))
+    return max(1, ELEMENTS // (rows * widest * (8 if refine else 1)))
 
 
 def logits_of(network: Network) -> str:

@@ -365,7 +365,7 @@ class Enclosure:
             unit = torch.zeros((self.batch, places.shape[1], flat.shape[1]), dtype=torch.float64, device=low.device)
             unit.scatter_(2, places.unsqueeze(2), 1.0)
             unit = unit.unflatten(2, node.shape)
-            ends_ = self.lower({node.name: torch.cat([unit, -unit], 1)}).split(places.shape[1], 1)
+            ends_ = self.lower({node.name: torch.cat([unit, -unit], 1)}, joint=True).split(places.shape[1], 1)
             low.scatter_(1, places, torch.maximum(low.gather(1, places), ends_[0]))
             high.scatter_(1, places, torch.minimum(high.gather(1, places), -ends_[1]))
         return Interval(low.reshape(found.low.shape), torch.maximum(low, high).reshape(found.high.shape))

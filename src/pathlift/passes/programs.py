@@ -330,41 +330,42 @@ class SquaredDifferenceProgram(_ParametrisedProgram):
         super().__init__(network, (values, other), torch.float64, feed)
         self.changed = changed
 
-    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor], Tensor]) -> Weights:
-        return self.weights(leaf, transform, 2.0)
+    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Weights:
+        """Return a function of θ, θ' and θ'−θ."""
+        return self.weights(leaf, lambda a, b: transform(a, b, b - a), 2.0)
 
     def edge(self, leaf: Leaf) -> Entries:
         """See `Program.edge`."""
         if leaf.scalar in (1.0, -1.0):
             return {(track, track): None for track in range(5)}
-        square = self._of(leaf, lambda a, _: a * a)
+        square = self._of(leaf, lambda a, _b, _d: a * a)
         if leaf not in self.changed:
             return {(track, track): square for track in range(5)}
         return {
             (0, 0): square,
-            (1, 1): self._of(leaf, lambda a, b: a * b),
-            (1, 0): self._of(leaf, lambda a, b: a * (b - a)),
-            (2, 2): self._of(leaf, lambda _, b: b * b),
-            (2, 1): self._of(leaf, lambda a, b: 2 * b * (b - a)),
-            (2, 0): self._of(leaf, lambda a, b: (b - a) ** 2),
-            (3, 3): self._of(leaf, lambda a, b: (a * b).abs()),
-            (3, 0): self._of(leaf, lambda a, b: (a * (b - a)).abs()),
-            (4, 4): self._of(leaf, lambda _, b: b * b),
-            (4, 3): self._of(leaf, lambda a, b: (2 * b * (b - a)).abs()),
-            (4, 0): self._of(leaf, lambda a, b: (b - a) ** 2),
+            (1, 1): self._of(leaf, lambda a, b, _d: a * b),
+            (1, 0): self._of(leaf, lambda a, _b, d: a * d),
+            (2, 2): self._of(leaf, lambda _a, b, _d: b * b),
+            (2, 1): self._of(leaf, lambda _a, b, d: 2 * b * d),
+            (2, 0): self._of(leaf, lambda _a, _b, d: d * d),
+            (3, 3): self._of(leaf, lambda a, b, _d: (a * b).abs()),
+            (3, 0): self._of(leaf, lambda a, _b, d: (a * d).abs()),
+            (4, 4): self._of(leaf, lambda _a, b, _d: b * b),
+            (4, 3): self._of(leaf, lambda _a, b, d: (2 * b * d).abs()),
+            (4, 0): self._of(leaf, lambda _a, _b, d: d * d),
         }
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        square = self._of(leaf, lambda a, _: a * a)
+        square = self._of(leaf, lambda a, _b, _d: a * a)
         if leaf not in self.changed:
             return {0: square}
         return {
             0: square,
-            1: self._of(leaf, lambda a, b: a * (b - a)),
-            2: self._of(leaf, lambda a, b: (b - a) ** 2),
-            3: self._of(leaf, lambda a, b: (a * (b - a)).abs()),
-            4: self._of(leaf, lambda a, b: (b - a) ** 2),
+            1: self._of(leaf, lambda a, _b, d: a * d),
+            2: self._of(leaf, lambda _a, _b, d: d * d),
+            3: self._of(leaf, lambda a, _b, d: (a * d).abs()),
+            4: self._of(leaf, lambda _a, _b, d: d * d),
         }
 
     def inputs(self, node: Node) -> Tracks:
@@ -375,5 +376,11 @@ class SquaredDifferenceProgram(_ParametrisedProgram):
 class HellingerProgram(SquaredDifferenceProgram):
     """The same tracks for √|θ| and √|θ'|: E is the squared Hellinger distance H² = Σ(√|Φ'| − √|Φ|)² (SPEC §4)."""
 
-    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor], Tensor]) -> Weights:
-        return self.weights(leaf, lambda a, b: transform(a.abs().sqrt(), b.abs().sqrt()), 1.0)
+    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Weights:
+        def of_roots(a: Tensor, b: Tensor) -> Tensor:
+            first, second = a.abs().sqrt(), b.abs().sqrt()
+            total = first + second
+            gap = (b.abs() - a.abs()) / torch.where(total > 0, total, 1.0)  # √|b| − √|a| would lose its digits
+            return transform(first, second, gap)
+
+        return self.weights(leaf, of_roots, 1.0)

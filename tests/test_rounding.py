@@ -1,0 +1,169 @@
+"""Bounds are rounded up by their error analysis: compared with exact rational arithmetic, where rounding is all there is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.passes.enclosure import Enclosure
+from pathlift.passes.realise import feed_of, realise
+from pathlift.passes.rounding import chain, rounding_factor
+from pathlift.tolerance import box
+
+Vector = list[Fraction]
+
+
+def perceptron(*widths: int, dtype: torch.dtype, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).to(dtype)
+
+
+def exact(model: nn.Sequential, x: Tensor) -> Vector:
+    """The network in rational arithmetic."""
+    values = [Fraction(v) for v in x.tolist()]
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            rows, biases = layer.weight.detach().double().tolist(), layer.bias.detach().double().tolist()
+            values = [
+                sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b))
+                for row, b in zip(rows, biases, strict=True)
+            ]
+        else:
+            values = [max(v, Fraction(0)) for v in values]
+    return values
+
+
+def exact_track(model: nn.Sequential, other: nn.Sequential, x: Tensor) -> Vector:
+    """Σ_p (|Φ_p(θ)−Φ_p(m)| + |Φ_p(θ')−Φ_p(m)|)·|x̄(p₀)| by the recursion, in rational arithmetic."""
+    start = [abs(Fraction(v)) for v in x.tolist()]
+    tracks = {key: (start, [Fraction(0)] * len(start)) for key in (0, 1)}
+    for one, two in zip(model, other, strict=True):
+        if not isinstance(one, nn.Linear):
+            continue
+        for key, (own, foreign) in enumerate(((one, two), (two, one))):
+            a, d = tracks[key]
+            rows = torch.cat([own.weight, own.bias[:, None]], 1).detach().double().tolist()
+            others = torch.cat([foreign.weight, foreign.bias[:, None]], 1).detach().double().tolist()
+            masses, gaps = [], []
+            for row, their in zip(rows, others, strict=True):
+                pivots = [
+                    min(abs(Fraction(w)), abs(Fraction(v))) if w * v > 0 else Fraction(0)
+                    for w, v in zip(row, their, strict=True)
+                ]
+                ups = [abs(Fraction(w)) for w in row]
+                masses.append(sum((u * s for u, s in zip(ups, [*a, Fraction(1)], strict=True)), Fraction(0)))
+                through = sum((p * s for p, s in zip(pivots, d, strict=False)), Fraction(0))
+                gaps.append(
+                    through + sum(((u - p) * s for u, p, s in zip(ups, pivots, [*a, Fraction(1)], strict=True)), Fraction(0))
+                )
+            tracks[key] = (masses, gaps)
+    return [first + second for first, second in zip(tracks[0][1], tracks[1][1], strict=True)]
+
+
+def nudged(model: nn.Sequential, how: str) -> nn.Sequential:
+    """A copy that differs by rounding: one weight in its last digit, or every weight by a few digits."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        if how == "one digit":
+            other[0].weight[0, 0] = torch.nextafter(other[0].weight[0, 0], torch.tensor(1e9, dtype=other[0].weight.dtype))
+        else:
+            generator = torch.Generator().manual_seed(5)
+            for parameter in other.parameters():
+                unit = torch.finfo(parameter.dtype).eps
+                parameter.mul_(1 + unit * torch.randint(-4, 5, parameter.shape, generator=generator).to(parameter.dtype))
+    return other
+
+
+@pytest.mark.parametrize("how", ["one digit", "all digits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bounds_hold_in_exact_arithmetic_where_the_networks_differ_by_rounding(dtype: torch.dtype, how: str) -> None:
+    for seed in range(5):
+        model = perceptron(4, 7, 6, 3, dtype=dtype, seed=seed)
+        other = nudged(model, how)
+        x = torch.randn(3, 4, dtype=dtype)
+        for kind in ("per_input", "activation", "telescoping", "three_step", "enclosure", "auto"):
+            bound = pathlift.lipschitz_bound(model, other, x, kind=kind)  # type: ignore[arg-type]
+            for row, sample in zip(bound, x, strict=True):
+                drift = [abs(a - b) for a, b in zip(exact(model, sample), exact(other, sample), strict=True)]
+                assert all(Fraction(value) >= gap for value, gap in zip(row.tolist(), drift, strict=True)), kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_difference_track_is_rounded_up_by_no_more_than_its_stated_constant(dtype: torch.dtype) -> None:
+    for seed in range(5):
+        model, other = (perceptron(4, 7, 6, 3, dtype=dtype, seed=seed + shift) for shift in (0, 50))
+        x = torch.randn(2, 4, dtype=dtype)
+        network = pathlift.capture(model, x)
+        bound = pathlift.lipschitz_bound(network, other, x, kind="per_input")
+        spare = 1 + Fraction(2 * rounding_factor(network, dtype))
+        for row, sample in zip(bound, x, strict=True):
+            for value, truth in zip(row.tolist(), exact_track(model, other, sample), strict=True):
+                assert truth <= Fraction(value) <= truth * spare
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_pass(dtype: torch.dtype) -> None:
+    for seed in range(5):
+        model = perceptron(6, 40, 40, 3, dtype=dtype, seed=seed)
+        x = torch.randn(3, 6, dtype=dtype)
+        network = pathlift.capture(model, x)
+        for tolerance in (pathlift.Relative(0.0), pathlift.Relative(1e-15)):
+            walls = Enclosure(network, box(network, tolerance), feed_of(network, (x,)), 0.0, dtype, refine=False)
+            unit = torch.eye(3, dtype=torch.float64).reshape(3, 1, 3).expand(3, 3, 1, 3)
+            low, high = walls.lower({network.outputs[0]: unit}), -walls.lower({network.outputs[0]: -unit})
+            own = model(x).detach().double()
+            assert bool(((low < own) & (own < high)).all())
+            for place, sample in enumerate(x):
+                for out, value in enumerate(exact(model, sample)):
+                    assert Fraction(float(low[place, out])) < value < Fraction(float(high[place, out]))
+
+
+def test_the_chain_counts_the_summands_of_each_layer() -> None:
+    network = pathlift.capture(perceptron(4, 7, 6, 3, dtype=torch.float64), (4,))
+    assert [network.fan_in[node.name] for node in network.nodes] == [0, 5, 1, 8, 1, 7]
+    assert chain(network) == 5 + 1 + 8 + 1 + 7 + 6 * 8 + 3
+    image = pathlift.capture(nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(3)), (3, 32, 32))
+    assert [image.fan_in[node.name] for node in image.nodes] == [0, 76, 9]
+
+
+def test_float32_bounds_are_above_the_float64_ones_on_a_large_network() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 1e-3 * torch.randn_like(parameter))
+    x = torch.randn(2, 3, 64, 64)
+    for kind in ("per_input", "theorem", "telescoping", "activation"):
+        single = pathlift.lipschitz_bound(model, other, x, kind=kind)  # type: ignore[arg-type]
+        double = pathlift.lipschitz_bound(
+            copy.deepcopy(model).double(), copy.deepcopy(other).double(), x.double(), kind=kind  # type: ignore[arg-type]
+        )  # fmt: skip
+        slack = 1 + 1e-9
+        assert bool((single * slack >= double).all()), kind
+        assert bool((single <= 1.1 * double).all()), kind
+
+
+def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
+    """The count of roundings, against float64: what a certificate adds for the model's own arithmetic is enough."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    x = torch.rand(1, 3, 64, 64)
+    network = pathlift.capture(model, x)
+    walls = Enclosure(network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, torch.float32, refine=False)
+    truth = realise(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
+    single = realise(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
+    for node in network.nodes:
+        found = walls.intervals[node.name]
+        for value in (truth[node.name], single[node.name].double()):
+            assert bool(((found.low <= value) & (value <= found.high)).all()), node.name
