@@ -85,19 +85,19 @@ def trained(name: str, model: nn.Module, data: tuple[Tensor, Tensor], train: int
     return Subject(name, model, x[test][:samples], accuracy)
 
 
-def subjects(samples: int) -> list[Subject]:
+def subjects(samples: int, only: str) -> list[Subject]:
     torch.manual_seed(0)
     flat, y = load_data("digits", (64,))
     assert y is not None
     images = flat.reshape(-1, 1, 8, 8)
     widths = ((64, 64, 10), (64, 64, 64, 10), (64, 128, 128, 128, 10))
-    found = [trained("digits " + "-".join(map(str, w)), perceptron(*w), (flat, y), 1297, 30, samples) for w in widths]
-    found.append(trained("digits conv+BN", convolutional(8, 1), (images, y), 1297, 15, samples))
+    plans = [("digits " + "-".join(map(str, w)), perceptron(*w), (flat, y), 1297, 30, samples) for w in widths]
+    plans.append(("digits conv+BN", convolutional(8, 1), (images, y), 1297, 15, samples))
     if FASHION_MNIST.is_dir():
-        images, y = load_data("fashion-mnist", (1, 28, 28))
-        assert y is not None
-        found.append(trained("Fashion-MNIST conv+BN", convolutional(28, 2), (images, y), 8000, 6, min(samples, 100)))
-    return found
+        photos, labels = load_data("fashion-mnist", (1, 28, 28))
+        assert labels is not None
+        plans.append(("Fashion-MNIST conv+BN", convolutional(28, 2), (photos, labels), 8000, 6, min(samples, 100)))
+    return [trained(*plan) for plan in plans if only in plan[0]]
 
 
 def timed(run: Callable[[], float | None]) -> tuple[float | None, float]:
@@ -174,9 +174,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--lirpa", help="a checkout of auto_LiRPA, and folders of packages it needs, joined by colons")
     parser.add_argument("--no-attack", action="store_true")
+    parser.add_argument("--only", default="", help="networks whose name contains this")
     args = parser.parse_args()
     console = Console(width=140)
-    for subject in subjects(args.samples):
+    for subject in subjects(args.samples, args.only):
         network = pathlift.capture(subject.model, subject.x[:1])
         pathlift.certify(network, subject.x[:2], Relative(0.5), 0.1)  # touch the code first
         title = f"{subject.name}, accuracy {subject.accuracy:.1%}, {len(subject.x)} test inputs"

@@ -13,7 +13,7 @@ from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
 
 NETWORKS_PER_PART = 65
-PARTS = 16
+PARTS = 13
 RELAXED = settings(
     max_examples=NETWORKS_PER_PART,
     deadline=None,
