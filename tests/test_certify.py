@@ -172,6 +172,19 @@ def test_one_other_network_is_run_and_nothing_more() -> None:
     assert torch.equal(found.certified, pathlift.certify(model, x, other.state_dict()).certified)
 
 
+def test_batches_of_a_loader_give_what_the_whole_gives() -> None:
+    model, x = fitted(convolutional(), (1, 4, 4))
+    done: list[int] = []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), batch_size=16)
+    found = pathlift.certify(model, loader, Relative(0.02), progress=done.append)
+    whole = pathlift.certify(model, x, Relative(0.02))
+    assert torch.equal(found.certified, whole.certified)
+    torch.testing.assert_close(found.bound, whole.bound)
+    assert sum(done) == len(x)
+    with pytest.raises(pathlift.InputError, match="at least one batch"):
+        pathlift.certify(model, [], Relative(0.02))
+
+
 def test_a_tie_is_never_certified() -> None:
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
@@ -235,6 +248,7 @@ def test_bad_input_is_one_clear_error() -> None:
         (lambda: pathlift.certify(model, x, Relative(0.1), -1.0), "radius must be"),
         (lambda: pathlift.certify(model, x, "8 bits"), "tolerance must be"),
         (lambda: pathlift.certify(model, x * float("nan"), Relative(0.1)), "NaN or inf"),
+        (lambda: pathlift.certify(model, torch.tensor(1.0), Relative(0.1)), "batch dimension"),
         (lambda: pathlift.certify(pathlift.capture(model, x), torch.zeros(2, 4), Relative(0.1)), "expected"),
     ):
         with pytest.raises(pathlift.InputError, match=message):

@@ -8,7 +8,7 @@ certified when all of these lower bounds are positive.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ class Certificate:
 @torch.no_grad()
 def certify(
     model: nn.Module | Network,
-    x: Tensor,
+    x: Tensor | Iterable[Tensor | Sequence[Tensor]],
     tolerance: Tolerance | Other | None = None,
     radius: float = 0.0,
     *,
@@ -74,7 +74,8 @@ def certify(
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
-        x: Inputs with a batch dimension, shape (batch, …).
+        x: Inputs with a batch dimension, shape (batch, …); or an iterable of such batches, such as a data loader, whose
+            batches may also be (inputs, labels). One batch is held at a time.
         tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module or a
             state-dict); None: the model alone.
         radius: Largest change of each element of the input.
@@ -99,15 +100,33 @@ def certify(
         tensor([ True, False])
     """
     reach = checked_radius(radius)
-    if not isinstance(x, Tensor) or x.dim() == 0:
-        raise InputError("x must be a tensor with a batch dimension.")
-    network = capture(model, x)
+    batches = [x] if isinstance(x, Tensor) else (batch if isinstance(batch, Tensor) else batch[0] for batch in x)
+    network: Network | None = model if isinstance(model, Network) else None
+    weights: Box | None = None
+    found = []
+    for batch in batches:
+        if batch.dim() == 0:
+            raise InputError("x must be a tensor with a batch dimension, found a scalar.")
+        network = capture(model, batch) if network is None else network
+        if weights is None:
+            weights = box_of(network, tolerance)
+            blame(weights.lower)
+            blame(weights.upper)
+        found.append(_certify(network, weights, batch, reach, progress))
+    if not found:
+        raise InputError("x is empty: give at least one batch of inputs.")
+    return found[0] if len(found) == 1 else Certificate(*(torch.cat(parts) for parts in zip(*map(_parts, found), strict=True)))
+
+
+def _parts(one: Certificate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return one.certified, one.predicted, one.margin, one.bound
+
+
+def _certify(network: Network, weights: Box, x: Tensor, reach: float, progress: Callable[[int], None] | None) -> Certificate:
+    """Certify one batch."""
     feed = feed_of(network, (x,))
     logits = logits_of(network)
     precision = _precision(network)
-    weights = box_of(network, tolerance)
-    blame(weights.lower)
-    blame(weights.upper)
     nominal = realise(network, network.values(), feed, torch.float64)[logits][:, 0]
     top = nominal.topk(2, 1)
     predicted, margin = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
