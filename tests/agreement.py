@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import pathlift
+from cases import perceptron
 from pathlift.reference import Path, Probe
 
 RTOL = 1e-9
@@ -57,6 +58,11 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 def samples(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(7)
     return tuple(scale * torch.randn(4, *one.shape[1:], generator=generator, dtype=torch.float64) for one in examples(shape))
+
+
+def random_perceptron(*widths: int) -> nn.Module:
+    """A perceptron with weights as `randomised` draws them."""
+    return randomised(perceptron(*widths))
 
 
 def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:

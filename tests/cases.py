@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,14 @@ class Between(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.op(self.lead(x) * self.gain).reshape(1, -1))
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU in between."""
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @dataclass(frozen=True)

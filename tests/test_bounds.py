@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pathlift
-from agreement import examples, outputs, perturbed, randomised
+from agreement import examples, outputs, perturbed, random_perceptron, randomised
 from agreement import samples as batch
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
@@ -79,16 +79,9 @@ def test_bounds_hold_on_random_networks(part: int) -> None:
     check()
 
 
-def perceptron(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for below, above in itertools.pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return randomised(nn.Sequential(*layers[:-1]))
-
-
 def test_theorem_is_attained() -> None:
     """Non-negative weights and a constant positive input: every path is active, so (5) is an equality."""
-    model, other = perceptron(3, 4, 2), perceptron(3, 4, 2)
+    model, other = random_perceptron(3, 4, 2), random_perceptron(3, 4, 2)
     with torch.no_grad():
         for own, their in zip(model.parameters(), other.parameters(), strict=True):
             own.abs_()
@@ -114,7 +107,7 @@ def test_theorem_splits_inputs_and_biases() -> None:
 
 def test_no_multiple_of_the_path_metric_survives_a_sign_change_but_the_pivot_bound_does() -> None:
     """Fig. 6 of the paper in its smallest form: two signs change along the only path, so Φ is equal and the function is not."""
-    model, other = perceptron(1, 1, 1), perceptron(1, 1, 1)
+    model, other = random_perceptron(1, 1, 1), random_perceptron(1, 1, 1)
     with torch.no_grad():
         for network, sign in ((model, 1.0), (other, -1.0)):
             network[0].weight.fill_(sign), network[0].bias.zero_()
@@ -127,7 +120,7 @@ def test_no_multiple_of_the_path_metric_survives_a_sign_change_but_the_pivot_bou
 
 
 def test_prior_is_as_bad_as_one_likes_after_a_rescaling_and_ours_does_not_move() -> None:
-    model = perceptron(4, 8, 8, 3)
+    model = random_perceptron(4, 8, 8, 3)
     other = perturbed(model, "pruned")
     x = torch.randn(5, 4, dtype=torch.float64)
     ours = pathlift.lipschitz_bound(model, other, x, kind="per_input")
@@ -142,12 +135,12 @@ def test_prior_is_as_bad_as_one_likes_after_a_rescaling_and_ours_does_not_move()
 
 
 def test_equal_networks_have_bound_zero() -> None:
-    model = perceptron(3, 4, 2)
+    model = random_perceptron(3, 4, 2)
     assert not pathlift.lipschitz_bound(model, copy.deepcopy(model), torch.ones(2, 3, dtype=torch.float64)).any()
 
 
 def test_zero_inputs_leave_the_biases() -> None:
-    model = perceptron(3, 4, 2)
+    model = random_perceptron(3, 4, 2)
     other = perturbed(model, "grown")
     x = torch.zeros(1, 3, dtype=torch.float64)
     drift = (model(x) - other(x)).abs().detach()
@@ -157,7 +150,7 @@ def test_zero_inputs_leave_the_biases() -> None:
 
 
 def test_bad_input_is_one_clear_error() -> None:
-    model = perceptron(3, 4, 2)
+    model = random_perceptron(3, 4, 2)
     other, x = perturbed(model, "moved"), torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(pathlift.InputError, match="kind must be one of"):
         pathlift.lipschitz_bound(model, other, x, kind="tightest")  # type: ignore[arg-type]
@@ -173,7 +166,7 @@ def test_bad_input_is_one_clear_error() -> None:
     with pytest.raises(pathlift.MismatchError, match="changes its sign"):
         pathlift.lipschitz_bound(model, randomised(copy.deepcopy(model), 5), x, kind="theorem")
     with pytest.raises(pathlift.MismatchError):
-        pathlift.lipschitz_bound(model, perceptron(3, 5, 2), x)
+        pathlift.lipschitz_bound(model, random_perceptron(3, 5, 2), x)
     image = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten())
     with pytest.raises(pathlift.UnsupportedModelError, match="perceptrons"):
         pathlift.lipschitz_bound(image, copy.deepcopy(image), torch.ones(1, 1, 2, 2), kind="prior")
@@ -182,7 +175,7 @@ def test_bad_input_is_one_clear_error() -> None:
 @pytest.mark.parametrize("kind", ["per_input", "theorem", "prior", "auto"])
 def test_a_weight_that_is_not_finite_is_named_for_every_kind(kind: str) -> None:
     for value in (float("nan"), float("inf")):
-        model = perceptron(3, 4, 2)
+        model = random_perceptron(3, 4, 2)
         with torch.no_grad():
             model[2].weight[0, 0] = value
         with pytest.raises(pathlift.NumericalError, match=r"2\.weight"):
@@ -191,7 +184,7 @@ def test_a_weight_that_is_not_finite_is_named_for_every_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["per_input", "theorem", "prior", "auto"])
 def test_bounds_past_the_range_of_float64_are_infinite_and_never_too_small(kind: str) -> None:
-    model = perceptron(*[2] * 60)
+    model = random_perceptron(*[2] * 60)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1e8)
@@ -239,7 +232,7 @@ def test_bounds_hold_for_every_network_of_a_set(case: Case) -> None:
 
 
 def test_a_bound_says_which_kind_gave_it() -> None:
-    model = perceptron(3, 8, 2)
+    model = random_perceptron(3, 8, 2)
     other, x = perturbed(model, "pruned"), torch.randn(5, 3, dtype=torch.float64)
     bound = pathlift.lipschitz_bound(model, other, x)
     assert set(bound.kinds) == {"per_input", "telescoping", "activation", "three_step", "prior", "corollary_g1"}
@@ -252,7 +245,7 @@ def test_a_bound_says_which_kind_gave_it() -> None:
 
 
 def test_a_set_with_a_radius_refuses_what_is_about_one_input() -> None:
-    model, x = perceptron(3, 8, 2), torch.ones(1, 3, dtype=torch.float64)
+    model, x = random_perceptron(3, 8, 2), torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(pathlift.InputError, match="no radius"):
         pathlift.lipschitz_bound(model, pathlift.Relative(0.1), x, kind="prior", radius=0.1)
     with pytest.raises(pathlift.InputError, match="two networks"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 import pathlift
 from agreement import randomised
+from cases import perceptron
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
 
 SETS: tuple[tuple[Tolerance | None, float], ...] = (
@@ -41,13 +41,6 @@ class Corners(nn.Module):
         y = self.slope(y - self.other(y))
         y = F.max_pool2d(y, 3, 2, 1) - F.avg_pool2d(y, 3, 2, 1)
         return self.fc(torch.maximum(y, y.flip(1)).flatten(1)[:, :16])
-
-
-def perceptron(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for below, above in itertools.pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def convolutional() -> nn.Sequential:

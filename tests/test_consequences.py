@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -12,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
-from agreement import examples, outputs, perturbed, randomised, samples
+from agreement import examples, outputs, perturbed, random_perceptron, randomised, samples
 from cases import NETWORKS, Case, Residual
-
-
-def perceptron(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for below, above in itertools.pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return randomised(nn.Sequential(*layers[:-1]))
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
@@ -39,7 +31,7 @@ def test_the_bound_in_expectation_is_the_mean_of_the_bounds_and_holds(case: Case
 
 
 def test_expectation_over_batches_is_that_over_all() -> None:
-    model, x = perceptron(3, 8, 2), torch.randn(10, 3, dtype=torch.float64)
+    model, x = random_perceptron(3, 8, 2), torch.randn(10, 3, dtype=torch.float64)
     whole = pathlift.expected_bound(model, pathlift.Relative(0.1), x)
     parts = pathlift.expected_bound(model, pathlift.Relative(0.1), x.split(3))
     torch.testing.assert_close(whole, parts)
@@ -91,7 +83,7 @@ def _loaded(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("r", [0.0, 0.01, 0.2, 1.0])
 def test_measured_sharpness_stays_below_its_bounds(loss: str, r: float) -> None:
-    for seed, make in enumerate((lambda: perceptron(3, 16, 16, 4), lambda: randomised(Residual()))):
+    for seed, make in enumerate((lambda: random_perceptron(3, 16, 16, 4), lambda: randomised(Residual()))):
         torch.manual_seed(seed)
         model = make()
         shape = (3,) if isinstance(model, nn.Sequential) else (1, 3, 3)
@@ -116,7 +108,7 @@ def test_measured_sharpness_is_an_increase_of_the_loss_of_the_model() -> None:
 
 
 def test_sharpness_does_not_move_under_rescaling() -> None:
-    model, x = perceptron(3, 8, 2), torch.randn(4, 3, dtype=torch.float64)
+    model, x = random_perceptron(3, 8, 2), torch.randn(4, 3, dtype=torch.float64)
     y = model(x).argmax(1)
     before = pathlift.sharpness(model, x, y, 0.1)
     with torch.no_grad():
@@ -126,7 +118,7 @@ def test_sharpness_does_not_move_under_rescaling() -> None:
 
 
 def test_bad_arguments_of_sharpness() -> None:
-    model, x = perceptron(3, 8, 2), torch.randn(4, 3, dtype=torch.float64)
+    model, x = random_perceptron(3, 8, 2), torch.randn(4, 3, dtype=torch.float64)
     y = torch.zeros(4, dtype=torch.long)
     for r, target, options, message in (
         (-0.1, y, {}, "r must be"),
@@ -164,7 +156,7 @@ def test_the_constants_of_the_generalisation_bound_are_read_off_the_graph() -> N
 
 
 def test_generalisation_bounds_shrink_with_data_and_say_when_they_are_vacuous() -> None:
-    model = perceptron(4, 8, 2)
+    model = random_perceptron(4, 8, 2)
     few, many = (pathlift.generalisation_bound(model, n, (4,)) for n in (10, 10**9))
     for name in ("log10_theorem", "log10_sharpened", "log10_covering"):
         assert getattr(many, name) < getattr(few, name) - 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pathlift
-from agreement import examples, perturbed, randomised
+from agreement import examples, perturbed, random_perceptron, randomised
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
 from pathlift.reference import Probe
@@ -65,19 +64,12 @@ def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
     check()
 
 
-def perceptron(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for below, above in itertools.pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return randomised(nn.Sequential(*layers[:-1]))
-
-
 def by_name(model: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> dict[str, pathlift.MetricBound]:
     return {bound.name: bound for bound in pathlift.path_metric_bounds(model, other, shape) if not bound.reason}
 
 
 def test_the_order_of_the_paper_holds_and_only_lemma_4_4_moves_under_rescaling() -> None:
-    model = perceptron(4, 8, 8, 3)
+    model = random_perceptron(4, 8, 8, 3)
     other = perturbed(model, "moved")
     before = by_name(model, other, (4,))
     assert before["Theorem F.2"].log10 <= before["Lemma 4.3"].log10, "(8) follows from Theorem F.2"

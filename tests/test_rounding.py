@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from fractions import Fraction
 
 import pytest
@@ -12,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import pathlift
+from cases import perceptron
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.realise import feed_of, realise
 from pathlift.passes.rounding import chain, rounding_factor
@@ -20,12 +20,9 @@ from pathlift.tolerance import box
 Vector = list[Fraction]
 
 
-def perceptron(*widths: int, dtype: torch.dtype, seed: int = 0) -> nn.Sequential:
+def seeded(*widths: int, dtype: torch.dtype, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for below, above in itertools.pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return nn.Sequential(*layers[:-1]).to(dtype)
+    return perceptron(*widths).to(dtype)
 
 
 def exact(model: nn.Sequential, x: Tensor) -> Vector:
@@ -88,7 +85,7 @@ def nudged(model: nn.Sequential, how: str) -> nn.Sequential:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bounds_hold_in_exact_arithmetic_where_the_networks_differ_by_rounding(dtype: torch.dtype, how: str) -> None:
     for seed in range(5):
-        model = perceptron(4, 7, 6, 3, dtype=dtype, seed=seed)
+        model = seeded(4, 7, 6, 3, dtype=dtype, seed=seed)
         other = nudged(model, how)
         x = torch.randn(3, 4, dtype=dtype)
         for kind in ("per_input", "activation", "telescoping", "three_step", "enclosure", "auto"):
@@ -101,7 +98,7 @@ def test_bounds_hold_in_exact_arithmetic_where_the_networks_differ_by_rounding(d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_difference_track_is_rounded_up_by_no_more_than_its_stated_constant(dtype: torch.dtype) -> None:
     for seed in range(5):
-        model, other = (perceptron(4, 7, 6, 3, dtype=dtype, seed=seed + shift) for shift in (0, 50))
+        model, other = (seeded(4, 7, 6, 3, dtype=dtype, seed=seed + shift) for shift in (0, 50))
         x = torch.randn(2, 4, dtype=dtype)
         network = pathlift.capture(model, x)
         bound = pathlift.lipschitz_bound(network, other, x, kind="per_input")
@@ -114,7 +111,7 @@ def test_the_difference_track_is_rounded_up_by_no_more_than_its_stated_constant(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_pass(dtype: torch.dtype) -> None:
     for seed in range(5):
-        model = perceptron(6, 40, 40, 3, dtype=dtype, seed=seed)
+        model = seeded(6, 40, 40, 3, dtype=dtype, seed=seed)
         x = torch.randn(3, 6, dtype=dtype)
         network = pathlift.capture(model, x)
         for tolerance in (pathlift.Relative(0.0), pathlift.Relative(1e-15)):
@@ -129,7 +126,7 @@ def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_p
 
 
 def test_the_chain_counts_the_summands_of_each_layer() -> None:
-    network = pathlift.capture(perceptron(4, 7, 6, 3, dtype=torch.float64), (4,))
+    network = pathlift.capture(seeded(4, 7, 6, 3, dtype=torch.float64), (4,))
     assert [network.fan_in[node.name] for node in network.nodes] == [0, 5, 1, 8, 1, 7]
     assert chain(network) == 5 + 1 + 8 + 1 + 7 + 6 * 8 + 3
     image = pathlift.capture(nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(3)), (3, 32, 32))

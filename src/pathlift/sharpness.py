@@ -16,7 +16,7 @@ from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Leaf, Network
 from pathlift.passes.norm import to_float
-from pathlift.passes.programs import DifferenceProgram, Values
+from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import feed_of, flat_outputs, realise
@@ -85,7 +85,7 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
         return sum_of_outputs(
-            network, propagate(network, DifferenceProgram(network, grown, values, dtype, moved, ordered=True)), 1
+            network, propagate(network, DifferenceProgram(network, grown, values, dtype, moved, through=ORDERED)), 1
         )
 
     return to_float(in_range(attempt, network.dtype, values) if r else None)[1]

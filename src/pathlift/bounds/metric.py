@@ -19,7 +19,7 @@ from pathlift.errors import UnsupportedModelError
 from pathlift.network import Network, Node, Start, Term
 from pathlift.passes.metric import Other, path_metric
 from pathlift.passes.norm import to_float
-from pathlift.passes.programs import TelescopingProgram, Values
+from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values
 from pathlift.passes.propagate import in_range, propagate, walk
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import WeightsOf, carried, placed, value_of, weighted
@@ -121,7 +121,7 @@ def _telescoping(spread: Spread) -> float:
 
     def one(first: Values, second: Values) -> float:
         def attempt(_: torch.dtype) -> Scaled | None:
-            program = TelescopingProgram(thin.network, first, second, torch.float64, thin.changed)
+            program = DifferenceProgram(thin.network, first, second, torch.float64, thin.changed, through=TELESCOPING)
             return sum_of_outputs(thin.network, propagate(thin.network, program), 1)
 
         return to_float(in_range(attempt, torch.float64, first, second))[1]

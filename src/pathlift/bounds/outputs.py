@@ -16,9 +16,9 @@ from torch import Tensor
 from pathlift.bounds.spread import Spread, compact
 from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network
-from pathlift.passes.drift import Side, drift
+from pathlift.passes.drift import Drift, Side
 from pathlift.passes.enclosure import Enclosure
-from pathlift.passes.programs import DifferenceProgram, HellingerProgram, NormProgram, TelescopingProgram, Values
+from pathlift.passes.programs import TELESCOPING, DifferenceProgram, HellingerProgram, NormProgram, Values
 from pathlift.passes.propagate import Program, in_range, propagate
 from pathlift.passes.realise import flat_outputs
 from pathlift.passes.rounding import rounding_factor
@@ -123,7 +123,7 @@ def _metric(spread: Spread, feed: Mapping[str, Tensor] | None, *, from_inputs: b
                 feed=feed,
                 from_inputs=from_inputs,
                 from_biases=from_biases,
-                ordered=spread.ordered,
+                through=spread.through,
             )
 
         whole = whole + run(spread.network, make, 1, first, second)
@@ -214,7 +214,7 @@ def telescoping(spread: Spread, ball: Ball) -> Tensor:
     for first, second in orders:
 
         def make(dtype: torch.dtype, first: Values = first, second: Values = second) -> Program:
-            return TelescopingProgram(spread.network, first, second, dtype, spread.changed, feed=ball.sizes)
+            return DifferenceProgram(spread.network, first, second, dtype, spread.changed, feed=ball.sizes, through=TELESCOPING)
 
         found.append(run(spread.network, make, 1, first, second))
     return torch.stack(found).amin(0) + _around(spread, ball.radius)
@@ -289,7 +289,7 @@ def activation(spread: Spread, ball: Ball) -> Tensor:
     if spread.others is not None and ball.radius == 0.0:
         sides = (Side(spread.values, spread.others), Side(spread.others, spread.values))
     for dtype in dict.fromkeys((network.dtype, torch.float64)):
-        found = drift(network, sides, spread.gap, spread.changed, ball.feed, ball.radius, dtype)
+        found = Drift(network, sides, spread.gap, spread.changed, ball.feed, ball.radius, dtype).bounds()
         bound = flat_outputs(network, found, ball.batch).double()
         if bool(torch.isfinite(bound).all()):
             break

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.metric import Other, checked_pair, differing, other_state
-from pathlift.passes.programs import Values
+from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
 from pathlift.tolerance import Box, Tolerance, box
 
@@ -73,9 +73,9 @@ class Spread:
         return {leaf: widen(value).double() for leaf, value in self.values.items()}
 
     @property
-    def ordered(self) -> bool:
-        """Whether the lower of each half is the pivot itself: always for sets, for pairs when there is one half."""
-        return self.box is not None or len(self.halves) < 2
+    def through(self) -> Through:
+        """How the halves compare: the lower one is the pivot itself for sets, and for pairs when there is one half."""
+        return ORDERED if self.box is not None or len(self.halves) < 2 else PIVOT
 
     @cached_property
     def most(self) -> Values:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from pathlift.edges.base import Weights
 from pathlift.network import Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes
 from pathlift.passes.propagate import walk
 from pathlift.passes.realise import (
@@ -58,18 +60,11 @@ class State:
     drift: Tensor
 
 
-def drift(
-    network: Network,
-    sides: tuple[Side, ...],
-    gap: tuple[Values, ...],
-    changed: set[Leaf],
-    feed: Below,
-    radius: float,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """Bound |u(θ, x) − u(θ', x')| at the outputs.
+@dataclass(frozen=True)
+class Drift:
+    """One computation of the bound.
 
-    Args:
+    Attributes:
         network: The graph, not compact.
         sides: One or two directions.
         gap: |θ − θ'| at most, by leaf; or θ and θ'.
@@ -77,41 +72,46 @@ def drift(
         feed: Input node to x, (samples, *shape).
         radius: ‖x' − x‖_∞ at most.
         dtype: Precision.
-
-    Returns:
-        Output node to bounds, (samples, *shape).
     """
-    walker = _Drift(network, sides, gap, changed, feed, radius, dtype)
-    rounded_up = 1.0 + rounding_factor(network, dtype)  # of the drift itself, a sum of non-negative terms
-    return {name: state.drift * rounded_up for name, state in walk(network, walker.step).items()}
 
+    network: Network
+    sides: tuple[Side, ...]
+    gap: tuple[Values, ...]
+    changed: set[Leaf]
+    feed: Below
+    radius: float
+    dtype: torch.dtype
 
-class _Drift:
-    """One walk."""
+    def bounds(self) -> dict[str, Tensor]:
+        """Bound |u(θ, x) − u(θ', x')| at the outputs.
 
-    def __init__(
-        self,
-        network: Network,
-        sides: tuple[Side, ...],
-        gap: tuple[Values, ...],
-        changed: set[Leaf],
-        feed: Below,
-        radius: float,
-        dtype: torch.dtype,
-    ) -> None:
-        self.network, self.feed, self.radius, self.dtype = network, feed, radius, dtype
-        self.plain = [weighted(side.own, dtype=dtype) for side in sides]
-        self.sizes = [weighted(side.own, dtype=dtype, transform=torch.abs) for side in sides]
-        self.most = [weighted(side.most, dtype=dtype, transform=torch.abs) for side in sides]
-        transform = torch.abs if len(gap) == 1 else _distance
-        gaps = weighted(*gap, dtype=dtype, transform=transform)
-        self.gaps: WeightsOf = lambda leaf: gaps(leaf) if leaf in changed else None
+        Returns:
+            Output node to bounds, (samples, *shape).
+        """
+        rounded_up = 1.0 + rounding_factor(self.network, self.dtype)  # of the drift itself, a sum of non-negative terms
+        return {name: state.drift * rounded_up for name, state in walk(self.network, self._step).items()}
+
+    @cached_property
+    def _plain(self) -> list[WeightsOf]:
+        return [weighted(side.own, dtype=self.dtype) for side in self.sides]
+
+    @cached_property
+    def _sizes(self) -> list[WeightsOf]:
+        return [weighted(side.own, dtype=self.dtype, transform=torch.abs) for side in self.sides]
+
+    @cached_property
+    def _most(self) -> list[WeightsOf]:
+        return [weighted(side.most, dtype=self.dtype, transform=torch.abs) for side in self.sides]
+
+    def _gaps(self, leaf: Leaf) -> Weights | None:
+        transform = torch.abs if len(self.gap) == 1 else _distance
+        return weighted(*self.gap, dtype=self.dtype, transform=transform)(leaf) if leaf in self.changed else None
 
     def _unit(self, node: Node) -> float:
         return (self.network.fan_in[node.name] + SPARE) * UNIT[self.dtype] * 1.01
 
-    def step(self, node: Node, below: Mapping[str, State]) -> State:
-        sides = range(len(self.plain))
+    def _step(self, node: Node, below: Mapping[str, State]) -> State:
+        sides = range(len(self.sides))
         if node.kind == "input":
             x = self.feed[node.name].to(self.dtype)
             error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
@@ -121,34 +121,34 @@ class _Drift:
         drifts = {name: state.drift for name, state in below.items()}
         if node.nonlinearity is None:
             return self._affine(node, real, errors, drifts)
-        found = tuple(respond(node, real[side], self.plain[side]) for side in sides)
+        found = tuple(respond(node, real[side], self._plain[side]) for side in sides)
         exact = isinstance(node.nonlinearity, Extremum) or node.nonlinearity == Slopes(1.0, 0.0)
         rounding = tuple(
-            self._bent(node, real[side], errors[side], self.sizes[side], None)
+            self._bent(node, real[side], errors[side], self._sizes[side], None)
             + (0.0 if exact else self._unit(node) * _largest(found[side]))
             for side in sides
         )
-        return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self.most[s], self.gaps) for s in sides]))
+        return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self._most[s], self._gaps) for s in sides]))
 
     def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
         unit, found, error, each = self._unit(node), [], [], []
         least = self.network.fan_in[node.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
         for side, below in enumerate(real):
-            found.append(carried(node, below, self.plain[side], biases=self.plain[side]))
+            found.append(carried(node, below, self._plain[side], biases=self._plain[side]))
             tops = {name: _largest(x) for name, x in below.items()}
             noisy = {name: errors[side][name] + unit * top for name, top in tops.items()}
-            own = carried(node, noisy, self.sizes[side])
+            own = carried(node, noisy, self._sizes[side])
             for start in node.starts:
-                bias = self.sizes[side](start.weight)
+                bias = self._sizes[side](start.weight)
                 assert bias is not None
                 own = own + unit * placed(start, bias)
             error.append(own * (1 + unit))
-            out = carried(node, drifts, self.most[side])
-            if any(term.weight is not None and self.gaps(term.weight) is not None for term in node.terms):
+            out = carried(node, drifts, self._most[side])
+            if any(term.weight is not None and self._gaps(term.weight) is not None for term in node.terms):
                 sizes = {name: x.abs().add_(errors[side][name]) for name, x in below.items()}
-                out = out + carried(node, sizes, self.gaps)
+                out = out + carried(node, sizes, self._gaps)
             for start in node.starts:
-                change = self.gaps(start.weight)
+                change = self._gaps(start.weight)
                 out = out if change is None else out + placed(start, change)
             each.append(out + least)
         return State(tuple(found), tuple(error), _smallest(each))

@@ -21,7 +21,7 @@ from pathlift.edges.base import BLOCK_ELEMENTS
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.norm import LOG10_OF_2, to_float
-from pathlift.passes.programs import DifferenceProgram, SquaredDifferenceProgram, Values, above_pivot
+from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, SquaredDifferenceProgram, Through, Values, above_pivot
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
@@ -237,9 +237,9 @@ def _l1(network: Network, values: Values, other: Values) -> PathMetric:
         blame(values)
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "equal", 1.0)
     both = bool(above) and bool(below)
-    precision = torch.float64 if both else network.dtype
-    first = _difference(network, values, other, above, precision, ordered=not both) if above else None
-    second = _difference(network, other, values, below, precision, ordered=not both) if below else None
+    precision, through = (torch.float64, PIVOT) if both else (network.dtype, ORDERED)
+    first = _difference(network, values, other, above, precision, through) if above else None
+    second = _difference(network, other, values, below, precision, through) if below else None
     if not both:
         value, log10 = to_float(first if first is not None else second)
         return PathMetric(value, value, True, value, log10, log10, "lemma 4.2", 1.0)
@@ -264,10 +264,10 @@ def _enclosed(network: Network, first: Scaled | None, second: Scaled | None) -> 
 
 
 def _difference(
-    network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype, *, ordered: bool
+    network: Network, values: Values, other: Values, changed: set[Leaf], precision: torch.dtype, through: Through
 ) -> Scaled | None:
     def attempt(dtype: torch.dtype) -> Scaled | None:
-        program = DifferenceProgram(network, values, other, dtype, changed, ordered=ordered)
+        program = DifferenceProgram(network, values, other, dtype, changed, through=through)
         return sum_of_outputs(network, propagate(network, program), 1)
 
     return in_range(attempt, precision, values, other)

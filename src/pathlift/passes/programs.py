@@ -167,10 +167,40 @@ def above_pivot(first: Tensor, second: Tensor) -> Tensor:
     return first.abs() - pivot(first, second)
 
 
+def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:
+    return first.abs()
+
+
+def _second_magnitude(_first: Tensor, second: Tensor) -> Tensor:
+    return second.abs()
+
+
+def _above_second(first: Tensor, second: Tensor) -> Tensor:
+    return first.abs() - second.abs()
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).abs()
+
+
+Through = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+"""The weights of the second track of a `DifferenceProgram`: along it, and from the first track into it."""
+
+PIVOT: Through = (pivot, above_pivot)
+"""D = Φ(θ) − Φ(m), m the pivot of θ and θ'."""
+
+ORDERED: Through = (_second_magnitude, _above_second)
+"""The same where θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it."""
+
+TELESCOPING: Through = (_second_magnitude, _distance)
+"""D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
+
+
 class DifferenceProgram(_ParametrisedProgram):
     """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (SPEC §4).
 
-    D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms are non-negative, nothing is subtracted but weights.
+    D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms are non-negative, nothing is subtracted but weights. Other recursions of
+    this shape are `ORDERED` and `TELESCOPING`.
     """
 
     tracks = 2
@@ -186,7 +216,7 @@ class DifferenceProgram(_ParametrisedProgram):
         feed: Mapping[str, Tensor] | None = None,
         from_inputs: bool = True,
         from_biases: bool = True,
-        ordered: bool = False,
+        through: Through = PIVOT,
     ) -> None:
         """Take two networks.
 
@@ -195,16 +225,15 @@ class DifferenceProgram(_ParametrisedProgram):
             values: θ.
             other: θ'.
             dtype: Precision.
-            changed: The leaves where |m| differs from |θ| somewhere.
+            changed: The leaves where the weights from the first track into the second are not 0 everywhere.
             feed: Input node to |x|, shape (samples, 1, …); ones, without samples, when None.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
-            ordered: θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it.
+            through: The weights of the second track.
         """
         super().__init__(network, (values, other), dtype, feed)
         self.changed = changed
-        self.below: Callable[..., Tensor] = _second_magnitude if ordered else pivot
-        self.above: Callable[..., Tensor] = _above_second if ordered else above_pivot
+        self.below, self.above = through
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
     def edge(self, leaf: Leaf) -> Entries:
@@ -230,73 +259,6 @@ class DifferenceProgram(_ParametrisedProgram):
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
         return (self.fed(node) if self.from_inputs else None, None)
-
-
-def _first_magnitude(first: Tensor, _second: Tensor) -> Tensor:
-    return first.abs()
-
-
-def _second_magnitude(_first: Tensor, second: Tensor) -> Tensor:
-    return second.abs()
-
-
-def _above_second(first: Tensor, second: Tensor) -> Tensor:
-    return first.abs() - second.abs()
-
-
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    return (first - second).abs()
-
-
-class TelescopingProgram(_ParametrisedProgram):
-    """Two tracks, A for θ and D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound, any signs (SPEC §4)."""
-
-    tracks = 2
-
-    def __init__(
-        self,
-        network: Network,
-        values: Values,
-        other: Values,
-        dtype: torch.dtype,
-        changed: set[Leaf],
-        *,
-        feed: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Take two networks.
-
-        Args:
-            network: The graph.
-            values: θ.
-            other: θ'.
-            dtype: Precision.
-            changed: The leaves where θ and θ' differ.
-            feed: Input node to |x|, (samples, *shape); ones when None.
-        """
-        super().__init__(network, (values, other), dtype, feed)
-        self.changed = changed
-
-    def edge(self, leaf: Leaf) -> Entries:
-        """See `Program.edge`."""
-        if leaf.scalar in (1.0, -1.0):
-            return {(0, 0): None, (1, 1): None}
-        own = self.weights(leaf, _first_magnitude, 1.0)
-        if leaf not in self.changed:
-            return {(0, 0): own, (1, 1): own}
-        return {
-            (0, 0): own,
-            (1, 1): self.weights(leaf, _second_magnitude, 1.0),
-            (1, 0): self.weights(leaf, _distance, 1.0),
-        }
-
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
-        """See `Program.start`."""
-        own = self.weights(leaf, _first_magnitude, 1.0)
-        return {0: own, 1: self.weights(leaf, _distance, 1.0)} if leaf in self.changed else {0: own}
-
-    def inputs(self, node: Node) -> Tracks:
-        """See `Program.inputs`."""
-        return (self.fed(node), None)
 
 
 class SquaredDifferenceProgram(_ParametrisedProgram):
