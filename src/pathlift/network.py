@@ -361,7 +361,8 @@ class Network:
         """Number of summands of a neuron by node name, at most: see `pathlift.passes.rounding`."""
         from pathlift.passes.rounding import fan_in  # built on this module
 
-        return fan_in(self) if any(node.axes is not None for node in self.nodes) else self.compact.fan_in
+        compact = any(node.axes is not None for node in self.nodes) or self.compact is self
+        return fan_in(self) if compact else self.compact.fan_in
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
