@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pathlift
 from cases import Fn, Residual, Tied
+from pathlift.data import load_data
 from pathlift.models import load_model, load_state, save_tensors
 
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -198,3 +199,22 @@ def test_a_wrong_model_name_says_what_is_expected(name: str, words: str) -> None
         pytest.importorskip("onnx2torch")
     with pytest.raises(pathlift.InputError, match=words):
         load_model(name)
+
+
+def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> None:
+    x, y = load_data("digits", (1, 8, 8))
+    assert x.shape == (1797, 1, 8, 8)
+    assert y is not None
+    assert float(x.min()) == 0.0
+    assert float(x.max()) == 1.0
+    save_tensors({"inputs": torch.zeros(2, 3)}, tmp_path / "nameless.safetensors")
+    save_tensors({"x": torch.zeros(2, 3, dtype=torch.long)}, tmp_path / "whole.safetensors")
+    for name, shape, message in (
+        ("digits", (10,), "do not fill the shape"),
+        ("cats", (3,), "is not known"),
+        (str(tmp_path / "missing.pt"), (3,), "There is no file"),
+        (str(tmp_path / "nameless.safetensors"), (3,), "under the name 'x'"),
+        (str(tmp_path / "whole.safetensors"), (3,), "floating-point"),
+    ):
+        with pytest.raises(pathlift.InputError, match=message):
+            load_data(name, shape)
