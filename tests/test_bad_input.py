@@ -210,7 +210,7 @@ def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> Non
     save_tensors({"inputs": torch.zeros(2, 3)}, tmp_path / "nameless.safetensors")
     save_tensors({"x": torch.zeros(2, 3, dtype=torch.long)}, tmp_path / "whole.safetensors")
     for name, shape, message in (
-        ("digits", (10,), "do not fill the shape"),
+        ("digits", (10,), "do not fill the input shape"),
         ("cats", (3,), "is not known"),
         (str(tmp_path / "missing.pt"), (3,), "There is no file"),
         (str(tmp_path / "nameless.safetensors"), (3,), "under the name 'x'"),
