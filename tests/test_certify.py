@@ -178,6 +178,35 @@ def test_batches_of_a_loader_give_what_the_whole_gives() -> None:
         pathlift.certify(model, [], Relative(0.02))
 
 
+class Shifted(nn.Module):
+    """The same network with its bias inside the linear layer, or added apart, beside a skip."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+        self.first, self.last = nn.Linear(4, 4, bias=not apart), nn.Linear(4, 3)
+        self.shift = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(F.relu(y + self.shift if self.apart else y))
+
+
+def test_a_bias_added_apart_costs_what_a_bias_costs() -> None:
+    """Only what varies is paid for: a sum with a parameter does not pay for its other summand."""
+    one, two = Shifted(apart=False).double(), Shifted(apart=True).double()
+    with torch.no_grad():
+        two.first.weight.copy_(one.first.weight), two.shift.copy_(one.first.bias)
+        two.last.load_state_dict(one.last.state_dict())
+    x = torch.randn(6, 4, dtype=torch.float64)
+    for kind in ("certify", "activation"):
+        if kind == "certify":
+            found = [pathlift.certify(model, x, Relative(0.01)).bound for model in (one, two)]
+        else:
+            found = [pathlift.lipschitz_bound(model, Relative(0.01), x, kind="activation") for model in (one, two)]
+        torch.testing.assert_close(found[0] * 1, found[1] * 1, rtol=1e-9, atol=1e-12)
+
+
 def test_a_tie_is_never_certified() -> None:
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():

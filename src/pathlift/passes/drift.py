@@ -146,7 +146,7 @@ class Drift:
             out = carried(node, drifts, self._most[side])
             if any(term.weight is not None and self._gaps(term.weight) is not None for term in node.terms):
                 sizes = {name: x.abs().add_(errors[side][name]) for name, x in below.items()}
-                out = out + carried(node, sizes, self._gaps)
+                out = out + carried(node, sizes, self._gaps, only_weighted=True)
             for start in node.starts:
                 change = self._gaps(start.weight)
                 out = out if change is None else out + placed(start, change)

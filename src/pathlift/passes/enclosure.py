@@ -207,14 +207,12 @@ class Enclosure:
             zero = like.new_zeros(())
             return zero, zero, False
         joint = {id(term) for term in varying if self._reused(term, node)}
-        full = carried(node, sizes, self._reaches, biases=self._reaches) if node.terms else self._bias_reach(node)
+        if not node.terms:
+            return carried(node, {}, self._reaches, biases=self._reaches), like.new_zeros(()), True
+        full = carried(node, sizes, self._reaches, biases=self._reaches, only_weighted=True)
         full_price = {term.source for term in varying if id(term) not in joint}
         mixed = {term.source: (sizes if term.source in full_price else radii)[term.source] for term in node.terms}
-        shared = carried(node, mixed, self._reaches) if node.terms else like.new_zeros(())
-        return full, shared, True
-
-    def _bias_reach(self, node: Node) -> Tensor:
-        return carried(node, {}, self._reaches, biases=self._reaches)
+        return full, carried(node, mixed, self._reaches, only_weighted=True), True
 
     @staticmethod
     def _reused(term: Term, node: Node) -> bool:

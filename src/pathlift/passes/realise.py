@@ -60,7 +60,9 @@ def placed(start: Start, weights: Weights) -> Tensor:
     return weights.full().reshape(start.view)
 
 
-def carried(node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsOf | None = None) -> Tensor:
+def carried(
+    node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsOf | None = None, only_weighted: bool = False
+) -> Tensor:
     """Return Σ_u x[u]·w(u→v) + b(v) for every neuron of a node, w and b as given.
 
     Args:
@@ -68,6 +70,7 @@ def carried(node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsO
         below: Values of the nodes below, (samples, *shape).
         weights_of: The weights along the edges.
         biases: The biases; None for none.
+        only_weighted: Edges without a weight carry nothing: for what changes of the weights do.
 
     Returns:
         Shape (samples, *node.shape).
@@ -77,7 +80,7 @@ def carried(node: Node, below: Below, weights_of: WeightsOf, *, biases: WeightsO
         x = below[term.source]
         weights = None if term.weight is None else weights_of(term.weight)
         shape = node.shape if node.concat is None else node.concat.shape(place, node.shape)
-        if term.weight is not None and weights is None:
+        if weights is None and (only_weighted or term.weight is not None):
             pieces.append(x.new_zeros((len(x), *shape)))
         else:
             pieces.append(along(term, x, weights).expand(len(x), *shape))
