@@ -106,6 +106,26 @@ def run(network: Network, make: Callable[[torch.dtype], Program], track: int, *v
     return in_range(attempt, network.dtype, *values)
 
 
+CHUNK_ELEMENTS = 1 << 23
+"""Samples travel together as long as the widest layer has at most so many values: larger tensors cost page faults."""
+
+
+def in_chunks(network: Network, feed: Mapping[str, Tensor], one: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+    """Compute something sample by sample, a few at a time.
+
+    Args:
+        network: The graph.
+        feed: Input node to values, (samples, *shape).
+        one: The computation for some of the samples, (samples, …).
+
+    Returns:
+        The results for all samples.
+    """
+    step = max(1, CHUNK_ELEMENTS // max(math.prod(node.shape) for node in network.nodes))
+    pieces = zip(*(value.split(step) for value in feed.values()), strict=True)
+    return torch.cat([one(dict(zip(feed, piece, strict=True))) for piece in pieces])
+
+
 def _metric(spread: Spread, feed: Mapping[str, Tensor] | None, *, from_inputs: bool = True, from_biases: bool = True) -> Tensor:
     """Σ_p |Φ_p(upper) − Φ_p(lower)|·|x̄(p₀)| over the halves of a comparison: exact or the pivot bound."""
     lead = () if feed is None else (len(next(iter(feed.values()))),)
@@ -193,7 +213,8 @@ def per_input(spread: Spread, ball: Ball) -> Tensor:
     Returns:
         (samples, outputs).
     """
-    return _metric(spread, ball.sizes) + _around(spread, ball.radius)
+    found = in_chunks(spread.network, ball.sizes, lambda feed: _metric(spread, feed))
+    return found + _around(spread, ball.radius)
 
 
 def telescoping(spread: Spread, ball: Ball) -> Tensor:
@@ -288,12 +309,16 @@ def activation(spread: Spread, ball: Ball) -> Tensor:
     sides: tuple[Side, ...] = (Side(spread.values, spread.most),)
     if spread.others is not None and ball.radius == 0.0:
         sides = (Side(spread.values, spread.others), Side(spread.others, spread.values))
-    for dtype in dict.fromkeys((network.dtype, torch.float64)):
-        found = Drift(network, sides, spread.gap, spread.changed, ball.feed, ball.radius, dtype).bounds()
-        bound = flat_outputs(network, found, ball.batch).double()
-        if bool(torch.isfinite(bound).all()):
-            break
-    return _never_nan(bound)
+
+    def one(feed: Mapping[str, Tensor]) -> Tensor:
+        for dtype in dict.fromkeys((network.dtype, torch.float64)):
+            found = Drift(network, sides, spread.gap, spread.changed, feed, ball.radius, dtype).bounds()
+            bound = flat_outputs(network, found, len(next(iter(feed.values())))).double()
+            if bool(torch.isfinite(bound).all()):
+                break
+        return _never_nan(bound)
+
+    return in_chunks(network, ball.feed, one)
 
 
 def _never_nan(bound: Tensor) -> Tensor:
