@@ -129,8 +129,7 @@ def in_chunks(network: Network, feed: Mapping[str, Tensor], one: Callable[[Mappi
 def _metric(spread: Spread, feed: Mapping[str, Tensor] | None, *, from_inputs: bool = True, from_biases: bool = True) -> Tensor:
     """Σ_p |Φ_p(upper) − Φ_p(lower)|·|x̄(p₀)| over the halves of a comparison: exact or the pivot bound."""
     lead = () if feed is None else (len(next(iter(feed.values()))),)
-    count = sum(math.prod(spread.network.node[name].full_shape) for name in spread.network.outputs)
-    whole = torch.zeros((*lead, count), dtype=torch.float64, device=spread.network.device)
+    whole = torch.zeros((*lead, _outputs(spread.network)), dtype=torch.float64, device=spread.network.device)
     for first, second, changed in spread.halves:
 
         def make(dtype: torch.dtype, first: Values = first, second: Values = second, changed: set[Leaf] = changed) -> Program:
@@ -327,7 +326,7 @@ def _never_nan(bound: Tensor) -> Tensor:
 
 
 def _outputs(network: Network) -> int:
-    return sum(math.prod(network.node[name].shape) for name in network.outputs)
+    return sum(math.prod(network.node[name].full_shape) for name in network.outputs)
 
 
 def enclosure(spread: Spread, ball: Ball) -> Tensor:

@@ -128,6 +128,9 @@ class Drift:
             + (0.0 if exact else self._unit(node) * _largest(found[side]))
             for side in sides
         )
+        if isinstance(node.nonlinearity, LearnedSlope):  # what a slope multiplies is exact to its error only
+            source = node.terms[0].source
+            real = tuple({source: own[source] - errors[side][source]} for side, own in enumerate(real))
         return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self._most[s], self._gaps) for s in sides]))
 
     def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:

@@ -77,13 +77,11 @@ class Choice:
         chosen: Number of the antecedent, (samples, *shape).
         slope: Of the line above.
         upper: Constant of the line above.
-        open: Where another antecedent may be the largest.
     """
 
     chosen: Tensor
     slope: Tensor
     upper: Tensor
-    open: Tensor
 
 
 @dataclass(frozen=True)
@@ -317,7 +315,7 @@ class Enclosure:
         slope = torch.where(open_, ((own_top - rest).clamp(min=0.0) / width).clamp(max=1.0), 1.0)
         upper = torch.where(open_, torch.maximum(rest - slope * bottom, own_top - slope * own_top), 0.0)
         upper = upper + torch.where(open_, WIDEN * (rest.abs() + own_top.abs() + bottom.abs()), 0.0)
-        self.lines[node.name] = Choice(chosen, slope, upper, open_)
+        self.lines[node.name] = Choice(chosen, slope, upper)
         self.slack[node.name] = self.shared_slack[node.name] = self._own_unit(node) * upper.abs()
         top = torch.maximum(own_top, rest)
         return Interval(bottom, top) if kind.largest else Interval(-top, -bottom)
@@ -342,7 +340,7 @@ class Enclosure:
                     if end is not None:
                         wanted |= (found.low < end.to(found.low)) & (found.high > end.to(found.low))
             elif isinstance(kind, Extremum):
-                if reader.terms == (reader.terms[0],):
+                if len(reader.terms) == 1:
                     wanted |= _undecided(reader, found, kind)
             else:
                 wanted |= (found.low < 0) & (found.high > 0)
