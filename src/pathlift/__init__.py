@@ -24,6 +24,17 @@ from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.reference import PathLifting, path_lifting
 from pathlift.sharpness import Sharpness, box_path_metric, sharpness
+from pathlift.symmetry import (
+    BalancedState,
+    Equivalence,
+    RescaledState,
+    Symmetries,
+    align,
+    equivalent,
+    rescaling_distance,
+    symmetries,
+    with_state,
+)
 from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
 
 __version__ = "0.1.0"
@@ -31,7 +42,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Absolute",
     "Attack",
+    "BalancedState",
     "Certificate",
+    "Equivalence",
     "GeneralisationBound",
     "InputError",
     "InputLipschitz",
@@ -48,16 +61,20 @@ __all__ = [
     "Problem",
     "Pruned",
     "Relative",
+    "RescaledState",
     "Rounding",
     "Sharpness",
     "SupportReport",
+    "Symmetries",
     "Tolerance",
     "UnsupportedModelError",
+    "align",
     "attack",
     "box_path_metric",
     "capture",
     "certify",
     "check_support",
+    "equivalent",
     "expected_bound",
     "generalisation_bound",
     "gradient_norms",
@@ -69,6 +86,9 @@ __all__ = [
     "path_metric",
     "path_metric_bounds",
     "path_norm",
+    "rescaling_distance",
     "sharpness",
+    "symmetries",
     "unit_path_magnitude",
+    "with_state",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, full_axes
+from pathlift.edges.pattern import Pattern
 
 BLOCK_ELEMENTS = 1 << 18
 """Weights are transformed in blocks of this many elements where a map can work block by block (1 MiB in float32)."""
@@ -220,6 +221,21 @@ class Edges(ABC):
 
         Raises:
             NotImplementedError: The map belongs to no pooling operator.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """Tell which weight stands on which edge (`pathlift.edges.pattern`); for maps that a parameter can weigh.
+
+        Args:
+            below: Shape of the neurons below.
+            weight: Shape of the weight.
+
+        Returns:
+            The pattern.
+
+        Raises:
+            NotImplementedError: Only constants can be the weights of this map.
         """
         raise NotImplementedError(type(self).__name__)
 

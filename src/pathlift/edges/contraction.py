@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, classify
 from pathlift.edges.base import Compact, Edges, Weights
+from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.window import along
 
 
@@ -19,6 +20,17 @@ class Dense(Edges):
 
     No copy of the size of the weight is ever made, so a path-norm costs one read of the weights.
     """
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`."""
+        rows, (outs, ins) = math.prod(below[:-1]), weight
+        row = torch.arange(rows)
+        return Pattern(
+            Layout(tuple(below), (rows, ins), (1, 0), (1, ins, rows)),
+            Layout((*below[:-1], outs), (rows, outs), (1, 0), (1, outs, rows)),
+            Layout(tuple(weight), (outs, ins), (0, 1), (1, outs, ins, 1)),
+            torch.stack([torch.zeros_like(row), row, row], 1),
+        )
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """See `Edges.compact`."""
@@ -79,6 +91,12 @@ class Dense(Edges):
 
 class Contraction(Edges):
     """An einsum of x with a weight: ``equation`` is ``"x-letters,w-letters->out-letters"``."""
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`."""
+        operands, result = self.equation.split("->")
+        first, second = operands.split(",")
+        return product_pattern(below, weight, (first, second, result))
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """See `Edges.compact`: dimensions that the weight does not share and the result keeps stay as they are."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, through_taps
 from pathlift.edges.base import BLOCK_ELEMENTS, Compact, Edges, Weights
+from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Convolution(Edges):
             transposed=self.transposed,
         )
         return Compact(edges, (Axis.full(1), Axis.full(out[1]), *(axis for axis, _ in found)))
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`."""
+        places = tuple(self.sum(torch.empty(below, device="meta"), _meta(weight)).shape[2:])
+        tables = [self._taps(place, count, weight[2 + place]) for place, count in enumerate(places)]
+        triples = tap_triples(tables, below[2:], below[0])
+        return convolution_pattern(below, weight, places, self.groups, transposed=self.transposed, triples=triples)
 
     def _taps(self, place: int, outputs: int, kernel: int) -> Tensor:
         """Return the input position that each output position reads with each tap, shape (outputs, kernel); −1 for none."""
@@ -157,6 +165,12 @@ class Convolution(Edges):
         return spread, kernels, padding
 
 
+def _meta(shape: Sequence[int]) -> Weights:
+    """Return weights without values, to ask for shapes."""
+    nothing = torch.empty(shape, device="meta")
+    return Weights((nothing,), torch.abs, nothing.dtype, ready=nothing)
+
+
 class GatheredConvolution(Edges):
     """A convolution between compact tensors: gather what each class of positions reads, then one matrix product.
 
@@ -193,6 +207,11 @@ class GatheredConvolution(Edges):
         self.plain = self.taps == 1 and torch.equal(joined[0], torch.arange(self.below))
         self._index = joined
         self._chunks: dict[int, list[tuple[slice, Table]]] = {}
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`."""
+        triples = tap_triples([self._index.T], [self.below], 1)
+        return convolution_pattern(below, weight, self.places, self.groups, transposed=self.transposed, triples=triples)
 
     def _positions(self, rows: int) -> list[tuple[slice, Table]]:
         """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""

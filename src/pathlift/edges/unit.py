@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, full_axes
 from pathlift.edges.base import Chain, Compact, Edges, Weights
+from pathlift.edges.pattern import Pattern, product_pattern
 
 
 class UnitEdges(Edges):
@@ -166,6 +167,13 @@ class Scale(UnitEdges):
             view: Shape under which the weight broadcasts, None to leave it as it is.
         """
         self.view = view
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`: dimensions are matched from the last one backwards."""
+        weight = tuple(torch.empty(weight, device="meta").reshape(self.view).shape) if self.view is not None else tuple(weight)
+        rank = max(len(below), len(weight))
+        letters = (range(rank - len(below), rank), range(rank - len(weight), rank), range(rank))
+        return product_pattern(below, weight, letters)
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """See `Edges.compact`."""

@@ -1,0 +1,18 @@
+"""Rescaling symmetries: the groups of a network, representatives of its orbit, and comparing networks modulo rescaling."""
+
+from pathlift.symmetry.compare import Equivalence, align, equivalent, rescaling_distance
+from pathlift.symmetry.groups import BalancedState, Family, Pinned, RescaledState, Symmetries, symmetries, with_state
+
+__all__ = [
+    "BalancedState",
+    "Equivalence",
+    "Family",
+    "Pinned",
+    "RescaledState",
+    "Symmetries",
+    "align",
+    "equivalent",
+    "rescaling_distance",
+    "symmetries",
+    "with_state",
+]

@@ -1,0 +1,229 @@
+"""Comparing two parameter vectors modulo rescaling: equivalence, alignment, distance (SPEC §4 "Gauge", §7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.errors import InputError
+from pathlift.network import Network
+from pathlift.passes.metric import Other, other_state
+from pathlift.symmetry.fit import fitted, log_ratios, scaled
+from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
+from pathlift.symmetry.tying import Tied
+
+ULPS = 64
+"""Default tolerance of `equivalent`, in units of the last digit of the coarser of the two types."""
+
+
+@dataclass(frozen=True, eq=False)
+class Equivalence:
+    """Whether two networks are rescalings of each other; truthy when they are.
+
+    Attributes:
+        equivalent: Whether θ' = λ∘θ within the tolerance.
+        factors: λ, float64, shape (groups,); None when they are not equivalent.
+        mismatch: The first parameter that disagrees, where and by how much; "" when they are equivalent.
+        tolerance: Largest relative difference of a weight that counts as rounding.
+    """
+
+    equivalent: bool
+    factors: Tensor | None
+    mismatch: str
+    tolerance: float
+
+    def __bool__(self) -> bool:
+        """Return `equivalent`."""
+        return self.equivalent
+
+
+def _groups(model: nn.Module | Network | Symmetries, inputs: Inputs | None) -> Symmetries:
+    return model if isinstance(model, Symmetries) else symmetries(capture(model, inputs))
+
+
+@torch.no_grad()
+def equivalent(
+    model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, tolerance: float | None = None
+) -> Equivalence:
+    """Tell whether two networks are rescalings of each other, θ' = λ∘θ, and find λ.
+
+    Exact zeros must be the same in both, signs too. Weights that take no part in the symmetry must be equal. It is a test
+    of parameters: networks that compute the same function for another reason (permuted channels) are not equivalent.
+
+    Args:
+        model: A module, a captured `Network` or its `Symmetries`: θ.
+        other: θ', see `path_metric`.
+        inputs: As for `capture`; not needed for a Network.
+        tolerance: Largest relative difference of a weight from λ∘θ that counts as rounding; 64 units of the last digit of
+            its type by default.
+
+    Returns:
+        The answer, with the factors or the first parameter that disagrees.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` or ``tolerance`` is malformed.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> found = equivalent(model, symmetries(model, (2,)).rescale([2.0, 1.0, 0.5]), (2,))
+        >>> bool(found), found.factors.tolist()
+        (True, [2.0, 1.0, 0.5])
+    """
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"tolerance must be a finite number ≥ 0, found {tolerance}.")
+    groups = _groups(model, inputs)
+    network, tied = groups.network, groups.tied
+    state = other_state(network, other)
+    limits = {name: tolerance if tolerance is not None else ULPS * _epsilon(network.state[name], state[name]) for name in state}
+    widest = max((limit for name, limit in limits.items() if name in network.saved), default=0.0)
+    mismatch = _different_elsewhere(network, tied, state, limits) or _different_support(network, tied, state)
+    if mismatch:
+        return Equivalence(False, None, mismatch, widest)
+    ratios = log_ratios(tied.scalings, network.state, state)
+    free = fitted(tied.scalings, tied.solution, ratios)
+    scales = tied.solution.scales(free)
+    for name, scaling in tied.scalings.items():
+        residual = (ratios[name] - scaled(scaling, scales, ratios[name])).nan_to_num()
+        if bool((residual.abs() > math.log2(1.0 + limits[name])).any()):
+            place = int(residual.abs().argmax())
+            spot = list(torch.unravel_index(torch.tensor(place), residual.shape))
+            factor = 2.0 ** float(residual.reshape(-1)[place])
+            where = ", ".join(str(int(axis)) for axis in spot)
+            return Equivalence(
+                False, None, f"'{name}'[{where}] is {factor:.9g} times what the rescaling nearest to it makes", widest
+            )
+    return Equivalence(True, torch.exp2(free), "", widest)
+
+
+@torch.no_grad()
+def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None) -> RescaledState:
+    """Bring a second network into the gauge of the first: rescale θ' so that it is as near to θ as it gets.
+
+    The factors solve a robust least-squares problem in log λ over the weights that are not zero in both. A copy of θ that
+    was pruned and rescaled is matched exactly, and a weight that then agrees with that of θ to the rounding of the
+    rescaling (8 units of the last digit) is set to it.
+
+    Args:
+        model: A module, a captured `Network` or its `Symmetries`: θ.
+        other: θ', see `path_metric`.
+        inputs: As for `capture`; not needed for a Network.
+
+    Returns:
+        A state-dict with the function of θ', up to that rounding.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` is malformed.
+    """
+    groups = _groups(model, inputs)
+    state = other_state(groups.network, other)
+    aligned, factors = aligned_state(groups, state)
+    names = {**{name: name for name in aligned}, **groups.network.aliases}
+    saved = {name: aligned[own].detach().clone() for name, own in names.items() if name in groups.network.saved}
+    return RescaledState(saved, factors)
+
+
+def aligned_state(groups: Symmetries, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return λ∘θ' in the gauge of θ, and λ.
+
+    Args:
+        groups: The symmetries of θ.
+        state: θ' by canonical name.
+
+    Returns:
+        Canonical name to tensor, and the factors.
+    """
+    network, tied = groups.network, groups.tied
+    ratios = log_ratios(tied.scalings, network.state, state)
+    free = -fitted(tied.scalings, tied.solution, ratios)
+    free = torch.where((free - free.round()).abs() < WHOLE, free.round(), free)
+    scales = tied.solution.scales(free)
+    found = dict(state)
+    for name, scaling in tied.scalings.items():
+        own, mine = state[name].detach(), network.state[name].detach()
+        factor = torch.exp2(scaled(scaling, scales, own)).to(own.device)
+        moved = (own.double() * factor).to(own.dtype)
+        near = (moved.double() - mine.double()).abs() <= SNAP * _epsilon(own, mine) * mine.double().abs()
+        found[name] = torch.where(near & (factor != 1.0), mine.to(moved.dtype), moved)
+    return found, torch.exp2(free)
+
+
+SNAP = 8
+"""Units of the last digit by which a rescaled copy may differ from its original."""
+
+WHOLE = 1e-6
+"""A factor this near to a power of two, in log₂, is taken to be it."""
+
+
+@torch.no_grad()
+def rescaling_distance(
+    model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, p: float = 2.0
+) -> float:
+    """Return the distance of two networks modulo rescaling: between their balanced representatives.
+
+    ‖N(θ) − N(θ')‖_p, N(θ) the element of the orbit of θ with the smallest ℓ^p norm (`Symmetries.balance`). It is a metric on
+    orbits: 0 exactly when one network is a rescaling of the other (dead weights and running means aside). The infimum of
+    ‖θ − λ∘θ'‖_p over λ alone depends on the gauge of θ and is no such thing.
+
+    Args:
+        model: A module, a captured `Network` or its `Symmetries`: θ.
+        other: θ', see `path_metric`.
+        inputs: As for `capture`; not needed for a Network.
+        p: Order, ≥ 1.
+
+    Returns:
+        The distance, over all trainable parameters.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` or ``p`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+    """
+    if not (math.isfinite(p) and p >= 1):
+        raise InputError(f"p must be a finite number ≥ 1, found {p}.")
+    groups = _groups(model, inputs)
+    second = groups.at(other_state(groups.network, other))
+    one, two = groups.balance(p), second.balance(p)
+    total = sum(
+        float((one[name].double() - two[name].double()).abs().pow(p).sum()) for name in groups.network.parameters if name in one
+    )
+    return float(total ** (1.0 / p))
+
+
+def _epsilon(first: Tensor, second: Tensor) -> float:
+    kinds = [tensor.dtype for tensor in (first, second) if tensor.is_floating_point()]
+    return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+
+
+def _different_elsewhere(network: Network, tied: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
+    """Compare what takes no part in the symmetry."""
+    needed = {name for leaf in network.leaves for name in leaf.requires}
+    for name, tensor in network.state.items():
+        if name in tied.scalings or name not in needed:
+            continue
+        first, second = tensor.double(), state[name].double()
+        if bool(((first - second).abs() > limits[name] * first.abs()).any()):
+            return f"'{name}' takes no part in the rescaling symmetry and differs by {float((first - second).abs().max()):.3g}"
+    return ""
+
+
+def _different_support(network: Network, tied: Tied, state: Mapping[str, Tensor]) -> str:
+    """Compare zeros and signs."""
+    for name in tied.scalings:
+        first, second = network.state[name].detach().sign(), state[name].detach().to(network.device).sign()
+        apart = first != second.to(first.dtype)
+        if bool(apart.any()):
+            place = tuple(apart.nonzero()[0].tolist())
+            own, theirs = float(network.state[name][place]), float(state[name][place])
+            return f"'{name}'{list(place)} is {own:.6g} in the first network and {theirs:.6g} in the second: signs never change"
+    return ""

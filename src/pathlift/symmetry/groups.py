@@ -1,0 +1,453 @@
+"""Rescaling symmetries of a network: the groups of channels that share a factor, and what one does with them (SPEC §7).
+
+`symmetries` finds them from the operators' rules alone. A rescaling multiplies the activation of each neuron by a positive
+factor and leaves the function as it is; the factors of a network are a vector λ with one positive number per group.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.errors import InputError, NumericalError
+from pathlift.network import Network
+from pathlift.symmetry import gauges
+from pathlift.symmetry.relations import FIXED, NOTHING
+from pathlift.symmetry.tying import VARYING, Tied, tied
+
+Factors: TypeAlias = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float] | float]
+"""One positive number per group; or module name to one per output channel, for as many modules as wanted."""
+
+
+class RescaledState(dict[str, Tensor]):
+    """A state-dict of the same function: what `load_state_dict` takes.
+
+    Attributes:
+        factors: λ by which the network was rescaled, float64, shape (groups,).
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Wrap the tensors.
+
+        Args:
+            tensors: Parameters and buffers.
+            factors: λ.
+        """
+        super().__init__(tensors)
+        self.factors = factors
+
+
+class BalancedState(RescaledState):
+    """A rescaled state at the minimum of a convex function of log λ.
+
+    Attributes:
+        imbalance: The certificate: the largest |∂F/∂log λ| of a group, relative to the sum of the terms of F that its factor
+            changes. It is 0 at the minimum and nowhere else.
+        left: Numbers of the groups that have no finite optimum (no path of non-zero weights runs through them, so that F
+            only falls with their factor) and keep their scale.
+        steps: Newton steps.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], gauge: gauges.Gauge) -> None:
+        """Wrap the tensors.
+
+        Args:
+            tensors: Parameters and buffers.
+            gauge: How they were found.
+        """
+        super().__init__(tensors, torch.exp2(gauge.free))
+        self.imbalance = gauge.imbalance
+        self.left = gauge.left
+        self.steps = gauge.steps
+
+
+@dataclass(frozen=True)
+class Family:
+    """Groups that scale the same axes of the same tensors, each its own channel.
+
+    Attributes:
+        groups: Their numbers.
+        multiplied: Tensor and axis whose entries are multiplied by λ; axis None for a power of λ, entry by entry.
+        divided: Tensor and axis whose entries are divided by λ.
+    """
+
+    groups: tuple[int, ...]
+    multiplied: tuple[tuple[str, int | None], ...]
+    divided: tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Output channels of a module whose factor must be 1.
+
+    Attributes:
+        module: Path of the module.
+        channels: Their numbers.
+        reason: The operator, input or output that fixes them.
+    """
+
+    module: str
+    channels: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Symmetries:
+    """The group of positive neuron-wise rescalings of a network; ``len`` is its dimension.
+
+    A group is a set of channels that must share one factor λ, because they are added, concatenated and read together,
+    normalised, pooled or computed by one weight. Batch norm has two factors, one for its input and one for its output. Where
+    one weight is used several times, the factor of a channel may be a product of powers of the groups' factors. Channels
+    that no output depends on are in no group.
+
+    Attributes:
+        network: The captured network.
+        tied: The relations between its neurons.
+    """
+
+    network: Network
+    tied: Tied
+
+    def __len__(self) -> int:
+        """Return the dimension: the number of factors that can be chosen."""
+        return self.tied.solution.dimension
+
+    def __bool__(self) -> bool:
+        """Return True: also a network without any symmetry has been looked at."""
+        return True
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        tensors = len(self.tied.scalings)
+        return f"Symmetries({len(self)} groups, {len(self.families)} families, {tensors} tensors)"
+
+    def __str__(self) -> str:
+        """Return a table of families of groups and of pinned channels."""
+        lines = [f"{len(self)} rescaling groups"]
+        for family in self.families:
+            lines.append(f"  {len(family.groups):>6} × λ   multiplies {_axes(family.multiplied)}")
+            lines += [f"               divides    {_axes(family.divided)}"] if family.divided else []
+        for pinned in self.pinned:
+            lines.append(f"  {len(pinned.channels):>6} pinned {pinned.module}: {pinned.reason}")
+        return "\n".join(lines)
+
+    def at(self, state: Mapping[str, Tensor]) -> Symmetries:
+        """Return the symmetries of the same graph with other parameters.
+
+        Args:
+            state: Parameters and buffers by canonical name, as complete as ``network.state``.
+
+        Returns:
+            The symmetries; nothing is looked for again.
+        """
+        return Symmetries(replace(self.network, state=dict(state)), self.tied)
+
+    # ---- what there is
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The groups, put together by the tensors and axes that they scale."""
+        solution = self.tied.solution
+        touched: dict[int, tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]] = {}
+        by_class: dict[int, list[tuple[int, float]]] = {}
+        for row, column, entry in zip(
+            solution.rows.tolist(), solution.columns.tolist(), solution.entries.tolist(), strict=True
+        ):
+            by_class.setdefault(row, []).append((column, entry))
+        for name, scaling in self.tied.scalings.items():
+            axes = scaling.axes(self.network.state[name].shape)
+            for classes, axis, side in ((scaling.above, axes[0], 0), (scaling.below, axes[1], 1)):
+                for number in torch.unique(classes).tolist():
+                    for column, entry in by_class.get(number, []):
+                        place = (side if entry > 0 else 1 - side, axis if abs(entry) == 1.0 else None)
+                        own = touched.setdefault(column, ([], []))[place[0]]
+                        if (name, place[1]) not in own:
+                            own.append((name, place[1]))
+        families: dict[tuple[tuple[tuple[str, int | None], ...], ...], list[int]] = {}
+        for group in range(len(self)):
+            up, down = touched.get(group, ([], []))
+            families.setdefault((tuple(up), tuple(down)), []).append(group)
+        return tuple(Family(tuple(groups), up, down) for (up, down), groups in families.items())
+
+    @cached_property
+    def pinned(self) -> tuple[Pinned, ...]:
+        """Channels of modules whose factor must be 1, and why."""
+        why = self.tied.relations.why_fixed()
+        found: list[Pinned] = []
+        for module, labels in self.tied.channels.items():
+            classes = self.tied.relations.find(labels.clamp(min=0))
+            reasons: dict[str, list[int]] = {}
+            for channel, (own, label, reason) in enumerate(zip(classes.tolist(), labels.tolist(), why(labels), strict=True)):
+                if label == NOTHING:
+                    reasons.setdefault("no output depends on it", []).append(channel)
+                elif own == FIXED:
+                    reasons.setdefault(reason or "it only hands on the input", []).append(channel)
+            found += [Pinned(module, tuple(channels), reason) for reason, channels in reasons.items()]
+        return tuple(found)
+
+    def channel_groups(self, module: str) -> tuple[int | None, ...]:
+        """Return the group of each output channel of a module.
+
+        Args:
+            module: Path of a convolution, linear layer or batch norm.
+
+        Returns:
+            Group numbers; None for a channel that is pinned, or whose factor is a product of several.
+
+        Raises:
+            InputError: There is no such module.
+        """
+        return tuple(self._group_of(label) for label in self._channels(module).tolist())
+
+    def _channels(self, module: str) -> Tensor:
+        if module not in self.tied.channels:
+            known = ", ".join(list(self.tied.channels)[:5])
+            raise InputError(f"No module '{module}' with channels is captured. There are: {known} …")
+        return self.tied.channels[module]
+
+    def _group_of(self, label: int) -> int | None:
+        if label in (VARYING, NOTHING):
+            return None
+        solution = self.tied.solution
+        number = int(solution.classes[label])
+        (places,) = torch.nonzero(solution.rows == number, as_tuple=True)
+        single = number > 0 and len(places) == 1 and float(solution.entries[places[0]]) == 1.0
+        return int(solution.columns[places[0]]) if single else None
+
+    # ---- rescalings
+
+    def rescale(self, factors: Factors) -> RescaledState:
+        """Return the parameters θ' = λ∘θ of the same function.
+
+        A weight from channel u to channel v is multiplied by λ_v/λ_u, a bias by λ_v; a batch norm with λ on its input and μ
+        on its output gets running_mean·λ, weight·μ/λ and bias·μ and keeps running_var. Factors that are powers of two change
+        no digit.
+
+        Args:
+            factors: See `Factors`; each positive and finite.
+
+        Returns:
+            A new state-dict; the model is not changed.
+
+        Raises:
+            InputError: A factor is not positive and finite, there are too many or too few, a channel is pinned, or a weight
+                would leave the range of its type.
+            NumericalError: The model is on the meta device.
+        """
+        return RescaledState(*self._rescaled(torch.log2(self._checked(factors))))
+
+    def randomize(
+        self,
+        choices: Sequence[float] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        sigma: float = 1.0,
+    ) -> RescaledState:
+        """Rescale by random factors.
+
+        Args:
+            choices: Draw each factor from these with equal chances; None for log-normal factors exp(sigma·N(0, 1)).
+            generator: Source of randomness, on the CPU; PyTorch's own when None.
+            sigma: Standard deviation of log λ.
+
+        Returns:
+            A new state-dict.
+
+        Raises:
+            InputError: A choice is not positive and finite, or there is none; see also `rescale`.
+        """
+        if choices is None:
+            if not (math.isfinite(sigma) and sigma >= 0):
+                raise InputError(f"sigma must be a finite number ≥ 0, found {sigma}.")
+            logs = torch.randn(len(self), dtype=torch.float64, generator=generator) * (sigma / math.log(2.0))
+            return RescaledState(*self._rescaled(logs))
+        values = torch.as_tensor(list(choices), dtype=torch.float64)
+        if len(values) == 0 or not bool((torch.isfinite(values) & (values > 0)).all()):
+            raise InputError(f"choices must be positive finite numbers, at least one, found {list(choices)}.")
+        drawn = values[torch.randint(len(values), (len(self),), generator=generator)]
+        return RescaledState(*self._rescaled(torch.log2(drawn)))
+
+    def normalize(self) -> RescaledState:
+        """Return the normal form by path activations: the largest one of each group is 1.
+
+        In a network whose channels each have one path activation (perceptrons, and all networks whose images have one
+        pixel) this is N(θ): every hidden neuron's incoming weights and bias have ℓ¹ norm 1. In a convolutional network,
+        where N(θ) has other weights at every position, it is the representative with one factor per channel that is
+        nearest to it: no path activation exceeds 1 and each group attains 1. It is the same from every start in the orbit.
+
+        Returns:
+            A new state-dict. A group without path activation (dead) keeps its scale.
+        """
+        return RescaledState(*self._rescaled(gauges.normal(self.network, self.tied)))
+
+    def balance(self, p: float = 2.0) -> BalancedState:
+        """Return the representative with the smallest Σ|θ_i|^p over all parameters.
+
+        The sum is strictly convex in log λ, so the representative is unique. Running means are no parameters and not in
+        the sum. Weights on no path of non-zero weights do not count, and groups that have only such weights keep their
+        scale.
+
+        Args:
+            p: Positive power.
+
+        Returns:
+            A new state-dict, with a certificate.
+
+        Raises:
+            InputError: ``p`` is not a positive finite number.
+        """
+        if not (math.isfinite(p) and p > 0):
+            raise InputError(f"p must be a positive finite number, found {p}.")
+        gauge = gauges.balance(self.network, self.tied, p)
+        return BalancedState(self._rescaled(gauge.free)[0], gauge)
+
+    def equalize(self) -> RescaledState:
+        """Equalise weight ranges before quantisation with one step size per tensor (Nagel et al., 2019).
+
+        Every channel of a weight of two or more dimensions gets the same largest magnitude where it comes in as where it
+        goes out; a channel whose outgoing weights are none (a batch norm follows) gets the range of its tensor. It needs
+        no pattern of layers.
+
+        Returns:
+            A new state-dict.
+        """
+        return RescaledState(*self._rescaled(gauges.equalized(self.network, self.tied)))
+
+    def condition(self) -> BalancedState:
+        """Rescale as path-conditioned training does before (or between) training steps (Lebeurrier, Vayer, Gribonval 2026).
+
+        With G = ∂Φᵀ∂Φ, the kernel of the path-lifting on parameters, it minimises the log-det (Burg) Bregman divergence
+        between diag(G), up to a common factor, and the identity: n·log Σ_i G_ii·λ_i^−2 + 2·Σ_i log λ_i over the
+        rescalings, where λ_i is the factor of weight i and n the number of weights with G_ii > 0. Convex in log λ.
+
+        Returns:
+            A new state-dict, with a certificate.
+        """
+        gauge = gauges.conditioned(self.network, self.tied)
+        return BalancedState(self._rescaled(gauge.free)[0], gauge)
+
+    # ---- checking and applying
+
+    def _checked(self, factors: Factors) -> Tensor:
+        if isinstance(factors, Mapping):
+            return self._by_module(factors)
+        values = torch.as_tensor(factors, dtype=torch.float64).detach().cpu()
+        if tuple(values.shape) != (len(self),):
+            raise InputError(f"factors must have shape ({len(self)},), one per group, found {tuple(values.shape)}.")
+        _positive(values, "factors")
+        return values
+
+    def _by_module(self, factors: Mapping[str, Tensor | Sequence[float] | float]) -> Tensor:
+        out = torch.ones(len(self), dtype=torch.float64)
+        source: dict[int, str] = {}
+        reasons = {(own.module, channel): own.reason for own in self.pinned for channel in own.channels}
+        for module, given in factors.items():
+            groups = self.channel_groups(module)
+            values = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+            if values.dim() > 1 or (values.dim() == 1 and len(values) != len(groups)):
+                raise InputError(f"'{module}' has {len(groups)} channels, found factors of shape {tuple(values.shape)}.")
+            _positive(values.reshape(-1), f"factors['{module}']")
+            for channel, (group, value) in enumerate(zip(groups, values.expand(len(groups)).tolist(), strict=True)):
+                place = f"channel {channel} of '{module}'"
+                if group is None and value != 1.0:
+                    reason = reasons.get((module, channel), "its factor is not free: it follows from several groups")
+                    raise InputError(f"{place} is pinned ({reason}); its factor must be 1, found {value}.")
+                if group is None:
+                    continue
+                if group in source and float(out[group]) != value:
+                    raise InputError(f"{place} shares its factor with {source[group]}: found {value} and {float(out[group])}.")
+                out[group], source[group] = value, place
+        return out
+
+    def _rescaled(self, logs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the state-dict rescaled by 2^logs, and these factors."""
+        network = self.network
+        scales = self.tied.solution.scales(logs)
+        state = dict(network.state)
+        for name, scaling in self.tied.scalings.items():
+            factor = scaling.join(scales[scaling.above] - scales[scaling.below], network.state[name].shape)
+            state[name] = _multiplied(name, network.state[name].detach(), factor)
+        names = {**{name: name for name in state}, **network.aliases}
+        return {
+            name: state[own].detach().clone() if own not in self.tied.scalings else state[own]
+            for name, own in names.items()
+            if name in network.saved
+        }, torch.exp2(logs)
+
+
+def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symmetries:
+    """Find the positive neuron-wise rescalings that leave the function of a network as it is.
+
+    Args:
+        model: A module, or a captured `Network`.
+        inputs: As for `capture`; not needed for a Network.
+
+    Returns:
+        The groups. Printing them gives a table.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` is malformed.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> groups = symmetries(model, (2,))
+        >>> len(groups)
+        3
+        >>> _ = model.load_state_dict(groups.rescale([1.0, 128.0, 0.5]))
+    """
+    network = capture(model, inputs)
+    return Symmetries(network, tied(network))
+
+
+def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model with other parameters.
+
+    Args:
+        model: Any module; not changed.
+        state: A state-dict of it.
+
+    Returns:
+        The copy.
+    """
+    made = copy.deepcopy(model)
+    made.load_state_dict(dict(state))
+    return made
+
+
+def _positive(values: Tensor, what: str) -> None:
+    bad = ~(torch.isfinite(values) & (values > 0))
+    if bool(bad.any()):
+        place = int(bad.nonzero()[0, 0])
+        raise InputError(f"{what} must be positive and finite, found {float(values[place])} at {place}.")
+
+
+def _multiplied(name: str, tensor: Tensor, logs: Tensor) -> Tensor:
+    """Return a parameter times 2^logs, in its own type; exact for whole logs."""
+    if tensor.is_meta:
+        raise NumericalError(f"'{name}' is on the meta device and has no values. Load the weights first.")
+    factor = torch.exp2(logs).to(tensor.device)
+    out = (tensor.double() * factor).to(tensor.dtype)
+    lost = torch.isfinite(tensor) & (~torch.isfinite(out) | ((tensor != 0) & (out.abs() < torch.finfo(tensor.dtype).tiny)))
+    lost &= tensor.abs() >= torch.finfo(tensor.dtype).tiny
+    if bool(lost.any()):
+        place = tuple(lost.nonzero()[0].tolist())
+        raise InputError(
+            f"'{name}'{list(place)} = {float(tensor[place])} times {float(factor[place])} is outside the range of "
+            f"{str(tensor.dtype).removeprefix('torch.')}. Choose smaller factors, or a wider type."
+        )
+    return out
+
+
+def _axes(places: tuple[tuple[str, int | None], ...]) -> str:
+    shown = [name if axis is None else f"{name}[{', '.join([':'] * axis + ['i'])}]" for name, axis in places[:6]]
+    return ", ".join(shown) + (f" and {len(places) - 6} more" if len(places) > 6 else "")

@@ -1,0 +1,285 @@
+"""Unknown log-scales tied by linear equations, and their general solution (SPEC §7).
+
+A neuron v has an unknown s(v), the logarithm of what its activation is multiplied with. An unknown goes by a label, a
+positive integer; label 0 stands for a neuron that is not there, label 1 for the scale 0 of inputs and outputs. Nearly
+all equations say that two unknowns are equal, and are worked off as they come. The rest (a weight that is used twice, a
+map whose antecedents differ from place to place) is kept as rows of a linear system and eliminated exactly at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+NOTHING, FIXED = 0, 1
+SHIFT = 31
+"""Bits of a label, so that a pair of labels fits one integer."""
+
+
+class Classes:
+    """Classes of equal labels; the smallest label of a class stands for it."""
+
+    def __init__(self) -> None:
+        """Start with the two labels that have a meaning."""
+        self._root = torch.arange(1024)
+        self.count = 2
+
+    def grow(self, count: int) -> None:
+        """Make room for further labels.
+
+        Args:
+            count: How many.
+        """
+        self.count += count
+        if self.count > len(self._root):
+            more = torch.arange(len(self._root), max(2 * len(self._root), self.count))
+            self._root = torch.cat([self._root, more])
+
+    def find(self, labels: Tensor) -> Tensor:
+        """Return the smallest label of each label's class."""
+        return self._root[labels]
+
+    def join(self, first: Tensor, second: Tensor) -> None:
+        """Join classes pair by pair.
+
+        Args:
+            first: Labels, shape (pairs,).
+            second: Labels, shape (pairs,).
+        """
+        while len(first):
+            first, second = self._root[first], self._root[second]
+            apart = first != second
+            if not bool(apart.any()):
+                return
+            first, second = first[apart], second[apart]
+            low, high = torch.minimum(first, second), torch.maximum(first, second)
+            self._root.scatter_reduce_(0, high, low, "amin")
+            while True:
+                further = self._root[self._root]
+                if torch.equal(further, self._root):
+                    break
+                self._root = further
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The general solution: s = B·g, one free number g per group.
+
+    Attributes:
+        classes: Class of each label; class 0 has the scale 0.
+        count: Number of classes, class 0 included.
+        dimension: Number of groups.
+        rows: Classes, one per non-zero entry of B.
+        columns: Groups, one per non-zero entry of B.
+        entries: The non-zero entries of B, float64.
+    """
+
+    classes: Tensor
+    count: int
+    dimension: int
+    rows: Tensor
+    columns: Tensor
+    entries: Tensor
+
+    def scales(self, free: Tensor) -> Tensor:
+        """Return B·g.
+
+        Args:
+            free: g, float64, shape (groups,).
+
+        Returns:
+            s by class, shape (classes,).
+        """
+        out = torch.zeros(self.count, dtype=torch.float64)
+        return out.index_add_(0, self.rows, self.entries * free[self.columns])
+
+    def pulled_back(self, scales: Tensor) -> Tensor:
+        """Return Bᵀ·s.
+
+        Args:
+            scales: By class, float64.
+
+        Returns:
+            Shape (groups,).
+        """
+        out = torch.zeros(self.dimension, dtype=torch.float64)
+        return out.index_add_(0, self.columns, self.entries * scales[self.rows])
+
+    def pulled_back_magnitude(self, scales: Tensor) -> Tensor:
+        """Return |B|²ᵀ·s, the diagonal of Bᵀ·diag(s)·B."""
+        out = torch.zeros(self.dimension, dtype=torch.float64)
+        return out.index_add_(0, self.columns, self.entries**2 * scales[self.rows])
+
+
+class Relations:
+    """The unknowns and everything that ties them."""
+
+    def __init__(self) -> None:
+        """Start without unknowns."""
+        self.classes = Classes()
+        self.apart = Classes()  # the same without what only label 1 joins, to tell later why a channel is fixed
+        self.reasons: list[tuple[Tensor, str]] = []
+        self.rows: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.neurons: list[Tensor] = []
+        self.reason = ""
+
+    def new(self, count: int) -> Tensor:
+        """Return labels of new unknowns."""
+        first = self.classes.count
+        self.classes.grow(count)
+        self.apart.grow(count)
+        return torch.arange(first, first + count)
+
+    def find(self, labels: Tensor) -> Tensor:
+        """Return the label that stands for each label's class."""
+        return self.classes.find(labels)
+
+    def tie(self, first: Tensor, second: Tensor) -> None:
+        """Make unknowns equal pair by pair; pairs with a neuron that is not there say nothing.
+
+        Args:
+            first: Labels of any shape.
+            second: Labels, broadcasting against the first.
+        """
+        first, second = torch.broadcast_tensors(self.find(first), self.find(second))
+        apart = (first != second) & (first > NOTHING) & (second > NOTHING)
+        if not bool(apart.any()):
+            return
+        packed = torch.unique((first[apart] << SHIFT) + second[apart])
+        pairs = torch.stack([packed >> SHIFT, packed & ((1 << SHIFT) - 1)])
+        fixed = (pairs == FIXED).any(0)
+        if bool(fixed.any()):
+            self.reasons.append((pairs[:, fixed].amax(0), self.reason))
+        self.apart.join(*pairs[:, ~fixed])
+        self.classes.join(*pairs)
+
+    def fix(self, labels: Tensor) -> None:
+        """Give unknowns the scale 0, for `reason`."""
+        self.tie(labels, torch.tensor(FIXED))
+
+    def equation(self, labels: Sequence[Tensor], signs: Sequence[int]) -> None:
+        """Add equations Σ_j signs[j]·s(labels[j]) = 0; those that name a neuron that is not there are left out.
+
+        Args:
+            labels: Labels of any shapes that broadcast, one tensor per summand.
+            signs: Their coefficients.
+        """
+        joined = torch.stack([part.reshape(-1) for part in torch.broadcast_tensors(*labels)], 1)
+        joined = joined[(joined > NOTHING).all(1)]
+        if len(joined):
+            self.rows.append((joined, tuple(signs)))
+
+    def why_fixed(self) -> Callable[[Tensor], list[str]]:
+        """Return a function that tells for labels of scale 0 what fixes them, "" for others."""
+        known: dict[int, str] = {}
+        for labels, reason in self.reasons:
+            for label in self.apart.find(labels).tolist():
+                known.setdefault(label, reason)
+        return lambda labels: [known.get(label, "") for label in self.apart.find(labels.clamp(min=0)).tolist()]
+
+    def solve(self) -> Solution:
+        """Return the general solution; unknowns that no neuron has a part in get the scale 0."""
+        rows = self._simplified()
+        neurons = torch.unique(self.find(torch.cat([torch.unique(part) for part in self.neurons]))) if self.neurons else None
+        known = set() if neurons is None else set(neurons.tolist())
+        known -= {NOTHING, FIXED}
+        pivots = _eliminated(rows, known)
+        free = sorted(known - set(pivots))
+        place = {label: column for column, label in enumerate(free)}
+        used = sorted(set(free) | {label for label, right in pivots.items() if any(other in place for other in right)})
+        number = torch.zeros(self.classes.count, dtype=torch.long)
+        number[used] = torch.arange(1, len(used) + 1)
+        entries = [
+            (int(number[label]), place[other], float(value))
+            for label in used
+            if label not in place
+            for other, value in pivots[label].items()
+            if other in place
+        ]
+        rows_of, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
+        return Solution(
+            number[self.find(torch.arange(self.classes.count))],
+            len(used) + 1,
+            len(free),
+            torch.cat([number[torch.tensor(free, dtype=torch.long)], torch.tensor(rows_of, dtype=torch.long)]),
+            torch.cat([torch.arange(len(free)), torch.tensor(columns, dtype=torch.long)]),
+            torch.cat([torch.ones(len(free), dtype=torch.float64), torch.tensor(values, dtype=torch.float64)]),
+        )
+
+    def _simplified(self) -> list[dict[int, Fraction]]:
+        """Work off all rows that come down to an equality; return the others."""
+        if not self.rows:
+            return []
+        width = max(labels.shape[1] for labels, _ in self.rows)
+        ids = torch.cat([torch.nn.functional.pad(labels, (0, width - labels.shape[1])) for labels, _ in self.rows])
+        signs = torch.cat([
+            torch.tensor((*own, *[0] * (width - len(own)))).expand(len(labels), -1) for labels, own in self.rows
+        ])
+        while True:
+            ids, signs = self._collected(ids, signs)
+            count = (signs != 0).sum(1)
+            ids, signs, count = ids[count > 0], signs[count > 0], count[count > 0]
+            equal = (count == 2) & (signs.sum(1) == 0)
+            if not bool(((count == 1) | equal).any()):
+                break
+            self.reason = "equations between scales that leave it no freedom"
+            self.fix(ids[count == 1].amax(1))
+            pairs = ids[equal].sort(1).values[:, -2:]
+            self.tie(pairs[:, 0], pairs[:, 1])
+            rest = (count > 1) & ~equal
+            ids, signs = ids[rest], signs[rest]
+        if not len(ids):
+            return []
+        unique = torch.unique(torch.cat([ids, signs], 1), dim=0)
+        return [
+            {int(label): Fraction(int(sign)) for label, sign in zip(row[:width], row[width:], strict=True) if sign}
+            for row in unique.tolist()
+        ]
+
+    def _collected(self, ids: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace labels by their classes and add up what stands at the same class."""
+        ids, order = self.find(ids).sort(1)
+        signs = signs.gather(1, order)
+        signs = torch.where(ids <= FIXED, 0, signs)
+        for place in range(1, ids.shape[1]):
+            same = ids[:, place] == ids[:, place - 1]
+            signs[:, place] += torch.where(same, signs[:, place - 1], 0)
+            signs[:, place - 1] = torch.where(same, 0, signs[:, place - 1])
+        return torch.where(signs == 0, 0, ids), signs
+
+
+def _eliminated(rows: list[dict[int, Fraction]], neurons: set[int]) -> dict[int, dict[int, Fraction]]:
+    """Solve rows exactly.
+
+    Returns:
+        For each label that the others determine: how; labels that are not neurons are determined first.
+    """
+    pivots: dict[int, dict[int, Fraction]] = {}
+    order: list[int] = []
+    for row in rows:
+        found: dict[int, Fraction] = {}
+        pending = dict(row)
+        while pending:
+            label, value = pending.popitem()
+            for other, factor in (pivots[label] if label in pivots else {label: Fraction(1)}).items():
+                target = found if other not in pivots else pending
+                target[other] = target.get(other, Fraction(0)) + value * factor
+                if not target[other]:
+                    del target[other]
+        if not found:
+            continue
+        pivot = max(found, key=lambda label: (label not in neurons, label))
+        value = found.pop(pivot)
+        pivots[pivot] = {label: -own / value for label, own in found.items()}
+        order.append(pivot)
+    for pivot in reversed(order):
+        right: dict[int, Fraction] = {}
+        for label, value in pivots[pivot].items():
+            for other, factor in (pivots[label] if label in pivots else {label: Fraction(1)}).items():
+                right[other] = right.get(other, Fraction(0)) + value * factor
+        pivots[pivot] = {label: value for label, value in right.items() if value}
+    return pivots
