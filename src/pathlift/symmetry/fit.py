@@ -23,6 +23,9 @@ Ratios = Mapping[str, Tensor]
 ROUNDS = 8
 """Rounds of reweighted least squares."""
 
+EXACT, PRECISE = 1e-5, 1e-14
+"""Residuals at which medians are as good as least squares can be: rounding of float32 averages out; and of float64."""
+
 
 def log_ratios(scalings: Mapping[str, Scaling], state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Compare two parameter vectors weight by weight.
@@ -54,18 +57,18 @@ def fitted(scalings: Mapping[str, Scaling], solution: Solution, ratios: Ratios) 
     Returns:
         g, float64, shape (groups,); 0 for a group that no weight tells anything about.
     """
-    scales = _medians(scalings, solution, ratios)
-    free = projected(solution, scales)
+    if not scalings:
+        return torch.zeros(solution.dimension, dtype=torch.float64)
+    free = projected(solution, _medians(scalings, solution, ratios))
     for _ in range(ROUNDS):
         scales = solution.scales(free)
         residuals = {name: ratios[name] - scaled(own, scales, ratios[name]) for name, own in scalings.items()}
         sizes = torch.cat([residual[~residual.isnan()].abs() for residual in residuals.values()])
-        if not len(sizes) or float(sizes.max()) < 1e-5:
+        if not len(sizes) or float(sizes.max()) < (EXACT if solution.plain else PRECISE):
             break
-        spread = max(float(sizes.median()), 1e-9)
-        step = _least_squares(scalings, solution, residuals, spread)
+        step = _least_squares(scalings, solution, residuals, max(float(sizes.median()), 1e-9))
         free = free + step
-        if float(step.abs().max()) < 1e-9:
+        if float(step.abs().max()) < PRECISE:
             break
     return free
 
@@ -114,8 +117,7 @@ def projected(solution: Solution, scales: Tensor) -> Tensor:
     """Return the g with B·g nearest to the known scales."""
     known = (~scales.isnan()).double()
     target = torch.nan_to_num(scales)
-    single = torch.bincount(solution.rows, minlength=solution.count) == 1
-    if bool((single | (torch.arange(solution.count) == 0)).all()) and bool((solution.entries == 1).all()):
+    if solution.plain:
         weight = solution.pulled_back(known)
         return solution.pulled_back(target) / weight.clamp(min=1.0)
     return conjugate_gradients(

@@ -419,7 +419,8 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Returns:
         The copy.
     """
-    made = copy.deepcopy(model)
+    derived = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    made = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived if not value.is_leaf})
     made.load_state_dict(dict(state))
     return made
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Classes:
                 self._root = further
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The general solution: s = B·g, one free number g per group.
 
@@ -84,6 +85,12 @@ class Solution:
     rows: Tensor
     columns: Tensor
     entries: Tensor
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether each class has the scale of one group: B is a matrix of zeros and ones with one 1 per row."""
+        once = torch.bincount(self.rows, minlength=self.count)
+        return bool((once[1:] == 1).all()) and bool((self.entries == 1).all())
 
     def scales(self, free: Tensor) -> Tensor:
         """Return B·g.

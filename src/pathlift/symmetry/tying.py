@@ -362,7 +362,7 @@ class _Tying:
         if node.unit_name is not None and node.unit_dim is not None and node.unit_name not in self.units:
             wide = list(thinned(found[0].expand(node.shape)).shape)
             wide[node.unit_dim] = node.shape[node.unit_dim]
-            self.units[node.unit_name] = found[0].expand(wide).movedim(node.unit_dim, 0).flatten(1)
+            self.units[node.unit_name] = found[0].expand(wide).movedim(node.unit_dim, 0).reshape(wide[node.unit_dim], -1)
         if node.concat is not None:
             out = _side_by_side(found, node.concat.dim)
         else:

@@ -1,0 +1,55 @@
+"""What every network is checked for about its rescaling symmetries."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+import pathlift
+from agreement import outputs
+from pathlift.reference import Probe
+
+
+def dimension_by_paths(model: nn.Module, inputs: tuple[Tensor, ...], limit: int = 30_000) -> int:
+    """Dimension of the diagonal directions that leave Φ as it is: log-scales of weights that add up to 0 on every path.
+
+    Weights on no path have no say. The paths come from the reference, which knows nothing of edge maps.
+    """
+    paths = Probe(model, *inputs).dag().paths(limit)
+    counts = {tuple(sorted(Counter(path.labels).items())) for path in paths if path.phi != 0}
+    columns = {label: place for place, label in enumerate(sorted({label for row in counts for label, _ in row}))}
+    matrix = torch.zeros(len(counts), len(columns), dtype=torch.float64)
+    for row, found in enumerate(counts):
+        for label, count in found:
+            matrix[row, columns[label]] = count
+    rank = int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
+    return len(columns) - rank
+
+
+def counted(model: nn.Module) -> bool:
+    """Whether paths tell all: a batch norm without parameters has a running mean, which scales but is no weight of a path."""
+    return all(module.affine for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+
+def assert_symmetric(model: nn.Module, inputs: tuple[Tensor, ...], generator: torch.Generator) -> pathlift.Symmetries:
+    """Check that random factors leave outputs, norm, shares and metric as they are, and can be found again."""
+    network = pathlift.capture(model, inputs)
+    groups = pathlift.symmetries(network)
+    scale = [4 * x for x in inputs]
+    before = outputs(model, tuple(scale))
+    for state in (groups.randomize((1, 128, 4096), generator), groups.randomize(generator=generator, sigma=2.0)):
+        other = pathlift.with_state(model, state)
+        torch.testing.assert_close(outputs(other, tuple(scale)), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
+        assert torch.allclose(groups.rescale(state.factors)[name], state[name]) if (name := next(iter(state), None)) else True
+        rescaled = pathlift.capture(other, inputs)
+        norm, other_norm = pathlift.path_norm(network), pathlift.path_norm(rescaled)
+        assert abs(norm.log10 - other_norm.log10) < 1e-9 or norm.value == other_norm.value
+        shares, other_shares = pathlift.path_magnitude(network), pathlift.path_magnitude(rescaled)
+        for name in shares:
+            torch.testing.assert_close(other_shares[name], shares[name], rtol=1e-8, atol=1e-12)
+        found = pathlift.equivalent(groups, state)
+        assert found, found.mismatch
+        torch.testing.assert_close(found.factors, state.factors, rtol=1e-8, atol=0)
+    return groups
