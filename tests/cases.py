@@ -130,6 +130,9 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "max_pool2d padded": lambda: nn.MaxPool2d(3, stride=2, padding=1),
         "max_pool2d dilated": lambda: nn.MaxPool2d(2, stride=1, dilation=(2, 1)),
         "max_pool2d ceil": lambda: nn.MaxPool2d((3, 2), stride=2, ceil_mode=True),
+        "max_pool2d after a border of minus infinity": lambda: Fn(
+            lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 2), value=-torch.inf), 3, stride=(2, 1))
+        ),
         "max_pool2d with indices": lambda: Fn(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]),
         "adaptive_max_pool2d": lambda: nn.AdaptiveMaxPool2d((3, 2)),
         "adaptive_max_pool2d global": lambda: nn.AdaptiveMaxPool2d(1),

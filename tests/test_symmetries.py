@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-import pathlift
-from agreement import examples, outputs, randomised
-from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
+from agreement import examples, randomised
+from cases import NETWORKS, OPERATORS, Case
 from networks import networks, operator_pairs
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError

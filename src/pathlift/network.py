@@ -329,6 +329,7 @@ class Network:
         dtype: float64 when a parameter is float64, else float32: the precision the passes start with.
         baked: Names of buffers whose values are part of the graph (constant indices).
         saved: The names in the model's state-dict; other buffers are not persistent.
+        versions: The ``_metadata`` of the model's state-dict, which some modules ask for when they load one.
         fingerprint: A text that two captures share exactly when they have the same graph.
     """
 
@@ -343,6 +344,7 @@ class Network:
     dtype: torch.dtype
     baked: frozenset[str]
     saved: frozenset[str]
+    versions: Mapping[str, Any]
     fingerprint: str
 
     def __repr__(self) -> str:

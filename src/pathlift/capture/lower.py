@@ -30,7 +30,7 @@ from pathlift.network import (
     StateTensor,
     evaluate,
 )
-from pathlift.rules import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, problem
+from pathlift.rules import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, problem
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 SCALINGS = {"neg", "mul", "div"}
@@ -84,7 +84,9 @@ class _Lowering:
         self.aliases: dict[str, str] = {}
         self.baked: set[str] = set()
         self.derived: dict[str, frozenset[str]] = {}
-        self.saved = frozenset(view.state_dict())
+        saved = view.state_dict()
+        self.saved = frozenset(saved)
+        self.versions: dict[str, Any] = dict(getattr(saved, "_metadata", {}))
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
         by_identity: dict[int, str] = {}
@@ -129,6 +131,7 @@ class _Lowering:
             dtype=torch.float64 if torch.float64 in floating else torch.float32,
             baked=frozenset(self.baked),
             saved=self.saved,
+            versions=self.versions,
             fingerprint=_fingerprint(graph),
         )
         return Lowered(network, (), self.operators)
@@ -214,7 +217,7 @@ class _Lowering:
         if name in SHAPE_ONLY:
             return self._from_shape(node)
         forbidden = next((v for v in _flatten(args.values()) if isinstance(v, Forbidden)), None)
-        if forbidden is not None:
+        if forbidden is not None and not (isinstance(forbidden, Walled) and name.startswith("max_pool")):
             raise Refusal(forbidden.reason, forbidden.advice)
         result = node.meta.get("val")
         first = result[0] if isinstance(result, (list, tuple)) and result else result

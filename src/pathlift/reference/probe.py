@@ -29,6 +29,8 @@ SMALLEST = {"amin", "min", "minimum"}
 MOVES = {"view", "reshape", "t", "transpose", "permute", "slice", "select", "cat", "unsqueeze", "squeeze", "expand"}
 MOVES |= {"clone", "contiguous", "detach", "alias", "flatten", "numpy_T", "_unsafe_view", "narrow", "stack"}
 FAR = 1e30
+NONE = -1
+"""In place of the number of a neuron: there is none."""
 
 
 class _Labelled:
@@ -256,6 +258,8 @@ class Probe:
         biases: list[list[Bias]] = [[] for _ in range(template.numel())]
         for place, ids in enumerate(op.activations):
             for index, below in enumerate(ids.reshape(-1).tolist()):
+                if below == NONE:
+                    continue
                 raised = [r.clone() for r in rest]
                 raised[place].view(-1)[index] = sign
                 for out in torch.nonzero(hidden(*raised)[0].reshape(-1) == sign).reshape(-1).tolist():
@@ -295,6 +299,10 @@ class Probe:
         blank = [torch.zeros(item.value.shape, dtype=torch.float64) for item in labelled]
         off = op.with_labelled(blank)
         base = off.flat(*zeros)
+        if any(bool((ids == NONE).any()) for ids in op.activations):
+            raise InputError(f"{node.target} reads a border of −inf.")
+        if bool(torch.isneginf(base).any()):
+            return self._walled(op, base)
         edges: list[list[Edge]] = [[] for _ in range(base.numel())]
         biases: list[list[Bias]] = [[] for _ in range(base.numel())]
         for out in torch.nonzero(base).reshape(-1).tolist():
@@ -318,6 +326,13 @@ class Probe:
             found.append(torch.arange(start, start + count).reshape(shape))
             start += count
         return tuple(found) if op.returns_tuple else found[0]
+
+    @staticmethod
+    def _walled(op: _Operator, base: Tensor) -> Tensor:
+        """A border of −inf around neurons: no neurons there, which only a maximum may read."""
+        (ids,) = op.activations
+        found = op.flat(ids.double())
+        return torch.where(torch.isneginf(base), NONE, found).long().reshape(op.shapes[0])
 
     def _affine_in(
         self,

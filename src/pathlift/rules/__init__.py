@@ -4,7 +4,7 @@ An operator without a rule is refused; none is ever guessed to be harmless.
 """
 
 from pathlift.rules import activation, affine, arithmetic, movement, order, outside, pooling, resampling
-from pathlift.rules.base import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, problem
+from pathlift.rules.base import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, problem
 
 __all__ = [
     "MOVEMENTS",
@@ -16,6 +16,7 @@ __all__ = [
     "Layer",
     "Refusal",
     "Static",
+    "Walled",
     "activation",
     "affine",
     "arithmetic",

@@ -58,6 +58,21 @@ class Forbidden:
     advice: str
 
 
+@dataclass(frozen=True)
+class Walled(Forbidden):
+    """An activation padded with −inf: max-pooling alone may read it, for which such a border holds no neurons.
+
+    Attributes:
+        source: The activation without its border.
+        before: Width of the border before each dimension, last dimension first.
+        after: Width behind it.
+    """
+
+    source: Activation
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 Value: TypeAlias = Any
 """An argument: an `Activation`, a `Static`, a `Forbidden`, a Python number, None, or a list of such."""
 
@@ -334,7 +349,7 @@ class Call:
         return self.builder.add(Layer(value.shape, value.fake.dtype, (), start))
 
 
-Rule: TypeAlias = Callable[[Call], "Layer | tuple[Layer | Forbidden, ...]"]
+Rule: TypeAlias = Callable[[Call], "Layer | Forbidden | tuple[Layer | Forbidden, ...]"]
 RULES: dict[str, Rule] = {}
 REASONS: dict[str, tuple[str, str]] = {}
 MOVEMENTS: set[str] = set()

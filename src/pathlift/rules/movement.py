@@ -5,6 +5,7 @@ Every neuron above is one neuron below (or a constant), so the rule replays the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from pathlift.edges import Identity, Move, Overlap, Scale
 from pathlift.edges.movement import Spatial
 from pathlift.network import Apply, Concat, Start, Term
-from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, rule
+from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
 
 VIEWS = [
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
@@ -155,12 +156,17 @@ def dropout(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
 
 
 @rule("pad", "constant_pad_nd")
-def pad(call: Call) -> Layer:
-    """Padding: reflected, replicated and wrapped borders are edges, a constant border is a bias."""
+def pad(call: Call) -> Layer | Walled:
+    """Padding: reflected, replicated and wrapped borders are edges, a constant border is a bias, −inf is no neuron."""
     source, fill = call.source("self"), call.args.get("value")
     if call.args.get("mode", "constant") != "constant":
         return call.moved(source, replay(call, "self"), spatial=tuple(range(-(len(call.args["pad"]) // 2), 0)))
     sizes = [int(size) for size in call.args["pad"]]
+    if fill == -math.inf and min(sizes) >= 0:
+        reason = "it reads a border of −inf, which only max-pooling may do."
+        return Walled(reason, "Pad with zeros, or let max-pooling pad.", source, tuple(sizes[::2]), tuple(sizes[1::2]))
+    if fill is not None and not math.isfinite(fill):
+        call.refuse(f"it pads with {fill}.", "Pad with finite numbers, or with −inf before max-pooling.")
 
     def zero_pad(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, sizes)

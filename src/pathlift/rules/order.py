@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pathlift.edges import AxisMap, Reduce, Window
 from pathlift.network import Apply, Constant, Extremum, Term
-from pathlift.rules.base import Activation, Call, Forbidden, Layer, Static, rule
+from pathlift.rules.base import Activation, Call, Forbidden, Layer, Static, Walled, rule
 
 INDICES = Forbidden("it reads the indices of a maximum, which depend on the data.", "Do not use the indices in the model.")
 
@@ -48,6 +48,12 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -
     stride = spatial_tuple(call.args.get("stride") or kernel, spatial)
     padding = spatial_tuple(call.args.get("padding", 0), spatial)
     dilation = spatial_tuple(call.args.get("dilation", 1), spatial)
+    wall = call.args["self"]
+    if isinstance(wall, Walled):
+        before, after = ((*[0] * (spatial - len(own)), *reversed(own[:spatial])) for own in (wall.before, wall.after))
+        if len(wall.before) > spatial or any(padding) or any(low > high for low, high in zip(before, after, strict=True)):
+            call.refuse("its input has a border of −inf that is wider before than behind.", "Let max-pooling pad by itself.")
+        padding = before
     extra = tuple(
         max(0, (count - 1) * step + gap * (size - 1) + 1 - length - 2 * pad)
         for count, step, gap, size, length, pad in zip(
@@ -57,17 +63,23 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -
     return Window(kernel, stride, padding, dilation, extra)
 
 
+def unwalled(call: Call) -> Activation:
+    """Return the input of a max-pooling call, without a border of −inf."""
+    value = call.args["self"]
+    return value.source if isinstance(value, Walled) else call.source("self")
+
+
 @rule("max_pool1d", "max_pool2d", "max_pool3d")
 def max_pool(call: Call) -> Layer:
     """Max-pooling: the sum over the window; padding holds no antecedents."""
-    source = call.source("self")
+    source = unwalled(call)
     return call.layer(Term(source.name, window(call, source, int(call.name[8]), call.shape)), nonlinearity=Extremum(True))
 
 
 @rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
 def max_pool_with_indices(call: Call) -> tuple[Layer | Forbidden, ...]:
     """Max-pooling that also returns indices, which nothing may read."""
-    source, out = call.source("self"), tuple(call.result[0].shape)
+    source, out = unwalled(call), tuple(call.result[0].shape)
     edges = window(call, source, int(call.name[8]), out)
     return call.layer(Term(source.name, edges), shape=out, nonlinearity=Extremum(True)), INDICES
 
@@ -172,7 +184,7 @@ def _extremum(call: Call) -> Extremum:
 
 
 @rule("max", "min")
-def maximum_of_all(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
+def maximum_of_all(call: Call) -> Layer | Forbidden | tuple[Layer | Forbidden, ...]:
     """torch.max and torch.min in their three forms: of all elements, along one dimension, of two tensors."""
     if "other" in call.args:
         return maximum(call)

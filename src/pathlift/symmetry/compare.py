@@ -13,7 +13,7 @@ from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import Other, other_state
-from pathlift.symmetry.fit import fitted, log_ratios, scaled
+from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied
 
@@ -87,20 +87,16 @@ def equivalent(
     mismatch = _different_elsewhere(network, tied, state, limits) or _different_support(network, tied, state)
     if mismatch:
         return Equivalence(False, None, mismatch, widest)
-    ratios = log_ratios(tied.scalings, network.state, state)
-    free = fitted(tied.scalings, tied.solution, ratios)
-    scales = tied.solution.scales(free)
-    for name, scaling in tied.scalings.items():
-        residual = (ratios[name] - scaled(scaling, scales, ratios[name])).nan_to_num()
-        if bool((residual.abs() > math.log2(1.0 + limits[name])).any()):
-            place = int(residual.abs().argmax())
-            spot = list(torch.unravel_index(torch.tensor(place), residual.shape))
-            factor = 2.0 ** float(residual.reshape(-1)[place])
-            where = ", ".join(str(int(axis)) for axis in spot)
-            return Equivalence(
-                False, None, f"'{name}'[{where}] is {factor:.9g} times what the rescaling nearest to it makes", widest
-            )
-    return Equivalence(True, torch.exp2(free), "", widest)
+    pair = Pair(tied.scalings, tied.solution, network.state, state)
+    scales = tied.solution.scales(pair.fit)
+    for name in tied.scalings:
+        deviations = pair.deviations(name, scales)
+        if float(deviations.amax()) > limits[name]:
+            laid = tied.scalings[name].join(deviations, network.state[name].shape)
+            place = tuple(int(axis) for axis in torch.unravel_index(laid.argmax(), laid.shape))
+            what = f"'{name}'{list(place)} differs by {float(laid[place]):.3g} of itself from the rescaling nearest to it"
+            return Equivalence(False, None, what, widest)
+    return Equivalence(True, torch.exp2(pair.fit), "", widest)
 
 
 @torch.no_grad()
@@ -127,9 +123,7 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
     groups = _groups(model, inputs)
     state = other_state(groups.network, other)
     aligned, factors = aligned_state(groups, state)
-    names = {**{name: name for name in aligned}, **groups.network.aliases}
-    saved = {name: aligned[own].detach().clone() for name, own in names.items() if name in groups.network.saved}
-    return RescaledState(saved, factors)
+    return RescaledState(groups.network, aligned, factors)
 
 
 def aligned_state(groups: Symmetries, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -143,8 +137,7 @@ def aligned_state(groups: Symmetries, state: Mapping[str, Tensor]) -> tuple[dict
         Canonical name to tensor, and the factors.
     """
     network, tied = groups.network, groups.tied
-    ratios = log_ratios(tied.scalings, network.state, state)
-    free = -fitted(tied.scalings, tied.solution, ratios)
+    free = -Pair(tied.scalings, tied.solution, network.state, state).fit
     free = torch.where((free - free.round()).abs() < WHOLE, free.round(), free)
     scales = tied.solution.scales(free)
     found = dict(state)

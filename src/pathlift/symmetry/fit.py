@@ -8,6 +8,8 @@ to least squares with weights that fall with the residual.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,60 +19,125 @@ from pathlift.symmetry.linear import conjugate_gradients
 from pathlift.symmetry.relations import Solution
 from pathlift.symmetry.tying import Scaling
 
-Ratios = Mapping[str, Tensor]
-"""log₂|θ'/θ| by parameter, NaN where either is 0."""
-
 ROUNDS = 8
 """Rounds of reweighted least squares."""
 
 EXACT, PRECISE = 1e-5, 1e-14
 """Residuals at which medians are as good as least squares can be: rounding of float32 averages out; and of float64."""
 
+ENOUGH = 1024
+"""Weights of a channel that are asked for their median."""
 
-def log_ratios(scalings: Mapping[str, Scaling], state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Compare two parameter vectors weight by weight.
 
-    Args:
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two parameter vectors, compared weight by weight.
+
+    Attributes:
         scalings: How the parameters scale; only these are compared.
+        solution: The groups.
         state: θ.
         other: θ'.
-
-    Returns:
-        log₂|θ'/θ| in float64 on the CPU, NaN where a weight is 0 or changes its sign.
     """
-    found: dict[str, Tensor] = {}
-    for name in scalings:
-        first, second = (tensor[name].detach().cpu().double() for tensor in (state, other))
-        there = (first * second.sign() * first.sign() != 0) & (first.sign() == second.sign())
-        found[name] = torch.where(there, torch.log2((second / first).abs()), torch.nan)
-    return found
 
+    scalings: Mapping[str, Scaling]
+    solution: Solution
+    state: Mapping[str, Tensor]
+    other: Mapping[str, Tensor]
 
-def fitted(scalings: Mapping[str, Scaling], solution: Solution, ratios: Ratios) -> Tensor:
-    """Return the log₂ factors that explain the ratios best.
+    def ratios(self, name: str) -> Tensor:
+        """Return log₂|θ'/θ| of a parameter, float64 on the CPU; NaN where a weight is 0 or changes its sign."""
+        return _log_ratio(self.state[name].detach().cpu(), self.other[name].detach().cpu())
 
-    Args:
-        scalings: How the parameters scale.
-        solution: The groups.
-        ratios: What is to be explained.
+    def residuals(self, name: str, scales: Tensor) -> Tensor:
+        """Return what the scales leave unexplained of `ratios`."""
+        return self.ratios(name) - scaled(self.scalings[name], scales, self.state[name])
 
-    Returns:
-        g, float64, shape (groups,); 0 for a group that no weight tells anything about.
-    """
-    if not scalings:
-        return torch.zeros(solution.dimension, dtype=torch.float64)
-    free = projected(solution, _medians(scalings, solution, ratios))
-    for _ in range(ROUNDS):
-        scales = solution.scales(free)
-        residuals = {name: ratios[name] - scaled(own, scales, ratios[name]) for name, own in scalings.items()}
+    @cached_property
+    def fit(self) -> Tensor:
+        """The log₂ factors g that explain the ratios best, shape (groups,); 0 for a group that no weight tells about."""
+        solution = self.solution
+        if not self.scalings:
+            return torch.zeros(solution.dimension, dtype=torch.float64)
+        free = projected(solution, self._medians())
+        for _ in range(ROUNDS):
+            scales = solution.scales(free)
+            if self._largest_deviation(scales) < (EXACT if solution.plain else PRECISE):
+                break
+            step = self._least_squares({name: self.residuals(name, scales) for name in self.scalings})
+            free = free + step
+            if float(step.abs().max()) < PRECISE:
+                break
+        return free
+
+    def deviations(self, name: str, scales: Tensor) -> Tensor:
+        """Return |θ'/(λ∘θ) − 1| as the parameter is laid out, float64; 0 where a weight is 0."""
+        scaling = self.scalings[name]
+        mine, theirs = (scaling.split(state[name].detach()) for state in (self.state, self.other))
+        expected = mine.double() * torch.exp2(scales[scaling.above] - scales[scaling.below]).to(mine.device)
+        return (theirs.to(expected) - expected).abs_().div_(expected.abs_()).nan_to_num_(0.0, 0.0, 0.0)
+
+    def _largest_deviation(self, scales: Tensor) -> float:
+        return max(float(self.deviations(name, scales).amax()) for name in self.scalings)
+
+    def _medians(self) -> Tensor:
+        """Go up the network: the scale of a class is the median of ratio + s(below) over the weights that come in."""
+        scales = torch.full((self.solution.count,), torch.nan, dtype=torch.float64)
+        scales[0] = 0.0
+        for name, scaling in self.scalings.items():
+            mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
+            above, below = scaling.above, scales[scaling.below]
+            if above.shape[2:] == (1, 1):
+                says = self._voted(mine, theirs, below)
+                above = above.expand(*mine.shape[:2], 1, 1).reshape(-1)
+            else:
+                says = (_log_ratio(mine, theirs) + below).reshape(-1)
+                above = above.expand(mine.shape).reshape(-1)
+            known = ~says.isnan() & scales[above].isnan()
+            _grouped_median(scales, above[known], says[known])
+        return scales
+
+    @staticmethod
+    def _voted(mine: Tensor, theirs: Tensor, below: Tensor) -> Tensor:
+        """Return the median of each channel above, from some of its weights where they suffice."""
+        step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
+        some = _log_ratio(mine[:, :, ::step], theirs[:, :, ::step]) + (below[:, :, ::step] if below.shape[2] > 1 else below)
+        says: Tensor = some.flatten(2).nanmedian(2).values.reshape(-1)
+        if step > 1 and bool(says.isnan().any()):
+            says = (_log_ratio(mine, theirs) + below).flatten(2).nanmedian(2).values.reshape(-1)
+        return says
+
+    def _least_squares(self, residuals: Mapping[str, Tensor]) -> Tensor:
+        """Return the step that minimises Σ weight·(residual − r(step))², with weights 1/(1 + (residual/median)²)."""
+        solution = self.solution
         sizes = torch.cat([residual[~residual.isnan()].abs() for residual in residuals.values()])
-        if not len(sizes) or float(sizes.max()) < (EXACT if solution.plain else PRECISE):
-            break
-        step = _least_squares(scalings, solution, residuals, max(float(sizes.median()), 1e-9))
-        free = free + step
-        if float(step.abs().max()) < PRECISE:
-            break
-    return free
+        spread = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
+        weights: list[Dense | Sparse] = []
+        target = torch.zeros(solution.count, dtype=torch.float64)
+        ones, degree = torch.ones_like(target), torch.zeros_like(target)
+        for name, scaling in self.scalings.items():
+            there = ~residuals[name].isnan()
+            weight = torch.where(there, 1.0 / (1.0 + (residuals[name] / spread) ** 2), 0.0)
+            part = coupling(scaling, weight)
+            pull = coupling(scaling, weight * torch.nan_to_num(residuals[name]))
+            weights.append(part)
+            part.up(ones, degree)
+            part.down(ones, degree)
+            back = torch.zeros_like(target)
+            pull.up(ones, target)
+            pull.down(ones, back)
+            target -= back
+
+        def operator(g: Tensor) -> Tensor:
+            x = solution.scales(g)
+            across = torch.zeros_like(x)
+            for part in weights:
+                part.up(x, across)
+                part.down(x, across)
+            return solution.pulled_back(degree * x - across)
+
+        diagonal = solution.pulled_back_magnitude(degree)
+        return conjugate_gradients(operator, solution.pulled_back(target), _positive(diagonal), 1e-12)
 
 
 def scaled(scaling: Scaling, scales: Tensor, like: Tensor) -> Tensor:
@@ -87,34 +154,16 @@ def scaled(scaling: Scaling, scales: Tensor, like: Tensor) -> Tensor:
     return scaling.join(scales[scaling.above] - scales[scaling.below], like.shape)
 
 
-def _medians(scalings: Mapping[str, Scaling], solution: Solution, ratios: Ratios) -> Tensor:
-    """Go up the network: the scale of a class is the median of ratio + s(below) over the weights that come in."""
-    scales = torch.full((solution.count,), torch.nan, dtype=torch.float64)
-    scales[0] = 0.0
-    for name, scaling in scalings.items():
-        laid = scaling.split(ratios[name]) + scales[scaling.below]
-        above = scaling.above
-        if above.shape[2:] == (1, 1):
-            says = laid.flatten(2).nanmedian(2).values.reshape(-1)
-            above = above.expand(*laid.shape[:2], 1, 1).reshape(-1)
-        else:
-            says, above = laid.reshape(-1), above.expand(laid.shape).reshape(-1)
-        known = ~says.isnan() & scales[above].isnan()
-        _grouped_median(scales, above[known], says[known])
-    return scales
-
-
-def _grouped_median(scales: Tensor, classes: Tensor, values: Tensor) -> None:
-    """Set the scale of each class to the median of its values."""
-    order = torch.argsort(values, stable=True)
-    order = order[torch.argsort(classes[order], stable=True)]
-    found, counts = torch.unique_consecutive(classes[order], return_counts=True)
-    middle = counts.cumsum(0) - counts + torch.div(counts - 1, 2, rounding_mode="floor")
-    scales[found] = values[order][middle]
-
-
 def projected(solution: Solution, scales: Tensor) -> Tensor:
-    """Return the g with B·g nearest to the known scales."""
+    """Return the g with B·g nearest to known scales.
+
+    Args:
+        solution: B.
+        scales: By class, NaN where not known.
+
+    Returns:
+        Shape (groups,).
+    """
     known = (~scales.isnan()).double()
     target = torch.nan_to_num(scales)
     if solution.plain:
@@ -128,35 +177,18 @@ def projected(solution: Solution, scales: Tensor) -> Tensor:
     )
 
 
-def _least_squares(scalings: Mapping[str, Scaling], solution: Solution, residuals: Ratios, spread: float) -> Tensor:
-    """Return the step that minimises Σ weight·(residual − r(step))², with weights 1/(1 + (residual/spread)²)."""
-    weights: list[Dense | Sparse] = []
-    target = torch.zeros(solution.count, dtype=torch.float64)
-    ones = torch.ones_like(target)
-    degree = torch.zeros_like(target)
-    for name, scaling in scalings.items():
-        there = ~residuals[name].isnan()
-        weight = torch.where(there, 1.0 / (1.0 + (residuals[name] / spread) ** 2), 0.0)
-        part = coupling(scaling, weight)
-        pull = coupling(scaling, weight * torch.nan_to_num(residuals[name]))
-        weights.append(part)
-        part.up(ones, degree)
-        part.down(ones, degree)
-        back = torch.zeros_like(target)
-        pull.up(ones, target)
-        pull.down(ones, back)
-        target -= back
+def _log_ratio(first: Tensor, second: Tensor) -> Tensor:
+    there = ((first > 0) & (second > 0)) | ((first < 0) & (second < 0))
+    return torch.where(there, torch.log2((second.double() / first.double()).abs()), torch.nan)
 
-    def operator(g: Tensor) -> Tensor:
-        x = solution.scales(g)
-        out = degree * x
-        across = torch.zeros_like(x)
-        for part in weights:
-            part.up(x, across)
-            part.down(x, across)
-        return solution.pulled_back(out - across)
 
-    return conjugate_gradients(operator, solution.pulled_back(target), _positive(solution.pulled_back_magnitude(degree)), 1e-12)
+def _grouped_median(scales: Tensor, classes: Tensor, values: Tensor) -> None:
+    """Set the scale of each class to the median of its values."""
+    order = torch.argsort(values, stable=True)
+    order = order[torch.argsort(classes[order], stable=True)]
+    found, counts = torch.unique_consecutive(classes[order], return_counts=True)
+    middle = counts.cumsum(0) - counts + torch.div(counts - 1, 2, rounding_mode="floor")
+    scales[found] = values[order][middle]
 
 
 def _positive(diagonal: Tensor) -> Tensor:

@@ -34,14 +34,17 @@ class RescaledState(dict[str, Tensor]):
         factors: λ by which the network was rescaled, float64, shape (groups,).
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
-        """Wrap the tensors.
+    def __init__(self, network: Network, state: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Name the tensors as the model's state-dict does.
 
         Args:
-            tensors: Parameters and buffers.
+            network: The network whose state it is.
+            state: Parameters and buffers by canonical name.
             factors: λ.
         """
-        super().__init__(tensors)
+        names = {**{name: name for name in state}, **network.aliases}
+        super().__init__({name: state[own].detach().clone() for name, own in names.items() if name in network.saved})
+        self._metadata = dict(network.versions)  # what load_state_dict asks for
         self.factors = factors
 
 
@@ -56,14 +59,15 @@ class BalancedState(RescaledState):
         steps: Newton steps.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], gauge: gauges.Gauge) -> None:
-        """Wrap the tensors.
+    def __init__(self, network: Network, state: Mapping[str, Tensor], gauge: gauges.Gauge) -> None:
+        """Name the tensors as the model's state-dict does.
 
         Args:
-            tensors: Parameters and buffers.
+            network: The network whose state it is.
+            state: Parameters and buffers by canonical name.
             gauge: How they were found.
         """
-        super().__init__(tensors, torch.exp2(gauge.free))
+        super().__init__(network, state, torch.exp2(gauge.free))
         self.imbalance = gauge.imbalance
         self.left = gauge.left
         self.steps = gauge.steps
@@ -242,7 +246,7 @@ class Symmetries:
                 would leave the range of its type.
             NumericalError: The model is on the meta device.
         """
-        return RescaledState(*self._rescaled(torch.log2(self._checked(factors))))
+        return self._made(torch.log2(self._checked(factors)))
 
     def randomize(
         self,
@@ -268,12 +272,12 @@ class Symmetries:
             if not (math.isfinite(sigma) and sigma >= 0):
                 raise InputError(f"sigma must be a finite number ≥ 0, found {sigma}.")
             logs = torch.randn(len(self), dtype=torch.float64, generator=generator) * (sigma / math.log(2.0))
-            return RescaledState(*self._rescaled(logs))
+            return self._made(logs)
         values = torch.as_tensor(list(choices), dtype=torch.float64)
         if len(values) == 0 or not bool((torch.isfinite(values) & (values > 0)).all()):
             raise InputError(f"choices must be positive finite numbers, at least one, found {list(choices)}.")
         drawn = values[torch.randint(len(values), (len(self),), generator=generator)]
-        return RescaledState(*self._rescaled(torch.log2(drawn)))
+        return self._made(torch.log2(drawn))
 
     def normalize(self) -> RescaledState:
         """Return the normal form by path activations: the largest one of each group is 1.
@@ -286,7 +290,7 @@ class Symmetries:
         Returns:
             A new state-dict. A group without path activation (dead) keeps its scale.
         """
-        return RescaledState(*self._rescaled(gauges.normal(self.network, self.tied)))
+        return self._made(gauges.normal(self.network, self.tied))
 
     def balance(self, p: float = 2.0) -> BalancedState:
         """Return the representative with the smallest Σ|θ_i|^p over all parameters.
@@ -307,7 +311,7 @@ class Symmetries:
         if not (math.isfinite(p) and p > 0):
             raise InputError(f"p must be a positive finite number, found {p}.")
         gauge = gauges.balance(self.network, self.tied, p)
-        return BalancedState(self._rescaled(gauge.free)[0], gauge)
+        return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
     def equalize(self) -> RescaledState:
         """Equalise weight ranges before quantisation with one step size per tensor (Nagel et al., 2019).
@@ -319,7 +323,7 @@ class Symmetries:
         Returns:
             A new state-dict.
         """
-        return RescaledState(*self._rescaled(gauges.equalized(self.network, self.tied)))
+        return self._made(gauges.equalized(self.network, self.tied))
 
     def condition(self) -> BalancedState:
         """Rescale as path-conditioned training does before (or between) training steps (Lebeurrier, Vayer, Gribonval 2026).
@@ -332,7 +336,7 @@ class Symmetries:
             A new state-dict, with a certificate.
         """
         gauge = gauges.conditioned(self.network, self.tied)
-        return BalancedState(self._rescaled(gauge.free)[0], gauge)
+        return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
     # ---- checking and applying
 
@@ -367,20 +371,18 @@ class Symmetries:
                 out[group], source[group] = value, place
         return out
 
-    def _rescaled(self, logs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the state-dict rescaled by 2^logs, and these factors."""
+    def _made(self, logs: Tensor) -> RescaledState:
+        return RescaledState(self.network, self._rescaled(logs), torch.exp2(logs))
+
+    def _rescaled(self, logs: Tensor) -> dict[str, Tensor]:
+        """Return the parameters and buffers rescaled by 2^logs."""
         network = self.network
         scales = self.tied.solution.scales(logs)
         state = dict(network.state)
         for name, scaling in self.tied.scalings.items():
             factor = scaling.join(scales[scaling.above] - scales[scaling.below], network.state[name].shape)
             state[name] = _multiplied(name, network.state[name].detach(), factor)
-        names = {**{name: name for name in state}, **network.aliases}
-        return {
-            name: state[own].detach().clone() if own not in self.tied.scalings else state[own]
-            for name, own in names.items()
-            if name in network.saved
-        }, torch.exp2(logs)
+        return state
 
 
 def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symmetries:
@@ -421,7 +423,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     derived = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     made = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived if not value.is_leaf})
-    made.load_state_dict(dict(state))
+    made.load_state_dict(state)
     return made
 
 
