@@ -15,7 +15,7 @@ from pathlift.bounds import checked_radius
 from pathlift.capture import capture
 from pathlift.certify import box_of, logits_of
 from pathlift.network import Network
-from pathlift.passes.metric import Other
+from pathlift.passes.other import Other
 from pathlift.passes.realise import feed_of, realise
 from pathlift.tolerance import Tolerance
 

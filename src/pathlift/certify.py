@@ -19,7 +19,7 @@ from pathlift.capture import capture
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.metric import Other, other_state
+from pathlift.passes.other import Other, other_state
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
 from pathlift.tolerance import Box, Tolerance, box, point

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from pathlift.edges import Edges
 from pathlift.edges.axis import Axis, multiplicity
 from pathlift.errors import NumericalError
+
+if TYPE_CHECKING:
+    from pathlift.symmetry.tying import Tied
 
 
 class Expression:
@@ -365,6 +368,13 @@ class Network:
 
         compact = any(node.axes is not None for node in self.nodes) or self.compact is self
         return fan_in(self) if compact else self.compact.fan_in
+
+    @cached_property
+    def tied(self) -> Tied:
+        """Which neurons share a scale: see `pathlift.symmetry.tying`."""
+        from pathlift.symmetry.tying import tied  # built on this module
+
+        return tied(self)
 
     @cached_property
     def node(self) -> Mapping[str, Node]:

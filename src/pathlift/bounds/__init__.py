@@ -16,7 +16,7 @@ from pathlift.bounds.spread import Spread, spread_of
 from pathlift.capture import capture
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.metric import Other
+from pathlift.passes.other import Other
 from pathlift.passes.realise import feed_of
 from pathlift.tolerance import Tolerance
 

@@ -17,8 +17,9 @@ from pathlift.capture import Inputs, capture
 from pathlift.edges.base import Weights
 from pathlift.errors import UnsupportedModelError
 from pathlift.network import Network, Node, Start, Term
-from pathlift.passes.metric import Other, path_metric
+from pathlift.passes.metric import path_metric
 from pathlift.passes.norm import to_float
+from pathlift.passes.other import Other
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values
 from pathlift.passes.propagate import in_range, propagate, walk
 from pathlift.passes.pull_back import sum_of_outputs

@@ -17,8 +17,8 @@ from pathlift.bounds.spread import spread_of
 from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.metric import Other
 from pathlift.passes.norm import checked_order
+from pathlift.passes.other import Other
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.tolerance import Tolerance

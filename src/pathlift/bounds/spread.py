@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Leaf, Network, widen
-from pathlift.passes.metric import Other, checked_pair, differing, other_state
+from pathlift.passes.metric import checked_pair, differing
+from pathlift.passes.other import Other, other_state
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
+from pathlift.symmetry.compare import gauge_matched
 from pathlift.tolerance import Box, Tolerance, box
 
 
@@ -144,13 +145,13 @@ def spread_of(network: Network, other: Other | Tolerance) -> Spread:
         other: θ', or a set of networks.
 
     Returns:
-        Both sides, checked.
+        Both sides, checked, and θ' in the gauge of θ: bounds compare weights one by one.
     """
     if isinstance(other, Tolerance):
         values = network.values()
         blame(values)
         return Spread(network, values, None, box(network, other))
-    state: Mapping[str, Tensor] = other_state(network, other)
+    state = gauge_matched(network, other_state(network, other))
     values, others = checked_pair(network, state)
     blame(values)
     blame(others)

@@ -1,9 +1,8 @@
-"""The commands: ``norm``, ``metric``, ``score``, ``certify``, ``support``: parse, call one public function, print."""
+"""The entry point and the commands ``norm``, ``metric``, ``score``, ``certify``, ``support``: call one function, print."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import sys
@@ -12,34 +11,33 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 import pathlift
+from pathlift.cli import rescaling  # noqa: F401 - registers its commands
+from pathlift.cli.common import (
+    Device,
+    Json,
+    ModelName,
+    Seed,
+    Shape,
+    Weights,
+    app,
+    captured,
+    err,
+    number,
+    out,
+    print_json,
+    print_rows,
+    scientific,
+    second_network,
+    shape_of,
+)
 from pathlift.data import load_data
 from pathlift.errors import InputError, PathliftError, grouped
-from pathlift.models import default_shape, load_model, load_state, save_tensors
-
-app = typer.Typer(
-    help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, soft_wrap=True)
-
-ModelName = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file."),
-]
-Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
-Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+from pathlift.models import load_model, load_state, save_tensors
 
 
 def main() -> None:
@@ -56,56 +54,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _shape(name: str, shape: str | None) -> tuple[int, ...]:
-    if shape is None:
-        return default_shape(name)
-    try:
-        return tuple(int(size) for size in shape.replace("x", ",").split(","))
-    except ValueError:
-        raise InputError(f"--shape must be whole numbers separated by commas, found '{shape}'.") from None
-
-
-def _capture(name: str, weights: Path | None, shape: str | None, seed: int, device: str) -> pathlift.Network:
-    with err.status(f"building {name}"):
-        model = load_model(name, weights, seed)
-        sizes = _shape(name, shape)
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    with err.status("capturing the graph"):
-        return pathlift.capture(model, sizes)
-
-
-def _number(value: float) -> float | str:
-    """JSON has no inf and no NaN."""
-    return value if math.isfinite(value) else str(value)
-
-
-def _print_json(values: dict[str, object]) -> None:
-    clean = {key: _number(value) if isinstance(value, float) else value for key, value in values.items()}
-    typer.echo(json.dumps(clean, allow_nan=False))
-
-
-def _scientific(log10: float) -> str:
-    """Write 10**log10 with six digits at any size."""
-    if not math.isfinite(log10):
-        return "0" if log10 < 0 else str(log10)
-    power = math.floor(log10)
-    if -4 <= power < 6:
-        return f"{10**log10:.6g}"
-    return f"{10 ** (log10 - power):.5f}e{power:+d}"
-
-
-def _table(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-
-
 @app.command()
 def norm(
     model: ModelName,
@@ -117,12 +65,12 @@ def norm(
     device: Device = "cpu",
 ) -> None:
     """Path-norm of a network."""
-    network = _capture(model, weights, shape, seed, device)
+    network = captured(model, weights, shape, seed, device)
     with err.status("computing the path-norm"):
         found = pathlift.path_norm(network, q=q)
         parts = {"log10_input_part": found.log10_input_part, "log10_bias_part": found.log10_bias_part}
     if as_json:
-        _print_json({
+        print_json({
             "model": model,
             "q": q,
             "value": found.value,
@@ -135,14 +83,14 @@ def norm(
     per_output = found.per_output.reshape(-1)
     largest = int(per_output.argmax())
     rows = [
-        (f"path-norm (q = {q:g})", _scientific(found.log10)),
-        ("  from inputs", _scientific(parts["log10_input_part"])),
-        ("  from biases", _scientific(parts["log10_bias_part"])),
+        (f"path-norm (q = {q:g})", scientific(found.log10)),
+        ("  from inputs", scientific(parts["log10_input_part"])),
+        ("  from biases", scientific(parts["log10_bias_part"])),
         ("log10", f"{found.log10:.6f}"),
         ("output neurons", str(per_output.numel())),
-        ("largest output", f"{largest} ({_scientific(_log10(per_output[largest]) + found.log10_scale)})"),
+        ("largest output", f"{largest} ({scientific(_log10(per_output[largest]) + found.log10_scale)})"),
     ]
-    _table(_titled(model, weights), rows)
+    print_rows(_titled(model, weights), rows)
 
 
 def _log10(value: Tensor) -> float:
@@ -167,10 +115,9 @@ def metric(
     all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
 ) -> None:
     """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
-    network = _capture(model, weights, shape, seed, device)
+    network = captured(model, weights, shape, seed, device)
     with err.status("computing the path-metric"):
-        is_file = Path(other).is_file() or Path(other).suffix in {".safetensors", ".pt", ".pth"}
-        second = load_state(Path(other)) if is_file else load_model(other, None, other_seed)
+        second = second_network(other, other_seed)
         if all_bounds:
             if q != 1:
                 raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
@@ -179,7 +126,7 @@ def metric(
         found = pathlift.path_metric(network, second, q=q)
         whole = pathlift.path_norm(network, q=q)
     if as_json:
-        _print_json({
+        print_json({
             "model": model,
             "other": other,
             "q": q,
@@ -192,26 +139,25 @@ def metric(
             "log10_path_norm": whole.log10,
         })
         return
-    rows = [("path-norm of MODEL", _scientific(whole.log10))]
+    rows = [("path-norm of MODEL", scientific(whole.log10))]
     if found.exact:
-        rows += [("path-metric", _scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
+        rows += [("path-metric", scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
     else:
         rows += [
-            ("path-metric, at least", _scientific(found.log10_lower)),
-            ("path-metric, at most", _scientific(found.log10_upper)),
+            ("path-metric, at least", scientific(found.log10_lower)),
+            ("path-metric, at most", scientific(found.log10_upper)),
         ]
         rows += [("exact", "no (weights not ordered)"), ("bounds", "(6) and pivot")]
-    rows += [("relative to the norm", _scientific(found.log10_upper - whole.log10))]
-    _table(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
+    rows += [("relative to the norm", scientific(found.log10_upper - whole.log10))]
+    print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
 
 
 def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ...], *, as_json: bool) -> None:
     if as_json:
         rows = [
-            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else _number(bound.log10)}
-            for bound in bounds
+            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else number(bound.log10)} for bound in bounds
         ]
-        _print_json({"model": model, "other": other, "bounds": rows})
+        print_json({"model": model, "other": other, "bounds": rows})
         return
     table = Table(title=f"Bounds on ‖Φ(θ) − Φ(θ')‖₁: {model} and {other}", title_justify="left", box=None, padding=(0, 2))
     for header in ("bound", "from", "value", "log10", "moves under rescaling"):
@@ -220,7 +166,7 @@ def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ..
         if not bound.reason:
             sign = "≤ " if bound.side == "upper" else "≥ "
             moves = "no" if bound.invariant else "yes"
-            table.add_row(bound.name, bound.reference, sign + _scientific(bound.log10), f"{bound.log10:.3f}", moves)
+            table.add_row(bound.name, bound.reference, sign + scientific(bound.log10), f"{bound.log10:.3f}", moves)
     out.print(table)
     for bound in bounds:
         if bound.reason:
@@ -263,7 +209,7 @@ def certify(
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
     if not chosen and radius == 0.0:
         raise InputError("Give a set of networks (--bits, --relative, --absolute, --prune, --other) or a --radius.")
-    network = _capture(model, weights, shape, seed, device)
+    network = captured(model, weights, shape, seed, device)
     x, y = load_data(data, network.examples[0][0][1:])
     x, y = x[:limit].to(network.examples[0][1]), None if y is None else y[:limit]
     with Progress(console=err, transient=True) as progress:
@@ -273,7 +219,7 @@ def certify(
         )
     accuracy = None if y is None else float((found.predicted.cpu() == y).double().mean())
     if as_json:
-        _print_json({
+        print_json({
             "model": model,
             "samples": len(x),
             "share": found.share,
@@ -281,7 +227,7 @@ def certify(
             "certified": found.certified.tolist(),
             "predicted": found.predicted.tolist(),
             "margin": found.margin.tolist(),
-            "bound": [_number(value) for value in found.bound.tolist()],
+            "bound": [number(value) for value in found.bound.tolist()],
         })
         return
     rows = [("set of networks", str(next(iter(chosen.values()))) if chosen and other is None else str(other or model))]
@@ -292,7 +238,7 @@ def certify(
         right = (found.certified.cpu() & (found.predicted.cpu() == y)).double().mean()
         rows += [("certified and right", f"{float(right):.2%}")]
     rows += [("median margin", f"{float(found.margin.median()):.4g}"), ("median bound", f"{float(found.bound.median()):.4g}")]
-    _table(_titled(model, weights), rows)
+    print_rows(_titled(model, weights), rows)
 
 
 @app.command()
@@ -308,13 +254,13 @@ def score(
     """Path-magnitude of every weight: its share of the path-norm."""
     if out_file is not None and out_file.suffix != ".safetensors":
         raise InputError(f"--out must end in .safetensors, found '{out_file}'.")
-    network = _capture(model, weights, shape, seed, device)
+    network = captured(model, weights, shape, seed, device)
     with err.status("scoring all weights"):
         scores = pathlift.path_magnitude(network)
     if out_file is not None:
         save_tensors(scores, out_file)
     if as_json:
-        _print_json({
+        print_json({
             "model": model,
             "log10_path_norm": scores.log10_path_norm,
             "out": None if out_file is None else str(out_file),
@@ -330,19 +276,19 @@ def score(
         middle = float(tensor.reshape(-1).median())
         table.add_row(name, f"{tensor.numel():,}", f"{float(tensor.sum()):.4f}", f"{float(tensor.max()):.2e}", f"{middle:.2e}")
     out.print(table)
-    out.print(f"path-norm {_scientific(scores.log10_path_norm)}" + (f", scores written to {out_file}" if out_file else ""))
+    out.print(f"path-norm {scientific(scores.log10_path_norm)}" + (f", scores written to {out_file}" if out_file else ""))
 
 
 @app.command()
 def support(model: ModelName, shape: Shape = None, as_json: Json = False) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
     with err.status(f"looking at {model}"):
-        report = pathlift.check_support(load_model(model), _shape(model, shape))
+        report = pathlift.check_support(load_model(model), shape_of(model, shape))
     if as_json:
         problems = [
             {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems
         ]
-        _print_json({
+        print_json({
             "model": model,
             "supported": report.supported,
             "operators": report.operators,

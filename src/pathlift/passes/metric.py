@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.edges.base import BLOCK_ELEMENTS
-from pathlift.errors import InputError, MismatchError, name_differences
+from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.norm import LOG10_OF_2, to_float
+from pathlift.passes.other import Other, other_state
 from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, SquaredDifferenceProgram, Through, Values, above_pivot
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, total
-
-Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor]
-"""The second network: a module or captured network of the same architecture, or a state-dict."""
+from pathlift.symmetry.compare import gauge_matched, snapped
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class PathMetric:
         value: The path-metric when ``exact``, else NaN.
         log10_lower: log₁₀ of ``lower`` (−inf for 0).
         log10_upper: log₁₀ of ``upper``.
-        method: How it was found: ``equal``, ``lemma 4.2``, ``pivot`` or ``l2 tracks``.
+        method: How it was found: ``equal``, ``lemma 4.2``, ``pivot`` or ``l2 tracks``; ``…, aligned`` after a rescaling of
+            θ'.
         q: Order.
     """
 
@@ -65,6 +64,10 @@ def path_metric(model: nn.Module | Network, other: Other, inputs: Inputs | None 
     4.2: pruning, rounding towards or away from zero). The condition is checked on the weights as the theory sees them
     (a batch norm counts by its scale s and shift t). For any other pair the lower bound (6) and the pivot bound enclose
     it. For q = 2 it is exact for every pair and any signs.
+
+    Φ does not see a rescaling, but the comparison of weights does. A pair that is not ordered as it stands and agrees much
+    better after a rescaling of θ' (`align`) is compared after it, so a pruned copy that was then rescaled is still known to
+    be exact, up to the rounding of its rescaling.
 
     Args:
         model: A module, or a captured `Network`: θ.
@@ -93,9 +96,19 @@ def path_metric(model: nn.Module | Network, other: Other, inputs: Inputs | None 
         raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
     network = capture(model, inputs)
     state = other_state(network, other)
-    network = network.compact
-    values, other_values = checked_pair(network, state)
-    return _l1(network, values, other_values) if q == 1 else _l2(network, values, other_values)
+    compact = network.compact
+    values, other_values = checked_pair(compact, state)
+    if q == 2:
+        return _l2(compact, values, other_values)
+    above, below = differing(compact, values, other_values)
+    if not above or not below:
+        return _l1(compact, values, other_values, (above, below))
+    matched = gauge_matched(network, state)
+    if all(matched[name] is tensor for name, tensor in state.items()):
+        return _l1(compact, values, other_values, (above, below))
+    values, other_values = checked_pair(compact, snapped(network, state, matched))
+    found = _l1(compact, values, other_values, differing(compact, values, other_values))
+    return replace(found, method=f"{found.method}, aligned")
 
 
 def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[dict[Leaf, Tensor], dict[Leaf, Tensor]]:
@@ -119,78 +132,6 @@ def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[dict[Le
                 f"{tuple(others[leaf].shape)} in the second."
             )
     return values, others
-
-
-def other_state(network: Network, other: Other) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a second network under the names of the first.
-
-    Args:
-        network: The first network.
-        other: The second, see `Other`.
-
-    Returns:
-        Canonical name to tensor, on the first network's device.
-
-    Raises:
-        MismatchError: A name, a shape or the graph differs.
-        InputError: ``other`` is neither a module nor a network nor a mapping.
-    """
-    if isinstance(other, nn.Module):
-        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.examples)
-        other = _captured_alike(network, other, examples)
-    if isinstance(other, Network):
-        _compare_names(network, {**other.state, **{a: other.state[n] for a, n in other.aliases.items()}}, strict=True)
-        if other.fingerprint != network.fingerprint:
-            raise MismatchError(
-                "The two models have the same parameters but different graphs (another operator, order or constant). "
-                "path_metric compares two parameter vectors of one architecture."
-            )
-        found: Mapping[str, Tensor] = other.state
-    elif isinstance(other, Mapping):
-        _compare_names(network, other, strict=False)
-        found = other
-    else:
-        raise InputError(f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}.")
-    state = {
-        name: found[name].detach().to(network.device) if name in found else tensor for name, tensor in network.state.items()
-    }
-    for name in network.baked:
-        if not torch.equal(state[name], network.state[name]):
-            raise MismatchError(f"The buffer '{name}' is part of the graph (an index) and differs between the networks.")
-    return state
-
-
-def _captured_alike(network: Network, other: nn.Module, examples: tuple[Tensor, ...]) -> Network:
-    """Capture the second model; a model that does not even have the same parameters is told so first."""
-    own = getattr(other, "_orig_mod", other)
-    named = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
-    _compare_names(network, named, strict=True)
-    like = next((p for p in own.parameters() if p.dtype.is_floating_point), None)
-    if like is not None:
-        examples = tuple(example.to(like.device, like.dtype) for example in examples)
-    return capture(other, examples)
-
-
-def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: bool) -> None:
-    expected = {**network.state, **{alias: network.state[name] for alias, name in network.aliases.items()}}
-    needed = ({name for leaf in network.leaves for name in leaf.requires} | network.baked) & network.saved
-    missing = [name for name in expected if name not in found and (strict or name in needed)]
-    surplus = [name for name in found if name not in expected and name not in network.saved]
-    if missing or surplus:
-        difference = name_differences(missing, surplus, "the first network")
-        raise MismatchError(f"The second network does not have the parameters of the first. {difference}.")
-    for name, tensor in expected.items():
-        if name not in found:
-            continue
-        if not isinstance(found[name], Tensor):
-            raise MismatchError(f"'{name}' of the second network is a {type(found[name]).__name__}, not a tensor.")
-        if found[name].shape != tensor.shape:
-            raise MismatchError(
-                f"'{name}' has shape {tuple(tensor.shape)} in the first network and {tuple(found[name].shape)} in the second."
-            )
-    for alias, name in network.aliases.items():
-        if alias in found and name in found and not torch.equal(found[alias].cpu(), found[name].cpu()):
-            raise MismatchError(f"'{alias}' and '{name}' are one tensor in the first network and differ in the second.")
 
 
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
@@ -231,8 +172,8 @@ def differing(network: Network, values: Values, other: Values) -> tuple[set[Leaf
     return above, below
 
 
-def _l1(network: Network, values: Values, other: Values) -> PathMetric:
-    above, below = differing(network, values, other)
+def _l1(network: Network, values: Values, other: Values, ordered: tuple[set[Leaf], set[Leaf]]) -> PathMetric:
+    above, below = ordered
     if not above and not below:
         blame(values)
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "equal", 1.0)
@@ -296,4 +237,4 @@ def _l2(network: Network, values: Values, other: Values) -> PathMetric:
     return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0)
 
 
-__all__ = ["LOG10_OF_2", "Other", "PathMetric", "other_state", "path_metric"]
+__all__ = ["LOG10_OF_2", "PathMetric", "path_metric"]

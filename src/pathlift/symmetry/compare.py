@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.metric import Other, other_state
+from pathlift.passes.other import Other, other_state
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied
@@ -121,33 +121,67 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
         InputError: ``inputs`` is malformed.
     """
     groups = _groups(model, inputs)
-    state = other_state(groups.network, other)
-    aligned, factors = aligned_state(groups, state)
-    return RescaledState(groups.network, aligned, factors)
+    network = groups.network
+    state = other_state(network, other)
+    free = _alignment(Pair(network.tied.scalings, network.tied.solution, network.state, state))
+    return RescaledState(network, snapped(network, state, _moved(network, state, free)), torch.exp2(free))
 
 
-def aligned_state(groups: Symmetries, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Return λ∘θ' in the gauge of θ, and λ.
+def gauge_matched(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring θ' into the gauge of θ if the two differ in gauge; leave it as it is when they do not.
 
     Args:
-        groups: The symmetries of θ.
+        network: The network with θ.
         state: θ' by canonical name.
 
     Returns:
-        Canonical name to tensor, and the factors.
+        λ∘θ' by canonical name; tensors that λ changes are float64, so that its function is that of θ' to the last digits of
+        float64.
     """
-    network, tied = groups.network, groups.tied
-    free = -Pair(tied.scalings, tied.solution, network.state, state).fit
-    free = torch.where((free - free.round()).abs() < WHOLE, free.round(), free)
-    scales = tied.solution.scales(free)
+    if all(value is network.state[name] for name, value in state.items()):
+        return state
+    tied = network.tied
+    pair = Pair(tied.scalings, tied.solution, network.state, state)
+    before, after = pair.disagreement
+    if not after < WORTH * before:
+        return state
+    return _moved(network, state, _alignment(pair))
+
+
+def snapped(network: Network, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take weights that agree with θ to the rounding of a rescaling to be the same, and return θ' in its own type.
+
+    Args:
+        network: The network with θ.
+        state: θ' as it was given.
+        moved: θ' in the gauge of θ.
+
+    Returns:
+        Canonical name to tensor.
+    """
     found = dict(state)
-    for name, scaling in tied.scalings.items():
-        own, mine = state[name].detach(), network.state[name].detach()
-        factor = torch.exp2(scaled(scaling, scales, own)).to(own.device)
-        moved = (own.double() * factor).to(own.dtype)
-        near = (moved.double() - mine.double()).abs() <= SNAP * _epsilon(own, mine) * mine.double().abs()
-        found[name] = torch.where(near & (factor != 1.0), mine.to(moved.dtype), moved)
-    return found, torch.exp2(free)
+    for name, tensor in moved.items():
+        if tensor is not state[name]:
+            mine = network.state[name].detach()
+            near = (tensor.double() - mine.double()).abs() <= SNAP * _epsilon(state[name], mine) * mine.double().abs()
+            found[name] = torch.where(near, mine.to(state[name].dtype), tensor.to(state[name].dtype))
+    return found
+
+
+def _alignment(pair: Pair) -> Tensor:
+    free = -pair.fit
+    return torch.where((free - free.round()).abs() < WHOLE, free.round(), free)
+
+
+def _moved(network: Network, state: Mapping[str, Tensor], free: Tensor) -> dict[str, Tensor]:
+    """Return λ∘θ', float64 where λ is not 1."""
+    scales = network.tied.solution.scales(free)
+    found = dict(state)
+    for name, scaling in network.tied.scalings.items():
+        factor = torch.exp2(scaled(scaling, scales, state[name])).to(state[name].device)
+        if bool((factor != 1.0).any()):
+            found[name] = state[name].detach().double() * factor
+    return found
 
 
 SNAP = 8
@@ -155,6 +189,9 @@ SNAP = 8
 
 WHOLE = 1e-6
 """A factor this near to a power of two, in log₂, is taken to be it."""
+
+WORTH = 0.9
+"""An alignment is made when it brings the mean |log₂ θ'/θ| below this part of what it was."""
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from pathlift.symmetry.linear import conjugate_gradients
 from pathlift.symmetry.relations import Solution
 from pathlift.symmetry.tying import Scaling
 
-ROUNDS = 8
-"""Rounds of reweighted least squares."""
+ROUNDS = 3
+"""Rounds of reweighted least squares; as many as they take for the last digits of float64 where B is not plain."""
 
 EXACT, PRECISE = 1e-5, 1e-14
 """Residuals at which medians are as good as least squares can be: rounding of float32 averages out; and of float64."""
@@ -49,9 +49,25 @@ class Pair:
         """Return log₂|θ'/θ| of a parameter, float64 on the CPU; NaN where a weight is 0 or changes its sign."""
         return _log_ratio(self.state[name].detach().cpu(), self.other[name].detach().cpu())
 
-    def residuals(self, name: str, scales: Tensor) -> Tensor:
-        """Return what the scales leave unexplained of `ratios`."""
-        return self.ratios(name) - scaled(self.scalings[name], scales, self.state[name])
+    @cached_property
+    def rough(self) -> Tensor:
+        """A first guess at `fit`, by medians."""
+        return projected(self.solution, self._medians())
+
+    @cached_property
+    def disagreement(self) -> tuple[float, float]:
+        """Mean |log₂|θ'/θ||, and what of it `rough` leaves unexplained; of some of the weights."""
+        scales = self.solution.scales(self.rough)
+        before, after, count = 0.0, 0.0, 0
+        for name, scaling in self.scalings.items():
+            mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
+            step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
+            expected = (scales[scaling.above] - scales[scaling.below]).expand(mine.shape)[:, :, ::step]
+            ratio = _log_ratio(mine[:, :, ::step], theirs[:, :, ::step])
+            before += float(ratio.abs().nansum())
+            after += float((ratio - expected).abs().nansum())
+            count += ratio.numel()
+        return before / max(count, 1), after / max(count, 1)
 
     @cached_property
     def fit(self) -> Tensor:
@@ -59,23 +75,30 @@ class Pair:
         solution = self.solution
         if not self.scalings:
             return torch.zeros(solution.dimension, dtype=torch.float64)
-        free = projected(solution, self._medians())
-        for _ in range(ROUNDS):
+        free = self.rough
+        ratios: dict[str, Tensor] = {}
+        for _ in range(ROUNDS if solution.plain else 8):
             scales = solution.scales(free)
-            if self._largest_deviation(scales) < (EXACT if solution.plain else PRECISE):
-                break
-            step = self._least_squares({name: self.residuals(name, scales) for name in self.scalings})
+            if not (ratios and solution.plain):
+                if self._largest_deviation(scales) < (EXACT if solution.plain else PRECISE):
+                    break
+                ratios = {name: self.ratios(name) for name in self.scalings}
+            step = self._least_squares({
+                name: ratio - scaled(self.scalings[name], scales, ratio) for name, ratio in ratios.items()
+            })
             free = free + step
             if float(step.abs().max()) < PRECISE:
                 break
         return free
 
     def deviations(self, name: str, scales: Tensor) -> Tensor:
-        """Return |θ'/(λ∘θ) − 1| as the parameter is laid out, float64; 0 where a weight is 0."""
+        """Return |θ'/(λ∘θ) − 1| as the parameter is laid out, float64; 0 where a weight is 0 or changes its sign."""
         scaling = self.scalings[name]
         mine, theirs = (scaling.split(state[name].detach()) for state in (self.state, self.other))
         expected = mine.double() * torch.exp2(scales[scaling.above] - scales[scaling.below]).to(mine.device)
-        return (theirs.to(expected) - expected).abs_().div_(expected.abs_()).nan_to_num_(0.0, 0.0, 0.0)
+        found = theirs.to(expected)
+        same = found * expected > 0
+        return (found - expected).abs_().div_(expected.abs_()).mul_(same).nan_to_num_(0.0, 0.0, 0.0)
 
     def _largest_deviation(self, scales: Tensor) -> float:
         return max(float(self.deviations(name, scales).amax()) for name in self.scalings)
@@ -95,7 +118,25 @@ class Pair:
                 above = above.expand(mine.shape).reshape(-1)
             known = ~says.isnan() & scales[above].isnan()
             _grouped_median(scales, above[known], says[known])
+        for name in reversed(list(self.scalings)):  # a channel whose incoming weights were all pruned
+            self._told_from_above(name, scales)
         return scales
+
+    def _told_from_above(self, name: str, scales: Tensor) -> None:
+        """Give classes that are not known yet the median of s(above) − ratio over the weights that go out."""
+        scaling = self.scalings[name]
+        unknown = scales[scaling.below].isnan()
+        if not bool(unknown.any()):
+            return
+        places = unknown.any(dim=(0, 1, 3)).nonzero()[:, 0] if unknown.shape[2] > 1 else torch.arange(scaling.layout.shape[2])
+        mine, theirs = (scaling.split(state[name].detach().cpu())[:, :, places] for state in (self.state, self.other))
+        above, below = (
+            part.expand(*part.shape[:2], scaling.layout.shape[2], part.shape[3])[:, :, places].expand(mine.shape)
+            for part in (scaling.above, scaling.below)
+        )
+        says = scales[above] - _log_ratio(mine, theirs)
+        known = ~says.isnan() & scales[below].isnan()
+        _grouped_median(scales, below[known], says[known])
 
     @staticmethod
     def _voted(mine: Tensor, theirs: Tensor, below: Tensor) -> Tensor:
@@ -110,7 +151,8 @@ class Pair:
     def _least_squares(self, residuals: Mapping[str, Tensor]) -> Tensor:
         """Return the step that minimises Σ weight·(residual − r(step))², with weights 1/(1 + (residual/median)²)."""
         solution = self.solution
-        sizes = torch.cat([residual[~residual.isnan()].abs() for residual in residuals.values()])
+        some = [residual.reshape(-1)[:: max(1, residual.numel() // ENOUGH**2)] for residual in residuals.values()]
+        sizes = torch.cat([residual[~residual.isnan()].abs() for residual in some])
         spread = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
         weights: list[Dense | Sparse] = []
         target = torch.zeros(solution.count, dtype=torch.float64)
@@ -137,7 +179,8 @@ class Pair:
             return solution.pulled_back(degree * x - across)
 
         diagonal = solution.pulled_back_magnitude(degree)
-        return conjugate_gradients(operator, solution.pulled_back(target), _positive(diagonal), 1e-12)
+        accuracy = 1e-4 if solution.plain else 1e-12
+        return conjugate_gradients(operator, solution.pulled_back(target), _positive(diagonal), accuracy)
 
 
 def scaled(scaling: Scaling, scales: Tensor, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pathlift.errors import InputError, NumericalError
 from pathlift.network import Network
 from pathlift.symmetry import gauges
 from pathlift.symmetry.relations import FIXED, NOTHING
-from pathlift.symmetry.tying import VARYING, Tied, tied
+from pathlift.symmetry.tying import VARYING, Tied
 
 Factors: TypeAlias = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float] | float]
 """One positive number per group; or module name to one per output channel, for as many modules as wanted."""
@@ -137,8 +137,8 @@ class Symmetries:
         """Return a table of families of groups and of pinned channels."""
         lines = [f"{len(self)} rescaling groups"]
         for family in self.families:
-            lines.append(f"  {len(family.groups):>6} × λ   multiplies {_axes(family.multiplied)}")
-            lines += [f"               divides    {_axes(family.divided)}"] if family.divided else []
+            lines.append(f"  {len(family.groups):>6} × λ   multiplies {axes_text(family.multiplied)}")
+            lines += [f"               divides    {axes_text(family.divided)}"] if family.divided else []
         for pinned in self.pinned:
             lines.append(f"  {len(pinned.channels):>6} pinned {pinned.module}: {pinned.reason}")
         return "\n".join(lines)
@@ -408,7 +408,7 @@ def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symm
         >>> _ = model.load_state_dict(groups.rescale([1.0, 128.0, 0.5]))
     """
     network = capture(model, inputs)
-    return Symmetries(network, tied(network))
+    return Symmetries(network, network.tied)
 
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -451,6 +451,7 @@ def _multiplied(name: str, tensor: Tensor, logs: Tensor) -> Tensor:
     return out
 
 
-def _axes(places: tuple[tuple[str, int | None], ...]) -> str:
+def axes_text(places: tuple[tuple[str, int | None], ...]) -> str:
+    """Write tensors and axes as they are indexed, at most six of them."""
     shown = [name if axis is None else f"{name}[{', '.join([':'] * axis + ['i'])}]" for name, axis in places[:6]]
     return ", ".join(shown) + (f" and {len(places) - 6} more" if len(places) > 6 else "")

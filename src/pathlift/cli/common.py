@@ -1,0 +1,97 @@
+"""What all commands share: the application, its options, how models are read and results printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.errors import InputError
+from pathlift.models import default_shape, load_model, load_state
+
+app = typer.Typer(
+    help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, soft_wrap=True)
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file."),
+]
+Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
+Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+
+
+def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
+    """Read --shape, or take the shape that the model's name tells."""
+    if shape is None:
+        return default_shape(name)
+    try:
+        return tuple(int(size) for size in shape.replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--shape must be whole numbers separated by commas, found '{shape}'.") from None
+
+
+def captured(name: str, weights: Path | None, shape: str | None, seed: int, device: str) -> pathlift.Network:
+    """Build a model by name, load its weights and capture it."""
+    with err.status(f"building {name}"):
+        model = load_model(name, weights, seed)
+        sizes = shape_of(name, shape)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    with err.status("capturing the graph"):
+        return pathlift.capture(model, sizes)
+
+
+def number(value: float) -> float | str:
+    """JSON has no inf and no NaN."""
+    return value if math.isfinite(value) else str(value)
+
+
+def print_json(values: dict[str, object]) -> None:
+    """Print one JSON object; inf and NaN as strings."""
+    clean = {key: number(value) if isinstance(value, float) else value for key, value in values.items()}
+    typer.echo(json.dumps(clean, allow_nan=False))
+
+
+def scientific(log10: float) -> str:
+    """Write 10**log10 with six digits at any size."""
+    if not math.isfinite(log10):
+        return "0" if log10 < 0 else str(log10)
+    power = math.floor(log10)
+    if -4 <= power < 6:
+        return f"{10**log10:.6g}"
+    return f"{10 ** (log10 - power):.5f}e{power:+d}"
+
+
+def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def second_network(name: str, seed: int) -> nn.Module | dict[str, Tensor]:
+    """Read what a command compares with: a state-dict file, or a model by name."""
+    is_file = Path(name).is_file() or Path(name).suffix in {".safetensors", ".pt", ".pth"}
+    return load_state(Path(name)) if is_file else load_model(name, None, seed)
