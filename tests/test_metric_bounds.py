@@ -83,15 +83,15 @@ def test_the_order_of_the_paper_holds_and_only_lemma_4_4_moves_under_rescaling()
     assert after["Lemma 4.4"].log10 > before["Lemma 4.4"].log10 + 3
 
 
-def test_theorem_f2_is_zero_for_a_rescaled_copy() -> None:
+def test_a_rescaled_copy_is_at_distance_zero() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2))
     model = randomised(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other[0].weight.mul_(8), other[0].bias.mul_(8), other[4].weight.div_(8)
-    bounds = by_name(model, other, (1, 5, 5))
-    assert bounds["Theorem F.2"].log10 < -12
-    assert bounds["pivot"].log10 > 0
+    found = pathlift.path_metric(model, other, (1, 5, 5))
+    assert found.exact and found.value == 0.0 and found.method == "equal, aligned"
+    assert all(bound.log10 < -12 for bound in by_name(model, other, (1, 5, 5)).values() if not bound.reason)
 
 
 def test_bounds_for_perceptrons_refuse_others_by_name() -> None:

@@ -245,7 +245,7 @@ def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track:
         return None if scaled is None else Scaled((scaled.tensor != 0).to(program.dtype), 0.0)
 
     reached = {term.source: tuple(support(t) for t in tracks[term.source]) for term in node.terms}
-    counting = _SupportProgram(program)
+    counting = SupportProgram(program)
     if node.concat is not None:
         count, _ = _concatenated(node, reached, counting, track)
     else:
@@ -253,10 +253,15 @@ def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track:
     return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
 
 
-class _SupportProgram(Program):
+class SupportProgram(Program):
     """A program whose weights are replaced by 1 where they are not zero."""
 
     def __init__(self, program: Program) -> None:
+        """Wrap a program.
+
+        Args:
+            program: The program.
+        """
         self.program = program
         self.tracks = program.tracks
         self.largest = program.largest
@@ -264,12 +269,15 @@ class _SupportProgram(Program):
         self.batch = program.batch
 
     def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
         return self.program.inputs(node)
 
     def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
         return {key: None if w is None else Support(w) for key, w in self.program.edge(leaf).items()}
 
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
         return {key: Support(w) for key, w in self.program.start(leaf).items()}
 
 

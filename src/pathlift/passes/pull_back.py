@@ -54,6 +54,7 @@ class PullBack:
         program: Program,
         share: Callable[[Leaf, Tensor], None] | None = None,
         unit: Callable[[Node, Tensor], None] | None = None,
+        bias: Callable[[Leaf, Tensor], None] | None = None,
     ) -> None:
         """Describe what is wanted.
 
@@ -62,11 +63,14 @@ class PullBack:
             program: A program of one non-negative track.
             share: Called with each use of a scored weight and the share of the path mass that goes through it there.
             unit: Called with each node that has units and its neurons' shares of the path mass.
+            bias: Called with each use of a scored bias and the derivative of the share by it: Σ G(v) over its neurons,
+                float64.
         """
         self.network = network
         self.program = program
         self.share = share
         self.unit = unit
+        self.bias = bias
         self.window = program.window
         self.gradients: dict[str, Scaled] = {}
         self.summed: set[str] = set()
@@ -149,6 +153,10 @@ class PullBack:
         return Scaled(kept, below.exponent + shift, None if below.peak is None else below.peak - shift)
 
     def _start(self, start: Start, above: Scaled) -> None:
+        if self.bias is not None and start.weight.score_name is not None:
+            shape = torch.empty(start.weight.shape, device="meta").reshape(start.view).shape
+            free = Scaled(above.tensor.double(), above.exponent).at(0.0).sum_to_size(shape)
+            self.bias(start.weight, free.reshape(start.weight.shape))
         weights = self.program.start(start.weight).get(0)
         if weights is None or start.weight.score_name is None or self.share is None:
             return

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathlift.errors import NumericalError
 from pathlift.symmetry.couplings import Dense, Sparse, sums
 from pathlift.symmetry.linear import Operator, conjugate_gradients
 from pathlift.symmetry.relations import Solution
 
 TOLERANCE = 1e-13
 """Largest difference of what comes in and goes out of a group, relative to their sum, at which the search ends."""
-MOST_STEPS = 60
+MOST_STEPS = 200
+POOR = 1e-6
+"""An imbalance that is no optimum any more."""
+
 LOG_2 = math.log(2.0)
 
 
@@ -66,6 +70,9 @@ def balanced(
 
     Returns:
         The minimiser.
+
+    Raises:
+        NumericalError: The search ends far from the minimum.
     """
     problem = _Problem(couplings, solution, power, logarithmic)
     free = problem.coordinate_steps(torch.zeros(solution.dimension, dtype=torch.float64))
@@ -75,12 +82,23 @@ def balanced(
         if state.imbalance <= TOLERANCE:
             break
         steps += 1
-        direction = conjugate_gradients(state.hessian, -state.gradient, state.diagonal, min(1e-2, state.imbalance))
-        length = problem.line_search(free, direction, state)
-        if length == 0.0:
+        near = state.imbalance < 0.1
+        accuracy, most = (min(1e-2, state.imbalance), 500) if near else (1e-2, 30)
+        newton = conjugate_gradients(state.hessian, -state.gradient, state.diagonal, accuracy, most)
+        for direction in (newton, -state.gradient / state.diagonal):  # the second where rounding errors spoil the first
+            length = problem.line_search(free, direction, state)
+            if length:
+                break
+        else:
             break
         free = free + length * direction
-    return Balance(free, problem.at(free).imbalance, steps)
+    imbalance = problem.at(free).imbalance
+    if not imbalance < POOR:
+        raise NumericalError(
+            f"No optimal rescaling was found: after {steps} Newton steps a group is out of balance by {imbalance:.1e}. "
+            "Its factors may differ by more than float64 can hold; bring the network nearer with normalize() first."
+        )
+    return Balance(free, imbalance, steps)
 
 
 @dataclass(frozen=True)
@@ -147,16 +165,24 @@ class _Problem:
         return _State(value, gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
 
     def coordinate_steps(self, free: Tensor) -> Tensor:
-        """Move every group half of the way to where its own mass would be balanced; no such step makes F larger."""
-        if self.logarithmic is not None:
+        """Move every group half of the way to where its own mass would be balanced; no such step makes F larger.
+
+        For the logarithmic form, too, it is a start that does not depend on the gauge.
+
+        Args:
+            free: Where to start.
+
+        Returns:
+            Where it leads.
+        """
+        if not self.solution.plain:
             return free
-        single = torch.bincount(self.solution.columns, minlength=len(free)) == 1
         for _ in range(12):
             scales = self.power * self.solution.scales(free)
             coming, going = sums(self.couplings, scales)
             there = (coming > 0) & (going > 0)
             step = torch.where(there, torch.log2(going / coming), 0.0) / (4 * self.power)
-            free = free + torch.where(single, self.solution.pulled_back(step), 0.0)
+            free = free + self.solution.pulled_back(step)
         return free
 
     def line_search(self, free: Tensor, direction: Tensor, state: _State) -> float:

@@ -37,13 +37,6 @@ class Dense:
         """Add Σ_above mass·x[above] to out[below]."""
         out.index_add_(0, self.below.reshape(-1), (x[self.above].unsqueeze(1) @ self.mass).reshape(-1))
 
-    def without(self, dropped: Tensor) -> Dense:
-        """Leave out what touches a class."""
-        keep_above, keep_below = ~dropped[self.above], ~dropped[self.below]
-        if bool(keep_above.all()) and bool(keep_below.all()):
-            return self
-        return Dense(self.above, self.below, self.mass * keep_above.unsqueeze(2) * keep_below.unsqueeze(1))
-
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -60,10 +53,6 @@ class Sparse:
     def down(self, x: Tensor, out: Tensor) -> None:
         """See `Dense.down`."""
         out.index_add_(0, self.below, self.mass * x[self.above])
-
-    def without(self, dropped: Tensor) -> Sparse:
-        """See `Dense.without`."""
-        return Sparse(self.above, self.below, self.mass * ~(dropped[self.above] | dropped[self.below]))
 
 
 def coupling(scaling: Scaling, mass: Tensor) -> Dense | Sparse:
@@ -111,33 +100,3 @@ def sums(couplings: Iterable[Dense | Sparse], scales: Tensor) -> tuple[Tensor, T
         part.up(down, coming)
         part.down(up, going)
     return coming * up, going * down
-
-
-def connected(couplings: Iterable[Dense | Sparse], count: int) -> Tensor:
-    """Find the classes on a chain of non-zero couplings that leads from class 0 back to class 0.
-
-    Args:
-        couplings: Couplings with masses ≥ 0.
-        count: Number of classes.
-
-    Returns:
-        bool tensor by class.
-    """
-    parts = list(couplings)
-    found = torch.ones(count, dtype=torch.bool)
-    for upwards in (True, False):
-        reached = torch.zeros(count, dtype=torch.float64)
-        reached[0] = 1.0
-        while True:
-            further = reached.clone()
-            for part in parts if upwards else reversed(parts):
-                (part.up if upwards else part.down)(reached, further)
-                further = (further > 0).double()
-                reached = torch.maximum(reached, further)
-            sweep = reached.clone()
-            for part in parts:
-                (part.up if upwards else part.down)(reached, sweep)
-            if bool(((sweep > 0) == (reached > 0)).all()):
-                break
-        found &= reached > 0
-    return found

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pathlift.edges.pattern import Layout
 from pathlift.network import Network
 from pathlift.passes.programs import NormProgram
-from pathlift.passes.propagate import Tracks, blame, in_range, propagate
-from pathlift.symmetry.balance import Logarithmic, balanced
-from pathlift.symmetry.couplings import connected, coupling, sums
+from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.symmetry.balance import Balance, Logarithmic, balanced
+from pathlift.symmetry.couplings import Dense, Sparse, coupling, sums
 from pathlift.symmetry.fit import projected
-from pathlift.symmetry.kernel import kernel_diagonal
-from pathlift.symmetry.tying import Tied
+from pathlift.symmetry.kernel import kernel_diagonal, on_paths
+from pathlift.symmetry.tying import Scaling, Tied
 
 EQUAL_ENOUGH = 1e-3
 """log₂ of the ratio of two ranges at which equalisation ends."""
@@ -76,11 +77,15 @@ def balance(network: Network, tied: Tied, p: float) -> Gauge:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    state = network.state
-    blame(network.values())
-    chosen = [name for name in tied.scalings if name in network.parameters]
-    masses = {name: _power(state[name].detach(), p) for name in chosen}
-    return _minimised(tied, masses, p)
+    there = on_paths(network)
+    couplings = [
+        coupling(scaling, _power(network.state[name].detach(), p) * there[name])
+        for name, scaling in tied.scalings.items()
+        if name in network.parameters and name in there
+    ]
+    held = _divided(tied)
+    found = balanced(couplings, tied.solution.without(held), p)
+    return _gauge(found, couplings, tied, held)
 
 
 def conditioned(network: Network, tied: Tied) -> Gauge:
@@ -96,8 +101,24 @@ def conditioned(network: Network, tied: Tied) -> Gauge:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    diagonal = {name: value for name, value in kernel_diagonal(network).items() if name in tied.scalings}
-    return _minimised(tied, diagonal, -2.0, logarithmic=True)
+    solution = tied.solution
+    masses: list[Dense | Sparse] = []
+    counts: list[Dense | Sparse] = []
+    for name, diagonal in kernel_diagonal(network).items():
+        if name not in network.parameters:
+            continue
+        scaling = tied.scalings.get(name, STILL)
+        layout = replace(scaling, layout=Layout.plain(diagonal.shape)) if scaling is STILL else scaling
+        masses.append(coupling(layout, diagonal))
+        counts.append(coupling(layout, (diagonal > 0).double()))
+    coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64))
+    objective = Logarithmic(float(coming.sum()), -solution.pulled_back(coming - going))
+    found = balanced(masses, solution, -2.0, objective)
+    return _gauge(found, masses, tied, torch.zeros(solution.dimension, dtype=torch.bool))
+
+
+STILL = Scaling(torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.zeros(1, 1, 1, 1, dtype=torch.long), Layout.plain(()))
+"""How a parameter scales that does not."""
 
 
 def _power(tensor: Tensor, p: float) -> Tensor:
@@ -105,27 +126,32 @@ def _power(tensor: Tensor, p: float) -> Tensor:
     return wide.square_() if p == 2.0 else wide.pow_(p)
 
 
-def _minimised(tied: Tied, masses: Mapping[str, Tensor], power: float, *, logarithmic: bool = False) -> Gauge:
-    """Minimise Σ mass·2^(power·r), or n·log of it plus the sum of the log₂ factors of all n weights with a mass."""
+def _divided(tied: Tied) -> Tensor:
+    """Tell which groups scale a parameter that the network divides by: it can shrink with what it divides, without end."""
     solution = tied.solution
-    couplings = [coupling(tied.scalings[name], mass) for name, mass in masses.items()]
-    live = connected(couplings, solution.count)
-    kept = [part.without(~live) for part in couplings]
-    objective: Logarithmic | None = None
-    if logarithmic:
-        counts = [coupling(tied.scalings[name], (mass > 0).double()).without(~live) for name, mass in masses.items()]
-        coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64))
-        objective = Logarithmic(float(coming.sum()), -solution.pulled_back(coming - going))
-    found = balanced(kept, solution, power, objective)
-    dead = torch.unique(solution.columns[~live[solution.rows]])
-    return Gauge(found.free, found.imbalance, tuple(dead.tolist()), found.steps)
+    touched = torch.zeros(solution.count, dtype=torch.bool)
+    for scaling in tied.scalings.values():
+        if scaling.divides:
+            touched[scaling.above.reshape(-1)] = True
+            touched[scaling.below.reshape(-1)] = True
+    held = torch.zeros(solution.dimension, dtype=torch.bool)
+    held[solution.columns[touched[solution.rows]]] = True
+    return held
+
+
+def _gauge(found: Balance, couplings: Sequence[Dense | Sparse], tied: Tied, held: Tensor) -> Gauge:
+    """Name the groups that were left: those that are held, and those without a mass."""
+    coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64))
+    left = torch.nonzero(held | (tied.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
+    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps)
 
 
 def equalized(network: Network, tied: Tied) -> Tensor:
     """Return the factors that give every channel equal ranges of incoming and outgoing weights.
 
     Only weights of two or more dimensions have a range: biases and batch norms stay in floating point. A channel without
-    outgoing (incoming) weights gets the range of the largest channel of its tensor.
+    outgoing weights gets the range of the largest channel of its tensor. Equal ranges can be had in several ways; starting
+    from the balanced representative makes the answer the same for all networks of an orbit.
 
     Args:
         network: The network.
@@ -137,8 +163,8 @@ def equalized(network: Network, tied: Tied) -> Tensor:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    blame(network.values())
     solution = tied.solution
+    free = balance(network, tied, 2.0).free
     ends: list[tuple[Tensor, Tensor, Tensor]] = []
     for name, scaling in tied.scalings.items():
         tensor = network.state[name].detach()
@@ -147,8 +173,6 @@ def equalized(network: Network, tied: Tied) -> Tensor:
             if scaling.above.shape[3] == scaling.below.shape[3] == 1:
                 sizes = sizes.amax(3, keepdim=True)
             ends.append((scaling.above, scaling.below, sizes))
-    free = torch.zeros(solution.dimension, dtype=torch.float64)
-    single = torch.bincount(solution.columns, minlength=solution.dimension) == 1
     for _ in range(200):
         scales = solution.scales(free)
         coming, going = (torch.full((solution.count,), -torch.inf, dtype=torch.float64) for _ in range(2))
@@ -163,7 +187,7 @@ def equalized(network: Network, tied: Tied) -> Tensor:
         step[0] = 0.0
         if float(step.abs().max()) < EQUAL_ENOUGH:
             break
-        free = free + torch.where(single, solution.pulled_back(step), 0.0) / 2
+        free = free + projected(solution, step) / 2
     return free
 
 

@@ -54,8 +54,8 @@ class BalancedState(RescaledState):
     Attributes:
         imbalance: The certificate: the largest |∂F/∂log λ| of a group, relative to the sum of the terms of F that its factor
             changes. It is 0 at the minimum and nowhere else.
-        left: Numbers of the groups that have no finite optimum (no path of non-zero weights runs through them, so that F
-            only falls with their factor) and keep their scale.
+        left: Numbers of the groups that have no finite optimum and keep their scale: no path of non-zero weights runs through
+            them, or the network divides by a parameter of theirs, which can shrink with what it divides.
         steps: Newton steps.
     """
 

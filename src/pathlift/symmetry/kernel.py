@@ -1,24 +1,63 @@
-"""The diagonal of the path kernel G = ∂Φᵀ∂Φ on parameters: G_ii = Σ_p (∂Φ_p/∂θ_i)².
+"""What rescalings are chosen by: which weights lie on paths at all, and the path kernel's diagonal on parameters.
 
-A path-lifting is linear in each weight, so for a weight w of the theory the sum is the share of Σ_p Φ_p² that goes through
-w, divided by w²: one forward and one backward pass. For a parameter of which w is a function the chain rule adds (∂w/∂θ)².
+G = ∂Φᵀ∂Φ has G_ii = Σ_p (∂Φ_p/∂θ_i)². A path-lifting is linear in each weight, so for a weight w of the theory the sum is the
+share of Σ_p Φ_p² that goes through w, divided by w²: one forward and one backward pass. For a parameter of which w is a
+function the chain rule adds (∂w/∂θ)².
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
-from pathlift.network import Apply, Leaf, Network, StateTensor
+from pathlift.network import Apply, Leaf, Network, StateTensor, evaluate
 from pathlift.passes.programs import ScoreProgram
-from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.propagate import SupportProgram, blame, in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.scaled import Scaled
 from pathlift.rules.affine import batch_norm_shift
-from pathlift.symmetry.monomials import products
+from pathlift.symmetry.monomials import Factor, products
 
-TINY = 2.0**-40
-"""A weight that is 0 stands in the pass with this much of the root mean square of its tensor, to see what it would do."""
+
+@torch.no_grad()
+def on_paths(network: Network) -> dict[str, Tensor]:
+    """Tell which elements of parameters lie on a path of non-zero weights, from an input or a bias to an output.
+
+    A batch norm's shift counts as a bias by its parameter β alone.
+
+    Args:
+        network: The network as captured.
+
+    Returns:
+        Parameter name to bool tensor of its shape.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    compact = network.compact
+    values = compact.values()
+    blame(values)
+    for leaf in compact.leaves:
+        if _is_shift(leaf):
+            assert isinstance(leaf.expression, Apply)
+            beta = leaf.expression.args[1]
+            values[leaf] = torch.zeros_like(values[leaf]) if beta is None else evaluate(beta, compact.state).to(values[leaf])
+    counts: dict[Leaf, Tensor] = {}
+
+    def attempt(dtype: torch.dtype) -> Scaled | None:
+        counts.clear()
+        program = SupportProgram(ScoreProgram(compact, values, dtype))
+        return PullBack(compact, program, share=_adder(counts)).run(propagate(compact, program, keep=True))
+
+    in_range(attempt, torch.float64, values)
+    found: dict[str, Tensor] = {}
+    for leaf, count in counts.items():
+        for product in products(compact, leaf) or ():
+            for factor in product[:1] if _is_shift(leaf) else product:
+                _add(found, factor, compact.state[factor.name], count.double())
+    return {name: value > 0 for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -30,66 +69,75 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
 
     Returns:
         Parameter name to float64 tensor of its shape, for the parameters whose elements each make one element of a weight
-        (up to a factor), and those of batch norm.
+        (up to a factor), and those of batch norm. Weights that are 0 get 0, as if they were pruned; biases do not.
 
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
     compact = network.compact
-    state = {**compact.state, **{name: _nowhere_zero(compact.state[name]) for name in compact.parameters}}
-    values = compact.values(state)
-    seen = {leaf: _nowhere_zero(value) for leaf, value in values.items()}
+    values = compact.values()
     shares: dict[Leaf, Tensor] = {}
+    biases: dict[Leaf, Tensor] = {}
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
         shares.clear()
-        program = ScoreProgram(compact, seen, dtype, q=2.0)
-
-        def add(leaf: Leaf, share: Tensor) -> None:
-            shares[leaf] = shares[leaf] + share if leaf in shares else share
-
-        return PullBack(compact, program, share=add).run(propagate(compact, program, keep=True))
+        biases.clear()
+        program = ScoreProgram(compact, values, dtype, q=2.0)
+        back = PullBack(compact, program, share=_adder(shares), bias=_adder(biases))
+        return back.run(propagate(compact, program, keep=True))
 
     in_range(attempt, torch.float64, values)
     found: dict[str, Tensor] = {}
+    starts = {start.weight for node in compact.nodes for start in node.starts}
     for leaf, share in shares.items():
-        own = share.double() / seen[leaf].double() ** 2
-        if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift:
-            _through_shift(leaf, own, state, values, found)
-            continue
-        for product in products(compact, leaf) or ():
-            for factor in product:
-                parameter = state[factor.name].double()
-                places = torch.arange(parameter.numel(), device=parameter.device) if factor.index is None else factor.index
-                read = parameter.reshape(-1)[places.to(parameter.device).reshape(-1)].reshape(own.shape)
-                _add(found, factor.name, parameter, own * (factor.degree * values[leaf].double() / read) ** 2, places)
+        if leaf not in starts:
+            value = values[leaf].double()
+            _spread(compact, leaf, torch.where(value != 0, share.double() / value**2, 0.0), values, found)
+    for leaf, derivative in biases.items():
+        if _is_shift(leaf):
+            _through_shift(compact, leaf, derivative, values, found)
+        else:
+            _spread(compact, leaf, derivative, values, found)
     return found
 
 
-def _through_shift(
-    leaf: Leaf, own: Tensor, state: dict[str, Tensor], values: dict[Leaf, Tensor], found: dict[str, Tensor]
-) -> None:
+def _adder(found: dict[Leaf, Tensor]) -> Callable[[Leaf, Tensor], None]:
+    def add(leaf: Leaf, value: Tensor) -> None:
+        found[leaf] = found[leaf] + value if leaf in found else value
+
+    return add
+
+
+def _is_shift(leaf: Leaf) -> bool:
+    return isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift
+
+
+def _spread(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:
+    """Send the kernel of a leaf that is a parameter up to a factor, or its inverse, to the parameter."""
+    for product in products(network, leaf) or ():
+        for factor in product:
+            parameter = network.state[factor.name]
+            read = parameter.double() if factor.index is None else parameter.double().reshape(-1)[factor.index.to(own.device)]
+            slope = torch.where(read != 0, values[leaf].double() / read.reshape(own.shape), 1.0)
+            _add(found, factor, parameter, own * (factor.degree * slope) ** 2)
+
+
+def _through_shift(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:
     """For t = β − μ·s with s = γ/√(σ²+ε): the kernel of t goes to β, and with (μ/√(σ²+ε))² to γ."""
     assert isinstance(leaf.expression, Apply)
     scale, bias, mean = leaf.expression.args
-    whole = torch.arange(own.numel(), device=own.device)
     if isinstance(bias, StateTensor):
-        _add(found, bias.name, state[bias.name].double(), own, whole)
+        _add(found, Factor(bias.name, None, 1), network.state[bias.name], own)
     gamma = scale.args[0]
     if isinstance(gamma, StateTensor):
         partner = next((other for other in values if other.expression is scale), None)
+        read = network.state[gamma.name].double()
         if partner is not None:
-            slope = state[mean.name].double() * values[partner].double() / state[gamma.name].double()
-            _add(found, gamma.name, state[gamma.name].double(), own * slope**2, whole)
+            slope = network.state[mean.name].double() * torch.where(read != 0, values[partner].double() / read, 0.0)
+            _add(found, Factor(gamma.name, None, 1), read, own * slope**2)
 
 
-def _add(found: dict[str, Tensor], name: str, like: Tensor, values: Tensor, places: Tensor) -> None:
-    out = found.setdefault(name, torch.zeros_like(like))
-    out.view(-1).index_add_(0, places.to(like.device).reshape(-1), values.reshape(-1))
-
-
-def _nowhere_zero(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point() or bool((tensor != 0).all()):
-        return tensor
-    size = float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
-    return torch.where(tensor == 0, torch.tensor(TINY * (size or 1.0), dtype=tensor.dtype, device=tensor.device), tensor)
+def _add(found: dict[str, Tensor], factor: Factor, like: Tensor, values: Tensor) -> None:
+    out = found.setdefault(factor.name, torch.zeros(like.shape, dtype=torch.float64, device=like.device))
+    places = torch.arange(like.numel()) if factor.index is None else factor.index.reshape(-1)
+    out.view(-1).index_add_(0, places.to(like.device), values.reshape(-1))

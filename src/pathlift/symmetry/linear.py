@@ -11,7 +11,7 @@ from torch import Tensor
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, accuracy: float) -> Tensor:
+def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, accuracy: float, most: int = 500) -> Tensor:
     """Solve H·x = right, preconditioned by the diagonal of H.
 
     Args:
@@ -19,6 +19,7 @@ def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, acc
         right: Right side, in the range of H.
         diagonal: The diagonal of H, positive.
         accuracy: Reduction of the residual, in the norm of the preconditioner, at which to stop.
+        most: Largest number of steps.
 
     Returns:
         x; from a start at 0, so that it has no part in the null space of H.
@@ -27,7 +28,7 @@ def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, acc
     z = residual / diagonal
     direction, product = z.clone(), float(residual @ z)
     goal = product * accuracy**2
-    for _ in range(500):
+    for _ in range(most):
         if product <= goal or product == 0.0:
             break
         image = operator(direction)

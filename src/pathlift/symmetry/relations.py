@@ -9,7 +9,7 @@ map whose antecedents differ from place to place) is kept as rows of a linear sy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -91,6 +91,18 @@ class Solution:
         """Whether each class has the scale of one group: B is a matrix of zeros and ones with one 1 per row."""
         once = torch.bincount(self.rows, minlength=self.count)
         return bool((once[1:] == 1).all()) and bool((self.entries == 1).all())
+
+    def without(self, groups: Tensor) -> Solution:
+        """Return the same with some groups held at scale 0.
+
+        Args:
+            groups: bool by group.
+
+        Returns:
+            The solution; the groups stay numbered as they were.
+        """
+        kept = ~groups[self.columns]
+        return replace(self, rows=self.rows[kept], columns=self.columns[kept], entries=self.entries[kept])
 
     def scales(self, free: Tensor) -> Tensor:
         """Return B·g.

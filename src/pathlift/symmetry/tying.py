@@ -40,12 +40,14 @@ class Scaling:
         below: Classes, broadcasting against ``layout.shape``.
         layout: How the (moved) parameter is laid out.
         index: Elements of the flattened parameter that are laid out; None for all in order.
+        divides: The network divides by the parameter.
     """
 
     above: Tensor
     below: Tensor
     layout: Layout
     index: Tensor | None = None
+    divides: bool = False
 
     def split(self, tensor: Tensor) -> Tensor:
         """Lay out a tensor of the parameter's shape."""
@@ -578,7 +580,7 @@ class _Tying:
             above, below = solution.classes[top], solution.classes[bottom]
             if own.degree < 0:
                 above, below = below, above
-            found[own.name] = Scaling(_thin(above), _thin(below), layout, own.index)
+            found[own.name] = Scaling(_thin(above), _thin(below), layout, own.index, own.degree < 0)
         for name, labels in self.elements.items():
             layout = Layout.plain(labels.shape)
             above = solution.classes[labels.reshape(layout.shape)]
