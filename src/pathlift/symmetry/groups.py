@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -374,14 +374,31 @@ class Symmetries:
     def _made(self, logs: Tensor) -> RescaledState:
         return RescaledState(self.network, self._rescaled(logs), torch.exp2(logs))
 
+    def weight_factors(self, factors: Factors) -> dict[str, Tensor]:
+        """Return what a rescaling multiplies each weight with.
+
+        Args:
+            factors: See `Factors`.
+
+        Returns:
+            Name of each tensor that takes part to a float64 tensor of its shape, on the CPU.
+
+        Raises:
+            InputError: A factor is not positive and finite, there are too many or too few, or a channel is pinned.
+        """
+        return {name: torch.exp2(logs) for name, logs in self._weight_logs(torch.log2(self._checked(factors)))}
+
+    def _weight_logs(self, logs: Tensor) -> Iterator[tuple[str, Tensor]]:
+        scales = self.tied.solution.scales(logs)
+        for name, scaling in self.tied.scalings.items():
+            yield name, scaling.join(scales[scaling.above] - scales[scaling.below], self.network.state[name].shape)
+
     def _rescaled(self, logs: Tensor) -> dict[str, Tensor]:
         """Return the parameters and buffers rescaled by 2^logs."""
         network = self.network
-        scales = self.tied.solution.scales(logs)
         state = dict(network.state)
-        for name, scaling in self.tied.scalings.items():
-            factor = scaling.join(scales[scaling.above] - scales[scaling.below], network.state[name].shape)
-            state[name] = _multiplied(name, network.state[name].detach(), factor)
+        for name, own in self._weight_logs(logs):
+            state[name] = _multiplied(name, network.state[name].detach(), own)
         return state
 
 
