@@ -24,7 +24,7 @@ def loss(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("make", [
     lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
-    lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True, eps=1e-30),
     lambda p: torch.optim.Adagrad(p, lr=0.01),
 ], ids=["sgd", "adam", "rmsprop", "adagrad"])  # fmt: skip
 def test_memory_is_that_of_the_rescaled_gradients(make: object) -> None:

@@ -42,9 +42,8 @@ def rescale_in_place(groups: Symmetries, state: RescaledState, optimizer: Optimi
     network = groups.network
     factors = groups.weight_factors(state.factors)
     if optimizer is not None:
-        _rescale_memory(
-            optimizer, {id(own): factors[name] for name, own in _trained(optimizer, network).items() if name in factors}
-        )
+        trained = _trained(optimizer, network)
+        _rescale_memory(optimizer, {id(own): factors[name] for name, own in trained.items() if name in factors})
     for name, tensor in state.items():
         if name in factors:
             network.state[name].copy_(tensor)
@@ -85,7 +84,8 @@ def _rescale_memory(optimizer: Optimizer, known: Mapping[int, Tensor]) -> None:
                 if name not in DEGREES:
                     kind = type(optimizer).__name__
                     raise InputError(f"{kind} keeps '{name}', which is not known to scale. Use SGD, Adam, AdamW or RMSprop.")
-                chosen.append((value, factor.to(value.device) ** DEGREES[name]))
+                normalised = name == "momentum_buffer" and isinstance(optimizer, torch.optim.RMSprop)  # of g/√v
+                chosen.append((value, factor.to(value.device) ** (0 if normalised else DEGREES[name])))
     for value, divisor in chosen:
         value.copy_(value.double() / divisor)
 
