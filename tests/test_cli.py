@@ -180,3 +180,55 @@ def test_metric_lists_all_bounds(tmp_path: Path) -> None:
     assert {"Lemma F.1", "Theorem F.2", "pivot", "telescoping"} <= set(names)
     table = run("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all").stdout
     assert "Lemma 4.4 does not apply" in table
+
+
+def test_rescale_shows_groups_and_writes_an_equivalent_network(tmp_path: Path) -> None:
+    from cases import Residual
+
+    torch.manual_seed(0)
+    model = Residual()
+    save_tensors(model.state_dict(), tmp_path / "a.safetensors")
+    options = ["--weights", str(tmp_path / "a.safetensors"), "--shape", "1,3,3"]
+    table = run("rescale", SMALL, *options).stdout
+    assert "8 rescaling groups" in table
+    assert "conv1.weight[i], bn1.running_mean[i]" in table
+    assert "the output" in table
+    for target in ("random", "normal", "balanced", "equalized", "conditioned"):
+        file = tmp_path / f"{target}.safetensors"
+        found = one_json("rescale", SMALL, *options, "--to", target, "--out", str(file))
+        assert found["groups"] == 8 and len(found["factors"]) == 8
+        answer = one_json("equivalent", SMALL, str(file), *options)
+        assert answer["equivalent"] is True
+        assert answer["factors"] == pytest.approx(found["factors"], rel=1e-4)
+    assert "imbalance" in run("rescale", SMALL, *options, "--to", "balanced").stdout
+    drawn = one_json("rescale", SMALL, *options, "--to", "random", "--choices", "1,128")
+    assert set(drawn["factors"]) <= {1.0, 128.0}
+
+
+def test_equivalent_exits_with_1_and_names_the_first_difference(tmp_path: Path) -> None:
+    from cases import Residual
+
+    torch.manual_seed(0)
+    model = Residual()
+    save_tensors(model.state_dict(), tmp_path / "a.safetensors")
+    state = {**model.state_dict(), "fc.bias": model.fc.bias.detach() + 1}
+    save_tensors(state, tmp_path / "b.safetensors")
+    options = ["--weights", str(tmp_path / "a.safetensors"), "--shape", "1,3,3"]
+    assert (
+        "not equivalent: 'fc.bias' takes no part"
+        in run("equivalent", SMALL, str(tmp_path / "b.safetensors"), *options, code=1).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--to", "random", "--choices", "1,-2"), "positive"),
+        (("--to", "random", "--choices", "one"), "--choices must be numbers"),
+        (("--to", "balanced", "--p", "-1"), "p must be a positive"),
+        (("--out", "x.safetensors"), "--out needs --to"),
+        (("--to", "balanced", "--out", "x.pt"), "--out must end in .safetensors"),
+    ],
+)
+def test_rescale_refuses_bad_input_in_one_sentence(args: tuple[str, ...], words: str) -> None:
+    assert words in run("rescale", SMALL, "--shape", "1,3,3", *args, code=2).stderr

@@ -68,6 +68,16 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "certify": lambda m, s: pathlift.certify(m, torch.ones(2, *s), None, 0.1),
     "attack": lambda m, s: pathlift.attack(m, torch.ones(2, *s), None, 0.1),
     "sharpness": lambda m, s: pathlift.sharpness(m, torch.ones(2, *s), torch.zeros(2, dtype=torch.long), 0.1),
+    "symmetries": lambda m, s: str(pathlift.symmetries(m, s)),
+    "rescale": lambda m, s: pathlift.symmetries(m, s).randomize((1, 2)),
+    "normalize": lambda m, s: pathlift.symmetries(m, s).normalize(),
+    "balance": lambda m, s: pathlift.symmetries(m, s).balance(),
+    "equalize": lambda m, s: pathlift.symmetries(m, s).equalize(),
+    "condition": lambda m, s: pathlift.symmetries(m, s).condition(),
+    "equivalent": lambda m, s: pathlift.equivalent(m, m, s),
+    "align": lambda m, s: pathlift.align(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
+    "rescaling_distance": lambda m, s: pathlift.rescaling_distance(m, m, s),
+    "with_state": lambda m, s: pathlift.with_state(m, m.state_dict()),
     "path_lifting": lambda m, s: pathlift.path_lifting(m, s),
 }
 

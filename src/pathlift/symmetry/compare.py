@@ -190,8 +190,10 @@ SNAP = 8
 WHOLE = 1e-6
 """A factor this near to a power of two, in log₂, is taken to be it."""
 
-WORTH = 0.9
-"""An alignment is made when it brings the mean |log₂ θ'/θ| below this part of what it was."""
+WORTH = 0.5
+"""An alignment is made when it brings the mean |log₂ θ'/θ| below this part of what it was.
+
+Groups explain some of the difference of any two networks; only more than that speaks for a rescaling."""
 
 
 @torch.no_grad()
