@@ -48,10 +48,10 @@ def convolutional() -> nn.Sequential:
 
 SETTINGS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "digits": (lambda: perceptron((64, 256, 128, 64, 10)), (64,), 25),
-    "fashion-mnist": (convolutional, (1, 28, 28), 6),
+    "fashion-mnist": (convolutional, (1, 28, 28), 4),
 }
 METHODS = ("SGD", "conditioned start", "conditioned every 20 steps", "balanced every 20 steps", "Path-SGD")
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 PATH_RATES = (1e-5, 1e-4, 1e-3, 1e-2)
 BATCH = 64
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ def random_perceptron(*widths: int) -> nn.Module:
 
 def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:
     """A second network: some weights pruned, all weights grown, or all drawn anew around the old ones."""
-    other = copy.deepcopy(model)
+    other = pathlift.with_state(model, model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():

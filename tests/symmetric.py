@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import torch
 from torch import Tensor, nn
 
 import pathlift
-from agreement import outputs
+from agreement import outputs, perturbed
 from pathlift.reference import Probe
 
 
@@ -31,6 +32,25 @@ def dimension_by_paths(model: nn.Module, inputs: tuple[Tensor, ...], limit: int 
 def counted(model: nn.Module) -> bool:
     """Whether paths tell all: a batch norm without parameters has a running mean, which scales but is no weight of a path."""
     return all(module.affine for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+
+def assert_comparisons_invariant(
+    model: nn.Module, groups: pathlift.Symmetries, inputs: tuple[Tensor, ...], generator: torch.Generator
+) -> None:
+    """Check that metrics and bounds of a pair do not see a rescaling of both networks."""
+    first = groups.randomize((1, 128, 4096), generator)
+    theirs = perturbed(model, "moved")
+    second = pathlift.symmetries(theirs, inputs).rescale(first.factors)
+    network, other = groups.network, pathlift.capture(pathlift.with_state(model, first), inputs)
+    for q in (1, 2):
+        before = pathlift.path_metric(network, theirs, q=q)
+        after = pathlift.path_metric(other, second, q=q)
+        for one, two in ((before.lower, after.lower), (before.upper, after.upper)):
+            assert math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-9 * before.upper)
+    if len(inputs) == 1:
+        pairs = ((network, theirs), (other, second))
+        bounds = [pathlift.lipschitz_bound(*pair, inputs[0], kind="per_input") + 0 for pair in pairs]
+        torch.testing.assert_close(bounds[1], bounds[0], rtol=1e-6, atol=1e-9 * float(bounds[0].max()))
 
 
 def assert_symmetric(model: nn.Module, inputs: tuple[Tensor, ...], generator: torch.Generator) -> pathlift.Symmetries:

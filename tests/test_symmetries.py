@@ -16,7 +16,7 @@ from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
 from networks import networks, operator_pairs
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
-from symmetric import assert_symmetric, counted, dimension_by_paths
+from symmetric import assert_comparisons_invariant, assert_symmetric, counted, dimension_by_paths
 
 RELAXED = settings(
     max_examples=65,
@@ -38,6 +38,7 @@ def test_every_operator_ties_what_its_paths_tie(case: Case) -> None:
     torch.manual_seed(0)
     model, inputs = randomised(case.make()), examples(case.shape)
     groups = assert_symmetric(model, inputs, generator())
+    assert_comparisons_invariant(model, groups, inputs, generator())
     if case.name not in PINNED and counted(model):
         assert len(groups) == dimension_by_paths(model, inputs)
 
@@ -46,6 +47,8 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     model, inputs = randomised(model, weights), examples(shape)
     assume(Probe(model, *inputs).dag().count() < 2_000)
     groups = assert_symmetric(model, inputs, generator(weights))
+    if weights % 3 == 0:  # they cost as much as all the rest
+        assert_comparisons_invariant(model, groups, inputs, generator(weights))
     assume(counted(model))
     try:
         assert len(groups) == dimension_by_paths(model, inputs, 4_000)

@@ -289,6 +289,11 @@ class Symmetries:
 
         Returns:
             A new state-dict. A group without path activation (dead) keeps its scale.
+
+        Raises:
+            InputError: A weight would leave the range of its type: the last layer takes up the whole path-norm, which is 10⁷⁶
+                for a ResNet-50. Convert the model to float64 first.
+            NumericalError: A weight is NaN or infinite.
         """
         return self._made(gauges.normal(self.network, self.tied))
 
@@ -462,8 +467,8 @@ def _multiplied(name: str, tensor: Tensor, logs: Tensor) -> Tensor:
     if bool(lost.any()):
         place = tuple(lost.nonzero()[0].tolist())
         raise InputError(
-            f"'{name}'{list(place)} = {float(tensor[place])} times {float(factor[place])} is outside the range of "
-            f"{str(tensor.dtype).removeprefix('torch.')}. Choose smaller factors, or a wider type."
+            f"'{name}'{list(place)} = {float(tensor[place])} times {float(factor[place]):.6g} is outside the range of "
+            f"{str(tensor.dtype).removeprefix('torch.')}. Choose smaller factors, or convert the model to float64 first."
         )
     return out
 

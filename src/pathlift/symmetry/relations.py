@@ -203,19 +203,19 @@ class Relations:
     def solve(self) -> Solution:
         """Return the general solution; unknowns that no neuron has a part in get the scale 0."""
         rows = self._simplified()
-        neurons = torch.unique(self.find(torch.cat([torch.unique(part) for part in self.neurons]))) if self.neurons else None
-        known = set() if neurons is None else set(neurons.tolist())
-        known -= {NOTHING, FIXED}
-        pivots = _eliminated(rows, known)
-        free = sorted(known - set(pivots))
-        place = {label: column for column, label in enumerate(free)}
-        used = sorted(set(free) | {label for label, right in pivots.items() if any(other in place for other in right)})
+        seen = [torch.unique(part) for part in self.neurons]
+        neurons = torch.unique(self.find(torch.cat(seen))) if seen else torch.zeros(0, dtype=torch.long)
+        neurons = neurons[neurons > FIXED]
+        pivots = _eliminated(rows, set(neurons.tolist())) if rows else {}
+        free = neurons[~torch.isin(neurons, torch.tensor(list(pivots), dtype=torch.long))] if pivots else neurons
+        place = {label: column for column, label in enumerate(free.tolist())} if pivots else {}
+        bound = [label for label, right in pivots.items() if any(other in place for other in right)]
+        used = torch.cat([free, torch.tensor(bound, dtype=torch.long)]).sort().values
         number = torch.zeros(self.classes.count, dtype=torch.long)
         number[used] = torch.arange(1, len(used) + 1)
         entries = [
             (int(number[label]), place[other], float(value))
-            for label in used
-            if label not in place
+            for label in bound
             for other, value in pivots[label].items()
             if other in place
         ]
@@ -224,7 +224,7 @@ class Relations:
             number[self.find(torch.arange(self.classes.count))],
             len(used) + 1,
             len(free),
-            torch.cat([number[torch.tensor(free, dtype=torch.long)], torch.tensor(rows_of, dtype=torch.long)]),
+            torch.cat([number[free], torch.tensor(rows_of, dtype=torch.long)]),
             torch.cat([torch.arange(len(free)), torch.tensor(columns, dtype=torch.long)]),
             torch.cat([torch.ones(len(free), dtype=torch.float64), torch.tensor(values, dtype=torch.float64)]),
         )
