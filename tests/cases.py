@@ -164,6 +164,11 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "mul tensor": lambda: Fn(lambda x: x * torch.tensor([[-1.0], [0.0], [2.0], [3.0]], dtype=x.dtype)),
         "mul parameter": lambda: WithParameters(lambda x, g: g * x, gain=(2, 1, 1)),
         "mul parameter broadcasts x": lambda: WithParameters(lambda x, g: x.mean(1, keepdim=True) * g, gain=(1, 3, 1, 1)),
+        "parameter as gain and as shift": lambda: WithParameters(lambda x, g: x * g + g, gain=(2, 1, 1)),
+        "weight and its transpose": lambda: WithParameters(lambda x, w: (x @ w).relu() @ w.t(), weight=(3, 2)),
+        "convolution twice": lambda: _twice(nn.Conv2d(2, 2, 1)),
+        "convolution twice without bias": lambda: _twice(nn.Conv2d(2, 2, 2, bias=False)),
+        "batch_norm twice": lambda: _twice(nn.BatchNorm2d(2)),
         "div constant": lambda: Fn(lambda x: x / -4.0),
         "div parameter": lambda: WithParameters(lambda x, t: x / t, temperature=(2, 1, 1)),
         "cat": lambda: Fn(lambda x: torch.cat([x, x.relu(), x[:, :1]], 1)),
@@ -277,6 +282,10 @@ def _in_place_on_a_view(x: Tensor) -> Tensor:
     y = x * 2.0
     y[:, :1].mul_(-3.0)
     return y
+
+
+def _twice(module: nn.Module) -> nn.Sequential:
+    return nn.Sequential(module, nn.ReLU(), module)
 
 
 def _pruned(module: nn.Linear) -> nn.Linear:

@@ -25,7 +25,7 @@ ROUNDS = 3
 EXACT, PRECISE = 1e-5, 1e-14
 """Residuals at which medians are as good as least squares can be: rounding of float32 averages out; and of float64."""
 
-ENOUGH = 1024
+ENOUGH = 256
 """Weights of a channel that are asked for their median."""
 
 
@@ -151,7 +151,7 @@ class Pair:
     def _least_squares(self, residuals: Mapping[str, Tensor]) -> Tensor:
         """Return the step that minimises Σ weight·(residual − r(step))², with weights 1/(1 + (residual/median)²)."""
         solution = self.solution
-        some = [residual.reshape(-1)[:: max(1, residual.numel() // ENOUGH**2)] for residual in residuals.values()]
+        some = [residual.reshape(-1)[:: max(1, residual.numel() // 2**20)] for residual in residuals.values()]
         sizes = torch.cat([residual[~residual.isnan()].abs() for residual in some])
         spread = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
         weights: list[Dense | Sparse] = []

@@ -130,8 +130,7 @@ class Symmetries:
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        tensors = len(self.tied.scalings)
-        return f"Symmetries({len(self)} groups, {len(self.families)} families, {tensors} tensors)"
+        return f"Symmetries({len(self)} groups, {len(self.tied.scalings)} tensors)"
 
     def __str__(self) -> str:
         """Return a table of families of groups and of pinned channels."""

@@ -199,9 +199,6 @@ class _Tying:
             single = len(found) == 1 and len(found[0]) == 1
             whole[leaf] = own if single else None
             self.definitions += [] if single else [(leaf, product, owners[leaf, product]) for product in found]
-        for leaf, product in owners:  # a product of its own in a sum that has others without
-            if leaf not in whole:
-                self.counts.update({factor.name: 2 for factor in product})
         return whole
 
     def _owner(self, product: Product) -> Factor | None:
@@ -514,11 +511,15 @@ class _Tying:
         self.relations.equation([masked, y.gather(2, first), x, x.gather(2, first)], [1, -1, -1, 1])
 
     def _share_uses(self) -> None:
-        """Make a weight that several bundles of edges use scale in the same way in all of them."""
+        """Make a weight that several bundles of edges use, or that is a bias too, scale in the same way everywhere."""
         for leaf, uses in self.uses.items():
-            if leaf not in self.whole or len(uses) < 2:
+            if leaf not in self.whole:
                 continue
             found = [_representatives(use) for use in uses]
+            if leaf in self.leaf_labels:
+                labels = uses[0].pattern.weight.split(self.leaf_labels[leaf])
+                for top, bottom in found:
+                    self.relations.equation([top, bottom, labels], [1, -1, -1])
             for place, (top, bottom) in enumerate(found):
                 for other_top, other_bottom in found[place + 1 :]:
                     self._same_ratio(top, bottom, other_top, other_bottom)
