@@ -20,7 +20,7 @@ from torch import nn
 
 import pathlift
 
-FEW = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg11")
+FEW = ("resnet18", "resnet50", "mobilenet_v2")
 
 
 def seconds(call: Callable[[], object], rounds: int = 1) -> float:
