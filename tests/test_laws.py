@@ -286,9 +286,10 @@ def test_the_differentiable_path_norm_has_the_scores_as_its_gradient() -> None:
 
 
 def test_training_with_the_regulariser_sees_the_current_weights() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2))
     network = pathlift.capture(model, (1, 4, 4))
-    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    optimiser = torch.optim.SGD(model.parameters(), 0.01)
     values = []
     for _ in range(5):
         optimiser.zero_grad()
