@@ -70,7 +70,7 @@ def main() -> None:
             spent += [seconds(call) for call in (groups.balance, groups.condition, groups.equalize, groups.normalize)]
             spent += [seconds(lambda groups=groups, other=other: pathlift.equivalent(groups, other))]
             spent += [seconds(lambda groups=groups, noisy=noisy: pathlift.align(groups, noisy))]
-        cells = [f"{part / forward:.1f} × ({part:.2f} s)" for part in spent]
+        cells = ["out of range" if part != part else f"{part / forward:.1f} × ({part:.2f} s)" for part in spent]
         table.add_row(name, f"{len(groups):,}", f"{1000 * forward:.0f}", *cells)
     Console(width=200).print(table)
 
