@@ -124,6 +124,7 @@ def test_the_lightning_callback_keeps_the_gauge() -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
+    torch.manual_seed(0)
     module = Module()
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 1, 3, 3)), batch_size=4)
     trainer = lightning.Trainer(
