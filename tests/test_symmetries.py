@@ -329,9 +329,21 @@ def test_other_bad_input() -> None:
             call()
     broken = perceptron(3, 4, 2)
     broken[0].weight.data[0, 0] = float("nan")
-    for kind in ("balance", "normalize", "condition", "equalize"):
+    for kind in ("balance", "normalize", "condition", "equalize", "randomize"):
         with pytest.raises(pathlift.NumericalError, match=r"0\.weight"):
             getattr(pathlift.symmetries(broken, (3,)), kind)()
+
+
+@pytest.mark.parametrize("name", ["0.weight", "2.bias"])  # in the symmetry, and outside it
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_neither_equivalent_nor_aligned(name: str, value: float) -> None:
+    model = perceptron(3, 4, 2)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state[name].view(-1)[0] = value
+    for call in (pathlift.equivalent, pathlift.align, pathlift.rescaling_distance):
+        for pair in ((model, state), (pathlift.with_state(model, state), model)):
+            with pytest.raises(pathlift.NumericalError, match=name.replace(".", r"\.")):
+                call(*pair, (3,))
 
 
 def test_factors_by_module() -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
+from pathlift.capture import Inputs
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.other import Other, other_state
+from pathlift.passes.propagate import blame
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied
@@ -43,7 +44,15 @@ class Equivalence:
 
 
 def _groups(model: nn.Module | Network | Symmetries, inputs: Inputs | None) -> Symmetries:
-    return model if isinstance(model, Symmetries) else symmetries(capture(model, inputs))
+    return model if isinstance(model, Symmetries) else symmetries(model, inputs)
+
+
+def _finite(network: Network, other: Other) -> dict[str, Tensor]:
+    """Return θ' by canonical name; both networks must have finite weights, for NaN differs from nothing."""
+    state = other_state(network, other)
+    blame(network.values())
+    blame(network.values(state))
+    return state
 
 
 @torch.no_grad()
@@ -69,6 +78,7 @@ def equivalent(
         UnsupportedModelError: The model lies outside the theory.
         MismatchError: ``other`` has other parameters, shapes or another graph.
         InputError: ``inputs`` or ``tolerance`` is malformed.
+        NumericalError: A weight is NaN or infinite.
 
     Example:
         >>> from torch import nn
@@ -81,7 +91,7 @@ def equivalent(
         raise InputError(f"tolerance must be a finite number ≥ 0, found {tolerance}.")
     groups = _groups(model, inputs)
     network, tied = groups.network, groups.tied
-    state = other_state(network, other)
+    state = _finite(network, other)
     limits = {name: tolerance if tolerance is not None else ULPS * _epsilon(network.state[name], state[name]) for name in state}
     widest = max((limit for name, limit in limits.items() if name in network.saved), default=0.0)
     mismatch = _different_elsewhere(network, tied, state, limits) or _different_support(network, tied, state)
@@ -119,10 +129,11 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
         UnsupportedModelError: The model lies outside the theory.
         MismatchError: ``other`` has other parameters, shapes or another graph.
         InputError: ``inputs`` is malformed.
+        NumericalError: A weight is NaN or infinite.
     """
     groups = _groups(model, inputs)
     network = groups.network
-    state = other_state(network, other)
+    state = _finite(network, other)
     free = _alignment(Pair(network.tied.scalings, network.tied.solution, network.state, state))
     return RescaledState(network, snapped(network, state, _moved(network, state, free)), torch.exp2(free))
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
-from pathlift.errors import InputError, NumericalError
+from pathlift.errors import InputError
 from pathlift.network import Network
+from pathlift.passes.propagate import blame
 from pathlift.symmetry import gauges
 from pathlift.symmetry.relations import FIXED, NOTHING
 from pathlift.symmetry.tying import VARYING, Tied
@@ -243,7 +244,7 @@ class Symmetries:
         Raises:
             InputError: A factor is not positive and finite, there are too many or too few, a channel is pinned, or a weight
                 would leave the range of its type.
-            NumericalError: The model is on the meta device.
+            NumericalError: A weight is NaN or infinite.
         """
         return self._made(torch.log2(self._checked(factors)))
 
@@ -400,6 +401,7 @@ class Symmetries:
     def _rescaled(self, logs: Tensor) -> dict[str, Tensor]:
         """Return the parameters and buffers rescaled by 2^logs."""
         network = self.network
+        blame(network.values())
         state = dict(network.state)
         for name, own in self._weight_logs(logs):
             state[name] = _multiplied(name, network.state[name].detach(), own)
@@ -457,8 +459,6 @@ def _positive(values: Tensor, what: str) -> None:
 
 def _multiplied(name: str, tensor: Tensor, logs: Tensor) -> Tensor:
     """Return a parameter times 2^logs, in its own type; exact for whole logs."""
-    if tensor.is_meta:
-        raise NumericalError(f"'{name}' is on the meta device and has no values. Load the weights first.")
     factor = torch.exp2(logs).to(tensor.device)
     out = (tensor.double() * factor).to(tensor.dtype)
     lost = torch.isfinite(tensor) & (~torch.isfinite(out) | ((tensor != 0) & (out.abs() < torch.finfo(tensor.dtype).tiny)))
