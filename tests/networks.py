@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from cases import OPERATORS, Fn, _ops
 
 Shape: TypeAlias = "tuple[int, ...]"
 Draw: TypeAlias = "Callable[[st.SearchStrategy[object]], object]"
+PER_PART, PARTS = 65, 13
+"""Random networks per test and number of tests over `networks`; with three over `operator_pairs` more than a thousand."""
 
 
 class Stage(nn.Module):
@@ -171,3 +174,23 @@ def operator_pairs(draw: Draw) -> tuple[nn.Module, Shape]:
             x = stages[-1](x)
     lead = nn.Linear(case.shape[-1], case.shape[-1])
     return nn.Sequential(lead, *stages, nn.Flatten(0), nn.Linear(x.numel(), 1)), case.shape
+
+
+def over(
+    strategy: st.SearchStrategy[tuple[nn.Module, Shape]], start: int, check: Callable[[nn.Module, Shape, int], None]
+) -> None:
+    """Call ``check(model, shape, weights)`` on random networks, the same ones for the same ``start``."""
+
+    @seed(start)
+    @settings(
+        max_examples=PER_PART,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        database=None,
+    )
+    @given(strategy, st.integers(0, 2**16))
+    def run(network: tuple[nn.Module, Shape], weights: int) -> None:
+        check(*network, weights)
+
+    run()

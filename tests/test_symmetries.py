@@ -6,25 +6,17 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import assume
 from torch import Tensor, nn
 
 import pathlift
 from agreement import examples, outputs, randomised
 from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
-from networks import networks, operator_pairs
+from networks import PARTS, networks, operator_pairs, over
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
 from symmetric import assert_comparisons_invariant, assert_symmetric, counted, dimension_by_paths
 
-RELAXED = settings(
-    max_examples=65,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate, Phase.shrink),
-    database=None,
-)
 PINNED = {"weight_norm", "pruned"}
 """Operators whose symmetries the paths count otherwise: derived weights are left alone, a mask's zeros are not looked at."""
 
@@ -56,28 +48,18 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.parametrize("part", range(13))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_random_networks(part: int) -> None:
-    @seed(200 + part)
-    @RELAXED
-    @given(networks(), st.integers(0, 2**16))
-    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
-        _check(*network, weights)
+    over(networks(), 200 + part, _check)
 
-    check()
+
+def _check_invariance(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
+    assert_symmetric(randomised(model, weights), examples(shape), generator(weights))
 
 
 @pytest.mark.parametrize("part", range(3))
 def test_pairs_of_operators(part: int) -> None:
-    @seed(300 + part)
-    @RELAXED
-    @given(operator_pairs(), st.integers(0, 2**16))
-    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
-        model, shape = network
-        model, inputs = randomised(model, weights), examples(shape)
-        assert_symmetric(model, inputs, generator(weights))
-
-    check()
+    over(operator_pairs(), 300 + part, _check_invariance)
 
 
 def rescaled(model: nn.Module, inputs: tuple[Tensor, ...], start: int = 5, sigma: float = 2.0) -> nn.Module:

@@ -129,6 +129,19 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
+def check_target(path: Path | None) -> None:
+    """Refuse a file that `save_tensors` would not write, before anything is computed for it.
+
+    Args:
+        path: Where; None for nowhere.
+
+    Raises:
+        InputError: It is no .safetensors file.
+    """
+    if path is not None and path.suffix != ".safetensors":
+        raise InputError(f"--out must end in .safetensors, found '{path}'.")
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, all or nothing.
 
@@ -139,8 +152,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    if path.suffix != ".safetensors":
-        raise InputError(f"--out must end in .safetensors, found '{path}'.")
+    check_target(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)

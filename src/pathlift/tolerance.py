@@ -19,7 +19,7 @@ from pathlift.edges import Convolution, Dense
 from pathlift.errors import InputError, MismatchError, Problem, UnsupportedModelError
 from pathlift.network import Apply, Expression, Leaf, Network, StateTensor, evaluate, widen
 from pathlift.passes.magnitude import path_magnitude
-from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
+from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
 
 class Tolerance(ABC):
@@ -282,7 +282,7 @@ class _Intervals:
         for leaf in network.leaves:
             if leaf.scalar is None:
                 lower[leaf], upper[leaf] = self.of(leaf)
-                if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift:
+                if is_batch_norm_shift(leaf.expression):
                     cancelled[leaf] = torch.maximum(*(product.abs() for product in self._products(leaf.expression)))
         return Box(lower, upper, cancelled)
 
@@ -296,7 +296,7 @@ class _Intervals:
             return torch.minimum(one, two), torch.maximum(one, two)
         if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_scale:
             return self._scale(leaf.expression)
-        if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift:
+        if is_batch_norm_shift(leaf.expression):
             return self._shift(leaf.expression)
         names = ", ".join(sorted(leaf.requires & self.varying))
         raise UnsupportedModelError((

@@ -67,8 +67,8 @@ def _trained(optimizer: Optimizer, network: Network) -> dict[str, Tensor]:
     found = {places[key]: own for own in given if (key := (own.data_ptr(), own.shape)) in places}
     if not found:
         raise InputError(
-            "The optimiser trains none of the network's parameters. Capture the model after it was moved to its device and "
-            "before or after the optimiser was made for the same parameters."
+            "The optimiser trains none of the network's parameters. Capture the model after it was moved to its device, and "
+            "give the optimiser the parameters of that model."
         )
     return found
 

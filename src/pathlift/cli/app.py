@@ -37,7 +37,7 @@ from pathlift.cli.common import (
 )
 from pathlift.data import load_data
 from pathlift.errors import InputError, PathliftError, grouped
-from pathlift.models import load_model, load_state, save_tensors
+from pathlift.models import check_target, load_model, load_state, save_tensors
 
 
 def main() -> None:
@@ -252,8 +252,7 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Path-magnitude of every weight: its share of the path-norm."""
-    if out_file is not None and out_file.suffix != ".safetensors":
-        raise InputError(f"--out must end in .safetensors, found '{out_file}'.")
+    check_target(out_file)
     network = captured(model, weights, shape, seed, device)
     with err.status("scoring all weights"):
         scores = pathlift.path_magnitude(network)

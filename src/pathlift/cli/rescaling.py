@@ -28,7 +28,7 @@ from pathlift.cli.common import (
     second_network,
 )
 from pathlift.errors import InputError
-from pathlift.models import save_tensors
+from pathlift.models import check_target, save_tensors
 from pathlift.symmetry import axes_text
 
 
@@ -59,8 +59,7 @@ def rescale(
     """Rescaling groups of a network; with --to, other weights of the same function."""
     if out_file is not None and to is None:
         raise InputError("--out needs --to: random, normal, balanced, equalized or conditioned.")
-    if out_file is not None and out_file.suffix != ".safetensors":
-        raise InputError(f"--out must end in .safetensors, found '{out_file}'.")
+    check_target(out_file)
     drawn = _choices(choices)
     network = captured(model, weights, shape, seed, device)
     with err.status("finding the groups"):
@@ -71,7 +70,6 @@ def rescale(
             made = _made(groups, to, drawn, sigma, p, seed)
         if out_file is not None:
             save_tensors(made, out_file)
-    rows = [] if made is None else _changes(network, made)
     if as_json:
         print_json({
             "model": model,
@@ -89,6 +87,7 @@ def rescale(
     if made is None:
         _print_groups(model, groups)
         return
+    rows = _changes(network, made)
     if isinstance(made, pathlift.BalancedState):
         rows += [
             ("largest imbalance of a group (0 at the optimum)", f"{made.imbalance:.1e}"),

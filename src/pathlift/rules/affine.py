@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction, Convolution, Dense, Scale
-from pathlift.network import Apply, Term, elementwise
+from pathlift.network import Apply, Expression, Term, elementwise
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 BILINEAR = (
@@ -167,6 +167,11 @@ def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor
     """Return t = β − μ·s in float64."""
     shift = mean.double() * scale
     return -shift if bias is None else bias.double() - shift
+
+
+def is_batch_norm_shift(expression: Expression) -> TypeGuard[Apply]:
+    """Whether an expression is the shift of a batch norm, which is a sum, unlike every other weight."""
+    return isinstance(expression, Apply) and expression.function is batch_norm_shift
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")

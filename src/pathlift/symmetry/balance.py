@@ -127,7 +127,10 @@ class _Problem:
         coming = torch.zeros_like(scales)
         for part in self.couplings:
             part.up(down, coming)
-        total = (coming * up).sum()
+        return self._objective((coming * up).sum(), free)
+
+    def _objective(self, total: Tensor, free: Tensor) -> float:
+        """Return the function from F and the factors."""
         if self.logarithmic is None:
             return float(total)
         return self.logarithmic.number * float(torch.log(total)) + float(self.logarithmic.linear @ free) * self.power * LOG_2
@@ -136,7 +139,8 @@ class _Problem:
         solution = self.solution
         scales = self.power * solution.scales(free)
         coming, going = sums(self.couplings, scales)
-        total = float(coming.sum())
+        whole = coming.sum()
+        total = float(whole)
         gradient = solution.pulled_back(coming - going)
         mass = solution.pulled_back_magnitude(coming + going)
         up, down = torch.exp2(scales), torch.exp2(-scales)
@@ -161,8 +165,7 @@ class _Problem:
         floor = 1e-12 * float(mass.max()) if len(mass) else 1.0
         relative = gradient.abs() / mass.clamp(min=1e-300)
         imbalance = float(relative.max()) if len(relative) else 0.0
-        value = self.value(free)
-        return _State(value, gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
+        return _State(self._objective(whole, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
 
     def coordinate_steps(self, free: Tensor) -> Tensor:
         """Move every group half of the way to where its own mass would be balanced; no such step makes F larger.

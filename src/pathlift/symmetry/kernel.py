@@ -17,7 +17,7 @@ from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import SupportProgram, blame, in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.scaled import Scaled
-from pathlift.rules.affine import batch_norm_shift
+from pathlift.rules.affine import is_batch_norm_shift
 from pathlift.symmetry.monomials import Factor, products
 
 
@@ -40,8 +40,7 @@ def on_paths(network: Network) -> dict[str, Tensor]:
     values = compact.values()
     blame(values)
     for leaf in compact.leaves:
-        if _is_shift(leaf):
-            assert isinstance(leaf.expression, Apply)
+        if is_batch_norm_shift(leaf.expression):
             beta = leaf.expression.args[1]
             values[leaf] = torch.zeros_like(values[leaf]) if beta is None else evaluate(beta, compact.state).to(values[leaf])
     counts: dict[Leaf, Tensor] = {}
@@ -55,7 +54,7 @@ def on_paths(network: Network) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for leaf, count in counts.items():
         for product in products(compact, leaf) or ():
-            for factor in product[:1] if _is_shift(leaf) else product:
+            for factor in product[:1] if is_batch_norm_shift(leaf.expression) else product:
                 _add(found, factor, compact.state[factor.name], count.double())
     return {name: value > 0 for name, value in found.items()}
 
@@ -94,7 +93,7 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
             value = values[leaf].double()
             _spread(compact, leaf, torch.where(value != 0, share.double() / value**2, 0.0), values, found)
     for leaf, derivative in biases.items():
-        if _is_shift(leaf):
+        if is_batch_norm_shift(leaf.expression):
             _through_shift(compact, leaf, derivative, values, found)
         else:
             _spread(compact, leaf, derivative, values, found)
@@ -106,10 +105,6 @@ def _adder(found: dict[Leaf, Tensor]) -> Callable[[Leaf, Tensor], None]:
         found[leaf] = found[leaf] + value if leaf in found else value
 
     return add
-
-
-def _is_shift(leaf: Leaf) -> bool:
-    return isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_shift
 
 
 def _spread(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:

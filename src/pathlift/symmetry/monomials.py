@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Apply, Constant, Expression, Leaf, Network, StateTensor, evaluate
-from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
+from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +47,11 @@ def products(network: Network, leaf: Leaf) -> tuple[Product, ...] | None:
     Returns:
         The products; an empty product for what holds no parameter; None when the leaf is nothing of the kind.
     """
-    if leaf.scalar is not None or not (leaf.requires & set(network.parameters) or _is_shift(leaf.expression)):
+    if leaf.scalar is not None or not (leaf.requires & set(network.parameters) or is_batch_norm_shift(leaf.expression)):
         return ((),)
     if leaf.pull_back is not None:
         return _moved(network, leaf)
     return _read(network, leaf.expression, tuple(leaf.shape))
-
-
-def _is_shift(expression: Expression) -> bool:
-    return isinstance(expression, Apply) and expression.function is batch_norm_shift
 
 
 def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple[Product, ...] | None:
@@ -66,7 +62,7 @@ def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple
     assert isinstance(expression, Apply)
     if expression.function is batch_norm_scale:
         return _read(network, expression.args[0], shape)
-    if expression.function is batch_norm_shift:
+    if is_batch_norm_shift(expression):
         scale, bias, mean = expression.args
         factors, shift = _read(network, scale, shape), _read(network, bias, shape)
         if factors is None or shift is None or not isinstance(mean, StateTensor):

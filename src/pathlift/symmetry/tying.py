@@ -305,7 +305,7 @@ class _Tying:
                     offset += node.concat.sizes[place]
                 self.steps[term] = self._steps(term, network.node[term.source].shape)
                 found = self._alive_below(term, above)
-                alive[term.source] = settled(expanded(thinned(alive[term.source]) | thinned(found), found.shape))
+                alive[term.source] = settled((thinned(alive[term.source]) | thinned(found)).expand(found.shape))
         return alive
 
     def _alive_below(self, term: Term, above: Tensor) -> Tensor:
@@ -465,7 +465,7 @@ class _Tying:
         if not count:
             return torch.zeros((), dtype=torch.long).expand(pattern.above.shape)
         chosen = fresh.gather(2, parts.clamp(min=0)[:, None].expand(groups, outs, parts.shape[1]))
-        return expanded(torch.where(live & (parts >= 0)[:, None], chosen, NOTHING), pattern.above.shape)
+        return torch.where(live & (parts >= 0)[:, None], chosen, NOTHING).expand(pattern.above.shape)
 
     def _general(self, pattern: Pattern, below: Tensor, live: Tensor) -> Tensor:
         """Label the neurons above one by one, and write down what weights at several places demand."""
@@ -610,11 +610,6 @@ def thinned(x: Tensor) -> Tensor:
         if size > 1 and stride == 0:
             x = x.narrow(dim, 0, 1)
     return x
-
-
-def expanded(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a view of the shape that repeats the tensor where it has size 1."""
-    return x.expand(tuple(shape))
 
 
 def settled(x: Tensor) -> Tensor:
