@@ -22,6 +22,7 @@ from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
 from pathlift.passes.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
+from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reference import PathLifting, path_lifting
 from pathlift.sharpness import Sharpness, box_path_metric, sharpness
 from pathlift.symmetry import (
@@ -40,9 +41,11 @@ from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRITERIA",
     "Absolute",
     "Attack",
     "BalancedState",
+    "Batch",
     "Certificate",
     "Equivalence",
     "GeneralisationBound",
@@ -59,6 +62,7 @@ __all__ = [
     "PathNorm",
     "PathliftError",
     "Problem",
+    "PruneReport",
     "Pruned",
     "Relative",
     "RescaledState",
@@ -69,6 +73,7 @@ __all__ = [
     "Tolerance",
     "UnsupportedModelError",
     "align",
+    "apply_masks",
     "attack",
     "box_path_metric",
     "capture",
@@ -80,13 +85,16 @@ __all__ = [
     "gradient_norms",
     "input_lipschitz",
     "lipschitz_bound",
+    "load_masks",
     "log_path_norm",
     "path_lifting",
     "path_magnitude",
     "path_metric",
     "path_metric_bounds",
     "path_norm",
+    "prune",
     "rescaling_distance",
+    "save_masks",
     "sharpness",
     "symmetries",
     "unit_path_magnitude",

@@ -6,6 +6,8 @@ a bug of pathlift.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -66,6 +68,23 @@ def name_differences(missing: list[str], surplus: list[str], whole: str) -> str:
         for what, names in (("missing", missing), (f"not in {whole}", surplus))
         if names
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: what was perhaps meant, or what there is.
+
+    Args:
+        name: What was found.
+        known: What there is.
+
+    Returns:
+        One sentence, with a space before it.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return "" if len(names) > 30 else f" There are: {', '.join(names)}."
 
 
 def grouped(problems: tuple[Problem, ...]) -> list[list[Problem]]:

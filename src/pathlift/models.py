@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, MismatchError, name_differences
+from pathlift.errors import InputError, MismatchError, name_differences, nearest
 
 DEFAULT_SHAPE = (3, 224, 224)
 
@@ -172,7 +172,7 @@ def _package(name: str, extra: str) -> types.ModuleType:
 def _from_torchvision(entry: str) -> nn.Module:
     models = _package("torchvision.models", "vision")
     if entry not in models.list_models():
-        raise InputError(f"torchvision has no model '{entry}'.{_nearest(entry, models.list_models())}")
+        raise InputError(f"torchvision has no model '{entry}'.{nearest(entry, models.list_models())}")
     options: dict[str, object] = {"weights": None}
     builder = models.get_model_builder(entry)
     if "init_weights" in builder.__code__.co_varnames or entry in {"googlenet", "inception_v3"}:
@@ -184,7 +184,7 @@ def _from_torchvision(entry: str) -> nn.Module:
 def _from_timm(entry: str) -> nn.Module:
     timm = _package("timm", "timm")
     if not timm.is_model(entry):
-        raise InputError(f"timm has no model '{entry}'.{_nearest(entry, timm.list_models())}")
+        raise InputError(f"timm has no model '{entry}'.{nearest(entry, timm.list_models())}")
     model: nn.Module = timm.create_model(entry, pretrained=False)
     return model
 
@@ -225,13 +225,6 @@ def _from_export(path: Path) -> nn.Module:
     except Exception as error:
         raise InputError(f"'{path}' is not a readable exported program: {type(error).__name__}: {error}") from error
     return module
-
-
-def _nearest(entry: str, names: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(entry, names, 1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _load_into(model: nn.Module, path: Path) -> None:

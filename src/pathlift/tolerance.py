@@ -19,6 +19,7 @@ from pathlift.edges import Convolution, Dense
 from pathlift.errors import InputError, MismatchError, Problem, UnsupportedModelError
 from pathlift.network import Apply, Expression, Leaf, Network, StateTensor, evaluate, widen
 from pathlift.passes.magnitude import path_magnitude
+from pathlift.pruning.scope import prunable
 from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
 
@@ -203,19 +204,6 @@ class Pruned(Tolerance):
             return {}
         limit = flat.kthvalue(count).values.to(network.device)
         return {name: scores[name].detach().double().to(network.device) <= limit for name in names}
-
-
-def prunable(network: Network) -> list[str]:
-    """Return the names of the weights of convolutions and linear layers, in the model's order."""
-    used = {
-        leaf.score_name
-        for node in network.nodes
-        for term in node.terms
-        if (leaf := term.weight) is not None
-        and isinstance(leaf.expression, StateTensor)
-        and isinstance(term.edges, (Convolution, Dense))
-    }
-    return [name for name in network.parameters if name in used]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.network import Leaf, Network, Node, evaluate, widen
+from pathlift.errors import InputError
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import PullBack
+from pathlift.passes.realise import feed_of
 from pathlift.passes.scaled import Scaled
 
 
@@ -24,7 +27,8 @@ class PathMagnitude(Mapping[str, Tensor]):
     pruning masks, weight standardisation) is scored under the name of the module that owns it, such as ``conv.weight``.
 
     Attributes:
-        log10_path_norm: log₁₀ ‖Φ(θ)‖₁, −inf for 0.
+        log10_path_norm: log₁₀ of the whole that the shares are parts of: ‖Φ(θ)‖₁, or what `path_magnitude` was asked to
+            share out; −inf for 0.
     """
 
     def __init__(self, scores: dict[str, Tensor], log10_path_norm: float) -> None:
@@ -56,15 +60,26 @@ class PathMagnitude(Mapping[str, Tensor]):
 
 
 @torch.no_grad()
-def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> PathMagnitude:
+def path_magnitude(
+    model: nn.Module | Network,
+    inputs: Inputs | None = None,
+    *,
+    q: float = 1,
+    x: Tensor | Sequence[Tensor] | None = None,
+) -> PathMagnitude:
     """Compute PathMag(θ, i)/‖Φ(θ)‖₁ for every parameter: the share of the path-norm that goes through it.
 
     PathMag(θ, i) = ‖Φ(θ) − Φ(θ with θ_i = 0)‖₁ = |θ_i|·∂‖Φ(θ)‖₁/∂|θ_i| (equations (10)–(12), (14)). Invariant under
     every neuron-wise rescaling. A tensor that is used several times has the sum over its uses, as in the derivative.
 
+    With ``q`` it shares out Σ_p |Φ_p|^q instead, and with ``x`` the mean over the samples of Σ_p |Φ_p·x[p₀]|^q, where a
+    path counts by the input pixel p₀ that it starts at (1 for a bias): also without labels, also invariant.
+
     Args:
         model: A module, or a captured `Network`.
         inputs: As for `capture`; not needed for a Network.
+        q: Order, at least 1 and finite.
+        x: Inputs, shape (samples, …), one tensor per input of the model; None for ones.
 
     Returns:
         Mapping from parameter name to a tensor of the parameter's shape, in its dtype or wider, on its device. Entries
@@ -72,7 +87,7 @@ def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> 
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
-        InputError: ``inputs`` is malformed.
+        InputError: ``inputs``, ``q`` or ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
 
     Example:
@@ -81,18 +96,29 @@ def path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> 
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
         >>> path_magnitude(layer, (2,))["weight"]
         tensor([[0.7500, 0.2500]])
+        >>> path_magnitude(layer, (2,), x=torch.tensor([[1.0, 3.0]]))["weight"]
+        tensor([[0.5000, 0.5000]])
     """
-    network = capture(model, inputs).compact
+    if isinstance(q, bool) or not isinstance(q, (int, float)) or not 1 <= q < math.inf:
+        raise InputError(f"q must be a finite number of at least 1, found {q!r}.")
+    whole = capture(model, inputs)
+    network = whole.compact if x is None else whole
+    feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
     values = network.values()
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, _Scores]:
         scores = _Scores(network)
-        program = ScoreProgram(network, values, dtype)
+        program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, share=scores.add).run(tracks), scores
 
-    whole, scores = in_range(attempt, network.dtype, values)
-    return PathMagnitude(scores.finished(), to_float(whole)[1])
+    total, scores = in_range(attempt, network.dtype, values)
+    return PathMagnitude(scores.finished(), to_float(total)[1])
+
+
+def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
+    """Return the mean of |x|^q over the samples, by input node."""
+    return {name: value.abs().pow(q).mean(0) for name, value in feed_of(network, samples).items()}
 
 
 @torch.no_grad()

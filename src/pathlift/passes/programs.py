@@ -149,7 +149,34 @@ class NormProgram(_ParametrisedProgram):
 
 
 class ScoreProgram(NormProgram):
-    """The path-norm of order 1 with room for the way back."""
+    """The path-norm with room for the way back."""
+
+    def __init__(
+        self,
+        network: Network,
+        values: Values,
+        dtype: torch.dtype,
+        *,
+        q: float = 1.0,
+        starting: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Choose the order and what the input neurons start with.
+
+        Args:
+            network: The graph.
+            values: Leaf to weights.
+            dtype: Precision.
+            q: Order, 1 ≤ q < ∞.
+            starting: Input node to non-negative values of its shape; ones when None.
+        """
+        super().__init__(network, values, dtype, q=q)
+        self.starting = starting
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        if self.starting is None:
+            return super().inputs(node)
+        return (normalised(Scaled(self.starting[node.name].to(self.dtype), 0.0), self.window)[0],)
 
     @property
     def window(self) -> Window:

@@ -1,0 +1,33 @@
+"""Pruning that no rescaling can fool: criteria, selections, masks, and what a mask costs (SPEC §6)."""
+
+from pathlift.pruning.api import PrunedTensor, PruneReport, prune
+from pathlift.pruning.catalogue import CRITERIA, Criterion
+from pathlift.pruning.criteria import Batch
+from pathlift.pruning.masks import (
+    ScorePruning,
+    apply_masks,
+    from_torch_prune,
+    importance_scores,
+    load_masks,
+    save_masks,
+    to_torch_prune,
+)
+from pathlift.pruning.selection import SELECTIONS, NofM
+
+__all__ = [
+    "CRITERIA",
+    "SELECTIONS",
+    "Batch",
+    "Criterion",
+    "NofM",
+    "PruneReport",
+    "PrunedTensor",
+    "ScorePruning",
+    "apply_masks",
+    "from_torch_prune",
+    "importance_scores",
+    "load_masks",
+    "prune",
+    "save_masks",
+    "to_torch_prune",
+]

@@ -1,0 +1,271 @@
+"""Prune a network: score, select, in one round or many, and say what it costs (SPEC §6).
+
+The pruned network θ' has |θ'| ≤ |θ| and no sign changed, so that the path-metric ‖Φ(θ) − Φ(θ')‖₁ is exact (Lemma 4.2) and
+bounds the change of the function by max(‖x‖_∞, 1) times itself (Theorem 4.1). It never exceeds the sum (13) of the
+path-magnitudes of what was pruned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias, overload
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.errors import InputError
+from pathlift.network import Network
+from pathlift.passes.magnitude import PathMagnitude, path_magnitude
+from pathlift.passes.metric import path_metric
+from pathlift.passes.propagate import blame
+from pathlift.passes.rounding import rounding_factor
+from pathlift.pruning.catalogue import Criterion, Data, criterion_of
+from pathlift.pruning.masks import apply_masks, checked_amount, masked
+from pathlift.pruning.scope import Scope, checked_scores, scoped
+from pathlift.pruning.selection import NofM, Selection, selection_of
+
+Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
+"""A name of `CRITERIA`, a criterion, a function of the network, or scores by parameter name."""
+
+
+@dataclass(frozen=True)
+class PrunedTensor:
+    """What became of one tensor.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        weights: Its number of weights.
+        kept: How many stay.
+        share: Share of the path-norm that ran through it before.
+        left: The same for the pruned network, as a share of its own path-norm; 0 when no path runs through it any more.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+    share: float
+    left: float
+
+    @property
+    def sparsity(self) -> float:
+        """Share of its weights that went."""
+        return 1 - self.kept / self.weights
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether paths ran through it and none does any more."""
+        return self.share > 0 and self.left == 0
+
+
+@dataclass(frozen=True, eq=False)
+class PruneReport:
+    """What was pruned and what it costs.
+
+    Attributes:
+        criterion: Name of the criterion.
+        amount: Share of the weights in scope that was asked for.
+        masks: Parameter name to bool tensor, true where the weight stays.
+        tensors: What became of each tensor in scope.
+        log10_path_norm: log₁₀ ‖Φ(θ)‖₁ before.
+        log10_path_norm_left: log₁₀ ‖Φ(θ')‖₁ after.
+        log10_cost: log₁₀ of the exact joint cost ‖Φ(θ) − Φ(θ')‖₁, rounded up: no output changes by more than max(‖x‖_∞, 1)
+            times this, summed over the outputs.
+        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned, rounded up.
+    """
+
+    criterion: str
+    amount: float
+    masks: dict[str, Tensor]
+    tensors: tuple[PrunedTensor, ...]
+    log10_path_norm: float
+    log10_path_norm_left: float
+    log10_cost: float
+    log10_bound: float
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights in scope that went."""
+        return 1 - sum(own.kept for own in self.tensors) / sum(own.weights for own in self.tensors)
+
+    @property
+    def mass_kept(self) -> float:
+        """Share of the path-norm that is left: ‖Φ(θ')‖₁/‖Φ(θ)‖₁."""
+        return 10 ** (self.log10_path_norm_left - self.log10_path_norm) if self.log10_path_norm > -math.inf else 1.0
+
+    @property
+    def cost(self) -> float:
+        """The joint cost as a number; inf beyond the range of floats."""
+        return _power(self.log10_cost)
+
+    @property
+    def bound(self) -> float:
+        """The bound (13) as a number; inf beyond the range of floats."""
+        return _power(self.log10_bound)
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the tensors through which paths ran and none does any more."""
+        return tuple(own.name for own in self.tensors if own.collapsed)
+
+    def __str__(self) -> str:
+        """Return a few lines of text."""
+        lines = [
+            f"{self.criterion}: {self.sparsity:.2%} of {sum(own.weights for own in self.tensors):,} weights pruned",
+            f"  path mass kept {self.mass_kept:.3g}, joint cost 10^{self.log10_cost:.3f}, bound (13) 10^{self.log10_bound:.3f}",
+        ]
+        lines += [f"  collapsed: {', '.join(self.collapsed)}"] if self.collapsed else []
+        lines += [f"  {own.name}: {own.kept:,} of {own.weights:,} stay" for own in self.tensors]
+        return "\n".join(lines)
+
+
+def _power(log10: float) -> float:
+    return 10**log10 if log10 < 308 else math.inf
+
+
+@overload
+def prune(
+    model: Network,
+    inputs: None = None,
+    amount: float | None = None,
+    criterion: Scoring = ...,
+    *,
+    selection: str | Selection | None = None,
+    steps: int | None = None,
+    scope: Scope = None,
+    data: Data | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Network, PruneReport]: ...
+
+
+@overload
+def prune(
+    model: nn.Module,
+    inputs: Inputs,
+    amount: float | None = None,
+    criterion: Scoring = ...,
+    *,
+    selection: str | Selection | None = None,
+    steps: int | None = None,
+    scope: Scope = None,
+    data: Data | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[nn.Module, PruneReport]: ...
+
+
+def prune(
+    model: nn.Module | Network,
+    inputs: Inputs | None = None,
+    amount: float | None = None,
+    criterion: Scoring = "path_magnitude",
+    *,
+    selection: str | Selection | None = None,
+    steps: int | None = None,
+    scope: Scope = None,
+    data: Data | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[nn.Module | Network, PruneReport]:
+    """Set the least important weights of a copy to 0 and report the price.
+
+    Each round scores the network as the rounds before left it and prunes so much that after round k of n the share
+    (1 − amount)^{k/n} is left; what is gone stays gone.
+
+    Args:
+        model: A module, or a captured `Network`; not changed.
+        inputs: As for `capture`; not needed for a Network.
+        amount: Share of the weights in scope that goes, in [0, 1), rounded down to whole weights. May be left out when the
+            selection is n:m, which fixes it.
+        criterion: See `Scoring`; `CRITERIA` has them by name.
+        selection: What competes with what: ``global``, ``per_layer``, ``per_output``, ``lamp``, ``erk``, ``channels``,
+            ``2:4``; the criterion's own when None.
+        steps: Rounds; the criterion's own when None.
+        scope: Which parameters, see `Scope`; all weights of convolutions and linear layers when None.
+        data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss.
+        generator: Source of randomness for criteria that draw, on the CPU.
+
+    Returns:
+        A pruned copy of what was given (module or Network), and the report.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: An argument is malformed, a name is not known, or the criterion needs data that are not there.
+        MismatchError: Scores belong to another model.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> pruned, report = prune(layer, (2,), 0.5)
+        >>> pruned.weight.tolist(), report.mass_kept, report.cost
+        ([[3.0, 0.0]], 0.75, 1.0)
+    """
+    network = capture(model, inputs)
+    module = None if isinstance(model, Network) else model
+    names = scoped(network, scope, module)
+    chosen = _criterion(criterion)
+    select = chosen.selection if selection is None else selection_of(selection)
+    share = _amount(amount, select)
+    rounds = _rounds(chosen.steps if steps is None else steps, criterion)
+    blame(network.compact.values())
+
+    masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
+    pruned = network
+    for step in range(1, rounds + 1):
+        scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
+        if step > 1:
+            scores = {name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()}
+        masks = select(scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds))
+        pruned = replace(network, state=masked(network.state, masks))
+    report = _report(network, pruned, masks, chosen.name, share)
+    return (pruned if module is None else apply_masks(module, masks)), report
+
+
+def _criterion(criterion: Scoring) -> Criterion:
+    if isinstance(criterion, Criterion):
+        return criterion
+    if isinstance(criterion, str):
+        return criterion_of(criterion)
+    if isinstance(criterion, Mapping):
+        given = criterion
+        return Criterion("scores", "given scores", lambda *_: given)
+    function = criterion
+    return Criterion(getattr(function, "__name__", "function"), "a function", lambda network, *_: function(network))
+
+
+def _amount(amount: float | None, select: Selection) -> float:
+    if amount is None:
+        if not isinstance(select, NofM):
+            raise InputError("Say how much to prune: amount, a share in [0, 1).")
+        return select.amount
+    return checked_amount(amount)
+
+
+def _rounds(steps: int, criterion: Scoring) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a positive whole number, found {steps!r}.")
+    if steps > 1 and isinstance(criterion, Mapping):
+        raise InputError(f"Given scores cannot be computed anew: steps must be 1, found {steps}.")
+    return steps
+
+
+def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
+    before, after = path_magnitude(network), path_magnitude(pruned)
+    margin = math.log10(1 + rounding_factor(network.compact, network.dtype))
+    lost = sum(float(before[name].double()[~mask].sum()) for name, mask in masks.items())
+    bound = before.log10_path_norm + math.log10(lost) + margin if lost > 0 else -math.inf
+    cost = path_metric(network, dict(pruned.state))
+    assert cost.exact
+    tensors = tuple(_tensor(name, mask, before, after) for name, mask in masks.items())
+    norms = before.log10_path_norm, after.log10_path_norm
+    return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper + margin, bound)
+
+
+def _tensor(name: str, mask: Tensor, before: PathMagnitude, after: PathMagnitude) -> PrunedTensor:
+    kept = int(mask.sum())
+    return PrunedTensor(
+        name, tuple(mask.shape), mask.numel(), kept, float(before[name].double().sum()), float(after[name].double().sum())
+    )

@@ -1,0 +1,217 @@
+"""The criteria by name, what each needs, and what it promises: the facts of the paper's Table 2, each of them tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import InputError, nearest
+from pathlift.network import Network
+from pathlift.pruning import criteria
+from pathlift.pruning.criteria import Batch
+from pathlift.pruning.selection import Selection, select_global, select_lamp, select_per_output
+
+Data = Batch | Sequence[Batch] | Tensor
+"""What a criterion may look at: inputs, or batches with targets and a loss."""
+
+SAMPLES = 64
+"""Samples for which `fisher` takes a gradient each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Criterion:
+    """A way of choosing weights: a score, a selection and a number of rounds.
+
+    Attributes:
+        name: Its name.
+        what: One line on what it is.
+        score: The function of the network, the data and a source of randomness.
+        needs: What it looks at besides the weights.
+        invariant: Whether no rescaling of neurons changes its masks.
+        bounded: Whether the sum of its scores bounds what pruning changes, as (13) does.
+        selection: How weights are chosen by these scores unless one says otherwise.
+        steps: Rounds of scoring and pruning unless one says otherwise.
+    """
+
+    name: str
+    what: str
+    score: Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
+    needs: Literal["nothing", "inputs", "loss"] = "nothing"
+    invariant: bool = False
+    bounded: bool = False
+    selection: Selection = select_global
+    steps: int = 1
+
+    def scores(
+        self, network: Network, data: Data | None = None, generator: torch.Generator | None = None
+    ) -> Mapping[str, Tensor]:
+        """Score the weights.
+
+        Args:
+            network: The network.
+            data: What `needs` asks for.
+            generator: Source of randomness, on the CPU; PyTorch's own when None.
+
+        Returns:
+            Name to scores.
+
+        Raises:
+            InputError: It needs data, and there are none of the right kind.
+        """
+        if self.needs != "nothing" and data is None:
+            what = "a batch of inputs" if self.needs == "inputs" else "Batch(x, y)"
+            raise InputError(f"The criterion '{self.name}' looks at data: pass data={what}.")
+        if self.needs == "loss" and isinstance(data, Tensor):
+            raise InputError(f"The criterion '{self.name}' looks at a loss: pass data=Batch(x, y), found inputs alone.")
+        return self.score(network, data, generator)
+
+
+def _inputs(data: Data | None) -> tuple[Tensor, ...]:
+    if isinstance(data, Tensor):
+        return (data,)
+    several = [data] if isinstance(data, Batch) else list(data or ())
+    return tuple(torch.cat(parts) for parts in zip(*(batch.samples for batch in several), strict=True))
+
+
+def _joined(data: Data | None) -> Batch:
+    if isinstance(data, Batch):
+        return data
+    assert data is not None and not isinstance(data, Tensor)
+    several = list(data)
+    if not several:
+        raise InputError("Expected at least one Batch, found none.")
+    x = _inputs(several)
+    return Batch(x, torch.cat([batch.y for batch in several]), several[0].loss)
+
+
+def _several(data: Data | None) -> Batch | Sequence[Batch]:
+    assert data is not None and not isinstance(data, Tensor)
+    return data
+
+
+_ALL = (
+    Criterion(
+        "path_magnitude",
+        "share of the path-norm through a weight, (10)-(14)",
+        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        invariant=True,
+        bounded=True,
+    ),
+    Criterion(
+        "path_magnitude_iterated",
+        "path-magnitude, scored anew in 50 rounds: greedy on the path-metric",
+        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        invariant=True,
+        bounded=True,
+        steps=50,
+    ),
+    Criterion(
+        "path_magnitude_lamp",
+        "path-magnitude, selected as LAMP does",
+        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        invariant=True,
+        selection=select_lamp,
+    ),
+    Criterion(
+        "path_magnitude_l2",
+        "share of the l2 path-norm through a weight",
+        lambda network, _data, _generator: criteria.path_magnitude_scores(network, q=2),
+        invariant=True,
+    ),
+    Criterion(
+        "path_magnitude_data",
+        "path-magnitude with the mean |x| of real inputs in place of ones",
+        lambda network, data, _generator: criteria.path_magnitude_scores(network, x=_inputs(data)),
+        needs="inputs",
+        invariant=True,
+        bounded=True,
+    ),
+    Criterion(
+        "relative_path_magnitude",
+        "l2 path mass of a weight relative to its channels, selected as LAMP does, in 10 rounds",
+        lambda network, _data, _generator: criteria.relative_path_magnitude(network),
+        invariant=True,
+        selection=select_lamp,
+        steps=10,
+    ),
+    Criterion(
+        "balanced_magnitude",
+        "magnitude in the l2-balanced representative of the rescaling orbit",
+        lambda network, _data, _generator: criteria.balanced_magnitude(network),
+        invariant=True,
+    ),
+    Criterion("magnitude", "|weight|", lambda network, _data, _generator: criteria.magnitude(network)),
+    Criterion(
+        "lamp",
+        "magnitude, selected by layer-adaptive sparsity",
+        lambda network, _data, _generator: criteria.magnitude(network),
+        selection=select_lamp,
+    ),
+    Criterion("random", "chance", lambda network, _data, generator: criteria.random_scores(network, generator), invariant=True),
+    Criterion(
+        "synflow",
+        "synaptic flow in 100 rounds",
+        lambda network, _data, _generator: criteria.synflow(network),
+        invariant=True,
+        steps=100,
+    ),
+    Criterion(
+        "obd",
+        "optimal brain damage, one vector of signs per batch (appendix E)",
+        lambda network, data, generator: criteria.loss_sensitivity(network, _several(data), generator=generator),
+        needs="loss",
+    ),
+    Criterion(
+        "snip",
+        "|weight x gradient|",
+        lambda network, data, _generator: criteria.snip(network, _joined(data)),
+        needs="loss",
+        invariant=True,
+    ),
+    Criterion(
+        "grasp",
+        "gradient signal preservation",
+        lambda network, data, _generator: criteria.grasp(network, _joined(data)),
+        needs="loss",
+    ),
+    Criterion(
+        "fisher",
+        "weight^2 x mean gradient^2",
+        lambda network, data, _generator: criteria.fisher(network, next(_joined(data).split(SAMPLES))),
+        needs="loss",
+        invariant=True,
+    ),
+    Criterion(
+        "wanda",
+        "|weight| x l2 norm of what it multiplies, by output channel",
+        lambda network, data, _generator: criteria.wanda(network, _inputs(data)),
+        needs="inputs",
+        invariant=True,
+        selection=select_per_output,
+    ),
+)
+
+CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
+"""By name."""
+
+
+def criterion_of(name: str) -> Criterion:
+    """Return a criterion by name.
+
+    Args:
+        name: A key of `CRITERIA`; hyphens stand for underscores.
+
+    Returns:
+        The criterion.
+
+    Raises:
+        InputError: There is no such name.
+    """
+    found = CRITERIA.get(name.replace("-", "_"))
+    if found is None:
+        raise InputError(f"There is no criterion '{name}'.{nearest(name, CRITERIA)}")
+    return found

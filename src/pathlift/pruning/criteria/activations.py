@@ -1,0 +1,64 @@
+"""Criteria made of the activations on data: Wanda."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.network import Leaf, Network, Term
+from pathlift.passes.propagate import blame
+from pathlift.passes.realise import along, feed_of, realise, unchanged
+from pathlift.pruning.scope import prunable
+
+
+def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+    """Score |θ_i|·√(Σ u²), u the values that weight i multiplies, over all samples and positions.
+
+    A rescaling multiplies the scores of one output channel by one factor, so comparisons within an output channel
+    (selection ``per_output``) do not change.
+
+    Args:
+        network: The network.
+        x: Inputs, shape (samples, …), one tensor per input of the model.
+
+    Returns:
+        Name to scores, for the weights of convolutions and linear layers.
+
+    Raises:
+        InputError: ``x`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    References:
+        Sun, Liu, Bair, Kolter, "A simple and effective pruning approach for large language models", ICLR 2024.
+    """
+    names = set(prunable(network))
+    values = network.values()
+    blame(values)
+    with torch.no_grad():
+        found = realise(network, values, feed_of(network, (x,) if isinstance(x, Tensor) else x), network.dtype, keep=True)
+    squares: dict[str, Tensor] = {}
+    for node in network.nodes:
+        for term in node.terms:
+            if term.weight is not None and term.weight.requires & names:
+                own = _squares(network, term, term.weight, found[term.source])
+                for name, square in own.items():
+                    squares[name] = squares[name] + square if name in squares else square
+    return {name: network.state[name].detach().abs() * squares[name].sqrt() for name in names_in_order(network, squares)}
+
+
+def names_in_order(network: Network, found: dict[str, Tensor]) -> list[str]:
+    """Return the keys in the model's order."""
+    return [name for name in network.parameters if name in found]
+
+
+def _squares(network: Network, term: Term, leaf: Leaf, below: Tensor) -> dict[str, Tensor]:
+    """Σ u² over everything that a weight multiplies: the derivative by w of the layer run on u² and summed."""
+    names = [name for name in network.parameters if name in leaf.requires]
+    with torch.enable_grad():
+        own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
+        value = network.values({**network.state, **own})[leaf]
+        out = along(term, below.square(), Weights((value,), unchanged, below.dtype)).sum()
+        return dict(zip(names, torch.autograd.grad(out, list(own.values())), strict=True))

@@ -1,0 +1,216 @@
+"""Criteria made of derivatives of a loss on data: OBD by Hutchinson's estimator, SNIP, GraSP, diagonal Fisher.
+
+The network is run from its captured graph, in inference mode as everywhere: batch norms use their running statistics, and
+the user's module is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathlift.errors import InputError
+from pathlift.network import Network
+from pathlift.passes.propagate import blame
+from pathlift.passes.realise import feed_of, flat_outputs, realise
+from pathlift.pruning.scope import eligible
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs, targets and a loss.
+
+    Attributes:
+        x: Inputs, shape (samples, …); a tuple for a model of several inputs.
+        y: Targets, as the loss takes them.
+        loss: Mean loss of outputs (samples, outputs), laid side by side if there are several, and targets.
+    """
+
+    x: Tensor | tuple[Tensor, ...]
+    y: Tensor
+    loss: Loss = F.cross_entropy
+
+    @property
+    def samples(self) -> tuple[Tensor, ...]:
+        """The inputs as a tuple."""
+        return (self.x,) if isinstance(self.x, Tensor) else self.x
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.y)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Cut into batches of at most ``size`` samples."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield replace(self, x=tuple(own[part] for own in self.samples), y=self.y[part])
+
+
+class _Loss:
+    """The loss as a function of the parameters that can be pruned."""
+
+    def __init__(self, network: Network, batch: Batch) -> None:
+        if len(batch.samples[0]) != len(batch):
+            raise InputError(f"Found {len(batch.samples[0])} inputs and {len(batch)} targets.")
+        names = eligible(network)
+        blame(network.compact.values())
+        self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
+        found = realise(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
+        self.value = batch.loss(flat_outputs(network, found, len(batch)), batch.y.to(network.device))
+        if self.value.dim():
+            raise InputError(f"The loss must be one number, found shape {tuple(self.value.shape)}.")
+
+    def gradient(self, *, again: bool = False) -> list[Tensor]:
+        """Return the gradient, through which ``again`` one can differentiate."""
+        found = torch.autograd.grad(self.value, list(self.own.values()), create_graph=again, allow_unused=True)
+        return self._filled(found)
+
+    def hessian_times(self, gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
+        """Return H·direction by differentiating the gradient once more."""
+        along = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
+        assert isinstance(along, Tensor)
+        return self._filled(torch.autograd.grad(along, list(self.own.values()), retain_graph=True, allow_unused=True))
+
+    def _filled(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+        """Put zeros where the loss does not depend on a parameter."""
+        pairs = zip(found, self.own.values(), strict=True)
+        return [torch.zeros_like(own) if gradient is None else gradient for gradient, own in pairs]
+
+    def named(self, scores: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: score.detach() for name, score in zip(self.own, scores, strict=True)}
+
+
+@torch.enable_grad()
+def loss_sensitivity(
+    network: Network,
+    batches: Batch | Sequence[Batch],
+    *,
+    vectors: int = 1,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Score ½θ_i²·H_ii, the loss sensitivity of optimal brain damage, with H_ii estimated by z ⊙ Hz (appendix E).
+
+    H is the Hessian of the loss and z a vector of independent signs (Hutchinson's estimator of the diagonal). The exact score is
+    invariant under rescaling; the estimate with finitely many vectors is not. The paper uses one vector and one batch;
+    several batches and vectors are averaged here.
+
+    Args:
+        network: The network.
+        batches: One batch or several.
+        vectors: Vectors per batch.
+        generator: Source of randomness, on the CPU; PyTorch's own when None.
+
+    Returns:
+        Name to scores, for every parameter that can be pruned; of either sign.
+
+    Raises:
+        InputError: A batch is malformed, or ``vectors`` is not positive.
+        NumericalError: A weight is NaN or infinite.
+
+    References:
+        LeCun, Denker, Solla, "Optimal brain damage", NeurIPS 1989; Bekas, Kokiopoulou, Saad, "An estimator for the diagonal
+        of a matrix", Applied Numerical Mathematics 2007.
+    """
+    if isinstance(vectors, bool) or not isinstance(vectors, int) or vectors < 1:
+        raise InputError(f"vectors must be a positive whole number, found {vectors!r}.")
+    several = [batches] if isinstance(batches, Batch) else list(batches)
+    if not several:
+        raise InputError("loss_sensitivity needs at least one batch.")
+    total: dict[str, Tensor] = {}
+    for batch in several:
+        loss = _Loss(network, batch)
+        gradient = loss.gradient(again=True)
+        for _ in range(vectors):
+            signs = [(torch.randint(2, own.shape, generator=generator) * 2 - 1).to(own) for own in loss.own.values()]
+            product = loss.hessian_times(gradient, signs)
+            scores = [
+                own.square() * sign * towards / (2 * vectors * len(several))
+                for own, sign, towards in zip(loss.own.values(), signs, product, strict=True)
+            ]
+            for name, score in loss.named(scores).items():
+                total[name] = total[name] + score if name in total else score
+    return total
+
+
+@torch.enable_grad()
+def snip(network: Network, batch: Batch) -> dict[str, Tensor]:
+    """Score |θ_i·∂L/∂θ_i|; invariant under rescaling.
+
+    Args:
+        network: The network.
+        batch: Data and loss.
+
+    Returns:
+        Name to scores, for every parameter that can be pruned.
+
+    Raises:
+        InputError: The batch is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    References:
+        Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019.
+    """
+    loss = _Loss(network, batch)
+    return loss.named([(own * g).abs() for own, g in zip(loss.own.values(), loss.gradient(), strict=True)])
+
+
+@torch.enable_grad()
+def grasp(network: Network, batch: Batch) -> dict[str, Tensor]:
+    """Score θ_i·(Hg)_i with g the gradient and H the Hessian of the loss: what keeps the gradient flowing stays.
+
+    It is minus the score of the paper, which prunes the largest. Not invariant: a rescaling
+    multiplies the terms H_ij·g_j of one sum by different factors.
+
+    Args:
+        network: The network.
+        batch: Data and loss.
+
+    Returns:
+        Name to scores, for every parameter that can be pruned; of either sign.
+
+    Raises:
+        InputError: The batch is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    References:
+        Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", ICLR 2020.
+    """
+    loss = _Loss(network, batch)
+    gradient = loss.gradient(again=True)
+    product = loss.hessian_times(gradient, [g.detach() for g in gradient])
+    return loss.named([own * towards for own, towards in zip(loss.own.values(), product, strict=True)])
+
+
+@torch.enable_grad()
+def fisher(network: Network, batch: Batch) -> dict[str, Tensor]:
+    """Score ½θ_i²·F_ii with F_ii the mean over the samples of (∂L/∂θ_i)², the diagonal of the empirical Fisher matrix.
+
+    Invariant under rescaling. One backward pass per sample.
+
+    Args:
+        network: The network.
+        batch: Data and loss.
+
+    Returns:
+        Name to scores, for every parameter that can be pruned.
+
+    Raises:
+        InputError: The batch is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    References:
+        Theis, Korshunova, Tejani, Huszár, "Faster gaze prediction with dense networks and Fisher pruning", 2018.
+    """
+    total: dict[str, Tensor] = {}
+    for single in batch.split(1):
+        loss = _Loss(network, single)
+        scores = [(own * g).square() / (2 * len(batch)) for own, g in zip(loss.own.values(), loss.gradient(), strict=True)]
+        for name, score in loss.named(scores).items():
+            total[name] = total[name] + score if name in total else score
+    return total

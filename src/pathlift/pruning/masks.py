@@ -1,0 +1,242 @@
+"""Masks: laid on a network, on a module, kept in files, and exchanged with `torch.nn.utils.prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from pathlift.errors import InputError, MismatchError
+from pathlift.models import load_state, save_tensors
+from pathlift.pruning.selection import keep_largest, kept_of
+from pathlift.symmetry import with_state
+
+
+def checked_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Check that masks belong to parameters of these shapes and hold nothing but 0 and 1.
+
+    Args:
+        masks: Name to mask.
+        shapes: Name to shape, of all parameters.
+
+    Returns:
+        Name to bool mask.
+
+    Raises:
+        MismatchError: A name or a shape is not the model's.
+        InputError: A mask holds other values.
+    """
+    found = {}
+    for name, mask in masks.items():
+        if name not in shapes:
+            raise MismatchError(f"There is a mask for '{name}', which is no parameter of this model.")
+        if mask.shape != shapes[name]:
+            raise MismatchError(f"The mask of '{name}' has shape {tuple(mask.shape)}; the parameter has {tuple(shapes[name])}.")
+        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            raise InputError(f"The mask of '{name}' holds other values than 0 and 1.")
+        found[name] = mask.bool()
+    return found
+
+
+def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters with those set to 0 that a mask removes; nothing is changed in place.
+
+    Args:
+        state: Parameters and buffers.
+        masks: Name to bool mask.
+
+    Returns:
+        The same names.
+    """
+    return {
+        name: tensor.detach().masked_fill(~masks[name].to(tensor.device), 0) if name in masks else tensor
+        for name, tensor in state.items()
+    }
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model with pruned weights set to 0.
+
+    Args:
+        model: Any module; not changed.
+        masks: Parameter name to mask, true where the weight stays.
+
+    Returns:
+        The copy.
+
+    Raises:
+        MismatchError: The masks are those of another model.
+        InputError: A mask holds other values than 0 and 1.
+
+    Example:
+        >>> apply_masks(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])}).weight[0, 1].item()
+        0.0
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = checked_masks(masks, {name: own.shape for name, own in parameters.items()})
+    by_tensor = {id(parameters[name]): mask for name, mask in found.items()}
+    shared = {name: by_tensor[id(own)] for name, own in parameters.items() if id(own) in by_tensor}
+    state = model.state_dict()
+    return with_state(model, {**state, **masked({name: state[name] for name in shared}, shared)})
+
+
+def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write masks to a safetensors file, all or nothing.
+
+    Args:
+        masks: Name to bool mask.
+        path: A file that ends in ``.safetensors``.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    save_tensors(dict(masks), Path(path))
+
+
+def load_masks(path: str | Path) -> dict[str, Tensor]:
+    """Read masks from a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name to bool mask.
+
+    Raises:
+        InputError: The file cannot be read, or holds other values than 0 and 1.
+    """
+    tensors = load_state(Path(path))
+    return checked_masks(tensors, {name: tensor.shape for name, tensor in tensors.items()})
+
+
+class ScorePruning(torch_prune.BasePruningMethod):
+    """A method of `torch.nn.utils.prune` that keeps the largest scores, whatever criterion they come from.
+
+    Pass it to `torch.nn.utils.prune.global_unstructured` with ``importance_scores=importance_scores(model, scores)``, or
+    apply it to one tensor with `ScorePruning.apply`. Unlike ``L1Unstructured`` it does not take magnitudes, and ties fall
+    as in `pathlift.prune`.
+    """
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, amount: float) -> None:
+        """Choose how much goes.
+
+        Args:
+            amount: Share of the weights that are still there, from 0 to 1.
+
+        Raises:
+            InputError: It is no share.
+        """
+        self.amount = checked_amount(amount)
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """Return the mask.
+
+        Args:
+            t: Scores.
+            default_mask: 1 where a weight is still there.
+
+        Returns:
+            A mask of the shape and type of ``default_mask``.
+        """
+        there = default_mask.bool()
+        keep = kept_of(int(there.sum()), self.amount)
+        (mask,) = keep_largest([torch.where(there, t.detach(), -torch.inf)], keep)
+        return (mask & there).to(default_mask)
+
+    @classmethod
+    def apply(cls, module: nn.Module, name: str, amount: float, importance_scores: Tensor) -> Any:
+        """Prune one tensor of a module in place, as PyTorch's methods do.
+
+        Args:
+            module: The module that owns the tensor.
+            name: Its name there, such as ``"weight"``.
+            amount: Share of its weights.
+            importance_scores: Scores of its shape.
+
+        Returns:
+            The method.
+        """
+        return super().apply(module, name, amount=amount, importance_scores=importance_scores)
+
+
+def checked_amount(amount: float) -> float:
+    """Return a share of weights to prune, checked.
+
+    Args:
+        amount: From 0, exclusive of 1.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: It is none.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < 1:
+        raise InputError(f"amount must be a share in [0, 1), found {amount!r}.")
+    return float(amount)
+
+
+def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tuple[nn.Module, str], Tensor]:
+    """Key scores by module and name, as `torch.nn.utils.prune.global_unstructured` takes them.
+
+    Args:
+        model: The module.
+        scores: Parameter name to scores.
+
+    Returns:
+        (module, name in it) to scores.
+    """
+    return {(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]): score for name, score in scores.items()}
+
+
+def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model that carries masks as `torch.nn.utils.prune` does: it can be trained, saved and pruned on.
+
+    Args:
+        model: Any module; not changed.
+        masks: Parameter name to mask.
+
+    Returns:
+        The copy, with ``…_orig`` parameters and ``…_mask`` buffers.
+
+    Raises:
+        MismatchError: The masks are those of another model.
+        InputError: A mask holds other values than 0 and 1.
+    """
+    made = with_state(model, model.state_dict())
+    found = checked_masks(masks, {name: own.shape for name, own in made.named_parameters()})
+    for (module, name), mask in importance_scores(made, found).items():
+        torch_prune.custom_from_mask(module, name, mask)
+    return made
+
+
+def from_torch_prune(model: nn.Module) -> dict[str, Tensor]:
+    """Read the masks that `torch.nn.utils.prune` left on a model.
+
+    Args:
+        model: A module pruned by it.
+
+    Returns:
+        Name of the pruned tensor (``conv.weight``) to bool mask.
+
+    Raises:
+        InputError: It carries none.
+    """
+    found = dict(_masks_of(model))
+    if not found:
+        raise InputError("The model carries no masks of torch.nn.utils.prune.")
+    return found
+
+
+def _masks_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    names = {name for name, _ in model.named_parameters()}
+    for name, buffer in model.named_buffers():
+        own = name.removesuffix("_mask")
+        if name.endswith("_mask") and f"{own}_orig" in names:
+            yield own, buffer.bool()

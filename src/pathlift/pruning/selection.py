@@ -1,0 +1,275 @@
+"""From scores to masks: which weights stay when a share of them goes.
+
+All selections keep the weights with the largest scores and differ in what competes with what. Scores are compared as
+they are, without tolerance; among equal ones the first in the model's order stay, so that a mask is a function of the
+scores alone. A mask is True where the weight stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import InputError, nearest
+
+Scores: TypeAlias = "Mapping[str, Tensor]"
+Masks: TypeAlias = "dict[str, Tensor]"
+Selection: TypeAlias = "Callable[[Scores, float], Masks]"
+"""A function of scores by name and the share of weights that goes."""
+
+BLOCK = 1 << 24
+"""Scores that are looked at together."""
+
+
+def kept_of(count: int, amount: float) -> int:
+    """Return how many of ``count`` weights stay: what goes is rounded down."""
+    return count - math.floor(amount * count + 1e-9)
+
+
+def _keys(block: Tensor) -> Tensor:
+    """Map floats to integers in the same order; both zeros to one."""
+    block = block + 0.0
+    kind, bits = (torch.int64, 63) if block.dtype == torch.float64 else (torch.int32, 31)
+    raw = block.view(kind)
+    return raw ^ ((raw >> bits) & (2**bits - 1))
+
+
+def _threshold(scores: Sequence[Tensor], keep: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Find the ``keep``-th largest key and how many are larger: by digits of 16 bits, without sorting or copying all."""
+    width = 64 if dtype == torch.float64 else 32
+    blocks = [part for score in scores for part in score.reshape(-1).split(BLOCK)]
+    prefix, above = 0, 0
+    for shift in range(width - 16, -1, -16):
+        counts = torch.zeros(1 << 16, dtype=torch.long)
+        for block in blocks:
+            keys = _keys(block.to(dtype))
+            if shift < width - 16:
+                keys = keys[(keys >> (shift + 16)) == prefix]
+                digits = (keys >> shift) & 0xFFFF
+            else:
+                digits = (keys >> shift) + (1 << 15)
+            counts += torch.bincount(digits, minlength=1 << 16).cpu()
+        from_top = counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_top, keep - above))
+        above += int(from_top[place - 1]) if place else 0
+        digit = (1 << 16) - 1 - place
+        prefix = digit - (1 << 15) if shift == width - 16 else (prefix << 16) | digit
+    return prefix, above
+
+
+def keep_largest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """Mark the ``keep`` largest entries of several tensors together; among equal ones the first.
+
+    Linear in the number of entries; besides the masks it needs the memory of one block.
+
+    Args:
+        scores: Tensors of any shapes, without NaN.
+        keep: How many entries stay, at most all.
+
+    Returns:
+        Bool tensors of the same shapes and devices.
+    """
+    if keep == 0:
+        return [torch.zeros(score.shape, dtype=torch.bool, device=score.device) for score in scores]
+    dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
+    threshold, above = _threshold(scores, keep, dtype)
+    equal = keep - above
+    masks = []
+    for score in scores:
+        mask = torch.empty(score.numel(), dtype=torch.bool, device=score.device)
+        for part, block in zip(mask.split(BLOCK), score.reshape(-1).split(BLOCK), strict=True):
+            keys = _keys(block.to(dtype))
+            torch.gt(keys, threshold, out=part)
+            ties = keys == threshold
+            count = int(ties.sum())
+            if 0 < equal < count:
+                ties &= ties.cumsum(0) <= equal
+            if equal:
+                part |= ties
+                equal -= min(equal, count)
+        masks.append(mask.view(score.shape))
+    return masks
+
+
+def select_global(scores: Scores, amount: float) -> Masks:
+    """Let all weights compete: the lowest share of the whole network goes."""
+    keep = kept_of(sum(score.numel() for score in scores.values()), amount)
+    return dict(zip(scores, keep_largest(list(scores.values()), keep), strict=True))
+
+
+def select_per_layer(scores: Scores, amount: float) -> Masks:
+    """Prune every tensor by the same share."""
+    return {name: keep_largest([score], kept_of(score.numel(), amount))[0] for name, score in scores.items()}
+
+
+def select_per_output(scores: Scores, amount: float) -> Masks:
+    """Prune every output channel (slice of the first axis) by the same share, as Wanda does."""
+    masks = {}
+    for name, score in scores.items():
+        rows = score.reshape(len(score), -1)
+        keep = kept_of(rows.shape[1], amount)
+        order = rows.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        masks[name] = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, value=True).view(score.shape)
+    return masks
+
+
+def select_lamp(scores: Scores, amount: float) -> Masks:
+    """Let all weights compete by score² over the sum of score² of those of their tensor that are not smaller (LAMP).
+
+    The largest weight of each tensor has the value 1, so no tensor is emptied while others are not.
+
+    References:
+        Lee, Park, Mo, Ahn, Shin, "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021.
+    """
+    relative = []
+    for score in scores.values():
+        squares = score.reshape(-1).clamp(min=0.0).double().sort(descending=True).values
+        squares = (squares / squares[:1].clamp(min=torch.finfo(torch.float64).tiny)).square_()
+        relative.append(squares / squares.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny))
+    keep = kept_of(sum(score.numel() for score in scores.values()), amount)
+    counts = [int(mask.sum()) for mask in keep_largest(relative, keep)]
+    return {name: keep_largest([score], count)[0] for (name, score), count in zip(scores.items(), counts, strict=True)}
+
+
+def select_erk(scores: Scores, amount: float) -> Masks:
+    """Keep a share of each tensor that is proportional to (Σ of its sides)/(Π of its sides), and the largest scores in it.
+
+    Tensors that would need more than all of their weights stay whole (Erdős–Rényi kernel).
+
+    References:
+        Evci, Gale, Menick, Castro, Elsen, "Rigging the lottery: making all tickets winners", ICML 2020.
+    """
+    whole: set[str] = set()
+    keep = kept_of(sum(score.numel() for score in scores.values()), amount)
+    while True:
+        rest = {name: score for name, score in scores.items() if name not in whole}
+        budget = keep - sum(scores[name].numel() for name in whole)
+        shares = {name: float(sum(score.shape)) for name, score in rest.items()}
+        scale = budget / sum(shares.values()) if rest else 0.0
+        full = {name for name, score in rest.items() if shares[name] * scale > score.numel()}
+        if not full:
+            break
+        whole |= full
+    counts = {name: scores[name].numel() if name in whole else math.floor(shares[name] * scale) for name in scores}
+    for name in sorted(rest, key=lambda own: shares[own] * scale - counts[own], reverse=True)[: keep - sum(counts.values())]:
+        counts[name] += 1
+    return {name: keep_largest([score], counts[name])[0] for name, score in scores.items()}
+
+
+def select_channels(scores: Scores, amount: float) -> Masks:
+    """Remove whole output channels (slices of the first axis), those with the smallest sum of scores first.
+
+    With path-magnitudes the sum is the mass of the paths that come into the channel through its weights, A(v)·G(v) but for
+    the paths that start at its bias. As many channels go as fit into the amount.
+    """
+    sums = {name: score.reshape(len(score), -1).double().sum(1) for name, score in scores.items()}
+    order = torch.cat([own.cpu() for own in sums.values()]).argsort(stable=True)
+    sizes = torch.cat([torch.full((len(score),), score[0].numel()) for score in scores.values()])
+    total = int(sizes.sum())
+    gone = torch.zeros(len(sizes), dtype=torch.bool)
+    gone[order[sizes[order].cumsum(0) <= total - kept_of(total, amount)]] = True
+    masks = {}
+    for (name, score), own in zip(scores.items(), gone.split([len(s) for s in scores.values()]), strict=True):
+        stays = ~own.to(score.device)
+        masks[name] = stays.reshape(-1, *[1] * (score.dim() - 1)).expand(score.shape).clone()
+    return masks
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Keep n of every m consecutive weights along the input axis: 2:4 for the sparse tensor cores of GPUs.
+
+    Blocks run along the second axis (input channels). A tensor whose input count is no multiple of m stays dense.
+
+    Attributes:
+        n: How many stay.
+        m: Block length.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        """Check the arguments.
+
+        Raises:
+            InputError: Not 0 < n < m.
+        """
+        if not 0 < self.n < self.m:
+            raise InputError(f"Expected n:m with 0 < n < m, found {self.n}:{self.m}.")
+
+    @property
+    def amount(self) -> float:
+        """The share of a block that goes."""
+        return 1 - self.n / self.m
+
+    def fits(self, score: Tensor) -> bool:
+        """Tell whether a tensor can be cut into blocks."""
+        return score.dim() > 1 and score.shape[1] % self.m == 0
+
+    def __call__(self, scores: Scores, amount: float) -> Masks:
+        """Select.
+
+        Args:
+            scores: Name to score.
+            amount: Must be 1 − n/m.
+
+        Returns:
+            Name to mask.
+
+        Raises:
+            InputError: ``amount`` is another one, or no tensor can be cut into blocks.
+        """
+        if abs(amount - self.amount) > 1e-9:
+            raise InputError(f"{self.n}:{self.m} sparsity prunes {self.amount:g} of the weights, found amount {amount:g}.")
+        if not any(self.fits(score) for score in scores.values()):
+            raise InputError(f"No tensor has a number of input channels that is a multiple of {self.m}.")
+        return {
+            name: self._one(score) if self.fits(score) else torch.ones_like(score, dtype=torch.bool)
+            for name, score in scores.items()
+        }
+
+    def _one(self, score: Tensor) -> Tensor:
+        last = score.movedim(1, -1)
+        blocks = last.reshape(-1, self.m)
+        order = blocks.argsort(dim=1, descending=True, stable=True)[:, : self.n]
+        mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(1, order, value=True)
+        return mask.view(last.shape).movedim(-1, 1).contiguous()
+
+
+SELECTIONS: dict[str, Selection] = {
+    "global": select_global,
+    "per_layer": select_per_layer,
+    "per_output": select_per_output,
+    "lamp": select_lamp,
+    "erk": select_erk,
+    "channels": select_channels,
+}
+"""By name; ``"2:4"`` and the like are `NofM`."""
+
+
+def selection_of(name: str | Selection) -> Selection:
+    """Return a selection by name.
+
+    Args:
+        name: A key of `SELECTIONS`, ``"n:m"``, or a selection itself.
+
+    Returns:
+        The selection.
+
+    Raises:
+        InputError: There is no such name.
+    """
+    if not isinstance(name, str):
+        return name
+    first, colon, second = name.partition(":")
+    if colon and first.isdigit() and second.isdigit():
+        return NofM(int(first), int(second))
+    if name not in SELECTIONS:
+        raise InputError(f"There is no selection '{name}'.{nearest(name, [*SELECTIONS, '2:4'])}")
+    return SELECTIONS[name]
