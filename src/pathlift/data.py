@@ -6,7 +6,6 @@ Nothing is downloaded: ``digits`` comes with scikit-learn, ``fashion-mnist`` wit
 from __future__ import annotations
 
 import gzip
-import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
-from pathlift.models import load_state
+from pathlift.models import load_state, package
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -36,9 +35,9 @@ def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """
     y: Tensor | None
     if name == "digits":
-        x, y = _digits()
+        x, y = handwritten_digits()
     elif name == "fashion-mnist":
-        x, y = _fashion_mnist()
+        x, y = fashion_mnist("t10k")
     elif Path(name).suffix in {".safetensors", ".pt", ".pth"}:
         tensors = load_state(Path(name))
         if "x" not in tensors:
@@ -55,19 +54,33 @@ def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     return x.reshape(len(x), *shape), y
 
 
-def _digits() -> tuple[Tensor, Tensor]:
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise InputError("The package 'scikit-learn' is not installed. Run: pip install 'pathlift[demo]'") from error
-    found = datasets.load_digits()
+def handwritten_digits() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits.
+
+    Returns:
+        Pixels in [0, 1], float32, shape (1797, 64), and classes.
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
+    found = package("sklearn.datasets", "demo").load_digits()
     return torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
 
 
-def _fashion_mnist() -> tuple[Tensor, Tensor]:
-    """Read the test images and labels from their IDX files."""
+def fashion_mnist(part: str) -> tuple[Tensor, Tensor]:
+    """Read Fashion-MNIST from its IDX files.
+
+    Args:
+        part: ``train`` or ``t10k``.
+
+    Returns:
+        Pixels in [0, 1], float32, shape (samples, 784), and classes.
+
+    Raises:
+        InputError: A file is missing.
+    """
     found = []
-    for file, header in (("t10k-images-idx3-ubyte", 16), ("t10k-labels-idx1-ubyte", 8)):
+    for file, header in ((f"{part}-images-idx3-ubyte", 16), (f"{part}-labels-idx1-ubyte", 8)):
         packed = FASHION_MNIST / f"{file}.gz"
         if not packed.is_file():
             raise InputError(f"There is no file '{packed}'. Install Debian's package dataset-fashion-mnist.")

@@ -79,7 +79,7 @@ def default_shape(name: str) -> tuple[int, ...]:
     if library == "torchvision":
         return (3, 299, 299) if entry == "inception_v3" else DEFAULT_SHAPE
     if library == "timm":
-        timm = _package("timm", "timm")
+        timm = package("timm", "timm")
         config = timm.get_pretrained_cfg(entry)
         return DEFAULT_SHAPE if config is None else tuple(config.input_size)
     raise InputError(f"The input shape of '{name}' is not known. Give it with --shape, for example --shape 3,224,224.")
@@ -162,15 +162,28 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(f"'{path}' cannot be written: {error}") from error
 
 
-def _package(name: str, extra: str) -> types.ModuleType:
+def package(name: str, extra: str) -> types.ModuleType:
+    """Import a package that comes with an extra.
+
+    Args:
+        name: The module.
+        extra: Which extra of pathlift brings it.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: It is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"The package '{name}' is not installed. Run: pip install 'pathlift[{extra}]'") from error
+        missing = name.partition(".")[0]
+        raise InputError(f"The package '{missing}' is not installed. Run: pip install 'pathlift[{extra}]'") from error
 
 
 def _from_torchvision(entry: str) -> nn.Module:
-    models = _package("torchvision.models", "vision")
+    models = package("torchvision.models", "vision")
     if entry not in models.list_models():
         raise InputError(f"torchvision has no model '{entry}'.{nearest(entry, models.list_models())}")
     options: dict[str, object] = {"weights": None}
@@ -182,7 +195,7 @@ def _from_torchvision(entry: str) -> nn.Module:
 
 
 def _from_timm(entry: str) -> nn.Module:
-    timm = _package("timm", "timm")
+    timm = package("timm", "timm")
     if not timm.is_model(entry):
         raise InputError(f"timm has no model '{entry}'.{nearest(entry, timm.list_models())}")
     model: nn.Module = timm.create_model(entry, pretrained=False)
@@ -207,7 +220,7 @@ def _from_factory(module: str, entry: str) -> nn.Module:
 
 
 def _from_onnx(path: Path) -> nn.Module:
-    onnx2torch = _package("onnx2torch", "onnx")
+    onnx2torch = package("onnx2torch", "onnx")
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     try:

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pathlift
-from pathlift.cli import rescaling  # noqa: F401 - registers its commands
+from pathlift.cli import experiment, pruning, rescaling  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     Device,
     Json,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
-from pathlift.network import Leaf, Network, Node, evaluate, widen
 from pathlift.errors import InputError
+from pathlift.network import Leaf, Network, Node, evaluate, widen
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import in_range, propagate

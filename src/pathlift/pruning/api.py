@@ -73,9 +73,10 @@ class PruneReport:
         tensors: What became of each tensor in scope.
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁ before.
         log10_path_norm_left: log₁₀ ‖Φ(θ')‖₁ after.
-        log10_cost: log₁₀ of the exact joint cost ‖Φ(θ) − Φ(θ')‖₁, rounded up: no output changes by more than max(‖x‖_∞, 1)
-            times this, summed over the outputs.
-        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned, rounded up.
+        log10_cost: log₁₀ of the exact joint cost ‖Φ(θ) − Φ(θ')‖₁: the changes of all outputs add up to no more than
+            max(‖x‖_∞, 1) times this.
+        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned.
+        rounding: What the relative error of these numbers cannot exceed; a certificate is rounded up by it.
     """
 
     criterion: str
@@ -86,6 +87,7 @@ class PruneReport:
     log10_path_norm_left: float
     log10_cost: float
     log10_bound: float
+    rounding: float
 
     @property
     def sparsity(self) -> float:
@@ -254,14 +256,14 @@ def _rounds(steps: int, criterion: Scoring) -> int:
 
 def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
     before, after = path_magnitude(network), path_magnitude(pruned)
-    margin = math.log10(1 + rounding_factor(network.compact, network.dtype))
     lost = sum(float(before[name].double()[~mask].sum()) for name, mask in masks.items())
-    bound = before.log10_path_norm + math.log10(lost) + margin if lost > 0 else -math.inf
+    bound = before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf
     cost = path_metric(network, dict(pruned.state))
     assert cost.exact
     tensors = tuple(_tensor(name, mask, before, after) for name, mask in masks.items())
     norms = before.log10_path_norm, after.log10_path_norm
-    return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper + margin, bound)
+    rounding = rounding_factor(network.compact, network.dtype)
+    return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper, bound, rounding)
 
 
 def _tensor(name: str, mask: Tensor, before: PathMagnitude, after: PathMagnitude) -> PrunedTensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +116,8 @@ class ScorePruning(torch_prune.BasePruningMethod):
     """A method of `torch.nn.utils.prune` that keeps the largest scores, whatever criterion they come from.
 
     Pass it to `torch.nn.utils.prune.global_unstructured` with ``importance_scores=importance_scores(model, scores)``, or
-    apply it to one tensor with `ScorePruning.apply`. Unlike ``L1Unstructured`` it does not take magnitudes, and ties fall
-    as in `pathlift.prune`.
+    prune one tensor of a module in place by ``ScorePruning.apply(module, "weight", amount, importance_scores=scores)``.
+    Unlike ``L1Unstructured`` it does not take magnitudes, and ties fall as in `pathlift.prune`.
     """
 
     PRUNING_TYPE = "unstructured"
@@ -148,21 +147,6 @@ class ScorePruning(torch_prune.BasePruningMethod):
         keep = kept_of(int(there.sum()), self.amount)
         (mask,) = keep_largest([torch.where(there, t.detach(), -torch.inf)], keep)
         return (mask & there).to(default_mask)
-
-    @classmethod
-    def apply(cls, module: nn.Module, name: str, amount: float, importance_scores: Tensor) -> Any:
-        """Prune one tensor of a module in place, as PyTorch's methods do.
-
-        Args:
-            module: The module that owns the tensor.
-            name: Its name there, such as ``"weight"``.
-            amount: Share of its weights.
-            importance_scores: Scores of its shape.
-
-        Returns:
-            The method.
-        """
-        return super().apply(module, name, amount=amount, importance_scores=importance_scores)
 
 
 def checked_amount(amount: float) -> float:

@@ -19,7 +19,7 @@ from pathlift.errors import InputError
 from pathlift.network import Leaf, Network, StateTensor
 
 Scope: TypeAlias = "str | type[nn.Module] | Sequence[str | type[nn.Module]] | None"
-"""Name patterns (``"layer4.*"``; ``"!fc.*"`` excludes) and module types; None: all weights of convolutions and linear layers."""
+"""Name patterns (``"layer4.*"``; ``"!fc.*"`` excludes) and module types; None: weights of convolutions and linear layers."""
 
 
 def eligible(network: Network) -> list[str]:
@@ -82,17 +82,18 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
     names = eligible(network)
     chosen: set[str] = set() if included else set(default)
     for item in included:
-        if isinstance(item, str):
-            found = {name for name in names if fnmatchcase(name, item)}
-        else:
-            found = _of_type(item, default, model)
+        found = _matching(item, names) if isinstance(item, str) else _of_type(item, default, model)
         if not found:
             raise InputError(f"Nothing that can be pruned matches {item!r}. {_hint(network, item, names)}")
         chosen |= found
     for item in wanted:
         if isinstance(item, str) and item.startswith("!"):
-            chosen = {name for name in chosen if not fnmatchcase(name, item[1:])}
+            chosen -= _matching(item[1:], names)
     return _some([name for name in names if name in chosen], f"nothing in the scope {scope!r}")
+
+
+def _matching(pattern: str, names: Sequence[str]) -> set[str]:
+    return {name for name in names if fnmatchcase(name, pattern)}
 
 
 def _of_type(kind: type[nn.Module], names: Sequence[str], model: nn.Module | None) -> set[str]:
@@ -113,16 +114,13 @@ def _hint(network: Network, item: str | type[nn.Module], names: Sequence[str]) -
 
 def _refuse_derived(network: Network) -> None:
     """A mask cannot be laid on a weight that is computed from others: name it rather than leave it out in silence."""
-    for node in network.nodes:
-        for term in node.terms:
-            leaf = term.weight
-            if leaf is not None and isinstance(term.edges, (Convolution, Dense)) and leaf.score_name and not _one_by_one(leaf):
-                own = [name for name in network.parameters if name in leaf.requires]
-                if own:
-                    raise InputError(
-                        f"'{leaf.score_name}' is computed from {', '.join(sorted(leaf.requires))} and cannot be masked. Make it "
-                        "a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
-                    )
+    for term in (term for node in network.nodes for term in node.terms if isinstance(term.edges, (Convolution, Dense))):
+        leaf = term.weight
+        if leaf is not None and not _one_by_one(leaf) and leaf.requires & set(network.parameters):
+            raise InputError(
+                f"'{leaf.label}' is computed from {', '.join(sorted(leaf.requires))} and cannot be masked. Make it a plain "
+                "parameter first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
+            )
 
 
 def _some(names: list[str], nothing: str) -> list[str]:

@@ -36,7 +36,8 @@ def _keys(block: Tensor) -> Tensor:
     block = block + 0.0
     kind, bits = (torch.int64, 63) if block.dtype == torch.float64 else (torch.int32, 31)
     raw = block.view(kind)
-    return raw ^ ((raw >> bits) & (2**bits - 1))
+    keys: Tensor = raw ^ ((raw >> bits) & (2**bits - 1))
+    return keys
 
 
 def _threshold(scores: Sequence[Tensor], keep: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -123,6 +124,13 @@ def select_lamp(scores: Scores, amount: float) -> Masks:
 
     The largest weight of each tensor has the value 1, so no tensor is emptied while others are not.
 
+    Args:
+        scores: Name to score.
+        amount: Share of the weights that goes.
+
+    Returns:
+        Name to mask.
+
     References:
         Lee, Park, Mo, Ahn, Shin, "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021.
     """
@@ -140,6 +148,13 @@ def select_erk(scores: Scores, amount: float) -> Masks:
     """Keep a share of each tensor that is proportional to (Σ of its sides)/(Π of its sides), and the largest scores in it.
 
     Tensors that would need more than all of their weights stay whole (Erdős–Rényi kernel).
+
+    Args:
+        scores: Name to score.
+        amount: Share of the weights that goes.
+
+    Returns:
+        Name to mask.
 
     References:
         Evci, Gale, Menick, Castro, Elsen, "Rigging the lottery: making all tickets winners", ICML 2020.
@@ -166,6 +181,13 @@ def select_channels(scores: Scores, amount: float) -> Masks:
 
     With path-magnitudes the sum is the mass of the paths that come into the channel through its weights, A(v)·G(v) but for
     the paths that start at its bias. As many channels go as fit into the amount.
+
+    Args:
+        scores: Name to score.
+        amount: Share of the weights that goes.
+
+    Returns:
+        Name to mask.
     """
     sums = {name: score.reshape(len(score), -1).double().sum(1) for name, score in scores.items()}
     order = torch.cat([own.cpu() for own in sums.values()]).argsort(stable=True)

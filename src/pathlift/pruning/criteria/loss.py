@@ -96,8 +96,8 @@ def loss_sensitivity(
 ) -> dict[str, Tensor]:
     """Score ½θ_i²·H_ii, the loss sensitivity of optimal brain damage, with H_ii estimated by z ⊙ Hz (appendix E).
 
-    H is the Hessian of the loss and z a vector of independent signs (Hutchinson's estimator of the diagonal). The exact score is
-    invariant under rescaling; the estimate with finitely many vectors is not. The paper uses one vector and one batch;
+    H is the Hessian of the loss and z a vector of independent signs (Hutchinson's estimator of the diagonal). The exact score
+    is invariant under rescaling; the estimate with finitely many vectors is not. The paper uses one vector and one batch;
     several batches and vectors are averaged here.
 
     Args:

@@ -87,7 +87,7 @@ def balanced_magnitude(network: Network) -> dict[str, Tensor]:
 
 @torch.enable_grad()
 def synflow(network: Network) -> dict[str, Tensor]:
-    """Score |θ_i|·∂R/∂|θ_i|, R the sum of the outputs of the network with all weights replaced by their magnitudes, fed with ones.
+    """Score |θ_i|·∂R/∂|θ_i|, R the sum of the outputs of the network of all |weights|, fed with ones.
 
     It is path-magnitude when no max-pooling, no clamp and no nonlinearity but ReLU-like ones take part: R lets only the largest
     antecedent of a max-pooling neuron through. A batch norm counts as its scale and shift. Always in float64.

@@ -1,0 +1,116 @@
+"""The command ``prune``: set the least important weights to 0 and say what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import torch
+import typer
+from rich.table import Table
+
+import pathlift
+from pathlift.cli.common import (
+    Device,
+    Json,
+    ModelName,
+    Seed,
+    Shape,
+    Weights,
+    app,
+    captured,
+    err,
+    number,
+    out,
+    print_json,
+    scientific,
+)
+from pathlift.data import load_data
+from pathlift.errors import InputError
+from pathlift.models import check_target, save_tensors
+from pathlift.pruning.catalogue import Data, criterion_of
+from pathlift.symmetry import RescaledState
+
+
+@app.command()
+def prune(
+    model: ModelName,
+    amount: Annotated[Optional[float], typer.Option(help="Share of the weights that goes; n:m selections fix it.")] = None,  # noqa: UP045
+    criterion: Annotated[str, typer.Option(help=f"One of {', '.join(pathlift.CRITERIA)}.")] = "path_magnitude",
+    selection: Annotated[str | None, typer.Option(help="global, per_layer, lamp, erk, channels, 2:4 …")] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Rounds of scoring and pruning.")] = None,  # noqa: UP045
+    scope: Annotated[Optional[str], typer.Option(help="Name patterns with commas; !pattern excludes.")] = None,  # noqa: UP045
+    data: Annotated[str | None, typer.Option(help="For criteria that look at data: digits, fashion-mnist, or a file.")] = None,
+    limit: Annotated[int, typer.Option(help="Only the first samples of --data.")] = 256,
+    weights: Weights = None,
+    shape: Shape = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the state-dict to a .safetensors file.")] = None,
+    masks_file: Annotated[Optional[Path], typer.Option("--masks", help="Write the masks to a .safetensors file.")] = None,  # noqa: UP045
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Prune a network; print what became of each tensor and how far the function can have moved."""
+    check_target(out_file)
+    check_target(masks_file)
+    needs = criterion_of(criterion).needs
+    network = captured(model, weights, shape, seed, device)
+    seen: Data | None = None
+    if data is not None:
+        x, y = load_data(data, network.examples[0][0][1:])
+        x, y = x[:limit].to(network.examples[0][1]), None if y is None else y[:limit]
+        if needs == "loss" and y is None:
+            raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")
+        seen = pathlift.Batch(x, y) if needs == "loss" and y is not None else x
+    with err.status("pruning"):
+        pruned, report = pathlift.prune(
+            network,
+            amount=amount,
+            criterion=criterion,
+            selection=selection,
+            steps=steps,
+            scope=None if scope is None else [part.strip() for part in scope.split(",")],
+            data=seen,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    if out_file is not None:
+        save_tensors(RescaledState(pruned, pruned.state, torch.ones(0)), out_file)
+    if masks_file is not None:
+        pathlift.save_masks(report.masks, masks_file)
+    written = [str(path) for path in (out_file, masks_file) if path is not None]
+    if as_json:
+        print_json({
+            "model": model,
+            "criterion": report.criterion,
+            "amount": report.amount,
+            "sparsity": report.sparsity,
+            "log10_path_norm": number(report.log10_path_norm),
+            "log10_cost": number(report.log10_cost),
+            "log10_bound": number(report.log10_bound),
+            "mass_kept": report.mass_kept,
+            "collapsed": list(report.collapsed),
+            "tensors": {own.name: {"weights": own.weights, "kept": own.kept, "share": own.share} for own in report.tensors},
+            "written": written,
+        })
+        return
+    _print(model, report)
+    if written:
+        out.print(f"written: {', '.join(written)}")
+
+
+def _print(model: str, report: pathlift.PruneReport) -> None:
+    total = sum(own.weights for own in report.tensors)
+    title = f"{model}: {report.sparsity:.2%} of {total:,} weights pruned by {report.criterion}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for header in ("tensor", "weights", "kept", "sparsity", "share of all paths before", "and after"):
+        table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
+    for own in report.tensors:
+        state = "collapsed" if own.collapsed else f"{own.left:.4f}"
+        table.add_row(own.name, f"{own.weights:,}", f"{own.kept:,}", f"{own.sparsity:.2%}", f"{own.share:.4f}", state)
+    out.print(table)
+    out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
+    out.print(f"share of it that is left        {report.mass_kept:.3g}")
+    out.print(f"joint cost, exact path-metric   {scientific(report.log10_cost)}")
+    out.print(f"bound (13), sum of the scores   {scientific(report.log10_bound)}")
+    if report.collapsed:
+        out.print(f"{len(report.collapsed)} tensors collapsed: no path runs through them any more", style="bold")

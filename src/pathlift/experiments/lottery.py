@@ -1,0 +1,276 @@
+"""Train, rescale, prune, rewind, finetune (appendix D), for every seed, criterion and level, in steps that can be repeated.
+
+There are three kinds of work, each of which leaves one file when it is done and nothing otherwise: a dense training, the
+masks of one seed, the training of one ticket. A ticket is a seed and a mask; criteria that choose the same mask share it,
+so what an invariant criterion does on the rescaled network is not trained twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import capture
+from pathlift.errors import InputError
+from pathlift.experiments import store
+from pathlift.experiments.datasets import Data, load
+from pathlift.experiments.networks import build
+from pathlift.experiments.settings import Lottery
+from pathlift.experiments.sweep import Backend
+from pathlift.experiments.training import Run, tested
+from pathlift.pruning import Batch, apply_masks, prune
+from pathlift.pruning.catalogue import Data as Seen
+from pathlift.pruning.catalogue import criterion_of
+from pathlift.symmetry import symmetries, with_state
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where an experiment keeps its files.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The settings, JSON."""
+        return self.path / "settings.json"
+
+    def dense(self, seed: int) -> Path:
+        """The folder of a dense training."""
+        return self.path / f"seed{seed}" / "dense"
+
+    def masks(self, seed: int) -> Path:
+        """The folder of the masks of a seed, one file for each."""
+        return self.path / f"seed{seed}" / "masks"
+
+    def choices(self, seed: int) -> Path:
+        """What every criterion chose, JSON."""
+        return self.path / f"seed{seed}" / "masks.json"
+
+    def ticket(self, seed: int, digest: str) -> Path:
+        """The folder of the training of a ticket."""
+        return self.path / f"seed{seed}" / "tickets" / digest
+
+
+def begin(settings: Lottery, path: Path) -> Folder:
+    """Open the folder of an experiment.
+
+    Args:
+        settings: What the experiment is.
+        path: A folder, new or of an experiment with the same settings.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: It holds another experiment.
+    """
+    folder = Folder(path)
+    if folder.settings.is_file():
+        there = store.read_json(folder.settings)
+        different = [key for key, value in settings.record().items() if there.get(key) != value]
+        if different:
+            key = different[0]
+            raise InputError(
+                f"'{path}' holds an experiment with {key} = {there.get(key)!r}, found {settings.record()[key]!r}. "
+                "Choose another folder, or the same settings to go on."
+            )
+    else:
+        store.write_json(folder.settings, settings.record())
+    return folder
+
+
+def run(settings: Lottery, path: Path, backend: Backend, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Run an experiment, or what of it is not done yet.
+
+    Args:
+        settings: What it is.
+        path: Its folder.
+        backend: What runs the pieces.
+        progress: Told after every piece.
+
+    Returns:
+        One row per seed, criterion, level and rescaling.
+
+    Raises:
+        InputError: The folder holds another experiment or is in use, or a file cannot be read or written.
+    """
+    with store.only_one(path) if first_rank() else contextlib.nullcontext():
+        folder = begin(settings, path)
+        seeds = list(range(settings.seeds))
+        _all(backend, train_dense, [(settings, folder, seed) for seed in seeds], "dense networks", progress)
+        _all(backend, choose_masks, [(settings, folder, seed) for seed in seeds], "masks", progress)
+        if settings.finetune:
+            tickets = [(settings, folder, seed, digest) for seed in seeds for digest in _digests(folder, seed)]
+            _all(backend, train_ticket, tickets, "tickets", progress)
+        return list(rows(settings, folder))
+
+
+def first_rank() -> bool:
+    """Tell whether this process writes: it is the only one, or the first that torchrun has started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _all(backend: Backend, work: Callable[..., None], jobs: list[Any], what: str, progress: Progress | None) -> None:
+    for done in backend.run(work, jobs):
+        if progress is not None:
+            progress(what, done, len(jobs))
+
+
+def _network(settings: Lottery, data: Data, seed: int) -> nn.Module:
+    return build(settings, data.shape, data.classes, seed)
+
+
+def train_dense(settings: Lottery, folder: Folder, seed: int) -> None:
+    """Train the dense network of a seed.
+
+    Args:
+        settings: The experiment.
+        folder: Where its files are.
+        seed: Which.
+    """
+    result = folder.dense(seed) / "result.json"
+    if result.is_file():
+        store.read_json(result)
+        return
+    data = load(settings)
+    history = Run(settings, data, seed, folder.dense(seed)).launch(_network(settings, data, seed))
+    if first_rank():
+        store.write_json(result, {"seed": seed, "accuracy": history})
+
+
+def choose_masks(settings: Lottery, folder: Folder, seed: int) -> None:
+    """Score, select and test without training, for every criterion, level and rescaling of a seed.
+
+    Args:
+        settings: The experiment.
+        folder: Where its files are.
+        seed: Which.
+    """
+    if folder.choices(seed).is_file() or not first_rank():
+        return
+    torch.set_num_threads(settings.threads)
+    data = load(settings)
+    model = _network(settings, data, seed)
+    model.load_state_dict(store.read_checkpoint(folder.dense(seed) / "last.pt")["model"])
+    model.eval()
+    trained = [(False, model)]
+    if settings.rescale:
+        groups = symmetries(model, data.shape)
+        trained.append((
+            True,
+            with_state(model, groups.randomize(settings.choices, torch.Generator().manual_seed(seed))),
+        ))
+    seen = Batch(*data.first(settings.samples, seed))
+    found: list[dict[str, Any]] = []
+    for rescaled, own in trained:
+        network = capture(own, data.shape)
+        for name in settings.criteria:
+            for level in settings.levels:
+                start = time.perf_counter()
+                _, report = prune(network, amount=level, criterion=name, data=_seen(name, seen), generator=_generator(seed))
+                digest = _digest(report.masks)
+                store.write_checkpoint(folder.masks(seed) / f"{digest}.pt", report.masks)
+                found.append({
+                    "seed": seed,
+                    "criterion": name,
+                    "rescaled": rescaled,
+                    "level": level,
+                    "mask": digest,
+                    "sparsity": report.sparsity,
+                    "collapsed": list(report.collapsed),
+                    "mass_kept": report.mass_kept,
+                    "log10_cost": _finite(report.log10_cost),
+                    "log10_bound": _finite(report.log10_bound),
+                    "seconds": time.perf_counter() - start,
+                    "one_shot": tested(settings, apply_masks(own, report.masks), data),
+                })
+    store.write_json(folder.choices(seed), {"choices": found})
+
+
+def _finite(value: float) -> float | None:
+    return value if value > float("-inf") else None
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _seen(name: str, batch: Batch) -> Seen | None:
+    needs = criterion_of(name).needs
+    return batch if needs == "loss" else batch.samples[0] if needs == "inputs" else None
+
+
+def _digest(masks: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, mask in masks.items():
+        found.update(name.encode())
+        found.update(mask.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _digests(folder: Folder, seed: int) -> list[str]:
+    return list(dict.fromkeys(choice["mask"] for choice in store.read_json(folder.choices(seed))["choices"]))
+
+
+def train_ticket(settings: Lottery, folder: Folder, seed: int, digest: str) -> None:
+    """Rewind the dense network, mask it and train it to the end.
+
+    Args:
+        settings: The experiment.
+        folder: Where its files are.
+        seed: Which dense network.
+        digest: Which mask.
+    """
+    own = folder.ticket(seed, digest)
+    result = own / "result.json"
+    if result.is_file():
+        store.read_json(result)
+        return
+    data = load(settings)
+    model = _network(settings, data, seed)
+    model.load_state_dict(store.read_checkpoint(folder.dense(seed) / "rewind.pt")["model"])
+    masks = store.read_checkpoint(folder.masks(seed) / f"{digest}.pt")
+    history = Run(settings, data, seed, own, masks).launch(model, settings.rewind)
+    if first_rank():
+        store.write_json(result, {"seed": seed, "mask": digest, "accuracy": history})
+        (own / "last.pt").unlink(missing_ok=True)
+
+
+def rows(settings: Lottery, folder: Folder) -> Iterator[dict[str, Any]]:
+    """Put the results together.
+
+    Args:
+        settings: The experiment.
+        folder: Where its files are.
+
+    Yields:
+        A row per seed, criterion, level and rescaling, whose ``accuracy`` and ``history`` are those of its ticket, and one
+        with criterion ``dense`` per seed.
+    """
+    for seed in range(settings.seeds):
+        dense = store.read_json(folder.dense(seed) / "result.json")["accuracy"]
+        yield {
+            "seed": seed, "criterion": "dense", "rescaled": False, "level": 0.0, "accuracy": dense[-1], "history": dense
+        }  # fmt: skip
+        for choice in store.read_json(folder.choices(seed))["choices"]:
+            history = None
+            if settings.finetune:
+                history = store.read_json(folder.ticket(seed, choice["mask"]) / "result.json")["accuracy"]
+            yield {**choice, "accuracy": None if history is None else history[-1], "history": history}

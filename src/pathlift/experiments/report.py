@@ -1,0 +1,130 @@
+"""What an experiment found: one table, one figure in the style of Fig. 4, and both as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pathlift.experiments import store
+from pathlift.models import package
+
+Row = dict[str, Any]
+COLUMNS = (
+    "seed", "criterion", "rescaled", "level", "sparsity", "accuracy", "one_shot", "collapsed", "mass_kept", "log10_cost",
+    "log10_bound", "seconds", "mask",
+)  # fmt: skip
+
+
+def cells(rows: Sequence[Row], what: str) -> dict[tuple[str, bool], dict[float, list[float]]]:
+    """Sort values by criterion and rescaling, then by level.
+
+    Args:
+        rows: Rows of `pathlift.experiments.lottery.rows`.
+        what: ``accuracy`` or ``one_shot``.
+
+    Returns:
+        (criterion, rescaled) to level to the values of all seeds.
+    """
+    found: dict[tuple[str, bool], dict[float, list[float]]] = {}
+    for row in rows:
+        if row.get(what) is not None:
+            found.setdefault((row["criterion"], row["rescaled"]), {}).setdefault(row["level"], []).append(row[what])
+    return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Write percentages as mean ± standard deviation over seeds; the mean alone for one."""
+    percent = [100 * value for value in values]
+    middle = statistics.fmean(percent)
+    return f"{middle:.1f}" if len(percent) == 1 else f"{middle:.1f} ± {statistics.stdev(percent):.1f}"
+
+
+def table(rows: Sequence[Row], what: str, title: str) -> Table:
+    """Lay out accuracies: a line per criterion and rescaling, a column per level.
+
+    Args:
+        rows: The results.
+        what: ``accuracy`` or ``one_shot``.
+        title: Of the table.
+
+    Returns:
+        The table.
+    """
+    found = cells(rows, what)
+    levels = sorted({level for (name, _), values in found.items() if name != "dense" for level in values})
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    made.add_column("criterion", no_wrap=True)
+    for level in levels:
+        made.add_column(f"{level:.0%}", justify="right", no_wrap=True)
+    for (name, rescaled), values in found.items():
+        if name != "dense":
+            texts = [mean_and_deviation(values[level]) if level in values else "" for level in levels]
+            made.add_row(f"{name}, rescaled" if rescaled else name, *texts)
+    return made
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Write all rows, a line each."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**row, "collapsed": " ".join(row.get("collapsed", ()))})
+    return out.getvalue()
+
+
+def figure(rows: Sequence[Row], rewind: int, level: float, path: Path) -> None:
+    """Draw test accuracy over epochs at one level, as Fig. 4, and accuracy over levels.
+
+    Args:
+        rows: The results.
+        rewind: Epoch at which tickets begin.
+        level: Of the left picture.
+        path: A .png file.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    plots = package("matplotlib.pyplot", "experiments")
+    package("matplotlib", "experiments").use("Agg")
+    drawing, (left, right) = plots.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
+    colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["criterion"] for row in rows))}
+    colours["dense"] = "black"
+    chosen = [row for row in rows if row["criterion"] == "dense" or row["level"] == level]
+    for (name, rescaled), values in cells(rows, "accuracy").items():
+        style = ":" if rescaled else "-"
+        label = f"{name}, rescaled" if rescaled else name
+        own = [row for row in chosen if (row["criterion"], row["rescaled"]) == (name, rescaled) and row["history"]]
+        if own:
+            start = 1 if name == "dense" else rewind + 1
+            curve = [100 * statistics.fmean(points) for points in zip(*(row["history"] for row in own), strict=True)]
+            left.plot(
+                range(start, start + len(curve)), curve, style, color=colours[name], label=label, marker=".", lw=3 - rescaled
+            )
+        if name == "dense":
+            right.axhline(100 * statistics.fmean(values[0.0]), color="black", lw=1, label="dense")
+            continue
+        levels = sorted(values)
+        means = [100 * statistics.fmean(values[own]) for own in levels]
+        spread = [100 * statistics.stdev(values[own]) if len(values[own]) > 1 else 0.0 for own in levels]
+        places = [-math.log10(1 - own) for own in levels]
+        right.errorbar(
+            places, means, spread, ls=style, color=colours[name], label=label, marker=".", capsize=2, lw=3 - rescaled
+        )
+        right.set_xticks(places, [f"{own:.0%}" for own in levels])
+    left.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{level:.0%} pruned, rewound to epoch {rewind}, finetuned")
+    right.set(xlabel="weights pruned", ylabel="test accuracy (%)", title="after finetuning")
+    right.legend(fontsize=8, loc="lower left")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=130)
+    plots.close(drawing)
+    store.write(path, buffer.getvalue())
