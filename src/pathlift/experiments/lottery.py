@@ -27,6 +27,7 @@ from pathlift.experiments.networks import build
 from pathlift.experiments.settings import Lottery
 from pathlift.experiments.sweep import Backend
 from pathlift.experiments.training import Run, tested
+from pathlift.network import Network
 from pathlift.pruning import Batch, apply_masks, prune
 from pathlift.pruning.catalogue import Data as Seen
 from pathlift.pruning.catalogue import criterion_of
@@ -163,45 +164,66 @@ def choose_masks(settings: Lottery, folder: Folder, seed: int) -> None:
         folder: Where its files are.
         seed: Which.
     """
-    if folder.choices(seed).is_file() or not first_rank():
+    done = _choices(folder, seed) if folder.choices(seed).is_file() else {}
+    wanted = [
+        (rescaled, name, level) for rescaled in _ways(settings) for name in settings.criteria for level in settings.levels
+    ]
+    if len(done) == len(wanted) or not first_rank():
         return
     torch.set_num_threads(settings.threads)
     data = load(settings)
     model = _network(settings, data, seed)
     model.load_state_dict(store.read_checkpoint(folder.dense(seed) / "last.pt")["model"])
     model.eval()
-    trained = [(False, model)]
-    if settings.rescale:
-        groups = symmetries(model, data.shape)
-        trained.append((
-            True,
-            with_state(model, groups.randomize(settings.choices, torch.Generator().manual_seed(seed))),
-        ))
     seen = Batch(*data.first(settings.samples, seed))
-    found: list[dict[str, Any]] = []
-    for rescaled, own in trained:
+    for rescaled in _ways(settings):
+        own = _rescaled(settings, model, data, seed) if rescaled else model
         network = capture(own, data.shape)
-        for name in settings.criteria:
-            for level in settings.levels:
-                start = time.perf_counter()
-                _, report = prune(network, amount=level, criterion=name, data=_seen(name, seen), generator=_generator(seed))
-                digest = _digest(report.masks)
-                store.write_checkpoint(folder.masks(seed) / f"{digest}.pt", report.masks)
-                found.append({
-                    "seed": seed,
-                    "criterion": name,
-                    "rescaled": rescaled,
-                    "level": level,
-                    "mask": digest,
-                    "sparsity": report.sparsity,
-                    "collapsed": list(report.collapsed),
-                    "mass_kept": report.mass_kept,
-                    "log10_cost": _finite(report.log10_cost),
-                    "log10_bound": _finite(report.log10_bound),
-                    "seconds": time.perf_counter() - start,
-                    "one_shot": tested(settings, apply_masks(own, report.masks), data),
-                })
-    store.write_json(folder.choices(seed), {"choices": found})
+        for key in (key for key in wanted if key[0] == rescaled and key not in done):
+            done[key] = _chosen(settings, folder, seed, key, network, own, data, seen)
+            store.write_json(folder.choices(seed), {"choices": list(done.values())})
+
+
+Key = tuple[bool, str, float]
+"""Rescaled or not, criterion, level."""
+
+
+def _ways(settings: Lottery) -> list[bool]:
+    return [False, True] if settings.rescale else [False]
+
+
+def _rescaled(settings: Lottery, model: nn.Module, data: Data, seed: int) -> nn.Module:
+    return with_state(model, symmetries(model, data.shape).randomize(settings.choices, _generator(seed)))
+
+
+def _choices(folder: Folder, seed: int) -> dict[Key, dict[str, Any]]:
+    found = store.read_json(folder.choices(seed))["choices"]
+    return {(choice["rescaled"], choice["criterion"], choice["level"]): choice for choice in found}
+
+
+def _chosen(
+    settings: Lottery, folder: Folder, seed: int, key: Key, network: Network, model: nn.Module, data: Data, seen: Batch
+) -> dict[str, Any]:
+    rescaled, name, level = key
+    start = time.perf_counter()
+    _, report = prune(network, amount=level, criterion=name, data=_seen(name, seen), generator=_generator(seed))
+    seconds = time.perf_counter() - start
+    digest = _digest(report.masks)
+    store.write_checkpoint(folder.masks(seed) / f"{digest}.pt", report.masks)
+    return {
+        "seed": seed,
+        "criterion": name,
+        "rescaled": rescaled,
+        "level": level,
+        "mask": digest,
+        "sparsity": report.sparsity,
+        "collapsed": list(report.collapsed),
+        "mass_kept": report.mass_kept,
+        "log10_cost": _finite(report.log10_cost),
+        "log10_bound": _finite(report.log10_bound),
+        "seconds": seconds,
+        "one_shot": tested(settings, apply_masks(model, report.masks), data),
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -226,7 +248,7 @@ def _digest(masks: dict[str, Tensor]) -> str:
 
 
 def _digests(folder: Folder, seed: int) -> list[str]:
-    return list(dict.fromkeys(choice["mask"] for choice in store.read_json(folder.choices(seed))["choices"]))
+    return list(dict.fromkeys(choice["mask"] for choice in _choices(folder, seed).values()))
 
 
 def train_ticket(settings: Lottery, folder: Folder, seed: int, digest: str) -> None:
@@ -269,7 +291,7 @@ def rows(settings: Lottery, folder: Folder) -> Iterator[dict[str, Any]]:
         yield {
             "seed": seed, "criterion": "dense", "rescaled": False, "level": 0.0, "accuracy": dense[-1], "history": dense
         }  # fmt: skip
-        for choice in store.read_json(folder.choices(seed))["choices"]:
+        for choice in _choices(folder, seed).values():
             history = None
             if settings.finetune:
                 history = store.read_json(folder.ticket(seed, choice["mask"]) / "result.json")["accuracy"]

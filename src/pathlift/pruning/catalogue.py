@@ -144,6 +144,14 @@ _ALL = (
         lambda network, _data, _generator: criteria.balanced_magnitude(network),
         invariant=True,
     ),
+    Criterion(
+        "balanced_lamp",
+        "balanced magnitude, selected as LAMP does, in 10 rounds",
+        lambda network, _data, _generator: criteria.balanced_magnitude(network),
+        invariant=True,
+        selection=select_lamp,
+        steps=10,
+    ),
     Criterion("magnitude", "|weight|", lambda network, _data, _generator: criteria.magnitude(network)),
     Criterion(
         "lamp",
