@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "pip>=23.2"
-	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning,experiments,torch-pruning,ray]"
 	touch $@
 
 demo: $(STAMP)

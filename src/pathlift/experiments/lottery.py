@@ -132,6 +132,8 @@ def _all(backend: Backend, work: Callable[..., None], jobs: list[Any], what: str
     for done in backend.run(work, jobs):
         if progress is not None:
             progress(what, done, len(jobs))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # what the first rank has written is there for the others
 
 
 def _network(settings: Lottery, data: Data, seed: int) -> nn.Module:
