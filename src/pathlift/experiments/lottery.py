@@ -112,7 +112,7 @@ def run(settings: Lottery, path: Path, backend: Backend, progress: Progress | No
     Raises:
         InputError: The folder holds another experiment or is in use, or a file cannot be read or written.
     """
-    with store.only_one(path) if first_rank() else contextlib.nullcontext():
+    with store.only_one(path) if first_rank() else contextlib.nullcontext(), contextlib.closing(backend):
         folder = begin(settings, path)
         seeds = list(range(settings.seeds))
         _all(backend, train_dense, [(settings, folder, seed) for seed in seeds], "dense networks", progress)

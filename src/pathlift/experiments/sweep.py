@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +32,9 @@ class Backend(ABC):
             How many are done, after each.
         """
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go
+        """Let go what was held for the jobs."""
+
 
 class Here(Backend):
     """One after the other in this process; needed when several devices train one network."""
@@ -42,7 +47,7 @@ class Here(Backend):
 
 
 class Processes(Backend):
-    """Several processes on this machine."""
+    """Several processes on this machine, which live until the last job; they end with the process that started them."""
 
     def __init__(self, count: int) -> None:
         """Choose how many.
@@ -51,21 +56,40 @@ class Processes(Backend):
             count: Number of processes.
         """
         self.count = count
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, work: Work, jobs: Sequence[tuple[Any, ...]]) -> Iterator[int]:
         """See `Backend.run`."""
-        if not jobs:
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.count, len(jobs)), mp_context=context) as pool:
-            futures = [pool.submit(work, *job) for job in jobs]
-            try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    yield done
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_end_with_parent)
+        futures = [self._pool.submit(work, *job) for job in jobs]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                yield done
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is gone, even if that was killed."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Ray(Backend):
