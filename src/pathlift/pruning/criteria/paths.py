@@ -13,6 +13,7 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.realise import flat_outputs, realise
 from pathlift.pruning.scope import eligible
 from pathlift.symmetry import symmetries
+from pathlift.symmetry.kernel import on_paths
 
 
 def path_magnitude_scores(network: Network, *, q: float = 1, x: Tensor | Sequence[Tensor] | None = None) -> dict[str, Tensor]:
@@ -72,6 +73,8 @@ def _relative(share: Tensor, q: float) -> Tensor:
 def balanced_magnitude(network: Network) -> dict[str, Tensor]:
     """Score |θ_i| in the representative of the rescaling orbit with the smallest ‖θ‖₂ (`Symmetries.balance`).
 
+    Weights on no path of non-zero weights score 0: nothing fixes the scale of their neurons.
+
     Args:
         network: The network.
 
@@ -81,8 +84,8 @@ def balanced_magnitude(network: Network) -> dict[str, Tensor]:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    state = symmetries(network).balance()
-    return {name: state[name].abs() for name in eligible(network)}
+    state, there = symmetries(network).balance(), on_paths(network)
+    return {name: torch.where(there[name], state[name].abs(), 0) for name in eligible(network)}
 
 
 @torch.enable_grad()
