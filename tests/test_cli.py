@@ -232,3 +232,12 @@ def test_equivalent_exits_with_1_and_names_the_first_difference(tmp_path: Path) 
 )
 def test_rescale_refuses_bad_input_in_one_sentence(args: tuple[str, ...], words: str) -> None:
     assert words in run("rescale", SMALL, "--shape", "1,3,3", *args, code=2).stderr
+
+
+def test_prune_writes_weights_and_masks_and_says_what_it_costs(tmp_path):
+    weights, masks = tmp_path / "pruned.safetensors", tmp_path / "masks.safetensors"
+    done = run("prune", "cases:Residual", "--shape", "1,3,3", "--amount", "0.5", "--out", str(weights), "--masks", str(masks))
+    assert "joint cost" in done.stdout and "bound (13)" in done.stdout
+    kept = pathlift.load_masks(masks)
+    state = load_state(weights)
+    assert all(not bool(state[name][~mask].any()) for name, mask in kept.items())
