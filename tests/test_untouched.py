@@ -58,6 +58,16 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "path_norm q = 2": lambda m, s: pathlift.path_norm(m, s, q=2),
     "parts": lambda m, s: pathlift.path_norm(m, s).bias_part,
     "path_magnitude": pathlift.path_magnitude,
+    "path_magnitude on data": lambda m, s: pathlift.path_magnitude(m, s, q=2, x=torch.ones(2, *s)),
+    "prune": lambda m, s: pathlift.prune(m, s, 0.5, scope="*"),
+    "apply_masks": lambda m, s: pathlift.apply_masks(m, {n: torch.ones_like(p) > 0 for n, p in m.named_parameters()}),
+    **{
+        f"criterion {name}": lambda m, s, own=own: own.scores(
+            pathlift.capture(m, s), pathlift.Batch(torch.ones(2, *s), torch.zeros(2).long())
+        )
+        for name, own in pathlift.CRITERIA.items()
+        if own.needs != "nothing" or name in {"synflow", "balanced_magnitude"}
+    },
     "unit_path_magnitude": pathlift.unit_path_magnitude,
     "path_metric": lambda m, s: pathlift.path_metric(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
     "path_metric with itself": lambda m, s: pathlift.path_metric(m, m, s, q=2),
