@@ -22,8 +22,8 @@ Masks: TypeAlias = "dict[str, Tensor]"
 Selection: TypeAlias = "Callable[[Scores, float], Masks]"
 """A function of scores by name and the share of weights that goes."""
 
-BLOCK = 1 << 24
-"""Scores that are looked at together."""
+BLOCK = 1 << 18
+"""Scores that are looked at together: they stay in the cache."""
 
 
 def kept_of(count: int, amount: float) -> int:
