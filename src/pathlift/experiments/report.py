@@ -94,7 +94,7 @@ def figure(rows: Sequence[Row], rewind: int, level: float, path: Path) -> None:
     """
     plots = package("matplotlib.pyplot", "experiments")
     package("matplotlib", "experiments").use("Agg")
-    drawing, (left, right) = plots.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
+    drawing, (left, right) = plots.subplots(1, 2, figsize=(15, 4.6), constrained_layout=True)
     colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["criterion"] for row in rows))}
     colours["dense"] = "black"
     chosen = [row for row in rows if row["criterion"] == "dense" or row["level"] == level]
@@ -121,7 +121,8 @@ def figure(rows: Sequence[Row], rewind: int, level: float, path: Path) -> None:
         right.set_xticks(places, [f"{own:.0%}" for own in levels])
     left.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{level:.0%} pruned, rewound to epoch {rewind}, finetuned")
     right.set(xlabel="weights pruned", ylabel="test accuracy (%)", title="after finetuning")
-    right.legend(fontsize=8, loc="lower left")
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    left.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
