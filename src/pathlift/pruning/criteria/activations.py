@@ -46,12 +46,7 @@ def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
                 own = _squares(network, term, term.weight, found[term.source])
                 for name, square in own.items():
                     squares[name] = squares[name] + square if name in squares else square
-    return {name: network.state[name].detach().abs() * squares[name].sqrt() for name in names_in_order(network, squares)}
-
-
-def names_in_order(network: Network, found: dict[str, Tensor]) -> list[str]:
-    """Return the keys in the model's order."""
-    return [name for name in network.parameters if name in found]
+    return {name: network.state[name].detach().abs() * squares[name].sqrt() for name in network.parameters if name in squares}
 
 
 def _squares(network: Network, term: Term, leaf: Leaf, below: Tensor) -> dict[str, Tensor]:
