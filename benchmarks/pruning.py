@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import torchvision
 from authors import load
 from rich.console import Console
 from rich.table import Table
+from speed import race, seconds
 from torch import nn
 
 import pathlift
@@ -72,29 +72,18 @@ def contestants(model: nn.Module, batch: int, theirs: object | None) -> dict[str
     return found
 
 
-def timed(run: Contestant) -> float:
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def costs(args: argparse.Namespace, console: Console) -> None:
     theirs = load(args.pathnorm) if args.pathnorm else None
     for name in args.models:
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None).eval().to(args.device)
-        times: dict[str, list[float]] = {}
-        for _ in range(args.rounds + 1):
-            for what, run in contestants(model, args.batch, theirs).items():
-                times.setdefault(what, []).append(timed(run))
-        base = min(times["forward, batch 1"][1:])
+        times = race(contestants(model, args.batch, theirs), args.rounds)
+        base = min(times["forward, batch 1"])
         title = f"{name}, {args.device}; forward at batch 1: {1000 * base:.0f} ms; paper (ms): {PAPER.get(name, '')}"
         table = Table("", "of a forward, ratio of minima", "median", title=title, box=None, padding=(0, 2))
         for what, own in times.items():
-            ratios = [mine / forward for mine, forward in zip(own[1:], times["forward, batch 1"][1:], strict=True)]
-            table.add_row(what, f"{min(own[1:]) / base:.2f}", f"{statistics.median(ratios):.2f}")
+            ratios = [mine / forward for mine, forward in zip(own, times["forward, batch 1"], strict=True)]
+            table.add_row(what, f"{min(own) / base:.2f}", f"{statistics.median(ratios):.2f}")
         console.print(table)
 
 
@@ -104,12 +93,10 @@ def selection(console: Console) -> None:
     scores = {str(place): torch.rand(shape, generator=generator) for place, shape in enumerate(shapes)}
     size = sum(score.numel() for score in scores.values())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = timed(lambda: select_global(scores, 0.8))
+    taken = seconds(lambda: select_global(scores, 0.8))
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    console.print(
-        f"global selection over {size:,} scores: {seconds:.1f} s, {more:.0f} MiB more (scores: {size / 2**18:.0f} MiB)"
-    )
-    console.print(f"LAMP selection over the same: {timed(lambda: select_lamp(scores, 0.8)):.1f} s")
+    console.print(f"global selection over {size:,} scores: {taken:.1f} s, {more:.0f} MiB more (scores: {size / 2**18:.0f} MiB)")
+    console.print(f"LAMP selection over the same: {seconds(lambda: select_lamp(scores, 0.8)):.1f} s")
 
 
 def main() -> None:

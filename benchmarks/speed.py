@@ -11,7 +11,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -57,11 +57,12 @@ def contestants(name: str) -> dict[str, Callable[[], object]]:
 def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def race(name: str, rounds: int) -> dict[str, list[float]]:
-    runs = contestants(name)
+def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     for run in runs.values():
         run()
         run()
@@ -134,7 +135,7 @@ def main() -> None:
     for header in ("network", "forward", "path-norm", "forward+backward", "scores"):
         memory.add_column(header, justify="left" if header == "network" else "right")
     for name in args.networks:
-        times = race(name, args.rounds)
+        times = race(contestants(name), args.rounds)
         cells = [name]
         for one, other in (("path-norm", "forward"), ("scores", "forward+backward")):
             best, (low, median, high) = ratio(times, one, other)

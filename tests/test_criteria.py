@@ -221,6 +221,19 @@ def test_balanced_magnitude_is_the_magnitude_of_the_balanced_representative():
     assert not bool(dead["3.conv1.weight"][1].any()) and bool(dead["3.conv1.weight"][0].all())
 
 
+@pytest.mark.parametrize("name", ["balanced_magnitude", "balanced_lamp", "relative_path_magnitude", "synflow"])
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_network_without_any_path_can_be_pruned(name, place):
+    """Nothing in it matters: every score is 0, and the first weights stay."""
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) if k % 2 == 0 else nn.ReLU() for k in range(5)))
+    with torch.no_grad():
+        model[place].weight.zero_()
+    scores = CRITERIA[name].scores(pathlift.capture(model, (3,)))
+    assert not any(bool(score.any()) for score in scores.values())
+    _, report = prune(model, (3,), 0.5, name, selection="global")
+    assert report.masks["0.weight"].all() and report.sparsity == pytest.approx(13 / 27)
+
+
 def test_random_scores_are_those_of_the_generator():
     one, two, three = (criteria.random_scores(NETWORK, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)

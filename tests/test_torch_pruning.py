@@ -69,6 +69,26 @@ def test_a_pruner_uses_it_and_scores_anew_after_each_step():
     assert pathlift.path_norm(model, (1, 8, 8)).value > 0
 
 
+def test_a_change_of_any_kind_is_seen():
+    model = network()
+    importance = PathMagnitudeImportance(model, (1, 8, 8))
+    group = next(iter(tp.DependencyGraph().build_dependency(model, X).get_all_groups()))
+    before = importance(group)
+    assert torch.equal(importance(group), before)
+    model[1].running_var.data.mul_(torch.tensor([1.0, 4.0, 9.0, 16.0]))  # a change that no version counter tells
+    assert torch.equal(importance(group), PathMagnitudeImportance(model, (1, 8, 8))(group))
+    assert not torch.equal(importance(group), before)
+
+
+def test_channels_that_nothing_reads_count_by_what_makes_them():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    groups = list(tp.DependencyGraph().build_dependency(model, torch.ones(1, 3)).get_all_groups())
+    last = next(group for group in groups if group[0].dep.target.module is model[2])
+    shares = pathlift.path_magnitude(model, (3,))
+    expected = shares["2.weight"].sum(1) + shares["2.bias"]
+    assert torch.allclose(PathMagnitudeImportance(model, (3,))(last), expected.double(), rtol=1e-5)
+
+
 def test_channels_chosen_are_the_same_after_a_rescaling():
     model = network()
     state = pathlift.symmetries(model, (1, 8, 8)).randomize((1.0, 128.0, 4096.0), torch.Generator().manual_seed(0))

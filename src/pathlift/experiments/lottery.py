@@ -37,6 +37,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, and of how many."""
 
 
+Key = tuple[bool, str, float]
+"""A choice of a mask: rescaled or not, criterion, level."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """Where an experiment keeps its files.
@@ -170,7 +174,7 @@ def choose_masks(settings: Lottery, folder: Folder, seed: int) -> None:
     wanted = [
         (rescaled, name, level) for rescaled in _ways(settings) for name in settings.criteria for level in settings.levels
     ]
-    if len(done) == len(wanted) or not first_rank():
+    if not first_rank() or all(key in done for key in wanted):
         return
     torch.set_num_threads(settings.threads)
     data = load(settings)
@@ -184,10 +188,6 @@ def choose_masks(settings: Lottery, folder: Folder, seed: int) -> None:
         for key in (key for key in wanted if key[0] == rescaled and key not in done):
             done[key] = _chosen(settings, folder, seed, key, network, own, data, seen)
             store.write_json(folder.choices(seed), {"choices": list(done.values())})
-
-
-Key = tuple[bool, str, float]
-"""Rescaled or not, criterion, level."""
 
 
 def _ways(settings: Lottery) -> list[bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from pathlift.experiments.settings import Lottery
 from pathlift.models import package
 
 fabric = package("lightning.fabric", "experiments")
+strategies = package("lightning.fabric.strategies", "experiments")
 metrics = package("torchmetrics.classification", "experiments")
+
+PATIENCE = timedelta(days=7)
+"""How long devices wait for the first one, which tests all masks alone."""
 
 
 def rate(settings: Lottery, progress: float) -> float:
@@ -52,8 +57,12 @@ def memory_format(settings: Lottery) -> torch.memory_format:
     Returns:
         The layout.
     """
-    narrow = settings.accelerator == "cpu" and (settings.model != "resnet" or settings.width < 16)
-    return torch.contiguous_format if narrow else torch.channels_last
+    wide = settings.model == "resnet" and settings.width >= 16
+    return torch.channels_last if wide or _device(settings).type == "cuda" else torch.contiguous_format
+
+
+def _device(settings: Lottery) -> torch.device:
+    return torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Run:
@@ -85,7 +94,12 @@ class Run:
             Test accuracy after each epoch from ``begin`` + 1 on.
         """
         settings = self.settings
-        strategy = "auto" if settings.devices == 1 else "ddp" if torch.distributed.is_torchelastic_launched() else "ddp_spawn"
+        started = torch.distributed.is_torchelastic_launched()
+        strategy = (
+            "auto"
+            if settings.devices == 1
+            else strategies.DDPStrategy(start_method="popen" if started else "spawn", timeout=PATIENCE)
+        )
         own = fabric.Fabric(
             accelerator=settings.accelerator, devices=settings.devices, strategy=strategy, precision=settings.precision
         )
@@ -191,7 +205,6 @@ def tested(settings: Lottery, model: nn.Module, data: Data) -> float:
     Returns:
         Accuracy.
     """
-    cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = _device(settings)
     model = model.to(device).to(memory_format=memory_format(settings))
     return accuracy(model, data, device)

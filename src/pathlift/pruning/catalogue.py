@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pathlift.pruning.selection import Selection, select_global, select_lamp, se
 
 Data = Batch | Sequence[Batch] | Tensor
 """What a criterion may look at: inputs, or batches with targets and a loss."""
+
+Score = Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
+"""A score of the network, the data and a source of randomness."""
 
 SAMPLES = 64
 """Samples for which `fisher` takes a gradient each."""
@@ -39,7 +42,7 @@ class Criterion:
 
     name: str
     what: str
-    score: Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
+    score: Score
     needs: Literal["nothing", "inputs", "loss"] = "nothing"
     invariant: bool = False
     bounded: bool = False
@@ -70,6 +73,11 @@ class Criterion:
         return self.score(network, data, generator)
 
 
+def _of_network(function: Callable[..., Mapping[str, Tensor]], **options: Any) -> Score:
+    """Return the score of a criterion that looks at the network alone."""
+    return lambda network, _data, _generator: function(network, **options)
+
+
 def _inputs(data: Data | None) -> tuple[Tensor, ...]:
     if isinstance(data, Tensor):
         return (data,)
@@ -97,14 +105,14 @@ _ALL = (
     Criterion(
         "path_magnitude",
         "share of the path-norm through a weight, (10)-(14)",
-        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        _of_network(criteria.path_magnitude_scores),
         invariant=True,
         bounded=True,
     ),
     Criterion(
         "path_magnitude_iterated",
         "path-magnitude, scored anew in 50 rounds: greedy on the path-metric",
-        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        _of_network(criteria.path_magnitude_scores),
         invariant=True,
         bounded=True,
         steps=50,
@@ -112,14 +120,14 @@ _ALL = (
     Criterion(
         "path_magnitude_lamp",
         "path-magnitude, selected as LAMP does",
-        lambda network, _data, _generator: criteria.path_magnitude_scores(network),
+        _of_network(criteria.path_magnitude_scores),
         invariant=True,
         selection=select_lamp,
     ),
     Criterion(
         "path_magnitude_l2",
         "share of the l2 path-norm through a weight",
-        lambda network, _data, _generator: criteria.path_magnitude_scores(network, q=2),
+        _of_network(criteria.path_magnitude_scores, q=2),
         invariant=True,
     ),
     Criterion(
@@ -133,7 +141,7 @@ _ALL = (
     Criterion(
         "relative_path_magnitude",
         "l2 path mass of a weight relative to its channels, selected as LAMP does, in 10 rounds",
-        lambda network, _data, _generator: criteria.relative_path_magnitude(network),
+        _of_network(criteria.relative_path_magnitude),
         invariant=True,
         selection=select_lamp,
         steps=10,
@@ -141,29 +149,29 @@ _ALL = (
     Criterion(
         "balanced_magnitude",
         "magnitude in the l2-balanced representative of the rescaling orbit",
-        lambda network, _data, _generator: criteria.balanced_magnitude(network),
+        _of_network(criteria.balanced_magnitude),
         invariant=True,
     ),
     Criterion(
         "balanced_lamp",
         "balanced magnitude, selected as LAMP does, in 10 rounds",
-        lambda network, _data, _generator: criteria.balanced_magnitude(network),
+        _of_network(criteria.balanced_magnitude),
         invariant=True,
         selection=select_lamp,
         steps=10,
     ),
-    Criterion("magnitude", "|weight|", lambda network, _data, _generator: criteria.magnitude(network)),
+    Criterion("magnitude", "|weight|", _of_network(criteria.magnitude)),
     Criterion(
         "lamp",
         "magnitude, selected by layer-adaptive sparsity",
-        lambda network, _data, _generator: criteria.magnitude(network),
+        _of_network(criteria.magnitude),
         selection=select_lamp,
     ),
     Criterion("random", "chance", lambda network, _data, generator: criteria.random_scores(network, generator), invariant=True),
     Criterion(
         "synflow",
         "synaptic flow in 100 rounds",
-        lambda network, _data, _generator: criteria.synflow(network),
+        _of_network(criteria.synflow),
         invariant=True,
         steps=100,
     ),

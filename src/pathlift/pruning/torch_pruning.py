@@ -2,7 +2,8 @@
 
 Torch-Pruning finds what must go together with a channel; the importance says what that costs. A path through a channel
 leaves it through a weight that reads the channel, so the share of the path-norm that goes with a channel is at most the sum
-of the path-magnitudes of all weights that read it, over all layers of its group: bound (13) for these weights.
+of the path-magnitudes of all weights that read it, over all layers of its group: bound (13) for these weights. Where nothing
+reads it, the weights and biases that make it count instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs
+from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.passes.magnitude import path_magnitude
 
@@ -50,16 +51,24 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         """
         self.model = model
         self.inputs = inputs
-        self._known: tuple[object, Mapping[nn.Module, Tensor]] | None = None
+        self._known: tuple[dict[str, Tensor], Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]] | None = None
 
-    def _shares(self) -> Mapping[nn.Module, Tensor]:
-        """Path-magnitude of every weight, computed anew after the model has changed."""
-        state = tuple((id(own), own._version, own.shape) for own in self.model.parameters())
-        if self._known is None or self._known[0] != state:
-            scores = path_magnitude(self.model, self.inputs)
-            modules = dict(self.model.named_modules())
-            found = {modules[name.rpartition(".")[0]]: score for name, score in scores.items() if name.endswith("weight")}
-            self._known = state, found
+    def _shares(self) -> Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]:
+        """Path-magnitudes of weight and bias of every module, computed anew after any tensor of the model has changed."""
+        state = self.model.state_dict()
+        if self._known is None or not _same(self._known[0], state):
+            network = capture(self.model, self.inputs)
+            scores = path_magnitude(network)
+
+            def of(name: str) -> Tensor | None:
+                share = scores.get(network.aliases.get(name, name))
+                return None if share is None else share.double().cpu()
+
+            found = {
+                module: (of(f"{path}.weight".lstrip(".")), of(f"{path}.bias".lstrip(".")))
+                for path, module in self.model.named_modules()
+            }
+            self._known = {name: tensor.detach().clone() for name, tensor in state.items()}, found
         return self._known[1]
 
     @torch.no_grad()
@@ -77,27 +86,25 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         """
         shares = self._shares()
         total = torch.zeros(len(group[0].idxs), dtype=torch.float64)
-        wanted = READERS if any(dep.handler in READERS for dep, _ in group) else WRITERS
+        read = any(dep.handler in READERS for dep, _ in group)
         for item in group:
             layer, handler = item.dep.target.module, item.dep.handler
-            if handler in wanted and layer in shares:
-                weight = shares[layer].double().cpu()
-                channels = _read(layer, weight) if handler in READERS else _written(layer, weight)
-                total.index_add_(0, torch.as_tensor(item.root_idxs), channels[torch.as_tensor(item.idxs)])
+            weight, bias = shares.get(layer, (None, None))
+            places, channels = torch.as_tensor(item.root_idxs), torch.as_tensor(item.idxs)
+            if weight is not None and handler in (READERS if read else WRITERS):
+                total.index_add_(0, places, _by_channel(layer, weight, read=read)[channels])
+            if bias is not None and not read:
+                total.index_add_(0, places, bias[channels])
         return total
 
 
-def _read(layer: nn.Module, share: Tensor) -> Tensor:
-    """Sum the shares of the weights that read each input channel."""
-    groups = int(getattr(layer, "groups", 1))
-    if getattr(layer, "transposed", False):
+def _same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _by_channel(layer: nn.Module, share: Tensor, *, read: bool) -> Tensor:
+    """Sum the shares of the weights that read each input channel, or that make each output channel."""
+    if read == bool(getattr(layer, "transposed", False)):  # the first axis counts these channels, over all groups
         return share.flatten(1).sum(1)
+    groups = int(getattr(layer, "groups", 1))
     return share.reshape(groups, len(share) // groups, share.shape[1], -1).sum((1, 3)).reshape(-1)
-
-
-def _written(layer: nn.Module, share: Tensor) -> Tensor:
-    """Sum the shares of the weights that make each output channel."""
-    if getattr(layer, "transposed", False):
-        groups = int(getattr(layer, "groups", 1))
-        return share.reshape(groups, len(share) // groups, share.shape[1], -1).sum((1, 3)).reshape(-1)
-    return share.flatten(1).sum(1)

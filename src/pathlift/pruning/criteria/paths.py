@@ -85,7 +85,10 @@ def balanced_magnitude(network: Network) -> dict[str, Tensor]:
         NumericalError: A weight is NaN or infinite.
     """
     state, there = symmetries(network).balance(), on_paths(network)
-    return {name: torch.where(there[name], state[name].abs(), 0) for name in eligible(network)}
+    return {
+        name: torch.where(there[name], state[name].abs(), 0) if name in there else torch.zeros_like(state[name])
+        for name in eligible(network)
+    }
 
 
 @torch.enable_grad()
@@ -120,7 +123,8 @@ def synflow(network: Network) -> dict[str, Tensor]:
     }
     found = realise(network, magnitudes, feed, torch.float64)
     whole = flat_outputs(network, found, 1).sum()
-    gradients = torch.autograd.grad(whole / whole.detach(), list(parameters.values()), allow_unused=True)
+    unit = whole.detach() if float(whole) > 0 else 1.0  # without any path all gradients are 0
+    gradients = torch.autograd.grad(whole / unit, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(own).detach() if gradient is None else (own * gradient).detach()
         for (name, own), gradient in zip(parameters.items(), gradients, strict=True)
