@@ -70,7 +70,7 @@ def substitute(value: Any, replace: Callable[[Expression], Any]) -> Any:
     return value
 
 
-def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Expression, Any] | None = None) -> Any:
+def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Any, Any] | None = None) -> Any:
     """Compute an expression from the parameters and buffers in ``state``.
 
     Half-precision tensors are widened to float32 first: derived weights are computed in float32 or wider.
@@ -115,32 +115,68 @@ def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
 ELEMENTWISE: set[Callable[..., Any]] = set()
 
 
-def evaluate_together(expressions: Sequence[Expression], state: Mapping[str, Tensor], memo: dict[Expression, Any]) -> None:
-    """Evaluate elementwise functions of many small vectors in few calls: a network has hundreds of batch norms.
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Calls of one elementwise function on many small vectors, joined into one: a network has hundreds of batch norms.
+
+    Attributes:
+        function: The function.
+        calls: The expressions.
+        columns: For each argument the expressions that it stands for, call by call, or the number that all calls share.
+    """
+
+    function: Callable[..., Any]
+    calls: tuple[Apply, ...]
+    columns: tuple[Any, ...]
+
+    def run(self, state: Mapping[str, Tensor], memo: dict[Any, Any]) -> None:
+        """Evaluate all calls.
+
+        Args:
+            state: Parameters and buffers by canonical name.
+            memo: Values of expressions, filled; and of columns, laid end to end.
+        """
+        args = []
+        for column in self.columns:
+            if isinstance(column, tuple) and column not in memo:
+                pieces = [evaluate(expression, state, memo) for expression in column]
+                if any(piece.dim() != 1 or piece.dtype != pieces[0].dtype for piece in pieces):
+                    return  # left to `evaluate`
+                memo[column] = torch.cat(pieces)
+            args.append(memo[column] if isinstance(column, tuple) else column)
+        column = next(column for column in self.columns if isinstance(column, tuple))
+        joined = memo[self.calls] = self.function(*args)
+        memo.update(zip(self.calls, joined.split([len(evaluate(e, state, memo)) for e in column]), strict=True))
+
+
+def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:
+    """Find calls of elementwise functions that can be joined.
 
     Args:
         expressions: Expressions; those that are no elementwise function are left alone.
-        state: Parameters and buffers by canonical name.
-        memo: Receives the values.
+
+    Returns:
+        The joint calls, in an order in which they can be evaluated.
     """
-    chosen = [e for e in expressions if isinstance(e, Apply) and e.function in ELEMENTWISE and not e.kwargs]
-    inner = [arg for e in chosen for arg in e.args if isinstance(arg, Apply) and arg not in memo]
-    if inner:
-        evaluate_together(list(dict.fromkeys(inner)), state, memo)
-    groups: dict[Any, list[tuple[Apply, list[Any]]]] = {}
-    for expression in dict.fromkeys(chosen):
-        if expression not in memo:
-            args = [evaluate(arg, state, memo) if isinstance(arg, Expression) else arg for arg in expression.args]
-            kinds = tuple((arg.dtype, arg.dim()) if isinstance(arg, Tensor) else arg for arg in args)
-            groups.setdefault((expression.function, kinds), []).append((expression, args))
-    for (function, kinds), calls in groups.items():
-        joined = [
-            torch.cat([args[place] for _, args in calls]) if isinstance(calls[0][1][place], Tensor) else calls[0][1][place]
-            for place in range(len(kinds))
-        ]
-        lengths = [next(len(arg) for arg in args if isinstance(arg, Tensor)) for _, args in calls]
-        values = function(*joined).split(lengths)
-        memo.update((expression, value) for (expression, _), value in zip(calls, values, strict=True))
+    chosen = [e for e in dict.fromkeys(expressions) if isinstance(e, Apply) and e.function in ELEMENTWISE and not e.kwargs]
+    chosen = [e for e in chosen if any(isinstance(arg, Expression) for arg in e.args)]
+    if not chosen:
+        return ()
+    inner = together([arg for e in chosen for arg in e.args if isinstance(arg, Apply)])
+    done = {call for joint in inner for call in joint.calls}
+    groups: dict[Any, list[Apply]] = {}
+    for expression in chosen:
+        if expression not in done:
+            kinds = tuple(Expression if isinstance(arg, Expression) else arg for arg in expression.args)
+            groups.setdefault((expression.function, kinds), []).append(expression)
+    return inner + tuple(
+        Together(
+            function,
+            tuple(calls),
+            tuple(tuple(e.args[place] for e in calls) if kind is Expression else kind for place, kind in enumerate(kinds)),
+        )
+        for (function, kinds), calls in groups.items()
+    )
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -307,6 +343,13 @@ class Node:
                 tensor = tensor.index_select(dim, axis.classes.to(tensor.device))
         return tensor
 
+    @cached_property
+    def moves(self) -> bool:
+        """Whether the layer only moves values of layers below about, and makes no new ones."""
+        if self.concat is not None:
+            return True
+        return len(self.terms) == 1 and not self.starts and self.terms[0].weight is None and not self.terms[0].edges.fresh
+
     @property
     def kind(self) -> Literal["input", "hidden"]:
         """``input`` for the network's input neurons."""
@@ -377,6 +420,10 @@ class Network:
         return tied(self)
 
     @cached_property
+    def _together(self) -> tuple[Together, ...]:
+        return together([leaf.expression for leaf in self.leaves])
+
+    @cached_property
     def node(self) -> Mapping[str, Node]:
         """The nodes by name."""
         return {node.name: node for node in self.nodes}
@@ -394,9 +441,10 @@ class Network:
             NumericalError: A tensor has no data (a model on the meta device).
         """
         state = self.state if state is None else state
-        memo: dict[Expression, Any] = {}
+        memo: dict[Any, Any] = {}
         values: dict[Leaf, Tensor] = {}
-        evaluate_together([leaf.expression for leaf in self.leaves], state, memo)
+        for joint in self._together:
+            joint.run(state, memo)
         for leaf in self.leaves:
             if leaf.scalar is None:
                 if isinstance(leaf.expression, StateTensor):

@@ -13,8 +13,8 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, full_axes
 from pathlift.edges.pattern import Pattern
 
-BLOCK_ELEMENTS = 1 << 18
-"""Weights are transformed in blocks of this many elements where a map can work block by block (1 MiB in float32)."""
+BLOCK_ELEMENTS = 1 << 21
+"""Weights are transformed in blocks of at most this many elements where a map can work block by block (8 MiB in float32)."""
 
 
 class Weights:
@@ -70,15 +70,16 @@ class Weights:
             multiple: The length of a slice is a multiple of this.
 
         Yields:
-            A slice of about `BLOCK_ELEMENTS` weights (of all when gradients are recorded), and the weights.
+            A slice of at most about `BLOCK_ELEMENTS` weights, all alike in size (of all when gradients are recorded), and
+            the weights.
         """
         count = self.shape[0]
         if self.ready is not None:
             yield slice(0, count), self.ready
             return
-        step = max(1, BLOCK_ELEMENTS // max(1, multiple * self.shape[1:].numel())) * multiple
-        if torch.is_grad_enabled():
-            step = max(count, 1)
+        units = max(1, count // multiple)
+        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // BLOCK_ELEMENTS))
+        step = -(-units // max(blocks, 1)) * multiple
         first = 0
         for values in zip(*(value.split(step) for value in self.values), strict=True):
             last = first + len(values[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, Table, classify
 from pathlift.edges.base import Compact, Edges, Weights
 from pathlift.edges.pattern import Layout, Pattern, product_pattern
+from pathlift.edges.product import product
 from pathlift.edges.window import along
 
 
@@ -45,8 +46,7 @@ class Dense(Edges):
         if torch.is_grad_enabled():
             return F.linear(x, w.full())
         rows = x.reshape(-1, x.shape[-1])
-        single = len(rows) == 1  # a matrix-vector product, which streams the block
-        pieces = [torch.mv(block, rows[0]) if single else rows @ block.T for _, block in w.rows()]
+        pieces = [product(rows, block.T) for _, block in w.rows()]
         out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
         return out.reshape(*x.shape[:-1], w.shape[0])
 
@@ -78,14 +78,12 @@ class Dense(Edges):
         to_weight = x.new_empty(w.shape) if share else None
         for part, block in w.rows():
             columns = above[:, part]
-            if to_below is not None and len(rows) == 1:
-                to_below[0].addmv_(block.T, columns[0])
-            elif to_below is not None:
-                to_below.addmm_(columns, block)
+            if to_below is not None:
+                to_below += product(columns, block)
             if to_weight is not None and len(rows) == 1:
                 torch.mul(block * rows, columns.T, out=to_weight[part])
             elif to_weight is not None:
-                torch.mul(block, columns.T @ rows, out=to_weight[part])
+                torch.mul(block, product(columns.T, rows), out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight
 
 

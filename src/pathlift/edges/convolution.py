@@ -11,8 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, through_taps
-from pathlift.edges.base import BLOCK_ELEMENTS, Compact, Edges, Weights
+from pathlift.edges.base import Compact, Edges, Weights
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
+from pathlift.edges.product import product
+
+SMALL_WEIGHT = 1 << 18
+"""Where no positions are equal, weights up to this size are left to PyTorch's convolution."""
+
+COLUMNS = 1 << 20
+"""Positions are gathered in chunks of about this many elements, which stay in a cache."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Convolution(Edges):
         if crossed:
             return crossed
         full = all(axis.classes is None for axis in axes)
-        if axes[0].size != 1 or (full and math.prod(weight) <= BLOCK_ELEMENTS and math.prod(weight[2:]) > 1):
+        if axes[0].size != 1 or (full and math.prod(weight) <= SMALL_WEIGHT and math.prod(weight[2:]) > 1):
             return super().compact(axes, out, weight)  # nothing to gain: no equal positions, and a small weight
         found = [
             through_taps(axes[2 + place], self._taps(place, out[2 + place], weight[2 + place])) for place in range(len(out) - 2)
@@ -77,7 +84,7 @@ class Convolution(Edges):
         """See `Edges.max`."""
         assert w is not None
         windows, kernels, places = self._windows(x, w.full())
-        step = max(1, 8 * BLOCK_ELEMENTS // max(1, kernels.numel() // self.groups))
+        step = max(1, COLUMNS * 2 // max(1, kernels.numel() // self.groups))
         pieces = [
             torch.stack(
                 [(part[:, group, :, None] * kernels[group]).amax(-1) for group in range(self.groups)], 1
@@ -216,7 +223,7 @@ class GatheredConvolution(Edges):
     def _positions(self, rows: int) -> list[tuple[slice, Table]]:
         """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""
         if rows not in self._chunks:
-            step = self.count if self.plain or torch.is_grad_enabled() else max(64, 4 * BLOCK_ELEMENTS // max(rows, 1))
+            step = self.count if self.plain or torch.is_grad_enabled() else max(64, COLUMNS // max(rows, 1))
             self._chunks[rows] = [
                 (slice(first, min(first + step, self.count)), Table(self._index[:, first : first + step].reshape(1, -1)))
                 for first in range(0, self.count, step)
@@ -241,34 +248,24 @@ class GatheredConvolution(Edges):
         flat = self._spread(x)
         above = w.shape[1] * self.groups if self.transposed else w.shape[0]
         chunks = self._positions(x.shape[1] * self.taps)
-        pieces = [self._product(self._columns(flat, table), w, above) for _, table in chunks]
+        pieces = [self._product(self._columns(flat, table), w) for _, table in chunks]
         out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
         return out.view(1, above, *self.places)
 
-    def _product(self, columns: Tensor, w: Weights, above: int) -> Tensor:
+    def _product(self, columns: Tensor, w: Weights) -> Tensor:
         """Multiply the weights to the columns: (channels below, taps, places) → (channels above, places)."""
-        places = columns.shape[-1]
         per_group = w.shape[0] // self.groups
         parts: list[Tensor] = []
-        out = columns.new_empty(above, places) if not torch.is_grad_enabled() else None
         for rows, block in w.rows(1 if self.groups == 1 else per_group):
-            if self.groups == 1 and self.transposed:
-                part = block.flatten(2).permute(1, 0, 2).flatten(1) @ columns[rows].flatten(0, 1)
-                parts = [part if not parts else parts[0] + part]
-                continue
-            if self.groups == 1:
-                matrix, read = block.flatten(1), columns.flatten(0, 1)
-                target = None if out is None else out[rows]
-            else:
-                chosen, matrix, read = self._grouped(block, columns, rows, per_group)
-                target = None if out is None else out.view(self.groups, -1, places)[chosen]
-            if target is None:
+            if self.groups > 1:
+                _, matrix, read = self._grouped(block, columns, rows, per_group)
                 parts.append(torch.matmul(matrix, read).flatten(0, -2))
+            elif self.transposed:
+                part = product(block.flatten(2).permute(1, 0, 2).flatten(1), columns[rows].flatten(0, 1))
+                parts = [part if not parts else parts[0] + part]
             else:
-                torch.matmul(matrix, read, out=target)
-        if self.groups == 1 and self.transposed:
-            return parts[0]
-        return torch.cat(parts) if out is None else out
+                parts.append(product(block.flatten(1), columns.flatten(0, 1)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _grouped(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
         """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""
@@ -286,7 +283,7 @@ class GatheredConvolution(Edges):
         per_group = weight.shape[0] // self.groups
         columns = self._columns(flat, Table(self._index.reshape(1, -1)))
         _, matrix, read = self._grouped(weight, columns.contiguous(), slice(0, len(weight)), per_group)
-        step = max(1, 16 * BLOCK_ELEMENTS // max(1, matrix[0].numel()))
+        step = max(1, COLUMNS * 4 // max(1, matrix[0].numel()))
         pieces = [
             torch.stack([(matrix[group, :, :, None] * part[group, None]).amax(1) for group in range(self.groups)])
             for part in read.split(step, 2)
@@ -317,27 +314,29 @@ class GatheredConvolution(Edges):
 
     def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
         """The adjoint for one chunk of places: to the columns, and to the weights."""
-        per_group = w.shape[0] // self.groups
-        to_columns = torch.zeros_like(columns) if below else None
         to_weight = columns.new_empty(w.shape) if share else None
-        for rows, block in w.rows(1 if self.groups == 1 else per_group):
-            if self.groups > 1:
+        if self.groups > 1:
+            per_group = w.shape[0] // self.groups
+            to_columns = torch.zeros_like(columns) if below else None
+            for rows, block in w.rows(per_group):
                 target = None if to_weight is None else to_weight[rows]
                 self._back_grouped(block, rows, per_group, columns, g, to_columns, target)
-                continue
-            # One group: (channels above, channels below · taps), or its transpose block by block.
+            return to_columns, to_weight
+        back: list[Tensor] = []
+        for rows, block in w.rows():
+            # (channels above, channels below · taps), or its transpose block by block
             matrix = block.flatten(2).transpose(0, 1).flatten(1) if self.transposed else block.flatten(1)
             read, rest = (columns[rows], g) if self.transposed else (columns, g[rows])
-            read = read.flatten(0, 1)
-            if to_columns is not None:
-                own = to_columns[rows] if self.transposed else to_columns
-                own.view(read.shape).addmm_(matrix.T, rest)
+            if below:
+                part = product(rest.T, matrix)  # (places, channels below · taps): the faster way round
+                back = [*back, part] if self.transposed or not back else [back[0].add_(part)]
             if to_weight is not None:
-                product = rest @ read.T
+                found = product(rest, read.flatten(0, 1).T)
                 if self.transposed:
-                    product = product.unflatten(1, (-1, self.taps)).transpose(0, 1)
-                torch.mul(product.reshape(block.shape), block, out=to_weight[rows])
-        return to_columns, to_weight
+                    found = found.unflatten(1, (-1, self.taps)).transpose(0, 1)
+                torch.mul(found.reshape(block.shape), block, out=to_weight[rows])
+        joined = None if not back else back[0] if len(back) == 1 else torch.cat(back, 1)
+        return None if joined is None else joined.T.contiguous().view(columns.shape), to_weight
 
     def _back_grouped(
         self,
@@ -355,7 +354,7 @@ class GatheredConvolution(Edges):
         if to_columns is not None:
             to_columns.view(self.groups, -1, g.shape[-1])[chosen].baddbmm_(matrix.transpose(1, 2), rest)
         if to_weight is not None:
-            product = torch.bmm(rest, read.transpose(1, 2))
+            found = torch.bmm(rest, read.transpose(1, 2))
             if self.transposed:
-                product = product.unflatten(2, (-1, self.taps)).transpose(1, 2)
-            torch.mul(product.reshape(block.shape), block, out=to_weight)
+                found = found.unflatten(2, (-1, self.taps)).transpose(1, 2)
+            torch.mul(found.reshape(block.shape), block, out=to_weight)

@@ -118,9 +118,23 @@ class Gather(UnitEdges):
         """
         self.tables = {dim: Table(classes) for dim, classes in index.items()}
         self.most = {dim: int(classes.max()) for dim, classes in index.items()}
+        self._flat: dict[torch.Size, Table] = {}
 
     def gather(self, x: Tensor) -> Tensor:
         """Read the classes."""
+        if (
+            x.is_contiguous()
+            and sorted(self.tables) == [x.dim() - 2, x.dim() - 1]
+            and all(
+                most < size for most, size in zip((self.most[x.dim() - 2], self.most[x.dim() - 1]), x.shape[-2:], strict=True)
+            )
+        ):
+            rows, columns = (self.tables[dim] for dim in sorted(self.tables))
+            if x.shape not in self._flat:
+                self._flat[x.shape] = Table((rows.index[:, None] * x.shape[-1] + columns.index).reshape(1, -1))
+            flat = x.reshape(-1, x.shape[-2] * x.shape[-1])
+            found = flat.gather(1, self._flat[x.shape].on(x.device).expand(len(flat), -1))
+            return found.view(*x.shape[:-2], len(rows.index), len(columns.index))
         for dim, table in self.tables.items():
             if self.most[dim] == x.shape[dim]:
                 none = x.new_zeros([1 if place == dim else size for place, size in enumerate(x.shape)])

@@ -22,6 +22,7 @@ from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
+from pathlift.precision import full_precision
 
 Tracks: TypeAlias = "tuple[Scaled | None, ...]"
 """One value per track; None stands for zero everywhere."""
@@ -185,12 +186,13 @@ def walk(network: Network, step: Callable[[Node, Mapping[str, Result]], Result],
     """
     last_use = _last_uses(network)
     found: dict[str, Result] = {}
-    for place, node in enumerate(network.nodes):
-        found[node.name] = step(node, found)
-        if not keep:
-            for term in node.terms:
-                if last_use[term.source] == place:
-                    found.pop(term.source, None)
+    with full_precision():
+        for place, node in enumerate(network.nodes):
+            found[node.name] = step(node, found)
+            if not keep:
+                for term in node.terms:
+                    if last_use[term.source] == place:
+                        found.pop(term.source, None)
     return found if keep else {name: found[name] for name in network.outputs}
 
 
@@ -207,23 +209,16 @@ def _last_uses(network: Network) -> dict[str, int]:
 def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one node, within range and checked for lost digits."""
     found: list[Scaled | None] = []
-    moves = _only_moves(node)
     for track in range(program.tracks):
         if node.concat is not None:
             value, shifted = _concatenated(node, tracks, program, track)
         else:
             value, shifted = _summed(node, tracks, program, track)
-        if value is None or (moves and not shifted):
+        if value is None or (node.moves and not shifted):
             found.append(value)
             continue
         found.append(_checked(value, node, tracks, program, track))
     return tuple(found)
-
-
-def _only_moves(node: Node) -> bool:
-    if node.concat is not None:
-        return True
-    return len(node.terms) == 1 and not node.starts and node.terms[0].weight is None and not node.terms[0].edges.fresh
 
 
 def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pathlift.network import Leaf, Network, Node, Start, Term
 from pathlift.passes.propagate import Program, Tracks
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
+from pathlift.precision import full_precision
 
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
@@ -97,10 +98,11 @@ class PullBack:
                 count = node.multiplicity(self.network.device)
                 ones = ones if count is None else ones * count.to(ones.dtype)
                 self._accumulate(node.name, Scaled(ones, -whole.exponent))
-        for node in reversed(self.network.nodes):
-            above, own = self._gathered(node.name), tracks.pop(node.name)[0]
-            if above is not None and own is not None:
-                self._node(node, above, own, tracks)
+        with full_precision():
+            for node in reversed(self.network.nodes):
+                above, own = self._gathered(node.name), tracks.pop(node.name)[0]
+                if above is not None and own is not None:
+                    self._node(node, above, own, tracks)
         return whole
 
     def _node(self, node: Node, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:

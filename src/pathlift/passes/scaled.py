@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +54,7 @@ FORWARD_WINDOWS = {
 """Without a way back, values may wander further before they are brought back."""
 
 
-@dataclass(frozen=True)
-class Scaled:
+class Scaled(NamedTuple):
     """The value ``tensor · 2**exponent``; no entry of the tensor exceeds 2**peak, if that is known."""
 
     tensor: Tensor
@@ -120,9 +120,9 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     Returns:
         Both as Python numbers.
     """
-    low, high = torch.aminmax(tensor.detach())
-    if tensor.device.type == "cpu":
-        return float(low), float(high)
+    low, high = torch.aminmax(tensor.detach() if tensor.requires_grad else tensor)
+    if not tensor.is_cuda:
+        return low.item(), high.item()
     both = torch.stack((low, high)).tolist()
     return both[0], both[1]
 

@@ -1,0 +1,47 @@
+"""Products of float32 in full precision, whatever a training script has allowed.
+
+PyTorch may round the factors of a float32 product to TF32 or bfloat16: on CUDA for convolutions by default, elsewhere when
+`torch.set_float32_matmul_precision` or `torch.backends` say so. That is three digits, too few for a bound.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_LOCK = threading.Lock()
+_inside = 0
+_before: list[tuple[Any, str, Any]] = []
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """Return every switch that lets a float32 product be rounded: where it is, its name, and the value that does not."""
+    backends = torch.backends
+    if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
+        places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+        return [(place, "fp32_precision", "ieee") for place in places]
+    return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 numbers in float32 inside; the switches are put back when the last thread leaves."""
+    global _before, _inside
+    with _LOCK:
+        _inside += 1
+        if _inside == 1:
+            _before = [(place, name, getattr(place, name)) for place, name, _ in _switches()]
+            for place, name, exact in _switches():
+                setattr(place, name, exact)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                for place, name, value in _before:
+                    setattr(place, name, value)
