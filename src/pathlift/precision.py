@@ -13,10 +13,6 @@ from typing import Any
 
 import torch
 
-_LOCK = threading.Lock()
-_inside = 0
-_before: list[tuple[Any, str, Any]] = []
-
 
 def _switches() -> list[tuple[Any, str, Any]]:
     """Return every switch that lets a float32 product be rounded: where it is, its name, and the value that does not."""
@@ -27,21 +23,38 @@ def _switches() -> list[tuple[Any, str, Any]]:
     return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
 
 
+class _Guard:
+    """How many passes are under way, and how the switches were before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: list[tuple[Any, str, Any]] = []
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = [(place, name, getattr(place, name)) for place, name, _ in _switches()]
+                for place, name, exact in _switches():
+                    setattr(place, name, exact)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for place, name, value in self.before:
+                    setattr(place, name, value)
+
+
+_GUARD = _Guard()
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 numbers in float32 inside; the switches are put back when the last thread leaves."""
-    global _before, _inside
-    with _LOCK:
-        _inside += 1
-        if _inside == 1:
-            _before = [(place, name, getattr(place, name)) for place, name, _ in _switches()]
-            for place, name, exact in _switches():
-                setattr(place, name, exact)
+    _GUARD.enter()
     try:
         yield
     finally:
-        with _LOCK:
-            _inside -= 1
-            if _inside == 0:
-                for place, name, value in _before:
-                    setattr(place, name, value)
+        _GUARD.leave()
