@@ -9,6 +9,7 @@ from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_m
 from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
 from pathlift.capture import SupportReport, capture, check_support
 from pathlift.certify import Certificate, certify
+from pathlift.checkpoint import Checkpoint
 from pathlift.errors import (
     InputError,
     MismatchError,
@@ -25,6 +26,7 @@ from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reference import PathLifting, path_lifting
 from pathlift.sharpness import Sharpness, box_path_metric, sharpness
+from pathlift.streaming import path_metrics, path_norms, stream
 from pathlift.symmetry import (
     BalancedState,
     Equivalence,
@@ -47,6 +49,7 @@ __all__ = [
     "BalancedState",
     "Batch",
     "Certificate",
+    "Checkpoint",
     "Equivalence",
     "GeneralisationBound",
     "InputError",
@@ -91,11 +94,14 @@ __all__ = [
     "path_magnitude",
     "path_metric",
     "path_metric_bounds",
+    "path_metrics",
     "path_norm",
+    "path_norms",
     "prune",
     "rescaling_distance",
     "save_masks",
     "sharpness",
+    "stream",
     "symmetries",
     "unit_path_magnitude",
     "with_state",

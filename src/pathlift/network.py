@@ -8,8 +8,9 @@ same graph serves any other parameter vector θ' of the same architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,6 +23,21 @@ from pathlift.errors import NumericalError
 
 if TYPE_CHECKING:
     from pathlift.symmetry.tying import Tied
+
+
+class LazyState(Mapping[str, Tensor]):
+    """Parameters and buffers by canonical name that are too large to hold: each is read anew whenever it is asked for."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor without reading it.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The dtype.
+        """
 
 
 class Expression:
@@ -179,9 +195,14 @@ def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:
     )
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for half-precision, and any other dtype as it is."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def widen(tensor: Tensor) -> Tensor:
     """Return half-precision tensors as float32 and all others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(wide(tensor.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,19 +449,49 @@ class Network:
         """The nodes by name."""
         return {node.name: node for node in self.nodes}
 
-    def values(self, state: Mapping[str, Tensor] | None = None) -> dict[Leaf, Tensor]:
+    def holding(self, state: Mapping[str, Tensor], device: torch.device) -> Network:
+        """Return the same graph with other weights; what was worked out for the graph alone is kept.
+
+        Args:
+            state: Parameters and buffers by canonical name, complete, of the same shapes.
+            device: Where they live.
+
+        Returns:
+            The network.
+        """
+        kinds = [state.dtype(name) if isinstance(state, LazyState) else state[name].dtype for name in state]
+        dtype = torch.float64 if torch.float64 in kinds else torch.float32
+        held = replace(self, state=state, device=device, dtype=dtype)
+        graph = ("_together", "node", "fan_in")
+        held.__dict__.update({name: self.__dict__[name] for name in graph if name in self.__dict__})
+        if self.compact is self:
+            held.__dict__["compact"] = held
+        else:
+            held.__dict__["compact"] = replace(self.compact, state=state, device=device, dtype=dtype)
+            own = self.compact.__dict__
+            held.__dict__["compact"].__dict__.update({name: own[name] for name in graph if name in own})
+        return held
+
+    def kind_of(self, name: str) -> torch.dtype:
+        """Return the dtype of a parameter or buffer without reading it."""
+        return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
+
+    def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[Leaf, Tensor]:
         """Evaluate every leaf.
 
         Args:
             state: Parameters and buffers by canonical name; the network's own when None.
 
         Returns:
-            Leaf to tensor. Plain parameters are not copied.
+            Leaf to tensor. Plain parameters are not copied. Of a state that is not held in memory, each is evaluated when it
+            is asked for.
 
         Raises:
             NumericalError: A tensor has no data (a model on the meta device).
         """
         state = self.state if state is None else state
+        if isinstance(state, LazyState):
+            return _Reading(self, state)
         memo: dict[Any, Any] = {}
         values: dict[Leaf, Tensor] = {}
         for joint in self._together:
@@ -451,9 +502,41 @@ class Network:
                     values[leaf] = state[leaf.expression.name]
                 else:
                     values[leaf] = torch.as_tensor(evaluate(leaf.expression, state, memo))
-                if values[leaf].is_meta:
-                    raise NumericalError(
-                        f"'{leaf.label}' is on the meta device and has no values. Load the weights first "
-                        "(model.to_empty(device=...) and load_state_dict)."
-                    )
+                _refuse_hollow(leaf, values[leaf])
         return values
+
+
+def _refuse_hollow(leaf: Leaf, value: Tensor) -> None:
+    if value.is_meta:
+        raise NumericalError(
+            f"'{leaf.label}' is on the meta device and has no values. Load the weights first (model.to_empty(device=...) and "
+            "load_state_dict), or read them from disk as they are needed (pathlift.stream)."
+        )
+
+
+class _Reading(Mapping[Leaf, Tensor]):
+    """The values of leaves whose weights are read from disk: small ones are kept, the others evaluated when asked for."""
+
+    def __init__(self, network: Network, state: LazyState) -> None:
+        self.leaves = {leaf: None for leaf in network.leaves if leaf.scalar is None}
+        self.state = state
+        self.memo: dict[Any, Any] = {}
+        for joint in network._together:
+            joint.run(state, self.memo)
+
+    def __getitem__(self, leaf: Leaf) -> Tensor:
+        """Evaluate a leaf."""
+        if isinstance(leaf.expression, StateTensor):
+            value = self.state[leaf.expression.name]
+        else:
+            value = torch.as_tensor(evaluate(leaf.expression, self.state, dict(self.memo)))
+        _refuse_hollow(leaf, value)
+        return value
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Iterate over leaves."""
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        """Return the number of leaves."""
+        return len(self.leaves)

@@ -16,7 +16,7 @@ import torch
 
 def _switches() -> list[tuple[Any, str, Any]]:
     """Return every switch that lets a float32 product be rounded: where it is, its name, and the value that does not."""
-    backends = torch.backends
+    backends: Any = torch.backends
     if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
         places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
         return [(place, "fp32_precision", "ieee") for place in places]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, track
 from rich.table import Table
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from pathlift.cli.common import (
     ModelName,
     Seed,
     Shape,
+    Stream,
     Weights,
     app,
     captured,
@@ -57,15 +58,37 @@ def main() -> None:
 @app.command()
 def norm(
     model: ModelName,
-    weights: Weights = None,
+    weights: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="State-dict to load: .safetensors, or .pt (weights only). Several: the path-norm of each."),
+    ] = None,
     shape: Shape = None,
     q: Annotated[float, typer.Option(help="Order of the norm, 1 to inf.")] = 1.0,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    streamed: Stream = False,
 ) -> None:
-    """Path-norm of a network."""
-    network = captured(model, weights, shape, seed, device)
+    """Path-norm of a network, or of each of many checkpoints."""
+    if weights and len(weights) > 1:
+        _norms(captured(model, None, shape, seed, device), model, weights, q, as_json=as_json)
+        return
+    only = weights[0] if weights else None
+    _norm(captured(model, only, shape, seed, device, streamed=streamed), model, only, q, as_json=as_json)
+
+
+def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *, as_json: bool) -> None:
+    found = pathlift.path_norms(network, paths, q=q)
+    values = [own.log10 for own in track(found, "path-norms", total=len(paths), console=err, transient=True)]
+    if as_json:
+        rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
+        print_json({"model": model, "q": q, "checkpoints": rows})
+        return
+    rows_ = [(str(path), scientific(value)) for path, value in zip(paths, values, strict=True)]
+    print_rows(f"{model}: path-norms (q = {q:g})", rows_)
+
+
+def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float, *, as_json: bool) -> None:
     with err.status("computing the path-norm"):
         found = pathlift.path_norm(network, q=q)
         parts = {"log10_input_part": found.log10_input_part, "log10_bias_part": found.log10_bias_part}
@@ -246,17 +269,22 @@ def score(
     model: ModelName,
     weights: Weights = None,
     shape: Shape = None,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="Write the scores to a .safetensors file.")] = None,  # noqa: UP045
+    out_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Write the scores to a .safetensors file, or with --stream to a new folder of them."),
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    streamed: Stream = False,
 ) -> None:
     """Path-magnitude of every weight: its share of the path-norm."""
-    check_target(out_file)
-    network = captured(model, weights, shape, seed, device)
+    if not streamed:
+        check_target(out_file)
+    network = captured(model, weights, shape, seed, device, streamed=streamed)
     with err.status("scoring all weights"):
-        scores = pathlift.path_magnitude(network)
-    if out_file is not None:
+        scores = pathlift.path_magnitude(network, out=out_file if streamed else None)
+    if out_file is not None and not streamed:
         save_tensors(scores, out_file)
     if as_json:
         print_json({

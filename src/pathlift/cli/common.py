@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +34,12 @@ ModelName = Annotated[
 Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
 Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream", help="Read the weights layer by layer from --weights: safetensors, an index, or a folder of them."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 
@@ -47,8 +54,16 @@ def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
         raise InputError(f"--shape must be whole numbers separated by commas, found '{shape}'.") from None
 
 
-def captured(name: str, weights: Path | None, shape: str | None, seed: int, device: str) -> pathlift.Network:
-    """Build a model by name, load its weights and capture it."""
+def captured(
+    name: str, weights: Path | None, shape: str | None, seed: int, device: str, *, streamed: bool = False
+) -> pathlift.Network:
+    """Build a model by name, load its weights (or leave them on disk) and capture it."""
+    if streamed:
+        if weights is None:
+            raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
+        with err.status("capturing the graph"), torch.device("meta"):
+            hollow = pathlift.capture(load_model(name), shape_of(name, shape))
+        return pathlift.stream(hollow, weights=weights, device=device)
     with err.status(f"building {name}"):
         model = load_model(name, weights, seed)
         sizes = shape_of(name, shape)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
+from pathlift.checkpoint import Checkpoint, ShardWriter
 from pathlift.errors import InputError
-from pathlift.network import Leaf, Network, Node, evaluate, widen
+from pathlift.network import Leaf, Network, Node, evaluate, wide, widen
 from pathlift.passes.norm import to_float
-from pathlift.passes.programs import ScoreProgram
+from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.realise import feed_of
@@ -31,7 +35,7 @@ class PathMagnitude(Mapping[str, Tensor]):
             share out; −inf for 0.
     """
 
-    def __init__(self, scores: dict[str, Tensor], log10_path_norm: float) -> None:
+    def __init__(self, scores: Mapping[str, Tensor], log10_path_norm: float) -> None:
         """Wrap the scores.
 
         Args:
@@ -66,6 +70,7 @@ def path_magnitude(
     *,
     q: float = 1,
     x: Tensor | Sequence[Tensor] | None = None,
+    out: Path | str | None = None,
 ) -> PathMagnitude:
     """Compute PathMag(θ, i)/‖Φ(θ)‖₁ for every parameter: the share of the path-norm that goes through it.
 
@@ -80,6 +85,8 @@ def path_magnitude(
         inputs: As for `capture`; not needed for a Network.
         q: Order, at least 1 and finite.
         x: Inputs, shape (samples, …), one tensor per input of the model; None for ones.
+        out: A new folder to write the scores to as they come (safetensors files and their index); they are then read from
+            there when asked for, and never all in memory. Written whole or not at all.
 
     Returns:
         Mapping from parameter name to a tensor of the parameter's shape, in its dtype or wider, on its device. Entries
@@ -87,7 +94,7 @@ def path_magnitude(
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
-        InputError: ``inputs``, ``q`` or ``x`` is malformed.
+        InputError: ``inputs``, ``q`` or ``x`` is malformed, or ``out`` exists or cannot be written.
         NumericalError: A weight is NaN or infinite.
 
     Example:
@@ -105,15 +112,26 @@ def path_magnitude(
     network = whole.compact if x is None else whole
     feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
     values = network.values()
+    with nullcontext() if out is None else ShardWriter(out) as writer:
+        total, scores = _scored(network, values, q, feed, writer)
+    found = scores if out is None else Checkpoint(out, network.device)
+    return PathMagnitude(found, to_float(total)[1])
 
-    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, _Scores]:
-        scores = _Scores(network)
+
+def _scored(
+    network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: ShardWriter | None
+) -> tuple[Scaled | None, dict[str, Tensor]]:
+    """Return the whole, and its shares; those that a writer took are not among them."""
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
+        if writer is not None:
+            writer.restart()
+        scores = _Scores(network, writer)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         tracks = propagate(network, program, keep=True)
-        return PullBack(network, program, share=scores.add).run(tracks), scores
+        return PullBack(network, program, share=scores.add).run(tracks), scores.finished()
 
-    total, scores = in_range(attempt, network.dtype, values)
-    return PathMagnitude(scores.finished(), to_float(total)[1])
+    return in_range(attempt, network.dtype, values)
 
 
 def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
@@ -169,11 +187,22 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a leaf only moves them."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, writer: ShardWriter | None) -> None:
         self.network = network
+        self.writer = writer
         self.found: dict[str, Tensor] = {}
+        self.open = Counter(name for leaf in _uses(network) for name in _names(network, leaf))
 
     def add(self, leaf: Leaf, share: Tensor) -> None:
+        self._add_all(leaf, share)
+        names = _names(self.network, leaf)
+        self.open.subtract(names)
+        if self.writer is not None:
+            for name in names:
+                if self.open[name] == 0:
+                    self.writer.add(name, self.found.pop(name))
+
+    def _add_all(self, leaf: Leaf, share: Tensor) -> None:
         if leaf.pull_back is not None:
             for name, part in _moved_back(self.network, leaf, share).items():
                 self._add(name, part)
@@ -183,33 +212,56 @@ class _Scores:
 
     def _add(self, name: str, share: Tensor) -> None:
         if name in self.network.state:
-            share = share.to(widen(self.network.state[name]).dtype)
+            share = share.to(wide(self.network.kind_of(name)))
         if name not in self.found:
             self.found[name] = share
         else:
             self.found[name] += share.reshape(self.found[name].shape)
 
     def finished(self) -> dict[str, Tensor]:
-        """Give zeros to parameters that no path uses, in the model's order."""
+        """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
         reached = {name for leaf in self.network.leaves for name in leaf.requires}
         scored = {leaf.score_name for leaf in self.network.leaves}
         ordered: dict[str, Tensor] = {}
+
+        def done(name: str, tensor: Tensor) -> None:
+            if self.writer is None:
+                ordered[name] = tensor
+            else:
+                self.writer.add(name, tensor)
+
         for name in self.network.parameters:
             if name in self.found:
-                ordered[name] = self.found.pop(name)
-            elif name not in reached or name in scored:
-                ordered[name] = torch.zeros_like(widen(self.network.state[name]), requires_grad=False)
+                done(name, self.found.pop(name))
+            elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
+                done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
         for leaf in self.network.leaves:
             if leaf.score_name in self.found:
-                ordered[leaf.score_name] = self.found.pop(leaf.score_name)
+                done(leaf.score_name, self.found.pop(leaf.score_name))
         return ordered
+
+
+def _uses(network: Network) -> Iterator[Leaf]:
+    """Yield the scored weight of each bundle of edges and of each bias."""
+    for node in network.nodes:
+        for weight in (*(term.weight for term in node.terms), *(start.weight for start in node.starts)):
+            if weight is not None and weight.score_name is not None:
+                yield weight
+
+
+def _names(network: Network, leaf: Leaf) -> list[str]:
+    """Return the names under which a leaf is reported."""
+    if leaf.pull_back is not None:
+        return [name for name in network.parameters if name in leaf.requires]
+    assert leaf.score_name is not None
+    return [leaf.score_name]
 
 
 def _moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor]:
     """Send the shares of a view, slice or concatenation of parameters back to the parameters: the transpose of moving."""
-    names = [name for name in network.parameters if name in leaf.requires]
+    names = _names(network, leaf)
     with torch.enable_grad():
-        state = dict(network.state)
+        state = {name: network.state[name] for name in leaf.requires if name in network.state}
         for name in names:
             state[name] = torch.zeros_like(network.state[name], dtype=share.dtype, requires_grad=True)
         assert leaf.pull_back is not None

@@ -111,7 +111,7 @@ def path_metric(model: nn.Module | Network, other: Other, inputs: Inputs | None 
     return replace(found, method=f"{found.method}, aligned")
 
 
-def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[dict[Leaf, Tensor], dict[Leaf, Tensor]]:
+def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[Values, Values]:
     """Evaluate the weights of both networks.
 
     Args:

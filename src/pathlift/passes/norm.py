@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError, PathliftError
-from pathlift.network import Network, Node
+from pathlift.network import LazyState, Network, Node
 from pathlift.passes.programs import NormProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import counted, sum_of_outputs
@@ -62,6 +62,8 @@ class _Parts:
 
 
 def _versions(network: Network) -> tuple[int, ...]:
+    if isinstance(network.state, LazyState):
+        return ()  # read anew whenever they are needed
     return tuple(tensor._version for tensor in network.state.values())
 
 

@@ -34,7 +34,7 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.examples)
         other = _captured_alike(network, other, examples)
     if isinstance(other, Network):
-        _compare_names(network, {**other.state, **{a: other.state[n] for a, n in other.aliases.items()}}, strict=True)
+        check_names(network, {**other.state, **{a: other.state[n] for a, n in other.aliases.items()}}, strict=True)
         if other.fingerprint != network.fingerprint:
             raise MismatchError(
                 "The two models have the same parameters but different graphs (another operator, order or constant). "
@@ -42,7 +42,7 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
             )
         found: Mapping[str, Tensor] = other.state
     elif isinstance(other, Mapping):
-        _compare_names(network, other, strict=False)
+        check_names(network, other, strict=False)
         found = other
     else:
         raise InputError(f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}.")
@@ -59,14 +59,24 @@ def _captured_alike(network: Network, other: nn.Module, examples: tuple[Tensor, 
     """Capture the second model; a model that does not even have the same parameters is told so first."""
     own = getattr(other, "_orig_mod", other)
     named = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
-    _compare_names(network, named, strict=True)
+    check_names(network, named, strict=True)
     like = next((p for p in own.parameters() if p.dtype.is_floating_point), None)
     if like is not None:
         examples = tuple(example.to(like.device, like.dtype) for example in examples)
     return capture(other, examples)
 
 
-def _compare_names(network: Network, found: Mapping[str, Tensor], *, strict: bool) -> None:
+def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool = False) -> None:
+    """Make sure that tensors have the names and shapes of a network's parameters and buffers.
+
+    Args:
+        network: The network.
+        found: The tensors by name; on the meta device only their shapes are compared.
+        strict: No name may be missing; otherwise those that no weight needs may.
+
+    Raises:
+        MismatchError: They have not.
+    """
     expected = {**network.state, **{alias: network.state[name] for alias, name in network.aliases.items()}}
     needed = ({name for leaf in network.leaves for name in leaf.requires} | network.baked) & network.saved
     missing = [name for name in expected if name not in found and (strict or name in needed)]

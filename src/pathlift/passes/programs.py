@@ -54,16 +54,18 @@ class _ParametrisedProgram(Program):
     def _ready(self, transform: Callable[..., Tensor]) -> dict[Leaf, Tensor]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
         if transform not in self._small:
-            small = [
-                leaf for leaf in self.network.leaves if leaf.scalar is None and self.values[0][leaf].numel() <= SMALL_ELEMENTS
-            ]
+            small = {
+                leaf: tuple(v[leaf] for v in self.values)
+                for leaf in self.network.leaves
+                if leaf.scalar is None and math.prod(leaf.shape) <= SMALL_ELEMENTS
+            }
             found: dict[Leaf, Tensor] = {}
-            for dtypes in {tuple(v[leaf].dtype for v in self.values) for leaf in small}:
-                alike = [leaf for leaf in small if tuple(v[leaf].dtype for v in self.values) == dtypes]
-                flat = [torch.cat([v[leaf].reshape(-1) for leaf in alike]) for v in self.values]
+            for dtypes in {tuple(value.dtype for value in values) for values in small.values()}:
+                alike = {leaf: own for leaf, own in small.items() if tuple(value.dtype for value in own) == dtypes}
+                flat = [torch.cat([value.reshape(-1) for value in values]) for values in zip(*alike.values(), strict=True)]
                 joined = Weights(tuple(flat), transform, self.dtype).full()
-                pieces = joined.split([self.values[0][leaf].numel() for leaf in alike])
-                found |= {leaf: piece.view(self.values[0][leaf].shape) for leaf, piece in zip(alike, pieces, strict=True)}
+                pieces = joined.split([own[0].numel() for own in alike.values()])
+                found |= {leaf: piece.view(own[0].shape) for (leaf, own), piece in zip(alike.items(), pieces, strict=True)}
             self._small[transform] = found
         return self._small[transform]
 

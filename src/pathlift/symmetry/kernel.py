@@ -37,7 +37,7 @@ def on_paths(network: Network) -> dict[str, Tensor]:
         NumericalError: A weight is NaN or infinite.
     """
     compact = network.compact
-    values = compact.values()
+    values = dict(compact.values())
     blame(values)
     for leaf in compact.leaves:
         if is_batch_norm_shift(leaf.expression):

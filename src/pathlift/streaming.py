@@ -1,0 +1,220 @@
+"""Models larger than memory, and many checkpoints of one model: the graph is captured once, weights come from disk.
+
+A pass asks for the weights of a layer when it gets there, so `path_norm` and `path_magnitude` of a network with streamed
+weights hold one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.checkpoint import Checkpoint
+from pathlift.errors import MismatchError
+from pathlift.models import load_state
+from pathlift.network import LazyState, Network
+from pathlift.passes.metric import PathMetric, path_metric
+from pathlift.passes.norm import PathNorm, path_norm
+from pathlift.passes.other import Other, check_names, other_state
+
+Stored: TypeAlias = Other | Checkpoint | Path | str
+"""A network to compare with or to measure: see `Other`; or a file or folder of weights."""
+
+
+class _OnDisk(LazyState):
+    """The state of a network: tensors of a checkpoint, and buffers that no checkpoint holds."""
+
+    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
+        named = {name: (name, *(a for a, own in network.aliases.items() if own == name)) for name in network.state}
+        self.places = {name: next((own for own in names if own in checkpoint), None) for name, names in named.items()}
+        self.checkpoint = checkpoint
+        self.own = {name: network.state[name] for name, place in self.places.items() if place is None}
+        shapes = {name: checkpoint.specs[place] for name, place in self.places.items() if place is not None}
+        known = {name for names in named.values() for name in names}
+        check_names(network, shapes | {name: spec for name, spec in checkpoint.specs.items() if name not in known})
+        needed = {name for leaf in network.leaves for name in leaf.requires} | network.baked
+        lost = sorted(name for name, tensor in self.own.items() if tensor.is_meta and name in needed)
+        if lost:
+            raise MismatchError(
+                f"The buffer '{lost[0]}' is not in '{checkpoint.path}', and the model is on the meta device and has no value "
+                "for it either. Save it with the checkpoint (persistent=True)."
+            )
+        for alias, name in network.aliases.items():
+            if alias in checkpoint and name in checkpoint and not torch.equal(checkpoint[alias], checkpoint[name]):
+                raise MismatchError(f"'{alias}' and '{name}' are one tensor in the model and differ in '{checkpoint.path}'.")
+        for name in network.baked:
+            if network.state[name].is_meta or not torch.equal(self[name].cpu(), network.state[name].cpu()):
+                raise MismatchError(
+                    f"The buffer '{name}' is part of the graph (an index): it must have the values of the checkpoint when the "
+                    "model is captured."
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a tensor."""
+        place = self.places[name]
+        return self.own[name].to(self.checkpoint.device) if place is None else self.checkpoint[place]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name; nothing is read."""
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over canonical names."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.places)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See `LazyState.dtype`."""
+        place = self.places[name]
+        return self.own[name].dtype if place is None else self.checkpoint.specs[place].dtype
+
+
+def stream(
+    model: nn.Module | Network,
+    inputs: Inputs | None = None,
+    *,
+    weights: Checkpoint | Path | str,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Capture a model whose weights stay on disk and are read layer by layer, each time a pass needs them.
+
+    The model itself needs no weights: build it under ``with torch.device("meta")``. Peak memory of `path_norm` is that of
+    the largest layer (mapped from its file, so the system may drop its pages), of `path_magnitude` with ``out=`` that of the
+    largest layer and its scores.
+
+    Args:
+        model: A module, on the meta device or not, or a captured `Network`. Only its graph is used.
+        inputs: As for `capture`; not needed for a Network.
+        weights: A ``.safetensors`` file, an index of several, a folder with either, or a `Checkpoint`.
+        device: Where to compute; a layer is moved there when it is needed. A `Checkpoint` says for itself.
+
+    Returns:
+        A network that every function takes; those that change weights or compare networks may hold all of them in memory.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: A file is missing or damaged, or ``inputs`` is malformed.
+        MismatchError: The checkpoint has other names or shapes.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> from torch import nn
+        >>> from pathlift import path_norm
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> with torch.device("meta"):
+        ...     hollow = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(model.state_dict(), f"{folder}/model.safetensors")
+        ...     streamed = path_norm(stream(hollow, (2,), weights=folder)).value
+        >>> streamed == path_norm(model, (2,)).value
+        True
+    """
+    network = capture(model, inputs)
+    checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights, device)
+    return _on_disk(network, checkpoint)
+
+
+def _on_disk(network: Network, checkpoint: Checkpoint) -> Network:
+    return network.holding(_OnDisk(network, checkpoint), checkpoint.device)
+
+
+def held(network: Network, other: Stored) -> Network:
+    """Return a network with other weights, for the same graph; nothing is captured but modules.
+
+    Args:
+        network: The graph.
+        other: The weights.
+
+    Returns:
+        The network; a checkpoint of safetensors is read as passes need it.
+
+    Raises:
+        MismatchError: Names, shapes or graphs differ.
+        InputError: A file cannot be read.
+    """
+    if isinstance(other, (str, Path)) and Path(other).suffix not in {".pt", ".pth"}:
+        other = Checkpoint(other, network.device)
+    elif isinstance(other, (str, Path)):
+        other = load_state(Path(other))
+    if isinstance(other, Checkpoint):
+        return _on_disk(network, other)
+    return network.holding(other_state(network, other), network.device)
+
+
+def path_norms(
+    model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
+) -> Iterator[PathNorm]:
+    """Compute the path-norms of many checkpoints of one architecture, one after the other: one capture, constant memory.
+
+    Args:
+        model: Gives the architecture: a module (on the meta device will do), or a captured `Network`.
+        others: The checkpoints: files or folders of weights, state-dicts, modules or networks. May be a generator.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, 1 ≤ q ≤ ∞.
+
+    Yields:
+        The path-norm of each, in their order.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` or ``q`` is malformed, or a file cannot be read.
+        MismatchError: A checkpoint has other names or shapes.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> weights = ({"weight": torch.full((1, 2), float(size))} for size in (1, 2))
+        >>> [found.value for found in path_norms(layer, weights, (2,))]
+        [2.0, 4.0]
+    """
+    network = capture(model, inputs)
+    for other in others:
+        yield path_norm(held(network, other), q=q)
+
+
+def path_metrics(
+    model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
+) -> Iterator[PathMetric]:
+    """Compute how far many checkpoints are from one network, one after the other: one capture, constant memory.
+
+    Args:
+        model: θ: a module, or a captured `Network`.
+        others: The checkpoints θ', as for `path_norms`.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, 1 or 2.
+
+    Yields:
+        The path-metric to each, in their order: see `path_metric`.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` or ``q`` is malformed, or a file cannot be read.
+        MismatchError: A checkpoint has other names or shapes.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(layer.weight, 3.0)
+        >>> weights = ({"weight": torch.full((1, 2), float(size))} for size in (1, 2))
+        >>> [found.value for found in path_metrics(layer, weights, (2,))]
+        [4.0, 2.0]
+    """
+    network = capture(model, inputs)
+    for other in others:
+        yield path_metric(network, held(network, other), q=q)
+
+
+__all__ = ["path_metrics", "path_norms", "stream"]
