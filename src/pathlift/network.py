@@ -431,7 +431,9 @@ class Network:
         from pathlift.passes.rounding import fan_in  # built on this module
 
         compact = any(node.axes is not None for node in self.nodes) or self.compact is self
-        return fan_in(self) if compact else self.compact.fan_in
+        if compact:
+            return fan_in(self)
+        return {node.name: 1 for node in self.nodes} | dict(self.compact.fan_in)  # layers that repeat one have one summand
 
     @cached_property
     def tied(self) -> Tied:

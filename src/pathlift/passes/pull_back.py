@@ -131,7 +131,7 @@ class PullBack:
             below = self._narrow(below)
             exponent, size = -below.exponent - shift, top(below) - below.exponent
             self._refuse_overflow(top(above) - exponent, size, above.tensor.numel())
-            least = self.window.floor - size
+            least = self.window.least - size
             if top(above) - exponent <= least:
                 return
             g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
@@ -151,7 +151,7 @@ class PullBack:
         if top(below) - below.exponent <= self.window.high:
             return below
         shift = self.window.wide
-        kept = F.threshold(below.tensor * power(-shift), power(self.window.floor), 0.0)  # subnormal numbers are slow
+        kept = F.threshold(below.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
         return Scaled(kept, below.exponent + shift, None if below.peak is None else below.peak - shift)
 
     def _start(self, start: Start, above: Scaled) -> None:

@@ -32,6 +32,7 @@ class Window:
         target: and is brought to 2**target when it is not.
         wide: Where the largest entry goes when the smallest is so far below that the range is needed.
         floor: Entries below 2**floor may have lost digits.
+        least: Products of a path activation and what comes back for it below 2**least are dropped: no share holds them.
     """
 
     low: int
@@ -39,17 +40,18 @@ class Window:
     target: int
     wide: int
     floor: int
+    least: int
 
 
 WINDOWS = {
-    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100),
-    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900),
+    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100, least=-120),
+    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900, least=-1000),
 }
 """A narrow window leaves room for the product of a path activation and what comes back for it (`PullBack`)."""
 
 FORWARD_WINDOWS = {
-    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100),
-    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900),
+    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100, least=-120),
+    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900, least=-1000),
 }
 """Without a way back, values may wander further before they are brought back."""
 
