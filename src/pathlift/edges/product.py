@@ -28,6 +28,25 @@ def _found() -> bool:
 ONEDNN = _found()
 
 
+DEEP = 256
+"""Inner size from which on oneDNN wins although the first factor has to be turned round for it."""
+
+
+def turned_product(first: Tensor, second: Tensor) -> Tensor:
+    """Multiply the transpose of a matrix to another one.
+
+    Args:
+        first: Shape (inner, rows).
+        second: Shape (inner, columns).
+
+    Returns:
+        Shape (rows, columns), contiguous.
+    """
+    if ONEDNN and len(first) >= DEEP and not first.is_cuda:
+        return product(second.T, first).T.contiguous()
+    return torch.mm(first.T, second)
+
+
 def product(first: Tensor, second: Tensor) -> Tensor:
     """Multiply two matrices.
 

@@ -1,0 +1,95 @@
+"""A guard against regressions without a clock: multiplications, bytes and operations of a pass, counted as it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import pathlift
+from pathlift.edges import product
+
+ATEN = torch.ops.aten
+
+
+class Work(TorchDispatchMode):
+    """Counts what PyTorch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiplications = 0
+        self.bytes = 0
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default):
+            first, second = args[-2:]
+            self.multiplications += first.numel() * second.shape[-1]
+        elif func is ATEN.mv.default:
+            self.multiplications += args[0].numel()
+        elif func is ATEN.convolution.default:
+            self.multiplications += args[1].numel() * math.prod((args[0] if args[6] else out).shape[2:])
+        elif func is ATEN.convolution_backward.default:
+            places = (args[1] if args[7] else args[0]).shape[2:]
+            self.multiplications += args[2].numel() * math.prod(places) * sum(args[-1][:2])
+        if not func.is_view:
+            self.operations += 1
+            tensors = {id(own): own for own in tree_leaves((args, kwargs, out)) if isinstance(own, Tensor)}
+            self.bytes += sum(own.nbytes for own in tensors.values())
+        return out
+
+
+def work(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Work:
+    monkeypatch.setattr(product, "ONEDNN", False)  # its operator is not listed by the counter
+    run()
+    with Work() as counted:
+        run()
+    return counted
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Millions of multiplications, millions of bytes, and operations."""
+
+    multiplications: float
+    bytes: float
+    operations: int
+
+
+EXPECTED = {
+    ("resnet18", 224): (Counts(774.8, 204.6, 334), Counts(2323.8, 727.3, 958)),
+    ("resnet18", 512): (Counts(1485.7, 243.3, 338), Counts(4456.6, 860.1, 979)),
+    ("alexnet", 224): (Counts(249.9, 748.7, 151), Counts(690.6, 2739.0, 438)),
+    ("densenet121", 224): (Counts(1373.6, 482.4, 1478), Counts(4113.9, 1752.2, 4520)),
+    ("mobilenet_v2", 224): (Counts(163.8, 141.6, 863), Counts(488.1, 471.0, 2081)),
+}
+"""Of the path-norm, and of all scores. When a change lowers a figure, write the lower one here."""
+
+
+@pytest.mark.parametrize(("name", "size"), EXPECTED)
+def test_a_pass_does_no_more_than_it_did(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pathlift.capture(torchvision.models.get_model(name, weights=None), (3, size, size))
+    for run, expected in zip((pathlift.path_norm, pathlift.path_magnitude), EXPECTED[name, size], strict=True):
+        found = work(lambda: run(network), monkeypatch)  # noqa: B023 - called at once
+        assert 0.95 * expected.multiplications <= found.multiplications / 1e6 <= 1.001 * expected.multiplications
+        assert 0.9 * expected.bytes <= found.bytes / 1e6 <= 1.02 * expected.bytes
+        assert 0.9 * expected.operations <= found.operations <= 1.02 * expected.operations
+
+
+def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pathlift.capture(nn.Sequential(nn.Linear(64, 128, bias=False), nn.ReLU(), nn.Linear(128, 256, bias=False)), (64,))
+    weights = 64 * 128 + 128 * 256
+    found = work(lambda: pathlift.path_norm(network), monkeypatch)
+    assert found.multiplications == weights
+    assert found.bytes >= 4 * weights
+    scores = work(lambda: pathlift.path_magnitude(network), monkeypatch)
+    assert scores.multiplications >= 2 * weights
