@@ -1,13 +1,16 @@
 """Path-norm against a forward pass, path-magnitude against forward+backward: ratios from one run (`make bench`).
 
 All contestants of a network take turns within each round, so that a noisy machine hits them alike. Printed are the ratio
-of the minima, and the median ratio with its quartiles. Capture is timed apart. Peak memory is what each contestant adds
-to the process, measured in processes of their own.
+of the minima, and the median ratio with its quartiles. Beside it stands the floor, one read of the weights: Σ|w|, by the
+fastest of three ways. Capture is timed apart. Peak memory is what each contestant adds to the process, measured in
+processes of their own. `--device cuda` runs the same on a GPU, `--batch 128` gives the model's own passes a batch; the
+path-norm needs none. `--pathnorm FILE` adds the authors' code (fetched apart), and scores as SynFlow computes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import statistics
 import time
@@ -17,26 +20,69 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from unet import UNet
 
 import pathlift
 
-NETWORKS = ("resnet18", "vgg16", "alexnet", "densenet121")
-SHAPE = (3, 224, 224)
-LIMITS = {"path-norm / forward": 1.2, "scores / (forward+backward)": 1.5}
+CASES = (
+    *("resnet18@224", "resnet50@224", "vgg16@224", "alexnet@224", "densenet121@224", "vgg16@512", "resnet18@512"),
+    *("unet@1024", "fcn_resnet50@1024"),
+)
+BLOCK = 1 << 20
+
+Runs = dict[str, Callable[[], object]]
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, device: str = "cpu") -> nn.Module:
     import torchvision
 
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None).eval()
+    if name == "unet":
+        return UNet().eval().to(device)
+    options = {"weights_backbone": None} if name.startswith("fcn") else {}
+    return torchvision.models.get_model(name, weights=None, **options).eval().to(device)
 
 
-def contestants(name: str) -> dict[str, Callable[[], object]]:
-    model = build(name)
-    network = pathlift.capture(model, SHAPE)
-    x = torch.randn(1, *SHAPE)
+def split(case: str) -> tuple[str, tuple[int, int, int]]:
+    name, _, size = case.partition("@")
+    return name, (3, int(size or 224), int(size or 224))
+
+
+def whole(output: Tensor | dict[str, Tensor]) -> Tensor:
+    return (output["out"] if isinstance(output, dict) else output).sum()
+
+
+def blocks(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        for block in tensor.reshape(-1).split(BLOCK):
+            block.abs().sum()
+
+
+def synflow(model: nn.Module, ones: Tensor) -> None:
+    """One round of SynFlow by autograd, as its authors do it: |θ| in place of θ, ones, forward, backward, signs back."""
+    signs = [own.detach().sign() for own in model.parameters()]
+    with torch.no_grad():
+        for own in model.parameters():
+            own.abs_()
+    model.zero_grad(set_to_none=True)
+    whole(model(ones)).backward()
+    for own, sign in zip(model.parameters(), signs, strict=True):
+        if own.grad is not None:
+            (own.grad * own).abs_()
+        own.detach().mul_(sign)
+
+
+def contestants(case: str, device: str = "cpu", batch: int = 1, theirs: object | None = None) -> Runs:
+    name, shape = split(case)
+    model = build(name, device)
+    network = pathlift.capture(model, shape)
+    x = torch.randn(batch, *shape, device=device)
+    parameters = [own.detach() for own in model.parameters()]
+    pruned = {
+        key: torch.where(own.abs() < own.abs().float().mean() / 2, 0, own) if own.dim() > 1 else own
+        for key, own in model.state_dict().items()
+    }
 
     def forward() -> None:
         with torch.no_grad():
@@ -44,14 +90,27 @@ def contestants(name: str) -> dict[str, Callable[[], object]]:
 
     def both() -> None:
         model.zero_grad(set_to_none=True)
-        model(x).sum().backward()
+        whole(model(x)).backward()
 
-    return {
+    runs: Runs = {
         "forward": forward,
         "path-norm": lambda: pathlift.path_norm(network),
         "forward+backward": both,
         "scores": lambda: pathlift.path_magnitude(network),
+        "path-metric": lambda: pathlift.path_metric(network, pruned),
+        "Σ|w|, torch.linalg": lambda: [torch.linalg.vector_norm(own, 1) for own in parameters],
+        "Σ|w|, in blocks": lambda: blocks(parameters),
+        "Σ|w|, foreach": lambda: torch._foreach_norm(parameters, 1),
     }
+    if theirs is not None:
+        other = copy.deepcopy(model)
+        runs["SynFlow by autograd"] = lambda: synflow(other, torch.ones(1, *shape, device=device))
+        try:
+            theirs.compute_path_norm(other, input_shape=shape)  # type: ignore[attr-defined]
+        except ValueError:
+            return runs  # a model that they refuse
+        runs["authors' path-norm"] = lambda: theirs.compute_path_norm(other, input_shape=shape)  # type: ignore[attr-defined]
+    return runs
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -65,7 +124,8 @@ def seconds(run: Callable[[], object]) -> float:
 def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     for run in runs.values():
         run()
-        run()
+        if rounds > 5:
+            run()
     times: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
@@ -73,10 +133,11 @@ def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, lis
     return times
 
 
-def capture_seconds(name: str) -> float:
+def capture_seconds(case: str) -> float:
+    name, shape = split(case)
     model = build(name)
     pathlift.capture(nn.Linear(2, 2), (2,))
-    return seconds(lambda: pathlift.capture(model, SHAPE))
+    return seconds(lambda: pathlift.capture(model, shape))
 
 
 def _peak_kib() -> int:
@@ -86,8 +147,9 @@ def _peak_kib() -> int:
 
 def _peak(args: tuple[str, str]) -> float:
     """Peak resident memory that a contestant adds, in MiB."""
-    name, key = args
-    run = contestants(name)[key]
+    case, key = args
+    name, _ = split(case)
+    run = contestants(case)[key]
     with torch.no_grad():  # touch the code first, with small networks
         build(name)(torch.zeros(1, 3, 64, 64))
         small = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(8 * 10 * 10, 8))
@@ -98,11 +160,11 @@ def _peak(args: tuple[str, str]) -> float:
     return (_peak_kib() - before) / 1024
 
 
-def peaks(name: str) -> dict[str, float]:
+def peaks(case: str) -> dict[str, float]:
     context = multiprocessing.get_context("spawn")
     keys = ("forward", "path-norm", "forward+backward", "scores")
     with context.Pool(1, maxtasksperchild=1) as pool:
-        return dict(zip(keys, pool.map(_peak, [(name, key) for key in keys], chunksize=1), strict=True))
+        return dict(zip(keys, pool.map(_peak, [(case, key) for key in keys], chunksize=1), strict=True))
 
 
 def ratio(times: dict[str, list[float]], one: str, other: str) -> tuple[float, list[float]]:
@@ -110,41 +172,64 @@ def ratio(times: dict[str, list[float]], one: str, other: str) -> tuple[float, l
     return min(times[one]) / min(times[other]), statistics.quantiles(rounds, n=4)
 
 
+def compared(times: dict[str, list[float]], one: str, other: str) -> list[str]:
+    best, (low, median, high) = ratio(times, one, other)
+    return [f"{best:.2f}", f"{median:.2f} [{low:.2f}, {high:.2f}]"]
+
+
+def tables(rounds: int, args: argparse.Namespace) -> tuple[Table, Table]:
+    title = f"float32, {args.device}, batch {args.batch}, {args.threads} threads, {rounds} interleaved rounds"
+    speed = Table(title=title, title_justify="left")
+    headers = ("network", "path-norm / forward", "median [quartiles]", "scores / (fwd+bwd)", "median [quartiles]")
+    headers += ("metric / norm", "floor, ms", "path-norm / floor", "capture")
+    if args.pathnorm:
+        headers += ("authors' path-norm / forward", "SynFlow / (fwd+bwd)")
+    memory = Table(title="peak memory added, MiB", title_justify="left")
+    for table, names in ((speed, headers), (memory, ("network", "weights", *PEAKS))):
+        for header in names:
+            table.add_column(header, justify="left" if header == "network" else "right", no_wrap=header == "network")
+    return speed, memory
+
+
+PEAKS = ("forward", "path-norm", "forward+backward", "scores")
+
+
 def main() -> None:
+    from authors import load
+
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--rounds", type=int, default=15, help="a third of them above 512²")
+    parser.add_argument("--networks", nargs="*", default=CASES, help="NAME@SIZE")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--pathnorm", type=Path, help="the authors' pathnorm.py")
     parser.add_argument("--no-memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    console = Console(width=150)
-    table = Table(
-        title=f"float32, batch 1, {args.threads} threads, {args.rounds} interleaved rounds, 224×224", title_justify="left"
-    )
-    for header in (
-        "network",
-        "path-norm / forward",
-        "median [quartiles]",
-        "scores / (fwd+bwd)",
-        "median [quartiles]",
-        "capture",
-    ):
-        table.add_column(header, justify="left" if header == "network" else "right", no_wrap=True)
-    memory = Table(title="peak memory added, MiB", title_justify="left")
-    for header in ("network", "forward", "path-norm", "forward+backward", "scores"):
-        memory.add_column(header, justify="left" if header == "network" else "right")
-    for name in args.networks:
-        times = race(contestants(name), args.rounds)
-        cells = [name]
-        for one, other in (("path-norm", "forward"), ("scores", "forward+backward")):
-            best, (low, median, high) = ratio(times, one, other)
-            cells += [f"{best:.2f}", f"{median:.2f} [{low:.2f}, {high:.2f}]"]
-        table.add_row(*cells, f"{capture_seconds(name):.2f} s")
-        if not args.no_memory:
-            memory.add_row(name, *(f"{value:.0f}" for value in peaks(name).values()))
-    console.print(table)
-    if not args.no_memory:
+    console = Console(width=190)
+    theirs = load(args.pathnorm) if args.pathnorm else None
+    speed, memory = tables(args.rounds, args)
+    for case in args.networks:
+        large = split(case)[1][1] > 512
+        runs = contestants(case, args.device, args.batch, theirs)
+        times = race(runs, max(3, args.rounds // 3) if large else args.rounds)
+        floor = min((key for key in times if key.startswith("Σ|w|")), key=lambda key: min(times[key]))
+        cells = [*compared(times, "path-norm", "forward"), *compared(times, "scores", "forward+backward")]
+        cells += [compared(times, "path-metric", "path-norm")[0], f"{1000 * min(times[floor]):.1f}"]
+        cells += [compared(times, "path-norm", floor)[0], f"{capture_seconds(case):.2f} s"]
+        if theirs is not None:
+            known = "authors' path-norm" in times
+            cells += [compared(times, "authors' path-norm", "forward")[0] if known else "refused"]
+            cells += [compared(times, "SynFlow by autograd", "forward+backward")[0]]
+        speed.add_row(case, *cells)
+        console.print(case, *cells, style="dim")
+        if not args.no_memory and args.device == "cpu":
+            weights = sum(own.numel() for own in build(split(case)[0]).parameters()) / 2**18
+            memory.add_row(case, f"{weights:.0f}", *(f"{value:.0f}" for value in peaks(case).values()))
+        del runs
+    console.print(speed)
+    if memory.rows:
         console.print(memory)
 
 

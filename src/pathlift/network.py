@@ -22,6 +22,7 @@ from pathlift.edges.axis import Axis, multiplicity
 from pathlift.errors import NumericalError
 
 if TYPE_CHECKING:
+    from pathlift.passes.recall import Memory
     from pathlift.symmetry.tying import Tied
 
 
@@ -464,7 +465,7 @@ class Network:
         kinds = [state.dtype(name) if isinstance(state, LazyState) else state[name].dtype for name in state]
         dtype = torch.float64 if torch.float64 in kinds else torch.float32
         held = replace(self, state=state, device=device, dtype=dtype)
-        graph = ("_together", "node", "fan_in")
+        graph = ("_together", "_memories", "node", "fan_in")
         held.__dict__.update({name: self.__dict__[name] for name in graph if name in self.__dict__})
         if self.compact is self:
             held.__dict__["compact"] = held
@@ -473,6 +474,21 @@ class Network:
             own = self.compact.__dict__
             held.__dict__["compact"].__dict__.update({name: own[name] for name in graph if name in own})
         return held
+
+    def memory(self, *key: object) -> Memory | None:
+        """Return what earlier passes of a kind saw, so that the next need not wait for an accelerator at every layer.
+
+        Args:
+            key: What tells the kind apart from others of this network.
+
+        Returns:
+            The memory, changed by `pathlift.passes.recall`; None on the CPU, where nothing is gained.
+        """
+        return None if self.device.type == "cpu" else self._memories.setdefault(key, {})
+
+    @cached_property
+    def _memories(self) -> dict[tuple[object, ...], Memory]:
+        return {}
 
     def kind_of(self, name: str) -> torch.dtype:
         """Return the dtype of a parameter or buffer without reading it."""

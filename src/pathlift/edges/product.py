@@ -42,7 +42,7 @@ def turned_product(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Shape (rows, columns), contiguous.
     """
-    if ONEDNN and len(first) >= DEEP and not first.is_cuda:
+    if ONEDNN and len(first) >= DEEP and first.device.type == "cpu":
         return product(second.T, first).T.contiguous()
     return torch.mm(first.T, second)
 
@@ -59,7 +59,13 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     """
     (rows, inner), columns = first.shape, second.shape[1]
     least = LONG if rows == 1 else LARGE
-    if not ONEDNN or rows * inner * columns < least or first.dtype != torch.float32 or first.is_cuda or torch.is_grad_enabled():
+    if (
+        not ONEDNN
+        or rows * inner * columns < least
+        or first.dtype != torch.float32
+        or first.device.type != "cpu"
+        or torch.is_grad_enabled()
+    ):
         return torch.mm(first, second)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(first, second.T, None, "none", [], "")
     return found

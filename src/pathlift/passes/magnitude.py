@@ -131,7 +131,7 @@ def _scored(
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, share=scores.add).run(tracks), scores.finished()
 
-    return in_range(attempt, network.dtype, values)
+    return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
 
 def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, unit=unit).run(tracks), shares
 
-    whole, shares = in_range(attempt, network.dtype, values)
+    whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
     order = dict.fromkeys(node.unit_name for node in network.nodes if node.unit_name is not None)
     return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
 

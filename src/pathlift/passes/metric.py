@@ -211,7 +211,7 @@ def _difference(
         program = DifferenceProgram(network, values, other, dtype, changed, through=through)
         return sum_of_outputs(network, propagate(network, program), 1)
 
-    return in_range(attempt, precision, values, other)
+    return in_range(attempt, precision, values, other, memory=network.memory("path_metric", through))
 
 
 def _l2(network: Network, values: Values, other: Values) -> PathMetric:

@@ -181,7 +181,8 @@ def _run(
         tracks = propagate(network, program)
         return [tracks[name][0] for name in network.outputs]
 
-    return in_range(attempt, network.dtype if q in (1.0, math.inf) else torch.float64, values)
+    precision = network.dtype if q in (1.0, math.inf) else torch.float64
+    return in_range(attempt, precision, values, memory=network.memory("path_norm", q, from_inputs, from_biases))
 
 
 @dataclass(frozen=True)

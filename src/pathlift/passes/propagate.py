@@ -21,6 +21,7 @@ from pathlift.edges.base import Edges, Support, Weights
 from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
+from pathlift.passes.recall import Memory, remembering
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
 from pathlift.precision import full_precision
 
@@ -95,13 +96,19 @@ class Program(ABC):
 Result = TypeVar("Result")
 
 
-def in_range(attempt: Callable[[torch.dtype], Result], first: torch.dtype, *values: Mapping[Leaf, Tensor]) -> Result:
+def in_range(
+    attempt: Callable[[torch.dtype], Result],
+    first: torch.dtype,
+    *values: Mapping[Leaf, Tensor],
+    memory: Memory | None = None,
+) -> Result:
     """Run a pass in one precision, and again in float64 when its range does not suffice.
 
     Args:
         attempt: The pass, a function of the precision.
         first: Precision to start with.
         values: The weights that it uses, to name the culprit when one is not finite.
+        memory: See `Network.memory`; the pass may then be run twice.
 
     Returns:
         What the pass returns.
@@ -111,7 +118,7 @@ def in_range(attempt: Callable[[torch.dtype], Result], first: torch.dtype, *valu
     """
     for dtype in dict.fromkeys((first, torch.float64)):
         try:
-            return attempt(dtype)
+            return remembering(attempt, dtype, memory)
         except RangeError:
             continue
         except NumericalError:

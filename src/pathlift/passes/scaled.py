@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import NumericalError
-
-
-class RangeError(Exception):
-    """The spread of magnitudes inside one layer exceeds the range of the current precision."""
+from pathlift.passes.recall import RangeError, extremes
 
 
 @dataclass(frozen=True)
@@ -113,22 +110,6 @@ def _fits(small: torch.Size, large: torch.Size) -> bool:
     return len(small) <= len(large) and all(one in (1, two) for one, two in dims)
 
 
-def extremes(tensor: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest entry.
-
-    Args:
-        tensor: Any non-empty tensor.
-
-    Returns:
-        Both as Python numbers.
-    """
-    low, high = torch.aminmax(tensor.detach() if tensor.requires_grad else tensor)
-    if not tensor.is_cuda:
-        return low.item(), high.item()
-    both = torch.stack((low, high)).tolist()
-    return both[0], both[1]
-
-
 def top(value: Scaled) -> float:
     """Return the exponent of the largest entry, or what is known to be above it."""
     if value.peak is not None:
@@ -179,3 +160,6 @@ def too_small(tensor: Tensor, window: Window) -> bool:
     """
     positive = tensor[tensor > 0]
     return positive.numel() > 0 and float(positive.min()) < power(window.floor)
+
+
+__all__ = ["FORWARD_WINDOWS", "WINDOWS", "RangeError", "Scaled", "Window", "normalised", "power", "too_small", "top", "total"]
