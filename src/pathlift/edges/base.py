@@ -78,7 +78,10 @@ class Weights:
             yield slice(0, count), self.ready
             return
         units = max(1, count // multiple)
-        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // BLOCK_ELEMENTS))
+        size = (
+            BLOCK_ELEMENTS if len(self.values) == 1 else BLOCK_ELEMENTS // 4
+        )  # a transform of two tensors has results between
+        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
         step = -(-units // max(blocks, 1)) * multiple
         first = 0
         for values in zip(*(value.split(step) for value in self.values), strict=True):

@@ -138,14 +138,17 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
-    pairs = zip(first.reshape(-1).split(8 * BLOCK_ELEMENTS), second.reshape(-1).split(8 * BLOCK_ELEMENTS), strict=True)
+    pairs = zip(first.reshape(-1).split(BLOCK_ELEMENTS // 4), second.reshape(-1).split(BLOCK_ELEMENTS // 4), strict=True)
     for one, two in pairs:
         one, two = one.to(dtype), two.to(dtype)
         if torch.equal(one, two):
             continue
         different = True
-        above = above or bool((above_pivot(one, two) > 0).any())
-        below = below or bool((above_pivot(two, one) > 0).any())
+        step = one - two  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
+        above = above or bool((step * one.sign()).amax() > 0)
+        below = below or bool((step * two.sign()).amin() < 0)
+        if above and below:
+            break
     return above, below, different
 
 
