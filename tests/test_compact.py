@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -112,7 +113,7 @@ def windowed(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     return nn.Sequential(lead, *layers, tail), (2, *size)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(int(os.environ.get("PATHLIFT_PARTS", "4"))))
 def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
     @seed(part)
     @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -134,6 +135,30 @@ def test_classifiers_agree_with_their_full_form(name: str) -> None:
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
     network = pathlift.capture(torchvision.models.get_model(name, weights=None, **options), (3, 96, 64))
     assert_same(network, moved(network), 2e-5)
+
+
+class DenseBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(4 * n), nn.ReLU(), nn.Conv2d(4 * n, 4, 3, 1, 1)) for n in (1, 2, 3, 4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [x]
+        for layer in self.layers:
+            found.append(layer(torch.cat(found, 1)))
+        return torch.cat(found, 1)
+
+
+def test_a_dense_block_lays_each_piece_beside_the_others_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2), DenseBlock(), nn.Conv2d(20, 2, 1)).double()
+    network = pathlift.capture(model, (3, 30, 41))
+    assert max(len(node.terms) for node in network.nodes if node.concat is not None) == 5
+    assert max(len(node.terms) for node in network.compact.nodes if node.concat is not None) == 2
+    assert not any("relu" in node.name for node in network.compact.nodes)
+    assert_same(network, moved(network), 1e-11)
 
 
 def test_segmentation_agrees_with_its_full_form() -> None:

@@ -21,7 +21,7 @@ from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.norm import LOG10_OF_2, to_float
 from pathlift.passes.other import Other, other_state
-from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, SquaredDifferenceProgram, Through, Values, above_pivot
+from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, SquaredDifferenceProgram, Through, Values
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
