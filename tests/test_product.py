@@ -78,10 +78,12 @@ def test_no_product_is_rounded_whatever_is_allowed() -> None:
     assert before == after == ("medium", True, True)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="switches of torch 2.9")
 def test_nested_passes_put_the_switches_back_once() -> None:
-    before = torch.backends.cudnn.allow_tf32
+    convolutions: Any = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision, torch.backends.cudnn.allow_tf32
     with full_precision():
         with full_precision():
-            assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+            assert convolutions.fp32_precision == "ieee"
+        assert convolutions.fp32_precision == "ieee"
+    assert (convolutions.fp32_precision, torch.backends.cudnn.allow_tf32) == before

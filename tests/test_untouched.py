@@ -58,6 +58,8 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "path_norm q = 2": lambda m, s: pathlift.path_norm(m, s, q=2),
     "parts": lambda m, s: pathlift.path_norm(m, s).bias_part,
     "path_magnitude": pathlift.path_magnitude,
+    "path_norms": lambda m, s: list(pathlift.path_norms(m, [m, m.state_dict()], s)),
+    "path_metrics": lambda m, s: list(pathlift.path_metrics(m, [m, m.state_dict()], s)),
     "path_magnitude on data": lambda m, s: pathlift.path_magnitude(m, s, q=2, x=torch.ones(2, *s)),
     "prune": lambda m, s: pathlift.prune(m, s, 0.5, scope="*"),
     "apply_masks": lambda m, s: pathlift.apply_masks(m, {n: torch.ones_like(p) > 0 for n, p in m.named_parameters()}),

@@ -18,7 +18,7 @@ def _switches() -> list[tuple[Any, str, Any]]:
     """Return every switch that lets a float32 product be rounded: where it is, its name, and the value that does not."""
     backends: Any = torch.backends
     if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
-        places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+        places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
         return [(place, "fp32_precision", "ieee") for place in places]
     return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
 
