@@ -236,6 +236,10 @@ def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pyte
     torch.save(again.state_dict(), tmp_path / "again.pt")
     stored = [tmp_path / "again.safetensors", str(tmp_path / "again.pt"), again, Checkpoint(tmp_path / "again.safetensors")]
     assert [found.value for found in pathlift.path_norms(model, stored, (3, 8, 8))] == [norms[499]] * 4
+    with torch.device("meta"):
+        hollow = small()
+    for kind in (stored[:2], [again.state_dict(), again]):
+        assert [found.value for found in pathlift.path_norms(hollow, kind, (3, 8, 8))] == [norms[499]] * 2
     distances = [found.value for found in pathlift.path_metrics(model, stored, (3, 8, 8))]
     assert distances == [pathlift.path_metric(model, again, (3, 8, 8)).value] * 4
 
@@ -252,6 +256,9 @@ def test_command_line(tmp_path: Path) -> None:
     assert json.loads(found.stdout)["log10"] == pytest.approx(expected, rel=1e-12)
     both = run.invoke(app, ["norm", name, "--weights", str(one), "--weights", str(tmp_path / "two.safetensors"), "--json"])
     assert [row["log10"] for row in json.loads(both.stdout)["checkpoints"]] == pytest.approx([expected] * 2, rel=1e-12)
+    hollow = run.invoke(app, ["norm", name, "--weights", str(one), "--weights", str(tmp_path / "two.safetensors"), "--stream"])
+    assert hollow.exit_code == 0, hollow.output
+    assert hollow.stdout.count("e+") == 2
     scored = run.invoke(app, ["score", name, "--weights", str(one), "--stream", "--out", str(tmp_path / "scores"), "--json"])
     assert scored.exit_code == 0, scored.output
     assert len(Checkpoint(tmp_path / "scores")) == len(list(model.parameters()))

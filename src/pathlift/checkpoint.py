@@ -176,7 +176,8 @@ class ShardWriter:
             name: Its name.
             tensor: The tensor.
         """
-        self.waiting[name] = tensor.detach().contiguous().cpu()
+        own = tensor.detach().contiguous().cpu()
+        self.waiting[name] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()  # a file shares no memory
         if sum(own.nbytes for own in self.waiting.values()) >= SHARD_BYTES:
             self._flush()
 
@@ -185,9 +186,9 @@ class ShardWriter:
         return name in self.waiting or name in self.index
 
     def _flush(self) -> None:
-        self.partial.mkdir(exist_ok=True)
         file = f"scores-{len(set(self.index.values())) + 1:05d}.safetensors"
         try:
+            self.partial.mkdir(exist_ok=True)
             save_file(self.waiting, self.partial / file)
         except (OSError, SafetensorError) as error:
             raise InputError(f"'{self.target}' cannot be written: {error}") from error

@@ -20,7 +20,19 @@ def _switches() -> list[tuple[Any, str, Any]]:
     if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
         places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
         return [(place, "fp32_precision", "ieee") for place in places]
-    return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    return [(backends.cudnn, "allow_tf32", False), (_Matmul(), "precision", "highest")]
+
+
+class _Matmul:
+    """The one switch for matrix products of earlier versions, on any device."""
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
 
 
 class _Guard:

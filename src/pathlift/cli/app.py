@@ -28,6 +28,7 @@ from pathlift.cli.common import (
     app,
     captured,
     err,
+    hollow,
     number,
     out,
     print_json,
@@ -71,7 +72,8 @@ def norm(
 ) -> None:
     """Path-norm of a network, or of each of many checkpoints."""
     if weights and len(weights) > 1:
-        _norms(captured(model, None, shape, seed, device), model, weights, q, as_json=as_json)
+        network = hollow(model, shape) if streamed else captured(model, None, shape, seed, device)
+        _norms(network, model, weights, q, as_json=as_json)
         return
     only = weights[0] if weights else None
     _norm(captured(model, only, shape, seed, device, streamed=streamed), model, only, q, as_json=as_json)

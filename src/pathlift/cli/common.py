@@ -61,9 +61,7 @@ def captured(
     if streamed:
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
-        with err.status("capturing the graph"), torch.device("meta"):
-            hollow = pathlift.capture(load_model(name), shape_of(name, shape))
-        return pathlift.stream(hollow, weights=weights, device=device)
+        return pathlift.stream(hollow(name, shape), weights=weights, device=device)
     with err.status(f"building {name}"):
         model = load_model(name, weights, seed)
         sizes = shape_of(name, shape)
@@ -73,6 +71,12 @@ def captured(
             raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     with err.status("capturing the graph"):
         return pathlift.capture(model, sizes)
+
+
+def hollow(name: str, shape: str | None) -> pathlift.Network:
+    """Capture a model without weights."""
+    with err.status("capturing the graph"), torch.device("meta"):
+        return pathlift.capture(load_model(name), shape_of(name, shape))
 
 
 def number(value: float) -> float | str:

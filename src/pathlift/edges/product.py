@@ -27,9 +27,15 @@ def _found() -> bool:
 
 ONEDNN = _found()
 
-
 DEEP = 256
-"""Inner size from which on oneDNN wins although the first factor has to be turned round for it."""
+"""Inner size from which on oneDNN wins although its result has to be turned round."""
+
+
+def _gains(first: Tensor, second: Tensor) -> bool:
+    """Whether a product is one that oneDNN can do, and does faster."""
+    if not ONEDNN or first.dtype != torch.float32 or first.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return first.numel() * second.shape[1] >= (LONG if len(first) == 1 else LARGE)
 
 
 def turned_product(first: Tensor, second: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ def turned_product(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Shape (rows, columns), contiguous.
     """
-    if ONEDNN and len(first) >= DEEP and first.device.type == "cpu":
+    if len(first) >= DEEP and _gains(second.T, first):
         return product(second.T, first).T.contiguous()
     return torch.mm(first.T, second)
 
@@ -57,15 +63,7 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Their product, shape (rows, columns). Differentiable where gradients are recorded.
     """
-    (rows, inner), columns = first.shape, second.shape[1]
-    least = LONG if rows == 1 else LARGE
-    if (
-        not ONEDNN
-        or rows * inner * columns < least
-        or first.dtype != torch.float32
-        or first.device.type != "cpu"
-        or torch.is_grad_enabled()
-    ):
+    if not _gains(first, second):
         return torch.mm(first, second)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(first, second.T, None, "none", [], "")
     return found
