@@ -328,3 +328,16 @@ def test_check_support_lists_all_problems_with_their_modules() -> None:
         ("2.0", "layer_norm"),
         ("3", "softmax"),
     ]
+
+
+@pytest.mark.parametrize("spread", [20, 45, 55, 60, 62])
+def test_small_activations_that_much_comes_back_to_keep_their_shares(spread: int) -> None:
+    """Three paths through neurons whose activations differ by 2^(2·spread), one of them with a share of 2^-30."""
+    model = nn.Sequential(nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight[:] = 2.0 ** torch.tensor([[-spread], [0], [spread]])
+        model[2].weight[:] = 2.0 ** torch.tensor([[spread - 30, 0, -spread]])
+    scores = pathlift.path_magnitude(model, (1,))
+    expected = torch.tensor([2.0**-30, 1.0, 1.0]) / (2 + 2.0**-30)
+    torch.testing.assert_close(scores["0.weight"][:, 0], expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(scores["2.weight"][0], expected, rtol=1e-5, atol=0.0)

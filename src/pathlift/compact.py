@@ -3,8 +3,7 @@
 Fed with ones, path activations, difference tracks and the path masses that come back are constant on each class, whatever
 the weights are. So the network is rewritten once into a smaller one that the passes run in its place: they do not know.
 
-Two more things are left out, because path activations do not see them: layers that only repeat the one below (a ReLU), and
-the pieces of a concatenation that an earlier one has laid side by side already (a dense block).
+Layers that only repeat the one below (a ReLU) are left out, because path activations do not see them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
 from pathlift.edges.base import Chain, Edges
 from pathlift.edges.unit import Gather, Identity, weighted_dims
-from pathlift.network import Apply, Concat, Network, Node, Slopes, Term
+from pathlift.network import Apply, Network, Node, Slopes, Term
 
 
 def compacted(network: Network) -> Network:
@@ -39,32 +38,17 @@ class _Compaction:
         self.axes: dict[str, tuple[Axis, ...]] = {}
         self.leaves = list(network.leaves)
         self.same: dict[str, str] = {}
-        self.joined: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def run(self) -> Network:
         nodes = []
         for node in self.network.nodes:
             terms = tuple(replace(term, source=self.same.get(term.source, term.source)) for term in node.terms)
-            node = self._node(self._continued(replace(node, terms=terms)))
+            node = self._node(replace(node, terms=terms))
             if node.name not in self.network.outputs and _repeats(node):
                 self.same[node.name] = node.terms[0].source
             else:
                 nodes.append(node)
         return replace(self.network, nodes=tuple(nodes), leaves=tuple(self.leaves))
-
-    def _continued(self, node: Node) -> Node:
-        """Let a concatenation start with the longest earlier one that laid its first pieces side by side."""
-        if node.concat is None or not all(_plain(term) for term in node.terms):
-            return node
-        dim, sizes, sources = node.concat.dim, node.concat.sizes, tuple(term.source for term in node.terms)
-        for count in range(len(sources) - 1, 1, -1):
-            earlier = self.joined.get((dim, sources[:count]))
-            if earlier is not None:
-                terms = (Term(earlier, Identity()), *node.terms[count:])
-                node = replace(node, terms=terms, concat=Concat(dim, (sum(sizes[:count]), *sizes[count:])))
-                break
-        self.joined[dim, sources] = node.name
-        return node
 
     def _node(self, node: Node) -> Node:
         if node.kind == "input":
@@ -122,12 +106,10 @@ class _Compaction:
         return replace(term, edges=Chain(term.edges, Gather(index), weighted=0)) if index else term
 
 
-def _plain(term: Term) -> bool:
-    return term.weight is None and isinstance(term.edges, Identity)
-
-
 def _repeats(node: Node) -> bool:
     """Whether the neurons of a layer have the path activations and the scales of those below, one by one."""
     if node.starts or len(node.terms) != 1 or node.unit_name is not None:
         return False
-    return _plain(node.terms[0]) and (node.nonlinearity is None or isinstance(node.nonlinearity, Slopes))
+    (term,) = node.terms
+    same = term.weight is None and isinstance(term.edges, Identity)
+    return same and (node.nonlinearity is None or isinstance(node.nonlinearity, Slopes))

@@ -75,6 +75,7 @@ class PullBack:
         self.window = program.window
         self.gradients: dict[str, Scaled] = {}
         self.summed: set[str] = set()
+        self.tracks: Mapping[str, Tracks] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
         """Go back; the tracks are let go as they are used up.
@@ -91,6 +92,7 @@ class PullBack:
         whole = sum_of_outputs(self.network, tracks)
         if whole is None:
             return None
+        self.tracks = tracks
         seed = 1.0 / float(whole.tensor)
         for node in self.network.nodes:
             for _ in range(self.network.outputs.count(node.name)):
@@ -125,7 +127,7 @@ class PullBack:
         weights = None if term.weight is None else self.program.edge(term.weight)[0, 0]
         scored = self.share is not None and term.weight is not None and term.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
-        g = above
+        g, whole = above, below
         if scored:
             # Bring G to the exponent at which w·A·G is the share itself, and drop what no share can hold.
             below = self._narrow(below)
@@ -136,6 +138,9 @@ class PullBack:
                 return
             g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
+        if below is not whole and to_below is not None:
+            left_out = torch.where(below.tensor == 0, whole.tensor, 0.0)
+            self._refuse_mass(Scaled(left_out, whole.exponent), Scaled(to_below, g.exponent + shift))
         if to_below is not None:
             self._accumulate(term.source, Scaled(to_below, g.exponent + shift, g.peak if to_below is g.tensor else None))
         if to_weight is not None and term.weight is not None and self.share is not None:
@@ -147,7 +152,7 @@ class PullBack:
             raise RangeError
 
     def _narrow(self, below: Scaled) -> Scaled:
-        """Leave room for the product A·G: what falls below the range here has no share that a float could hold."""
+        """Leave room for the product A·G; what falls below the range here is left out, and looked at again afterwards."""
         if top(below) - below.exponent <= self.window.high:
             return below
         shift = self.window.wide
@@ -169,15 +174,52 @@ class PullBack:
 
     def _accumulate(self, name: str, value: Scaled) -> None:
         """Add to what has come back to a node; what an operator made is brought into its window first."""
-        scaled = value if value.peak is not None else normalised(value, self.window)[0]
+        scaled = value if value.peak is not None else self._normalised(name, value)
         if scaled is None:
             return
         if name in self.gradients:
-            scaled, _ = total([self.gradients[name], scaled], fresh=name in self.summed)
+            known = self.gradients[name]
+            exponent = max(known.exponent, scaled.exponent)
+            for part in (known, scaled):
+                self._refuse_loss(name, part, exponent)
+            scaled, _ = total([known, scaled], fresh=name in self.summed)
             self.summed.add(name)
         self.gradients[name] = scaled
+
+    def _normalised(self, name: str, value: Scaled) -> Scaled | None:
+        """Bring what has come back to a node into its window."""
+        scaled, _ = normalised(value, self.window)
+        if scaled is not None:
+            self._refuse_loss(name, value, scaled.exponent)
+        return scaled
+
+    def _refuse_loss(self, name: str, value: Scaled, exponent: float) -> None:
+        """Make sure that what falls below the smallest float with another exponent holds no share that counts.
+
+        One exponent serves all neurons of a layer: those with large path activations have little that comes back, and the
+        product of both is what counts.
+
+        Raises:
+            RangeError: It does.
+        """
+        shift = value.exponent - exponent
+        own = self.tracks[name][0]
+        if shift >= 0.0 or own is None:
+            return
+        least = torch.finfo(value.tensor.dtype).tiny * power(-shift)
+        self._refuse_mass(Scaled(torch.where(value.tensor < least, value.tensor, 0.0), value.exponent), own)
+
+    def _refuse_mass(self, lost: Scaled, other: Scaled) -> None:
+        """Make sure that the product of a path activation and what comes back is no share where one of them is left out.
+
+        Raises:
+            RangeError: It is.
+        """
+        mass = float((lost.tensor.double() * other.tensor.double()).amax())
+        if mass > 0.0 and math.log2(mass) + lost.exponent + other.exponent > self.window.floor:
+            raise RangeError
 
     def _gathered(self, name: str) -> Scaled | None:
         """Take what has come back to a node."""
         value = self.gradients.pop(name, None)
-        return normalised(value, self.window)[0] if value is not None and name in self.summed else value
+        return self._normalised(name, value) if value is not None and name in self.summed else value
