@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
 from pathlift.passes.propagate import Program, Tracks
+from pathlift.passes.recall import extremes
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
 from pathlift.precision import full_precision
 
@@ -207,6 +208,8 @@ class PullBack:
         if shift >= 0.0 or own is None:
             return
         least = torch.finfo(value.tensor.dtype).tiny * power(-shift)
+        if extremes(value.tensor)[0] >= least:
+            return
         self._refuse_mass(Scaled(torch.where(value.tensor < least, value.tensor, 0.0), value.exponent), own)
 
     def _refuse_mass(self, lost: Scaled, other: Scaled) -> None:
