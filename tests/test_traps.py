@@ -5,6 +5,7 @@ Weights are chosen so that each wrong reading (a dropped sign, a joined edge, a 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -341,3 +342,26 @@ def test_small_activations_that_much_comes_back_to_keep_their_shares(spread: int
     expected = torch.tensor([2.0**-30, 1.0, 1.0]) / (2 + 2.0**-30)
     torch.testing.assert_close(scores["0.weight"][:, 0], expected, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(scores["2.weight"][0], expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("far", [122, 124, 126])
+@pytest.mark.parametrize("large", ["weight", "bias"])
+def test_little_that_comes_back_to_a_large_weight_keeps_its_share(far: int, large: str) -> None:
+    """A path through 2^110 and 2^-far beside one through ones: its share is small, and no more than that."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        for own in model.parameters():
+            own.zero_()
+        model[0].weight[:] = 1.0
+        model[2].weight[:] = torch.eye(2)
+        if large == "weight":
+            model[2].weight[0, 0] = 2.0**110
+        else:
+            model[2].bias[0] = 2.0**110
+        model[4].weight[:] = torch.tensor([[2.0**-far, 1.0]])
+    scores, wide = pathlift.path_magnitude(model, (1,)), pathlift.path_magnitude(copy.deepcopy(model).double(), (1,))
+    for name, share in wide.items():
+        torch.testing.assert_close(scores[name].double(), share, rtol=1e-5, atol=1e-30)
+    units, exact = pathlift.unit_path_magnitude(model, (1,)), pathlift.unit_path_magnitude(copy.deepcopy(model).double(), (1,))
+    for name, share in exact.items():
+        torch.testing.assert_close(units[name].double(), share, rtol=1e-5, atol=1e-30)

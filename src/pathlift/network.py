@@ -465,14 +465,10 @@ class Network:
         kinds = [state.dtype(name) if isinstance(state, LazyState) else state[name].dtype for name in state]
         dtype = torch.float64 if torch.float64 in kinds else torch.float32
         held = replace(self, state=state, device=device, dtype=dtype)
-        graph = ("_together", "_memories", "node", "fan_in")
-        held.__dict__.update({name: self.__dict__[name] for name in graph if name in self.__dict__})
-        if self.compact is self:
-            held.__dict__["compact"] = held
-        else:
-            held.__dict__["compact"] = replace(self.compact, state=state, device=device, dtype=dtype)
-            own = self.compact.__dict__
-            held.__dict__["compact"].__dict__.update({name: own[name] for name in graph if name in own})
+        compact = held if self.compact is self else replace(self.compact, state=state, device=device, dtype=dtype)
+        for copy, own in ((held, self), (compact, self.compact)):
+            copy.__dict__.update({name: getattr(own, name) for name in ("_together", "_memories", "node")})
+        held.__dict__["compact"] = compact
         return held
 
     def memory(self, *key: object) -> Memory | None:
@@ -489,6 +485,11 @@ class Network:
     @cached_property
     def _memories(self) -> dict[tuple[object, ...], Memory]:
         return {}
+
+    @property
+    def host(self) -> torch.device:
+        """Where other weights for this graph are put: its own device, or the CPU when that is the meta device."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def kind_of(self, name: str) -> torch.dtype:
         """Return the dtype of a parameter or buffer without reading it."""
@@ -546,6 +547,8 @@ class _Reading(Mapping[Leaf, Tensor]):
         """Evaluate a leaf."""
         if isinstance(leaf.expression, StateTensor):
             value = self.state[leaf.expression.name]
+        elif leaf.expression in self.memo:
+            value = self.memo[leaf.expression]
         else:
             value = torch.as_tensor(evaluate(leaf.expression, self.state, dict(self.memo)))
         _refuse_hollow(leaf, value)

@@ -141,14 +141,13 @@ def held(network: Network, other: Stored) -> Network:
         MismatchError: Names, shapes or graphs differ.
         InputError: A file cannot be read.
     """
-    device = torch.device("cpu") if network.device.type == "meta" else network.device
     if isinstance(other, (str, Path)) and Path(other).suffix not in {".pt", ".pth"}:
-        other = Checkpoint(other, device)
+        other = Checkpoint(other, network.host)
     elif isinstance(other, (str, Path)):
         other = load_state(Path(other))
     if isinstance(other, Checkpoint):
         return _on_disk(network, other)
-    return network.holding(other_state(network, other), device)
+    return network.holding(other_state(network, other), network.host)
 
 
 def path_norms(

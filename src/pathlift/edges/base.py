@@ -16,6 +16,9 @@ from pathlift.edges.pattern import Pattern
 BLOCK_ELEMENTS = 1 << 21
 """Weights are transformed in blocks of at most this many elements where a map can work block by block (8 MiB in float32)."""
 
+PAIR_ELEMENTS = BLOCK_ELEMENTS // 4
+"""The same where two tensors are compared, which has results of the same size between."""
+
 
 class Weights:
     """The tensor f(θ, θ', …)·2^(-exponent) for an elementwise f, computed when asked for, whole or in blocks of rows.
@@ -78,9 +81,7 @@ class Weights:
             yield slice(0, count), self.ready
             return
         units = max(1, count // multiple)
-        size = (
-            BLOCK_ELEMENTS if len(self.values) == 1 else BLOCK_ELEMENTS // 4
-        )  # a transform of two tensors has results between
+        size = BLOCK_ELEMENTS if len(self.values) == 1 else PAIR_ELEMENTS
         blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
         step = -(-units // max(blocks, 1)) * multiple
         first = 0

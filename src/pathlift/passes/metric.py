@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
-from pathlift.edges.base import BLOCK_ELEMENTS
+from pathlift.edges.base import PAIR_ELEMENTS
 from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.norm import LOG10_OF_2, to_float
@@ -138,7 +138,7 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
-    pairs = zip(first.reshape(-1).split(BLOCK_ELEMENTS // 4), second.reshape(-1).split(BLOCK_ELEMENTS // 4), strict=True)
+    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
     for one, two in pairs:
         one, two = one.to(dtype), two.to(dtype)
         if torch.equal(one, two):

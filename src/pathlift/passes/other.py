@@ -30,9 +30,8 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         MismatchError: A name, a shape or the graph differs.
         InputError: ``other`` is neither a module nor a network nor a mapping.
     """
-    device = torch.device("cpu") if network.device.type == "meta" else network.device
     if isinstance(other, nn.Module):
-        examples = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in network.examples)
+        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.host) for shape, dtype in network.examples)
         other = _captured_alike(network, other, examples)
     if isinstance(other, Network):
         check_names(network, {**other.state, **{a: other.state[n] for a, n in other.aliases.items()}}, strict=True)
@@ -47,7 +46,7 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         found = other
     else:
         raise InputError(f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}.")
-    state = {name: found[name].detach().to(device) if name in found else tensor for name, tensor in network.state.items()}
+    state = {name: found[name].detach().to(network.host) if name in found else tensor for name, tensor in network.state.items()}
     for name in network.baked:
         if not torch.equal(state[name], network.state[name]):
             raise MismatchError(f"The buffer '{name}' is part of the graph (an index) and differs between the networks.")

@@ -110,21 +110,25 @@ class PullBack:
 
     def _node(self, node: Node, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
         if self.unit is not None and node.unit_name is not None:
-            self.unit(node, own.tensor * (above.tensor * power(own.exponent + above.exponent)))
+            mass = own.tensor.double() * above.tensor.double() * power(own.exponent + above.exponent)
+            self.unit(node, mass.to(own.tensor.dtype))
         offset = 0
         for place, term in enumerate(node.terms):
-            piece = above
+            piece, part = above, own
             if node.concat is not None:
                 size = node.concat.sizes[place]
-                piece = Scaled(above.tensor.narrow(node.concat.dim, offset, size), above.exponent, above.peak)
+                piece, part = (
+                    Scaled(whole.tensor.narrow(node.concat.dim, offset, size), whole.exponent, whole.peak)
+                    for whole in (above, own)
+                )
                 offset += size
             below = tracks[term.source][0]
             if below is not None:
-                self._term(term, piece, below)
+                self._term(term, piece, part, below)
         for start in node.starts:
             self._start(start, above)
 
-    def _term(self, term: Term, above: Scaled, below: Scaled) -> None:
+    def _term(self, term: Term, above: Scaled, own: Scaled, below: Scaled) -> None:
         weights = None if term.weight is None else self.program.edge(term.weight)[0, 0]
         scored = self.share is not None and term.weight is not None and term.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
@@ -135,13 +139,13 @@ class PullBack:
             exponent, size = -below.exponent - shift, top(below) - below.exponent
             self._refuse_overflow(top(above) - exponent, size, above.tensor.numel())
             least = self.window.least - size
+            self._refuse_small(above, least + exponent - above.exponent, own)
             if top(above) - exponent <= least:
                 return
             g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
         if below is not whole and to_below is not None:
-            left_out = torch.where(below.tensor == 0, whole.tensor, 0.0)
-            self._refuse_mass(Scaled(left_out, whole.exponent), Scaled(to_below, g.exponent + shift))
+            self._refuse_small(whole, self.window.least + self.window.wide, Scaled(to_below, g.exponent + shift))
         if to_below is not None:
             self._accumulate(term.source, Scaled(to_below, g.exponent + shift, g.peak if to_below is g.tensor else None))
         if to_weight is not None and term.weight is not None and self.share is not None:
@@ -170,6 +174,7 @@ class PullBack:
             return
         bias = weights.full()
         placed = bias.reshape(start.view)
+        self._refuse_shift(above, -weights.exponent, Scaled(placed, weights.exponent))
         mass = above.at(-weights.exponent).sum_to_size(placed.shape) * placed
         self.share(start.weight, mass.reshape(bias.shape))
 
@@ -182,7 +187,7 @@ class PullBack:
             known = self.gradients[name]
             exponent = max(known.exponent, scaled.exponent)
             for part in (known, scaled):
-                self._refuse_loss(name, part, exponent)
+                self._refuse_shift(part, exponent, self.tracks[name][0])
             scaled, _ = total([known, scaled], fresh=name in self.summed)
             self.summed.add(name)
         self.gradients[name] = scaled
@@ -191,35 +196,30 @@ class PullBack:
         """Bring what has come back to a node into its window."""
         scaled, _ = normalised(value, self.window)
         if scaled is not None:
-            self._refuse_loss(name, value, scaled.exponent)
+            self._refuse_shift(value, scaled.exponent, self.tracks[name][0])
         return scaled
 
-    def _refuse_loss(self, name: str, value: Scaled, exponent: float) -> None:
-        """Make sure that what falls below the smallest float with another exponent holds no share that counts.
+    def _refuse_shift(self, value: Scaled, exponent: float, own: Scaled | None) -> None:
+        """Make sure that what falls below the smallest float with another exponent holds no share that counts."""
+        if exponent > value.exponent:
+            smallest = math.log2(torch.finfo(value.tensor.dtype).tiny)
+            self._refuse_small(value, smallest + exponent - value.exponent, own)
 
-        One exponent serves all neurons of a layer: those with large path activations have little that comes back, and the
-        product of both is what counts.
+    def _refuse_small(self, value: Scaled, least: float, other: Scaled | None) -> None:
+        """Make sure that the entries of a value up to 2**least hold no share that counts, for they are left out.
 
-        Raises:
-            RangeError: It does.
-        """
-        shift = value.exponent - exponent
-        own = self.tracks[name][0]
-        if shift >= 0.0 or own is None:
-            return
-        least = torch.finfo(value.tensor.dtype).tiny * power(-shift)
-        if extremes(value.tensor)[0] >= least:
-            return
-        self._refuse_mass(Scaled(torch.where(value.tensor < least, value.tensor, 0.0), value.exponent), own)
-
-    def _refuse_mass(self, lost: Scaled, other: Scaled) -> None:
-        """Make sure that the product of a path activation and what comes back is no share where one of them is left out.
+        A share is the product of a path activation and what comes back for it. Either may be tiny within its layer, and most
+        of all where the other is large; so the product is looked at.
 
         Raises:
-            RangeError: It is.
+            RangeError: They do.
         """
-        mass = float((lost.tensor.double() * other.tensor.double()).amax())
-        if mass > 0.0 and math.log2(mass) + lost.exponent + other.exponent > self.window.floor:
+        bound = power(least)
+        if other is None or extremes(value.tensor)[0] > bound:
+            return
+        lost = torch.where(value.tensor <= bound, value.tensor, 0.0)
+        mass = float((lost.double() * other.tensor.double()).amax())
+        if mass > 0.0 and math.log2(mass) + value.exponent + other.exponent > self.window.floor:
             raise RangeError
 
     def _gathered(self, name: str) -> Scaled | None:
