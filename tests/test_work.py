@@ -66,11 +66,11 @@ class Counts:
 
 
 EXPECTED = {
-    ("resnet18", 224): (Counts(774.8, 204.6, 334), Counts(2323.8, 737.3, 1160)),
-    ("resnet18", 512): (Counts(1485.7, 243.3, 338), Counts(4456.6, 872.2, 1181)),
-    ("alexnet", 224): (Counts(249.9, 748.7, 151), Counts(690.6, 2739.6, 477)),
-    ("densenet121", 224): (Counts(1373.6, 525.6, 1604), Counts(4113.9, 2325.8, 9871)),
-    ("mobilenet_v2", 224): (Counts(163.8, 141.6, 863), Counts(488.1, 488.4, 2528)),
+    ("resnet18", 224): (Counts(774.8, 204.6, 334), Counts(2323.8, 732.9, 980)),
+    ("resnet18", 512): (Counts(1485.7, 243.3, 338), Counts(4456.6, 865.7, 1001)),
+    ("alexnet", 224): (Counts(249.9, 748.7, 151), Counts(690.6, 2739.0, 438)),
+    ("densenet121", 224): (Counts(1373.6, 525.6, 1604), Counts(4113.9, 2279.9, 8896)),
+    ("mobilenet_v2", 224): (Counts(163.8, 141.6, 863), Counts(488.1, 469.2, 2080)),
 }
 """Of the path-norm, and of all scores. When a change lowers a figure, write the lower one here."""
 

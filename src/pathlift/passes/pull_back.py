@@ -118,8 +118,7 @@ class PullBack:
             if node.concat is not None:
                 size = node.concat.sizes[place]
                 piece, part = (
-                    Scaled(whole.tensor.narrow(node.concat.dim, offset, size), whole.exponent, whole.peak)
-                    for whole in (above, own)
+                    whole._replace(tensor=whole.tensor.narrow(node.concat.dim, offset, size)) for whole in (above, own)
                 )
                 offset += size
             below = tracks[term.source][0]
@@ -147,7 +146,8 @@ class PullBack:
         if below is not whole and to_below is not None:
             self._refuse_small(whole, self.window.least + self.window.wide, Scaled(to_below, g.exponent + shift))
         if to_below is not None:
-            self._accumulate(term.source, Scaled(to_below, g.exponent + shift, g.peak if to_below is g.tensor else None))
+            back = g if to_below is g.tensor else Scaled(to_below, g.exponent)
+            self._accumulate(term.source, back._replace(exponent=back.exponent + shift))
         if to_weight is not None and term.weight is not None and self.share is not None:
             self.share(term.weight, to_weight)
 
@@ -194,7 +194,9 @@ class PullBack:
 
     def _normalised(self, name: str, value: Scaled) -> Scaled | None:
         """Bring what has come back to a node into its window."""
-        scaled, _ = normalised(value, self.window)
+        scaled, low = normalised(value, self.window)
+        if scaled is not None and low >= torch.finfo(value.tensor.dtype).tiny:
+            return scaled._replace(trough=math.frexp(low)[1] - 1)
         if scaled is not None:
             self._refuse_shift(value, scaled.exponent, self.tracks[name][0])
         return scaled
@@ -215,7 +217,7 @@ class PullBack:
             RangeError: They do.
         """
         bound = power(least)
-        if other is None or extremes(value.tensor)[0] > bound:
+        if other is None or (value.trough is not None and value.trough > least) or extremes(value.tensor)[0] > bound:
             return
         lost = torch.where(value.tensor <= bound, value.tensor, 0.0)
         mass = float((lost.double() * other.tensor.double()).amax())

@@ -54,11 +54,12 @@ FORWARD_WINDOWS = {
 
 
 class Scaled(NamedTuple):
-    """The value ``tensor · 2**exponent``; no entry of the tensor exceeds 2**peak, if that is known."""
+    """The value ``tensor · 2**exponent``; no entry of the tensor exceeds 2**peak or is below 2**trough, if that is known."""
 
     tensor: Tensor
     exponent: float
     peak: int | None = None
+    trough: int | None = None
 
     def at(self, exponent: float) -> Tensor:
         """Return the mantissa that goes with another exponent."""
