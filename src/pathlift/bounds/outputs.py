@@ -18,7 +18,8 @@ from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network
 from pathlift.passes.drift import Drift, Side
 from pathlift.passes.enclosure import Enclosure
-from pathlift.passes.programs import TELESCOPING, DifferenceProgram, HellingerProgram, NormProgram, Values
+from pathlift.passes.joint import HellingerProgram
+from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
 from pathlift.passes.propagate import Program, in_range, propagate
 from pathlift.passes.realise import flat_outputs
 from pathlift.passes.rounding import rounding_factor

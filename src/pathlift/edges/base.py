@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -121,6 +122,77 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
 
 
+JOINT_ELEMENTS = 1 << 18
+"""The same where many functions of the same weights are computed at once."""
+
+Entry: TypeAlias = "tuple[int, int]"
+"""(to, from): the tracks that a function of the weights joins."""
+
+
+class Bundle:
+    """Several functions of the same weights: what a pass of several tracks sends along an edge, computed block by block.
+
+    Reading and preparing the weights is done once for all tracks. The value of an entry is ``tensor * 2**exponent``.
+    """
+
+    def __init__(
+        self,
+        values: tuple[Tensor, ...],
+        keys: Sequence[Entry],
+        entries: Callable[..., Mapping[Entry, Tensor]],
+        dtype: torch.dtype,
+        *,
+        shift: float = 0.0,
+        degree: float = 1.0,
+    ) -> None:
+        """Describe the functions.
+
+        Args:
+            values: Tensors of one shape (θ, θ', …).
+            keys: The tracks that the functions join.
+            entries: Elementwise and homogeneous functions of the values, by key.
+            dtype: Precision of the results.
+            shift: The values are divided by 2**shift before ``entries`` sees them.
+            degree: Degree of homogeneity.
+        """
+        self.values = values
+        self.keys = tuple(keys)
+        self.entries = entries
+        self.dtype = dtype
+        self.scale = 2.0**-shift
+        self.exponent = shift * degree
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weights."""
+        return self.values[0].shape
+
+    def full(self) -> Mapping[Entry, Tensor]:
+        """Return the whole tensors."""
+        return self._apply(self.values)
+
+    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
+        """Yield slices of the first dimension and their entries; see `Weights.rows`.
+
+        Args:
+            multiple: The length of a slice is a multiple of this.
+
+        Yields:
+            A slice of about `JOINT_ELEMENTS` weights (of all when gradients are recorded), and the entries.
+        """
+        units = max(1, self.shape[0] // multiple)
+        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // JOINT_ELEMENTS))
+        step = -(-units // max(blocks, 1)) * multiple
+        first = 0
+        for values in zip(*(value.split(step) for value in self.values), strict=True):
+            yield slice(first, first + len(values[0])), self._apply(values)
+            first += len(values[0])
+
+    def _apply(self, values: tuple[Tensor, ...]) -> Mapping[Entry, Tensor]:
+        wide = tuple(value.to(self.dtype) for value in values)
+        return self.entries(*(wide if self.scale == 1.0 else (value * self.scale for value in wide)))
+
+
 class Support(Weights):
     """1 where a weight is not zero and 0 elsewhere: which edges are there at all."""
 
@@ -171,6 +243,24 @@ class Edges(ABC):
         Returns:
             Values of the neurons above.
         """
+
+    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """Apply the map to several tracks at once: out_i = Σ_j factor_ij · sum(x_j, w_ij).
+
+        Args:
+            xs: Track to values of the neurons below, all of one shape; a track that is not there is 0.
+            bundle: The weights.
+            factors: Numbers by entry; entries without one are left out.
+
+        Returns:
+            Track to values of the neurons above, new memory.
+        """
+        found: dict[int, Tensor] = {}
+        for entry, weight in bundle.full().items():
+            if entry in factors:
+                part = self.sum(xs[entry[1]], Weights((weight,), _same, bundle.dtype, ready=weight))
+                add_scaled(found, entry[0], part, factors[entry])
+        return found
 
     @abstractmethod
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
@@ -290,6 +380,22 @@ class Edges(ABC):
 
 def _same(value: Tensor) -> Tensor:
     return value
+
+
+def add_scaled(found: dict[int, Tensor], key: int, part: Tensor, factor: float) -> None:
+    """Add ``factor * part`` to an entry of ``found``, whose memory is free to be overwritten.
+
+    Args:
+        found: Where to add.
+        key: Which entry.
+        part: New memory.
+        factor: A number.
+    """
+    grad = torch.is_grad_enabled()
+    if key not in found:
+        found[key] = part if factor == 1.0 else part * factor if grad else part.mul_(factor)
+    else:
+        found[key] = torch.add(found[key], part, alpha=factor) if grad else found[key].add_(part, alpha=factor)
 
 
 class Chain(Edges):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, classify
-from pathlift.edges.base import Compact, Edges, Weights
+from pathlift.edges.base import Bundle, Compact, Edges, Entry, Weights, add_scaled
 from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
 from pathlift.edges.window import along
@@ -49,6 +49,19 @@ class Dense(Edges):
         pieces = [product(rows, block.T) for _, block in w.rows()]
         out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
         return out.reshape(*x.shape[:-1], w.shape[0])
+
+    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """See `Edges.sums`."""
+        rows = {track: x.reshape(-1, x.shape[-1]) for track, x in xs.items()}
+        pieces: list[dict[int, Tensor]] = []
+        for _, block in bundle.rows():
+            found: dict[int, Tensor] = {}
+            for entry, weight in block.items():
+                if entry in factors:
+                    add_scaled(found, entry[0], torch.mm(rows[entry[1]], weight.T), factors[entry])
+            pieces.append(found)
+        shape = (*next(iter(xs.values())).shape[:-1], bundle.shape[0])
+        return {track: torch.cat([piece[track] for piece in pieces], 1).reshape(shape) for track in pieces[0]}
 
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.max`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, through_taps
-from pathlift.edges.base import Compact, Edges, Weights
+from pathlift.edges.base import Bundle, Compact, Edges, Entry, Weights, add_scaled
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.product import product, turned_product
 
@@ -178,6 +178,11 @@ def _meta(shape: Sequence[int]) -> Weights:
     return Weights((nothing,), torch.abs, nothing.dtype, ready=nothing)
 
 
+def _upright(columns: Tensor) -> Tensor:
+    """Return the same matrix in the memory order in which libraries multiply it fastest in float64."""
+    return columns.T.contiguous().T
+
+
 class GatheredConvolution(Edges):
     """A convolution between compact tensors: gather what each class of positions reads, then one matrix product.
 
@@ -266,6 +271,47 @@ class GatheredConvolution(Edges):
             else:
                 parts.append(product(block.flatten(1), columns.flatten(0, 1)))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """See `Edges.sums`."""
+        flat = {track: self._spread(x) for track, x in xs.items()}
+        below = next(iter(xs.values())).shape[1]
+        above = bundle.shape[1] * self.groups if self.transposed else bundle.shape[0]
+        pieces: list[dict[int, Tensor]] = []
+        for _, table in self._positions(below * self.taps * max(1, len(xs) // 8)):
+            columns = {track: self._columns(own, table) for track, own in flat.items()}
+            pieces.append(self._products(columns, bundle, factors))
+        return {
+            track: (pieces[0][track] if len(pieces) == 1 else torch.cat([piece[track] for piece in pieces], 1)).view(
+                1, above, *self.places
+            )
+            for track in pieces[0]
+        }
+
+    def _products(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """Multiply several weights to the columns of several tracks; see `_product`."""
+        per_group = bundle.shape[0] // self.groups
+        if self.groups == 1 and not self.transposed:
+            columns = {track: _upright(own.flatten(0, 1)) for track, own in columns.items()}
+        whole: dict[int, Tensor] = {}
+        parts: dict[int, list[Tensor]] = {}
+        for rows, block in bundle.rows(1 if self.groups == 1 else per_group):
+            found: dict[int, Tensor] = {}
+            for entry, weight in block.items():
+                if entry not in factors:
+                    continue
+                own = columns[entry[1]]
+                if self.groups > 1:
+                    _, matrix, read = self._grouped(weight, own, rows, per_group)
+                    add_scaled(found, entry[0], torch.matmul(matrix, read).flatten(0, -2), factors[entry])
+                elif self.transposed:
+                    part = torch.mm(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
+                    add_scaled(whole, entry[0], part, factors[entry])
+                else:
+                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own), factors[entry])
+            for track, part in found.items():
+                parts.setdefault(track, []).append(part)
+        return whole or {track: own[0] if len(own) == 1 else torch.cat(own) for track, own in parts.items()}
 
     def _grouped(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
         """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""

@@ -19,9 +19,10 @@ from pathlift.capture import Inputs, capture
 from pathlift.edges.base import PAIR_ELEMENTS
 from pathlift.errors import InputError, MismatchError
 from pathlift.network import Leaf, Network, widen
+from pathlift.passes.joint import SquaredDifferenceProgram
 from pathlift.passes.norm import LOG10_OF_2, to_float
 from pathlift.passes.other import Other, other_state
-from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, SquaredDifferenceProgram, Through, Values
+from pathlift.passes.programs import ORDERED, PIVOT, DifferenceProgram, Through, Values
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor

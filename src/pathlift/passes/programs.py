@@ -90,8 +90,12 @@ class _ParametrisedProgram(Program):
             if ready is not None:
                 return Weights(values, transform, self.dtype, ready=ready)
         if leaf not in self._shifts:
-            self._shifts[leaf] = shift_of(values, self.dtype)
+            self._shifts[leaf] = self.shift(values)
         return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
+
+    def shift(self, values: tuple[Tensor, ...]) -> float:
+        """Return the power of two by which the weights of a leaf are divided: see `shift_of`."""
+        return shift_of(values, self.dtype)
 
     def fed(self, node: Node) -> Scaled | None:
         """Return what an input node starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
@@ -288,90 +292,3 @@ class DifferenceProgram(_ParametrisedProgram):
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
         return (self.fed(node) if self.from_inputs else None, None)
-
-
-class SquaredDifferenceProgram(_ParametrisedProgram):
-    """S = ΣΦ², X = Σ(Φ'−Φ)Φ, E = Σ(Φ'−Φ)² by one recursion without cancellation (SPEC §4), and two bounds beside them.
-
-    With Δ = θ'−θ: S ← θ²S, X ← θθ'X + θΔS, E ← θ'²E + 2θ'ΔX + Δ²S; a bias starts them at b², bΔb, Δb². The tracks 3
-    and 4 follow X and E with the magnitude of every summand: rounding errors of E are bounded by a multiple of track 4.
-    """
-
-    tracks = 5
-    signed = frozenset({1, 2})
-
-    def __init__(
-        self,
-        network: Network,
-        values: Values,
-        other: Values,
-        changed: set[Leaf],
-        *,
-        feed: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Take two networks; always in float64.
-
-        Args:
-            network: The graph.
-            values: θ.
-            other: θ'.
-            changed: The leaves where θ and θ' differ.
-            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
-        """
-        super().__init__(network, (values, other), torch.float64, feed)
-        self.changed = changed
-
-    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Weights:
-        """Return a function of θ, θ' and θ'−θ."""
-        return self.weights(leaf, lambda a, b: transform(a, b, b - a), 2.0)
-
-    def edge(self, leaf: Leaf) -> Entries:
-        """See `Program.edge`."""
-        if leaf.scalar in (1.0, -1.0):
-            return {(track, track): None for track in range(5)}
-        square = self._of(leaf, lambda a, _b, _d: a * a)
-        if leaf not in self.changed:
-            return {(track, track): square for track in range(5)}
-        return {
-            (0, 0): square,
-            (1, 1): self._of(leaf, lambda a, b, _d: a * b),
-            (1, 0): self._of(leaf, lambda a, _b, d: a * d),
-            (2, 2): self._of(leaf, lambda _a, b, _d: b * b),
-            (2, 1): self._of(leaf, lambda _a, b, d: 2 * b * d),
-            (2, 0): self._of(leaf, lambda _a, _b, d: d * d),
-            (3, 3): self._of(leaf, lambda a, b, _d: (a * b).abs()),
-            (3, 0): self._of(leaf, lambda a, _b, d: (a * d).abs()),
-            (4, 4): self._of(leaf, lambda _a, b, _d: b * b),
-            (4, 3): self._of(leaf, lambda _a, b, d: (2 * b * d).abs()),
-            (4, 0): self._of(leaf, lambda _a, _b, d: d * d),
-        }
-
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
-        """See `Program.start`."""
-        square = self._of(leaf, lambda a, _b, _d: a * a)
-        if leaf not in self.changed:
-            return {0: square}
-        return {
-            0: square,
-            1: self._of(leaf, lambda a, _b, d: a * d),
-            2: self._of(leaf, lambda _a, _b, d: d * d),
-            3: self._of(leaf, lambda a, _b, d: (a * d).abs()),
-            4: self._of(leaf, lambda _a, _b, d: d * d),
-        }
-
-    def inputs(self, node: Node) -> Tracks:
-        """See `Program.inputs`."""
-        return (self.fed(node), None, None, None, None)
-
-
-class HellingerProgram(SquaredDifferenceProgram):
-    """The same tracks for √|θ| and √|θ'|: E is the squared Hellinger distance H² = Σ(√|Φ'| − √|Φ|)² (SPEC §4)."""
-
-    def _of(self, leaf: Leaf, transform: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Weights:
-        def of_roots(a: Tensor, b: Tensor) -> Tensor:
-            first, second = a.abs().sqrt(), b.abs().sqrt()
-            total = first + second
-            gap = (b.abs() - a.abs()) / torch.where(total > 0, total, 1.0)  # √|b| − √|a| would lose its digits
-            return transform(first, second, gap)
-
-        return self.weights(leaf, of_roots, 1.0)

@@ -17,7 +17,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Edges, Support, Weights
+from pathlift.edges.base import Bundle, Edges, Support, Weights
 from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
@@ -69,6 +69,18 @@ class Program(ABC):
         Returns:
             Its non-zero entries.
         """
+
+    def bundle(self, leaf: Leaf) -> Bundle | None:
+        """Return all non-zero entries of M at once, for programs of many tracks.
+
+        Args:
+            leaf: The weight.
+
+        Returns:
+            The entries; None to ask for them one by one (`edge`).
+        """
+        del leaf
+        return None
 
     @abstractmethod
     def start(self, leaf: Leaf) -> Mapping[int, Weights]:
@@ -216,11 +228,16 @@ def _last_uses(network: Network) -> dict[str, int]:
 def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one node, within range and checked for lost digits."""
     found: list[Scaled | None] = []
+    joint = {place: own for place, term in enumerate(node.terms) if (own := _joint(term, tracks, program)) is not None}
     for track in range(program.tracks):
+        arriving = [
+            joint[place].get(track, []) if place in joint else _edge_values(term, tracks, program, track)
+            for place, term in enumerate(node.terms)
+        ]
         if node.concat is not None:
-            value, shifted = _concatenated(node, tracks, program, track)
+            value, shifted = _concatenated(node, arriving, program)
         else:
-            value, shifted = _summed(node, tracks, program, track)
+            value, shifted = _summed(node, arriving, program, track)
         if value is None or (node.moves and not shifted):
             found.append(value)
             continue
@@ -248,10 +265,11 @@ def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track:
 
     reached = {term.source: tuple(support(t) for t in tracks[term.source]) for term in node.terms}
     counting = SupportProgram(program)
+    arriving = [_edge_values(term, reached, counting, track) for term in node.terms]
     if node.concat is not None:
-        count, _ = _concatenated(node, reached, counting, track)
+        count, _ = _concatenated(node, arriving, counting)
     else:
-        count, _ = _summed(node, reached, counting, track)
+        count, _ = _summed(node, arriving, counting, track)
     return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
 
 
@@ -288,13 +306,35 @@ def _apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tens
     return function(x, w) if program.batch is None else torch.vmap(lambda sample: function(sample, w))(x)
 
 
-def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> list[tuple[Scaled, bool]]:
+Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
+"""What one bundle of edges brings to one track, and whether its memory is new."""
+
+
+def _joint(term: Term, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
+    """Return what one bundle of edges brings to every track, when the program has all its entries at once."""
+    bundle = None if term.weight is None else program.bundle(term.weight)
+    if bundle is None:
+        return None
+    below = {track: own for track, own in enumerate(tracks[term.source]) if own is not None}
+    keys = [key for key in bundle.keys if key[1] in below]
+    if not keys:
+        return {}
+    exponents: dict[int, float] = {}
+    for to, source in keys:
+        exponents[to] = max(exponents.get(to, -math.inf), below[source].exponent)
+    factors = {(to, source): power(below[source].exponent - exponents[to]) for to, source in keys}
+    xs = {track: own.tensor for track, own in below.items()}
+    found = term.edges.sums(xs, bundle, factors)
+    return {to: [(Scaled(tensor, exponents[to] + bundle.exponent), True)] for to, tensor in found.items()}
+
+
+def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
     """Return what one bundle of edges brings to one track, and whether its memory is new."""
     if term.weight is None and isinstance(term.edges, Identity):
         same = tracks[term.source][track]
         return [] if same is None else [(same, False)]
     entries: Entries = {(track, track): None} if term.weight is None else program.edge(term.weight)
-    found: list[tuple[Scaled, bool]] = []
+    found: Arrival = []
     for (to, source), weights in entries.items():
         below = tracks[term.source][source]
         if to == track and below is not None:
@@ -305,8 +345,8 @@ def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, tra
     return found
 
 
-def _summed(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> tuple[Scaled | None, bool]:
-    found = [item for term in node.terms for item in _edge_values(term, tracks, program, track)]
+def _summed(node: Node, arriving: list[Arrival], program: Program, track: int) -> tuple[Scaled | None, bool]:
+    found = [item for own in arriving for item in own]
     parts, fresh = [part for part, _ in found], bool(found) and found[0][1]
     for start in node.starts:
         weights = program.start(start.weight).get(track)
@@ -322,12 +362,9 @@ def _summed(node: Node, tracks: Mapping[str, Tracks], program: Program, track: i
     return total(parts, fresh=fresh, largest=program.largest)
 
 
-def _concatenated(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> tuple[Scaled | None, bool]:
+def _concatenated(node: Node, arriving: list[Arrival], program: Program) -> tuple[Scaled | None, bool]:
     assert node.concat is not None
-    pieces: list[Scaled | None] = []
-    for term in node.terms:
-        found = _edge_values(term, tracks, program, track)
-        pieces.append(found[0][0] if found else None)
+    pieces = [found[0][0] if found else None for found in arriving]
     known = [piece for piece in pieces if piece is not None]
     if not known:
         return None, False

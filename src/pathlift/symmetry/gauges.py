@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from pathlift.edges.pattern import Layout
 from pathlift.network import Network
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.symmetry.balance import Balance, Logarithmic, balanced
 from pathlift.symmetry.couplings import Dense, Sparse, coupling, sums
 from pathlift.symmetry.fit import projected
@@ -46,13 +48,49 @@ def normal(network: Network, tied: Tied) -> Tensor:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
+    largest, _ = _largest_activations(network, tied, torch.float64)
+    return -projected(tied.solution, largest)
+
+
+@torch.no_grad()
+def even(network: Network, tied: Tied) -> Tensor:
+    """Return the factors with which the largest path activation of a group is ‖Φ‖₁ to the power of its share of the depth.
+
+    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network.
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+
+    Returns:
+        log₂ λ, shape (groups,).
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    largest, whole = _largest_activations(network, tied, network.dtype)
+    depth: dict[str, int] = {}
+    for node in network.compact.nodes:
+        below = max((depth[term.source] for term in node.terms), default=0)
+        depth[node.name] = below + any(term.weight is not None for term in node.terms)
+    deepest = max(depth[name] for name in network.compact.outputs) or 1
+    place = torch.zeros(tied.solution.count, dtype=torch.float64)
+    for name, labels in tied.labels.items():
+        classes = tied.solution.classes[labels].reshape(-1)
+        place.scatter_reduce_(0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64), "amax")
+    place[0] = 0.0
+    return projected(tied.solution, whole * place - largest)
+
+
+def _largest_activations(network: Network, tied: Tied, first: torch.dtype) -> tuple[Tensor, float]:
+    """Return log₂ of the largest path activation of each class, NaN where there is none, and log₂ ‖Φ‖₁ (0 for none)."""
     compact = network.compact
     values = compact.values()
 
-    def attempt(_: torch.dtype) -> dict[str, Tracks]:
-        return propagate(compact, NormProgram(compact, values, torch.float64), keep=True)
+    def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
+        return propagate(compact, NormProgram(compact, values, dtype), keep=True)
 
-    tracks = in_range(attempt, torch.float64, values)
+    tracks = in_range(attempt, first, values)
     largest = torch.full((tied.solution.count,), -torch.inf, dtype=torch.float64)
     for name, labels in tied.labels.items():
         found = tracks[name][0]
@@ -60,7 +98,9 @@ def normal(network: Network, tied: Tied) -> Tensor:
             classes = tied.solution.classes[labels].expand(found.tensor.shape)
             largest.scatter_reduce_(0, classes.reshape(-1), found.log2().cpu().reshape(-1), "amax")
     largest[0] = 0.0
-    return -projected(tied.solution, torch.where(largest.isinf(), torch.nan, largest))
+    whole = sum_of_outputs(compact, tracks)
+    log2 = 0.0 if whole is None else math.log2(float(whole.tensor)) + whole.exponent
+    return torch.where(largest.isinf(), torch.nan, largest), log2
 
 
 def balance(network: Network, tied: Tied, p: float) -> Gauge:

@@ -1,0 +1,189 @@
+"""The moment sandwich: Σ_p |Φ'_p−Φ_p| between two functions of M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1), k even (SPEC §4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from torch import Tensor
+
+from pathlift.passes.joint import Affinities, CharacterProgram, DifferenceMomentProgram, Moments, Reference
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.rounding import rounding_factor
+from pathlift.sandwich.frame import Frame
+from pathlift.sandwich.laid import laid
+from pathlift.sandwich.quadrature import MARGIN, overlap_above, overlap_below, root_above, root_below
+
+BLURRED = 0.02
+"""Part of a moment from which on its rounding error makes it be summed anew without cancellation."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Numbers per output neuron of the compact graph, known to lie between ``low`` and ``high``, in units of 2**exponent."""
+
+    low: Tensor
+    high: Tensor
+    exponent: float
+
+    @property
+    def log2(self) -> tuple[Tensor, Tensor]:
+        """log₂ of both ends."""
+        return torch.log2(self.low) + self.exponent, torch.log2(self.high) + self.exponent
+
+    @property
+    def blurred(self) -> bool:
+        """Whether rounding spoils the sum over the outputs."""
+        return bool((self.high - self.low).sum() > 2 * BLURRED * self.high.sum())
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A bound from below and one from above.
+
+    Attributes:
+        name: Which bound.
+        lower: log₂ per output neuron of the compact graph, −inf for 0.
+        upper: The same; inf for no bound.
+    """
+
+    name: str
+    lower: Tensor
+    upper: Tensor
+
+
+def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tuple[Tensor, float]]:
+    """Sum characters over all paths in one pass.
+
+    Args:
+        pair: The networks.
+        families: The characters.
+
+    Returns:
+        For each family a tensor (characters, output neurons) and the exponent of its unit.
+    """
+    network = pair.network
+
+    def attempt(_: torch.dtype) -> list[tuple[Tensor, float]]:
+        tracks = propagate(network, CharacterProgram(network, pair, families))
+        found, start = [], 0
+        for family in families:
+            found.append(laid(network, tracks, range(start, start + family.count)))
+            start += family.count
+        return found
+
+    return in_range(attempt, torch.float64, *pair.values)
+
+
+def moment_sums(pair: Frame, orders: Sequence[int], reference: Reference) -> dict[int, Sum]:
+    """Compute M_0 and M_k with their rounding errors.
+
+    M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1). Where this cancels (networks near each other), the sum is taken anew by the
+    recursion in which only Φ' − Φ itself cancels. A character of odd powers is at most the geometric mean of its neighbours in
+    magnitude (Cauchy–Schwarz), which bounds its rounding error.
+
+    Args:
+        pair: The networks.
+        orders: The k, even; 0 is always there.
+        reference: g.
+
+    Returns:
+        The sums by k.
+    """
+    wanted = [0, *(order for order in orders if order)]
+    found: dict[int, Sum] = {}
+    rounding = rounding_factor(pair.network)
+    for order, (tensor, exponent) in zip(wanted, characters(pair, [Moments(k, reference) for k in wanted]), strict=True):
+        if order == 0:
+            found[0] = Sum(tensor[0] * (1 - rounding), tensor[0] * (1 + rounding), exponent)
+            continue
+        sizes = tensor.abs()
+        sizes[1::2] = torch.sqrt(sizes[:-1:2] * sizes[2::2])
+        signs = torch.tensor([comb(order, j) * (-1.0) ** j for j in range(order + 1)], dtype=torch.float64, device=tensor.device)
+        middle = (signs[:, None] * tensor).sum(0)
+        error = 2 * rounding * (signs.abs()[:, None] * sizes).sum(0)
+        found[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
+        if found[order].blurred:
+            found[order] = _near(pair, order, reference, rounding)
+    return found
+
+
+def _near(pair: Frame, order: int, reference: Reference, rounding: float) -> Sum:
+    network = pair.network
+
+    def attempt(_: torch.dtype) -> tuple[Tensor, float]:
+        program = DifferenceMomentProgram(network, pair, order, reference)
+        return laid(network, propagate(network, program), [order, 2 * order])
+
+    tensor, exponent = in_range(attempt, torch.float64, *pair.values)
+    error = 2 * rounding * tensor[1]
+    return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
+
+
+def moment_bounds(sums: dict[int, Sum]) -> Sides:
+    """Turn moments into bounds.
+
+    Args:
+        sums: M_0, M_2, … M_k.
+
+    Returns:
+        The bounds per output neuron.
+    """
+    orders = sorted(sums)
+    unit = torch.log2((sums[0].low + sums[0].high) / 2) + sums[0].exponent
+    step = torch.log2((sums[2].low + sums[2].high) / 2) + sums[2].exponent - unit
+    known = []
+    for place, order in enumerate(orders):
+        low, high = sums[order].log2
+        shift = unit + place * step
+        known.append((torch.exp2(low - shift) * (1 - MARGIN), torch.exp2(high - shift) * (1 + MARGIN)))
+    nothing = sums[2].high == 0
+    root = unit + step / 2
+    upper = torch.log2(root_above(known[: 2 * (len(known) // 2)])) + root
+    lower = torch.full_like(upper, -math.inf)
+    if len(known) > 2:
+        lower = torch.log2(root_below(known[1 : 1 + 2 * ((len(known) - 1) // 2)])) + root
+    upper = torch.where(nothing, -math.inf, torch.nan_to_num(upper, nan=math.inf, neginf=-math.inf, posinf=math.inf))
+    lower = torch.where(nothing, -math.inf, torch.nan_to_num(lower, nan=-math.inf, neginf=-math.inf, posinf=-math.inf))
+    return Sides(f"{orders[-1]} moments", lower, upper)
+
+
+def affinity_bounds(pair: Frame, order: int) -> Sides:
+    """Bound the metric by what both path-liftings share (Hellinger and higher affinities).
+
+    With a = |Φ|, b = |Φ'| and σ the sign of ΦΦ', |Φ'−Φ| = a + b − (1+σ)·min(a, b), and min(a, b) = √(ab)·e^(−|ln(b/a)|/2). With
+    n = ``order`` and y = (b/a)^(1/n) + (a/b)^(1/n) − 2, the moments Σ (1+σ)/2·√(ab)·y^j, j ≤ n/2, are sums of the affinities
+    Σ a^(1−l/n)·b^(l/n), and 2·e^(−|ln(b/a)|/2) is a completely monotone function of y. Nothing depends on a gauge or on a g.
+
+    Args:
+        pair: The networks.
+        order: n, even.
+
+    Returns:
+        The bounds per output neuron.
+    """
+    rounding = 2 * rounding_factor(pair.network)
+    ((tensor, exponent),) = characters(pair, [Affinities(order, pair.flips)])
+    sizes = tensor[: order + 1]
+    shared = (sizes + tensor[order + 1 :]) / 2 if pair.flips else sizes
+    whole = sizes[0] + sizes[order]
+    half = order // 2
+    unit = torch.where(shared[half] > 0, shared[half], 1.0)
+    moments = []
+    for j in range(half + 1):
+        signs = [comb(2 * j, i) * (-1.0) ** i for i in range(2 * j + 1)]
+        middle = sum((sign * shared[half + i - j] for i, sign in enumerate(signs)), torch.zeros_like(unit))
+        error = rounding * sum((abs(sign) * sizes[half + i - j] for i, sign in enumerate(signs)), torch.zeros_like(unit))
+        low, high = (middle - error).clamp(min=0.0) / unit, (middle + error).clamp(min=0.0) / unit
+        moments.append((low * (1 - MARGIN), high * (1 + MARGIN)))
+    common = torch.minimum(overlap_above(order, moments) * unit, 2 * torch.minimum(sizes[0], sizes[order]))
+    common = torch.where(moments[0][1] > 0, common, 0.0)
+    least = torch.where(shared[half] > 0, (overlap_below(order, moments) * unit).clamp(min=0.0), 0.0)
+    slack = (rounding + 4 * MARGIN) * whole
+    upper = torch.log2((whole - least + slack).clamp(min=0.0)) + exponent
+    lower = torch.log2((whole - common - slack).clamp(min=0.0)) + exponent
+    return Sides(f"{order} affinities", lower, torch.minimum(upper, torch.log2(whole + slack) + exponent))
+
