@@ -178,11 +178,6 @@ def _meta(shape: Sequence[int]) -> Weights:
     return Weights((nothing,), torch.abs, nothing.dtype, ready=nothing)
 
 
-def _upright(columns: Tensor) -> Tensor:
-    """Return the same matrix in the memory order in which libraries multiply it fastest in float64."""
-    return columns.T.contiguous().T
-
-
 class GatheredConvolution(Edges):
     """A convolution between compact tensors: gather what each class of positions reads, then one matrix product.
 
@@ -291,8 +286,6 @@ class GatheredConvolution(Edges):
     def _products(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         """Multiply several weights to the columns of several tracks; see `_product`."""
         per_group = bundle.shape[0] // self.groups
-        if self.groups == 1 and not self.transposed:
-            columns = {track: _upright(own.flatten(0, 1)) for track, own in columns.items()}
         whole: dict[int, Tensor] = {}
         parts: dict[int, list[Tensor]] = {}
         for rows, block in bundle.rows(1 if self.groups == 1 else per_group):
@@ -308,7 +301,7 @@ class GatheredConvolution(Edges):
                     part = torch.mm(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
                     add_scaled(whole, entry[0], part, factors[entry])
                 else:
-                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own), factors[entry])
+                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own.flatten(0, 1)), factors[entry])
             for track, part in found.items():
                 parts.setdefault(track, []).append(part)
         return whole or {track: own[0] if len(own) == 1 else torch.cat(own) for track, own in parts.items()}

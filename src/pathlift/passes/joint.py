@@ -187,10 +187,10 @@ class HellingerProgram(SquaredDifferenceProgram):
 
 @dataclass(frozen=True)
 class Moments:
-    """The characters Φ^(k−j)·Φ'^j/Φ(g)^(k−1), j = 0…k, of one k, and of k = 0 the one character Φ(g).
+    """The characters Φ(g) and, for k = 2, 4, …, ``order``, Φ^(k−j)·Φ'^j/Φ(g)^(k−1), j = 0…k.
 
     Attributes:
-        order: k, even.
+        order: The largest k, even.
         reference: g.
     """
 
@@ -200,12 +200,21 @@ class Moments:
     @property
     def count(self) -> int:
         """Number of characters."""
-        return self.order + 1
+        return sum(size for _, size in self.places.values())
+
+    @property
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Where the characters of each k begin, and how many there are."""
+        found, start = {}, 0
+        for k in range(0, self.order + 1, 2):
+            found[k] = (start, k + 1)
+            start += k + 1
+        return found
 
     @property
     def signed(self) -> frozenset[int]:
         """The characters that may be negative."""
-        return frozenset(range(1, self.order + 1, 2))
+        return frozenset(start + j for start, size in self.places.values() for j in range(1, size, 2))
 
     def of(self, leaf: Leaf, a: Tensor, b: Tensor) -> list[Tensor]:
         """Compute the characters of a weight tensor.
@@ -219,18 +228,24 @@ class Moments:
             One tensor per character.
         """
         g = self.reference(leaf, a, b)
-        if self.order == 0:
-            return [g]
-        safe = torch.where(g > 0, g, 1.0)
-        return _powers(a / safe, b / safe, self.order, g)
+        last = [g]
+        found = [g]
+        if self.order:
+            safe = torch.where(g > 0, g, 1.0)
+            first, second = a / safe, b / safe
+            squares = first * first, first * second, second * second
+        for _ in range(2, self.order + 1, 2):
+            last = [*(own * squares[0] for own in last), last[-1] * squares[1], last[-1] * squares[2]]
+            found += last
+        return found
 
 
-def _powers(a: Tensor, b: Tensor, order: int, factor: Tensor) -> list[Tensor]:
-    """Return factor·a^(order−j)·b^j for j = 0…order."""
-    rising = [factor]
+def _powers(a: Tensor, b: Tensor, order: int) -> list[Tensor]:
+    """Return a^(order−j)·b^j for j = 0…order."""
+    rising = [torch.ones_like(a)]
     for _ in range(order):
         rising.append(rising[-1] * b)
-    power = torch.ones_like(a)
+    power = rising[0]
     for place in range(order - 1, -1, -1):
         power = power * a
         rising[place] = rising[place] * power
@@ -263,7 +278,7 @@ class Affinities:
         """See `Moments.of`."""
         del leaf
         roots = [_root(value.abs(), self.order) for value in (a, b)]
-        found = _powers(*roots, self.order, torch.ones_like(a))
+        found = _powers(roots[0], roots[1], self.order)
         if self.split:
             sign = torch.sign(a) * torch.sign(b)
             found += [own * sign for own in found]

@@ -74,16 +74,15 @@ def chain(network: Network) -> int:
     return max(depth[name] for name in network.outputs) + outputs
 
 
-def rounding_factor(network: Network, dtype: torch.dtype = torch.float64) -> float:
+def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4) -> float:
     """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u.
-
-    The factor 4 makes room for the three tracks that may add up in one neuron.
 
     Args:
         network: The graph.
         dtype: Precision of the pass.
+        tracks: How many tracks may add up in one neuron.
 
     Returns:
         The bound.
     """
-    return 4 * chain(network) * UNIT[dtype]
+    return tracks * chain(network) * UNIT[dtype]

@@ -23,8 +23,8 @@ from pathlift.symmetry.tying import Scaling, Tied
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
 
-SAMPLE = 1 << 14
-"""Weights of a tensor that are asked for its mean magnitude."""
+SAMPLE = 1 << 12
+"""Weights of a tensor that are looked at to choose g."""
 
 
 class _Gauged(LazyState):
@@ -150,16 +150,15 @@ def frame(network: Network, state: Mapping[str, Tensor]) -> Frame:
 
 
 def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:
-    """Return whether the weights of a leaf differ, and whether a sign does; block by block."""
-    parts = plain.parts(leaf)
-    rows = max(1, PAIR_ELEMENTS // max(1, parts[0].numel() // max(1, len(parts[0])))) if parts[0].dim() else 0
-    blocks = zip(*(part.split(rows) for part in parts), strict=True) if rows else [parts]
-    different = False
-    for block in blocks:
-        first, second = plain.joined(*(part.double() for part in block))
-        if torch.equal(first, second):
+    """Return whether the weights of a leaf differ, and whether a sign does; factors are positive."""
+    first, second, *factors = plain.parts(leaf)
+    up, down, other_up, other_down = factors or [torch.ones(())] * 4
+    different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
+    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
+    for one, two in pairs:
+        if one.dtype == two.dtype and torch.equal(one, two):
             continue
         different = True
-        if bool((first * second).amin() < 0):
+        if bool((one.sign() * two.sign()).amin() < 0):
             return True, True
     return different, False

@@ -17,7 +17,7 @@ from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import laid
 from pathlift.sandwich.quadrature import MARGIN, overlap_above, overlap_below, root_above, root_below
 
-BLURRED = 0.02
+BLURRED = 0.1
 """Part of a moment from which on its rounding error makes it be summed anew without cancellation."""
 
 
@@ -78,8 +78,8 @@ def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tu
     return in_range(attempt, torch.float64, *pair.values)
 
 
-def moment_sums(pair: Frame, orders: Sequence[int], reference: Reference) -> dict[int, Sum]:
-    """Compute M_0 and M_k with their rounding errors.
+def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Sum]:
+    """Compute M_0, M_2, … with their rounding errors.
 
     M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1). Where this cancels (networks near each other), the sum is taken anew by the
     recursion in which only Φ' − Φ itself cancels. A character of odd powers is at most the geometric mean of its neighbours in
@@ -87,16 +87,18 @@ def moment_sums(pair: Frame, orders: Sequence[int], reference: Reference) -> dic
 
     Args:
         pair: The networks.
-        orders: The k, even; 0 is always there.
+        highest: The largest k, even.
         reference: g.
 
     Returns:
         The sums by k.
     """
-    wanted = [0, *(order for order in orders if order)]
+    family = Moments(highest, reference)
     found: dict[int, Sum] = {}
-    rounding = rounding_factor(pair.network)
-    for order, (tensor, exponent) in zip(wanted, characters(pair, [Moments(k, reference) for k in wanted]), strict=True):
+    rounding = rounding_factor(pair.network, tracks=1)
+    ((whole, exponent),) = characters(pair, [family])
+    for order, (start, size) in family.places.items():
+        tensor = whole[start : start + size]
         if order == 0:
             found[0] = Sum(tensor[0] * (1 - rounding), tensor[0] * (1 + rounding), exponent)
             continue
@@ -104,14 +106,14 @@ def moment_sums(pair: Frame, orders: Sequence[int], reference: Reference) -> dic
         sizes[1::2] = torch.sqrt(sizes[:-1:2] * sizes[2::2])
         signs = torch.tensor([comb(order, j) * (-1.0) ** j for j in range(order + 1)], dtype=torch.float64, device=tensor.device)
         middle = (signs[:, None] * tensor).sum(0)
-        error = 2 * rounding * (signs.abs()[:, None] * sizes).sum(0)
+        error = 1.01 * rounding * (signs.abs()[:, None] * sizes).sum(0)
         found[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
         if found[order].blurred:
-            found[order] = _near(pair, order, reference, rounding)
+            found[order] = _near(pair, order, reference)
     return found
 
 
-def _near(pair: Frame, order: int, reference: Reference, rounding: float) -> Sum:
+def _near(pair: Frame, order: int, reference: Reference) -> Sum:
     network = pair.network
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
@@ -119,7 +121,7 @@ def _near(pair: Frame, order: int, reference: Reference, rounding: float) -> Sum
         return laid(network, propagate(network, program), [order, 2 * order])
 
     tensor, exponent = in_range(attempt, torch.float64, *pair.values)
-    error = 2 * rounding * tensor[1]
+    error = 1.01 * rounding_factor(network, tracks=order + 1) * tensor[1]
     return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
 
 
@@ -165,7 +167,7 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     Returns:
         The bounds per output neuron.
     """
-    rounding = 2 * rounding_factor(pair.network)
+    rounding = 1.01 * rounding_factor(pair.network, tracks=1)
     ((tensor, exponent),) = characters(pair, [Affinities(order, pair.flips)])
     sizes = tensor[: order + 1]
     shared = (sizes + tensor[order + 1 :]) / 2 if pair.flips else sizes

@@ -1,8 +1,9 @@
 """The choice of g for the moment sandwich: g = max(|θ|, |θ'|) + c·|θ'−θ| + e, with c and e by layer (SPEC §4).
 
-The upper bound (M_0·M_2)^(1/2) is smallest where g is proportional to |Φ'−Φ| path by path. Before any pass is spent, c and e
-are chosen by a model of the sums: as if every path took one weight of each layer, all weights alike. Then M_0 and the three
-characters of M_2 are products over the layers of means, and a sweep over the layers finds the candidates of the smallest M_0·M_2.
+Both bounds are exact where g is proportional to |Φ'−Φ| path by path; the ratio of the bounds of four moments is
+(M_0·M_4)^(1/2)/M_2. Before any pass is spent, c and e are chosen by a model of these sums: as if every path took one weight of
+each layer, all weights alike. Then the characters that M_0, M_2 and M_4 are made of are products over the layers of means, and
+sweeps over the layers find the candidates for which the model of the ratio is smallest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ CANDIDATES = tuple((c, e) for c in (0.0, 0.3, 1.0, 3.0, 10.0) for e in (0.001, 0
 """(c, e in units of the mean of |θ|)."""
 
 SWEEPS = 4
+
+GAIN = 1e-3
+"""The least relative gain of a change."""
+
+START = CANDIDATES.index((0.0, 0.1))
+
+SIGNS = torch.tensor([1.0, -2.0, 1.0, 1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
+"""Binomial coefficients of (Φ'−Φ)² and (Φ'−Φ)⁴."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def chosen(pair: Frame) -> Mixture:
                 tables[leaf] = _table(a, b, means[leaf])
     choice = _swept(list(tables.values()))
     picked = dict(zip(tables, choice, strict=True))
-    usual = max(set(choice), key=choice.count) if choice else CANDIDATES.index((0.0, 0.1))
+    usual = max(set(choice), key=choice.count) if choice else START
     terms = {}
     for leaf, mean in means.items():
         c, e = CANDIDATES[picked.get(leaf, usual)]
@@ -75,34 +84,39 @@ def chosen(pair: Frame) -> Mixture:
 
 
 def _table(a: Tensor, b: Tensor, mean: float) -> Tensor:
-    """Return the means of g, θ²/g, θθ'/g, θ'²/g for each candidate, relative to the mean magnitude: (candidates, 4), CPU."""
+    """Return the mean over the weights of each character of M_0, M_2 and M_4, for each candidate: (candidates, 9), CPU."""
     there = (a != 0) | (b != 0)
     a, b = a[there] / mean, b[there] / mean
-    rows = []
-    for c, e in CANDIDATES:
-        g = _mixture(a, b, c, e)
-        rows.append(torch.stack([g.mean(), (a * a / g).mean(), (a * b / g).mean(), (b * b / g).mean()]))
-    return torch.stack(rows).cpu()
+    c, e = torch.tensor(CANDIDATES, dtype=a.dtype, device=a.device).T[:, :, None]
+    g = torch.maximum(a.abs(), b.abs()) + c * (b - a).abs() + e
+    products = [a**i * b ** (k - i) for k in (2, 4) for i in range(k + 1)]
+    second, fourth = (1 / g) @ torch.stack(products[:3], 1), (1 / g**3) @ torch.stack(products[3:], 1)
+    return torch.cat([g.sum(1, keepdim=True), second, fourth], 1).cpu() / max(len(a), 1)
 
 
 def _swept(tables: list[Tensor]) -> list[int]:
-    """Return the candidate of each layer that makes the model of M_0·M_2 smallest, by coordinate descent."""
-    choice = [CANDIDATES.index((0.0, 0.1))] * len(tables)
-    if not tables:
-        return choice
-    for _ in range(SWEEPS):
+    """Return the candidate of each layer that makes the model of M_0·M_4/M_2² smallest, by coordinate descent."""
+    choice = [START] * len(tables)
+    one = torch.ones(9, dtype=torch.float64)
+    for _ in range(SWEEPS if tables else 0):
         before = list(choice)
+        above = [one]  # products over the layers that come later
+        for table, own in zip(reversed(tables), reversed(choice), strict=True):
+            above.append(_relative(above[-1] * table[own]))
+        below = one
         for place, table in enumerate(tables):
-            rest = torch.ones(4, dtype=torch.float64)
-            for other, own in enumerate(tables):
-                if other != place:
-                    rest = rest * own[choice[other]]
-                    rest = rest / rest[0]  # M_0·M_2 changes by a factor that is the same for all candidates
-            m0, m20, m11, m02 = (table * rest).T
-            product = m0 * (m20 - 2 * m11 + m02)
-            found = int(product.argmin())
-            if float(product[found]) < float(product[choice[place]]):
+            sums = (table * _relative(below * above[len(tables) - place - 1])).T
+            second, fourth = (SIGNS[:3] @ sums[1:4]).clamp(min=0.0), (SIGNS[3:] @ sums[4:]).clamp(min=0.0)
+            loose = torch.nan_to_num(sums[0] * fourth / second**2, nan=torch.inf)
+            found = int(loose.argmin())
+            if float(loose[found]) < float(loose[choice[place]]) * (1 - GAIN):
                 choice[place] = found
+            below = _relative(below * table[choice[place]])
         if choice == before:
             break
     return choice
+
+
+def _relative(sums: Tensor) -> Tensor:
+    """Divide by the first, and the characters of M_4 accordingly: g may be multiplied by any number."""
+    return sums / sums[0]
