@@ -21,7 +21,7 @@ from pathlift.errors import (
 from pathlift.generalisation import GeneralisationBound, generalisation_bound
 from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
-from pathlift.passes.metric import PathMetric, path_metric
+from pathlift.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reference import PathLifting, path_lifting

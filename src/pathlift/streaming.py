@@ -18,7 +18,7 @@ from pathlift.checkpoint import Checkpoint
 from pathlift.errors import MismatchError
 from pathlift.models import load_state
 from pathlift.network import LazyState, Network
-from pathlift.passes.metric import PathMetric, path_metric
+from pathlift.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, path_norm
 from pathlift.passes.other import Other, check_names, other_state
 

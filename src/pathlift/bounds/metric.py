@@ -17,7 +17,7 @@ from pathlift.capture import Inputs, capture
 from pathlift.edges.base import Weights
 from pathlift.errors import UnsupportedModelError
 from pathlift.network import Network, Node, Start, Term
-from pathlift.passes.metric import path_metric
+from pathlift.metric import path_metric
 from pathlift.passes.norm import to_float
 from pathlift.passes.other import Other
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values

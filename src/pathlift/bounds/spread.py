@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Leaf, Network, widen
-from pathlift.passes.metric import checked_pair, differing
+from pathlift.passes.metric import checked_pair, differing, unequal
 from pathlift.passes.other import Other, other_state
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
@@ -59,7 +59,7 @@ class Spread:
             pairs = [(most, signed)]
         else:
             pairs = [(signed, least), (most, least)]
-        return tuple((first, second, _unequal(first, second)) for first, second in pairs)
+        return tuple((first, second, unequal(first, second)) for first, second in pairs)
 
     def _ends(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
         assert self.box is not None
@@ -119,7 +119,7 @@ class Spread:
     def changed(self) -> set[Leaf]:
         """The leaves that are not the same on both sides."""
         if self.others is not None:
-            return _unequal(self.values, self.others)
+            return unequal(self.values, self.others)
         return {leaf for leaf, value in self.gap[0].items() if bool(value.any())}
 
     def flipped(self) -> tuple[Leaf, Tensor] | None:
@@ -131,10 +131,6 @@ class Spread:
             if bool(where.any()):
                 return leaf, where
         return None
-
-
-def _unequal(first: Values, second: Values) -> set[Leaf]:
-    return {leaf for leaf, value in first.items() if not torch.equal(widen(value).double(), widen(second[leaf]).double())}
 
 
 def spread_of(network: Network, other: Other | Tolerance) -> Spread:

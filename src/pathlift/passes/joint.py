@@ -18,11 +18,17 @@ from torch import Tensor
 
 from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.network import Leaf, Network, Node
-from pathlift.passes.programs import Values, _ParametrisedProgram
+from pathlift.passes.programs import Values, _ParametrisedProgram, pivot
 from pathlift.passes.propagate import Entries, Tracks
 
-Reference = Callable[[Leaf, Tensor, Tensor], Tensor]
-"""g, positive for each weight that is not 0 in both networks, from the values θ and θ' of a leaf or of a part of it."""
+class Reference(Protocol):
+    """g: one number for each weight, positive where it is not 0 in both networks."""
+
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """Return what g depends on besides θ and θ', as tensors of the shape of the leaf."""
+
+    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
+        """Return g from θ, θ' and the extras of a leaf, or from the same slice of all of them."""
 
 
 class JointProgram(_ParametrisedProgram):
@@ -213,21 +219,22 @@ class Moments:
 
     @property
     def signed(self) -> frozenset[int]:
-        """The characters that may be negative."""
-        return frozenset(start + j for start, size in self.places.values() for j in range(1, size, 2))
+        """The characters that may be negative, or so much smaller than Φ(g) that their range is not looked at."""
+        return frozenset(range(1, self.count))
 
-    def of(self, leaf: Leaf, a: Tensor, b: Tensor) -> list[Tensor]:
+    def of(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
         """Compute the characters of a weight tensor.
 
         Args:
             leaf: The weight.
             a: Values of θ.
             b: Values of θ'.
+            extras: See `Reference`.
 
         Returns:
             One tensor per character.
         """
-        g = self.reference(leaf, a, b)
+        g = self.reference(leaf, a, b, *extras)
         last = [g]
         found = [g]
         if self.order:
@@ -271,12 +278,12 @@ class Affinities:
 
     @property
     def signed(self) -> frozenset[int]:
-        """The characters that may be negative."""
-        return frozenset(range(self.order + 1, self.count))
+        """The characters that may be negative, and those between the path-norms, which bound them."""
+        return frozenset(range(self.count)) - {0, self.order}
 
-    def of(self, leaf: Leaf, a: Tensor, b: Tensor) -> list[Tensor]:
+    def of(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
         """See `Moments.of`."""
-        del leaf
+        del leaf, extras
         roots = [_root(value.abs(), self.order) for value in (a, b)]
         found = _powers(roots[0], roots[1], self.order)
         if self.split:
@@ -317,20 +324,46 @@ class _PairProgram(JointProgram):
         super().__init__(network, pair.values)
         self.pair = pair
 
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """Return what the entries depend on besides θ and θ', as tensors of the shape of the leaf."""
+        del leaf
+        return ()
+
+    def _sources(self, leaf: Leaf) -> tuple[tuple[Tensor, ...], Callable[..., Mapping[Entry, Tensor]]]:
+        """Return the tensors that the entries of a leaf are made of, and how; only constants are left as they are."""
+        if leaf.scalar is not None:
+            known = self.weights(leaf, torch.abs, self.degree)
+            return known.values, lambda *values: self.entries(leaf, *values)
+        extras = self.extras(leaf) if leaf in self.pair.changed else ()
+        parts = self.pair.parts(leaf)
+
+        def entries(*tensors: Tensor) -> Mapping[Entry, Tensor]:
+            a, b = self.pair.joined(*tensors[: len(parts)])
+            return self.entries(leaf, a, b, *tensors[len(parts) :])
+
+        return (*parts, *extras), entries
+
     def shift(self, values: tuple[Tensor, ...]) -> float:
-        """No shift: what g is made of has a scale of its own."""
+        """No shift: g has a scale of its own."""
         del values
         return 0.0
 
     def bundle(self, leaf: Leaf) -> Bundle | None:
         """See `Program.bundle`."""
-        if leaf.scalar is not None:
-            return super().bundle(leaf)
+        if leaf.scalar in (1.0, -1.0):
+            return None
+        values, entries = self._sources(leaf)
+        return Bundle(values, self.keys(leaf), entries, torch.float64)
 
-        def entries(*parts: Tensor) -> Mapping[Entry, Tensor]:
-            return self.entries(leaf, *self.pair.joined(*parts))
+    def _one(self, leaf: Leaf, keys: Sequence[Entry]) -> Weights:
+        values, entries = self._sources(leaf)
 
-        return Bundle(self.pair.parts(leaf), self.keys(leaf), entries, torch.float64)
+        def transform(*tensors: Tensor) -> Tensor:
+            found = entries(*tensors)
+            first, *rest = (found[key] for key in keys)
+            return sum(rest, first)
+
+        return Weights(values, transform, torch.float64)
 
 
 class CharacterProgram(_PairProgram):
@@ -342,7 +375,7 @@ class CharacterProgram(_PairProgram):
         Args:
             network: The graph.
             pair: θ and θ'.
-            families: The characters, side by side.
+            families: The characters, side by side; of moments at most one.
         """
         super().__init__(network, pair)
         self.families = tuple(families)
@@ -351,6 +384,10 @@ class CharacterProgram(_PairProgram):
         starts = [sum(family.count for family in families[:place]) for place in range(len(families))]
         self.signed = frozenset(start + own for start, family in zip(starts, families, strict=True) for own in family.signed)
         self.diagonal = [(track, track) for track in range(self.tracks)]
+
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """See `_PairProgram.extras`."""
+        return next((own.reference.extras(leaf) for own in self.families if isinstance(own, Moments)), ())
 
     def keys(self, leaf: Leaf) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
@@ -363,6 +400,71 @@ class CharacterProgram(_PairProgram):
             return dict.fromkeys(self.diagonal, values[0].abs())
         found = [own for family in self.families for own in family.of(leaf, *values)]
         return dict(zip(self.diagonal, found, strict=True))
+
+
+class PivotProgram(_PairProgram):
+    """Path activations A, A' and the difference tracks D = Φ(θ) − Φ(m), D' = Φ(θ') − Φ(m), m the pivot, side by side."""
+
+    tracks = 4
+    started = frozenset({0, 2})
+
+    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+        """See `JointProgram.keys`."""
+        diagonal = [(track, track) for track in range(4)]
+        return [*diagonal, (1, 0), (3, 2)] if leaf in self.pair.changed else diagonal
+
+    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+        """See `JointProgram.entries`."""
+        a, b = values
+        first, second = a.abs(), b.abs()
+        if leaf not in self.pair.changed:
+            return dict.fromkeys(self.keys(leaf), first)
+        m = pivot(a, b)
+        return {(0, 0): first, (1, 1): m, (1, 0): first - m, (2, 2): second, (3, 3): m, (3, 2): second - m}
+
+
+class DualProgram(_PairProgram):
+    """⟨Φ(θ')−Φ(θ), Φ(s)⟩ for any numbers s: tracks ΣΦΦ(s) and Σ(Φ'−Φ)Φ(s), and both with the magnitude of every summand."""
+
+    tracks = 4
+    started = frozenset({0, 2})
+    signed = frozenset(range(4))
+
+    def __init__(self, network: Network, pair: Together, factors: Mapping[Leaf, Tensor]) -> None:
+        """Take two networks and s.
+
+        Args:
+            network: The graph.
+            pair: θ and θ'.
+            factors: s of each weight, of its shape; the sign of θ for a leaf that is not there.
+        """
+        super().__init__(network, pair)
+        self.factors = factors
+
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """See `_PairProgram.extras`."""
+        return (self.factors[leaf],) if leaf in self.factors else ()
+
+    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+        """See `JointProgram.keys`."""
+        diagonal = [(track, track) for track in range(4)]
+        return [*diagonal, (1, 0), (3, 2)] if leaf in self.pair.changed else diagonal
+
+    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+        """See `JointProgram.entries`."""
+        a, b, *given = values
+        if leaf not in self.pair.changed:
+            return dict.fromkeys(self.keys(leaf), a.abs())
+        s = given[0] if given else a.sign()
+        first, along, step = a * s, b * s, (b - a) * s
+        return {
+            (0, 0): first,
+            (1, 1): along,
+            (1, 0): step,
+            (2, 2): first.detach().abs(),
+            (3, 3): along.detach().abs(),
+            (3, 2): step.detach().abs(),
+        }
 
 
 class DifferenceMomentProgram(_PairProgram):
@@ -396,12 +498,16 @@ class DifferenceMomentProgram(_PairProgram):
         """See `JointProgram.keys`."""
         return self.joined if leaf in self.pair.changed else [(track, track) for track in range(self.tracks)]
 
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """See `_PairProgram.extras`."""
+        return self.reference.extras(leaf)
+
     def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
-        a, b = values
+        a, b, *extras = values
         if leaf not in self.pair.changed:
             return dict.fromkeys(self.keys(leaf), a.abs())
-        g = self.reference(leaf, a, b)
+        g = self.reference(leaf, a, b, *extras)
         safe = torch.where(g > 0, g, 1.0)
         k = self.order
         first, second, gap = ([own**power for power in range(k + 1)] for own in (a / safe, b / safe, (b - a) / safe))

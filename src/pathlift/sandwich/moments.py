@@ -94,9 +94,25 @@ def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Su
         The sums by k.
     """
     family = Moments(highest, reference)
+    ((whole, exponent),) = characters(pair, [family])
+    found = summed(family, whole, exponent, pair)
+    return {order: _near(pair, order, reference) if order and own.blurred else own for order, own in found.items()}
+
+
+def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict[int, Sum]:
+    """Make moments from characters; see `moment_sums`.
+
+    Args:
+        family: The moments.
+        whole: Sums of the characters, (characters, output neurons).
+        exponent: Of their unit.
+        pair: The networks.
+
+    Returns:
+        The moments by k.
+    """
     found: dict[int, Sum] = {}
     rounding = rounding_factor(pair.network, tracks=1)
-    ((whole, exponent),) = characters(pair, [family])
     for order, (start, size) in family.places.items():
         tensor = whole[start : start + size]
         if order == 0:
@@ -108,8 +124,6 @@ def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Su
         middle = (signs[:, None] * tensor).sum(0)
         error = 1.01 * rounding * (signs.abs()[:, None] * sizes).sum(0)
         found[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
-        if found[order].blurred:
-            found[order] = _near(pair, order, reference)
     return found
 
 

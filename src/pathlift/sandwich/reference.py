@@ -37,12 +37,20 @@ class Mixture:
 
     Attributes:
         terms: c and e of each leaf whose weights differ.
+        likeness: The cosine of Φ(θ) and Φ(θ') by the same model: the product over the layers of the cosines of their weights.
     """
 
     terms: Mapping[Leaf, tuple[float, float]]
+    likeness: float
 
-    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor) -> Tensor:
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """See `pathlift.passes.joint.Reference`."""
+        del leaf
+        return ()
+
+    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
         """Return g for weights θ and θ' of a leaf: 0 where both are 0, positive elsewhere."""
+        del extras
         c, e = self.terms[leaf]
         return _mixture(a, b, c, e)
 
@@ -51,7 +59,7 @@ def _mixture(a: Tensor, b: Tensor, c: float, e: float) -> Tensor:
     most = torch.maximum(a.abs(), b.abs())
     g = most + e
     if c:
-        g = g.add_((b - a).abs_(), alpha=c)
+        g = g + c * (b - a).abs()
     return torch.where(most > 0, g, 0.0)
 
 
@@ -66,6 +74,7 @@ def chosen(pair: Frame) -> Mixture:
     """
     edges = {term.weight for node in pair.network.nodes for term in node.terms}
     tables: dict[Leaf, Tensor] = {}
+    likeness = 1.0
     means: dict[Leaf, float] = {}
     for leaf in pair.network.leaves:
         if leaf in pair.changed:
@@ -73,6 +82,7 @@ def chosen(pair: Frame) -> Mixture:
             means[leaf] = float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0
             if leaf in edges:
                 tables[leaf] = _table(a, b, means[leaf])
+                likeness *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
     choice = _swept(list(tables.values()))
     picked = dict(zip(tables, choice, strict=True))
     usual = max(set(choice), key=choice.count) if choice else START
@@ -80,7 +90,7 @@ def chosen(pair: Frame) -> Mixture:
     for leaf, mean in means.items():
         c, e = CANDIDATES[picked.get(leaf, usual)]
         terms[leaf] = (c, e * mean)
-    return Mixture(terms)
+    return Mixture(terms, likeness)
 
 
 def _table(a: Tensor, b: Tensor, mean: float) -> Tensor:

@@ -1,0 +1,271 @@
+"""The path-metric ‖Φ(θ) − Φ(θ')‖_q of any two networks of one architecture: exact, or enclosed from both sides (SPEC §4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.capture import Inputs, capture
+from pathlift.errors import InputError
+from pathlift.network import Network
+from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference
+from pathlift.passes.norm import LOG10_OF_2, to_float
+from pathlift.passes.other import Other, other_state
+from pathlift.passes.programs import Values
+from pathlift.passes.propagate import blame
+from pathlift.passes.pull_back import sum_of_outputs
+from pathlift.passes.rounding import rounding_factor
+from pathlift.passes.scaled import Scaled
+from pathlift.sandwich.enclosure import Enclosed, Step, enclosed
+from pathlift.sandwich.frame import frame
+from pathlift.sandwich.laid import counts, laid, spread
+from pathlift.sandwich.sampling import Estimate, estimated
+from pathlift.symmetry.compare import gauge_matched, snapped
+
+MOMENTS = (2, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
+
+    Attributes:
+        lower: Lower bound.
+        upper: Upper bound.
+        exact: Whether the value is known up to rounding; then ``lower == upper == value`` for q = 1, and for q = 2 the
+            two enclose the value with its rounding error.
+        value: The path-metric when ``exact``, else NaN.
+        log10_lower: log₁₀ of ``lower`` (−inf for 0).
+        log10_upper: log₁₀ of ``upper``.
+        method: How it was found: ``equal``, ``lemma 4.2``, ``l2 tracks``, or the bound from below and the one from above
+            (one name where they are the same); ``…, aligned`` after a rescaling of θ' that made it exact.
+        q: Order.
+        lower_by: The bound from below that gave most of ``lower``.
+        upper_by: The bound from above that gave most of ``upper``.
+        passes: How many sums over all paths were taken.
+        history: What each step of tightening reached.
+        estimate: The sampled estimate, when one was asked for.
+    """
+
+    lower: float
+    upper: float
+    exact: bool
+    value: float
+    log10_lower: float
+    log10_upper: float
+    method: str
+    q: float
+    lower_by: str = ""
+    upper_by: str = ""
+    passes: int = 0
+    history: tuple[Step, ...] = ()
+    estimate: Estimate | None = None
+    _log2_per_output: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ratio(self) -> float:
+        """Upper over lower bound: 1 when exact, inf when the lower bound is 0 and the upper is not."""
+        if self.exact and self.q == 1:
+            return 1.0
+        if math.isinf(self.log10_upper) and self.log10_upper == self.log10_lower:
+            return 1.0
+        return math.inf if math.isinf(self.log10_lower) else 10.0 ** min(self.log10_upper - self.log10_lower, 300.0)
+
+    @property
+    def log10_lower_per_output(self) -> Tensor:
+        """log₁₀ of the lower bound for the paths into each output neuron, float64, −inf for 0; only for q = 1.
+
+        Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
+        """
+        return self._per_output(0)
+
+    @property
+    def log10_upper_per_output(self) -> Tensor:
+        """log₁₀ of the upper bound for the paths into each output neuron; see `log10_lower_per_output`."""
+        return self._per_output(1)
+
+    def _per_output(self, end: int) -> Tensor:
+        if self._log2_per_output is None:
+            raise InputError("Bounds per output neuron are computed for q = 1 only.")
+        return self._log2_per_output[end] * LOG10_OF_2
+
+
+@torch.no_grad()
+def path_metric(
+    model: nn.Module | Network,
+    other: Other,
+    inputs: Inputs | None = None,
+    *,
+    q: float = 1,
+    moments: int | None = None,
+    tighten: int = 0,
+    ratio: float = 1.0,
+    seconds: float = math.inf,
+    estimate: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Callable[[Step], None] | None = None,
+) -> PathMetric:
+    """Compute the path-metric between two networks of one architecture.
+
+    For q = 2 it is exact for every pair and any signs. For q = 1 it is exact when the weights are ordered: |θ| ≥ |θ'| with no
+    sign changed, or the other way round (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked
+    on the weights as the theory sees them (a batch norm counts by its scale s and shift t), and again after a rescaling of θ',
+    so a pruned copy that was then rescaled is still known to be exact, up to the rounding of its rescaling.
+
+    Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
+    ``moments`` by the moment sandwich and by affinities as well, neuron by neuron the best of all; then ``tighten`` improves
+    the bounds step by step. Everything is computed in a gauge that depends on neither network's, so that rescaling one of
+    them changes nothing but rounding.
+
+    Args:
+        model: A module, or a captured `Network`: θ.
+        other: θ', see `Other`.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, 1 or 2.
+        moments: 2, 4, 6 or 8: the highest moment of (Φ'−Φ)/Φ(g), and the order of the affinities. None: 8 where ``tighten`` is
+            positive or ``ratio`` is above 1, else no moments.
+        tighten: At most so many steps that improve g and the dual certificate, each a few forward and backward passes.
+        ratio: Stop as soon as upper/lower is at most this.
+        seconds: Stop tightening after this time.
+        estimate: Number of paths to sample for an unbiased estimate; 0 for none.
+        confidence: Probability with which the interval of the estimate covers the truth.
+        seed: Of the sampling.
+        progress: Called with each `Step`.
+
+    Returns:
+        The metric.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` or an option is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model, pruned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> _ = pruned.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
+        >>> path_metric(model, pruned, (2,)).value
+        1.0
+        >>> _ = pruned.weight.data.copy_(torch.tensor([[2.0, -1.5]]))
+        >>> found = path_metric(model, pruned, (2,), moments=8)
+        >>> found.lower <= 1.5 <= found.upper, found.ratio < 1.1
+        (True, True)
+    """
+    _check_options(q, moments, tighten, ratio, seconds, estimate, confidence)
+    start = time.monotonic()
+    network = capture(model, inputs)
+    state = other_state(network, other)
+    compact = network.compact
+    values, others = checked_pair(compact, state)
+    if q == 2:
+        return _l2(compact, *squared_difference(compact, values, others))
+    exact = _exact(compact, values, others, "")
+    if exact is not None:
+        return exact
+    matched = gauge_matched(network, state)
+    if any(matched[name] is not tensor for name, tensor in state.items()):
+        exact = _exact(compact, *checked_pair(compact, snapped(network, state, matched)), ", aligned")
+        if exact is not None:
+            return exact
+    blame(values)
+    blame(others)
+    pair = frame(network, state)
+    order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
+    remaining = seconds - (time.monotonic() - start)
+    found = enclosed(pair, order, tighten, ratio, remaining, progress)
+    sampled = None if not estimate else estimated(pair, found, estimate, confidence, seed)
+    return _result(compact, found, sampled)
+
+
+def _check_options(
+    q: float, moments: int | None, tighten: int, ratio: float, seconds: float, estimate: int, confidence: float
+) -> None:
+    if q not in (1, 2):
+        raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
+    if moments is not None and moments not in MOMENTS:
+        raise InputError(f"moments must be 2, 4, 6 or 8, found {moments!r}.")
+    for name, count in (("tighten", tighten), ("estimate", estimate)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise InputError(f"{name} must be a whole number ≥ 0, found {count!r}.")
+    if estimate == 1:
+        raise InputError("estimate must be at least 2: one path has no spread.")
+    if not ratio >= 1:
+        raise InputError(f"ratio must be at least 1, found {ratio!r}.")
+    if not seconds > 0:
+        raise InputError(f"seconds must be positive, found {seconds!r}.")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must lie between 0 and 1, found {confidence!r}.")
+
+
+def _exact(network: Network, values: Values, others: Values, suffix: str) -> PathMetric | None:
+    """Return the metric of equal or ordered networks, None for others."""
+    above, below = differing(network, values, others)
+    if above and below:
+        return None
+    if not above and not below:
+        blame(values)
+        nothing = torch.full((len(counts(network)),), -math.inf, dtype=torch.float64, device=network.device)
+        return _known(network, nothing, f"equal{suffix}", 0)
+    sides = (values, others) if above else (others, values)
+    tracks = ordered_difference(network, *sides, above or below)
+    tensor, exponent = laid(network, tracks, [1])
+    whole = sum_of_outputs(network, tracks, 1)
+    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, whole)
+
+
+def _known(network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None) -> PathMetric:
+    value, log10 = to_float(total)
+    whole = spread(network, log2)
+    return PathMetric(value, value, True, value, log10, log10, method, 1.0, method, method, passes, _log2_per_output=(whole, whole))
+
+
+def _plain(log2: float) -> tuple[float, float]:
+    """Return 2**log2 as a float (inf past its range), and log₁₀ of it."""
+    if log2 == -math.inf:
+        return 0.0, -math.inf
+    whole = math.floor(log2)
+    return to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64), float(whole)))
+
+
+def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> PathMetric:
+    (lower, log10_lower), (upper, log10_upper) = _plain(found.log2_lower), _plain(found.log2_upper)
+    names = list(dict.fromkeys((found.lower_by, found.upper_by)))
+    return PathMetric(
+        lower,
+        upper,
+        False,
+        math.nan,
+        log10_lower,
+        log10_upper,
+        " and ".join(names),
+        1.0,
+        found.lower_by,
+        found.upper_by,
+        found.passes,
+        found.history,
+        sampled,
+        (spread(network, found.lower), spread(network, found.upper)),
+    )
+
+
+def _l2(network: Network, squared: Scaled | None, magnitude: Scaled | None) -> PathMetric:
+    if magnitude is None:
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
+    center = 0.0 if squared is None else float(squared.tensor) * 2.0 ** (squared.exponent - magnitude.exponent)
+    error = rounding_factor(network) * float(magnitude.tensor)
+    ends = [max(center - error, 0.0), max(center, 0.0), center + error]
+    (low, log10_low), (value, _), (high, log10_high) = (
+        to_float(Scaled(torch.tensor(end, dtype=torch.float64), magnitude.exponent), 2.0) for end in ends
+    )
+    return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
+
+
+__all__ = ["Estimate", "PathMetric", "Step", "path_metric"]

@@ -1,0 +1,213 @@
+"""The best of all bounds, output neuron by output neuron, and their improvement step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.passes.joint import PivotProgram
+from pathlift.passes.norm import LOG10_OF_2
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.rounding import rounding_factor
+from pathlift.sandwich.frame import Frame
+from pathlift.sandwich.laid import counts, laid, log2_sum
+from pathlift.sandwich.moments import Sides, affinity_bounds, moment_bounds, moment_sums
+from pathlift.sandwich.reference import chosen
+from pathlift.sandwich.tighten import Dual, Tightened
+
+SHARP = 1.15
+"""Where upper/lower is at most this, no second kind of bound is computed."""
+
+LIKE = 0.05
+"""Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step reached.
+
+    Attributes:
+        number: 0 for the bounds before tightening.
+        by: What was done: a bound's name, or what was improved.
+        log10_lower: log₁₀ of the lower bound so far.
+        log10_upper: log₁₀ of the upper bound so far.
+        seconds: Time since the start.
+    """
+
+    number: int
+    by: str
+    log10_lower: float
+    log10_upper: float
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Upper over lower bound."""
+        if self.log10_upper == self.log10_lower:
+            return 1.0
+        return math.inf if math.isinf(self.log10_lower) else 10.0 ** min(self.log10_upper - self.log10_lower, 300.0)
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """Bounds on the path-metric.
+
+    Attributes:
+        lower: log₂ per output neuron of the compact graph.
+        upper: The same.
+        log2_lower: log₂ of the sum.
+        log2_upper: The same.
+        lower_by: The bound that gave most of it.
+        upper_by: The same.
+        passes: Sums over all paths that were taken.
+        history: All steps.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    log2_lower: float
+    log2_upper: float
+    lower_by: str
+    upper_by: str
+    passes: int
+    history: tuple[Step, ...]
+
+
+class _Best:
+    """The best bounds so far."""
+
+    def __init__(self, pair: Frame, progress: Callable[[Step], None] | None) -> None:
+        self.count = counts(pair.network)
+        self.lower = torch.full_like(self.count, -math.inf)
+        self.upper = torch.full_like(self.count, math.inf)
+        self.names: list[str] = []
+        self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
+        self.passes = 0
+        self.history: list[Step] = []
+        self.progress = progress
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def take(self, sides: Sides, passes: int, step: int = 0) -> None:
+        """Keep what is better than before."""
+        if sides.name not in self.names:
+            self.names.append(sides.name)
+        place = self.names.index(sides.name)
+        above, below = sides.lower > self.lower, sides.upper < self.upper
+        self.lower, self.upper = torch.where(above, sides.lower, self.lower), torch.where(below, sides.upper, self.upper)
+        for source, better in zip(self.sources, (above, below), strict=True):
+            source[better] = place
+        self.passes += passes
+        low, high = log2_sum(self.lower, self.count), log2_sum(self.upper, self.count)
+        self.history.append(Step(step, sides.name, low * LOG10_OF_2, high * LOG10_OF_2, self.seconds))
+        if self.progress is not None:
+            self.progress(self.history[-1])
+
+    @property
+    def ratio(self) -> float:
+        return self.history[-1].ratio
+
+    def by(self, end: int) -> str:
+        """Return the name of the bound that gave the largest part."""
+        values = (self.lower, self.upper)[end]
+        shares = self.count * torch.exp2(values - values.max()) if bool(torch.isfinite(values.max())) else self.count
+        parts = torch.zeros(len(self.names), dtype=torch.float64, device=shares.device)
+        return self.names[int(parts.index_add_(0, self.sources[end], torch.nan_to_num(shares)).argmax())]
+
+    def result(self) -> Enclosed:
+        return Enclosed(
+            self.lower,
+            self.upper,
+            log2_sum(self.lower, self.count),
+            log2_sum(self.upper, self.count),
+            self.by(0),
+            self.by(1),
+            self.passes,
+            tuple(self.history),
+        )
+
+
+def pivot_bounds(pair: Frame) -> Sides:
+    """Bound by the difference tracks through the pivot m: |D − D'| and D + D' (SPEC §4).
+
+    Args:
+        pair: The networks.
+
+    Returns:
+        The bounds per output neuron.
+    """
+    network = pair.network
+
+    def attempt(_: torch.dtype) -> tuple[Tensor, float]:
+        return laid(network, propagate(network, PivotProgram(network, pair)), [1, 3])
+
+    (first, second), exponent = in_range(attempt, torch.float64, *pair.values)
+    slack = rounding_factor(network) * (first + second)
+    lower = ((first - second).abs() - slack).clamp(min=0.0)
+    return Sides("pivot", torch.log2(lower) + exponent, torch.log2(first + second + slack) + exponent)
+
+
+def enclosed(
+    pair: Frame, order: int, tighten: int, ratio: float, seconds: float, progress: Callable[[Step], None] | None
+) -> Enclosed:
+    """Enclose the path-metric.
+
+    Args:
+        pair: The networks.
+        order: Highest moment and order of the affinities; 0 for the pivot bound alone.
+        tighten: Most steps of tightening.
+        ratio: Stop at this ratio of the bounds.
+        seconds: Stop tightening after this time.
+        progress: Called with each step.
+
+    Returns:
+        The bounds.
+    """
+    best = _Best(pair, progress)
+    best.take(pivot_bounds(pair), 6)
+    if not order:
+        return best.result()
+    reference = chosen(pair)
+
+    def moments() -> None:
+        best.take(moment_bounds(moment_sums(pair, order, reference)), _character_count(order))
+
+    def affinities() -> None:
+        best.take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
+
+    for place, bound in enumerate((affinities, moments) if reference.likeness < LIKE else (moments, affinities)):
+        if place == 0 or best.ratio > max(SHARP, ratio):
+            bound()
+    if tighten and best.ratio > ratio:
+        _tightened(pair, best, order, tighten, ratio, seconds, Tightened(pair, reference))
+    return best.result()
+
+
+def _character_count(order: int) -> int:
+    return sum(k + 1 for k in range(0, order + 1, 2))
+
+
+def _tightened(
+    pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened
+) -> None:
+    """Improve g and the dual certificate in turns; what is reached is looked at with all moments at the end of each stage."""
+    dual = Dual(pair)
+    for number in range(1, steps + 1):
+        stage = search.stage(number, steps)
+        best.take(search.step(stage), 4 * search.evaluations, number)
+        best.take(dual.step(), 6 * 2, number)
+        last = number == steps or search.stage(number + 1, steps) != stage
+        done = best.ratio <= ratio or best.seconds > seconds
+        if last or done:
+            with torch.no_grad():
+                best.take(moment_bounds(moment_sums(pair, order, search.reference)), _character_count(order), number)
+        if best.ratio <= ratio or best.seconds > seconds:
+            return

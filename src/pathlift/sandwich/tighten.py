@@ -1,0 +1,180 @@
+"""Better g and better dual certificates by gradients (SPEC §4, "Tightening").
+
+Upper: Σ_out (M_0·M_2)^(1/2) is log-convex in log g. Quasi-Newton steps are taken on few parameters first: per layer c and e of
+g = max(|θ|, |θ'|) + c·|θ'−θ| + e, then a factor per output and input channel, then one per weight. Lower: for any |s| ≤ 1,
+|⟨Φ(θ')−Φ(θ), Φ(s)⟩| ≤ ‖Φ(θ')−Φ(θ)‖₁, and s goes up by gradients. Every iterate is a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pathlift.network import Leaf
+from pathlift.passes.joint import CharacterProgram, DualProgram, Moments
+from pathlift.passes.propagate import propagate
+from pathlift.passes.rounding import rounding_factor
+from pathlift.sandwich.frame import Frame
+from pathlift.sandwich.laid import laid
+from pathlift.sandwich.moments import Sides, moment_bounds, summed
+from pathlift.sandwich.reference import Mixture
+
+Stage = Literal["layers", "channels", "weights"]
+STAGES: tuple[tuple[Stage, float], ...] = (("layers", 0.2), ("channels", 0.5), ("weights", 1.0))
+"""The stages of the search for g, and the part of all steps at which each ends."""
+
+HISTORY = 6
+"""Pairs of vectors that a quasi-Newton step remembers."""
+
+RATE = 0.15
+"""Step size of the dual ascent."""
+
+
+class _Learned:
+    """g with parameters: see the head of this module."""
+
+    def __init__(self, start: Mixture, pair: Frame) -> None:
+        self.pair = pair
+        self.layers: dict[Leaf, Tensor] = {}
+        self.channels: dict[Leaf, list[Tensor]] = {}
+        self.weights: dict[Leaf, Tensor] = {}
+        device = pair.network.device
+        for leaf, (c, e) in start.terms.items():
+            self.layers[leaf] = torch.tensor([math.log(max(c, 0.03)), math.log(e)], dtype=torch.float64, device=device)
+
+    def parameters(self, stage: Stage) -> list[Tensor]:
+        """Return the parameters of a stage, made when it begins."""
+        if stage == "layers":
+            return list(self.layers.values())
+        for leaf in self.layers:
+            shape = self.pair.parts(leaf)[0].shape
+            if stage == "channels" and leaf not in self.channels:
+                sizes = [[size if dim == own else 1 for dim, size in enumerate(shape)] for own in range(min(len(shape), 2))]
+                self.channels[leaf] = [torch.zeros(own, dtype=torch.float64, device=self.pair.network.device) for own in sizes]
+            if stage == "weights" and leaf not in self.weights:
+                self.weights[leaf] = torch.zeros(shape, dtype=torch.float64, device=self.pair.network.device)
+        return [own for each in self.channels.values() for own in each] if stage == "channels" else list(self.weights.values())
+
+    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """See `pathlift.passes.joint.Reference`."""
+        shape = self.pair.parts(leaf)[0].shape
+        found = [own.expand(shape) for own in self.channels.get(leaf, [])]
+        return (*found, *([self.weights[leaf]] if leaf in self.weights else []))
+
+    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
+        """Return g."""
+        c, e = self.layers[leaf].exp()
+        most = torch.maximum(a.abs(), b.abs())
+        g = most + c * (b - a).abs() + e
+        if extras:
+            g = g * sum(extras, torch.zeros((), dtype=g.dtype, device=g.device)).exp()
+        return torch.where(most > 0, g, 0.0)
+
+
+class Tightened:
+    """The search for g."""
+
+    def __init__(self, pair: Frame, start: Mixture) -> None:
+        """Begin.
+
+        Args:
+            pair: The networks.
+            start: The g to start from.
+        """
+        self.pair = pair
+        self.reference = _Learned(start, pair)
+        self.evaluations = 0
+        self._stage: Stage | None = None
+        self._optimizer: torch.optim.LBFGS | None = None
+
+    @staticmethod
+    def stage(number: int, steps: int) -> Stage:
+        """Return the stage of a step.
+
+        Args:
+            number: Of the step, from 1.
+            steps: How many there are in all.
+
+        Returns:
+            The stage.
+        """
+        return next(name for name, end in STAGES if number <= math.ceil(end * steps))
+
+    def step(self, stage: Stage) -> Sides:
+        """Make one quasi-Newton step.
+
+        Args:
+            stage: Which parameters to change.
+
+        Returns:
+            The upper bound of the best g that the step looked at.
+        """
+        if stage != self._stage:
+            parameters = [own.requires_grad_() for own in self.reference.parameters(stage)]
+            self._optimizer = torch.optim.LBFGS(parameters, max_iter=1, history_size=HISTORY, line_search_fn="strong_wolfe")
+            self._stage = stage
+        assert self._optimizer is not None
+        found: list[Sides] = []
+
+        def closure() -> Tensor:
+            assert self._optimizer is not None
+            self._optimizer.zero_grad()
+            with torch.enable_grad():
+                loss, sides = self._evaluate()
+                loss.backward()  # type: ignore[no-untyped-call]
+            found.append(sides)
+            return loss
+
+        self._optimizer.step(closure)
+        self.evaluations = len(found)
+        best = torch.stack([sides.upper for sides in found]).amin(0)
+        return Sides(f"g by {stage}", torch.full_like(best, -math.inf), best)
+
+    def _evaluate(self) -> tuple[Tensor, Sides]:
+        family = Moments(2, self.reference)
+        tracks = propagate(self.pair.network, CharacterProgram(self.pair.network, self.pair, [family]))
+        whole, exponent = laid(self.pair.network, tracks, range(family.count))
+        product = whole[0] * (whole[1] - 2 * whole[2] + whole[3]).clamp(min=0.0)
+        positive = product[product.detach() > 0]
+        loss = torch.log(torch.sqrt(positive).sum()) + exponent * math.log(2.0)
+        with torch.no_grad():
+            return loss, moment_bounds(summed(family, whole.detach(), exponent, self.pair))
+
+
+class Dual:
+    """The search for s: tanh of free numbers, started at the signs of θ."""
+
+    def __init__(self, pair: Frame) -> None:
+        """Begin.
+
+        Args:
+            pair: The networks.
+        """
+        self.pair = pair
+        with torch.no_grad():
+            self.free = {}
+            for leaf in pair.network.leaves:
+                if leaf in pair.changed:
+                    a, b = pair.joined(*(part.double() for part in pair.parts(leaf)))
+                    self.free[leaf] = 1.5 * torch.where(a == 0, b, a).sign()
+        self.optimizer = torch.optim.Adam([own.requires_grad_() for own in self.free.values()], lr=RATE)
+
+    def step(self) -> Sides:
+        """Make one step up.
+
+        Returns:
+            The lower bound of the s before the step.
+        """
+        network = self.pair.network
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            program = DualProgram(network, self.pair, {leaf: torch.tanh(own) for leaf, own in self.free.items()})
+            whole, exponent = laid(network, propagate(network, program), [1, 3])
+            (-torch.log(whole[0].abs().sum())).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        value, magnitude = whole.detach()
+        lower = (value.abs() - rounding_factor(network) * magnitude).clamp(min=0.0)
+        return Sides("dual", torch.log2(lower) + exponent, torch.full_like(lower, math.inf))
