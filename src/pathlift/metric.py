@@ -181,7 +181,7 @@ def path_metric(
     order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
     remaining = seconds - (time.monotonic() - start)
     found = enclosed(pair, order, tighten, ratio, remaining, progress)
-    sampled = None if not estimate else estimated(pair, found, estimate, confidence, seed)
+    sampled = None if not estimate else estimated(pair, found.reference, found.near, estimate, confidence, seed)
     return _result(compact, found, sampled)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.passes.joint import PivotProgram
+from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
@@ -66,6 +66,8 @@ class Enclosed:
         upper_by: The same.
         passes: Sums over all paths that were taken.
         history: All steps.
+        reference: The g that was found.
+        near: Whether the path-liftings are alike, by a rough model.
     """
 
     lower: Tensor
@@ -76,6 +78,8 @@ class Enclosed:
     upper_by: str
     passes: int
     history: tuple[Step, ...]
+    reference: Reference
+    near: bool
 
 
 class _Best:
@@ -122,7 +126,7 @@ class _Best:
         parts = torch.zeros(len(self.names), dtype=torch.float64, device=shares.device)
         return self.names[int(parts.index_add_(0, self.sources[end], torch.nan_to_num(shares)).argmax())]
 
-    def result(self) -> Enclosed:
+    def result(self, reference: Reference, near: bool) -> Enclosed:
         return Enclosed(
             self.lower,
             self.upper,
@@ -132,6 +136,8 @@ class _Best:
             self.by(1),
             self.passes,
             tuple(self.history),
+            reference,
+            near,
         )
 
 
@@ -173,9 +179,10 @@ def enclosed(
     """
     best = _Best(pair, progress)
     best.take(pivot_bounds(pair), 6)
-    if not order:
-        return best.result()
     reference = chosen(pair)
+    near = reference.likeness >= LIKE
+    if not order:
+        return best.result(reference, near)
 
     def moments() -> None:
         best.take(moment_bounds(moment_sums(pair, order, reference)), _character_count(order))
@@ -183,12 +190,14 @@ def enclosed(
     def affinities() -> None:
         best.take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
-    for place, bound in enumerate((affinities, moments) if reference.likeness < LIKE else (moments, affinities)):
+    for place, bound in enumerate((moments, affinities) if near else (affinities, moments)):
         if place == 0 or best.ratio > max(SHARP, ratio):
             bound()
     if tighten and best.ratio > ratio:
-        _tightened(pair, best, order, tighten, ratio, seconds, Tightened(pair, reference))
-    return best.result()
+        search = Tightened(pair, reference)
+        _tightened(pair, best, order, tighten, ratio, seconds, search)
+        return best.result(search.reference, near)
+    return best.result(reference, near)
 
 
 def _character_count(order: int) -> int:
