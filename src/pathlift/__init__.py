@@ -19,9 +19,10 @@ from pathlift.errors import (
     UnsupportedModelError,
 )
 from pathlift.generalisation import GeneralisationBound, generalisation_bound
+from pathlift.kernel import PathKernel, path_kernel
+from pathlift.metric import Estimate, PathMetric, Step, path_metric
 from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
-from pathlift.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reference import PathLifting, path_lifting
@@ -51,6 +52,7 @@ __all__ = [
     "Certificate",
     "Checkpoint",
     "Equivalence",
+    "Estimate",
     "GeneralisationBound",
     "InputError",
     "InputLipschitz",
@@ -59,6 +61,7 @@ __all__ = [
     "MismatchError",
     "Network",
     "NumericalError",
+    "PathKernel",
     "PathLifting",
     "PathMagnitude",
     "PathMetric",
@@ -71,6 +74,7 @@ __all__ = [
     "RescaledState",
     "Rounding",
     "Sharpness",
+    "Step",
     "SupportReport",
     "Symmetries",
     "Tolerance",
@@ -90,6 +94,7 @@ __all__ = [
     "lipschitz_bound",
     "load_masks",
     "log_path_norm",
+    "path_kernel",
     "path_lifting",
     "path_magnitude",
     "path_metric",

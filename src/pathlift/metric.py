@@ -224,7 +224,9 @@ def _exact(network: Network, values: Values, others: Values, suffix: str) -> Pat
 def _known(network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None) -> PathMetric:
     value, log10 = to_float(total)
     whole = spread(network, log2)
-    return PathMetric(value, value, True, value, log10, log10, method, 1.0, method, method, passes, _log2_per_output=(whole, whole))
+    return PathMetric(
+        value, value, True, value, log10, log10, method, 1.0, method, method, passes, _log2_per_output=(whole, whole)
+    )
 
 
 def _plain(log2: float) -> tuple[float, float]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from pathlift.capture import Inputs, capture
 from pathlift.checkpoint import Checkpoint
 from pathlift.errors import MismatchError
+from pathlift.metric import PathMetric, path_metric
 from pathlift.models import load_state
 from pathlift.network import LazyState, Network
-from pathlift.metric import PathMetric, path_metric
 from pathlift.passes.norm import PathNorm, path_norm
 from pathlift.passes.other import Other, check_names, other_state
 

@@ -16,8 +16,8 @@ from pathlift.bounds.spread import Spread, compact, spread_of
 from pathlift.capture import Inputs, capture
 from pathlift.edges.base import Weights
 from pathlift.errors import UnsupportedModelError
-from pathlift.network import Network, Node, Start, Term
 from pathlift.metric import path_metric
+from pathlift.network import Network, Node, Start, Term
 from pathlift.passes.norm import to_float
 from pathlift.passes.other import Other
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values

@@ -21,6 +21,7 @@ from pathlift.network import Leaf, Network, Node
 from pathlift.passes.programs import Values, _ParametrisedProgram, pivot
 from pathlift.passes.propagate import Entries, Tracks
 
+
 class Reference(Protocol):
     """g: one number for each weight, positive where it is not 0 in both networks."""
 
@@ -175,6 +176,36 @@ class SquaredDifferenceProgram(JointProgram):
             (4, 3): twice.abs(),
             (4, 0): gap,
         }
+
+
+class InnerProgram(JointProgram):
+    """⟨Φ(θ), Φ(θ')⟩: the path program of the products θθ', and beside it the sum of the magnitudes of all terms."""
+
+    tracks = 2
+    signed = frozenset({0, 1})
+    degree = 2.0
+    started = frozenset({0, 1})
+
+    def __init__(self, network: Network, values: Values, other: Values) -> None:
+        """Take two networks.
+
+        Args:
+            network: The graph.
+            values: θ.
+            other: θ'.
+        """
+        super().__init__(network, (values, other))
+
+    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+        """See `JointProgram.keys`."""
+        del leaf
+        return [(0, 0), (1, 1)]
+
+    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+        """See `JointProgram.entries`."""
+        del leaf
+        product = values[0] * values[1]
+        return {(0, 0): product, (1, 1): product.abs()}
 
 
 class HellingerProgram(SquaredDifferenceProgram):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pathlift.edges.base import PAIR_ELEMENTS
 from pathlift.errors import MismatchError
 from pathlift.network import Leaf, Network, widen
-from pathlift.passes.joint import SquaredDifferenceProgram
+from pathlift.passes.joint import InnerProgram, SquaredDifferenceProgram
 from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
 from pathlift.passes.propagate import Tracks, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
@@ -129,5 +129,24 @@ def squared_difference(network: Network, values: Values, other: Values) -> tuple
     def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
         tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
         return sum_of_outputs(network, tracks, 2), sum_of_outputs(network, tracks, 4)
+
+    return in_range(attempt, torch.float64, values, other)
+
+
+def inner_product(network: Network, values: Values, other: Values) -> tuple[Scaled | None, Scaled | None]:
+    """Compute ⟨Φ(θ), Φ(θ')⟩ for any pair.
+
+    Args:
+        network: The compact graph.
+        values: θ.
+        other: θ'.
+
+    Returns:
+        The inner product, and the sum of the magnitudes of its terms, which its rounding error is a multiple of.
+    """
+
+    def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
+        tracks = propagate(network, InnerProgram(network, values, other))
+        return sum_of_outputs(network, tracks, 0), sum_of_outputs(network, tracks, 1)
 
     return in_range(attempt, torch.float64, values, other)

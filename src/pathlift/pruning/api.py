@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
+from pathlift.metric import path_metric
 from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude
-from pathlift.metric import path_metric
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.pruning.catalogue import Criterion, Data, criterion_of

@@ -204,9 +204,7 @@ def _character_count(order: int) -> int:
     return sum(k + 1 for k in range(0, order + 1, 2))
 
 
-def _tightened(
-    pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened
-) -> None:
+def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened) -> None:
     """Improve g and the dual certificate in turns; what is reached is looked at with all moments at the end of each stage."""
     dual = Dual(pair)
     for number in range(1, steps + 1):

@@ -120,7 +120,9 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
             continue
         sizes = tensor.abs()
         sizes[1::2] = torch.sqrt(sizes[:-1:2] * sizes[2::2])
-        signs = torch.tensor([comb(order, j) * (-1.0) ** j for j in range(order + 1)], dtype=torch.float64, device=tensor.device)
+        signs = torch.tensor(
+            [comb(order, j) * (-1.0) ** j for j in range(order + 1)], dtype=torch.float64, device=tensor.device
+        )
         middle = (signs[:, None] * tensor).sum(0)
         error = 1.01 * rounding * (signs.abs()[:, None] * sizes).sum(0)
         found[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
@@ -202,4 +204,3 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     upper = torch.log2((whole - least + slack).clamp(min=0.0)) + exponent
     lower = torch.log2((whole - common - slack).clamp(min=0.0)) + exponent
     return Sides(f"{order} affinities", lower, torch.minimum(upper, torch.log2(whole + slack) + exponent))
-

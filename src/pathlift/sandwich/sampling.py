@@ -95,10 +95,11 @@ def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confi
             spread = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
             variance += share**2 * spread / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
-    ends = [means, max(means - half, 0.0), means + half]
-    logs = [math.log10(end) + unit * LOG10_OF_2 if end > 0 else -math.inf for end in ends]
-    plain = [10.0**log if log < 308 else math.inf for log in logs]
-    return Estimate(*plain, *logs, confidence, samples, seed)
+    logs = [
+        math.log10(end) + unit * LOG10_OF_2 if end > 0 else -math.inf for end in (means, max(means - half, 0.0), means + half)
+    ]
+    value, low, high = (10.0**log if log < 308 else math.inf for log in logs)
+    return Estimate(value, low, high, *logs, confidence, samples, seed)
 
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
@@ -379,4 +380,3 @@ def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:
     tables[0][place, column] = tap
     tables[1][place, column] = source
     return tables[0], tables[1]
-

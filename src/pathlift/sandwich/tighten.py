@@ -124,7 +124,7 @@ class Tightened:
             self._optimizer.zero_grad()
             with torch.enable_grad():
                 loss, sides = self._evaluate()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             found.append(sides)
             return loss
 
@@ -173,7 +173,7 @@ class Dual:
         with torch.enable_grad():
             program = DualProgram(network, self.pair, {leaf: torch.tanh(own) for leaf, own in self.free.items()})
             whole, exponent = laid(network, propagate(network, program), [1, 3])
-            (-torch.log(whole[0].abs().sum())).backward()  # type: ignore[no-untyped-call]
+            (-torch.log(whole[0].abs().sum())).backward()
         self.optimizer.step()
         value, magnitude = whole.detach()
         lower = (value.abs() - rounding_factor(network) * magnitude).clamp(min=0.0)
