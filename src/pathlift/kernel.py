@@ -199,7 +199,7 @@ def _cosine(first: Tensor, second: Tensor, product: Tensor, sign: Tensor, apart:
         return plain
     middle = float(first + second) / 2
     gap = 2 * math.sinh(float(first - second) * math.log(2.0) / 4)
-    return float(min(1.0, 1 - (math.exp2(apart - middle) - gap**2) / 2))
+    return float(min(1.0, 1 - (2.0 ** (apart - middle) - gap**2) / 2))
 
 
 def _log2(value: Scaled | None) -> float:

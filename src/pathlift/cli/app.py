@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import sys
@@ -16,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pathlift
-from pathlift.cli import experiment, pruning, rescaling  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, rescaling  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     Device,
     Json,
@@ -34,7 +33,6 @@ from pathlift.cli.common import (
     print_json,
     print_rows,
     scientific,
-    second_network,
     shape_of,
 )
 from pathlift.data import load_data
@@ -124,78 +122,6 @@ def _log10(value: Tensor) -> float:
 
 def _titled(model: str, weights: Path | None) -> str:
     return model if weights is not None or ":" not in model else f"{model} (random initial weights)"
-
-
-@app.command()
-def metric(
-    model: ModelName,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="A state-dict file, or a second model by name.")],
-    weights: Weights = None,
-    shape: Shape = None,
-    q: Annotated[int, typer.Option(help="1, or 2 (exact for any pair).")] = 1,
-    as_json: Json = False,
-    seed: Seed = 0,
-    other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
-    device: Device = "cpu",
-    all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
-) -> None:
-    """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
-    network = captured(model, weights, shape, seed, device)
-    with err.status("computing the path-metric"):
-        second = second_network(other, other_seed)
-        if all_bounds:
-            if q != 1:
-                raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
-            _print_bounds(model, other, pathlift.path_metric_bounds(network, second), as_json=as_json)
-            return
-        found = pathlift.path_metric(network, second, q=q)
-        whole = pathlift.path_norm(network, q=q)
-    if as_json:
-        print_json({
-            "model": model,
-            "other": other,
-            "q": q,
-            "exact": found.exact,
-            "method": found.method,
-            "lower": found.lower,
-            "upper": found.upper,
-            "log10_lower": found.log10_lower,
-            "log10_upper": found.log10_upper,
-            "log10_path_norm": whole.log10,
-        })
-        return
-    rows = [("path-norm of MODEL", scientific(whole.log10))]
-    if found.exact:
-        rows += [("path-metric", scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
-    else:
-        rows += [
-            ("path-metric, at least", scientific(found.log10_lower)),
-            ("path-metric, at most", scientific(found.log10_upper)),
-        ]
-        rows += [("exact", "no (weights not ordered)"), ("bounds", "(6) and pivot")]
-    rows += [("relative to the norm", scientific(found.log10_upper - whole.log10))]
-    print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {q}): {model} and {other}", rows)
-
-
-def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ...], *, as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else number(bound.log10)} for bound in bounds
-        ]
-        print_json({"model": model, "other": other, "bounds": rows})
-        return
-    table = Table(title=f"Bounds on ‖Φ(θ) − Φ(θ')‖₁: {model} and {other}", title_justify="left", box=None, padding=(0, 2))
-    for header in ("bound", "from", "value", "log10", "moves under rescaling"):
-        table.add_column(header, justify="right" if header in {"value", "log10"} else "left", no_wrap=True)
-    for bound in bounds:
-        if not bound.reason:
-            sign = "≤ " if bound.side == "upper" else "≥ "
-            moves = "no" if bound.invariant else "yes"
-            table.add_row(bound.name, bound.reference, sign + scientific(bound.log10), f"{bound.log10:.3f}", moves)
-    out.print(table)
-    for bound in bounds:
-        if bound.reason:
-            out.print(f"{bound.name} does not apply. {bound.reason}", style="dim", markup=False, highlight=False)
 
 
 @app.command()

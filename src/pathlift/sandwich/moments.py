@@ -81,9 +81,9 @@ def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tu
 def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Sum]:
     """Compute M_0, M_2, … with their rounding errors.
 
-    M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1). Where this cancels (networks near each other), the sum is taken anew by the
-    recursion in which only Φ' − Φ itself cancels. A character of odd powers is at most the geometric mean of its neighbours in
-    magnitude (Cauchy–Schwarz), which bounds its rounding error.
+    M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1). Where this cancels (networks near each other), the sum is taken anew
+    by the recursion in which only Φ' − Φ itself cancels. A character of odd powers is at most the geometric mean of its
+    neighbours in magnitude (Cauchy–Schwarz), which bounds its rounding error.
 
     Args:
         pair: The networks.

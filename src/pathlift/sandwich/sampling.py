@@ -1,9 +1,9 @@
 """An unbiased estimate of ‖Φ(θ)−Φ(θ')‖₁ from sampled paths (SPEC §4, "Unbiased estimate").
 
-Paths are drawn backwards from the outputs: at a neuron v the edge from u is taken with probability w(u→v)·A(u)/A(v), or a bias b
-with b/A(v), so a path has the probability of its product of w over the sum of all. Three samplers take turns, with w = |θ|, |θ'|
-and g, and each path counts by the mean of the three probabilities (the balance heuristic): no path of either network is
-missed, and the numbers that are averaged are bounded.
+Paths are drawn backwards from the outputs: at a neuron v the edge from u is taken with probability w(u→v)·A(u)/A(v), or a
+bias b with b/A(v), so a path has the probability of its product of w over the sum of all. Three samplers take turns, with
+w = |θ|, |θ'| and g, and each path counts by the mean of the three probabilities (the balance heuristic): no path of either
+network is missed, and the numbers that are averaged are bounded.
 """
 
 from __future__ import annotations
@@ -95,11 +95,16 @@ def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confi
             spread = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
             variance += share**2 * spread / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
-    logs = [
-        math.log10(end) + unit * LOG10_OF_2 if end > 0 else -math.inf for end in (means, max(means - half, 0.0), means + half)
-    ]
-    value, low, high = (10.0**log if log < 308 else math.inf for log in logs)
-    return Estimate(value, low, high, *logs, confidence, samples, seed)
+    (value, log10), (low, log10_low), (high, log10_high) = (
+        _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
+    )
+    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples, seed)
+
+
+def _in_units(value: float, unit: float) -> tuple[float, float]:
+    """Return value·2**unit, inf past float64's range, and log₁₀ of it."""
+    log10 = math.log10(value) + unit * LOG10_OF_2 if value > 0 else -math.inf
+    return (10.0**log10 if log10 < 308 else math.inf), log10
 
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:

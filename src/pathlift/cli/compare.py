@@ -1,0 +1,257 @@
+"""The commands ``metric`` and ``compare``: how far networks of one architecture are from each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+import pathlift
+from pathlift.cli.common import (
+    Device,
+    Json,
+    ModelName,
+    Seed,
+    Shape,
+    Weights,
+    app,
+    captured,
+    err,
+    hollow,
+    number,
+    out,
+    print_json,
+    print_rows,
+    scientific,
+    second_network,
+)
+from pathlift.errors import InputError
+from pathlift.models import package
+
+PICTURES = (".png", ".svg", ".pdf")
+
+STEPS = 40
+"""Steps of tightening that ``--ratio`` may take when ``--tighten`` does not say."""
+
+
+@app.command()
+def metric(
+    model: ModelName,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="A state-dict file, or a second model by name.")],
+    weights: Weights = None,
+    shape: Shape = None,
+    q: Annotated[int, typer.Option(help="1, or 2 (exact for any pair).")] = 1,
+    moments: Annotated[Optional[int], typer.Option(help="2, 4, 6 or 8: bounds from both sides by so many moments.")] = None,  # noqa: UP045
+    tighten: Annotated[Optional[int], typer.Option(help="Steps that improve the bounds.")] = None,  # noqa: UP045
+    ratio: Annotated[float, typer.Option(help="Improve the bounds until upper/lower is at most this.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Stop improving after this time.")] = math.inf,
+    estimate: Annotated[int, typer.Option(help="Number of paths to sample for an unbiased estimate.")] = 0,
+    as_json: Json = False,
+    seed: Seed = 0,
+    other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
+    device: Device = "cpu",
+    all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
+) -> None:
+    """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
+    network = captured(model, weights, shape, seed, device)
+    with err.status("reading the second network"):
+        second = second_network(other, other_seed)
+    if all_bounds:
+        if q != 1:
+            raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
+        with err.status("computing all bounds"):
+            bounds = pathlift.path_metric_bounds(network, second)
+        _print_bounds(model, other, bounds, as_json=as_json)
+        return
+    steps = tighten if tighten is not None else (STEPS if ratio > 1 else 0)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[reached]}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("path-metric", total=steps or None, reached="")
+
+        def progress(step: pathlift.Step) -> None:
+            bar.update(task, completed=step.number, description=step.by, reached=f"upper/lower {step.ratio:.4g}")
+
+        found = pathlift.path_metric(
+            network,
+            second,
+            q=q,
+            moments=moments,
+            tighten=steps,
+            ratio=ratio,
+            seconds=seconds,
+            estimate=estimate,
+            seed=seed,
+            progress=progress,
+        )
+        whole = pathlift.path_norm(network, q=q)
+    if as_json:
+        _print_json(model, other, found, whole)
+    else:
+        _print_metric(model, other, found, whole)
+
+
+def _print_json(model: str, other: str, found: pathlift.PathMetric, whole: pathlift.PathNorm) -> None:
+    print_json({
+        "model": model,
+        "other": other,
+        "q": int(found.q),
+        "exact": found.exact,
+        "method": found.method,
+        "lower": found.lower,
+        "upper": found.upper,
+        "log10_lower": found.log10_lower,
+        "log10_upper": found.log10_upper,
+        "ratio": found.ratio,
+        "lower_by": found.lower_by,
+        "upper_by": found.upper_by,
+        "passes": found.passes,
+        "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in found.history],
+        "estimate": None
+        if found.estimate is None
+        else {key: _clean(value) for key, value in dataclasses.asdict(found.estimate).items()},
+        "log10_path_norm": whole.log10,
+    })
+
+
+def _clean(value: object) -> object:
+    return number(value) if isinstance(value, float) else value
+
+
+def _print_metric(model: str, other: str, found: pathlift.PathMetric, whole: pathlift.PathNorm) -> None:
+    rows = [("path-norm of MODEL", scientific(whole.log10))]
+    if found.exact:
+        rows += [("path-metric", scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
+    else:
+        rows += [
+            ("path-metric, at least", f"{scientific(found.log10_lower)}  ({found.lower_by})"),
+            ("path-metric, at most", f"{scientific(found.log10_upper)}  ({found.upper_by})"),
+            ("upper / lower", "inf" if math.isinf(found.ratio) else scientific(math.log10(found.ratio))),
+            ("exact", "no (weights not ordered)"),
+        ]
+    if found.estimate is not None:
+        own = found.estimate
+        interval = f"{scientific(own.log10_low)} … {scientific(own.log10_high)}"
+        rows += [
+            (f"estimate ({own.samples} paths)", scientific(own.log10_value)),
+            (f"  {own.confidence:.0%} confidence", interval),
+        ]
+    rows += [("relative to the norm", scientific(found.log10_upper - whole.log10))]
+    print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {found.q:g}): {model} and {other}", rows)
+
+
+def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ...], *, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else number(bound.log10)} for bound in bounds
+        ]
+        print_json({"model": model, "other": other, "bounds": rows})
+        return
+    table = Table(title=f"Bounds on ‖Φ(θ) − Φ(θ')‖₁: {model} and {other}", title_justify="left", box=None, padding=(0, 2))
+    for header in ("bound", "from", "value", "log10", "moves under rescaling"):
+        table.add_column(header, justify="right" if header in {"value", "log10"} else "left", no_wrap=True)
+    for bound in bounds:
+        if not bound.reason:
+            sign = "≤ " if bound.side == "upper" else "≥ "
+            moves = "no" if bound.invariant else "yes"
+            table.add_row(bound.name, bound.reference, sign + scientific(bound.log10), f"{bound.log10:.3f}", moves)
+    out.print(table)
+    for bound in bounds:
+        if bound.reason:
+            out.print(f"{bound.name} does not apply. {bound.reason}", style="dim", markup=False, highlight=False)
+
+
+@app.command()
+def compare(
+    checkpoints: Annotated[list[Path], typer.Argument(help="State-dicts: .safetensors, .pt (weights only), or folders.")],
+    model: Annotated[str, typer.Option(help="The architecture: torchvision:NAME, timm:NAME, package.module:factory.")],
+    shape: Shape = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw cosines and path space: .png, .svg, .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
+    if plot is not None and (plot.suffix not in PICTURES or not plot.resolve().parent.is_dir()):
+        raise InputError(f"--plot must be a {', '.join(PICTURES)} file in a folder that exists, found '{plot}'.")
+    network = hollow(model, shape)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("pairs of checkpoints", total=len(checkpoints) * (len(checkpoints) + 1) // 2)
+        kernel = pathlift.path_kernel(
+            checkpoints, model=network, progress=lambda done, whole: bar.update(task, completed=done, total=whole)
+        )
+    names = _short(checkpoints)
+    if plot is not None:
+        draw(kernel, names, plot)
+    if as_json:
+        print_json({
+            "model": model,
+            "checkpoints": [str(path) for path in checkpoints],
+            "cosine": _rows(kernel.cosine),
+            "log10_distance": _rows(kernel.log10_distance),
+            "log10_norm": _rows(kernel.log10_norm[None])[0],
+        })
+        return
+    _print_matrix("cosine of Φ", names, [[f"{value:.6f}" for value in row] for row in kernel.cosine.tolist()])
+    _print_matrix("‖Φ − Φ'‖₂", names, [[scientific(value) for value in row] for row in kernel.log10_distance.tolist()])
+    _print_matrix("‖Φ‖₂", names, [[scientific(value)] for value in kernel.log10_norm.tolist()], columns=[""])
+    if plot is not None:
+        out.print(f"Drawn to {plot}", markup=False, highlight=False)
+
+
+def _rows(matrix: Tensor) -> list[list[float | str]]:
+    return [[number(value) for value in row] for row in matrix.tolist()]
+
+
+def _short(paths: list[Path]) -> list[str]:
+    """Name files by their stems where these differ."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def _print_matrix(title: str, names: list[str], rows: list[list[str]], columns: list[str] | None = None) -> None:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    table.add_column("", style="bold")
+    for name in names if columns is None else columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *row)
+    out.print(table)
+
+
+def draw(kernel: pathlift.PathKernel, names: list[str], path: Path) -> None:
+    """Draw the matrix of cosines, and the networks as points in path space.
+
+    Args:
+        kernel: What to draw.
+        names: Of the networks.
+        path: The picture.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    package("matplotlib", "experiments").use("Agg")
+    plots = package("matplotlib.pyplot", "experiments")
+    drawing, (left, right) = plots.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    lowest = float(kernel.cosine.nan_to_num(1.0).min())
+    image = left.imshow(kernel.cosine, vmin=-1.0 if lowest < 0 else 0.0, vmax=1.0, cmap="viridis")
+    left.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    left.set_yticks(range(len(names)), names)
+    left.set_title("cosine of the path-liftings")
+    drawing.colorbar(image, ax=left, shrink=0.8)
+    points, shown = kernel.coordinates(min(2, len(names)))
+    x, y = points[:, 0].tolist(), (points[:, 1].tolist() if points.shape[1] > 1 else [0.0] * len(names))
+    right.scatter(x, y)
+    for name, one, two in zip(names, x, y, strict=True):
+        right.annotate(name, (one, two), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    right.set_title(f"path space, classical MDS ({shown:.0%} of Σ distance²)")
+    right.set_aspect("equal", adjustable="datalim")
+    try:
+        drawing.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error}.") from error
+    finally:
+        plots.close(drawing)
