@@ -151,11 +151,12 @@ def path_kernel(
     cosine = torch.full_like(gram, math.nan)
     for done, (i, j) in enumerate(pairs, 1):
         if i == j:
-            own = held(network, models[i]).compact.values()
+            compact = held(network, models[i]).compact
+            own = compact.values()
             blame(own)
         values = own if i == j else held(network, models[j]).compact.values()
-        _same_shapes(network, own, values)
-        found, _ = inner_product(network.compact, own, values)
+        _same_shapes(compact, own, values)
+        found, _ = inner_product(compact, own, values)
         passes += 2
         for one, two in ((i, j), (j, i)):
             gram[one, two] = _log2(found)
@@ -165,7 +166,7 @@ def path_kernel(
         else:
             apart = _apart(gram[i, i], gram[j, j], gram[i, j], sign[i, j])
             if apart is None:
-                squared, _ = squared_difference(network.compact, own, values)
+                squared, _ = squared_difference(compact, own, values)
                 apart = _log2(squared) if squared is not None and float(squared.tensor) > 0 else -math.inf
                 passes += 11
             distance[i, j] = distance[j, i] = apart / 2
@@ -176,7 +177,7 @@ def path_kernel(
 
 
 def _same_shapes(network: Network, values: Values, others: Values) -> None:
-    for leaf in network.compact.leaves:
+    for leaf in network.leaves:
         if leaf.scalar is None and leaf.score_name is not None and values[leaf].shape != others[leaf].shape:
             raise MismatchError(f"'{leaf.label}' has shape {tuple(values[leaf].shape)} and {tuple(others[leaf].shape)}.")
 

@@ -25,6 +25,12 @@ SWEEPS = 4
 GAIN = 1e-3
 """The least relative gain of a change."""
 
+SAME = 1e-9
+"""Differences of this size are those of a rescaling's rounding: there g is |θ| but for so much, as where nothing differs."""
+
+TIE = 1e-6
+"""Candidates that differ by less are equal: rounding must not choose between them."""
+
 START = CANDIDATES.index((0.0, 0.1))
 
 SIGNS = torch.tensor([1.0, -2.0, 1.0, 1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
@@ -74,13 +80,16 @@ def chosen(pair: Frame) -> Mixture:
     """
     edges = {term.weight for node in pair.network.nodes for term in node.terms}
     tables: dict[Leaf, Tensor] = {}
+    still: set[Leaf] = set()
     likeness = 1.0
     means: dict[Leaf, float] = {}
     for leaf in pair.network.leaves:
         if leaf in pair.changed:
             a, b = pair.sample(leaf)
             means[leaf] = float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0
-            if leaf in edges:
+            if float((b - a).abs().amax()) <= SAME * means[leaf]:
+                still.add(leaf)
+            elif leaf in edges:
                 tables[leaf] = _table(a, b, means[leaf])
                 likeness *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
     choice = _swept(list(tables.values()))
@@ -89,7 +98,7 @@ def chosen(pair: Frame) -> Mixture:
     terms = {}
     for leaf, mean in means.items():
         c, e = CANDIDATES[picked.get(leaf, usual)]
-        terms[leaf] = (c, e * mean)
+        terms[leaf] = (0.0, SAME * mean) if leaf in still else (c, e * mean)
     return Mixture(terms, likeness)
 
 
@@ -118,7 +127,7 @@ def _swept(tables: list[Tensor]) -> list[int]:
             sums = (table * _relative(below * above[len(tables) - place - 1])).T
             second, fourth = (SIGNS[:3] @ sums[1:4]).clamp(min=0.0), (SIGNS[3:] @ sums[4:]).clamp(min=0.0)
             loose = torch.nan_to_num(sums[0] * fourth / second**2, nan=torch.inf)
-            found = int(loose.argmin())
+            found = int((loose <= loose.min() * (1 + TIE)).nonzero()[0])
             if float(loose[found]) < float(loose[choice[place]]) * (1 - GAIN):
                 choice[place] = found
             below = _relative(below * table[choice[place]])
