@@ -4,7 +4,8 @@
 
 Trains a small convolutional network on scikit-learn's digits from several seeds, keeps checkpoints, and embeds them in the
 plane by classical multidimensional scaling: by the ℓ² distance of their path-liftings (`path_kernel`) and by that of their
-weights. Then each checkpoint is rescaled at random, which changes no function. The path picture does not move; the weight picture does.
+weights. Then each checkpoint is rescaled at random, which changes no function. The path picture does not move; the weight
+picture does.
 """
 
 from __future__ import annotations

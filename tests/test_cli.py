@@ -65,6 +65,40 @@ def test_metric_compares_with_a_file(tmp_path: Path) -> None:
     assert one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--q", "2")["method"] == "l2 tracks"
 
 
+def test_metric_stops_at_a_ratio_and_says_what_gave_the_bounds() -> None:
+    loose = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--moments", "4")
+    found = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--ratio", "1.3", "--estimate", "500")
+    assert found["ratio"] <= 1.3 < loose["ratio"] or loose["ratio"] <= 1.3
+    assert loose["lower"] <= found["upper"]
+    assert found["lower_by"]
+    assert found["history"][0]["by"] == "pivot"
+    assert found["estimate"]["samples"] == 500
+    assert found["lower"] * 0.9 <= found["estimate"]["value"] <= found["upper"] * 1.1
+    table = run("metric", SMALL, SMALL, "--shape", "1,3,3", "--moments", "8", "--estimate", "50").stdout
+    assert "upper / lower" in table
+    assert "95% confidence" in table
+
+
+def test_compare_prints_and_draws_the_kernel(tmp_path: Path) -> None:
+    from cases import Residual
+
+    pytest.importorskip("matplotlib")
+    paths = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"seed{seed}.safetensors")
+        save_tensors(Residual().state_dict(), paths[-1])
+    arguments = [*map(str, paths), "--model", SMALL, "--shape", "1,3,3"]
+    found = one_json("compare", *arguments)
+    kernel = pathlift.path_kernel(paths, (1, 3, 3), model=Residual())
+    assert found["cosine"] == kernel.cosine.tolist()
+    picture = tmp_path / "compare.png"
+    printed = run("compare", *arguments, "--plot", str(picture)).stdout
+    assert f"{float(kernel.cosine[0, 1]):.6f}" in printed
+    assert "seed2" in printed
+    assert picture.stat().st_size > 10_000
+
+
 def test_score_writes_every_share(tmp_path: Path) -> None:
     out = tmp_path / "scores.safetensors"
     found = one_json("score", SMALL, "--shape", "1,3,3", "--out", str(out))
@@ -168,6 +202,15 @@ def test_certify_refuses_bad_input_in_one_sentence(options: tuple[str, ...], mes
     done = run("certify", SMALL, "--shape", "1,3,3", *data, *options, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_compare_refuses_bad_input_in_one_sentence(tmp_path: Path) -> None:
+    for arguments, words in (
+        ((str(tmp_path / "no.safetensors"), "--model", SMALL, "--shape", "1,3,3"), "no.safetensors"),
+        ((str(tmp_path), "--model", SMALL, "--shape", "1,3,3", "--plot", "a.txt"), "--plot"),
+    ):
+        done = run("compare", *arguments, code=2)
+        assert words in done.stderr
 
 
 def test_metric_lists_all_bounds(tmp_path: Path) -> None:

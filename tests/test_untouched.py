@@ -51,6 +51,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied": (Tied, (3,)),
     "parametrised": (parametrised, (1, 3, 3)),
 }
+
+
+def another(model: nn.Module) -> dict[str, Tensor]:
+    """Other parameters for the same model."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {name: tensor * 1.1 - 0.05 if name in named else tensor for name, tensor in model.state_dict().items()}
+
+
 CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "capture": pathlift.capture,
     "check_support": pathlift.check_support,
@@ -60,6 +68,8 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "path_magnitude": pathlift.path_magnitude,
     "path_norms": lambda m, s: list(pathlift.path_norms(m, [m, m.state_dict()], s)),
     "path_metrics": lambda m, s: list(pathlift.path_metrics(m, [m, m.state_dict()], s)),
+    "path_metric in full": lambda m, s: pathlift.path_metric(m, another(m), s, moments=4, tighten=2, estimate=9),
+    "path_kernel": lambda m, s: pathlift.path_kernel([m, m.state_dict()], s),
     "path_magnitude on data": lambda m, s: pathlift.path_magnitude(m, s, q=2, x=torch.ones(2, *s)),
     "prune": lambda m, s: pathlift.prune(m, s, 0.5, scope="*"),
     "apply_masks": lambda m, s: pathlift.apply_masks(m, {n: torch.ones_like(p) > 0 for n, p in m.named_parameters()}),
