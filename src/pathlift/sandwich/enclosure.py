@@ -20,8 +20,8 @@ from pathlift.sandwich.moments import Sides, affinity_bounds, moment_bounds, mom
 from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
 
-SHARP = 1.15
-"""Where upper/lower is at most this, no second kind of bound is computed."""
+SHARP = 1.4
+"""Where upper/lower is at most this, no second kind of bound is computed; and none for fewer than six moments."""
 
 LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
@@ -191,7 +191,7 @@ def enclosed(
         best.take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
     for place, bound in enumerate((moments, affinities) if near else (affinities, moments)):
-        if place == 0 or best.ratio > max(SHARP, ratio):
+        if place == 0 or (order >= 6 and best.ratio > max(SHARP, ratio)):
             bound()
     if tighten and best.ratio > ratio:
         search = Tightened(pair, reference)
