@@ -248,6 +248,7 @@ def test_tightening_stops_at_a_ratio_and_at_a_time() -> None:
         ({"seconds": 0.0}, "seconds"),
         ({"confidence": 1.0}, "confidence"),
         ({"q": 3}, "q must be"),
+        ({"q": 2, "moments": 8}, "q = 1"),
     ],
 )
 def test_options_are_checked(options: dict[str, float], words: str) -> None:

@@ -49,7 +49,7 @@ class PathMetric:
         upper_by: The bound from above that gave most of ``upper``.
         passes: How many sums over all paths were taken.
         history: What each step of tightening reached.
-        estimate: The sampled estimate, when one was asked for.
+        estimate: The sampled estimate, when one was asked for and the metric is not exact.
     """
 
     lower: float
@@ -190,6 +190,8 @@ def _check_options(
 ) -> None:
     if q not in (1, 2):
         raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
+    if q == 2 and (moments is not None or tighten or estimate):
+        raise InputError("For q = 2 the path-metric is exact: moments, tighten and estimate are for q = 1.")
     if moments is not None and moments not in MOMENTS:
         raise InputError(f"moments must be 2, 4, 6 or 8, found {moments!r}.")
     for name, count in (("tighten", tighten), ("estimate", estimate)):
