@@ -86,13 +86,13 @@ def fastest(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 def table(name: str, samples: int) -> None:
-    """Print the table of one network."""
+    """Print a small table for each pair of one network, as soon as it is known."""
     make = getattr(torchvision.models, name)
-    headers = ("pair", "moments", "lower", "upper", "upper/lower", "estimate", "by", "passes", "seconds", "forwards")
-    found = Table(title=f"{name}, 3×224×224, float32", title_justify="left", box=None, padding=(0, 1))
-    for header in headers:
-        found.add_column(header, justify="left" if header in {"pair", "by"} else "right", no_wrap=True)
+    headers = ("moments", "lower", "upper", "upper/lower", "estimate", "passes", "seconds", "forwards", "by")
     for label, model, state in pairs(make):
+        found = Table(title=f"{name}: {label}", title_justify="left", box=None, padding=(0, 1))
+        for header in headers:
+            found.add_column(header, justify="left" if header == "by" else "right", no_wrap=True)
         x = torch.randn(1, 3, 224, 224)
         with torch.inference_mode():
             forward = fastest(lambda model=model, x=x: model(x), 10)
@@ -109,10 +109,9 @@ def table(name: str, samples: int) -> None:
                 estimate = f"{10 ** (own.log10_value - metric.log10_lower):.3f} ± {(own.high - own.value) / own.value:.3f}"
             ratio = f"{metric.ratio:.4g}"
             ends = [f"{10 ** (log % 1):.3f}e{log // 1:+.0f}" for log in (metric.log10_lower, metric.log10_upper)]
-            row = (label, str(moments or "–"), *ends, ratio, estimate, metric.method, str(metric.passes))
-            found.add_row(*row, f"{seconds:.2f}", f"{seconds / forward:.0f}")
-            label = ""
-    console.print(found)
+            row = (str(moments or "–"), *ends, ratio, estimate, str(metric.passes))
+            found.add_row(*row, f"{seconds:.2f}", f"{seconds / forward:.0f}", metric.method)
+        console.print(found)
     console.print("estimate: relative to the lower bound, with half the 95 % interval", style="dim")
 
 
