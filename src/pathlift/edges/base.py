@@ -125,6 +125,9 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
 JOINT_ELEMENTS = 1 << 18
 """The same where many functions of the same weights are computed at once."""
 
+MANY = 16
+"""Functions of the same weights from which on blocks are half as large, for memory."""
+
 Entry: TypeAlias = "tuple[int, int]"
 """(to, from): the tracks that a function of the weights joins."""
 
@@ -181,7 +184,8 @@ class Bundle:
             A slice of about `JOINT_ELEMENTS` weights (of all when gradients are recorded), and the entries.
         """
         units = max(1, self.shape[0] // multiple)
-        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // JOINT_ELEMENTS))
+        size = JOINT_ELEMENTS if len(self.keys) <= MANY else JOINT_ELEMENTS // 2
+        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
         step = -(-units // max(blocks, 1)) * multiple
         first = 0
         for values in zip(*(value.split(step) for value in self.values), strict=True):

@@ -273,7 +273,7 @@ class GatheredConvolution(Edges):
         below = next(iter(xs.values())).shape[1]
         above = bundle.shape[1] * self.groups if self.transposed else bundle.shape[0]
         pieces: list[dict[int, Tensor]] = []
-        for _, table in self._positions(below * self.taps * max(1, len(xs) // 8)):
+        for _, table in self._positions(below * self.taps * max(1, len(xs) // 4)):
             columns = {track: self._columns(own, table) for track, own in flat.items()}
             pieces.append(self._products(columns, bundle, factors))
         return {
