@@ -21,7 +21,7 @@ from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
 
 SHARP = 1.4
-"""Where upper/lower is at most this, no second kind of bound is computed; and none for fewer than six moments."""
+"""Where upper/lower is at most this, or for fewer than six moments, only one kind of bound is computed if no more is asked."""
 
 LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
@@ -190,9 +190,11 @@ def enclosed(
     def affinities() -> None:
         best.take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
-    for place, bound in enumerate((moments, affinities) if near else (affinities, moments)):
-        if place == 0 or (order >= 6 and best.ratio > max(SHARP, ratio)):
-            bound()
+    first, second = (moments, affinities) if near else (affinities, moments)
+    if best.ratio > ratio:
+        first()
+    if best.ratio > ratio and (tighten or ratio > 1 or (order >= 6 and best.ratio > SHARP)):
+        second()
     if tighten and best.ratio > ratio:
         search = Tightened(pair, reference)
         _tightened(pair, best, order, tighten, ratio, seconds, search)
