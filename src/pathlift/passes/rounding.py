@@ -57,11 +57,12 @@ def _there(value: Tensor) -> Tensor:
     return (value != 0).to(value.dtype)
 
 
-def chain(network: Network) -> int:
+def chain(network: Network, spare: int = SPARE) -> int:
     """Return the number of roundings on the longest chain from an input to an output, the final sum included.
 
     Args:
         network: The graph.
+        spare: Roundings per neuron besides those of its sum.
 
     Returns:
         The number.
@@ -69,20 +70,21 @@ def chain(network: Network) -> int:
     depth: dict[str, int] = {}
     for node in network.nodes:
         below = max((depth[term.source] for term in node.terms), default=0)
-        depth[node.name] = below + network.fan_in[node.name] + SPARE
+        depth[node.name] = below + network.fan_in[node.name] + spare
     outputs = sum(math.prod(network.node[name].full_shape) for name in network.outputs)
     return max(depth[name] for name in network.outputs) + outputs
 
 
-def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4) -> float:
+def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE) -> float:
     """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u.
 
     Args:
         network: The graph.
         dtype: Precision of the pass.
         tracks: How many tracks may add up in one neuron.
+        spare: See `chain`.
 
     Returns:
         The bound.
     """
-    return tracks * chain(network) * UNIT[dtype]
+    return tracks * chain(network, spare) * UNIT[dtype]

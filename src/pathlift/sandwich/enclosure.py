@@ -13,7 +13,7 @@ from torch import Tensor
 from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.rounding import rounding_factor
+from pathlift.passes.rounding import UNIT, rounding_factor
 from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import counts, laid, log2_sum
 from pathlift.sandwich.moments import Sides, affinity_bounds, moment_bounds, moment_sums
@@ -22,6 +22,9 @@ from pathlift.sandwich.tighten import Dual, Tightened
 
 SHARP = 1.4
 """Where upper/lower is at most this, or for fewer than six moments, only one kind of bound is computed if no more is asked."""
+
+MOVED = 8
+"""Roundings of a weight on its way into the common gauge, at most."""
 
 LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
@@ -89,6 +92,7 @@ class _Best:
         self.count = counts(pair.network)
         self.lower = torch.full_like(self.count, -math.inf)
         self.upper = torch.full_like(self.count, math.inf)
+        self.moved = torch.full_like(self.count, -math.inf)
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
         self.passes = 0
@@ -105,8 +109,10 @@ class _Best:
         if sides.name not in self.names:
             self.names.append(sides.name)
         place = self.names.index(sides.name)
-        above, below = sides.lower > self.lower, sides.upper < self.upper
-        self.lower, self.upper = torch.where(above, sides.lower, self.lower), torch.where(below, sides.upper, self.upper)
+        lower = torch.where(sides.lower > self.moved, sides.lower + torch.log2(-torch.expm1(self._gap(sides.lower))), -math.inf)
+        upper = torch.logaddexp2(sides.upper, self.moved)
+        above, below = lower > self.lower, upper < self.upper
+        self.lower, self.upper = torch.where(above, lower, self.lower), torch.where(below, upper, self.upper)
         for source, better in zip(self.sources, (above, below), strict=True):
             source[better] = place
         self.passes += passes
@@ -114,6 +120,10 @@ class _Best:
         self.history.append(Step(step, sides.name, low * LOG10_OF_2, high * LOG10_OF_2, self.seconds))
         if self.progress is not None:
             self.progress(self.history[-1])
+
+    def _gap(self, lower: Tensor) -> Tensor:
+        """Ln of what moved, relative to a lower bound."""
+        return torch.where(lower > self.moved, (self.moved - lower) * math.log(2.0), -1.0)
 
     @property
     def ratio(self) -> float:
@@ -141,24 +151,27 @@ class _Best:
         )
 
 
-def pivot_bounds(pair: Frame) -> Sides:
+def pivot_bounds(pair: Frame) -> tuple[Sides, Tensor]:
     """Bound by the difference tracks through the pivot m: |D − D'| and D + D' (SPEC §4).
 
     Args:
         pair: The networks.
 
     Returns:
-        The bounds per output neuron.
+        The bounds per output neuron, and log₂ of what rounding may have changed in the metric when both networks were brought
+        into one gauge: by Lemma 4.2, networks whose weights are off by u are apart by at most (depth·u)·‖Φ‖₁.
     """
     network = pair.network
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
-        return laid(network, propagate(network, PivotProgram(network, pair)), [1, 3])
+        return laid(network, propagate(network, PivotProgram(network, pair)), range(4))
 
-    (first, second), exponent = in_range(attempt, torch.float64, *pair.values)
+    (mass, first, other, second), exponent = in_range(attempt, torch.float64, *pair.values)
+    moved = MOVED * len(network.nodes) * UNIT[torch.float64] * (mass + other)
     slack = rounding_factor(network) * (first + second)
     lower = ((first - second).abs() - slack).clamp(min=0.0)
-    return Sides("pivot", torch.log2(lower) + exponent, torch.log2(first + second + slack) + exponent)
+    sides = Sides("pivot", torch.log2(lower) + exponent, torch.log2(first + second + slack) + exponent)
+    return sides, torch.log2(moved) + exponent
 
 
 def enclosed(
@@ -178,7 +191,8 @@ def enclosed(
         The bounds.
     """
     best = _Best(pair, progress)
-    best.take(pivot_bounds(pair), 6)
+    pivot, best.moved = pivot_bounds(pair)
+    best.take(pivot, 6)
     reference = chosen(pair)
     near = reference.likeness >= LIKE
     if not order:

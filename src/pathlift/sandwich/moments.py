@@ -12,13 +12,16 @@ from torch import Tensor
 
 from pathlift.passes.joint import Affinities, CharacterProgram, DifferenceMomentProgram, Moments, Reference
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.rounding import rounding_factor
+from pathlift.passes.rounding import SPARE, rounding_factor
 from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import laid
 from pathlift.sandwich.quadrature import MARGIN, overlap_above, overlap_below, root_above, root_below
 
 BLURRED = 0.1
 """Part of a moment from which on its rounding error makes it be summed anew without cancellation."""
+
+OWN = 4
+"""Roundings that a character of order k makes at each weight, over k: quotients, roots, powers."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
         The moments by k.
     """
     found: dict[int, Sum] = {}
-    rounding = rounding_factor(pair.network, tracks=1)
+    rounding = rounding_factor(pair.network, tracks=1, spare=SPARE + OWN * family.order)
     for order, (start, size) in family.places.items():
         tensor = whole[start : start + size]
         if order == 0:
@@ -137,7 +140,7 @@ def _near(pair: Frame, order: int, reference: Reference) -> Sum:
         return laid(network, propagate(network, program), [order, 2 * order])
 
     tensor, exponent = in_range(attempt, torch.float64, *pair.values)
-    error = 1.01 * rounding_factor(network, tracks=order + 1) * tensor[1]
+    error = 1.01 * rounding_factor(network, tracks=order + 1, spare=SPARE + OWN * order) * tensor[1]
     return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
 
 
@@ -183,7 +186,7 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     Returns:
         The bounds per output neuron.
     """
-    rounding = 1.01 * rounding_factor(pair.network, tracks=1)
+    rounding = 1.01 * rounding_factor(pair.network, tracks=1, spare=SPARE + OWN * order)
     ((tensor, exponent),) = characters(pair, [Affinities(order, pair.flips)])
     sizes = tensor[: order + 1]
     shared = (sizes + tensor[order + 1 :]) / 2 if pair.flips else sizes
