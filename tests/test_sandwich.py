@@ -116,7 +116,7 @@ def test_overlaps_are_enclosed(order: int, spread: float) -> None:
 
 # Random networks over all operators
 
-NETWORKS = int(os.environ.get("PATHLIFT_PAIRS", "3"))
+NETWORKS = int(os.environ.get("PATHLIFT_PAIRS", "2"))
 """Parts of 65 random networks; 16 are more than a thousand."""
 
 
