@@ -21,7 +21,7 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
-from pathlift.sandwich.enclosure import Enclosed, Step, enclosed
+from pathlift.sandwich.enclosure import Enclosed, Step, enclosed, quotient
 from pathlift.sandwich.frame import frame
 from pathlift.sandwich.laid import counts, laid, spread
 from pathlift.sandwich.sampling import Estimate, estimated
@@ -70,11 +70,7 @@ class PathMetric:
     @property
     def ratio(self) -> float:
         """Upper over lower bound: 1 when exact, inf when the lower bound is 0 and the upper is not."""
-        if self.exact and self.q == 1:
-            return 1.0
-        if math.isinf(self.log10_upper) and self.log10_upper == self.log10_lower:
-            return 1.0
-        return math.inf if math.isinf(self.log10_lower) else 10.0 ** min(self.log10_upper - self.log10_lower, 300.0)
+        return quotient(self.log10_lower, self.log10_upper)
 
     @property
     def log10_lower_per_output(self) -> Tensor:

@@ -50,10 +50,15 @@ class Step:
 
     @property
     def ratio(self) -> float:
-        """Upper over lower bound."""
-        if self.log10_upper == self.log10_lower:
-            return 1.0
-        return math.inf if math.isinf(self.log10_lower) else 10.0 ** min(self.log10_upper - self.log10_lower, 300.0)
+        """Upper over lower bound; see `quotient`."""
+        return quotient(self.log10_lower, self.log10_upper)
+
+
+def quotient(log10_lower: float, log10_upper: float) -> float:
+    """Return upper over lower bound: 1 where they are the same, inf when only the lower one is 0."""
+    if log10_upper == log10_lower:
+        return 1.0
+    return math.inf if math.isinf(log10_lower) else 10.0 ** min(log10_upper - log10_lower, 300.0)
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def enclosed(
         first()
     if best.ratio > ratio and (tighten or ratio > 1 or (order >= 6 and best.ratio > SHARP)):
         second()
-    if tighten and best.ratio > ratio:
+    if tighten and pair.changed and best.ratio > ratio:
         search = Tightened(pair, reference)
         _tightened(pair, best, order, tighten, ratio, seconds, search)
         return best.result(search.reference, near)
