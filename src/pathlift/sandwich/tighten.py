@@ -139,10 +139,9 @@ class Tightened:
         whole, exponent = laid(self.pair.network, tracks, range(family.count))
         product = whole[0] * (whole[1] - 2 * whole[2] + whole[3]).clamp(min=0.0)
         positive = product[product.detach() > 0]
-        if positive.numel():
-            loss = torch.log(torch.sqrt(positive).sum()) + exponent * math.log(2.0)
-        else:  # networks so near each other that rounding hides M_2 here: flat, and g stays as it is
-            loss = product.sum()
+        # where networks are so near each other that rounding hides M_2, the loss is flat and g stays as it is
+        log = torch.log(torch.sqrt(positive).sum()) + exponent * math.log(2.0)
+        loss = log if positive.numel() else product.sum()
         with torch.no_grad():
             return loss, moment_bounds(summed(family, whole.detach(), exponent, self.pair))
 
