@@ -25,7 +25,7 @@ from pathlift.sandwich.enclosure import Enclosed, Step, enclosed, quotient
 from pathlift.sandwich.frame import frame
 from pathlift.sandwich.laid import counts, laid, spread
 from pathlift.sandwich.sampling import Estimate, estimated
-from pathlift.symmetry.compare import gauge_matched, snapped
+from pathlift.symmetry.compare import compared, gauge_matched, snapped
 
 MOMENTS = (2, 4, 6, 8)
 
@@ -166,14 +166,15 @@ def path_metric(
     exact = _exact(compact, values, others, "")
     if exact is not None:
         return exact
-    matched = gauge_matched(network, state)
+    both = compared(network, state)
+    matched = gauge_matched(network, state, both)
     if any(matched[name] is not tensor for name, tensor in state.items()):
         exact = _exact(compact, *checked_pair(compact, snapped(network, state, matched)), ", aligned")
         if exact is not None:
             return exact
     blame(values)
     blame(others)
-    pair = frame(network, state)
+    pair = frame(network, both)
     order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
     remaining = seconds - (time.monotonic() - start)
     found = enclosed(pair, order, tighten, ratio, remaining, progress)

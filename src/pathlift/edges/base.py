@@ -122,11 +122,8 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
 
 
-JOINT_ELEMENTS = 1 << 18
+JOINT_ELEMENTS = 1 << 16
 """The same where many functions of the same weights are computed at once."""
-
-MANY = 16
-"""Functions of the same weights from which on blocks are half as large, for memory."""
 
 Entry: TypeAlias = "tuple[int, int]"
 """(to, from): the tracks that a function of the weights joins."""
@@ -184,13 +181,24 @@ class Bundle:
             A slice of about `JOINT_ELEMENTS` weights (of all when gradients are recorded), and the entries.
         """
         units = max(1, self.shape[0] // multiple)
-        size = JOINT_ELEMENTS if len(self.keys) <= MANY else JOINT_ELEMENTS // 2
-        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
-        step = -(-units // max(blocks, 1)) * multiple
+        step = -(-units // min(units, self.blocks)) * multiple
+        yield from self._split(step, 0)
+
+    def antecedents(self) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
+        """Yield slices of the second dimension and their entries, as `rows` does of the first."""
+        yield from self._split(-(-self.shape[1] // min(self.shape[1], self.blocks)), 1)
+
+    @property
+    def blocks(self) -> int:
+        """How many parts of about `JOINT_ELEMENTS` the weights have; one when gradients are recorded."""
+        return 1 if torch.is_grad_enabled() else max(1, -(-self.shape.numel() // JOINT_ELEMENTS))
+
+    def _split(self, step: int, dim: int) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
         first = 0
-        for values in zip(*(value.split(step) for value in self.values), strict=True):
-            yield slice(first, first + len(values[0])), self._apply(values)
-            first += len(values[0])
+        for values in zip(*(value.split(step, dim) for value in self.values), strict=True):
+            last = first + values[0].shape[dim]
+            yield slice(first, last), self._apply(values)
+            first = last
 
     def _apply(self, values: tuple[Tensor, ...]) -> Mapping[Entry, Tensor]:
         wide = tuple(value.to(self.dtype) for value in values)

@@ -18,6 +18,9 @@ from pathlift.edges.product import product, turned_product
 SMALL_WEIGHT = 1 << 18
 """Where no positions are equal, weights up to this size are left to PyTorch's convolution."""
 
+FEW = 64
+"""Places up to which columns are turned round before they are multiplied."""
+
 COLUMNS = 1 << 20
 """Positions are gathered in chunks of about this many elements, which stay in a cache."""
 
@@ -285,6 +288,9 @@ class GatheredConvolution(Edges):
 
     def _products(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         """Multiply several weights to the columns of several tracks; see `_product`."""
+        plain = self.groups == 1 and not self.transposed
+        if plain and bundle.dtype == torch.float64 and bundle.blocks > 1:
+            return self._accumulated({track: own.flatten(0, 1) for track, own in columns.items()}, bundle, factors)
         per_group = bundle.shape[0] // self.groups
         whole: dict[int, Tensor] = {}
         parts: dict[int, list[Tensor]] = {}
@@ -298,13 +304,31 @@ class GatheredConvolution(Edges):
                     _, matrix, read = self._grouped(weight, own, rows, per_group)
                     add_scaled(found, entry[0], torch.matmul(matrix, read).flatten(0, -2), factors[entry])
                 elif self.transposed:
-                    part = torch.mm(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
+                    part = product(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
                     add_scaled(whole, entry[0], part, factors[entry])
                 else:
-                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own.flatten(0, 1)), factors[entry])
+                    add_scaled(found, entry[0], product(weight.flatten(1), own.flatten(0, 1)), factors[entry])
             for track, part in found.items():
                 parts.setdefault(track, []).append(part)
         return whole or {track: own[0] if len(own) == 1 else torch.cat(own) for track, own in parts.items()}
+
+    @staticmethod
+    def _accumulated(columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """Do the same in blocks of antecedents: tall blocks make faster products, for few places if columns lie end to end."""
+        turned = {track: own.T.contiguous().T if own.shape[1] <= FEW else own for track, own in columns.items()}
+        found: dict[int, Tensor] = {}
+        for part, block in bundle.antecedents():
+            for entry, weight in block.items():
+                if entry not in factors:
+                    continue
+                matrix = weight.flatten(1)
+                width = matrix.shape[1] // weight.shape[1]
+                own = turned[entry[1]][part.start * width : part.stop * width]
+                if entry[0] in found:
+                    found[entry[0]].addmm_(matrix, own, alpha=factors[entry])
+                else:
+                    add_scaled(found, entry[0], torch.mm(matrix, own), factors[entry])
+        return found
 
     def _grouped(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
         """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""

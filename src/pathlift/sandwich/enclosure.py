@@ -23,8 +23,14 @@ from pathlift.sandwich.tighten import Dual, Tightened
 SHARP = 1.4
 """Where upper/lower is at most this, or for fewer than six moments, only one kind of bound is computed if no more is asked."""
 
+LOPSIDED = 0.25
+"""Where |D−D'| is predicted to be a larger part of D+D' than this, the pivot bounds may be sharp and are computed too."""
+
 MOVED = 8
 """Roundings of a weight on its way into the common gauge, at most."""
+
+FINE = 20.0
+"""Bits by which a bound is larger than what the rounding of the gauge may change."""
 
 LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
@@ -97,7 +103,8 @@ class _Best:
         self.count = counts(pair.network)
         self.lower = torch.full_like(self.count, -math.inf)
         self.upper = torch.full_like(self.count, math.inf)
-        self.moved = torch.full_like(self.count, -math.inf)
+        self.rounding = math.log2(MOVED * len(pair.network.nodes) * UNIT[torch.float64])
+        self.moved = torch.full_like(self.count, math.inf)
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
         self.passes = 0
@@ -110,7 +117,13 @@ class _Best:
         return time.monotonic() - self.started
 
     def take(self, sides: Sides, passes: int, step: int = 0) -> None:
-        """Keep what is better than before."""
+        """Keep what is better than before.
+
+        What rounding may have changed when both networks were brought into one gauge is added: by Lemma 4.2, networks whose
+        weights are off by u are apart by at most (depth·u)·‖Φ‖₁.
+        """
+        if sides.mass is not None:
+            self.moved = torch.minimum(self.moved, sides.mass + self.rounding)
         if sides.name not in self.names:
             self.names.append(sides.name)
         place = self.names.index(sides.name)
@@ -132,7 +145,12 @@ class _Best:
 
     @property
     def ratio(self) -> float:
-        return self.history[-1].ratio
+        return self.history[-1].ratio if self.history else math.inf
+
+    @property
+    def coarse(self) -> bool:
+        """Whether more is known to be lost by the rounding of the gauge than need be."""
+        return bool((self.moved > self.upper - FINE).any())
 
     def by(self, end: int) -> str:
         """Return the name of the bound that gave the largest part."""
@@ -156,27 +174,25 @@ class _Best:
         )
 
 
-def pivot_bounds(pair: Frame) -> tuple[Sides, Tensor]:
+def pivot_bounds(pair: Frame) -> Sides:
     """Bound by the difference tracks through the pivot m: |D − D'| and D + D' (SPEC §4).
 
     Args:
         pair: The networks.
 
     Returns:
-        The bounds per output neuron, and log₂ of what rounding may have changed in the metric when both networks were brought
-        into one gauge: by Lemma 4.2, networks whose weights are off by u are apart by at most (depth·u)·‖Φ‖₁.
+        The bounds per output neuron.
     """
     network = pair.network
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
         return laid(network, propagate(network, PivotProgram(network, pair)), range(4))
 
-    (mass, first, other, second), exponent = in_range(attempt, torch.float64, *pair.values)
-    moved = MOVED * len(network.nodes) * UNIT[torch.float64] * (mass + other)
+    (mine, first, other, second), exponent = in_range(attempt, torch.float64, *pair.values)
     slack = rounding_factor(network) * (first + second)
     lower = ((first - second).abs() - slack).clamp(min=0.0)
-    sides = Sides("pivot", torch.log2(lower) + exponent, torch.log2(first + second + slack) + exponent)
-    return sides, torch.log2(moved) + exponent
+    ends = (torch.log2(end) + exponent for end in (lower, first + second + slack, mine + other))
+    return Sides("pivot", *ends)
 
 
 def enclosed(
@@ -196,18 +212,25 @@ def enclosed(
         The bounds.
     """
     best = _Best(pair, progress)
-    pivot, best.moved = pivot_bounds(pair)
-    best.take(pivot, 6)
     reference = chosen(pair)
     near = reference.likeness >= LIKE
+    pivoted = order < 4 or reference.lopsided > LOPSIDED
+    if pivoted:
+        best.take(pivot_bounds(pair), 6)
     if not order:
         return best.result(reference, near)
 
+    def take(sides: Sides, passes: int) -> None:
+        best.take(sides, passes)
+        if best.coarse and not pivoted:
+            best.take(pivot_bounds(pair), 6)
+            best.take(sides, 0)
+
     def moments() -> None:
-        best.take(moment_bounds(moment_sums(pair, order, reference)), _character_count(order))
+        take(moment_bounds(moment_sums(pair, order, reference), covered=True), _character_count(order))
 
     def affinities() -> None:
-        best.take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
+        take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
     first, second = (moments, affinities) if near else (affinities, moments)
     if best.ratio > ratio:

@@ -23,7 +23,7 @@ from pathlift.symmetry.tying import Scaling, Tied
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
 
-SAMPLE = 1 << 12
+SAMPLE = 1 << 11
 """Weights of a tensor that are looked at to choose g."""
 
 
@@ -117,12 +117,12 @@ class Frame:
         return self.joined(*(part[where].double() for part in parts))
 
 
-def frame(network: Network, state: Mapping[str, Tensor]) -> Frame:
+def frame(network: Network, compared: Pair) -> Frame:
     """Bring two networks into one gauge.
 
     Args:
         network: The network as captured, with θ.
-        state: θ' by canonical name.
+        compared: θ and θ'.
 
     Returns:
         Both.
@@ -130,9 +130,8 @@ def frame(network: Network, state: Mapping[str, Tensor]) -> Frame:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    compact, tied = network.compact, network.tied
-    pair = Pair(tied.scalings, tied.solution, network.state, state)
-    apart = torch.where(pair.rough.abs() < STILL, 0.0, pair.rough)
+    compact, tied, state = network.compact, network.tied, compared.other
+    apart = torch.where(compared.rough.abs() < STILL, 0.0, compared.rough)
     mine = tied.solution.scales(even(network, tied))
     theirs = mine - tied.solution.scales(apart)
     values = (

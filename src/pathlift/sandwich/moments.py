@@ -51,11 +51,13 @@ class Sides:
         name: Which bound.
         lower: log₂ per output neuron of the compact graph, −inf for 0.
         upper: The same; inf for no bound.
+        mass: log₂ of a number that Σ|Φ| + Σ|Φ'| does not exceed, per output neuron, where one is known.
     """
 
     name: str
     lower: Tensor
     upper: Tensor
+    mass: Tensor | None = None
 
 
 def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tuple[Tensor, float]]:
@@ -144,11 +146,12 @@ def _near(pair: Frame, order: int, reference: Reference) -> Sum:
     return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
 
 
-def moment_bounds(sums: dict[int, Sum]) -> Sides:
+def moment_bounds(sums: dict[int, Sum], *, covered: bool = False) -> Sides:
     """Turn moments into bounds.
 
     Args:
         sums: M_0, M_2, … M_k.
+        covered: Whether no weight of either network is larger than g.
 
     Returns:
         The bounds per output neuron.
@@ -169,7 +172,7 @@ def moment_bounds(sums: dict[int, Sum]) -> Sides:
         lower = torch.log2(root_below(known[1 : 1 + 2 * ((len(known) - 1) // 2)])) + root
     upper = torch.where(nothing, -math.inf, torch.nan_to_num(upper, nan=math.inf, neginf=-math.inf, posinf=math.inf))
     lower = torch.where(nothing, -math.inf, torch.nan_to_num(lower, nan=-math.inf, neginf=-math.inf, posinf=-math.inf))
-    return Sides(f"{orders[-1]} moments", lower, upper)
+    return Sides(f"{orders[-1]} moments", lower, upper, sums[0].log2[1] + 1.0 if covered else None)
 
 
 def affinity_bounds(pair: Frame, order: int) -> Sides:
@@ -206,4 +209,5 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     slack = (rounding + 4 * MARGIN) * whole
     upper = torch.log2((whole - least + slack).clamp(min=0.0)) + exponent
     lower = torch.log2((whole - common - slack).clamp(min=0.0)) + exponent
-    return Sides(f"{order} affinities", lower, torch.minimum(upper, torch.log2(whole + slack) + exponent))
+    most = torch.log2(whole + slack) + exponent
+    return Sides(f"{order} affinities", lower, torch.minimum(upper, most), most)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Leaf
+from pathlift.passes.programs import pivot
 from pathlift.sandwich.frame import Frame
 
 CANDIDATES = tuple((c, e) for c in (0.0, 0.3, 1.0, 3.0, 10.0) for e in (0.001, 0.01, 0.03, 0.1, 0.3, 1.0))
@@ -44,10 +45,12 @@ class Mixture:
     Attributes:
         terms: c and e of each leaf whose weights differ.
         likeness: The cosine of Φ(θ) and Φ(θ') by the same model: the product over the layers of the cosines of their weights.
+        lopsided: |‖Φ‖₁ − ‖Φ'‖₁| relative to the sum of their distances from the pivot, by the same model.
     """
 
     terms: Mapping[Leaf, tuple[float, float]]
     likeness: float
+    lopsided: float
 
     def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
         """See `pathlift.passes.joint.Reference`."""
@@ -81,7 +84,7 @@ def chosen(pair: Frame) -> Mixture:
     edges = {term.weight for node in pair.network.nodes for term in node.terms}
     tables: dict[Leaf, Tensor] = {}
     still: set[Leaf] = set()
-    likeness = 1.0
+    likeness, other, common = 1.0, 1.0, 1.0  # ‖Φ'‖₁ and the path-norm of the pivot, in units of ‖Φ‖₁
     means: dict[Leaf, float] = {}
     for leaf in pair.network.leaves:
         if leaf in pair.changed:
@@ -92,6 +95,8 @@ def chosen(pair: Frame) -> Mixture:
             elif leaf in edges:
                 tables[leaf] = _table(a, b, means[leaf])
                 likeness *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
+                mine, theirs, shared = (float(own.sum()) for own in (a.abs(), b.abs(), pivot(a, b)))
+                other, common = (0.0, 0.0) if mine == 0 else (other * theirs / mine, common * shared / mine)
     choice = _swept(list(tables.values()))
     picked = dict(zip(tables, choice, strict=True))
     usual = max(set(choice), key=choice.count) if choice else START
@@ -99,7 +104,8 @@ def chosen(pair: Frame) -> Mixture:
     for leaf, mean in means.items():
         c, e = CANDIDATES[picked.get(leaf, usual)]
         terms[leaf] = (0.0, SAME * mean) if leaf in still else (c, e * mean)
-    return Mixture(terms, likeness)
+    apart = 1 + other - 2 * common
+    return Mixture(terms, likeness, abs(1 - other) / apart if apart > 0 else 1.0)
 
 
 def _table(a: Tensor, b: Tensor, mean: float) -> Tensor:

@@ -97,7 +97,7 @@ def equivalent(
     mismatch = _different_elsewhere(network, tied, state, limits) or _different_support(network, tied, state)
     if mismatch:
         return Equivalence(False, None, mismatch, widest)
-    pair = Pair(tied.scalings, tied.solution, network.state, state)
+    pair = compared(network, state)
     scales = tied.solution.scales(pair.fit)
     for name in tied.scalings:
         deviations = pair.deviations(name, scales)
@@ -134,16 +134,30 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
     groups = _groups(model, inputs)
     network = groups.network
     state = _finite(network, other)
-    free = _alignment(Pair(network.tied.scalings, network.tied.solution, network.state, state))
+    free = _alignment(compared(network, state))
     return RescaledState(network, snapped(network, state, _moved(network, state, free)), torch.exp2(free))
 
 
-def gauge_matched(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def compared(network: Network, state: Mapping[str, Tensor]) -> Pair:
+    """Compare θ with θ', weight by weight.
+
+    Args:
+        network: The network with θ.
+        state: θ' by canonical name.
+
+    Returns:
+        Both; medians and regressions are computed when they are asked for, and once.
+    """
+    return Pair(network.tied.scalings, network.tied.solution, network.state, state)
+
+
+def gauge_matched(network: Network, state: dict[str, Tensor], pair: Pair | None = None) -> dict[str, Tensor]:
     """Bring θ' into the gauge of θ if the two differ in gauge; leave it as it is when they do not.
 
     Args:
         network: The network with θ.
         state: θ' by canonical name.
+        pair: Both, where they were compared before.
 
     Returns:
         λ∘θ' by canonical name; tensors that λ changes are float64, so that its function is that of θ' to the last digits of
@@ -151,8 +165,7 @@ def gauge_matched(network: Network, state: dict[str, Tensor]) -> dict[str, Tenso
     """
     if all(value is network.state[name] for name, value in state.items()):
         return state
-    tied = network.tied
-    pair = Pair(tied.scalings, tied.solution, network.state, state)
+    pair = pair or compared(network, state)
     before, after = pair.disagreement
     if not after < WORTH * before:
         return state

@@ -25,7 +25,7 @@ ROUNDS = 3
 EXACT, PRECISE = 1e-5, 1e-14
 """Residuals at which medians are as good as least squares can be: rounding of float32 averages out; and of float64."""
 
-ENOUGH = 256
+ENOUGH = 128
 """Weights of a channel that are asked for their median."""
 
 
