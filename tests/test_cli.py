@@ -221,8 +221,9 @@ def test_metric_lists_all_bounds(tmp_path: Path) -> None:
     found = one_json("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all")
     names = [bound["name"] for bound in found["bounds"]]  # type: ignore[attr-defined]
     assert {"Lemma F.1", "Theorem F.2", "pivot", "telescoping"} <= set(names)
-    table = run("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all").stdout
+    table = run("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all", "--moments", "4").stdout
     assert "Lemma 4.4 does not apply" in table
+    assert "4 moments" in table or "4 affinities" in table
 
 
 def test_rescale_shows_groups_and_writes_an_equivalent_network(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_the_order_of_the_paper_holds_and_only_lemma_4_4_moves_under_rescaling()
     assert after["Lemma 4.4"].log10 > before["Lemma 4.4"].log10 + 3
 
 
+def test_bounds_by_moments_stand_in_the_table_when_asked_for() -> None:
+    model = random_perceptron(4, 8, 8, 3)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    bounds = pathlift.path_metric_bounds(model, other, (4,), moments=8)
+    applying = [bound for bound in bounds if not bound.reason]
+    assert [b.log10 for b in applying] == sorted((b.log10 for b in applying), reverse=True), (
+        "upper bounds fall, then lower ones"
+    )
+    best = {side: next(b for b in order if b.side == side) for side, order in (("upper", applying[::-1]), ("lower", applying))}
+    assert {bound.name for bound in best.values()} <= {"8 moments", "8 affinities"}
+    assert best["upper"].log10 - best["lower"].log10 < math.log10(1.3)
+
+
 def test_a_rescaled_copy_is_at_distance_zero() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2))
     model = randomised(model)

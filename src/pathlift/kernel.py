@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.capture import Inputs, capture
-from pathlift.errors import InputError, MismatchError
+from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.metric import inner_product, squared_difference
+from pathlift.passes.metric import check_shapes, inner_product, squared_difference
 from pathlift.passes.norm import LOG10_OF_2
-from pathlift.passes.programs import Values
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.streaming import Stored, held
@@ -155,7 +154,7 @@ def path_kernel(
             own = compact.values()
             blame(own)
         values = own if i == j else held(network, models[j]).compact.values()
-        _same_shapes(compact, own, values)
+        check_shapes(compact, own, values)
         found, _ = inner_product(compact, own, values)
         passes += 2
         for one, two in ((i, j), (j, i)):
@@ -174,12 +173,6 @@ def path_kernel(
         if progress is not None:
             progress(done, len(pairs))
     return PathKernel(cosine, gram * LOG10_OF_2, sign, distance * LOG10_OF_2, passes)
-
-
-def _same_shapes(network: Network, values: Values, others: Values) -> None:
-    for leaf in network.leaves:
-        if leaf.scalar is None and leaf.score_name is not None and values[leaf].shape != others[leaf].shape:
-            raise MismatchError(f"'{leaf.label}' has shape {tuple(values[leaf].shape)} and {tuple(others[leaf].shape)}.")
 
 
 def _apart(first: Tensor, second: Tensor, product: Tensor, sign: Tensor) -> float | None:

@@ -50,7 +50,9 @@ class MetricBound:
 
 
 @torch.no_grad()
-def path_metric_bounds(model: nn.Module | Network, other: Other, inputs: Inputs | None = None) -> tuple[MetricBound, ...]:
+def path_metric_bounds(
+    model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, moments: int | None = None
+) -> tuple[MetricBound, ...]:
     """Compute every bound on ‖Φ(θ)−Φ(θ')‖₁, loosest upper bound first, lower bounds last.
 
     Lemma 4.4 (9) and Lemma 4.3 (8) are for layered perceptrons; all others hold for any network. Where Lemma 4.2 applies,
@@ -60,6 +62,7 @@ def path_metric_bounds(model: nn.Module | Network, other: Other, inputs: Inputs 
         model: A module, or a captured `Network`: θ.
         other: θ', as for `path_metric`.
         inputs: As for `capture`; not needed for a Network.
+        moments: 2, 4, 6 or 8: the bounds of `path_metric` with so many moments are listed too; they cost more than all others.
 
     Returns:
         The bounds; those that do not apply come last of all, with the reason.
@@ -67,6 +70,7 @@ def path_metric_bounds(model: nn.Module | Network, other: Other, inputs: Inputs 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
         MismatchError: ``other`` has other parameters.
+        InputError: ``inputs`` or ``moments`` is malformed.
         NumericalError: A weight is NaN or infinite.
 
     Example:
@@ -81,6 +85,7 @@ def path_metric_bounds(model: nn.Module | Network, other: Other, inputs: Inputs 
     spread = spread_of(network, other)
     metric = path_metric(network, other)
     exact = "Lemma 4.2, exact" if metric.exact else ""
+    closer = None if moments is None else path_metric(network, other, moments=moments)
     found = [
         MetricBound(exact or "norm difference", "(6), Lemma 4.2", "lower", metric.log10_lower, invariant=True),
         MetricBound(exact or "pivot", "pathlift", "upper", metric.log10_upper, invariant=True),
@@ -91,9 +96,13 @@ def path_metric_bounds(model: nn.Module | Network, other: Other, inputs: Inputs 
         _bound("Lemma 4.3", "(8), Lemma 4.3", lambda: _log10(lemma_4_3(spread))),
         _bound("Lemma 4.4", "(9), Lemma 4.4", lambda: _log10(perceptron.lemma_4_4(spread)), invariant=False),
     ]
+    if closer is not None and not closer.exact:
+        upper = MetricBound(closer.upper_by, "pathlift", "upper", closer.log10_upper, invariant=True)
+        lower = MetricBound(closer.lower_by, "pathlift", "lower", closer.log10_lower, invariant=True)
+        found += [upper, lower] if closer.upper_by != "pivot" else [lower]
     applying = [bound for bound in found if not bound.reason]
     uppers = sorted((bound for bound in applying if bound.side == "upper"), key=lambda bound: -bound.log10)
-    lowers = [bound for bound in applying if bound.side == "lower"]
+    lowers = sorted((bound for bound in applying if bound.side == "lower"), key=lambda bound: -bound.log10)
     return (*uppers, *lowers, *(bound for bound in found if bound.reason))
 
 

@@ -66,7 +66,7 @@ def metric(
         if q != 1:
             raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
         with err.status("computing all bounds"):
-            bounds = pathlift.path_metric_bounds(network, second)
+            bounds = pathlift.path_metric_bounds(network, second, moments=moments)
         _print_bounds(model, other, bounds, as_json=as_json)
         return
     steps = tighten if tighten is not None else (STEPS if ratio > 1 else 0)

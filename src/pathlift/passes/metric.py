@@ -31,13 +31,27 @@ def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[Values,
         MismatchError: The shapes of a derived weight differ.
     """
     values, others = network.values(), network.values(state)
+    check_shapes(network, values, others)
+    return values, others
+
+
+def check_shapes(network: Network, values: Values, others: Values) -> None:
+    """Refuse weights of different shapes.
+
+    Args:
+        network: The graph.
+        values: Leaf to weights.
+        others: Those of the second network.
+
+    Raises:
+        MismatchError: The shapes of a weight differ.
+    """
     for leaf in network.leaves:
         if leaf.scalar is None and values[leaf].shape != others[leaf].shape:
             raise MismatchError(
                 f"'{leaf.label}' has shape {tuple(values[leaf].shape)} in the first network and "
                 f"{tuple(others[leaf].shape)} in the second."
             )
-    return values, others
 
 
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:

@@ -14,9 +14,10 @@ from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import UNIT, rounding_factor
+from pathlift.sandwich.affinity import affinity_bounds
 from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import counts, laid, log2_sum
-from pathlift.sandwich.moments import Sides, affinity_bounds, moment_bounds, moment_sums
+from pathlift.sandwich.moments import Sides, moment_bounds, moment_sums
 from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
 
@@ -214,7 +215,7 @@ def enclosed(
     best = _Best(pair, progress)
     reference = chosen(pair)
     near = reference.likeness >= LIKE
-    pivoted = order < 4 or reference.lopsided > LOPSIDED
+    pivoted = order < 4 or ratio > 1 or reference.lopsided > LOPSIDED  # the cheapest bound may reach the ratio
     if pivoted:
         best.take(pivot_bounds(pair), 6)
     if not order:
