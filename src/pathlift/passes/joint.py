@@ -339,7 +339,7 @@ class Together(Protocol):
 
     @property
     def changed(self) -> frozenset[Leaf]:
-        """The leaves where they differ."""
+        """The leaves where they differ, and biases."""
 
     def parts(self, leaf: Leaf) -> tuple[Tensor, ...]:
         """Return what the weights of a leaf are made of."""

@@ -21,8 +21,9 @@ from pathlift.sandwich.moments import Sides, moment_bounds, moment_sums
 from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
 
-SHARP = 1.4
-"""Where upper/lower is at most this, or for fewer than six moments, only one kind of bound is computed if no more is asked."""
+SHARP, LOOSE = 1.4, 2.0
+"""Up to the first ratio (the second for fewer than six moments) one kind of bound is enough if no more is asked; above the second
+the pivot bounds are added."""
 
 LOPSIDED = 0.25
 """Where |D−D'| is predicted to be a larger part of D+D' than this, the pivot bounds may be sharp and are computed too."""
@@ -109,6 +110,7 @@ class _Best:
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
         self.passes = 0
+        self.pivoted = False
         self.history: list[Step] = []
         self.progress = progress
         self.started = time.monotonic()
@@ -215,28 +217,34 @@ def enclosed(
     best = _Best(pair, progress)
     reference = chosen(pair)
     near = reference.likeness >= LIKE
-    pivoted = order < 4 or ratio > 1 or reference.lopsided > LOPSIDED  # the cheapest bound may reach the ratio
-    if pivoted:
+
+    def pivot() -> None:
         best.take(pivot_bounds(pair), 6)
-    if not order:
-        return best.result(reference, near)
+        best.pivoted = True
 
     def take(sides: Sides, passes: int) -> None:
         best.take(sides, passes)
-        if best.coarse and not pivoted:
-            best.take(pivot_bounds(pair), 6)
+        if best.coarse and not best.pivoted:
+            pivot()
             best.take(sides, 0)
 
     def moments() -> None:
-        take(moment_bounds(moment_sums(pair, order, reference), covered=True), _character_count(order))
+        take(moment_bounds(moment_sums(pair, order, reference), covered=reference.covered), _character_count(order))
 
     def affinities() -> None:
         take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
+    more = tighten > 0 or ratio > 1
+    if order < 4 or ratio > 1 or reference.lopsided > LOPSIDED:  # the cheapest bound may reach the ratio, or be the best
+        pivot()
+    if not order:
+        return best.result(reference, near)
     first, second = (moments, affinities) if near else (affinities, moments)
     if best.ratio > ratio:
         first()
-    if best.ratio > ratio and (tighten or ratio > 1 or (order >= 6 and best.ratio > SHARP)):
+    if best.ratio > max(ratio, LOOSE) and not best.pivoted:
+        pivot()
+    if best.ratio > ratio and (more or best.ratio > (SHARP if order >= 6 else LOOSE)):
         second()
     if tighten and pair.changed and best.ratio > ratio:
         search = Tightened(pair, reference)

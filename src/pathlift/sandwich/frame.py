@@ -23,7 +23,7 @@ from pathlift.symmetry.tying import Scaling, Tied
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
 
-SAMPLE = 1 << 11
+SAMPLE = 1 << 10
 """Weights of a tensor that are looked at to choose g."""
 
 
@@ -65,7 +65,7 @@ class Frame:
         states: θ and θ' as they were given, by canonical name.
         scales: log₂ factors by class, for each.
         values: Leaf to weights in the common gauge, for each, float64.
-        changed: The leaves where they differ.
+        changed: The leaves where they differ, and all biases: what is compared weight by weight.
         flips: Whether the sign of a weight differs.
     """
 
@@ -139,7 +139,7 @@ def frame(network: Network, compared: Pair) -> Frame:
         compact.values(_Gauged(network, state, theirs)),
     )
     plain = Frame(compact, tied, (network.state, state), (mine, theirs), values, frozenset(), False)
-    changed, flips = set(), False
+    changed, flips = {start.weight for node in compact.nodes for start in node.starts if start.weight.scalar is None}, False
     for leaf in compact.leaves:
         if leaf.scalar is None:
             own = _difference(plain, leaf)

@@ -146,12 +146,12 @@ def _near(pair: Frame, order: int, reference: Reference) -> Sum:
     return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
 
 
-def moment_bounds(sums: dict[int, Sum], *, covered: bool = False) -> Sides:
+def moment_bounds(sums: dict[int, Sum], *, covered: float | None = None) -> Sides:
     """Turn moments into bounds.
 
     Args:
         sums: M_0, M_2, … M_k.
-        covered: Whether no weight of either network is larger than g.
+        covered: |Φ_p| and |Φ'_p| are at most so many times Φ_p(g), for every path; None when it is not known.
 
     Returns:
         The bounds per output neuron.
@@ -172,4 +172,5 @@ def moment_bounds(sums: dict[int, Sum], *, covered: bool = False) -> Sides:
         lower = torch.log2(root_below(known[1 : 1 + 2 * ((len(known) - 1) // 2)])) + root
     upper = torch.where(nothing, -math.inf, torch.nan_to_num(upper, nan=math.inf, neginf=-math.inf, posinf=math.inf))
     lower = torch.where(nothing, -math.inf, torch.nan_to_num(lower, nan=-math.inf, neginf=-math.inf, posinf=-math.inf))
-    return Sides(f"{orders[-1]} moments", lower, upper, sums[0].log2[1] + 1.0 if covered else None)
+    mass = None if covered is None else sums[0].log2[1] + math.log2(2 * covered)
+    return Sides(f"{orders[-1]} moments", lower, upper, mass)

@@ -1,7 +1,7 @@
 """Better g and better dual certificates by gradients (SPEC §4, "Tightening").
 
-Upper: Σ_out (M_0·M_2)^(1/2) is log-convex in log g. Quasi-Newton steps are taken on few parameters first: per layer c and e of
-g = max(|θ|, |θ'|) + c·|θ'−θ| + e, then a factor per output and input channel, then one per weight. Lower: for any |s| ≤ 1,
+Upper: Σ_out (M_0·M_2)^(1/2) is log-convex in log g. Quasi-Newton steps begin with few parameters: per layer c, e and f of
+g = f·(max(|θ|, |θ'|) + c·|θ'−θ| + e), then a factor per output and input channel, then one per weight. Lower: for any |s| ≤ 1,
 |⟨Φ(θ')−Φ(θ), Φ(s)⟩| ≤ ‖Φ(θ')−Φ(θ)‖₁, and s goes up by gradients. Every iterate is a bound.
 """
 
@@ -42,8 +42,9 @@ class _Learned:
         self.channels: dict[Leaf, list[Tensor]] = {}
         self.weights: dict[Leaf, Tensor] = {}
         device = pair.network.device
-        for leaf, (c, e) in start.terms.items():
-            self.layers[leaf] = torch.tensor([math.log(max(c, 0.03)), math.log(e)], dtype=torch.float64, device=device)
+        for leaf, (c, e, f) in start.terms.items():
+            logs = [math.log(max(c, 0.03)), math.log(e), math.log(f)]
+            self.layers[leaf] = torch.tensor(logs, dtype=torch.float64, device=device)
 
     def parameters(self, stage: Stage) -> list[Tensor]:
         """Return the parameters of a stage, made when it begins."""
@@ -66,9 +67,9 @@ class _Learned:
 
     def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
         """Return g."""
-        c, e = self.layers[leaf].exp()
+        c, e, f = self.layers[leaf].exp()
         most = torch.maximum(a.abs(), b.abs())
-        g = most + c * (b - a).abs() + e
+        g = f * (most + c * (b - a).abs() + e)
         if extras:
             g = g * sum(extras, torch.zeros((), dtype=g.dtype, device=g.device)).exp()
         return torch.where(most > 0, g, 0.0)
