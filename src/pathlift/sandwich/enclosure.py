@@ -17,13 +17,13 @@ from pathlift.passes.rounding import UNIT, rounding_factor
 from pathlift.sandwich.affinity import affinity_bounds
 from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import counts, laid, log2_sum
-from pathlift.sandwich.moments import Sides, moment_bounds, moment_sums
+from pathlift.sandwich.moments import Sides, moment_bounds, moment_sums, near_moment
 from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
 
 SHARP, LOOSE = 1.4, 2.0
-"""Up to the first ratio (the second for fewer than six moments) one kind of bound is enough if no more is asked; above the second
-the pivot bounds are added."""
+"""Up to the first ratio (for fewer than six moments the second) one kind of bound is enough if no more is asked; above the
+second the pivot bounds are added."""
 
 LOPSIDED = 0.25
 """Where |D−D'| is predicted to be a larger part of D+D' than this, the pivot bounds may be sharp and are computed too."""
@@ -228,13 +228,15 @@ def enclosed(
             pivot()
             best.take(sides, 0)
 
+    more = tighten > 0 or ratio > 1
+    enough = ratio if more else SHARP
+
     def moments() -> None:
-        take(moment_bounds(moment_sums(pair, order, reference), covered=reference.covered), _character_count(order))
+        _moments(pair, order, reference, reference.covered, take, lambda: best.ratio <= enough)
 
     def affinities() -> None:
         take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
 
-    more = tighten > 0 or ratio > 1
     if order < 4 or ratio > 1 or reference.lopsided > LOPSIDED:  # the cheapest bound may reach the ratio, or be the best
         pivot()
     if not order:
@@ -253,8 +255,29 @@ def enclosed(
     return best.result(reference, near)
 
 
-def _character_count(order: int) -> int:
-    return sum(k + 1 for k in range(0, order + 1, 2))
+def _moments(
+    pair: Frame,
+    order: int,
+    reference: Reference,
+    covered: float | None,
+    take: Callable[[Sides, int], None],
+    enough: Callable[[], bool],
+) -> None:
+    """Bound by moments; those that rounding spoils are summed anew, lowest first, for as long as the others are not enough."""
+    sums = moment_sums(pair, order, reference)
+    passes = sum(k + 1 for k in sums)
+    known = {0: sums.pop(0)}
+    for k, own in sums.items():
+        if own.blurred:
+            if len(known) > 1:
+                take(moment_bounds(known, covered=covered), passes)
+                passes = 0
+                if enough():
+                    return
+            own, more = near_moment(pair, k, reference)
+            passes += more
+        known[k] = own
+    take(moment_bounds(known, covered=covered), passes)
 
 
 def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened) -> None:
@@ -267,7 +290,11 @@ def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, s
         last = number == steps or search.stage(number + 1, steps) != stage
         done = best.ratio <= ratio or best.seconds > seconds
         if last or done:
+
+            def take(sides: Sides, passes: int, number: int = number) -> None:
+                best.take(sides, passes, number)
+
             with torch.no_grad():
-                best.take(moment_bounds(moment_sums(pair, order, search.reference)), _character_count(order), number)
+                _moments(pair, order, search.reference, None, take, lambda: best.ratio <= ratio)
         if best.ratio <= ratio or best.seconds > seconds:
             return

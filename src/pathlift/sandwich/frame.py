@@ -7,6 +7,7 @@ what is computed for (θ, θ'), up to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,8 +24,11 @@ from pathlift.symmetry.tying import Scaling, Tied
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
 
-SAMPLE = 1 << 10
+SAMPLE = 1 << 11
 """Weights of a tensor that are looked at to choose g."""
+
+
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class _Gauged(LazyState):
@@ -109,10 +113,12 @@ class Frame:
         return first * (up * down), second * (other_up * other_down)
 
     def sample(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
-        """Return some of the weights of a leaf, evenly spread, float64."""
+        """Return some of the weights of a leaf, float64: evenly spread, and over the rows and columns too."""
         parts = self.parts(leaf)
-        step = max(1, parts[0].numel() // SAMPLE)
-        index = torch.arange(0, parts[0].numel(), step, device=parts[0].device)
+        count = parts[0].numel()
+        index = torch.arange(min(count, SAMPLE), device=parts[0].device)
+        if count > SAMPLE:
+            index = ((index.double() * GOLDEN).frac() * count).long()
         where = torch.unravel_index(index, parts[0].shape)
         return self.joined(*(part[where].double() for part in parts))
 

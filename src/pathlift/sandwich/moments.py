@@ -86,9 +86,9 @@ def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tu
 def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Sum]:
     """Compute M_0, M_2, … with their rounding errors.
 
-    M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1). Where this cancels (networks near each other), the sum is taken anew
-    by the recursion in which only Φ' − Φ itself cancels. A character of odd powers is at most the geometric mean of its
-    neighbours in magnitude (Cauchy–Schwarz), which bounds its rounding error.
+    M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1), which cancels for networks near each other: see `near_moment`. A
+    character of odd powers is at most the geometric mean of its neighbours in magnitude (Cauchy–Schwarz), which bounds its
+    rounding error.
 
     Args:
         pair: The networks.
@@ -100,8 +100,7 @@ def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Su
     """
     family = Moments(highest, reference)
     ((whole, exponent),) = characters(pair, [family])
-    found = summed(family, whole, exponent, pair)
-    return {order: _near(pair, order, reference) if order and own.blurred else own for order, own in found.items()}
+    return summed(family, whole, exponent, pair)
 
 
 def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict[int, Sum]:
@@ -134,7 +133,17 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
     return found
 
 
-def _near(pair: Frame, order: int, reference: Reference) -> Sum:
+def near_moment(pair: Frame, order: int, reference: Reference) -> tuple[Sum, int]:
+    """Compute M_k by the recursion in which only Φ' − Φ itself cancels, which takes far more products.
+
+    Args:
+        pair: The networks.
+        order: k, even, at least 2.
+        reference: g.
+
+    Returns:
+        The sum, and how many sums over all paths it took.
+    """
     network = pair.network
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
@@ -143,7 +152,7 @@ def _near(pair: Frame, order: int, reference: Reference) -> Sum:
 
     tensor, exponent = in_range(attempt, torch.float64, *pair.values)
     error = 1.01 * rounding_factor(network, tracks=order + 1, spare=SPARE + OWN * order) * tensor[1]
-    return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent)
+    return Sum((tensor[0] - error).clamp(min=0.0), (tensor[0] + error).clamp(min=0.0), exponent), (order + 1) ** 2 + order
 
 
 def moment_bounds(sums: dict[int, Sum], *, covered: float | None = None) -> Sides:
