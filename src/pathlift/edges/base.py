@@ -122,8 +122,8 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
 
 
-JOINT_ELEMENTS = 1 << 16
-"""The same where many functions of the same weights are computed at once."""
+JOINT_ELEMENTS, LAUNCHED_ELEMENTS = 1 << 16, 1 << 22
+"""The same where many functions of the same weights are computed at once; and where each operation has to be launched."""
 
 Entry: TypeAlias = "tuple[int, int]"
 """(to, from): the tracks that a function of the weights joins."""
@@ -191,7 +191,8 @@ class Bundle:
     @property
     def blocks(self) -> int:
         """How many parts of about `JOINT_ELEMENTS` the weights have; one when gradients are recorded."""
-        return 1 if torch.is_grad_enabled() else max(1, -(-self.shape.numel() // JOINT_ELEMENTS))
+        size = JOINT_ELEMENTS if self.values[0].device.type == "cpu" else LAUNCHED_ELEMENTS
+        return 1 if torch.is_grad_enabled() else max(1, -(-self.shape.numel() // size))
 
     def _split(self, step: int, dim: int) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
         first = 0

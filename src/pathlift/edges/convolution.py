@@ -289,7 +289,7 @@ class GatheredConvolution(Edges):
     def _products(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         """Multiply several weights to the columns of several tracks; see `_product`."""
         plain = self.groups == 1 and not self.transposed
-        if plain and bundle.dtype == torch.float64 and bundle.blocks > 1:
+        if plain and bundle.blocks > 1:
             return self._accumulated({track: own.flatten(0, 1) for track, own in columns.items()}, bundle, factors)
         per_group = bundle.shape[0] // self.groups
         whole: dict[int, Tensor] = {}
@@ -304,10 +304,10 @@ class GatheredConvolution(Edges):
                     _, matrix, read = self._grouped(weight, own, rows, per_group)
                     add_scaled(found, entry[0], torch.matmul(matrix, read).flatten(0, -2), factors[entry])
                 elif self.transposed:
-                    part = product(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
+                    part = torch.mm(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
                     add_scaled(whole, entry[0], part, factors[entry])
                 else:
-                    add_scaled(found, entry[0], product(weight.flatten(1), own.flatten(0, 1)), factors[entry])
+                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own.flatten(0, 1)), factors[entry])
             for track, part in found.items():
                 parts.setdefault(track, []).append(part)
         return whole or {track: own[0] if len(own) == 1 else torch.cat(own) for track, own in parts.items()}

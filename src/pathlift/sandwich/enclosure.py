@@ -153,7 +153,7 @@ class _Best:
     @property
     def coarse(self) -> bool:
         """Whether more is known to be lost by the rounding of the gauge than need be."""
-        return bool((self.moved > self.upper - FINE).any())
+        return log2_sum(self.moved, self.count) > log2_sum(self.upper, self.count) - FINE
 
     def by(self, end: int) -> str:
         """Return the name of the bound that gave the largest part."""

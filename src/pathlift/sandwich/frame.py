@@ -27,8 +27,8 @@ STILL = 1e-9
 SAMPLE = 1 << 11
 """Weights of a tensor that are looked at to choose g."""
 
-
 GOLDEN = (math.sqrt(5) - 1) / 2
+"""The multiples of this number spread most evenly over the unit circle."""
 
 
 class _Gauged(LazyState):
