@@ -242,12 +242,17 @@ def test_tightening_stops_at_a_ratio_and_at_a_time() -> None:
     model = random_perceptron(4, 5, 4, 2)
     state = changed(model, "8 bit")
     first = pathlift.path_metric(model, state, (4,), moments=8)
-    target = 1 + 0.85 * (first.ratio - 1)
+    target = 1 + 0.7 * (first.ratio - 1)
     seen: list[pathlift.Step] = []
     found = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target, progress=seen.append)
     assert found.ratio <= target
     assert found.history == tuple(seen)
     assert found.history[-1].number < 200
+    untightened = pathlift.path_metric(model, state, (4,), ratio=1.0001)
+    target = 1 + 0.85 * (untightened.ratio - 1)
+    found = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target)
+    assert found.ratio <= target
+    assert 0 < found.history[-1].number < 200, "all bounds that need no steps are not enough"
     assert pathlift.path_metric(model, state, (4,), tighten=10_000, seconds=0.5).history[-1].number < 10_000
 
 

@@ -115,9 +115,11 @@ def path_metric(
     so a pruned copy that was then rescaled is still known to be exact, up to the rounding of its rescaling.
 
     Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
-    ``moments`` by the moment sandwich and by affinities as well, neuron by neuron the best of all; then ``tighten`` improves
-    the bounds step by step. Everything is computed in a gauge that depends on neither network's, so that rescaling one of
-    them changes nothing but rounding.
+    ``moments`` also by the moment sandwich and by affinities, neuron by neuron the best of what is computed. Unless
+    ``ratio`` or ``tighten`` asks for more, no moment that rounding spoils is summed anew once upper/lower is at most 1.4,
+    and no further kind of bound is computed then (for fewer than six moments: once it is at most 2). Then ``tighten``
+    improves the bounds step by step. Everything is computed in a gauge that depends on neither network's, so that
+    rescaling one of them changes nothing but rounding.
 
     Args:
         model: A module, or a captured `Network`: θ.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,6 @@ class _Best:
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
         self.passes = 0
-        self.pivoted = False
         self.history: list[Step] = []
         self.progress = progress
         self.started = time.monotonic()
@@ -149,6 +148,11 @@ class _Best:
     @property
     def ratio(self) -> float:
         return self.history[-1].ratio if self.history else math.inf
+
+    @property
+    def pivoted(self) -> bool:
+        """Whether the pivot bounds are known."""
+        return "pivot" in self.names
 
     @property
     def coarse(self) -> bool:
@@ -220,7 +224,6 @@ def enclosed(
 
     def pivot() -> None:
         best.take(pivot_bounds(pair), 6)
-        best.pivoted = True
 
     def take(sides: Sides, passes: int) -> None:
         best.take(sides, passes)
@@ -232,7 +235,10 @@ def enclosed(
     enough = ratio if more else SHARP
 
     def moments() -> None:
-        _moments(pair, order, reference, reference.covered, take, lambda: best.ratio <= enough)
+        for sides, passes in _moments(pair, order, reference, reference.covered):
+            take(sides, passes)
+            if best.ratio <= enough:
+                return
 
     def affinities() -> None:
         take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
@@ -255,29 +261,20 @@ def enclosed(
     return best.result(reference, near)
 
 
-def _moments(
-    pair: Frame,
-    order: int,
-    reference: Reference,
-    covered: float | None,
-    take: Callable[[Sides, int], None],
-    enough: Callable[[], bool],
-) -> None:
-    """Bound by moments; those that rounding spoils are summed anew, lowest first, for as long as the others are not enough."""
+def _moments(pair: Frame, order: int, reference: Reference, covered: float | None) -> Iterator[tuple[Sides, int]]:
+    """Yield bounds by moments, and how many sums they took; moments that rounding spoils are summed anew when more is asked."""
     sums = moment_sums(pair, order, reference)
     passes = sum(k + 1 for k in sums)
     known = {0: sums.pop(0)}
     for k, own in sums.items():
         if own.blurred:
             if len(known) > 1:
-                take(moment_bounds(known, covered=covered), passes)
+                yield moment_bounds(known, covered=covered), passes
                 passes = 0
-                if enough():
-                    return
             own, more = near_moment(pair, k, reference)
             passes += more
         known[k] = own
-    take(moment_bounds(known, covered=covered), passes)
+    yield moment_bounds(known, covered=covered), passes
 
 
 def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened) -> None:
@@ -290,11 +287,10 @@ def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, s
         last = number == steps or search.stage(number + 1, steps) != stage
         done = best.ratio <= ratio or best.seconds > seconds
         if last or done:
-
-            def take(sides: Sides, passes: int, number: int = number) -> None:
-                best.take(sides, passes, number)
-
             with torch.no_grad():
-                _moments(pair, order, search.reference, None, take, lambda: best.ratio <= ratio)
+                for sides, passes in _moments(pair, order, search.reference, None):
+                    best.take(sides, passes, number)
+                    if best.ratio <= ratio:
+                        break
         if best.ratio <= ratio or best.seconds > seconds:
             return
