@@ -7,7 +7,6 @@ every neuron-wise rescaling and are computed in about one forward pass each.
 from pathlift.attack import Attack, attack
 from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
 from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
-from pathlift.capture import SupportReport, capture, check_support
 from pathlift.certify import Certificate, certify
 from pathlift.checkpoint import Checkpoint
 from pathlift.errors import (
@@ -25,6 +24,7 @@ from pathlift.network import Network
 from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
 from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
+from pathlift.reading import SupportReport, capture, check_support
 from pathlift.reference import PathLifting, path_lifting
 from pathlift.sharpness import Sharpness, box_path_metric, sharpness
 from pathlift.streaming import path_metrics, path_norms, stream

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.bounds import checked_radius
-from pathlift.capture import capture
 from pathlift.certify import box_of, logits_of
 from pathlift.network import Network
-from pathlift.passes.other import Other
 from pathlift.passes.realise import feed_of, realise
+from pathlift.reading import capture
+from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
 

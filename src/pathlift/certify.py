@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.bounds import checked_radius
-from pathlift.capture import capture
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.other import Other, other_state
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
+from pathlift.reading import capture
+from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Box, Tolerance, box, point
 
 STEPS = 12

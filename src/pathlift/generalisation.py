@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from pathlift.bounds import perceptron
-from pathlift.capture import Inputs, capture
 from pathlift.edges import Identity, Move
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Extremum, Network, Node, Slopes
 from pathlift.passes.norm import path_norm
+from pathlift.reading import Inputs, capture
 
 
 @dataclass(frozen=True)

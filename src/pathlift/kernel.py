@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import check_shapes, inner_product, squared_difference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
 from pathlift.streaming import Stored, held
 
 NEAR = 1e-4

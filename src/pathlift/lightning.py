@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
-from pathlift.capture import Inputs
 from pathlift.errors import InputError
+from pathlift.reading import Inputs
 from pathlift.symmetry import RescaledState, Symmetries, symmetries
 from pathlift.training import rescale_after_steps, rescale_in_place
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference
 from pathlift.passes.norm import LOG10_OF_2, to_float
-from pathlift.passes.other import Other, other_state
 from pathlift.passes.programs import Values
 from pathlift.passes.propagate import blame
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
+from pathlift.reading.second import Other, other_state
 from pathlift.sandwich.enclosure import Enclosed, Step, enclosed, quotient
 from pathlift.sandwich.frame import frame
 from pathlift.sandwich.laid import counts, laid, spread

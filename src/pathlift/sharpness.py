@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathlift.bounds.outputs import run
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Leaf, Network
 from pathlift.passes.norm import to_float
@@ -22,6 +21,7 @@ from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
 
 Loss = Literal["cross_entropy", "mse"]
 

@@ -13,14 +13,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.checkpoint import Checkpoint
 from pathlift.errors import MismatchError
 from pathlift.metric import PathMetric, path_metric
 from pathlift.models import load_state
 from pathlift.network import LazyState, Network
 from pathlift.passes.norm import PathNorm, path_norm
-from pathlift.passes.other import Other, check_names, other_state
+from pathlift.reading import Inputs, capture
+from pathlift.reading.second import Other, check_names, other_state
 
 Stored: TypeAlias = Other | Checkpoint | Path | str
 """A network to compare with or to measure: see `Other`; or a file or folder of weights."""

@@ -13,11 +13,11 @@ from pathlift.bounds import outputs, perceptron
 from pathlift.bounds.metric import MetricBound, path_metric_bounds
 from pathlift.bounds.outputs import Ball
 from pathlift.bounds.spread import Spread, spread_of
-from pathlift.capture import capture
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.other import Other
 from pathlift.passes.realise import feed_of
+from pathlift.reading import capture
+from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
 Kind: TypeAlias = Literal[

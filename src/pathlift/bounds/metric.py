@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from pathlift.bounds import perceptron
 from pathlift.bounds.outputs import Ball, three_step
 from pathlift.bounds.spread import Spread, compact, spread_of
-from pathlift.capture import Inputs, capture
 from pathlift.edges.base import Weights
 from pathlift.errors import UnsupportedModelError
 from pathlift.metric import path_metric
 from pathlift.network import Network, Node, Start, Term
 from pathlift.passes.norm import to_float
-from pathlift.passes.other import Other
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values
 from pathlift.passes.propagate import in_range, propagate, walk
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import WeightsOf, carried, placed, value_of, weighted
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
+from pathlift.reading.second import Other
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from pathlift.bounds.outputs import Ball, per_input, run
 from pathlift.bounds.spread import spread_of
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.norm import checked_order
-from pathlift.passes.other import Other
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.realise import feed_of, flat_outputs, realise
+from pathlift.reading import Inputs, capture
+from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pathlift.network import Leaf, Network, widen
 from pathlift.passes.metric import checked_pair, differing, unequal
-from pathlift.passes.other import Other, other_state
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
+from pathlift.reading.second import Other, other_state
 from pathlift.symmetry.compare import gauge_matched
 from pathlift.tolerance import Box, Tolerance, box
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import capture
 from pathlift.errors import InputError
 from pathlift.experiments import store
 from pathlift.experiments.datasets import Data, load
@@ -31,6 +30,7 @@ from pathlift.network import Network
 from pathlift.pruning import Batch, apply_masks, prune
 from pathlift.pruning.catalogue import Data as Seen
 from pathlift.pruning.catalogue import criterion_of
+from pathlift.reading import capture
 from pathlift.symmetry import symmetries, with_state
 
 Progress = Callable[[str, int, int], None]

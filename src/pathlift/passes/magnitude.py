@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.checkpoint import Checkpoint, ShardWriter
 from pathlift.errors import InputError
 from pathlift.network import Leaf, Network, Node, evaluate, wide, widen
@@ -21,6 +20,7 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.realise import feed_of
 from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
 
 
 class PathMagnitude(Mapping[str, Tensor]):

@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError, PathliftError
 from pathlift.network import LazyState, Network, Node
 from pathlift.passes.programs import NormProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import counted, sum_of_outputs
 from pathlift.passes.scaled import Scaled, total
+from pathlift.reading import Inputs, capture
 
 LOG10_OF_2 = math.log10(2.0)
 

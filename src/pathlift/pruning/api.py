@@ -15,7 +15,6 @@ from typing import TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.metric import path_metric
 from pathlift.network import Network
@@ -26,6 +25,7 @@ from pathlift.pruning.catalogue import Criterion, Data, criterion_of
 from pathlift.pruning.masks import apply_masks, checked_amount, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import NofM, Selection, selection_of
+from pathlift.reading import Inputs, capture
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
 """A name of `CRITERIA`, a criterion, a function of the network, or scores by parameter name."""

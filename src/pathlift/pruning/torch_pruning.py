@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.passes.magnitude import path_magnitude
+from pathlift.reading import Inputs, capture
 
 try:
     from torch_pruning.dependency import Group

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
-from pathlift.capture.examples import example_tensors
 from pathlift.errors import InputError, UnsupportedModelError
+from pathlift.reading import Inputs, capture
+from pathlift.reading.examples import example_tensors
 from pathlift.reference.dag import Dag, Path, TooManyPathsError
 from pathlift.reference.probe import dag_of
 

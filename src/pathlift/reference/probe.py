@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from pathlift.capture.freeze import frozen_view
 from pathlift.errors import InputError
+from pathlift.reading.freeze import frozen_view
 from pathlift.reference.dag import Bias, Dag, Edge, Label, Neuron
 
 SLOPES = {"relu", "leaky_relu", "rrelu", "abs", "threshold"}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.other import Other, other_state
 from pathlift.passes.propagate import blame
+from pathlift.reading import Inputs
+from pathlift.reading.second import Other, other_state
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied

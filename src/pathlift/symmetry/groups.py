@@ -16,10 +16,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import Inputs, capture
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
+from pathlift.reading import Inputs, capture
 from pathlift.symmetry import gauges
 from pathlift.symmetry.relations import FIXED, NOTHING
 from pathlift.symmetry.tying import VARYING, Tied

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.capture import capture
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Network
+from pathlift.reading import capture
 
 Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor]
 """The second network: a module or captured network of the same architecture, or a state-dict."""

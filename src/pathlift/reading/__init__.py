@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pathlift.capture.examples import Inputs, example_tensors
-from pathlift.capture.export import export_graph
-from pathlift.capture.freeze import frozen_view
-from pathlift.capture.lower import Lowered, lower
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
+from pathlift.reading.examples import Inputs, example_tensors
+from pathlift.reading.export import export_graph
+from pathlift.reading.freeze import frozen_view
+from pathlift.reading.lower import Lowered, lower
 
 
 @dataclass(frozen=True)
