@@ -110,17 +110,18 @@ class Contraction(Edges):
         return product_pattern(below, weight, (first, second, result))
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`: dimensions that the weight does not share and the result keeps stay as they are."""
-        del weight
+        """See `Edges.compact`: dimensions along which the weight has no extent and that the result keeps stay as they are."""
+        assert weight is not None
         operands, result = self.equation.split("->")
         first, second = operands.split(",")
+        spread = {letter for letter, size in zip(second, weight, strict=True) if size > 1}
         mixed = frozenset(
-            dim
-            for dim, letter in enumerate(first)
-            if axes[dim].classes is not None and (letter in second or letter not in result)
+            dim for dim, letter in enumerate(first) if axes[dim].classes is not None and (letter in spread or letter not in result)
         )
+        below = dict(zip(first, axes, strict=True))
         kept = [
-            axes[first.index(letter)] if letter in first else Axis.full(size) for letter, size in zip(result, out, strict=True)
+            below[letter] if letter in below and below[letter].size == size else Axis.full(size)
+            for letter, size in zip(result, out, strict=True)
         ]
         return mixed or Compact(self, tuple(kept))
 

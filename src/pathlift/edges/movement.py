@@ -88,5 +88,6 @@ class StridedView(UnitEdges):
         self.view = view
 
     def gather(self, x: Tensor) -> Tensor:
-        """Take the view."""
-        return x.contiguous().as_strided(self.view.sizes, self.view.strides, self.view.offset + x.storage_offset())
+        """Take the view; a copy that `contiguous` makes begins at 0, wherever x begins in its memory."""
+        laid = x.contiguous()
+        return laid.as_strided(self.view.sizes, self.view.strides, laid.storage_offset() + self.view.offset)

@@ -94,11 +94,12 @@ def weighted_dims(axes: Sequence[Axis], weight: Sequence[int]) -> frozenset[int]
 
     Args:
         axes: Axes of the tensor.
-        weight: Shape of the weight.
+        weight: Shape of the weight as it broadcasts, spelled out.
 
     Returns:
         Dimensions.
     """
+    assert all(size >= 0 for size in weight), "a size of -1 has an extent that nobody can see"
     dims = range(len(axes) - len(weight), len(axes))
     return frozenset(
         dim for dim, size in zip(dims, weight, strict=True) if dim >= 0 and size > 1 and axes[dim].classes is not None
@@ -178,13 +179,14 @@ class Scale(UnitEdges):
         """Describe the map.
 
         Args:
-            view: Shape under which the weight broadcasts, None to leave it as it is.
+            view: Shape under which the weight broadcasts, spelled out; None to leave it as it is.
         """
+        assert view is None or all(size >= 0 for size in view)
         self.view = view
 
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
         """See `Edges.pattern`: dimensions are matched from the last one backwards."""
-        weight = tuple(torch.empty(weight, device="meta").reshape(self.view).shape) if self.view is not None else tuple(weight)
+        weight = tuple(weight) if self.view is None else self.view
         rank = max(len(below), len(weight))
         letters = (range(rank - len(below), rank), range(rank - len(weight), rank), range(rank))
         return product_pattern(below, weight, letters)

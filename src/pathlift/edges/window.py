@@ -160,8 +160,8 @@ class Taps(UnitEdges):
         self.tables = {dim: Table(table) for dim, table in tables.items()}
         self.matrices = {
             dim: torch
-            .zeros(len(table), counts[dim] + 1)
-            .scatter_add_(1, table, torch.ones(table.shape))
+            .zeros(len(table), counts[dim] + 1, dtype=torch.float64)
+            .scatter_add_(1, table, torch.ones(table.shape, dtype=torch.float64))
             .narrow(1, 0, counts[dim])
             for dim, table in tables.items()
         }

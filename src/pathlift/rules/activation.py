@@ -6,6 +6,7 @@ import math
 
 from pathlift.edges import Identity, Scale
 from pathlift.network import Bound, Clamp, Constant, LearnedSlope, Slopes, Start, Term, scalar_leaf
+from pathlift.rules.affine import channels
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 
@@ -45,7 +46,7 @@ def prelu(call: Call) -> Layer:
     assert weight is not None
     view: tuple[int, ...] | None = None
     if call.name == "prelu":
-        view = (1, -1) + (1,) * (len(source.shape) - 2) if len(source.shape) > 1 else (-1,)
+        view = channels(weight, len(source.shape)) if len(source.shape) > 1 else weight.shape
     slope = call.weight(weight, "weight")
     return call.layer(Term(source.name, Identity()), Term(source.name, Scale(view), slope), nonlinearity=LearnedSlope())
 

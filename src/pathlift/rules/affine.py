@@ -23,6 +23,19 @@ def _tuple(value: Any, count: int) -> tuple[int, ...]:
     return tuple(int(v) for v in (values * count if len(values) == 1 else values))
 
 
+def channels(weight: Static, rank: int) -> tuple[int, ...]:
+    """Return the shape under which one number per channel, dimension 1, broadcasts.
+
+    Args:
+        weight: A vector.
+        rank: Number of dimensions of the neurons.
+
+    Returns:
+        Shape (1, channels, 1, …).
+    """
+    return (1, *weight.shape) + (1,) * (rank - 2)
+
+
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def convolution(call: Call) -> Layer:
     """A convolution: edges share the kernel's weights, zero padding holds no neurons."""
@@ -52,7 +65,8 @@ def convolution(call: Call) -> Layer:
         int(args["groups"]),
         pad_before,
     )
-    bias = call.bias(call.static("bias"), (1, -1) + (1,) * spatial, "bias")
+    offset = call.static("bias")
+    bias = call.bias(offset, None if offset is None else channels(offset, len(source.shape)), "bias")
     if len(source.shape) == spatial + 1:  # an unbatched input: (channels, …)
         call.refuse("its input has no batch dimension.", "Give the convolution an input of shape (batch, channels, …).")
     return call.layer(Term(source.name, edges, call.weight(weight, "weight")), starts=bias, unit_dim=1)
@@ -191,7 +205,7 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
     shift = Static(Apply(batch_norm_shift, (scale.expression, beta, mean.expression)), mean.fake)
     source = call.source("input")
-    view = (1, -1) + (1,) * (len(source.shape) - 2)
+    view = channels(scale, len(source.shape))
     layer = call.layer(
         Term(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
         starts=call.bias(shift, view, "bias" if bias is not None else None, bias),

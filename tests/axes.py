@@ -1,0 +1,140 @@
+"""The law of compact axes, checked edge map by edge map: storing equal positions once must not be seen in any number.
+
+For every edge map F, all axes of the neurons below and all values that are constant on their classes,
+``expand(compact F (x)) = F (expand x)``; the same for the (max, ×) form; and the adjoints are transposes of one another, so
+what comes back to a class is the sum of what comes back to its positions, and a weight gets the same either way. The maps
+are those of captured networks, rules' declarations included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.axis import Axis, classify, compact_shape
+from pathlift.edges.base import Chain, Compact, Edges, Weights
+from pathlift.edges.unit import Gather
+from pathlift.network import Network, Node, Term
+
+RTOL = 1e-11
+Axes = tuple[Axis, ...]
+
+
+def random_axis(size: int, generator: torch.Generator) -> Axis:
+    """Full, constant, or any classes in between."""
+    kind = int(torch.randint(3, (), generator=generator))
+    if kind == 0:
+        return Axis.full(size)
+    if kind == 1:
+        return Axis.constant(size)
+    return classify(torch.randint(max(1, size - 1), (size,), generator=generator))[0]
+
+
+def expand(x: Tensor, axes: Axes) -> Tensor:
+    """One entry per position."""
+    for dim, axis in enumerate(axes):
+        x = x.index_select(dim, axis.index)
+    return x
+
+
+def added(g: Tensor, axes: Axes) -> Tensor:
+    """The transpose of `expand`: the sum over the positions of each class."""
+    for dim, axis in enumerate(axes):
+        shape = list(g.shape)
+        shape[dim] = axis.count
+        g = g.new_zeros(shape).index_add(dim, axis.index, g)
+    return g
+
+
+def scattered(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The same values in memory of another order and with a beginning of its own, as views leave them."""
+    order = torch.randperm(x.dim(), generator=generator).tolist()
+    turned = x.permute(order)
+    memory = torch.full((turned.numel() + 3,), 7.0, dtype=x.dtype)
+    memory[3:] = turned.reshape(-1)
+    return memory[3:].view(turned.shape).permute(sorted(range(x.dim()), key=order.__getitem__))
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values that are positive, because the (max, ×) form asks for it."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
+
+
+def constant_weights(value: Tensor) -> Weights:
+    return Weights((value,), torch.abs, torch.float64)
+
+
+def compact_form(edges: Edges, below: Axes, out: tuple[int, ...], weight: tuple[int, ...] | None) -> tuple[Compact, Axes]:
+    """The compact map and the axes that it reads, once the dimensions that it asks for are full."""
+    found = edges.compact(below, out, weight)
+    if isinstance(found, frozenset):
+        assert found, "a map that asks for nothing has to give its compact form"
+        assert all(below[dim].classes is not None for dim in found)
+        below = tuple(Axis.full(axis.size) if dim in found else axis for dim, axis in enumerate(below))
+        found = edges.compact(below, out, weight)
+    assert isinstance(found, Compact), "a map asks once for full dimensions"
+    return found, below
+
+
+def assert_law(edges: Edges, below: Axes, out: tuple[int, ...], weight: Tensor | None, generator: torch.Generator) -> None:
+    """Check one edge map for given axes of the neurons below."""
+    compact, below = compact_form(edges, below, out, None if weight is None else tuple(weight.shape))
+    above = compact.axes
+    assert tuple(axis.size for axis in above) == out, (edges, [axis.size for axis in above], out)
+    x = scattered(drawn(compact_shape(below), generator), generator)
+    whole = expand(x, below)
+    own = None if weight is None else constant_weights(weight)
+    small = None if weight is None else constant_weights(weight if compact.weight is None else compact.weight(weight))
+    for name in ("sum", "max"):
+        found, expected = getattr(compact.edges, name)(x, small), getattr(edges, name)(whole, own)
+        assert tuple(expected.shape) == out
+        assert tuple(found.shape) == compact_shape(above), (name, edges, found.shape, compact_shape(above))
+        torch.testing.assert_close(expand(found, above), expected, rtol=RTOL, atol=1e-14)
+    g = drawn(out, generator)
+    share = weight is not None and compact.weight is None
+    found_below, found_weight = compact.edges.adjoint(x, small, added(g, above), below=True, share=share)
+    to_below, to_weight = edges.adjoint(whole, own, g, below=True, share=share)
+    torch.testing.assert_close(found_below, added(to_below, below), rtol=RTOL, atol=1e-14)
+    if share:
+        torch.testing.assert_close(found_weight, to_weight, rtol=RTOL, atol=1e-14)
+
+
+def values_of(network: Network) -> dict[object, Tensor]:
+    """Values of all leaves, numbers among them."""
+    values = dict(network.values())
+    numbers = {leaf: torch.tensor(leaf.scalar, dtype=torch.float64) for leaf in network.leaves if leaf.scalar is not None}
+    return {leaf: value.detach().double() for leaf, value in (values | numbers).items()}
+
+
+def terms(network: Network) -> Iterator[tuple[Node, Term, tuple[int, ...]]]:
+    """Every bundle of edges, and the shape of what it brings."""
+    for node in network.nodes:
+        for place, term in enumerate(node.terms):
+            yield node, term, node.shape if node.concat is None else node.concat.shape(place, node.shape)
+
+
+def assert_terms_respect_axes(network: Network, seed: int, draws: int = 1) -> None:
+    """Check every edge map of a network for random axes below it."""
+    generator = torch.Generator().manual_seed(seed)
+    values = values_of(network)
+    for node, term, out in terms(network):
+        shape = network.node[term.source].shape
+        weight = None if term.weight is None else values[term.weight]
+        for _ in range(draws):
+            below = tuple(random_axis(size, generator) for size in shape)
+            try:
+                assert_law(term.edges, below, out, weight, generator)
+            except Exception as error:
+                classes = [axis.index.tolist() for axis in below]
+                raise AssertionError(f"{node.origin}: axes {classes} of {shape}") from error
+
+
+def kinds(edges: Edges) -> set[type[Edges]]:
+    """The kinds of maps that an edge map is made of."""
+    links = set().union(*(kinds(link) for link in edges.links)) if isinstance(edges, Chain) else set()
+    return {type(edges)} | links
+
+
+__all__ = ["Gather", "assert_law", "assert_terms_respect_axes", "kinds", "random_axis", "terms"]
