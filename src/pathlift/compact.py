@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
@@ -27,7 +28,8 @@ def compacted(network: Network) -> Network:
     Returns:
         A network with the same leaves (and some constants moved about) whose nodes have `Node.axes`.
     """
-    return _Compaction(network).run()
+    with torch.device("cpu"), torch.inference_mode(False):  # kept with the network, whatever the caller's state
+        return _Compaction(network).run()
 
 
 class _Compaction:

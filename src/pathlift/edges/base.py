@@ -379,9 +379,9 @@ class Edges(ABC):
             Σ_v g[v]·w[k(u→v)] per neuron u below, and w[k]·Σ_{edges of k} x[u]·g[v] per weight k; None for what was not
             wanted.
         """
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            weight = None if w is None else w.full().detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = recordable(x).requires_grad_()
+            weight = None if w is None else recordable(w.full()).requires_grad_()
             fixed = None if w is None or weight is None else Weights((weight,), _same, w.dtype)
             out = self.sum(leaf, fixed)
             wanted = ([leaf] if below else []) + ([weight] if share and weight is not None else [])
@@ -389,6 +389,11 @@ class Edges(ABC):
         to_below = found.pop(0) if below else None
         to_weight = found.pop(0) * weight.detach() if share and weight is not None else None
         return to_below, to_weight
+
+
+def recordable(x: Tensor) -> Tensor:
+    """Return the same values as a leaf that gradients may be recorded for; a tensor of inference mode has to be copied."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _same(value: Tensor) -> Tensor:

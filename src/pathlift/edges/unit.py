@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, full_axes
-from pathlift.edges.base import Chain, Compact, Edges, Weights
+from pathlift.edges.base import Chain, Compact, Edges, Weights, recordable
 from pathlift.edges.pattern import Pattern, product_pattern
 
 
@@ -57,8 +57,8 @@ class UnitEdges(Edges):
         Returns:
             One number per neuron below.
         """
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = recordable(x).requires_grad_()
             (out,) = torch.autograd.grad(self.gather(leaf), [leaf], g)
         return out
 
