@@ -37,12 +37,14 @@ class Certificate:
         predicted: (batch,) int64: the arg-max of the model itself.
         margin: (batch,) float64: the model's largest logit minus its second largest.
         bound: (batch,) float64: how much that margin can shrink, at most. ``certified`` is ``margin > bound``.
+        covers: What the class stays under, in words.
     """
 
     certified: Tensor
     predicted: Tensor
     margin: Tensor
     bound: Tensor
+    covers: str
 
     @property
     def share(self) -> float:
@@ -51,7 +53,7 @@ class Certificate:
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        return f"Certificate({int(self.certified.sum())} of {len(self.certified)} samples certified)"
+        return f"Certificate({int(self.certified.sum())} of {len(self.certified)} samples certified; covers {self.covers})"
 
 
 @torch.no_grad()
@@ -70,7 +72,8 @@ def certify(
     interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own.
 
     The certificate covers the rounding of the model's own forward pass in its precision, summed in any order (not Winograd,
-    FFT or TF32), and of this computation, which runs in float64.
+    FFT or TF32), and of this computation, which runs in float64. Without a tolerance and a radius it covers nothing else:
+    only that the model's arithmetic gives the class that exact arithmetic gives. `Certificate.covers` says it in words.
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
@@ -78,7 +81,7 @@ def certify(
             batches may also be (inputs, labels). One batch is held at a time.
         tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module or a
             state-dict); None: the model alone.
-        radius: Largest change of each element of the input.
+        radius: Largest change of each element of the input; 0: the input itself.
         progress: Called with the number of samples done, as the work goes on.
 
     Returns:
@@ -113,17 +116,26 @@ def certify(
             blame(weights.lower)
             blame(weights.upper)
         found.append(_certify(network, weights, batch, reach, progress))
-    if not found:
+    if network is None or not found:
         raise InputError("x is empty: give at least one batch of inputs.")
-    return found[0] if len(found) == 1 else Certificate(*(torch.cat(parts) for parts in zip(*map(_parts, found), strict=True)))
+    margin, worst, predicted = (torch.cat(parts) for parts in zip(*found, strict=True))
+    bound = margin - worst
+    return Certificate(margin > bound, predicted, margin, bound, _covered(network, tolerance, reach))
 
 
-def _parts(one: Certificate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return one.certified, one.predicted, one.margin, one.bound
+def _covered(network: Network, tolerance: Tolerance | Other | None, reach: float) -> str:
+    """Say what a certificate covers."""
+    dtype = str(_precision(network)).removeprefix("torch.")
+    rounding = f"the rounding of the model's own forward pass in {dtype}"
+    given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
+    given += [f"changes of each input element up to {reach:g}"] if reach else []
+    return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
 
-def _certify(network: Network, weights: Box, x: Tensor, reach: float, progress: Callable[[int], None] | None) -> Certificate:
-    """Certify one batch."""
+def _certify(
+    network: Network, weights: Box, x: Tensor, reach: float, progress: Callable[[int], None] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return margin, smallest margin in the set, and predicted class of one batch."""
     feed = feed_of(network, (x,))
     logits = logits_of(network)
     precision = _precision(network)
@@ -141,8 +153,7 @@ def _certify(network: Network, weights: Box, x: Tensor, reach: float, progress: 
             if progress is not None:
                 progress(len(part) if refine else int((worst[part] > 0).sum()))
         open_ = (worst <= 0).nonzero()[:, 0]
-    bound = margin - worst
-    return Certificate(margin > bound, predicted, margin, bound)
+    return margin, worst, predicted
 
 
 def _gap(enclosure: Enclosure, logits: str, predicted: Tensor, steps: int) -> Tensor:

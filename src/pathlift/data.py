@@ -20,19 +20,23 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
 
-def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Read inputs, and their classes where they are known.
 
     Args:
         name: ``digits``, ``fashion-mnist``, or a .safetensors or .pt file with a tensor ``x`` and perhaps ``y``.
         shape: Input shape without batch dimension.
+        limit: Only the first samples; None for all.
 
     Returns:
         Inputs (samples, *shape) in float32 or as they are in the file, pixels in [0, 1]; classes (samples,) or None.
 
     Raises:
-        InputError: The name is not known, a package or file is missing, or the data does not have this shape.
+        InputError: The name is not known, a package or file is missing, the data does not have this shape, or there is not
+            one class for each input.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1 sample, found {limit}.")
     y: Tensor | None
     if name == "digits":
         x, y = handwritten_digits()
@@ -51,7 +55,10 @@ def load_data(name: str, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         )
     if not x.dtype.is_floating_point:
         raise InputError(f"The inputs in '{name}' have dtype {x.dtype}; expected floating-point numbers.")
-    return x.reshape(len(x), *shape), y
+    if y is not None and (y.shape != (len(x),) or y.dtype.is_floating_point):
+        found = f"shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}"
+        raise InputError(f"'{name}' has classes 'y' of {found}; expected one whole number for each of {len(x)} inputs.")
+    return x.reshape(len(x), *shape)[:limit], None if y is None else y[:limit]
 
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:

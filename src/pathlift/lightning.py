@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
-from pathlift.errors import InputError
+from pathlift.models import MissingPackageError
 from pathlift.reading import Inputs
 from pathlift.symmetry import RescaledState, Symmetries, symmetries
 from pathlift.training import rescale_after_steps, rescale_in_place
@@ -15,7 +15,7 @@ from pathlift.training import rescale_after_steps, rescale_in_place
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
-    raise InputError("The package 'lightning' is not installed. Run: pip install 'pathlift[lightning]'") from error
+    raise MissingPackageError("lightning", "lightning", error) from error
 
 
 class RescaleCallback(Callback):

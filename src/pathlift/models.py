@@ -7,57 +7,69 @@ Weights are read with safetensors or ``torch.load(weights_only=True)``; nothing 
 from __future__ import annotations
 
 import importlib
-import os
+import inspect
+import operator
 import pickle
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pathlift.errors import InputError, MismatchError, name_differences, nearest
+from pathlift.output import check_outputs, tensor_writer, write_outputs
 
 DEFAULT_SHAPE = (3, 224, 224)
 
+DTYPES = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+})  # fmt: skip
+"""What a state-dict may hold."""
 
-def load_model(name: str, weights: Path | None = None, seed: int = 0) -> nn.Module:
+
+def load_model(
+    name: str, weights: Path | None = None, seed: int = 0, arguments: Mapping[str, object] | None = None
+) -> nn.Module:
     """Build a model from its name.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable without arguments, or a module
-            object), or the path of an ``.onnx`` or ``.pt2`` file.
+        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), or the path of
+            an ``.onnx`` or ``.pt2`` file.
         weights: A state-dict file to load into it.
         seed: Seed of the random initial weights when there is no such file.
+        arguments: Keyword arguments of the builder, such as ``num_classes``.
 
     Returns:
         The model.
 
     Raises:
-        InputError: The name is not known, a package is missing, or a file cannot be read.
+        InputError: The name is not known, a package is missing, a file cannot be read, or the builder fails.
+        MismatchError: The weights are those of another model.
     """
-    torch.manual_seed(seed)
+    try:
+        torch.manual_seed(seed)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"The seed must be a whole number of at most 64 bits, found {seed!r}.") from error
     suffix = Path(name).suffix.lower()
-    if suffix == ".onnx":
-        model = _from_onnx(Path(name))
-    elif suffix == ".pt2":
-        model = _from_export(Path(name))
+    if suffix in {".onnx", ".pt2"}:
+        if arguments:
+            raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
+        model = _from_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name))
     else:
-        library, colon, entry = name.partition(":")
-        if not colon or not entry:
+        library, _, entry = name.partition(":")
+        if not all(library.split(".")) or not entry:
             raise InputError(
                 f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 "
                 "file."
             )
-        if library == "torchvision":
-            model = _from_torchvision(entry)
-        elif library == "timm":
-            model = _from_timm(entry)
-        else:
-            model = _from_factory(library, entry)
+        build = {"torchvision": _torchvision_builder, "timm": _timm_builder}.get(library, partial(_factory, library))
+        model = _built(name, build(entry), arguments or {})
     if weights is not None:
         _load_into(model, weights)
     return model
@@ -92,58 +104,53 @@ def load_state(path: Path) -> dict[str, Tensor]:
         path: A ``.safetensors`` file, or a file written by ``torch.save``.
 
     Returns:
-        Name to tensor.
+        Name to tensor: dense, with values, of a dtype of `DTYPES`.
 
     Raises:
-        InputError: The file is missing, unreadable, malicious or holds something else than tensors by name.
+        InputError: The file is missing, unreadable, malicious or holds something else than such tensors by name.
     """
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     try:
-        if path.suffix == ".safetensors":
-            found: object = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found: object = _read(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"'{path}' is not a plain state-dict: it holds code or objects, which are never loaded. "
             "Save model.state_dict() with torch.save or safetensors."
         ) from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        UnicodeDecodeError,
-        AttributeError,
-    ) as error:
-        reason = next(iter(str(error).splitlines()), "the file ends too early")
-        raise InputError(f"'{path}' cannot be read as a state-dict: {reason}") from error
+    except Exception as error:  # the bytes of a stranger: whatever reading them raises, they cannot be read
+        raise InputError(f"'{path}' cannot be read as a state-dict: {told(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"'{path}' holds no mapping from names to tensors. Save model.state_dict().")
+    for name, value in found.items():
+        _check_plain(path, str(name), value)
     return {str(name): value for name, value in found.items()}
 
 
-def check_target(path: Path | None) -> None:
-    """Refuse a file that `save_tensors` would not write, before anything is computed for it.
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    Args:
-        path: Where; None for nowhere.
 
-    Raises:
-        InputError: It is no .safetensors file.
-    """
-    if path is not None and path.suffix != ".safetensors":
-        raise InputError(f"--out must end in .safetensors, found '{path}'.")
+def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is no array of numbers."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        raise InputError(f"'{name}' in '{path}' has no values: it was saved on the meta device.")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"'{name}' in '{path}' is no dense tensor ({layout}). Save it with .to_dense().")
+    if tensor.dtype not in DTYPES:
+        expected = "floating-point numbers of 16, 32 or 64 bits, whole numbers or truth values"
+        raise InputError(f"'{name}' in '{path}' has dtype {kind}; expected {expected}. Convert it, with .float() say.")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file, all or nothing.
+    """Write tensors to a safetensors file, all or nothing; a file that is there is replaced.
 
     Args:
         tensors: Name to tensor.
@@ -152,14 +159,42 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    check_target(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"'{path}' cannot be written: {error}") from error
+    check_outputs({"The file": path}, replace=True)
+    write_outputs({path: tensor_writer(tensors)}, replace=True)
+
+
+class MissingPackageError(InputError, ImportError):
+    """A package is not installed that an extra of pathlift brings; also an `ImportError`, for code that can go on without."""
+
+    def __init__(self, name: str, extra: str, cause: ImportError) -> None:
+        """Say which.
+
+        Args:
+            name: The module that was wanted.
+            extra: Which extra of pathlift brings it.
+            cause: What the import raised.
+        """
+        package = name.partition(".")[0]
+        absent = isinstance(cause, ModuleNotFoundError) and (cause.name or package).partition(".")[0] == package
+        found = "is not installed" if absent else f"cannot be imported: {told(cause)}"
+        super().__init__(
+            f"The package '{package}' {found}{'' if found.endswith('.') else '.'} Run: pip install 'pathlift[{extra}]'"
+        )
+        self.arguments = name, extra, cause
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str, ImportError]]:
+        """Pickle by what it was made from.
+
+        Returns:
+            The constructor and its arguments.
+        """
+        return type(self), self.arguments
+
+
+def told(error: BaseException) -> str:
+    """Return the type of an exception and the first line of what it says."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def package(name: str, extra: str) -> types.ModuleType:
@@ -173,50 +208,81 @@ def package(name: str, extra: str) -> types.ModuleType:
         The module.
 
     Raises:
-        InputError: It is not installed.
+        MissingPackageError: It is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        missing = name.partition(".")[0]
-        raise InputError(f"The package '{missing}' is not installed. Run: pip install 'pathlift[{extra}]'") from error
+        raise MissingPackageError(name, extra, error) from error
 
 
-def _from_torchvision(entry: str) -> nn.Module:
+def _torchvision_builder(entry: str) -> Callable[..., object]:
     models = package("torchvision.models", "vision")
     if entry not in models.list_models():
         raise InputError(f"torchvision has no model '{entry}'.{nearest(entry, models.list_models())}")
-    options: dict[str, object] = {"weights": None}
-    builder = models.get_model_builder(entry)
-    if "init_weights" in builder.__code__.co_varnames or entry in {"googlenet", "inception_v3"}:
-        options["init_weights"] = False
-    model: nn.Module = models.get_model(entry, **options)
-    return model
+    builder: Callable[..., object] = models.get_model_builder(entry)
+    fixed: dict[str, object] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        fixed["weights_backbone"] = None  # detection and segmentation download it otherwise
+    if entry in {"googlenet", "inception_v3"}:
+        fixed["init_weights"] = False
+    return partial(builder, **fixed)
 
 
-def _from_timm(entry: str) -> nn.Module:
+def _timm_builder(entry: str) -> Callable[..., object]:
     timm = package("timm", "timm")
     if not timm.is_model(entry):
         raise InputError(f"timm has no model '{entry}'.{nearest(entry, timm.list_models())}")
-    model: nn.Module = timm.create_model(entry, pretrained=False)
-    return model
+    return partial(timm.create_model, entry, pretrained=False)
 
 
-def _from_factory(module: str, entry: str) -> nn.Module:
+def _factory(module: str, entry: str) -> Callable[..., object] | nn.Module:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: object = importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"The module '{module}' cannot be imported: {error}") from error
-    for part in entry.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"The module '{module}' has no '{entry}'.")
-        found = getattr(found, part)
-    model = found if isinstance(found, nn.Module) else found() if callable(found) else None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"The module '{module}' cannot be imported: {told(error)}") from error
+    try:
+        found = operator.attrgetter(entry)(found)
+    except AttributeError as error:
+        raise InputError(f"The module '{module}' has no '{entry}'.") from error
+    except (Exception, SystemExit) as error:  # a lazy attribute of the module
+        raise InputError(f"'{module}:{entry}' cannot be read: {told(error)}") from error
+    if not isinstance(found, nn.Module) and not callable(found):
+        expected = "not a torch.nn.Module or a function that makes one"
+        raise InputError(f"'{module}:{entry}' is a {type(found).__name__}, {expected}.")
+    return found
+
+
+def _built(name: str, builder: Callable[..., object] | nn.Module, arguments: Mapping[str, object]) -> nn.Module:
+    """Call what makes a model; whatever goes wrong in it is told in one sentence."""
+    if isinstance(builder, nn.Module):
+        if arguments:
+            raise InputError(f"'{name}' is a model already, which takes no arguments; found {', '.join(arguments)}.")
+        return builder
+    _check_arguments(name, builder, arguments)
+    try:
+        model = builder(**arguments)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"'{name}' cannot be built: {told(error)}") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"'{module}:{entry}' gave a {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(f"'{name}' gave a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def _check_arguments(name: str, builder: Callable[..., object], arguments: Mapping[str, object]) -> None:
+    try:
+        signature = inspect.signature(builder)
+    except (TypeError, ValueError):  # a builtin; calling it will tell
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"'{name}' cannot be called: {error}. Give its arguments as --model-arg NAME=VALUE, or name a "
+            "function that needs none."
+        ) from error
 
 
 def _from_onnx(path: Path) -> nn.Module:
@@ -242,15 +308,19 @@ def _from_export(path: Path) -> nn.Module:
 
 def _load_into(model: nn.Module, path: Path) -> None:
     state = load_state(path)
-    own = model.state_dict()
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for name, tensor in state.items():
-        if name in own and own[name].shape != tensor.shape:
+        if name in own and not is_lazy(own[name]) and own[name].shape != tensor.shape:
             raise MismatchError(
-                f"'{name}' has shape {tuple(tensor.shape)} in '{path}' and {tuple(own[name].shape)} in the model."
+                f"'{name}' has shape {tuple(tensor.shape)} in '{path}' and {tuple(own[name].shape)} in the model. If the model "
+                "can be built with other sizes, say so: --model-arg num_classes=10, for example."
             )
     missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or surplus:
         difference = name_differences(missing, surplus, "the model")
         raise MismatchError(f"'{path}' does not fit the model. {difference}.")
-    model.load_state_dict(state, strict=False)
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise MismatchError(f"'{path}' does not fit the model: {' '.join(str(error).split())}") from error

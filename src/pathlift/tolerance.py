@@ -167,6 +167,11 @@ class Pruned(Tolerance):
     amount: float
     criterion: Literal["path_magnitude", "magnitude"] | Mapping[str, Tensor] = "path_magnitude"
 
+    def __repr__(self) -> str:
+        """Return one line; scores that were given are not written out."""
+        scores = repr(self.criterion) if isinstance(self.criterion, str) else "given scores"
+        return f"Pruned(amount={self.amount!r}, criterion={scores})"
+
     def __post_init__(self) -> None:
         """Check the arguments.
 

@@ -7,10 +7,9 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional, TextIO
 
 import typer
-from rich.progress import Progress, track
 from rich.table import Table
 from torch import Tensor
 
@@ -18,13 +17,16 @@ import pathlift
 from pathlift.cli import compare, experiment, pruning, rescaling  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     Device,
+    Force,
     Json,
+    ModelArg,
     ModelName,
     Seed,
     Shape,
     Stream,
     Weights,
     app,
+    arguments_of,
     captured,
     err,
     hollow,
@@ -32,26 +34,73 @@ from pathlift.cli.common import (
     out,
     print_json,
     print_rows,
+    progress_bar,
     scientific,
     shape_of,
+    working,
 )
 from pathlift.data import load_data
 from pathlift.errors import InputError, PathliftError, grouped
-from pathlift.models import check_target, load_model, load_state, save_tensors
+from pathlift.models import load_model, load_state, told
+from pathlift.output import TENSORS, check_outputs, tensor_writer, write_outputs
+
+UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+"""What typer raises for any option that is not there or does not fit; it has no public name for it."""
 
 
 def main() -> None:
     """Run the command line: exit status 2 and one sentence on bad input."""
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=UserWarning)
+    warnings.showwarning = _warn
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except PathliftError as error:
-        err.print(f"pathlift: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _refuse(str(error))
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "pathlift"
+        _refuse(f"{error.format_message().rstrip('.')}. See {command} --help.")
+    except (KeyboardInterrupt, typer.Abort):
         err.print("pathlift: interrupted", style="red")
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        _refuse(f"There is not enough memory for this: {told(error)}")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    err.print(f"pathlift: {sentence}", style="red", markup=False, highlight=False)
+    sys.exit(2)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001 - as `warnings.showwarning` is called
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Print a warning of pathlift's own as one line; those of other packages say nothing to the user of a command."""
+    if category.__module__.partition(".")[0] == "pathlift":
+        err.print(f"pathlift: {' '.join(str(message).split())}", style="yellow", markup=False, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"pathlift {pathlift.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Path-norms, path-metrics and path-magnitudes of ReLU networks."""
 
 
 @app.command()
@@ -67,19 +116,21 @@ def norm(
     seed: Seed = 0,
     device: Device = "cpu",
     streamed: Stream = False,
+    model_arg: ModelArg = None,
 ) -> None:
     """Path-norm of a network, or of each of many checkpoints."""
     if weights and len(weights) > 1:
-        network = hollow(model, shape) if streamed else captured(model, None, shape, seed, device)
+        network = hollow(model, shape, model_arg) if streamed else captured(model, None, shape, seed, device, model_arg)
         _norms(network, model, weights, q, as_json=as_json)
         return
     only = weights[0] if weights else None
-    _norm(captured(model, only, shape, seed, device, streamed=streamed), model, only, q, as_json=as_json)
+    _norm(captured(model, only, shape, seed, device, model_arg, streamed=streamed), model, only, q, as_json=as_json)
 
 
 def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *, as_json: bool) -> None:
     found = pathlift.path_norms(network, paths, q=q)
-    values = [own.log10 for own in track(found, "path-norms", total=len(paths), console=err, transient=True)]
+    with progress_bar() as bar:
+        values = [own.log10 for own in bar.track(found, len(paths), description="path-norms")]
     if as_json:
         rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
         print_json({"model": model, "q": q, "checkpoints": rows})
@@ -89,7 +140,7 @@ def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *
 
 
 def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float, *, as_json: bool) -> None:
-    with err.status("computing the path-norm"):
+    with working("computing the path-norm"):
         found = pathlift.path_norm(network, q=q)
         parts = {"log10_input_part": found.log10_input_part, "log10_bias_part": found.log10_bias_part}
     if as_json:
@@ -143,8 +194,9 @@ def certify(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    model_arg: ModelArg = None,
 ) -> None:
-    """Share of inputs whose predicted class provably stays for a whole set of networks and inputs."""
+    """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
     chosen: dict[str, pathlift.Tolerance | dict[str, Tensor]] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
@@ -158,12 +210,10 @@ def certify(
         chosen["--other"] = load_state(other)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    if not chosen and radius == 0.0:
-        raise InputError("Give a set of networks (--bits, --relative, --absolute, --prune, --other) or a --radius.")
-    network = captured(model, weights, shape, seed, device)
-    x, y = load_data(data, network.examples[0][0][1:])
-    x, y = x[:limit].to(network.examples[0][1]), None if y is None else y[:limit]
-    with Progress(console=err, transient=True) as progress:
+    network = captured(model, weights, shape, seed, device, model_arg)
+    x, y = load_data(data, network.examples[0][0][1:], limit)
+    x = x.to(network.examples[0][1])
+    with progress_bar() as progress, working("certifying"):
         task = progress.add_task("certifying", total=len(x))
         found = pathlift.certify(
             network, x, next(iter(chosen.values()), None), radius, progress=lambda done: progress.advance(task, done)
@@ -172,6 +222,7 @@ def certify(
     if as_json:
         print_json({
             "model": model,
+            "covers": found.covers,
             "samples": len(x),
             "share": found.share,
             "accuracy": accuracy,
@@ -181,8 +232,7 @@ def certify(
             "bound": [number(value) for value in found.bound.tolist()],
         })
         return
-    rows = [("set of networks", str(next(iter(chosen.values()))) if chosen and other is None else str(other or model))]
-    rows += [("inputs within", f"{radius:g} of each element" if radius else "themselves"), ("samples", f"{len(x):,}")]
+    rows = [("samples", f"{len(x):,}")]
     rows += [] if accuracy is None else [("accuracy of the model", f"{accuracy:.2%}")]
     rows += [("certified: the class cannot change", f"{found.share:.2%}")]
     if y is not None:
@@ -190,6 +240,8 @@ def certify(
         rows += [("certified and right", f"{float(right):.2%}")]
     rows += [("median margin", f"{float(found.margin.median()):.4g}"), ("median bound", f"{float(found.bound.median()):.4g}")]
     print_rows(_titled(model, weights), rows)
+    covers = found.covers if other is None else f"{other}: {found.covers}"
+    out.print(f"covers {covers}", markup=False, highlight=False)
 
 
 @app.command()
@@ -205,15 +257,17 @@ def score(
     seed: Seed = 0,
     device: Device = "cpu",
     streamed: Stream = False,
+    model_arg: ModelArg = None,
+    force: Force = False,
 ) -> None:
     """Path-magnitude of every weight: its share of the path-norm."""
-    if not streamed:
-        check_target(out_file)
-    network = captured(model, weights, shape, seed, device, streamed=streamed)
-    with err.status("scoring all weights"):
+    suffixes = () if streamed else TENSORS
+    check_outputs({"--out": out_file}, suffixes=suffixes, inputs={"--weights": weights}, replace=force)
+    network = captured(model, weights, shape, seed, device, model_arg, streamed=streamed)
+    with working("scoring all weights"):
         scores = pathlift.path_magnitude(network, out=out_file if streamed else None)
     if out_file is not None and not streamed:
-        save_tensors(scores, out_file)
+        write_outputs({out_file: tensor_writer(scores)}, replace=force)
     if as_json:
         print_json({
             "model": model,
@@ -235,10 +289,10 @@ def score(
 
 
 @app.command()
-def support(model: ModelName, shape: Shape = None, as_json: Json = False) -> None:
+def support(model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
-    with err.status(f"looking at {model}"):
-        report = pathlift.check_support(load_model(model), shape_of(model, shape))
+    with working(f"looking at {model}"):
+        report = pathlift.check_support(load_model(model, arguments=arguments_of(model_arg)), shape_of(model, shape))
     if as_json:
         problems = [
             {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,10 +24,12 @@ from pathlift.models import default_shape, load_model, load_state
 
 app = typer.Typer(
     help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+LARGEST = 10**12
+"""An input has fewer numbers than this."""
+
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -40,8 +46,25 @@ Stream = Annotated[
         "--stream", help="Read the weights layer by layer from --weights: safetensors, an index, or a folder of them."
     ),
 ]
+ModelArg = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of what builds the model: num_classes=10. Repeatable."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+
+
+@contextlib.contextmanager
+def working(on: str) -> Iterator[None]:
+    """Show on a terminal what is being worked on; what a model prints meanwhile goes to stderr, stdout is for the answer."""
+    with err.status(on), contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def progress_bar(*columns: str | ProgressColumn) -> Progress:
+    """Make a progress bar that shows on a terminal and is gone afterwards."""
+    return Progress(*columns or Progress.get_default_columns(), console=err, transient=True, disable=not err.is_terminal)
 
 
 def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
@@ -49,34 +72,58 @@ def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
     if shape is None:
         return default_shape(name)
     try:
-        return tuple(int(size) for size in shape.replace("x", ",").split(","))
+        sizes = tuple(int(size) for size in shape.replace("x", ",").split(","))
     except ValueError:
         raise InputError(f"--shape must be whole numbers separated by commas, found '{shape}'.") from None
+    if min(sizes) < 1 or math.prod(sizes) >= LARGEST:
+        raise InputError(f"--shape must be positive sizes of fewer than {LARGEST:.0e} numbers in all, found '{shape}'.")
+    return sizes
+
+
+def arguments_of(pairs: list[str] | None) -> dict[str, object]:
+    """Read --model-arg: numbers, True, None and tuples as Python writes them, anything else as text."""
+    found: dict[str, object] = {}
+    for pair in pairs or ():
+        name, sign, text = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(f"--model-arg must be NAME=VALUE, such as num_classes=10, found '{pair}'.")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
 
 
 def captured(
-    name: str, weights: Path | None, shape: str | None, seed: int, device: str, *, streamed: bool = False
+    name: str,
+    weights: Path | None,
+    shape: str | None,
+    seed: int,
+    device: str,
+    model_arg: list[str] | None,
+    *,
+    streamed: bool = False,
 ) -> pathlift.Network:
     """Build a model by name, load its weights (or leave them on disk) and capture it."""
     if streamed:
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
-        return pathlift.stream(hollow(name, shape), weights=weights, device=device)
-    with err.status(f"building {name}"):
-        model = load_model(name, weights, seed)
+        return pathlift.stream(hollow(name, shape, model_arg), weights=weights, device=device)
+    with working(f"building {name}"):
+        model = load_model(name, weights, seed, arguments_of(model_arg))
         sizes = shape_of(name, shape)
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    with err.status("capturing the graph"):
+    with working("capturing the graph"):
         return pathlift.capture(model, sizes)
 
 
-def hollow(name: str, shape: str | None) -> pathlift.Network:
+def hollow(name: str, shape: str | None, model_arg: list[str] | None) -> pathlift.Network:
     """Capture a model without weights."""
-    with err.status("capturing the graph"), torch.device("meta"):
-        return pathlift.capture(load_model(name), shape_of(name, shape))
+    with working("capturing the graph"), torch.device("meta"):
+        return pathlift.capture(load_model(name, arguments=arguments_of(model_arg)), shape_of(name, shape))
 
 
 def number(value: float) -> float | str:
@@ -110,7 +157,7 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def second_network(name: str, seed: int) -> nn.Module | dict[str, Tensor]:
+def second_network(name: str, seed: int, model_arg: list[str] | None) -> nn.Module | dict[str, Tensor]:
     """Read what a command compares with: a state-dict file, or a model by name."""
     is_file = Path(name).is_file() or Path(name).suffix in {".safetensors", ".pt", ".pth"}
-    return load_state(Path(name)) if is_file else load_model(name, None, seed)
+    return load_state(Path(name)) if is_file else load_model(name, None, seed, arguments_of(model_arg))

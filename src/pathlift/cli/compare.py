@@ -8,31 +8,35 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
 import pathlift
 from pathlift.cli.common import (
     Device,
+    Force,
     Json,
+    ModelArg,
     ModelName,
     Seed,
     Shape,
     Weights,
     app,
     captured,
-    err,
     hollow,
     number,
     out,
     print_json,
     print_rows,
+    progress_bar,
     scientific,
     second_network,
+    working,
 )
 from pathlift.errors import InputError
 from pathlift.models import package
+from pathlift.output import Writer, check_outputs, write_outputs
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -57,21 +61,22 @@ def metric(
     other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
     all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
+    model_arg: ModelArg = None,
 ) -> None:
     """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
-    network = captured(model, weights, shape, seed, device)
-    with err.status("reading the second network"):
-        second = second_network(other, other_seed)
+    if all_bounds and q != 1:
+        raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
+    network = captured(model, weights, shape, seed, device, model_arg)
+    with working("reading the second network"):
+        second = second_network(other, other_seed, model_arg)
     if all_bounds:
-        if q != 1:
-            raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
-        with err.status("computing all bounds"):
+        with working("computing all bounds"):
             bounds = pathlift.path_metric_bounds(network, second, moments=moments)
         _print_bounds(model, other, bounds, as_json=as_json)
         return
     steps = tighten if tighten is not None else (STEPS if ratio > 1 else 0)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[reached]}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with progress_bar(*columns) as bar:
         task = bar.add_task("path-metric", total=steps or None, reached="")
 
         def progress(step: pathlift.Step) -> None:
@@ -173,19 +178,22 @@ def compare(
     shape: Shape = None,
     plot: Annotated[Path | None, typer.Option(help="Draw cosines and path space: .png, .svg, .pdf.")] = None,
     as_json: Json = False,
+    model_arg: ModelArg = None,
+    force: Force = False,
 ) -> None:
     """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
-    if plot is not None and (plot.suffix not in PICTURES or not plot.resolve().parent.is_dir()):
-        raise InputError(f"--plot must be a {', '.join(PICTURES)} file in a folder that exists, found '{plot}'.")
-    network = hollow(model, shape)
-    with Progress(console=err, transient=True) as bar:
+    check_outputs({"--plot": plot}, suffixes=PICTURES, replace=force)
+    if plot is not None:
+        package("matplotlib", "experiments")
+    network = hollow(model, shape, model_arg)
+    with progress_bar() as bar:
         task = bar.add_task("pairs of checkpoints", total=len(checkpoints) * (len(checkpoints) + 1) // 2)
         kernel = pathlift.path_kernel(
             checkpoints, model=network, progress=lambda done, whole: bar.update(task, completed=done, total=whole)
         )
     names = _short(checkpoints)
     if plot is not None:
-        draw(kernel, names, plot)
+        write_outputs({plot: picture(kernel, names, plot.suffix.removeprefix("."))}, replace=force)
     if as_json:
         print_json({
             "model": model,
@@ -222,16 +230,19 @@ def _print_matrix(title: str, names: list[str], rows: list[list[str]], columns: 
     out.print(table)
 
 
-def draw(kernel: pathlift.PathKernel, names: list[str], path: Path) -> None:
+def picture(kernel: pathlift.PathKernel, names: list[str], kind: str) -> Writer:
     """Draw the matrix of cosines, and the networks as points in path space.
 
     Args:
         kernel: What to draw.
         names: Of the networks.
-        path: The picture.
+        kind: ``png``, ``svg`` or ``pdf``.
+
+    Returns:
+        What writes the picture.
 
     Raises:
-        InputError: matplotlib is missing, or the file cannot be written.
+        MissingPackageError: matplotlib is not installed.
     """
     package("matplotlib", "experiments").use("Agg")
     plots = package("matplotlib.pyplot", "experiments")
@@ -249,9 +260,11 @@ def draw(kernel: pathlift.PathKernel, names: list[str], path: Path) -> None:
         right.annotate(name, (one, two), xytext=(4, 4), textcoords="offset points", fontsize=8)
     right.set_title(f"path space, classical MDS ({shown:.0%} of Σ distance²)")
     right.set_aspect("equal", adjustable="datalim")
-    try:
-        drawing.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written: {error}.") from error
-    finally:
-        plots.close(drawing)
+
+    def write(path: Path) -> None:
+        try:
+            drawing.savefig(path, dpi=150, format=kind)
+        finally:
+            plots.close(drawing)
+
+    return write

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.progress import Progress
 
-from pathlift.cli.common import Json, app, err, out, print_json
+from pathlift.cli.common import Json, app, out, print_json, progress_bar
 from pathlift.errors import InputError
 from pathlift.experiments.settings import lottery as settings_of
+from pathlift.output import check_folder_of_results
 
-experiments = typer.Typer(help="Experiments of the paper.", no_args_is_help=True)
+experiments = typer.Typer(help="Experiments of the paper.")
 app.add_typer(experiments, name="experiment")
 
 
@@ -53,6 +54,11 @@ def lottery(
     as_json: Json = False,
 ) -> None:
     """Train, rescale, prune by every criterion and level, rewind, finetune. Run it again to go on where it was killed."""
+    for option, value in (("--limit", limit), ("--jobs", jobs)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} must be at least 1, found {value}.")
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--rate must be a positive number, found {rate:g}.")
     settings = settings_of(
         data,
         root=root,
@@ -75,11 +81,12 @@ def lottery(
     )
     if settings.devices > 1 and (jobs > 1 or backend != "processes"):
         raise InputError("Several devices train one network at a time: leave --jobs and --backend out.")
+    target = folder or Path("out") / f"lottery-{data}"
+    check_folder_of_results("--out", target, "settings.json")
     from pathlift.experiments import lottery as experiment  # need the extra
     from pathlift.experiments import report, store, sweep
 
-    target = folder or Path("out") / f"lottery-{data}"
-    with Progress(console=err, transient=True) as shown:
+    with progress_bar() as shown:
         tasks: dict[str, int] = {}
 
         def progress(what: str, done: int, count: int) -> None:

@@ -12,22 +12,24 @@ from rich.table import Table
 import pathlift
 from pathlift.cli.common import (
     Device,
+    Force,
     Json,
+    ModelArg,
     ModelName,
     Seed,
     Shape,
     Weights,
     app,
     captured,
-    err,
     number,
     out,
     print_json,
     scientific,
+    working,
 )
 from pathlift.data import load_data
 from pathlift.errors import InputError
-from pathlift.models import check_target, save_tensors
+from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.pruning.catalogue import Data, criterion_of
 from pathlift.symmetry import RescaledState
 
@@ -36,7 +38,7 @@ from pathlift.symmetry import RescaledState
 def prune(
     model: ModelName,
     amount: Annotated[Optional[float], typer.Option(help="Share of the weights that goes; n:m selections fix it.")] = None,  # noqa: UP045
-    criterion: Annotated[str, typer.Option(help=f"One of {', '.join(pathlift.CRITERIA)}.")] = "path_magnitude",
+    criterion: Annotated[str, typer.Option(help=f"One of {', '.join(pathlift.CRITERIA)}.")] = "relative_path_magnitude",
     selection: Annotated[str | None, typer.Option(help="global, per_layer, lamp, erk, channels, 2:4 …")] = None,
     steps: Annotated[Optional[int], typer.Option(help="Rounds of scoring and pruning.")] = None,  # noqa: UP045
     scope: Annotated[Optional[str], typer.Option(help="Name patterns with commas; !pattern excludes.")] = None,  # noqa: UP045
@@ -49,20 +51,26 @@ def prune(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    model_arg: ModelArg = None,
+    force: Force = False,
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
-    check_target(out_file)
-    check_target(masks_file)
+    check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
     needs = criterion_of(criterion).needs
-    network = captured(model, weights, shape, seed, device)
+    if needs != "nothing" and data is None:
+        what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
+        raise InputError(
+            f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
+        )
+    network = captured(model, weights, shape, seed, device, model_arg)
     seen: Data | None = None
     if data is not None:
-        x, y = load_data(data, network.examples[0][0][1:])
-        x, y = x[:limit].to(network.examples[0][1]), None if y is None else y[:limit]
+        x, y = load_data(data, network.examples[0][0][1:], limit)
+        x = x.to(network.examples[0][1])
         if needs == "loss" and y is None:
             raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")
         seen = pathlift.Batch(x, y) if needs == "loss" and y is not None else x
-    with err.status("pruning"):
+    with working("pruning"):
         pruned, report = pathlift.prune(
             network,
             amount=amount,
@@ -73,11 +81,10 @@ def prune(
             data=seen,
             generator=torch.Generator().manual_seed(seed),
         )
-    if out_file is not None:
-        save_tensors(RescaledState(pruned, pruned.state, torch.ones(0)), out_file)
-    if masks_file is not None:
-        pathlift.save_masks(report.masks, masks_file)
-    written = [str(path) for path in (out_file, masks_file) if path is not None]
+    results = {out_file: RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
+    writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
+    write_outputs(writers, replace=force)
+    written = [str(path) for path in writers]
     if as_json:
         print_json({
             "model": model,

@@ -14,21 +14,23 @@ from rich.table import Table
 import pathlift
 from pathlift.cli.common import (
     Device,
+    Force,
     Json,
+    ModelArg,
     ModelName,
     Seed,
     Shape,
     Weights,
     app,
     captured,
-    err,
     out,
     print_json,
     print_rows,
     second_network,
+    working,
 )
 from pathlift.errors import InputError
-from pathlift.models import check_target, save_tensors
+from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.symmetry import axes_text
 
 
@@ -55,21 +57,23 @@ def rescale(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    model_arg: ModelArg = None,
+    force: Force = False,
 ) -> None:
     """Rescaling groups of a network; with --to, other weights of the same function."""
     if out_file is not None and to is None:
         raise InputError("--out needs --to: random, normal, balanced, equalized or conditioned.")
-    check_target(out_file)
+    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
     drawn = _choices(choices)
-    network = captured(model, weights, shape, seed, device)
-    with err.status("finding the groups"):
+    network = captured(model, weights, shape, seed, device, model_arg)
+    with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.RescaledState | None = None
     if to is not None:
-        with err.status(f"rescaling to the {to.value} representative"):
+        with working(f"rescaling to the {to.value} representative"):
             made = _made(groups, to, drawn, sigma, p, seed)
         if out_file is not None:
-            save_tensors(made, out_file)
+            write_outputs({out_file: tensor_writer(made)}, replace=force)
     if as_json:
         print_json({
             "model": model,
@@ -163,11 +167,12 @@ def equivalent(
     seed: Seed = 0,
     other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
+    model_arg: ModelArg = None,
 ) -> None:
     """Tell whether two networks are rescalings of each other. Exit status 1 when they are not."""
-    network = captured(model, weights, shape, seed, device)
-    with err.status("comparing modulo rescaling"):
-        found = pathlift.equivalent(network, second_network(other, other_seed), tolerance=tolerance)
+    network = captured(model, weights, shape, seed, device, model_arg)
+    with working("comparing modulo rescaling"):
+        found = pathlift.equivalent(network, second_network(other, other_seed, model_arg), tolerance=tolerance)
     factors = found.factors
     if as_json:
         print_json({
