@@ -3,17 +3,46 @@
 An operator without a rule is refused; none is ever guessed to be harmless.
 """
 
-from pathlift.rules import activation, affine, arithmetic, movement, order, outside, pooling, resampling
-from pathlift.rules.base import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, problem
+from pathlift.rules import (
+    activation,
+    affine,
+    arithmetic,
+    movement,
+    order,
+    outside,
+    pooling,
+    products,
+    recurrent,
+    resampling,
+    sampling,
+    selection,
+)
+from pathlift.rules.base import (
+    MOVEMENTS,
+    READS_WALLS,
+    REASONS,
+    RULES,
+    Activation,
+    Call,
+    Forbidden,
+    Layer,
+    Refusal,
+    Static,
+    Walled,
+    problem,
+)
+from pathlift.rules.replay import Operator
 
 __all__ = [
     "MOVEMENTS",
+    "READS_WALLS",
     "REASONS",
     "RULES",
     "Activation",
     "Call",
     "Forbidden",
     "Layer",
+    "Operator",
     "Refusal",
     "Static",
     "Walled",
@@ -25,5 +54,9 @@ __all__ = [
     "outside",
     "pooling",
     "problem",
+    "products",
+    "recurrent",
     "resampling",
+    "sampling",
+    "selection",
 ]

@@ -10,7 +10,12 @@ import torch
 from pathlift.edges import Identity, Scale
 from pathlift.network import Apply, Constant, Term, scalar_leaf
 from pathlift.rules.affine import BILINEAR
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.rules.base import Activation, Call, Layer, Static, in_floating_point, rule
+
+QUOTIENT = (
+    "it divides by an activation, which is not positively homogeneous and piecewise linear.",
+    "Divide by parameters or constants only.",
+)
 
 
 def _alpha(call: Call) -> float:
@@ -57,10 +62,7 @@ def mul(call: Call) -> Layer:
 def div(call: Call) -> Layer:
     """X / w with a parameter or constant w."""
     if not isinstance(call.args["self"], Activation) or isinstance(call.args["other"], Activation):
-        call.refuse(
-            "it divides by an activation, which is not positively homogeneous and piecewise linear.",
-            "Divide by parameters or constants only.",
-        )
+        call.refuse(*QUOTIENT)
     if call.args.get("rounding_mode") is not None:
         call.refuse("it rounds the quotient.", "Use a plain division.")
     static = call.static("other")
@@ -70,6 +72,7 @@ def div(call: Call) -> Layer:
             call.refuse("it divides by zero.", "Divide by a non-zero number.")
         inverse = call.number(1.0 / static.expression.value)
     else:
+        static = in_floating_point(static)
         inverse = replace(static, expression=Apply(torch.reciprocal, (static.expression,)))
     return _scaled(call, call.source("self"), inverse)
 
@@ -81,24 +84,37 @@ def _scaled(call: Call, source: Activation, static: Static) -> Layer:
     return call.layer(Term(source.name, Scale(), leaf))
 
 
-@rule("addcmul")
+@rule("addcmul", "addcdiv")
 def addcmul(call: Call) -> Layer:
-    """X + value·a·b with at most one activation among a and b."""
+    """X + value·a·b, or x + value·a/b, with at most one activation among a and b."""
     first, second = call.args["tensor1"], call.args["tensor2"]
-    active = [value for value in (first, second) if isinstance(value, Activation)]
-    if len(active) != 1:
-        call.refuse(*BILINEAR)
-    weight = second if active[0] is first else first
-    assert isinstance(weight, Static)
-    product = replace(weight, expression=Apply(operator.mul, (weight.expression, float(call.args.get("value", 1)))))
+    divides, value = call.name == "addcdiv", float(call.args.get("value", 1))
+    if isinstance(second, Activation) and (divides or isinstance(first, Activation)):
+        call.refuse(*(QUOTIENT if divides else BILINEAR))
     terms, starts = call.operand("self")
-    return call.layer(*terms, Term(active[0].name, Scale(), call.weight(product)), starts=starts)
+    if isinstance(first, Activation) or isinstance(second, Activation):
+        source, weight = (first, second) if isinstance(first, Activation) else (second, first)
+        wide = in_floating_point(weight)
+        own = Apply(torch.reciprocal, (wide.expression,)) if divides else wide.expression
+        scaled = replace(wide, expression=Apply(operator.mul, (own, value)))
+        return call.layer(*terms, Term(source.name, Scale(), call.weight(scaled)), starts=starts)
+    wide = [in_floating_point(own) for own in (first, second)]
+    own = Apply(operator.truediv if divides else operator.mul, (wide[0].expression, wide[1].expression))
+    fake = torch.empty(torch.broadcast_shapes(first.shape, second.shape), device="meta")
+    return call.layer(*terms, starts=(*starts, *call.bias(Static(Apply(operator.mul, (own, value)), fake))))
 
 
 @rule("lerp")
 def lerp(call: Call) -> Layer:
-    """X + w·(y − x) with a number w: edges of weight 1−w and w."""
-    weight = call.args["weight"]
-    if not isinstance(weight, (int, float)):
-        call.refuse("its weight is a tensor.", "Write (1 − w)·x + w·y.")
-    return call.summed(("self", 1.0 - float(weight)), ("end", float(weight)))
+    """X + w·(y − x) with a number, parameter or constant w: edges of weight 1−w and w."""
+    weight = call.static("weight")
+    assert weight is not None
+    if isinstance(weight.expression, Constant) and not isinstance(weight.expression.value, torch.Tensor):
+        number = float(weight.expression.value)
+        return call.summed(("self", 1.0 - number), ("end", number))
+    wide = in_floating_point(weight)
+    rest = Static(Apply(operator.sub, (1.0, wide.expression)), wide.fake)
+    terms = [
+        Term(call.as_activation(call.args[key]).name, Scale(), call.weight(own)) for key, own in (("self", rest), ("end", wide))
+    ]
+    return call.layer(*terms)

@@ -18,6 +18,7 @@ from pathlift.edges import Edges, Identity, Move
 from pathlift.edges.movement import Spatial
 from pathlift.errors import Problem
 from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Nonlinearity, Start, Term, scalar_leaf
+from pathlift.rules.replay import Operator, replayed
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Static:
         fake: The exporter's tensor without data: shape and dtype.
         moves: When each element is one element of a parameter or constant, up to a factor: the expression that only moves
             them there (a path's share does not see the factor). None otherwise.
+        places: Parameters each of whose elements makes, elementwise, the element at its own place.
     """
 
     expression: Expression
     fake: Tensor
     moves: Expression | None = None
+    places: frozenset[str] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,17 +63,15 @@ class Forbidden:
 
 @dataclass(frozen=True)
 class Walled(Forbidden):
-    """An activation padded with −inf: max-pooling alone may read it, for which such a border holds no neurons.
+    """An activation with −inf in constant places: a maximum alone may read it, for which those places hold no neurons.
 
     Attributes:
-        source: The activation without its border.
-        before: Width of the border before each dimension, last dimension first.
-        after: Width behind it.
+        inside: The activation with zeros in those places, which no edge leads to.
+        wall: Where −inf stands: boolean tensor of the same shape, on the CPU.
     """
 
-    source: Activation
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    inside: Activation
+    wall: Tensor
 
 
 Value: TypeAlias = Any
@@ -208,7 +209,7 @@ class Call:
         Returns:
             The leaf.
         """
-        return self.builder.leaf(static, name, like)
+        return self.builder.leaf(in_floating_point(static), name, like)
 
     def bias(
         self,
@@ -257,7 +258,8 @@ class Call:
         Returns:
             The layer.
         """
-        dtype = self.result.dtype if isinstance(self.result, Tensor) else torch.float32
+        first = self.result[0] if isinstance(self.result, (list, tuple)) else self.result
+        dtype = first.dtype if isinstance(first, Tensor) else torch.float32
         shape = self.shape if shape is None else tuple(shape)
         return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim, nonlinearity)
 
@@ -299,7 +301,7 @@ class Call:
             raise Refusal(value.reason, value.advice)
         if isinstance(value, Activation):
             shape = self.shape
-            edges: Edges = Identity() if value.shape == shape else Move(lambda x: x.expand(shape), "view")
+            edges: Edges = Identity() if value.shape == shape else expansion(shape)
             weight = None if coefficient == 1.0 else scalar_leaf(coefficient)
             return (Term(value.name, edges, weight),), ()
         static = self.static(key)
@@ -310,6 +312,7 @@ class Call:
             if number and isinstance(static.expression, Constant):
                 static = self.number(static.expression.value * coefficient)
             else:
+                static = in_floating_point(static)
                 static = replace(static, expression=Apply(torch.mul, (static.expression, coefficient)))
         return (), self.bias(static)
 
@@ -349,17 +352,33 @@ class Call:
         return self.builder.add(Layer(value.shape, value.fake.dtype, (), start))
 
 
+def expansion(shape: Sequence[int]) -> Move:
+    """Return the edges of a broadcast to a shape."""
+    return Move(replayed("aten::expand", size=tuple(shape)), "view")
+
+
+def in_floating_point(static: Static) -> Static:
+    """Return an expression whose arithmetic is that of real numbers: masks and integers become float64."""
+    if not isinstance(static.fake, Tensor) or static.fake.dtype.is_floating_point:
+        return static
+    wide = Apply(Operator("aten::to.dtype"), (static.expression, torch.float64))
+    return replace(static, expression=wide, fake=static.fake.to(torch.float64))
+
+
 Rule: TypeAlias = Callable[[Call], "Layer | Forbidden | tuple[Layer | Forbidden, ...]"]
 RULES: dict[str, Rule] = {}
 REASONS: dict[str, tuple[str, str]] = {}
 MOVEMENTS: set[str] = set()
+READS_WALLS: set[str] = set()
+"""Operators whose rules know what to do with a `Walled` argument."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, walls: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operators.
 
     Args:
         names: Operator names without namespace and overload, such as ``conv2d``.
+        walls: The rule reads `Walled` arguments; for others such an argument is refused.
 
     Returns:
         The decorator.
@@ -369,6 +388,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         for name in names:
             assert name not in RULES, name
             RULES[name] = function
+        READS_WALLS.update(names if walls else ())
         return function
 
     return register

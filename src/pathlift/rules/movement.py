@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from functools import wraps
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pathlift.edges import Identity, Move, Overlap, Scale
+from pathlift.edges import Identity, Move, Overlap
 from pathlift.edges.movement import Spatial
 from pathlift.network import Apply, Concat, Start, Term
 from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
+from pathlift.rules.replay import Operator, Replay, replayed
 
 VIEWS = [
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
-    "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT", "adjoint", "ravel", "expand", "broadcast_to", "slice",
-    "select", "narrow", "diagonal", "unfold",
+    "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT", "mH", "matrix_H", "adjoint", "ravel", "expand",
+    "broadcast_to", "slice", "select", "narrow", "diagonal", "linalg_diagonal", "unfold", "atleast_1d",
+    "atleast_2d", "atleast_3d", "real",
 ]  # fmt: skip
 """Operators that only view a contiguous tensor."""
 
@@ -29,35 +33,52 @@ REPLAYED = [
     "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d",
     "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d", "tril", "triu",
+    "_upsample_nearest_exact3d", "tril", "triu", "diag", "diag_embed", "diagflat", "view_copy", "permute_copy",
+    "transpose_copy", "expand_copy", "slice_copy", "select_copy", "unsqueeze_copy", "squeeze_copy", "t_copy", "_reshape_copy",
 ]  # fmt: skip
 """Operators that are replayed on path activations exactly as they stand."""
 
-SAME = ["contiguous", "clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as", "positive"]
+SAME = [
+    "contiguous", "clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as", "positive",
+    "resolve_conj", "resolve_neg", "requires_grad", "alias_copy", "detach_copy",
+]  # fmt: skip
 RESHAPED_LIKE = {"view_as": "reshape", "reshape_as": "reshape", "expand_as": "expand"}
-SPLITS = ["split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit"]
-INDEXED = ["index", "index_select", "gather", "take_along_dim"]
+SPLITS = [
+    "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk", "split_copy", "split_with_sizes_copy", "unbind_copy",
+]  # fmt: skip
+INDEXED = ["index", "index_select", "gather", "take_along_dim", "take", "_unsafe_index"]
+STACKS = {"stack": 0, "hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0, "dstack": 2}
+"""Operators that join tensors which they may have to give another dimension first: the dimension along which they join."""
 
-MOVEMENTS.update(REPLAYED, SAME, RESHAPED_LIKE, SPLITS, INDEXED, ("getitem", "cat", "stack", "concat", "pad"))
+MOVEMENTS.update(REPLAYED, SAME, RESHAPED_LIKE, SPLITS, INDEXED, STACKS, ("getitem", "cat", "concat", "concatenate", "pad"))
+
+Made: TypeAlias = "Layer | Forbidden | tuple[Layer | Forbidden, ...]"
 
 
-def replay(call: Call, key: str) -> Callable[[Tensor], Tensor]:
+def replay(call: Call, key: str, *zeros: str, without: tuple[str, ...] = ()) -> Replay:
     """Return the call as a function of one of its arguments, the others fixed.
 
     Args:
         call: The call; none of the other arguments may depend on the input.
         key: Schema name of the free argument.
+        zeros: Activations among the arguments that are taken to be 0.
+        without: Arguments that are left out.
 
     Returns:
         The function.
     """
-    fixed = {name: _fixed(call, name, value) for name, value in call.args.items() if name != key}
-    target = call.target
+    named = (key, *zeros, *without)
+    fixed = {name: _fixed(call, name, value) for name, value in call.args.items() if name not in named}
+    return Replay(operator_of(call), key, fixed, {name: call.args[name].shape for name in zeros})
 
-    def function(x: Tensor) -> Any:
-        return target(**{key: x}, **fixed)
 
-    return function
+def operator_of(call: Call) -> Operator:
+    """Return the operator of a call, out of place."""
+    try:
+        return Operator.of(call.target)
+    except LookupError as error:
+        return call.refuse(f"{error}.", "Use the form of the operator that returns its result.")
 
 
 def _fixed(call: Call, name: str, value: Any) -> Any:
@@ -68,8 +89,58 @@ def _fixed(call: Call, name: str, value: Any) -> Any:
     if isinstance(value, Static):
         return call.builder.bake(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(_fixed(call, name, item) for item in value)
+        items = tuple(_fixed(call, name, item) for item in value)
+        return _places(items) if name == "indices" else items
     return value
+
+
+def _places(indices: tuple[Tensor | int | None, ...]) -> tuple[Tensor | int | None, ...]:
+    """Spell boolean masks among indices out as the places that they choose."""
+    places: list[Tensor | int | None] = []
+    for index in indices:
+        mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+        places.extend(index.nonzero(as_tuple=True) if isinstance(index, Tensor) and mask else (index,))
+    return tuple(places)
+
+
+def moves_walls(make: Callable[[Call], Made]) -> Callable[[Call], Made]:
+    """Let a movement carry an argument with −inf in constant places: the places move as the neurons do."""
+
+    @wraps(make)
+    def carried(call: Call) -> Made:
+        key = _first(call)
+        value = call.args[key]
+        if not isinstance(value, Walled):
+            return make(call)
+        inner = replace(call, args={**call.args, key: value.inside})
+        made, wall = make(inner), replay(inner, key)(value.wall.double())
+        if isinstance(made, tuple):
+            return tuple(walled(call, part, own) for part, own in zip(made, wall, strict=True))
+        return walled(call, made, wall)
+
+    return carried
+
+
+def walled(call: Call, layer: Layer | Forbidden, wall: Tensor) -> Layer | Walled:
+    """Return a layer with −inf in constant places, where nothing leads to.
+
+    Args:
+        call: The call that makes it.
+        layer: The layer, with zeros there.
+        wall: Not 0 where −inf stands, of the layer's shape.
+
+    Returns:
+        The layer itself when there is no such place.
+    """
+    assert isinstance(layer, Layer)
+    if not bool(wall.any()):
+        return layer
+    return Walled(
+        "it reads a border of −inf, which only a maximum may do.",
+        "Pad with zeros, or let max-pooling pad.",
+        call.builder.add(layer),
+        wall.bool(),
+    )
 
 
 def _spatial(call: Call, rank: int) -> Spatial:
@@ -90,16 +161,16 @@ def _first(call: Call) -> str:
     return next(iter(call.args))
 
 
-@rule(*REPLAYED)
+@rule(*REPLAYED, walls=True)
+@moves_walls
 def move(call: Call) -> Layer:
     """The operator replayed on the path activations."""
     key = _first(call)
     if call.name in ("view", "_unsafe_view"):
         if "dtype" in call.args:
             call.refuse("it reads the bits of a tensor as another type.", "Convert with .to(dtype).")
-        shape = call.shape
         # strides of path activations may differ
-        return call.moved(call.source(key), lambda x: x.reshape(shape), spatial="view")
+        return call.moved(call.source(key), replayed("aten::reshape", shape=call.shape), spatial="view")
     source = call.source(key)
     return call.moved(source, replay(call, key), spatial=_spatial(call, len(source.shape)))
 
@@ -111,23 +182,43 @@ def index(call: Call) -> Layer:
     return call.moved(call.source(key), replay(call, key))
 
 
-@rule(*SPLITS)
+@rule(*SPLITS, walls=True)
+@moves_walls
 def split(call: Call) -> tuple[Layer, ...]:
     """Pieces of a tensor: one layer each."""
     key = _first(call)
     source, function = call.source(key), replay(call, key)
+    spatial: Spatial = None if call.name.endswith("_copy") else "view"
+    return tuple(
+        call.moved(source, replace(function, piece=place), piece.shape, spatial) for place, piece in enumerate(call.result)
+    )
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(call: Call) -> tuple[Layer, ...]:
+    """Every tensor expanded to the shape that all have in common; constants become neurons with a bias."""
+    pieces = [call.as_activation(value) for value in call.args["tensors"]]
+    shape = tuple(call.result[0].shape)
+    return tuple(call.moved(piece, replayed("aten::expand", size=shape), shape, "view") for piece in pieces)
+
+
+@rule("meshgrid")
+def meshgrid(call: Call) -> tuple[Layer, ...]:
+    """Each vector laid along a dimension of its own."""
+    pieces = [call.as_activation(value) for value in call.args["tensors"]]
+    order = list(range(len(pieces)))
+    if call.args.get("indexing", "ij") == "xy" and len(pieces) > 1:
+        order[:2] = [1, 0]
     layers = []
-    for place, piece in enumerate(call.result):
-
-        def take(x: Tensor, place: int = place) -> Tensor:
-            out: Tensor = function(x)[place]
-            return out
-
-        layers.append(call.moved(source, take, piece.shape, spatial="view"))
+    for piece, dim, out in zip(pieces, order, call.result, strict=True):
+        line = tuple(math.prod(piece.shape) if place == dim else 1 for place in range(len(pieces)))
+        laid = call.builder.add(call.moved(piece, replayed("aten::reshape", shape=line), line, "view"))
+        layers.append(call.moved(laid, replayed("aten::expand", size=tuple(out.shape)), out.shape, "view"))
     return tuple(layers)
 
 
-@rule(*SAME)
+@rule(*SAME, walls=True)
+@moves_walls
 def same(call: Call) -> Layer:
     """The same neurons: copies, casts between floating-point types, layout changes."""
     return call.layer(Term(call.source(_first(call)).name, Identity()))
@@ -136,8 +227,9 @@ def same(call: Call) -> Layer:
 @rule(*RESHAPED_LIKE)
 def reshaped_like(call: Call) -> Layer:
     """A reshape to the shape of another tensor, of which only the shape is used."""
-    shape, expand = call.shape, call.name == "expand_as"
-    return call.moved(call.source("self"), lambda x: x.expand(shape) if expand else x.reshape(shape), spatial="view")
+    if call.name == "expand_as":
+        return call.moved(call.source("self"), replayed("aten::expand", size=call.shape), spatial="view")
+    return call.moved(call.source("self"), replayed("aten::reshape", shape=call.shape), spatial="view")
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
@@ -155,44 +247,97 @@ def dropout(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
     return layer
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad", "constant_pad_nd", walls=True)
 def pad(call: Call) -> Layer | Walled:
     """Padding: reflected, replicated and wrapped borders are edges, a constant border is a bias, −inf is no neuron."""
-    source, fill = call.source("self"), call.args.get("value")
+    value, fill = call.args["self"], call.args.get("value")
+    sizes = tuple(int(size) for size in call.args["pad"])
+    if isinstance(value, Walled):
+        inner = replace(call, args={**call.args, "self": value.inside})
+        if call.args.get("mode", "constant") != "constant":
+            return walled(call, pad_of(inner, sizes, fill), replay(inner, "self")(value.wall.double()))
+        wall = torch.nn.functional.pad(value.wall.double(), sizes, value=float(fill == -math.inf))
+    else:
+        inner, wall = call, None
+        if fill == -math.inf:
+            wall = torch.nn.functional.pad(torch.zeros(call.source("self").shape), sizes, value=1.0)
+    layer = pad_of(inner, sizes, None if fill == -math.inf else fill)
+    return layer if wall is None else walled(call, layer, wall)
+
+
+def pad_of(call: Call, sizes: tuple[int, ...], fill: float | None) -> Layer:
+    """Return a padded activation, the border being a number, zero when there is none, or edges.
+
+    Args:
+        call: The call, with the activation as its argument 'self'.
+        sizes: Widths before and behind, last dimension first.
+        fill: The number.
+
+    Returns:
+        The layer.
+    """
+    source, spatial = call.source("self"), tuple(range(-(len(sizes) // 2), 0))
     if call.args.get("mode", "constant") != "constant":
-        return call.moved(source, replay(call, "self"), spatial=tuple(range(-(len(call.args["pad"]) // 2), 0)))
-    sizes = [int(size) for size in call.args["pad"]]
-    if fill == -math.inf and min(sizes) >= 0:
-        reason = "it reads a border of −inf, which only max-pooling may do."
-        return Walled(reason, "Pad with zeros, or let max-pooling pad.", source, tuple(sizes[::2]), tuple(sizes[1::2]))
+        return call.moved(source, replay(call, "self"), spatial=spatial)
     if fill is not None and not math.isfinite(fill):
         call.refuse(f"it pads with {fill}.", "Pad with finite numbers, or with −inf before max-pooling.")
-
-    def zero_pad(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, sizes)
-
     starts: tuple[Start, ...] = ()
     if fill:
         border = Static(Apply(_border, (source.shape, sizes, float(fill), call.result.device)), call.result)
         starts = call.bias(border)
-    return call.layer(Term(source.name, Move(zero_pad, tuple(range(-(len(sizes) // 2), 0)))), starts=starts)
+    return call.layer(Term(source.name, Move(replayed("aten::constant_pad_nd", pad=sizes), spatial)), starts=starts)
 
 
-def _border(shape: tuple[int, ...], sizes: list[int], value: float, device: torch.device) -> Tensor:
+def _border(shape: tuple[int, ...], sizes: tuple[int, ...], value: float, device: torch.device) -> Tensor:
     return torch.nn.functional.pad(torch.zeros(shape, dtype=torch.float64, device=device), sizes, value=value)
 
 
-@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
-def cat(call: Call) -> Layer:
+@rule("cat", "concat", "concatenate", walls=True)
+def cat(call: Call) -> Layer | Walled:
     """Concatenation; parameters and constants among the pieces become neurons with a bias."""
-    if call.name in ("hstack", "vstack", "dstack"):
-        call.refuse(f"torch.{call.name} has no rule.", "Write it as torch.cat.")
-    pieces = [call.as_activation(value) for value in call.args["tensors"]]
-    pieces = [piece for piece in pieces if piece.shape != (0,)]  # legacy empty tensors are skipped by torch.cat
+    values = list(call.args["tensors"])
+    walls = [value.wall if isinstance(value, Walled) else None for value in values]
+    pieces = [call.as_activation(value.inside if isinstance(value, Walled) else value) for value in values]
     dim = int(call.args["dim"]) % len(call.shape)
-    edges = Move(lambda x: x.unsqueeze(dim), "view") if call.name == "stack" else Identity()
-    sizes = tuple(1 if call.name == "stack" else piece.shape[dim] for piece in pieces)
-    return call.layer(*(Term(piece.name, edges) for piece in pieces), concat=Concat(dim, sizes))
+    layer = _joined(call, pieces, dim)
+    if all(wall is None for wall in walls):
+        return layer
+    parts = [torch.zeros(piece.shape).bool() if wall is None else wall for piece, wall in zip(pieces, walls, strict=True)]
+    return walled(call, layer, torch.cat([part for part in parts if part.shape != (0,)], dim))
+
+
+def _joined(call: Call, pieces: list[Activation], dim: int) -> Layer:
+    pieces = [piece for piece in pieces if piece.shape != (0,)]  # legacy empty tensors are skipped by torch.cat
+    sizes = tuple(piece.shape[dim] for piece in pieces)
+    return call.layer(*(Term(piece.name, Identity()) for piece in pieces), concat=Concat(dim, sizes))
+
+
+@rule(*STACKS)
+def stack(call: Call) -> Layer:
+    """Tensors joined along a dimension that some of them do not have yet."""
+    pieces = [call.as_activation(value) for value in call.args["tensors"]]
+    rank = len(call.shape)
+    dim = int(call.args["dim"]) % rank if call.name == "stack" else min(STACKS[call.name], rank - 1)
+    shapes = [_widened(call.name, piece.shape, dim) for piece in pieces]
+    raised = [
+        piece
+        if piece.shape == shape
+        else call.builder.add(call.moved(piece, replayed("aten::reshape", shape=shape), shape, "view"))
+        for piece, shape in zip(pieces, shapes, strict=True)
+    ]
+    return _joined(call, raised, dim)
+
+
+def _widened(name: str, shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """Return the shape that a piece takes before it is joined along ``dim``."""
+    if name == "stack":
+        return (*shape[:dim], 1, *shape[dim:])
+    if name == "hstack":
+        return shape or (1,)
+    if name == "column_stack":
+        return shape if len(shape) > 1 else (math.prod(shape), 1)
+    least = torch.atleast_3d if name == "dstack" else torch.atleast_2d
+    return tuple(least(torch.empty(shape, device="meta")).shape)
 
 
 @rule("col2im")
@@ -200,97 +345,5 @@ def fold(call: Call) -> Layer:
     """Fold: overlapping blocks add up."""
     source = call.source("self")
     options = {key: call.args[key] for key in ("kernel_size", "dilation", "padding", "stride")}
-    edges = Overlap(replay(call, "self"), lambda y: torch.ops.aten.im2col(y, **options))
+    edges = Overlap(replay(call, "self"), replayed("aten::im2col", **options))
     return call.layer(Term(source.name, edges))
-
-
-@rule("where")
-def where(call: Call) -> Layer:
-    """A choice by a constant mask."""
-    if "self" not in call.args:
-        call.refuse("torch.where(condition) returns indices.", "Use constant indices.")
-    if not isinstance(call.args["condition"], Static):
-        call.refuse(
-            "its condition depends on the input (data-dependent selection).",
-            "Use ReLU, torch.maximum or torch.clamp, or a constant mask.",
-        )
-    return _chosen(call, call.args["condition"], "self", "other")
-
-
-@rule("masked_fill")
-def masked_fill(call: Call) -> Layer:
-    """Constant positions overwritten by a constant."""
-    if not isinstance(call.args["mask"], Static):
-        call.refuse("its mask depends on the input.", "Use a constant mask.")
-    return _chosen(call, call.args["mask"], "value", "self")
-
-
-def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer:
-    terms: tuple[Term, ...] = ()
-    starts: tuple[Start, ...] = ()
-    for key, sign in ((when_true, True), (when_false, False)):
-        chosen = Static(Apply(_indicator, (mask.expression, sign)), mask.fake)
-        value = call.args[key]
-        if isinstance(value, Activation):
-            terms += (Term(value.name, Scale(), call.weight(chosen)),)
-        else:
-            static = call.static(key)
-            assert static is not None
-            shape = torch.broadcast_shapes(mask.shape, static.shape)
-            product = Static(Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta"))
-            starts += call.bias(product)
-    return call.layer(*terms, starts=starts)
-
-
-def _indicator(mask: Tensor, sign: bool) -> Tensor:
-    return (mask.bool() == sign).double()
-
-
-def _masked(mask: Tensor, sign: bool, value: Tensor | float) -> Tensor:
-    value = torch.as_tensor(value, dtype=torch.float64, device=mask.device)
-    return torch.where(mask.bool() == sign, value, torch.zeros_like(value))
-
-
-@rule("slice_scatter", "select_scatter", "diagonal_scatter")
-def scatter(call: Call) -> Layer:
-    """One slice of a tensor replaced: what an assignment to x[…] becomes in the exported graph."""
-    base, patch = call.as_activation(call.args["self"]), call.as_activation(call.args["src"])
-    fixed = {name: value for name, value in call.args.items() if name not in ("self", "src")}
-    target, patch_shape, base_shape = call.target, patch.shape, base.shape
-
-    def keep(x: Tensor) -> Tensor:
-        out: Tensor = target(x, x.new_zeros(patch_shape), **fixed)
-        return out
-
-    def place(x: Tensor) -> Tensor:
-        out: Tensor = target(x.new_zeros(base_shape), x, **fixed)
-        return out
-
-    return call.layer(Term(base.name, Move(keep)), Term(patch.name, Move(place)))
-
-
-@rule("index_put")
-def index_put(call: Call) -> Layer:
-    """Assignment at constant indices."""
-    indices = _fixed(call, "indices", call.args["indices"])
-    base, patch = call.as_activation(call.args["self"]), call.as_activation(call.args["values"])
-    accumulate, base_shape, patch_shape = bool(call.args["accumulate"]), base.shape, patch.shape
-
-    def keep(x: Tensor) -> Tensor:
-        return x if accumulate else torch.index_put(x, indices, x.new_zeros(patch_shape))
-
-    def place(x: Tensor) -> Tensor:
-        return torch.index_put(x.new_zeros(base_shape), indices, x, accumulate)
-
-    if accumulate:
-        call.refuse("it accumulates at indices.", "Use an assignment without repeated indices.")
-    return call.layer(Term(base.name, Move(keep)), Term(patch.name, Move(place)))
-
-
-@rule("copy", "fill")
-def copy(call: Call) -> Layer:
-    """A tensor overwritten as a whole: only what is written counts."""
-    value = call.args["src" if call.name == "copy" else "value"]
-    patch = call.as_activation(value if not isinstance(value, (int, float)) else call.number(value))
-    shape = call.shape
-    return call.moved(patch, lambda x: x.expand(shape), spatial="view")

@@ -6,14 +6,19 @@ All antecedents of such a neuron are paths, so its path activation is the sum ov
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathlift.edges import AxisMap, Reduce, Window
+from pathlift.edges.unit import UnitEdges
+from pathlift.edges.wall import Beside
 from pathlift.network import Apply, Constant, Extremum, Term
-from pathlift.rules.base import Activation, Call, Forbidden, Layer, Static, Walled, rule
+from pathlift.rules.base import Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
+from pathlift.rules.replay import replayed
 
 INDICES = Forbidden("it reads the indices of a maximum, which depend on the data.", "Do not use the indices in the model.")
 
@@ -32,7 +37,7 @@ def spatial_tuple(value: Any, count: int) -> tuple[int, ...]:
     return tuple(int(v) for v in (values * count if len(values) == 1 else values))
 
 
-def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -> Window:
+def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...], border: Sequence[int] | None = None) -> Window:
     """Read the arguments of a sliding window; what `ceil_mode` adds on the right follows from the result's size.
 
     Args:
@@ -40,6 +45,7 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -
         source: Its input.
         spatial: Number of spatial dimensions.
         out: Shape of the result.
+        border: Widths of a border of −inf in front, which the source comes without; behind, it follows from the result.
 
     Returns:
         The edges.
@@ -48,40 +54,66 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...]) -
     stride = spatial_tuple(call.args.get("stride") or kernel, spatial)
     padding = spatial_tuple(call.args.get("padding", 0), spatial)
     dilation = spatial_tuple(call.args.get("dilation", 1), spatial)
-    wall = call.args["self"]
-    if isinstance(wall, Walled):
-        before, after = ((*[0] * (spatial - len(own)), *reversed(own[:spatial])) for own in (wall.before, wall.after))
-        if len(wall.before) > spatial or any(padding) or any(low > high for low, high in zip(before, after, strict=True)):
-            call.refuse("its input has a border of −inf that is wider before than behind.", "Let max-pooling pad by itself.")
-        padding = before
-    extra = tuple(
-        max(0, (count - 1) * step + gap * (size - 1) + 1 - length - 2 * pad)
+    front = padding if border is None else tuple(pad + width for pad, width in zip(padding, border, strict=True))
+    missing = tuple(
+        (count - 1) * step + gap * (size - 1) + 1 - length - 2 * pad
         for count, step, gap, size, length, pad in zip(
-            out[-spatial:], stride, dilation, kernel, source.shape[-spatial:], padding, strict=True
+            out[-spatial:], stride, dilation, kernel, source.shape[-spatial:], front, strict=True
         )
     )
-    return Window(kernel, stride, padding, dilation, extra)
+    extra = tuple(max(0, own) for own in missing) if border is None else missing
+    return Window(kernel, stride, front, dilation, extra)
 
 
-def unwalled(call: Call) -> Activation:
-    """Return the input of a max-pooling call, without a border of −inf."""
-    value = call.args["self"]
-    return value.source if isinstance(value, Walled) else call.source("self")
+def _pooled(call: Call, out: tuple[int, ...]) -> Layer:
+    """Return the largest of each window; a border, of the operator's own or of −inf before it, holds no antecedents."""
+    value, spatial = call.args["self"], int(call.name[8])
+    if not isinstance(value, Walled):
+        source = call.source("self")
+        return _largest(call, source, window(call, source, spatial, out), None, out)
+    inside = value.inside
+    free = (~value.wall).nonzero()
+    if not len(free):
+        call.refuse("its input is −inf everywhere.", "Let each window reach into the input.")
+    low, high = free.amin(0).tolist(), free.amax(0).tolist()
+    box = tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))
+    rest = len(inside.shape) - spatial
+    across = value.wall[box].any() or [last + 1 - first for first, last in zip(low, high, strict=True)][:rest] != list(
+        inside.shape[:rest]
+    )
+    if across:
+        return _largest(call, inside, window(call, inside, spatial, out), value.wall, out)
+    cut = [width for first, last, size in zip(low, high, inside.shape, strict=True) for width in (-first, last + 1 - size)]
+    pairs = [cut[place : place + 2] for place in range(2 * rest, len(cut), 2)]
+    crop = replayed("aten::constant_pad_nd", pad=tuple(width for pair in reversed(pairs) for width in pair))
+    shape = tuple(last + 1 - first for first, last in zip(low, high, strict=True))
+    core = call.builder.add(call.moved(inside, crop, shape, tuple(range(-spatial, 0))))
+    return _largest(call, core, window(call, core, spatial, out, low[rest:]), None, out)
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d")
+def _largest(call: Call, source: Activation, pool: UnitEdges, wall: Tensor | None, out: Sequence[int]) -> Layer:
+    """Return the largest antecedent of each neuron above, after a look that each has one."""
+    one = [1] * (len(source.shape) - len(pool.kernel)) if isinstance(pool, Window) else []
+    there = torch.ones([*one, *source.shape[len(one) :]]) if wall is None else (~wall).float()
+    if bool((pool.gather(there) == 0).any()):
+        call.refuse(
+            "a window lies wholly in the border, where it finds nothing but −inf.",
+            "Choose padding, dilation and stride so that each window reaches into the input.",
+        )
+    edges = pool if wall is None else Beside(pool, wall)
+    return call.layer(Term(source.name, edges), shape=out, nonlinearity=_extremum(call))
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", walls=True)
 def max_pool(call: Call) -> Layer:
     """Max-pooling: the sum over the window; padding holds no antecedents."""
-    source = unwalled(call)
-    return call.layer(Term(source.name, window(call, source, int(call.name[8]), call.shape)), nonlinearity=Extremum(True))
+    return _pooled(call, call.shape)
 
 
-@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", walls=True)
 def max_pool_with_indices(call: Call) -> tuple[Layer | Forbidden, ...]:
     """Max-pooling that also returns indices, which nothing may read."""
-    source, out = unwalled(call), tuple(call.result[0].shape)
-    edges = window(call, source, int(call.name[8]), out)
-    return call.layer(Term(source.name, edges), shape=out, nonlinearity=Extremum(True)), INDICES
+    return _pooled(call, tuple(call.result[0].shape)), INDICES
 
 
 def adaptive_windows(size_in: int, size_out: int) -> Tensor:
@@ -123,17 +155,35 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor], nonl
             source = call.builder.add(layer)
         shape = list(source.shape)
         shape[dim] = matrix.shape[0]
-        term = Term(source.name, AxisMap(dim, matrix), call.weight(_constant(matrix, device)))
+        term = Term(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, device)))
         layer = call.layer(term, shape=shape, nonlinearity=nonlinearity)
     assert layer is not None
     return layer
 
 
-def _constant(matrix: Tensor, device: torch.device) -> Static:
-    return Static(Apply(_on_device, (Constant(matrix), device)), matrix)
+def constant(matrix: Tensor, device: torch.device) -> Static:
+    """Return a tensor as a constant of the graph.
+
+    Args:
+        matrix: The tensor, on the CPU.
+        device: Where the network is.
+
+    Returns:
+        The constant.
+    """
+    return Static(Apply(on_device, (Constant(matrix), device)), matrix)
 
 
-def _on_device(matrix: Tensor, device: torch.device) -> Tensor:
+def on_device(matrix: Tensor, device: torch.device) -> Tensor:
+    """Return a constant where the network is; without values, when it has none.
+
+    Args:
+        matrix: The constant.
+        device: The network's.
+
+    Returns:
+        The constant.
+    """
     return matrix if device.type == "meta" else matrix.to(device)
 
 
@@ -169,30 +219,39 @@ def reduced_dims(call: Call, source: Activation, key: str = "dim") -> tuple[int,
     return dims
 
 
-@rule("amax", "amin")
-def amax(call: Call) -> Layer:
-    """The largest or smallest over dimensions."""
+@rule("amax", "amin", "max", "min", walls=True)
+def largest(call: Call) -> Layer | Forbidden | tuple[Layer | Forbidden, ...]:
+    """The largest or smallest along dimensions; torch.max and torch.min also in their other forms: of all, of two tensors."""
+    value = call.args["self"]
+    wall = value.wall if isinstance(value, Walled) else None
+    if isinstance(value, Walled):
+        if not _extremum(call).largest:
+            raise Refusal(value.reason, value.advice)
+        call = replace(call, args={**call.args, "self": value.inside})
+    if "other" in call.args:
+        if isinstance(value, Walled):
+            raise Refusal(value.reason, value.advice)
+        return maximum(call)
     source = call.source("self")
-    reduce = Reduce(reduced_dims(call, source), bool(call.args["keepdim"]))
-    return call.layer(Term(source.name, reduce), nonlinearity=_extremum(call))
+    reduce = Reduce(reduced_dims(call, source), bool(call.args.get("keepdim", False)))
+    out = call.result[0] if isinstance(call.result, (list, tuple)) else call.result
+    layer = _largest(call, source, reduce, wall, tuple(out.shape))
+    return (layer, INDICES) if isinstance(call.result, (list, tuple)) else layer
+
+
+@rule("aminmax")
+def aminmax(call: Call) -> tuple[Layer, ...]:
+    """The smallest and the largest along a dimension."""
+    source = call.source("self")
+    reduce = Reduce(reduced_dims(call, source), bool(call.args.get("keepdim", False)))
+    kinds = (Extremum(largest=False), Extremum(largest=True))
+    return tuple(call.layer(Term(source.name, reduce), shape=call.result[0].shape, nonlinearity=kind) for kind in kinds)
 
 
 def _extremum(call: Call) -> Extremum:
     """Tell maxima from minima by the operator's name; the number 0 among the antecedents starts no path."""
     zero = any(isinstance(value, Static) and not call.bias(value) for value in call.args.values())
     return Extremum("max" in call.name, zero)
-
-
-@rule("max", "min")
-def maximum_of_all(call: Call) -> Layer | Forbidden | tuple[Layer | Forbidden, ...]:
-    """torch.max and torch.min in their three forms: of all elements, along one dimension, of two tensors."""
-    if "other" in call.args:
-        return maximum(call)
-    source = call.source("self")
-    if "dim" not in call.args:
-        return call.layer(Term(source.name, Reduce(tuple(range(len(source.shape))), False)), nonlinearity=_extremum(call))
-    reduce = Reduce(reduced_dims(call, source), bool(call.args["keepdim"]))
-    return call.layer(Term(source.name, reduce), shape=call.result[0].shape, nonlinearity=_extremum(call)), INDICES
 
 
 @rule("maximum", "minimum", "fmax", "fmin")

@@ -21,7 +21,7 @@ outside(
 outside(
     "it normalises with statistics of the activations themselves.",
     "Only batch norm with frozen statistics (eval mode) is covered: replace it, or fold its statistics into constants.",
-    "layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm "
+    "layer_norm native_layer_norm group_norm native_group_norm rms_norm _fused_rms_norm "
     "local_response_norm var std var_mean std_mean normalize cosine_similarity",
 )
 outside(
@@ -46,12 +46,37 @@ outside(
 outside(
     "it samples the input at positions that are computed on the way.",
     "Use torch.nn.functional.interpolate with a fixed size.",
-    "grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator deform_conv2d roi_align roi_pool",
+    "affine_grid_generator deform_conv2d roi_align roi_pool",
 )
 outside(
-    "recurrent cells multiply gates with activations.",
-    "Only feed-forward networks of the operators in docs/support.md are covered.",
-    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    "its gates multiply activations.",
+    "Only recurrent layers without gates, with ReLU, are covered: nn.RNN(nonlinearity='relu').",
+    "lstm gru quantized_lstm quantized_gru lstm_cell gru_cell lstm_mps",
+)
+outside(
+    "it applies tanh in every step, which is not piecewise linear.",
+    "Use nonlinearity='relu'.",
+    "rnn_tanh rnn_tanh_cell",
+)
+outside(
+    "it fills the places of a mask in their order, one value after the other.",
+    "Write it as an assignment to an index or as torch.where.",
+    "masked_scatter",
+)
+outside(
+    "it reads memory by strides, whatever shape the tensor has.",
+    "Use views, slices and indices.",
+    "as_strided as_strided_scatter as_strided_copy",
+)
+outside(
+    "it multiplies or normalises activations by each other.",
+    "Path-liftings need every product to have a parameter or a constant on one side.",
+    "cdist renorm pairwise_distance pdist linalg_norm linalg_matrix_norm linalg_inv linalg_solve linalg_det logdet",
+)
+outside(
+    "it takes the sign of an activation, which is not continuous.",
+    "Use ReLU, abs, torch.maximum or torch.clamp.",
+    "copysign signbit nextafter floor_divide",
 )
 outside(
     "it draws random numbers.",

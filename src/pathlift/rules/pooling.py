@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Reduce, Window
-from pathlift.network import Apply, Term, scalar_leaf
-from pathlift.rules.base import Call, Layer, Static, rule
-from pathlift.rules.order import adaptive_windows, along_axes, reduced_dims, window
+from pathlift.network import Term, scalar_leaf
+from pathlift.rules.base import Call, Layer, rule
+from pathlift.rules.order import adaptive_windows, along_axes, constant, reduced_dims, window
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -24,8 +24,7 @@ def avg_pool(call: Call) -> Layer:
         weight = scalar_leaf(1.0 / (divisor or math.prod(edges.kernel)))
         return call.layer(Term(source.name, edges, weight))
     table = inverse_divisors(edges, source.shape[-spatial:], call.shape[-spatial:], bool(call.args["count_include_pad"]))
-    static = Static(Apply(table.to, (call.result.device,)), table)
-    return call.layer(Term(source.name, edges, call.weight(static)))
+    return call.layer(Term(source.name, edges, call.weight(constant(table, call.result.device))))
 
 
 def inverse_divisors(edges: Window, sizes: tuple[int, ...], counts: tuple[int, ...], include_pad: bool) -> Tensor:
@@ -73,13 +72,13 @@ def adaptive_avg_pool(call: Call) -> Layer:
     return along_axes(call, source, matrices)
 
 
-@rule("mean", "sum")
+@rule("mean", "sum", "nansum")
 def mean(call: Call) -> Layer:
     """Mean and sum over any dimensions."""
     source = call.source("self")
     dims = reduced_dims(call, source)
     reduce = Reduce(dims, bool(call.args.get("keepdim", False)))
-    if call.name == "sum":
+    if call.name != "mean":
         return call.layer(Term(source.name, reduce))
     count = math.prod(source.shape[dim] for dim in dims)
     return call.layer(Term(source.name, reduce, scalar_leaf(1.0 / count)))

@@ -1,0 +1,181 @@
+"""Products of an activation with one parameter or constant that are no plain matrix product, as explicit einsums."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from pathlift.edges import AxisMap, Contraction, Move, Reduce
+from pathlift.network import Term
+from pathlift.rules.affine import BILINEAR, batch_norm
+from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.rules.order import constant
+from pathlift.rules.replay import replayed
+
+
+def _product(call: Call, keys: Sequence[str], first: str, second: str, out: str, shape: Sequence[int] | None = None) -> Layer:
+    """Return the einsum of two arguments, exactly one of which is an activation."""
+    values = [call.args[key] for key in keys]
+    active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
+    if len(active) != 1:
+        call.refuse(*BILINEAR)
+    source, weight = values[active[0]], call.static(keys[1 - active[0]])
+    assert weight is not None
+    x, w = (first, second) if active == [0] else (second, first)
+    return call.layer(Term(source.name, Contraction(f"{x},{w}->{out}"), call.weight(weight, "weight")), shape=shape)
+
+
+def _letters(count: int, skip: int = 0) -> str:
+    return string.ascii_letters[skip : skip + count]
+
+
+@rule("inner")
+def inner(call: Call) -> Layer:
+    """Σ_k a[…, k]·b[…, k]."""
+    ranks = [len(call.args[key].shape) for key in ("self", "other")]
+    if not all(ranks):
+        call.refuse("one of its arguments is a number.", "Write it as a product.")
+    a, b = _letters(ranks[0] - 1), _letters(ranks[1] - 1, ranks[0])
+    return _product(call, ("self", "other"), f"{a}Z", f"{b}Z", a + b)
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> Layer:
+    """a[i]·b[j]."""
+    return _product(call, ("self", "vec2"), "a", "b", "ab")
+
+
+@rule("vdot")
+def vdot(call: Call) -> Layer:
+    """Σ_k a[k]·b[k]."""
+    return _product(call, ("self", "other"), "a", "a", "")
+
+
+@rule("tensordot")
+def tensordot(call: Call) -> Layer:
+    """A product summed over pairs of dimensions."""
+    ranks = [len(call.args[key].shape) for key in ("self", "other")]
+    pairs = [[int(dim) % rank for dim in call.args[key]] for key, rank in zip(("dims_self", "dims_other"), ranks, strict=True)]
+    first, second = list(_letters(ranks[0])), list(_letters(ranks[1], ranks[0]))
+    for here, there in zip(*pairs, strict=True):
+        second[there] = first[here]
+    free = [letter for dim, letter in enumerate(first) if dim not in pairs[0]]
+    free += [letter for dim, letter in enumerate(second) if dim not in pairs[1]]
+    return _product(call, ("self", "other"), "".join(first), "".join(second), "".join(free))
+
+
+@rule("kron")
+def kron(call: Call) -> Layer:
+    """The Kronecker product: an outer product, its dimensions joined in pairs."""
+    shapes = [tuple(call.args[key].shape) for key in ("self", "other")]
+    rank = max(len(shape) for shape in shapes)
+    wide = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    missing = [rank - len(shape) for shape in shapes]
+    a, b = _letters(rank)[missing[0] :], _letters(rank, rank)[missing[1] :]
+    pairs = [(dim, side) for dim in range(rank) for side in (0, 1)]
+    out = "".join((_letters(rank), _letters(rank, rank))[side][dim] for dim, side in pairs if dim >= missing[side])
+    shape = [wide[side][dim] for dim, side in pairs if dim >= missing[side]]
+    product = call.builder.add(_product(call, ("self", "other"), a, b, out, shape))
+    return call.moved(product, replayed("aten::reshape", shape=call.shape), spatial="view")
+
+
+@rule("bilinear")
+def bilinear(call: Call) -> Layer:
+    """Σ_ij a[…, i]·W[k, i, j]·b[…, j] + c[k] with one activation among a, b and a constant weight; two steps."""
+    active = [key for key in ("input1", "input2", "weight") if isinstance(call.args[key], Activation)]
+    if len(active) != 1 or active == ["weight"]:
+        call.refuse(*BILINEAR)
+    (key,) = active
+    other = "input2" if key == "input1" else "input1"
+    source, static, weight = call.source(key), call.static(other), call.static("weight")
+    assert static is not None
+    assert weight is not None
+    batch = _letters(len(source.shape) - 1)
+    x, y = ("I", "J") if key == "input1" else ("J", "I")
+    pairs = Contraction(f"{batch}{x},{batch}{y}->{batch}IJ")
+    size = (weight.shape[1], weight.shape[2])
+    product = call.layer(Term(source.name, pairs, call.weight(static)), shape=(*source.shape[:-1], *size))
+    joined = Contraction(f"{batch}IJ,KIJ->{batch}K")
+    term = Term(call.builder.add(product).name, joined, call.weight(weight, "weight"))
+    return call.layer(term, starts=call.bias(call.static("bias"), name="bias"))
+
+
+@rule("linalg_multi_dot", "chain_matmul")
+def multi_dot(call: Call) -> Layer:
+    """A product of matrices, one of which is an activation: one step for each other factor, from the inside out."""
+    values = list(call.args["tensors" if "tensors" in call.args else "matrices"])
+    active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
+    if len(active) != 1:
+        call.refuse(*BILINEAR)
+    source = values[active[0]]
+    assert isinstance(source, Activation)
+    layer: Layer | None = None
+    for static in values[active[0] + 1 :]:
+        layer = _times(call, source, static, "ab"[2 - len(source.shape) :], "bc"[: len(static.shape)])
+        source = call.builder.add(layer)
+    for static in reversed(values[: active[0]]):
+        layer = _times(call, source, static, "bc"[: len(source.shape)], "ab"[2 - len(static.shape) :])
+        source = call.builder.add(layer)
+    assert layer is not None
+    return layer
+
+
+def _times(call: Call, source: Activation, static: Static, x: str, w: str) -> Layer:
+    out = "".join(sorted(set(x) ^ set(w)))
+    sizes = {**dict(zip(x, source.shape, strict=True)), **dict(zip(w, static.shape, strict=True))}
+    edges = Contraction(f"{x},{w}->{out}")
+    return call.layer(Term(source.name, edges, call.weight(static, "weight")), shape=[sizes[letter] for letter in out])
+
+
+@rule("cumsum", "diff")
+def along_a_line(call: Call) -> Layer:
+    """Running sums, and differences of neighbours: a constant matrix along one dimension."""
+    source = call.source("self")
+    if call.args.get("prepend") is not None or call.args.get("append") is not None:
+        call.refuse("it joins another tensor to its input.", "Use torch.cat for that step.")
+    if not source.shape:
+        call.refuse("its input is a number.", "Give it a vector.")
+    dim = int(call.args["dim"]) % len(source.shape)
+    identity = torch.eye(source.shape[dim], dtype=torch.float64)
+    matrix = identity.cumsum(0) if call.name == "cumsum" else torch.diff(identity, n=int(call.args["n"]), dim=0)
+    return call.layer(Term(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, call.result.device))))
+
+
+@rule("trace")
+def trace(call: Call) -> Layer:
+    """The sum of a diagonal."""
+    source = call.source("self")
+    size = min(source.shape)
+    line = call.builder.add(call.moved(source, replayed("aten::diagonal"), (size,)))
+    return call.layer(Term(line.name, Reduce((0,), keepdim=False)))
+
+
+@rule("block_diag")
+def block_diag(call: Call) -> Layer:
+    """Matrices along the diagonal of a larger one: the sum of each, padded with zeros."""
+    terms, row, column = [], 0, 0
+    rows, columns = call.shape
+    for value in call.args["tensors"]:
+        piece = call.as_activation(value)
+        shape = ((1,) * (2 - len(piece.shape)) + piece.shape)[-2:]
+        matrix = call.builder.add(call.moved(piece, replayed("aten::reshape", shape=shape), shape, "view"))
+        pad = (column, columns - column - shape[1], row, rows - row - shape[0])
+        terms.append(Term(matrix.name, Move(replayed("aten::constant_pad_nd", pad=pad))))
+        row, column = row + shape[0], column + shape[1]
+    return call.layer(*terms)
+
+
+@rule("instance_norm")
+def instance_norm(call: Call) -> Layer:
+    """With the statistics of training an instance norm is a batch norm; otherwise it uses those of the activations."""
+    if call.args["use_input_stats"]:
+        call.refuse(
+            "it normalises with statistics of the activations themselves.",
+            "Only batch norm and instance norm with running statistics in eval mode are covered.",
+        )
+    made = batch_norm(replace(call, name="batch_norm", args={**call.args, "training": False}))
+    assert isinstance(made, Layer)
+    return made

@@ -1,0 +1,52 @@
+"""Sampling an image at constant positions: a constant linear map from pixels to positions, the same for every channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Contraction
+from pathlift.network import Apply, Term
+from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.rules.replay import Operator, replayed
+
+LARGEST = 1 << 26
+"""Entries of the matrix from pixels to positions."""
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(call: Call) -> Layer:
+    """Bilinear, bicubic or nearest sampling at positions that do not depend on the input."""
+    source, grid = call.source("input"), call.args["grid"]
+    if isinstance(grid, Activation):
+        call.refuse(
+            "it samples the input at positions that depend on the input.",
+            "Use torch.nn.functional.interpolate, or a constant grid.",
+        )
+    assert isinstance(grid, Static)
+    pixels, places = math.prod(source.shape[2:]), math.prod(grid.shape[1:-1])
+    if source.shape[0] != 1:
+        call.refuse("it samples several images at once.", "Sample one image per sample.")
+    if pixels * places > LARGEST:
+        call.refuse(
+            f"its map from {pixels} pixels to {places} positions is too large to write down.",
+            "Use torch.nn.functional.interpolate.",
+        )
+    options = {key: value for key, value in call.args.items() if key not in ("input", "grid")}
+    arguments = (grid.expression, source.shape[2:], Operator.of(call.target), tuple(options.items()))
+    matrix = Static(Apply(_sampling, arguments), torch.empty((pixels, places), device="meta"))
+    channels = source.shape[1]
+    flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
+    term = Term(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
+    sampled = call.builder.add(call.layer(term, shape=(1, channels, places)))
+    return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
+
+
+def _sampling(grid: Tensor, sizes: tuple[int, ...], operator: Operator, options: tuple[tuple[str, int], ...]) -> Tensor:
+    """Return the matrix (pixels, positions): what each pixel alone looks like when it is sampled."""
+    count = math.prod(sizes)
+    pixels = torch.eye(count, dtype=torch.float64, device=grid.device).reshape(1, count, *sizes)
+    sampled: Tensor = operator(pixels, grid.double(), **dict(options))
+    return sampled.reshape(count, -1)

@@ -1,0 +1,203 @@
+"""Constant choices: masks, and assignments to constant places of a tensor, in and out of order.
+
+What is written and what is kept are two movements of one layer each; places that are written to twice are refused, unless
+what is written adds up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Identity, Move, Overlap, Scale
+from pathlift.network import Apply, Constant, Start, Term, scalar_leaf
+from pathlift.rules.base import Activation, Call, Layer, Static, Walled, expansion, rule
+from pathlift.rules.movement import replay, walled
+from pathlift.rules.replay import Operator, Replay, replayed
+
+
+@rule("where")
+def where(call: Call) -> Layer | Walled:
+    """A choice by a constant mask."""
+    if "self" not in call.args:
+        call.refuse("torch.where(condition) returns indices.", "Use constant indices.")
+    if not isinstance(call.args["condition"], Static):
+        call.refuse(
+            "its condition depends on the input (data-dependent selection).",
+            "Use ReLU, torch.maximum or torch.clamp, or a constant mask.",
+        )
+    return _chosen(call, call.args["condition"], "self", "other")
+
+
+@rule("masked_fill")
+def masked_fill(call: Call) -> Layer | Walled:
+    """Constant positions overwritten by a constant."""
+    if not isinstance(call.args["mask"], Static):
+        call.refuse("its mask depends on the input.", "Use a constant mask.")
+    return _chosen(call, call.args["mask"], "value", "self")
+
+
+def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer | Walled:
+    terms: tuple[Term, ...] = ()
+    starts: tuple[Start, ...] = ()
+    wall: Tensor | None = None
+    for key, sign in ((when_true, True), (when_false, False)):
+        chosen = Static(Apply(_indicator, (mask.expression, sign)), torch.empty(mask.shape, device="meta"))
+        value = call.args[key]
+        if isinstance(value, Activation):
+            terms += (Term(value.name, Scale(), call.weight(chosen)),)
+            continue
+        static = call.static(key)
+        assert static is not None
+        if _number(static) == -math.inf:
+            wall = (call.builder.bake(mask).bool() == sign).expand(call.shape).cpu()
+            continue
+        shape = torch.broadcast_shapes(mask.shape, static.shape)
+        product = Static(Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta"))
+        starts += call.bias(product)
+    layer = call.layer(*terms, starts=starts)
+    return layer if wall is None else walled(call, layer, wall)
+
+
+def _number(static: Static) -> float | None:
+    """Return the value of a constant number of the graph, None for anything else."""
+    if not isinstance(static.expression, Constant):
+        return None
+    value = static.expression.value
+    if isinstance(value, Tensor):
+        return float(value) if value.dim() == 0 and not value.is_meta else None
+    return float(value)
+
+
+def _indicator(mask: Tensor, sign: bool) -> Tensor:
+    return (mask.bool() == sign).double()
+
+
+def _masked(mask: Tensor, sign: bool, value: Tensor | float) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float64, device=mask.device)
+    return torch.where(mask.bool() == sign, value, torch.zeros_like(value))
+
+
+PATCHES = {
+    "slice_scatter": "src", "select_scatter": "src", "diagonal_scatter": "src",
+    "index_put": "values", "_unsafe_index_put": "values", "index_copy": "source", "index_add": "source",
+    "index_fill": "value", "scatter": "src", "scatter_add": "src", "scatter_reduce": "src", "put": "source",
+}  # fmt: skip
+"""Operators that write into a tensor: the argument that is written."""
+
+NOT_A_SUM = "It combines what it writes with what is there in another way than by a sum."
+
+
+@rule(*PATCHES)
+def patched(call: Call) -> Layer:
+    """Constant places of a tensor replaced, or added to: what an assignment to x[…] becomes in the exported graph."""
+    key = "value" if "value" in call.args else PATCHES[call.name]
+    call = _plain(call, key)
+    if not isinstance(call.args[key], (Activation, Static)):
+        return _filled(call, key)
+    base, patch = call.as_activation(call.args["self"]), call.as_activation(call.args[key])
+    call = replace(call, args={**call.args, "self": base, key: patch})
+    if call.name == "slice_scatter":  # ends beyond the tensor are spelled out: they overflow elsewhere
+        dim, bounds = int(call.args["dim"]), [call.args[name] for name in ("start", "end", "step")]
+        start, end, step = slice(*bounds).indices(base.shape[dim])
+        call = replace(call, args={**call.args, "start": start, "end": end, "step": step})
+    summed, alpha = _adds(call), float(call.args.get("alpha", 1))
+    place = replay(call, key, "self", without=("alpha",))
+    if call.name == "scatter" and summed:
+        fixed = {name: value for name, value in place.fixed.items() if name != "reduce"}
+        place = replace(place, operator=Operator("aten::scatter_add"), fixed=fixed)
+    back = _read_back(call, place)
+    if back is not None:
+        patch = _spread(call, patch, back)
+    if summed:
+        assert back is not None
+        weight = None if alpha == 1.0 else scalar_leaf(alpha)
+        return call.layer(Term(base.name, Identity()), Term(patch.name, Overlap(place, back), weight))
+    if back is not None and not _written_once(place, back, patch.shape):
+        call.refuse(
+            "it writes several values to one place: which of them stays is left open by PyTorch.",
+            "Use indices without repetition.",
+        )
+    keep = replace(place, key="self", zeros={key: patch.shape})
+    return call.layer(Term(base.name, Move(keep)), Term(patch.name, Move(place)))
+
+
+def _plain(call: Call, key: str) -> Call:
+    """Refuse options that nothing here knows."""
+    args = dict(call.args)
+    known = {"self", key, "dim", "index", "indices", "accumulate", "alpha", "start", "end", "step", "dim1", "dim2", "offset"}
+    known |= {"reduce", "include_self"}
+    unknown = sorted(set(args) - known)
+    if unknown:
+        call.refuse(f"its option '{unknown[0]}' has no rule.", "Write it as an assignment to an index.")
+    if args.get("reduce", "sum") not in ("sum", "add") or not args.get("include_self", True):
+        call.refuse(NOT_A_SUM, "Only assignments and sums at constant indices are covered.")
+    return call
+
+
+def _adds(call: Call) -> bool:
+    return call.name in ("index_add", "scatter_add") or "reduce" in call.args or bool(call.args.get("accumulate", False))
+
+
+def _filled(call: Call, key: str) -> Layer:
+    """Constant places overwritten by one number."""
+    if "reduce" in call.args:
+        call.refuse(NOT_A_SUM, "Only assignments and sums at constant indices are covered.")
+    base = call.as_activation(call.args["self"])
+    fill = float(call.args[key])
+    if not math.isfinite(fill):
+        call.refuse(f"it writes {fill}.", "Write finite numbers; torch.where and masked_fill take −inf before a maximum.")
+    call = replace(call, args={**call.args, "self": base, key: 0.0})
+    keep = replay(call, "self")
+    written = replace(keep, fixed={**keep.fixed, key: fill})
+    starts = call.bias(Static(Apply(_filling, (written, base.shape, call.result.device)), call.result)) if fill else ()
+    return call.layer(Term(base.name, Move(keep)), starts=starts)
+
+
+def _filling(written: Replay, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    out: Tensor = written(torch.zeros(shape, dtype=torch.float64, device=device))
+    return out
+
+
+def _read_back(call: Call, place: Replay) -> Replay | None:
+    """Return what reads the places that are written to, None for operators that never write to a place twice."""
+    fixed: dict[str, Any] = dict(place.fixed)
+    if call.name in ("index_put", "_unsafe_index_put"):
+        return replayed("aten::index.Tensor", indices=fixed["indices"])
+    if call.name in ("index_copy", "index_add"):
+        return replayed("aten::index_select", dim=fixed["dim"], index=fixed["index"])
+    if call.name in ("scatter", "scatter_add", "scatter_reduce"):
+        return replayed("aten::gather", dim=fixed["dim"], index=fixed["index"])
+    return replayed("aten::take", index=fixed["index"]) if call.name == "put" else None
+
+
+def _spread(call: Call, patch: Activation, back: Replay) -> Activation:
+    """Give what is written the shape of the places that it is written to."""
+    shape = tuple(back(torch.zeros(call.args["self"].shape)).shape)
+    if patch.shape == shape:
+        return patch
+    if call.name.endswith("index_put"):
+        return call.builder.add(call.layer(Term(patch.name, expansion(shape)), shape=shape))
+    movement = replayed("aten::reshape", shape=shape)
+    if call.name.startswith("scatter"):  # it reads the corner of a larger tensor
+        widths = [width for own, size in zip(patch.shape, shape, strict=True) for width in (size - own, 0)]
+        movement = replayed("aten::constant_pad_nd", pad=tuple(reversed(widths)))
+    return call.builder.add(call.moved(patch, movement, shape))
+
+
+def _written_once(place: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
+    """Whether every element that is written can be read where it was written."""
+    numbers = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
+    return bool((back(place(numbers)) == numbers).all())
+
+
+@rule("copy", "fill")
+def copy(call: Call) -> Layer:
+    """A tensor overwritten as a whole: only what is written counts."""
+    value = call.args["src" if call.name == "copy" else "value"]
+    patch = call.as_activation(value if not isinstance(value, (int, float)) else call.number(value))
+    return call.layer(Term(patch.name, expansion(call.shape)))
