@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check bench coverage clean
+.PHONY: demo test plain lint types check bench coverage clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --doctest-modules src/pathlift -p no:randomly
 
+plain: $(STAMP)
+	rm -rf build/plain
+	$(BIN)/python tests/plain.py build/plain
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,7 +30,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types plain test
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py

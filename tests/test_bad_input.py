@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import pathlift
 from cases import Fn, Residual, Tied
 from pathlift.data import load_data
-from pathlift.models import load_model, load_state, save_tensors
+from pathlift.models import load_model, load_state, package, save_tensors
 
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
 
@@ -158,7 +159,11 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path: Path) -> Non
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"lr": 0.1}, tmp_path / "numbers.pt")
+    short = {f"short{place}.pt": content for place, content in enumerate((b"abc", b"\x80", b"\x80\x02.", b"I1\n.", b"PK\3\4"))}
+    for name, content in short.items():
+        (tmp_path / name).write_bytes(content)
     for name in (
+        *short,
         "code.pt",
         "zip.pt",
         "noise.pt",
@@ -172,8 +177,148 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path: Path) -> Non
             load_state(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (lambda: torch.ones(16, 3).to_sparse(), "no dense tensor"),
+        (lambda: torch.ones(16, 3).to_sparse_csr(), "no dense tensor"),
+        (lambda: torch.ones(16, 3, device="meta"), "no values"),
+        (lambda: torch.ones(16, 3) + 5j, "complex64"),
+        (lambda: torch.ones(16, 3).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda: torch.ones(16, 3).to(torch.float8_e5m2), "float8_e5m2"),
+    ],
+    ids=range(6),
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_weights_that_are_no_plain_numbers_are_named(tensor: Callable[[], Tensor], words: str, tmp_path: Path) -> None:
+    torch.save({"layer.weight": tensor()}, tmp_path / "odd.pt")
+    for read in (load_state, pathlift.load_masks):
+        with pytest.raises(pathlift.InputError, match=rf"(?s)layer\.weight.*odd\.pt.*{words}"):
+            read(tmp_path / "odd.pt")
+
+
+def test_masks_of_three_bytes_are_refused(tmp_path: Path) -> None:
+    for name in ("short.pt", "short.safetensors"):
+        (tmp_path / name).write_bytes(b"abc")
+        with pytest.raises(pathlift.InputError, match=name):
+            pathlift.load_masks(tmp_path / name)
+
+
+BUILDERS = """
+import sys
+from torch import nn
+
+class Needs(nn.Linear):
+    def __init__(self, width):
+        super().__init__(4, width)
+
+class Broken(nn.Module):
+    def __init__(self):
+        self.layer = nn.Linear(1, 1)
+
+def raises(): raise RuntimeError("no such luck" + chr(10) + "and more")
+def raises_nothing(): raise ValueError
+def fails(): assert False
+def ends(): sys.exit("bye")
+def ends_well(): sys.exit(0)
+def needs(width, *, depth): return nn.Linear(width, depth)
+def nothing(): pass
+def kind(): return nn.Linear
+async def later(): return nn.Linear(1, 1)
+def fine(width=2): return nn.Linear(width, 1)
+model = nn.Linear(3, 1)
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("raises", "RuntimeError: no such luck$"),
+        ("raises_nothing", "ValueError$"),
+        ("fails", "AssertionError"),
+        ("ends", "SystemExit: bye$"),
+        ("ends_well", "SystemExit: 0$"),
+        ("Needs", "Needs.*'width'"),
+        ("needs", "'width'"),
+        ("Broken", "AttributeError: cannot assign module"),
+        ("nothing", "gave a NoneType"),
+        ("kind", "gave a type"),
+        ("later", "gave a coroutine"),
+        ("number", "is a int, not a torch.nn.Module"),
+        ("number.real.no", "has no 'number.real.no'"),
+        ("fine.", "has no 'fine.'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_a_builder_that_does_not_build_is_told_in_one_sentence(
+    entry: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "builders_of_all_kinds.py").write_text(BUILDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(pathlift.InputError, match=words) as error:
+        load_model(f"builders_of_all_kinds:{entry}")
+    assert f"builders_of_all_kinds:{entry}" in str(error.value) or "has no" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_builder_takes_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "builders_with_arguments.py").write_text(BUILDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "builders_with_arguments"
+    assert load_model(f"{name}:fine", arguments={"width": 5}).in_features == 5
+    assert load_model(f"{name}:needs", arguments={"width": 5, "depth": 2}).out_features == 2
+    for entry, arguments, words in (
+        ("fine", {"height": 1}, "unexpected keyword argument 'height'"),
+        ("model", {"width": 1}, "a model already"),
+        ("fine", {"width": "wide"}, "TypeError"),
+    ):
+        with pytest.raises(pathlift.InputError, match=words):
+            load_model(f"{name}:{entry}", arguments=arguments)
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "1 / 0", "def (", "import no_such_package_at_all"])
+def test_a_module_that_cannot_be_imported_is_told_in_one_sentence(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken_module_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(pathlift.InputError, match=f"'{name}' cannot be imported: [A-Z]") as error:
+        load_model(f"{name}:model")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_size_name_the_option_that_helps(tmp_path: Path) -> None:
+    save_tensors(nn.Linear(3, 7).state_dict(), tmp_path / "seven.safetensors")
+    arguments = {"in_features": 3, "out_features": 10}
+    with pytest.raises(pathlift.MismatchError, match=r"\(7,.*\(10,.*--model-arg"):
+        load_model("torch.nn:Linear", tmp_path / "seven.safetensors", arguments=arguments)
+    assert load_model("torch.nn:Linear", tmp_path / "seven.safetensors", arguments={**arguments, "out_features": 7})
+
+
+def test_weights_of_a_lazy_model_are_loaded(tmp_path: Path) -> None:
+    save_tensors({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    model = load_model("torch.nn:LazyLinear", tmp_path / "w.safetensors", arguments={"out_features": 2})
+    assert torch.equal(model.weight, torch.ones(2, 3))
+
+
+def test_a_missing_package_is_an_import_error_too() -> None:
+    with pytest.raises(ImportError, match="pip install 'pathlift\\[vision\\]'") as error:
+        package("no_such_package_at_all.models", "vision")
+    assert isinstance(error.value, pathlift.InputError)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package_in_pieces.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"'package_in_pieces' cannot be imported.*no_such_package_at_all"):
+        package("package_in_pieces", "vision")
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(pathlift.InputError, match="cannot be written"):
+    with pytest.raises(pathlift.InputError, match="does not exist"):
         save_tensors({"a": torch.ones(1)}, tmp_path / "no" / "such.safetensors")
     save_tensors({"a": torch.ones(1)}, tmp_path / "fine.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["fine.safetensors"]
@@ -184,6 +329,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     ("name", "words"),
     [
         ("resnet18", "names no model"),
+        (":b", "names no model"),
+        ("a:", "names no model"),
+        (":", "names no model"),
+        ("", "names no model"),
+        (".a:b", "names no model"),
+        ("a..b:c", "names no model"),
+        ("no such:f", "cannot be imported"),
+        ("math:pi.", "has no 'pi.'"),
         ("torchvision:resnet19", "Did you mean 'resnet18'"),
         ("no_such_module:f", "cannot be imported"),
         ("math:tau", "not a torch.nn.Module"),
@@ -209,12 +362,20 @@ def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> Non
     assert float(x.max()) == 1.0
     save_tensors({"inputs": torch.zeros(2, 3)}, tmp_path / "nameless.safetensors")
     save_tensors({"x": torch.zeros(2, 3, dtype=torch.long)}, tmp_path / "whole.safetensors")
+    save_tensors({"x": torch.zeros(2, 3), "y": torch.zeros(5, dtype=torch.long)}, tmp_path / "five.safetensors")
+    save_tensors({"x": torch.zeros(2, 3), "y": torch.zeros(2)}, tmp_path / "real.safetensors")
+    assert [len(part) for part in load_data("digits", (64,), 5)] == [5, 5]
+    for limit in (0, -5):
+        with pytest.raises(pathlift.InputError, match="limit must be at least 1"):
+            load_data("digits", (64,), limit)
     for name, shape, message in (
         ("digits", (10,), "do not fill the input shape"),
         ("cats", (3,), "is not known"),
         (str(tmp_path / "missing.pt"), (3,), "There is no file"),
         (str(tmp_path / "nameless.safetensors"), (3,), "under the name 'x'"),
         (str(tmp_path / "whole.safetensors"), (3,), "floating-point"),
+        (str(tmp_path / "five.safetensors"), (3,), "one whole number for each of 2 inputs"),
+        (str(tmp_path / "real.safetensors"), (3,), "one whole number for each of 2 inputs"),
     ):
         with pytest.raises(pathlift.InputError, match=message):
             load_data(name, shape)

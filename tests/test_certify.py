@@ -176,6 +176,8 @@ def test_batches_of_a_loader_give_what_the_whole_gives() -> None:
     assert sum(done) == len(x)
     with pytest.raises(pathlift.InputError, match="at least one batch"):
         pathlift.certify(model, [], Relative(0.02))
+    with pytest.raises(pathlift.InputError, match="at least one batch"):
+        pathlift.certify(pathlift.capture(model, x), [], Relative(0.02))
 
 
 class Shifted(nn.Module):
@@ -225,6 +227,33 @@ def test_rounding_of_the_forward_pass_is_part_of_the_set() -> None:
     x = torch.ones(1, 200)
     assert not bool(pathlift.certify(model, x).certified[0])
     assert bool(pathlift.certify(model.double(), x.double()).certified[0])
+
+
+def test_a_certificate_says_what_it_covers() -> None:
+    """Without a set and a radius nothing but the model's own arithmetic is covered, and the certificate says so."""
+    model, x = perceptron(5, 8, 3), torch.randn(4, 5)
+    alone = pathlift.certify(model, x)
+    assert alone.covers == "the rounding of the model's own forward pass in float32, and nothing else"
+    assert alone.covers in repr(alone)
+    for other, explicit in ((None, 0.0), (None, 0)):
+        assert pathlift.certify(model, x, other, explicit).covers == alone.covers
+    assert "float64, and nothing else" in pathlift.certify(model.double(), x.double()).covers
+    half = copy.deepcopy(model).bfloat16()
+    assert "bfloat16, and nothing else" in pathlift.certify(half, x.bfloat16()).covers
+    model.float()
+    scores = dict(pathlift.path_magnitude(model, (5,)))
+    for tolerance, radius, words in (
+        (Relative(0.1), 0.0, ("Relative(r=0.1)",)),
+        (Rounding(8), 0.25, ("Rounding(bits=8", "each input element up to 0.25")),
+        (None, 0.25, ("each input element up to 0.25",)),
+        (Pruned(0.3, scores), 0.0, ("Pruned(amount=0.3, criterion=given scores)",)),
+        (perceptron(5, 8, 3), 0.0, ("one other network",)),
+        (model.state_dict(), 0.0, ("one other network",)),
+    ):
+        found = pathlift.certify(model, x, tolerance, radius)
+        assert all(word in found.covers for word in (*words, "rounding of the model's own forward pass in float32"))
+        assert "nothing else" not in found.covers
+        assert len(repr(found)) < 250
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

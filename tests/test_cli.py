@@ -12,6 +12,7 @@ import torch
 
 import pathlift
 from pathlift.models import load_state, save_tensors
+from plain import run as in_process
 
 SMALL = "cases:Residual"
 HERE = Path(__file__).parent
@@ -129,13 +130,30 @@ def test_support_says_yes_or_lists_all_problems() -> None:
         (("score", SMALL, "--shape", "1,3,3", "--out", "scores.txt"), ".safetensors"),
         (("metric", SMALL, "cases:Tied", "--shape", "1,3,3"), "does not have the parameters"),
         (("norm", SMALL, "--no-such-option"), "No such option"),
+        (("norm",), "Missing argument 'MODEL'"),
+        (("no-such-command",), "No such command"),
+        (("norm", SMALL, "--seed", "one"), "--seed"),
+        (("norm", SMALL, "--shape", "1,3,3", "--seed", "9" * 30), "seed must be"),
+        (("norm", SMALL, "--shape", "9" * 20), "--shape must be positive sizes"),
+        (("norm", SMALL, "--shape", "99999999999,99999999999"), "--shape must be positive sizes"),
+        (("norm", SMALL, "--shape", "-1,3,3"), "--shape must be positive sizes"),
+        (("norm", ":b", "--shape", "1,3,3"), "names no model"),
+        (("norm", SMALL, "--shape", "1,3,3", "--model-arg", "width"), "NAME=VALUE"),
+        (("prune", SMALL, "--shape", "1,3,3", "--amount", "0.5", "--criterion", "snip"), "Give it with --data"),
+        (("experiment", "lottery", "--data", "digits", "--limit", "0"), "--limit must be at least 1"),
+        (("experiment", "lottery", "--data", "digits", "--jobs", "0"), "--jobs must be at least 1"),
+        (("experiment", "lottery", "--data", "digits", "--rate", "-1"), "--rate must be a positive number"),
+        (("experiment", "lottery", "--data", "digits", "--rate", "nan"), "--rate must be a positive number"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,
 )
 def test_bad_input_exits_with_2_and_says_why(args: tuple[str, ...], words: str) -> None:
-    done = run(*args, code=2)
+    done = in_process(*args)
+    assert done.code == 2 and not done.stdout
     assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("pathlift: ")
+    assert done.stderr.endswith((".\n", "?\n", "'\n", ")\n")) or "outside the theory" in done.stderr
+    assert done.stderr.count("\n") == 1 or "outside the theory" in done.stderr, done.stderr
 
 
 def test_an_onnx_file_is_read(tmp_path: Path) -> None:
@@ -182,6 +200,9 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
     assert "accuracy of the model" in table
     other = one_json("certify", *common, "--other", str(tmp_path / "w.safetensors"))
     assert other["share"] == 1.0
+    alone = one_json("certify", *common)
+    assert alone["covers"] == "the rounding of the model's own forward pass in float32, and nothing else"
+    assert alone["covers"] in run("certify", *common).stdout
 
 
 @pytest.mark.parametrize(
@@ -190,7 +211,8 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
         (("--bits", "1"), "bits must be"),
         (("--relative", "-1"), "r must be"),
         (("--bits", "8", "--prune", "0.5"), "Give one set"),
-        ((), "Give a set of networks"),
+        (("--bits", "8", "--limit", "-5"), "limit must be at least 1 sample, found -5"),
+        (("--limit", "0"), "limit must be at least 1 sample, found 0"),
         (("--radius", "-1"), "radius must be"),
         (("--prune", "0.5", "--criterion", "luck"), "criterion must be"),
         (("--bits", "8", "--data", "nowhere"), "is not known"),
@@ -207,7 +229,7 @@ def test_certify_refuses_bad_input_in_one_sentence(options: tuple[str, ...], mes
 def test_compare_refuses_bad_input_in_one_sentence(tmp_path: Path) -> None:
     for arguments, words in (
         ((str(tmp_path / "no.safetensors"), "--model", SMALL, "--shape", "1,3,3"), "no.safetensors"),
-        ((str(tmp_path), "--model", SMALL, "--shape", "1,3,3", "--plot", "a.txt"), "--plot"),
+        ((str(tmp_path), "--model", SMALL, "--shape", "1,3,3", "--plot", "a.txt"), "--plot must end in .png"),
     ):
         done = run("compare", *arguments, code=2)
         assert words in done.stderr
@@ -286,3 +308,4 @@ def test_prune_writes_weights_and_masks_and_says_what_it_costs(tmp_path):
     kept = pathlift.load_masks(masks)
     state = load_state(weights)
     assert all(not bool(state[name][~mask].any()) for name, mask in kept.items())
+    assert "pruned by relative_path_magnitude" in done.stdout, "the recommended criterion is the default, and is named"

@@ -168,12 +168,12 @@ def _check_folder(option: str, path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             return
-    except (FileNotFoundError, NotADirectoryError) as error:
-        above = next(own for own in (folder, *folder.parents) if own.exists())
+    except (OSError, ValueError) as error:
+        above = next(own for own in (folder, *folder.parents) if os.path.lexists(own))
         if not above.is_dir():
             raise InputError(f"{option} '{path}' lies under '{above.name}', which is a file and not a folder.") from error
-        raise InputError(f"{option} '{path}' lies in the folder '{shown}', which does not exist. Make it first.") from error
-    except (OSError, ValueError) as error:
+        if above != folder:
+            raise InputError(f"{option} '{path}' lies in the folder '{shown}', which does not exist. Make it first.") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{option} '{path}' lies in the folder '{shown}', where no file can be made: {reason}.") from error
 

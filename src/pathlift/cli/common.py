@@ -121,9 +121,12 @@ def captured(
 
 
 def hollow(name: str, shape: str | None, model_arg: list[str] | None) -> pathlift.Network:
-    """Capture a model without weights."""
-    with working("capturing the graph"), torch.device("meta"):
-        return pathlift.capture(load_model(name, arguments=arguments_of(model_arg)), shape_of(name, shape))
+    """Capture a model without weights, or with random ones if it reads values while it is built."""
+    arguments = arguments_of(model_arg)
+    with working("capturing the graph"):
+        with torch.device("meta"), contextlib.suppress(InputError):
+            return pathlift.capture(load_model(name, arguments=arguments), shape_of(name, shape))
+        return pathlift.capture(load_model(name, arguments=arguments), shape_of(name, shape))
 
 
 def number(value: float) -> float | str:
