@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,3 +153,45 @@ def _check_metric(network: pathlift.Network, other: nn.Module, probe: Probe, pat
     l2 = pathlift.path_metric(network, other.state_dict(), q=2)
     assert l2.lower * (1 - 1e-12) <= squared <= l2.upper * (1 + 1e-12) + 1e-300, (l2, squared)
     assert math.isclose(l2.value, squared, rel_tol=1e-7, abs_tol=1e-12), (l2, squared)
+
+
+def full(network: pathlift.Network) -> pathlift.Network:
+    """The same network, whose passes run on every position."""
+    own = replace(network)
+    own.__dict__["compact"] = own
+    return own
+
+
+def assert_same(network: pathlift.Network, other: dict[str, Tensor], rtol: float) -> tuple[float, float]:
+    """Check that the compact form of a network gives the numbers of the full one.
+
+    Return the upper bounds of both on the path-metric: the common gauge is fitted to one equation for each neuron stored,
+    so they need not be the same where the fit is not exact.
+    """
+    plain = full(network)
+    for q in (1.0, 2.0, math.inf):
+        found, expected = pathlift.path_norm(network, q=q), pathlift.path_norm(plain, q=q)
+        assert math.isclose(found.log10, expected.log10, rel_tol=1e-7, abs_tol=1e-7)
+        assert found.per_output.shape == expected.per_output.shape
+        torch.testing.assert_close(found.per_output, expected.per_output, rtol=rtol, atol=0.0)
+    scores, wanted = pathlift.path_magnitude(network), pathlift.path_magnitude(plain)
+    units, wanted_units = pathlift.unit_path_magnitude(network), pathlift.unit_path_magnitude(plain)
+    assert list(scores) == list(wanted)
+    for name in scores:
+        torch.testing.assert_close(scores[name], wanted[name], rtol=20 * rtol, atol=1e-20)
+    for name in units:
+        torch.testing.assert_close(units[name], wanted_units[name], rtol=20 * rtol, atol=1e-20)
+    square, expected_square = pathlift.path_metric(network, other, q=2), pathlift.path_metric(plain, other, q=2)
+    assert math.isclose(square.value, expected_square.value, rel_tol=10 * rtol)
+    metric, reference = pathlift.path_metric(network, other), pathlift.path_metric(plain, other)
+    assert math.isclose(metric.lower, reference.lower, rel_tol=10 * rtol, abs_tol=10 * rtol * metric.upper)
+    return metric.upper, reference.upper
+
+
+def moved(network: pathlift.Network) -> dict[str, Tensor]:
+    """A second state: weights drawn around the old ones."""
+    torch.manual_seed(1)
+    return {
+        name: tensor * (1 + 0.1 * torch.randn_like(tensor)) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state.items()
+    }

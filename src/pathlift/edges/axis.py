@@ -150,10 +150,14 @@ class Table:
         """Keep an index.
 
         Args:
-            index: int64, on the CPU.
+            index: On the CPU.
         """
         self.index = index
         self._placed: dict[torch.device, Tensor] = {index.device: index}
+
+    def __reduce__(self) -> tuple[type[Table], tuple[Tensor]]:
+        """Leave copies on devices behind when pickled or copied."""
+        return Table, (self.index,)
 
     def on(self, device: torch.device) -> Tensor:
         """Return the index on a device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,9 @@ class Contraction(Edges):
         first, second = operands.split(",")
         spread = {letter for letter, size in zip(second, weight, strict=True) if size > 1}
         mixed = frozenset(
-            dim for dim, letter in enumerate(first) if axes[dim].classes is not None and (letter in spread or letter not in result)
+            dim
+            for dim, letter in enumerate(first)
+            if axes[dim].classes is not None and (letter in spread or letter not in result)
         )
         below = dict(zip(first, axes, strict=True))
         kept = [
@@ -189,15 +192,9 @@ class AxisMap(Edges):
         taps = torch.where(there.gather(1, order), order, -1)
         read = torch.where(taps >= 0, axes[self.dim].index[taps.clamp(min=0)], axes[self.dim].count)
         axis, first = classify(read, torch.where(taps >= 0, self.matrix.gather(1, order), 0.0))
-        rows, chosen = Table(first), Table(torch.where(taps >= 0, order, 0)[first])
-        missing = (taps < 0)[first]
-
-        def edge_weights(matrix: Tensor) -> Tensor:
-            found: Tensor = matrix[rows.on(matrix.device)].gather(1, chosen.on(matrix.device))
-            return found * ~missing.to(matrix.device)
-
+        entries = Entries(Table(first), Table(torch.where(taps >= 0, order, 0)[first]), Table((taps >= 0)[first]))
         result = tuple(axis if dim == self.dim else own for dim, own in enumerate(axes))
-        return Compact(WeightedTaps(self.dim, read[first], axes[self.dim].count), result, edge_weights)
+        return Compact(WeightedTaps(self.dim, read[first], axes[self.dim].count), result, entries)
 
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         """See `Edges.sum`."""
@@ -229,6 +226,27 @@ class AxisMap(Edges):
         padded = torch.cat([x, torch.full_like(x.narrow(self.dim, 0, 1), -math.inf)], self.dim)
         read: Tensor = padded.index_select(self.dim, table.T.reshape(-1)).unflatten(self.dim, (width, len(rows)))
         return read.movedim(self.dim, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The entries of a matrix that are edges of a compact map: in the given rows, those of the given columns.
+
+    Attributes:
+        rows: Shape (outputs,).
+        columns: Shape (outputs, taps).
+        there: Shape (outputs, taps): False where an output has fewer edges.
+    """
+
+    rows: Table
+    columns: Table
+    there: Table
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """Return the entries, shape (outputs, taps), 0 where there is no edge."""
+        rows, columns, there = (table.on(matrix.device) for table in (self.rows, self.columns, self.there))
+        found: Tensor = matrix[rows].gather(1, columns)
+        return found * there
 
 
 class WeightedTaps(Edges):

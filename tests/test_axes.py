@@ -1,0 +1,133 @@
+"""No axis is taken for another: random networks that move neurons about between all their layers, and each edge map alone."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import assume
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import pathlift
+from agreement import assert_agrees, assert_same, examples, moved, outputs, perturbed, randomised
+from axes import assert_terms_respect_axes
+from moving import Shape, as_path_program, moving_networks
+from networks import over
+from pathlift.reference import Probe
+from pathlift.reference.dag import TooManyPathsError
+
+PARTS = int(os.environ.get("PATHLIFT_PARTS", "2"))  # more: a longer search
+
+
+def prepared(model: nn.Module, seed: int) -> nn.Module:
+    """Weights drawn anew. Batch norms have t = β − μ·s with terms of one sign, so that the path program may add them."""
+    model = randomised(model, seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean.abs_().neg_()
+                if module.affine:
+                    module.running_mean.zero_()
+    return model
+
+
+def program(model: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    """Run the path program in plain PyTorch: |θ|, ones, and no nonlinearities."""
+    own = {
+        name: tensor if name.endswith(("running_mean", "running_var", "tracked")) else tensor.abs()
+        for name, tensor in state.items()
+    }
+    with as_path_program():
+        return functional_call(model, own, tuple(torch.ones_like(x) for x in inputs))
+
+
+def assert_is_program(network: pathlift.Network, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Compare norm, shares, units, gradient and the cost of pruning with the path program's value and gradient."""
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        state[name].requires_grad_()
+    out = program(model, state, inputs)
+    whole, norm = out.sum(), pathlift.path_norm(network)
+    torch.testing.assert_close(norm.per_output.double(), out.detach().reshape(norm.per_output.shape), rtol=1e-9, atol=1e-300)
+    if whole == 0 or not names:
+        return
+    slopes = torch.autograd.grad(whole, [state[name] for name in names], allow_unused=True)
+    shares = pathlift.path_magnitude(network)
+    for name, slope in zip(names, slopes, strict=True):
+        expected = torch.zeros_like(state[name]) if slope is None else (slope * state[name]).detach() / whole.detach()
+        torch.testing.assert_close(shares[name], expected, rtol=1e-8, atol=1e-14)
+    pruned = {name: tensor.detach() for name, tensor in perturbed(model, "pruned").state_dict().items()}
+    metric = pathlift.path_metric(network, pruned)
+    cost = float((out - program(model, pruned, inputs)).sum())
+    assert metric.exact
+    assert math.isclose(metric.value, cost, rel_tol=1e-8, abs_tol=1e-9 * float(whole)), (metric, cost)
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = pathlift.log_path_norm(network, model)
+    loss.backward()
+    assert math.isclose(loss.item(), math.log(float(whole)), rel_tol=1e-9, abs_tol=1e-9)
+    for name, parameter in model.named_parameters():
+        slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * parameter
+        torch.testing.assert_close(slope.detach(), shares[name], rtol=1e-8, atol=1e-14)
+
+
+def assert_units_add_up(network: pathlift.Network, model: nn.Module) -> None:
+    """What goes through a unit goes through its weights or starts at its bias."""
+    shares, units = pathlift.path_magnitude(network), pathlift.unit_path_magnitude(network)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for name, module in model.named_modules():
+        if name in units and isinstance(module, kinds):
+            expected = shares[f"{name}.weight"].flatten(1).sum(1)
+            expected = expected if module.bias is None else expected + shares[f"{name}.bias"]
+            torch.testing.assert_close(units[name].double(), expected.double(), rtol=1e-8, atol=1e-14)
+
+
+def assert_bounds_hold(network: pathlift.Network, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A bound is not below the change of the output, and rescaling changes none."""
+    x = 3 * inputs[0]
+    for how in ("pruned", "moved"):
+        other = perturbed(model, how)
+        change = (outputs(model, (x,)) - outputs(other, (x,))).abs()
+        for kind in ("per_input", "pivot"):
+            bound = pathlift.lipschitz_bound(network, other, x, kind=kind).detach()
+            bound = bound.reshape(len(bound), -1) if bound.dim() > 1 else bound.reshape(-1, 1)
+            assert bool((bound.double() >= change * (1 - 1e-9) - 1e-12).all()), (how, kind)
+    groups = pathlift.symmetries(network)
+    state = groups.randomize((1, 128, 4096), torch.Generator().manual_seed(0))
+    twin = pathlift.with_state(model, state)
+    before = outputs(model, (x,))
+    torch.testing.assert_close(outputs(twin, (x,)), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
+    assert math.isclose(pathlift.path_metric(network, state).upper, 0.0, abs_tol=1e-9 * pathlift.path_norm(network).value)
+
+
+def _against_the_program(model: nn.Module, shape: Shape, weights: int) -> None:
+    model, inputs = prepared(model, weights), examples(shape)
+    network = pathlift.capture(model, inputs)
+    assert_terms_respect_axes(network, weights)
+    assert_is_program(network, model, inputs)
+    assert_same(network, moved(network), 1e-10)
+    assert_units_add_up(network, model)
+    assert_bounds_hold(network, model, inputs)
+
+
+def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
+    model, inputs = randomised(model, weights), examples(shape)
+    assume(Probe(model, *inputs).dag().count() < 4_000)
+    try:
+        assert_agrees(model, inputs, limit=20_000)
+    except TooManyPathsError:
+        assume(False)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
+    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_moving_networks_agree_with_the_paths(part: int) -> None:
+    over(moving_networks(stages=(1, 3), most=36), part, _against_the_paths)
