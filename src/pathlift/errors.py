@@ -27,6 +27,10 @@ class NumericalError(PathliftError, ArithmeticError):
     """A weight is NaN or infinite, or the numbers leave the range in which the answer would be right."""
 
 
+class PathliftWarning(UserWarning):
+    """The answer is right, and probably not what was wanted."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One reason why a model lies outside the theory.

@@ -39,20 +39,30 @@ class Layout:
         None for one that no single dimension moves.
         """
         moved: tuple[list[int], list[int]] = ([], [])
-        for dim, size in enumerate(self.whole):
-            flat = (size - 1) * math.prod(self.whole[dim + 1 :])
-            spots = [flat // math.prod(self.sizes[place + 1 :]) % self.sizes[place] for place in self.order]
-            flat = sum(
-                spot * math.prod(self.sizes[later] for later in self.order[place + 1 :]) for place, spot in enumerate(spots)
-            )
-            _, outs, ins, taps = self.shape
-            group, out, into = flat // (outs * ins * taps), flat // (ins * taps) % outs, flat // taps % ins
+        for dim in range(len(self.whole)):
+            group, out, into, _ = self._end(dim)
             moved[0].extend([dim] if out or group else [])
             moved[1].extend([dim] if into or group else [])
         first, second = (found[0] if len(found) == 1 else None for found in moved)
         if second is None and len(moved[1]) == 2 and first in moved[1]:  # groups of channels: told by the outs already
             second = next(dim for dim in moved[1] if dim != first)
         return first, second
+
+    def _end(self, dim: int) -> tuple[int, int, int, int]:
+        """Return the place, in the new order of four dimensions, of the last entry along one dimension of the whole tensor."""
+        flat = (self.whole[dim] - 1) * math.prod(self.whole[dim + 1 :])
+        spots = [flat // math.prod(self.sizes[place + 1 :]) % self.sizes[place] for place in self.order]
+        flat = sum(
+            spot * math.prod(self.sizes[later] for later in self.order[place + 1 :]) for place, spot in enumerate(spots)
+        )
+        _, outs, ins, taps = self.shape
+        return flat // (outs * ins * taps), flat // (ins * taps) % outs, flat // taps % ins, flat % taps
+
+    def kernel(self) -> tuple[int, ...]:
+        """Return the sides of the block of taps, of four dimensions: those of the whole tensor that move nothing else."""
+        ends = [self._end(dim) for dim in range(len(self.whole))]
+        sides = [size for size, (group, out, into, tap) in zip(self.whole, ends, strict=True) if tap and not (group or out or into)]
+        return tuple(sides) if math.prod(sides) == self.shape[3] else (self.shape[3],)
 
     @staticmethod
     def plain(shape: Sequence[int]) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pathlift.checkpoint import Checkpoint, ShardWriter
 from pathlift.errors import InputError
-from pathlift.network import Leaf, Network, Node, evaluate, wide, widen
+from pathlift.network import ELEMENTWISE, Apply, Leaf, Network, Node, StateTensor, wide, widen
+from pathlift.passes.moving import is_moved, moved_back, moved_from
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
@@ -108,7 +109,20 @@ def path_magnitude(
     """
     if isinstance(q, bool) or not isinstance(q, (int, float)) or not 1 <= q < math.inf:
         raise InputError(f"q must be a finite number of at least 1, found {q!r}.")
-    whole = capture(model, inputs)
+    with without_autocast():
+        return _path_magnitude(capture(model, inputs), q, x, out)
+
+
+def without_autocast() -> AbstractContextManager[None]:
+    """Return a region in which PyTorch casts nothing by itself, whatever region the call stands in."""
+    stack = ExitStack()
+    for kind in ("cpu", "cuda", "mps", "xpu"):
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+def _path_magnitude(whole: Network, q: float, x: Tensor | Sequence[Tensor] | None, out: Path | str | None) -> PathMagnitude:
     network = whole.compact if x is None else whole
     feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
     values = network.values()
@@ -128,6 +142,8 @@ def _scored(
             writer.restart()
         scores = _Scores(network, writer)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
+        if q == 2:
+            program.transform = torch.square  # the same bits in one step
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, share=scores.add).run(tracks), scores.finished()
 
@@ -203,15 +219,14 @@ class _Scores:
                     self.writer.add(name, self.found.pop(name))
 
     def _add_all(self, leaf: Leaf, share: Tensor) -> None:
-        if leaf.pull_back is not None:
-            for name, part in _moved_back(self.network, leaf, share).items():
+        if is_moved(self.network, leaf):
+            for name, part in moved_back(self.network, leaf, share).items():
                 self._add(name, part)
         else:
-            assert leaf.score_name is not None
-            self._add(leaf.score_name, share)
+            self._add(reported_name(self.network, leaf), share)
 
     def _add(self, name: str, share: Tensor) -> None:
-        if name in self.network.state:
+        if name in self.network.state and share.dtype != torch.float64:
             share = share.to(wide(self.network.kind_of(name)))
         if name not in self.found:
             self.found[name] = share
@@ -221,7 +236,7 @@ class _Scores:
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
         reached = {name for leaf in self.network.leaves for name in leaf.requires}
-        scored = {leaf.score_name for leaf in self.network.leaves}
+        scored = {name for leaf in self.network.leaves if leaf.score_name is not None for name in _names(self.network, leaf)}
         ordered: dict[str, Tensor] = {}
 
         def done(name: str, tensor: Tensor) -> None:
@@ -235,9 +250,10 @@ class _Scores:
                 done(name, self.found.pop(name))
             elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
                 done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
-        for leaf in self.network.leaves:
-            if leaf.score_name in self.found:
-                done(leaf.score_name, self.found.pop(leaf.score_name))
+        for leaf in self.network.leaves:  # weights that are no parameters
+            for name in _names(self.network, leaf) if leaf.score_name is not None else ():
+                if name in self.found:
+                    done(name, self.found.pop(name))
         return ordered
 
 
@@ -251,20 +267,33 @@ def _uses(network: Network) -> Iterator[Leaf]:
 
 def _names(network: Network, leaf: Leaf) -> list[str]:
     """Return the names under which a leaf is reported."""
-    if leaf.pull_back is not None:
-        return [name for name in network.parameters if name in leaf.requires]
+    return moved_from(network, leaf) if is_moved(network, leaf) else [reported_name(network, leaf)]
+
+
+def reported_name(network: Network, leaf: Leaf) -> str:
+    """Return the name under which the scores of a weight that is no movement are reported.
+
+    Args:
+        network: The network.
+        leaf: A scored weight.
+
+    Returns:
+        A parameter's name only for the parameter itself, or for what is computed from it in place, element by element.
+    """
     assert leaf.score_name is not None
-    return [leaf.score_name]
+    name = leaf.score_name
+    return name if name not in network.parameters or _in_place(leaf.expression, name) else f"{name}.derived"
 
 
-def _moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor]:
-    """Send the shares of a view, slice or concatenation of parameters back to the parameters: the transpose of moving."""
-    names = _names(network, leaf)
-    with torch.enable_grad():
-        state = {name: network.state[name] for name in leaf.requires if name in network.state}
-        for name in names:
-            state[name] = torch.zeros_like(network.state[name], dtype=share.dtype, requires_grad=True)
-        assert leaf.pull_back is not None
-        moved = evaluate(leaf.pull_back, state)
-        gradients = torch.autograd.grad(moved, [state[name] for name in names], share.reshape(moved.shape))
-    return dict(zip(names, gradients, strict=True))
+def _in_place(expression: object, name: str) -> bool:
+    """Whether each element of an expression stands where the element of the parameter stands that it is computed from."""
+    if isinstance(expression, StateTensor):
+        return expression.name == name
+    if not isinstance(expression, Apply):
+        return False
+    tags = getattr(expression.function, "tags", ())
+    kept = expression.function in ELEMENTWISE or torch.Tag.pointwise in tags or expression.function in _CASTS
+    return kept and any(_in_place(arg, name) for arg in expression.args)
+
+
+_CASTS = {torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype, torch.ops.aten.detach.default, torch.ops.aten.clone.default}

@@ -8,23 +8,26 @@ path-magnitudes of what was pruned.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, PathliftWarning
 from pathlift.metric import path_metric
 from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude, path_magnitude
+from pathlift.passes.magnitude import PathMagnitude, without_autocast
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
-from pathlift.pruning.catalogue import Criterion, Data, criterion_of
+from pathlift.pruning.axes import Axes, along_channels, channel_axes
+from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
+from pathlift.pruning.criteria.paths import full_range_shares
 from pathlift.pruning.masks import apply_masks, checked_amount, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
-from pathlift.pruning.selection import NofM, Selection, selection_of
+from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
 from pathlift.reading import Inputs, capture
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
@@ -75,7 +78,7 @@ class PruneReport:
         log10_path_norm_left: log₁₀ ‖Φ(θ')‖₁ after.
         log10_cost: log₁₀ of the exact joint cost ‖Φ(θ) − Φ(θ')‖₁: the changes of all outputs add up to no more than
             max(‖x‖_∞, 1) times this.
-        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned.
+        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned; never below `log10_cost`.
         rounding: What the relative error of these numbers cannot exceed; a certificate is rounded up by it.
     """
 
@@ -114,13 +117,24 @@ class PruneReport:
         """Names of the tensors through which paths ran and none does any more."""
         return tuple(own.name for own in self.tensors if own.collapsed)
 
+    @property
+    def advice(self) -> str:
+        """What to do about `collapsed` tensors; empty when there are none."""
+        if not self.collapsed:
+            return ""
+        better = f"criterion='{RECOMMENDED}' prunes as much and keeps layers connected" if self.criterion != RECOMMENDED else ""
+        return (
+            f"No path runs through {', '.join(self.collapsed)} any more after pruning {self.sparsity:.1%} by "
+            f"'{self.criterion}'. " + (f"Try {better}, or prune less." if better else "Prune less.")
+        )
+
     def __str__(self) -> str:
         """Return a few lines of text."""
         lines = [
             f"{self.criterion}: {self.sparsity:.2%} of {sum(own.weights for own in self.tensors):,} weights pruned",
             f"  path mass kept {self.mass_kept:.3g}, joint cost 10^{self.log10_cost:.3f}, bound (13) 10^{self.log10_bound:.3f}",
         ]
-        lines += [f"  collapsed: {', '.join(self.collapsed)}"] if self.collapsed else []
+        lines += [f"  collapsed: {self.advice}"] if self.collapsed else []
         lines += [f"  {own.name}: {own.kept:,} of {own.weights:,} stay" for own in self.tensors]
         return "\n".join(lines)
 
@@ -141,6 +155,7 @@ def prune(
     scope: Scope = None,
     data: Data | None = None,
     generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Network, PruneReport]: ...
 
 
@@ -156,6 +171,7 @@ def prune(
     scope: Scope = None,
     data: Data | None = None,
     generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[nn.Module, PruneReport]: ...
 
 
@@ -163,13 +179,14 @@ def prune(
     model: nn.Module | Network,
     inputs: Inputs | None = None,
     amount: float | None = None,
-    criterion: Scoring = "path_magnitude",
+    criterion: Scoring = RECOMMENDED,
     *,
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
     data: Data | None = None,
     generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[nn.Module | Network, PruneReport]:
     """Set the least important weights of a copy to 0 and report the price.
 
@@ -181,16 +198,18 @@ def prune(
         inputs: As for `capture`; not needed for a Network.
         amount: Share of the weights in scope that goes, in [0, 1), rounded down to whole weights. May be left out when the
             selection is n:m, which fixes it.
-        criterion: See `Scoring`; `CRITERIA` has them by name.
+        criterion: See `Scoring`; `CRITERIA` has them by name. The default is the one that keeps layers connected.
         selection: What competes with what: ``global``, ``per_layer``, ``per_output``, ``lamp``, ``erk``, ``channels``,
             ``2:4``; the criterion's own when None.
-        steps: Rounds; the criterion's own when None.
-        scope: Which parameters, see `Scope`; all weights of convolutions and linear layers when None.
+        steps: Rounds; the criterion's own when None, and one for n:m.
+        scope: Which parameters, see `Scope`; all weights of convolutions, linear layers and matrix products when None.
         data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss.
         generator: Source of randomness for criteria that draw, on the CPU.
+        progress: Called after each round with its number and that of all rounds.
 
     Returns:
-        A pruned copy of what was given (module or Network), and the report.
+        A pruned copy of what was given (module or Network), and the report. A `PathliftWarning` names layers through which no
+        path runs any more.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
@@ -205,25 +224,46 @@ def prune(
         >>> pruned.weight.tolist(), report.mass_kept, report.cost
         ([[3.0, 0.0]], 0.75, 1.0)
     """
-    network = capture(model, inputs)
-    module = None if isinstance(model, Network) else model
-    names = scoped(network, scope, module)
-    chosen = _criterion(criterion)
-    select = chosen.selection if selection is None else selection_of(selection)
-    share = _amount(amount, select)
-    rounds = _rounds(chosen.steps if steps is None else steps, criterion)
-    blame(network.compact.values())
+    with without_autocast():
+        network = capture(model, inputs)
+        module = None if isinstance(model, Network) else model
+        names = scoped(network, scope, module)
+        chosen = _criterion(criterion)
+        select = chosen.selection if selection is None else selection_of(selection)
+        share = _amount(amount, select)
+        rounds = _rounds(_steps(chosen, select) if steps is None else steps, criterion, select)
+        blame(network.compact.values())
 
-    masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
-    pruned = network
-    for step in range(1, rounds + 1):
-        scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
-        if step > 1:
-            scores = {name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()}
-        masks = select(scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds))
-        pruned = replace(network, state=masked(network.state, masks))
-    report = _report(network, pruned, masks, chosen.name, share)
-    return (pruned if module is None else apply_masks(module, masks)), report
+        axes = channel_axes(network, names) if _tells_channels(select) else {}
+        masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
+        pruned = network
+        for step in range(1, rounds + 1):
+            scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
+            if step > 1:
+                scores = {name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()}
+            found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
+            masks = {name: found[name] & mask.to(found[name].device) for name, mask in masks.items()}
+            pruned = network.holding(masked(network.state, masks), network.device)
+            if progress is not None:
+                progress(step, rounds)
+        report = _report(network, pruned, masks, chosen.name, share)
+        if report.collapsed:
+            warnings.warn(report.advice, PathliftWarning, stacklevel=2)
+        return (pruned if module is None else apply_masks(module, masks)), report
+
+
+def _tells_channels(select: Selection) -> bool:
+    return isinstance(select, NofM) or select in BY_CHANNEL
+
+
+def _selected(select: Selection, scores: Scores, amount: float, axes: Mapping[str, Axes]) -> Masks:
+    """Select, and check what a selection of the user's returns."""
+    found = along_channels(select, scores, amount, axes) if axes else select(scores, amount)
+    for name, score in scores.items():
+        mask = found.get(name) if isinstance(found, Mapping) else None
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != score.shape:
+            raise InputError(f"The selection gives no bool mask of shape {tuple(score.shape)} for '{name}'.")
+    return found
 
 
 def _criterion(criterion: Scoring) -> Criterion:
@@ -234,6 +274,11 @@ def _criterion(criterion: Scoring) -> Criterion:
     if isinstance(criterion, Mapping):
         given = criterion
         return Criterion("scores", "given scores", lambda *_: given)
+    if not callable(criterion):
+        raise InputError(
+            "criterion must be a name, a Criterion, a function of the network or scores by parameter name, found "
+            f"{criterion!r}. '{RECOMMENDED}' is the default."
+        )
     function = criterion
     return Criterion(getattr(function, "__name__", "function"), "a function", lambda network, *_: function(network))
 
@@ -246,20 +291,26 @@ def _amount(amount: float | None, select: Selection) -> float:
     return checked_amount(amount)
 
 
-def _rounds(steps: int, criterion: Scoring) -> int:
+def _steps(criterion: Criterion, select: Selection) -> int:
+    return 1 if isinstance(select, NofM) else criterion.steps
+
+
+def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps must be a positive whole number, found {steps!r}.")
     if steps > 1 and isinstance(criterion, Mapping):
         raise InputError(f"Given scores cannot be computed anew: steps must be 1, found {steps}.")
+    if steps > 1 and isinstance(select, NofM):
+        raise InputError(f"{select.n}:{select.m} sparsity is reached in one round: steps must be 1, found {steps}.")
     return steps
 
 
 def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
-    before, after = path_magnitude(network), path_magnitude(pruned)
-    lost = sum(float(before[name].double()[~mask].sum()) for name, mask in masks.items())
-    bound = before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf
+    before, after = full_range_shares(network), full_range_shares(pruned)
+    lost = sum(float(torch.where(mask, 0, before[name]).sum(dtype=torch.float64)) for name, mask in masks.items())
     cost = path_metric(network, dict(pruned.state))
     assert cost.exact
+    bound = max(before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf, cost.log10_upper)
     tensors = tuple(_tensor(name, mask, before, after) for name, mask in masks.items())
     norms = before.log10_path_norm, after.log10_path_norm
     rounding = rounding_factor(network.compact, network.dtype)
@@ -269,5 +320,5 @@ def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criteri
 def _tensor(name: str, mask: Tensor, before: PathMagnitude, after: PathMagnitude) -> PrunedTensor:
     kept = int(mask.sum())
     return PrunedTensor(
-        name, tuple(mask.shape), mask.numel(), kept, float(before[name].double().sum()), float(after[name].double().sum())
+        name, tuple(mask.shape), mask.numel(), kept, *(float(shares[name].sum(dtype=torch.float64)) for shares in (before, after))
     )

@@ -21,6 +21,10 @@ Data = Batch | Sequence[Batch] | Tensor
 Score = Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
 """A score of the network, the data and a source of randomness."""
 
+RECOMMENDED = "relative_path_magnitude"
+"""The criterion that `pathlift.prune` takes when none is named: it needs no data, no gauge moves it, and it empties no layer
+while others are full."""
+
 SAMPLES = 64
 """Samples for which `fisher` takes a gradient each."""
 
@@ -139,7 +143,7 @@ _ALL = (
         bounded=True,
     ),
     Criterion(
-        "relative_path_magnitude",
+        RECOMMENDED,
         "l2 path mass of a weight relative to its channels, selected as LAMP does, in 10 rounds",
         _of_network(criteria.relative_path_magnitude),
         invariant=True,

@@ -52,7 +52,7 @@ def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str
         The same names.
     """
     return {
-        name: tensor.detach().masked_fill(~masks[name].to(tensor.device), 0) if name in masks else tensor
+        name: torch.where(masks[name].to(tensor.device), tensor.detach(), 0) if name in masks else tensor
         for name, tensor in state.items()
     }
 

@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from pathlift.edges.contraction import Dense
+from pathlift.edges.contraction import Contraction, Dense
 from pathlift.edges.convolution import Convolution
 from pathlift.errors import InputError
-from pathlift.network import Leaf, Network, StateTensor
+from pathlift.network import Apply, Leaf, Network, StateTensor, Term
+from pathlift.passes.moving import is_moved
 
-Scope: TypeAlias = "str | type[nn.Module] | Sequence[str | type[nn.Module]] | None"
-"""Name patterns (``"layer4.*"``; ``"!fc.*"`` excludes) and module types; None: weights of convolutions and linear layers."""
+Scope: TypeAlias = "str | type[nn.Module] | nn.Module | Sequence[str | type[nn.Module] | nn.Module] | None"
+"""Name patterns (``"layer4.*"``; ``"!fc.*"`` excludes), module types, and modules of the model with all that they hold; None:
+weights of convolutions, linear layers and matrix products."""
 
 
 def eligible(network: Network) -> list[str]:
@@ -32,16 +35,27 @@ def eligible(network: Network) -> list[str]:
         Names; batch norms and parameters of derived weights are not among them.
     """
     used = {name for leaf in network.leaves for name in leaf.requires}
-    elsewhere = {name for leaf in network.leaves if not _one_by_one(leaf) for name in leaf.requires}
+    elsewhere = {name for leaf in network.leaves if not _one_by_one(network, leaf) for name in leaf.requires}
     return [name for name in network.parameters if name in used and name not in elsewhere]
 
 
-def _one_by_one(leaf: Leaf) -> bool:
-    return isinstance(leaf.expression, StateTensor) or leaf.pull_back is not None
+def _one_by_one(network: Network, leaf: Leaf) -> bool:
+    """Whether each element of a weight vanishes with one element of a parameter; one that is divided by does not."""
+    if isinstance(leaf.expression, Apply) and leaf.expression.function is torch.reciprocal:
+        return False
+    return isinstance(leaf.expression, StateTensor) or is_moved(network, leaf)
+
+
+def _mixes(term: Term) -> bool:
+    """Whether edges are those of a convolution, a linear layer or a matrix product."""
+    if isinstance(term.edges, Contraction):
+        operands, result = term.edges.equation.split("->")
+        return any(letter not in result for letter in operands.partition(",")[0])
+    return isinstance(term.edges, (Convolution, Dense))
 
 
 def prunable(network: Network) -> list[str]:
-    """Return the names of the weights of convolutions and linear layers, in the model's order.
+    """Return the names of the weights of convolutions, linear layers and matrix products, in the model's order.
 
     Args:
         network: The network.
@@ -53,7 +67,7 @@ def prunable(network: Network) -> list[str]:
         name
         for node in network.nodes
         for term in node.terms
-        if (leaf := term.weight) is not None and isinstance(term.edges, (Convolution, Dense))
+        if (leaf := term.weight) is not None and _mixes(term)
         for name in leaf.requires
     }
     return [name for name in eligible(network) if name in used]
@@ -65,31 +79,57 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
     Args:
         network: The network.
         scope: See `Scope`.
-        model: The module it was captured from, which is asked for the types of its parts.
+        model: The module it was captured from, which is asked for its parts and their types.
 
     Returns:
         Names in the model's order, at least one.
 
     Raises:
-        InputError: A pattern or type matches nothing that can be pruned, or types are given without a module.
+        InputError: An item is of no such kind or matches nothing that can be pruned, or types or modules are given without
+            the model.
     """
     default = prunable(network)
     if scope is None:
         _refuse_derived(network)
         return _some(default, "no convolution or linear layer with a plain weight")
-    wanted = [scope] if isinstance(scope, (str, type)) else list(scope)
+    wanted: list[object] = [scope] if isinstance(scope, (str, type, nn.Module)) else _listed(scope)
     included = [item for item in wanted if not (isinstance(item, str) and item.startswith("!"))]
     names = eligible(network)
     chosen: set[str] = set() if included else set(default)
     for item in included:
-        found = _matching(item, names) if isinstance(item, str) else _of_type(item, default, model)
+        found = _chosen(item, network, names, default, model)
         if not found:
-            raise InputError(f"Nothing that can be pruned matches {item!r}. {_hint(network, item, names)}")
+            raise InputError(f"Nothing that can be pruned matches {_said(item)}. {_hint(network, item, names)}")
         chosen |= found
     for item in wanted:
         if isinstance(item, str) and item.startswith("!"):
             chosen -= _matching(item[1:], names)
     return _some([name for name in names if name in chosen], f"nothing in the scope {scope!r}")
+
+
+def _listed(scope: object) -> list[object]:
+    if not isinstance(scope, (Sequence, set, frozenset)) or not len(scope):
+        raise InputError(
+            f"scope must be name patterns, module types or modules, at least one, found {scope!r}. Leave it out (None) for all "
+            "weights of convolutions, linear layers and matrix products."
+        )
+    return list(scope)
+
+
+def _chosen(
+    item: object, network: Network, names: Sequence[str], default: Sequence[str], model: nn.Module | None
+) -> set[str]:
+    if isinstance(item, str):
+        return _matching(item, names)
+    if isinstance(item, nn.Module):
+        return _inside(item, network, names, default, model)
+    if isinstance(item, type) and issubclass(item, nn.Module):
+        return _of_type(item, default, model)
+    raise InputError(f"An item of scope must be a name pattern, a module type or a module of the model, found {item!r}.")
+
+
+def _said(item: object) -> str:
+    return f"the module {type(item).__name__}" if isinstance(item, nn.Module) else repr(item)
 
 
 def _matching(pattern: str, names: Sequence[str]) -> set[str]:
@@ -103,7 +143,20 @@ def _of_type(kind: type[nn.Module], names: Sequence[str], model: nn.Module | Non
     return {name for name in names if name.rpartition(".")[0] in owners}
 
 
-def _hint(network: Network, item: str | type[nn.Module], names: Sequence[str]) -> str:
+def _inside(
+    part: nn.Module, network: Network, names: Sequence[str], default: Sequence[str], model: nn.Module | None
+) -> set[str]:
+    """Return the weights that a module of the model and its children hold: all that can be pruned where there are none."""
+    if model is None:
+        raise InputError("A scope of modules needs the module itself: pass the model and its inputs, not a Network.")
+    if all(part is not own for own in model.modules()):
+        raise InputError(f"The scope holds a module ({type(part).__name__}) that is no part of the model.")
+    memory = {(own.data_ptr(), own.shape) for own in part.parameters() if own.numel() and not own.is_meta}
+    held = {name for name in names if (network.state[name].data_ptr(), network.state[name].shape) in memory}
+    return held & set(default) or held
+
+
+def _hint(network: Network, item: object, names: Sequence[str]) -> str:
     if isinstance(item, str) and any(fnmatchcase(name, item) for name in network.parameters):
         return (
             "Its parameters belong to a batch norm or a derived weight, whose elements are no weights of the theory: setting "
@@ -114,9 +167,9 @@ def _hint(network: Network, item: str | type[nn.Module], names: Sequence[str]) -
 
 def _refuse_derived(network: Network) -> None:
     """A mask cannot be laid on a weight that is computed from others: name it rather than leave it out in silence."""
-    for term in (term for node in network.nodes for term in node.terms if isinstance(term.edges, (Convolution, Dense))):
+    for term in (term for node in network.nodes for term in node.terms if _mixes(term)):
         leaf = term.weight
-        if leaf is not None and not _one_by_one(leaf) and leaf.requires & set(network.parameters):
+        if leaf is not None and not _one_by_one(network, leaf) and leaf.requires & set(network.parameters):
             raise InputError(
                 f"'{leaf.label}' is computed from {', '.join(sorted(leaf.requires))} and cannot be masked. Make it a plain "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
@@ -143,14 +196,22 @@ def checked_scores(scores: Mapping[str, Tensor], names: Sequence[str], network: 
     Raises:
         InputError: A score is missing, has another shape or holds NaN.
     """
+    if not isinstance(scores, Mapping):
+        raise InputError(f"A criterion gives a mapping of parameter names to scores, found {type(scores).__name__}.")
     found = {}
     for name in names:
         if name not in scores:
-            raise InputError(f"The criterion has no score for '{name}'. It has: {', '.join(list(scores)[:5])} …")
-        score, shape = scores[name].detach(), tuple(network.state[name].shape)
+            raise InputError(f"The criterion has no score for '{name}'. It has: {', '.join(map(str, list(scores)[:5]))} …")
+        score, shape = scores[name], tuple(network.state[name].shape)
+        if not isinstance(score, Tensor) or score.dtype.is_complex:
+            raise InputError(f"The score of '{name}' must be a tensor of real numbers, found {_kind(score)}.")
         if tuple(score.shape) != shape:
             raise InputError(f"The score of '{name}' has shape {tuple(score.shape)}; the parameter has {shape}.")
         if bool(score.isnan().any()):
             raise InputError(f"The score of '{name}' holds NaN: the criterion does not work for this network and these data.")
-        found[name] = score
+        found[name] = score.detach().to(torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64)
     return found
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Network
-from pathlift.passes.magnitude import path_magnitude
-from pathlift.passes.propagate import blame
-from pathlift.passes.realise import flat_outputs, realise
+from pathlift.passes.magnitude import PathMagnitude, path_magnitude
+from pathlift.pruning.axes import Axes, channel_axes
+from pathlift.pruning.criteria.antecedent import in_float64, one_antecedent
 from pathlift.pruning.scope import eligible
 from pathlift.symmetry import symmetries
 from pathlift.symmetry.kernel import on_paths
@@ -31,8 +31,33 @@ def path_magnitude_scores(network: Network, *, q: float = 1, x: Tensor | Sequenc
         InputError: ``q`` or ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    shares = path_magnitude(network, q=q, x=x)
+    shares = full_range_shares(network, q=q, x=x)
     return {name: shares[name] for name in eligible(network)}
+
+
+def full_range_shares(network: Network, *, q: float = 1, x: Tensor | Sequence[Tensor] | None = None) -> PathMagnitude:
+    """Return `pathlift.path_magnitude`, in float64 where shares of weights that are not 0 do not fit into float32.
+
+    Args:
+        network: The network.
+        q: Order.
+        x: See `pathlift.path_magnitude`.
+
+    Returns:
+        The shares.
+
+    Raises:
+        InputError: ``q`` or ``x`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+    """
+    shares = path_magnitude(network, q=q, x=x)
+    if network.dtype == torch.float64 or not any(_lost(network.state[name], shares[name]) for name in eligible(network)):
+        return shares
+    return path_magnitude(in_float64(network), q=q, x=x)
+
+
+def _lost(weight: Tensor, share: Tensor) -> bool:
+    return int(torch.count_nonzero(share)) < int(torch.count_nonzero(weight))
 
 
 def relative_path_magnitude(network: Network, *, q: float = 2, x: Tensor | Sequence[Tensor] | None = None) -> dict[str, Tensor]:
@@ -50,23 +75,27 @@ def relative_path_magnitude(network: Network, *, q: float = 2, x: Tensor | Seque
         x: Inputs whose mean |x|^q the paths start with; None for ones.
 
     Returns:
-        Name to scores, for every parameter that can be pruned; vectors are scored (P_i)^{1/q}.
+        Name to scores, for every parameter that can be pruned; biases and others that act element by element, and those
+        without channels (`pathlift.pruning.axes`), are scored (P_i)^{1/q}.
 
     Raises:
         InputError: ``q`` or ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    return {name: _relative(share, q) for name, share in path_magnitude_scores(network, q=q, x=x).items()}
+    shares = path_magnitude_scores(network, q=q, x=x)
+    axes = channel_axes(network, list(shares))
+    return {name: _relative(share, axes[name], q) for name, share in shares.items()}
 
 
-def _relative(share: Tensor, q: float) -> Tensor:
-    if share.dim() < 2:
-        return share.pow(1 / q)
-    flat = share.flatten(2) if share.dim() > 2 else share.unsqueeze(2)
-    into, out_of = flat.sum((1, 2), keepdim=True), flat.sum((0, 2), keepdim=True)
+def _relative(share: Tensor, axes: Axes, q: float) -> Tensor:
+    pieces = [piece for piece in axes.pieces if not piece.elementwise]
     least = torch.finfo(share.dtype).tiny
-    score = (flat / into.clamp(min=least).sqrt()) / out_of.clamp(min=least).sqrt()
-    return score.pow_(1 / q).view(share.shape)
+    for piece in pieces:
+        blocks = piece.blocks(share)
+        into, out_of = blocks.sum((2, 3), keepdim=True), blocks.sum((1, 3), keepdim=True)
+        score = (blocks / into.clamp_(min=least).sqrt_()).div_(out_of.clamp_(min=least).sqrt_())
+        share = piece.put(score, share)
+    return share.pow(1 / q)
 
 
 @torch.no_grad()
@@ -91,18 +120,17 @@ def balanced_magnitude(network: Network) -> dict[str, Tensor]:
     }
 
 
-@torch.enable_grad()
 def synflow(network: Network) -> dict[str, Tensor]:
-    """Score |θ_i|·∂R/∂|θ_i|, R the sum of the outputs of the network of all |weights|, fed with ones.
+    """Score |θ_i|·∂R/∂|θ_i| relative to R, the sum of the outputs of the network of all |weights|, fed with ones.
 
-    It is path-magnitude when no max-pooling, no clamp and no nonlinearity but ReLU-like ones take part: R lets only the largest
-    antecedent of a max-pooling neuron through. A batch norm counts as its scale and shift. Always in float64.
+    It is path-magnitude but for max-pooling: R lets only the largest antecedent of a neuron that takes an extremum through,
+    which a path-norm adds up. A batch norm counts as its scale and shift, a subtraction as a sum. Works at any depth.
 
     Args:
         network: The network.
 
     Returns:
-        Name to scores, for every parameter that can be pruned, float64, relative to R.
+        Name to scores, for every parameter that can be pruned.
 
     Raises:
         NumericalError: A weight is NaN or infinite.
@@ -111,21 +139,4 @@ def synflow(network: Network) -> dict[str, Tensor]:
         Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic flow",
         NeurIPS 2020.
     """
-    names = eligible(network)
-    parameters = {name: network.state[name].detach().double().abs().requires_grad_() for name in names}
-    values = network.values({**network.state, **parameters})
-    blame({leaf: value.detach() for leaf, value in values.items()})
-    magnitudes = {leaf: value.abs() for leaf, value in values.items()}
-    feed = {
-        node.name: torch.ones((1, *node.shape), dtype=torch.float64, device=network.device)
-        for node in network.nodes
-        if node.kind == "input"
-    }
-    found = realise(network, magnitudes, feed, torch.float64)
-    whole = flat_outputs(network, found, 1).sum()
-    unit = whole.detach() if float(whole) > 0 else 1.0  # without any path all gradients are 0
-    gradients = torch.autograd.grad(whole / unit, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(own).detach() if gradient is None else (own * gradient).detach()
-        for (name, own), gradient in zip(parameters.items(), gradients, strict=True)
-    }
+    return path_magnitude_scores(one_antecedent(network))

@@ -1,0 +1,273 @@
+"""Which axis of a parameter counts output channels, which input channels: told by the edges on which it stands (SPEC §1).
+
+A weight is laid out as the ordinary convolution that it is, (output channels, input channels of a group, *kernel), whatever
+the operator keeps first: a transposed convolution has (in, out/groups, …), ``x @ W`` has (in, out), a slice of a larger
+parameter is a matrix of its own. Where a weight acts element by element (a bias, a scale, a slope), each element is an
+output channel. A parameter that stands on edges with two different roles (W and Wᵀ) has no channels of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Chain, Edges
+from pathlift.edges.pattern import Layout
+from pathlift.errors import InputError
+from pathlift.network import Leaf, Network, StateTensor, Term
+from pathlift.passes.moving import is_moved, origins
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A parameter, or the part of it that one operator reads, as blocks (groups, outs, ins, taps).
+
+    Attributes:
+        layout: How the weight of the operator is laid out.
+        kernel: Sides of the block of taps.
+        places: Where the blocks' elements are in the flattened parameter, shape (groups, outs, ins, taps); None when the
+            weight is the parameter itself.
+    """
+
+    layout: Layout
+    kernel: tuple[int, ...]
+    places: Tensor | None = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each element joins two neurons that no other element joins to anything."""
+        return math.prod(self._shape[1:]) == 1
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.layout.shape if self.places is None else tuple(self.places.shape)
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """Return what stands on the elements of a tensor of the parameter's shape, (groups, outs, ins, taps)."""
+        return self.layout.split(x) if self.places is None else x.reshape(-1)[self.places]
+
+    def put(self, blocks: Tensor, whole: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape with these blocks in place of its own."""
+        if self.places is None:
+            return self.layout.join(blocks.reshape(self._shape))
+        return whole.reshape(-1).index_put((self.places,), blocks.reshape(self._shape)).view(whole.shape)
+
+    def laid(self, x: Tensor) -> Tensor:
+        """Return the same as the weight of an ordinary convolution, (groups·outs, ins, *kernel)."""
+        groups, outs, ins, _ = self._shape
+        return self.blocks(x).reshape(groups * outs, ins, *self.kernel)
+
+    def numbered(self) -> Tensor:
+        """Return `places`, also of a weight that is the parameter itself."""
+        if self.places is not None:
+            return self.places
+        return self.layout.split(torch.arange(math.prod(self.layout.whole)).reshape(self.layout.whole))
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """The axes of one parameter.
+
+    Attributes:
+        pieces: Its parts, no two of which share an element; none where it has no channels.
+        conflict: Why it has no output channels of its own, empty when it has; the pieces of a weight used as W and as Wᵀ are
+            right but for which is which.
+    """
+
+    pieces: tuple[Piece, ...]
+    conflict: str = ""
+
+
+def channel_axes(network: Network, names: Sequence[str]) -> dict[str, Axes]:
+    """Find the axes of parameters from the edges on which they stand.
+
+    Args:
+        network: The network.
+        names: Parameters whose elements each are a weight, or are moved to one.
+
+    Returns:
+        Name to axes. A parameter on no edge has no pieces.
+    """
+    found: dict[str, list[tuple[str, Piece | str]]] = {name: [] for name in names}
+    seen: set[tuple[Leaf, Layout]] = set()
+    for where, leaf, layout in _uses(network.compact, set(names)):
+        if (leaf, layout) not in seen:
+            seen.add((leaf, layout))
+            for name, piece in _pieces(network, leaf, layout):
+                if name in found:
+                    found[name].append((where, piece))
+    return {name: _joined(name, pieces) for name, pieces in found.items()}
+
+
+def _uses(network: Network, names: set[str]) -> Iterator[tuple[str, Leaf, Layout]]:
+    """Yield each use of a parameter as a weight: the module, the weight and its layout."""
+    for node in network.nodes:
+        where = f"'{node.origin.module}' ({node.origin.op})"
+        for term in node.terms:
+            if term.weight is not None and term.weight.requires & names:
+                yield where, term.weight, weight_layout(network, term)
+        for start in node.starts:
+            if start.weight.requires & names:
+                yield where, start.weight, elementwise_layout(start.weight.shape)
+
+
+def elementwise_layout(shape: Sequence[int]) -> Layout:
+    """Return the layout (size, 1, 1, 1) of a weight whose elements have each a neuron to itself."""
+    plain = Layout.plain(shape)
+    return replace(plain, shape=(plain.shape[1], 1, 1, 1))
+
+
+def weight_layout(network: Network, term: Term) -> Layout:
+    """Return how the weight of a bundle of edges is laid out, as its own pattern tells.
+
+    Args:
+        network: The network.
+        term: A bundle with a weight.
+
+    Returns:
+        The layout, with the groups of elementwise weights told apart.
+    """
+    assert term.weight is not None
+    edges, x = term.edges, torch.zeros(()).expand(network.node[term.source].shape)
+    for link, weighted in _links(edges, weighted=True):
+        if weighted:
+            return link.pattern(tuple(x.shape), tuple(term.weight.shape)).weight
+        x = link.sum(x, None)
+    raise AssertionError(type(edges).__name__)
+
+
+def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
+    if isinstance(edges, Chain):
+        for place, link in enumerate(edges.links):
+            yield from _links(link, weighted=weighted and place == edges.weighted)
+    else:
+        yield edges, weighted
+
+
+def _pieces(network: Network, leaf: Leaf, layout: Layout) -> Iterator[tuple[str, Piece | str]]:
+    """Yield the part of each parameter that a weight reads, or why it is no matrix."""
+    if isinstance(leaf.expression, StateTensor):
+        yield leaf.expression.name, Piece(layout, layout.kernel())
+        return
+    found = origins(network, leaf) if is_moved(network, leaf) else None
+    for name, places in ({} if found is None else found.places()).items():
+        blocks = layout.split(places.cpu())
+        there = blocks >= 0
+        if bool(there.any()):
+            yield name, _submatrix(layout, blocks, there)
+
+
+def _submatrix(layout: Layout, blocks: Tensor, there: Tensor) -> Piece | str:
+    """Return the elements of a weight that come from one parameter, if they are all of some of its rows and columns."""
+    if int(there.sum()) != len(blocks[there].unique()):
+        return "repeats its elements"
+    if not bool(there.all()):
+        sides = [there.any([other for other in range(4) if other != dim]) for dim in range(4)]
+        for dim, side in enumerate(sides):
+            blocks = blocks.index_select(dim, side.nonzero()[:, 0])
+        if not bool((blocks >= 0).all()):
+            return "spreads its elements over no whole rows and columns"
+    kernel = layout.kernel() if math.prod(layout.kernel()) == blocks.shape[3] else (blocks.shape[3],)
+    return Piece(layout, kernel, blocks)
+
+
+def _joined(name: str, uses: Sequence[tuple[str, Piece | str]]) -> Axes:
+    """Put the uses of one parameter together: the same role again, other elements, or a conflict."""
+    kept: list[tuple[str, Piece]] = []
+    conflict = ""
+    for where, piece in uses:
+        if isinstance(piece, str):
+            return Axes((), f"'{name}' has no output channels: {where} {piece}")
+        roles = [(other, _roles(piece, own)) for other, own in kept]
+        clash = next((other for other, role in roles if role == "clash"), None)
+        swapped = next((other for other, role in roles if role == "swapped"), None)
+        if clash is not None or swapped is not None:
+            conflict = f"'{name}' has two roles: what are output channels in {clash or swapped} are none in {where}"
+        if clash is not None:
+            return Axes((), conflict)
+        if all(role == "apart" for _, role in roles):
+            kept.append((where, piece))
+    return Axes(tuple(piece for _, piece in kept), conflict)
+
+
+def _roles(one: Piece, two: Piece) -> str:
+    """Compare two uses of a parameter: ``same`` channels, ``swapped`` ones, elements ``apart``, or a ``clash``."""
+    if one.places is None and two.places is None and one.layout == two.layout:
+        return "same"
+    first, second = one.numbered(), two.numbered()
+    size = int(max(first.max(), second.max())) + 1
+    (outs, ins), (other_outs, other_ins) = (_labels(blocks, size) for blocks in (first, second))
+    if not bool(((outs >= 0) & (other_outs >= 0)).any()):
+        return "apart"
+    if torch.equal(outs, other_outs) and torch.equal(ins, other_ins):
+        return "same"
+    return "swapped" if torch.equal(outs, other_ins) and torch.equal(ins, other_outs) else "clash"
+
+
+def _labels(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Name the output and the input channel of each element of a parameter by the first element in it; −1 outside."""
+    found = []
+    for dims in ((2, 3), (1, 3)):
+        first = places.amin(dims, keepdim=True).expand(places.shape)
+        found.append(torch.full((size,), -1).index_put((places,), first))
+    return found[0], found[1]
+
+
+def along_channels(
+    select: Callable[[Mapping[str, Tensor], float], dict[str, Tensor]],
+    scores: Mapping[str, Tensor],
+    amount: float,
+    axes: Mapping[str, Axes],
+) -> dict[str, Tensor]:
+    """Apply a selection that looks at channels to parameters laid out as ordinary convolutions.
+
+    Args:
+        select: The selection; the first axis of what it is given counts output channels, the second input channels.
+        scores: Name to scores of the parameter's shape.
+        amount: Share of the weights that goes.
+        axes: Name to axes.
+
+    Returns:
+        Name to mask of the parameter's shape.
+
+    Raises:
+        InputError: A parameter has no output channels of its own.
+    """
+    laid: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[str, Piece]]] = {}
+    for name, score in scores.items():
+        if axes[name].conflict:
+            raise InputError(
+                f"{axes[name].conflict}. Leave it out (scope='!{name}'), or let weights compete one by one (selection "
+                "'global', 'per_layer' or 'lamp')."
+            )
+        parts[name] = [(f"{name}[{place}]", piece) for place, piece in enumerate(axes[name].pieces)]
+        laid.update({key: piece.laid(score) for key, piece in parts[name]})
+        laid.update({f"{name}[rest]": rest for rest in [_rest(score, axes[name])] if rest.numel()})
+    found = select(laid, amount)
+    masks = {}
+    for name, score in scores.items():
+        mask = torch.ones(score.shape, dtype=torch.bool, device=score.device)
+        for key, piece in parts[name]:
+            mask = piece.put(found[key], mask)
+        if f"{name}[rest]" in found:
+            mask.view(-1)[_outside(score, axes[name])] = found[f"{name}[rest]"]
+        masks[name] = mask.contiguous()
+    return masks
+
+
+def _outside(score: Tensor, axes: Axes) -> Tensor:
+    """Return which elements of a parameter no operator reads; they lie on no path."""
+    outside = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
+    for piece in axes.pieces:
+        outside[... if piece.places is None else piece.places.reshape(-1)] = False
+    return outside
+
+
+def _rest(score: Tensor, axes: Axes) -> Tensor:
+    return score.reshape(-1)[_outside(score, axes)]
+

@@ -1,0 +1,94 @@
+"""The network in which each neuron that takes an extremum has one antecedent, the largest: what SynFlow runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.axis import Axis
+from pathlift.edges.base import Edges
+from pathlift.edges.movement import Move
+from pathlift.edges.unit import UnitEdges
+from pathlift.network import Concat, Extremum, Network, Node, Term
+
+
+class Largest(UnitEdges):
+    """Each neuron above has the largest of its antecedents alone; values are not negative."""
+
+    def __init__(self, edges: Edges) -> None:
+        """Describe the map.
+
+        Args:
+            edges: The map of all antecedents, without a weight.
+        """
+        self.edges = edges
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Take the largest."""
+        return self.edges.max(x, None)
+
+
+class First(UnitEdges):
+    """Each neuron above is the largest of those along the first dimension, the first of equal ones."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Take the largest."""
+        return x.max(0).values
+
+
+def one_antecedent(network: Network) -> Network:
+    """Rewrite a network so that its path-norm lets one antecedent of each extremum through.
+
+    Args:
+        network: The network as captured.
+
+    Returns:
+        A network with the same weights, compact; only its path-magnitudes have a meaning.
+    """
+    nodes = tuple(made for node in network.compact.nodes for made in _rewritten(node))
+    return _compact(replace(network.compact, nodes=nodes))
+
+
+def in_float64(network: Network) -> Network:
+    """Return the same network, on which passes of one precision start in float64.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The network.
+    """
+    wide = replace(network.compact, dtype=torch.float64)
+    return _compact(wide) if network.compact is network else _compact(replace(network, dtype=torch.float64), wide)
+
+
+def _compact(network: Network, compact: Network | None = None) -> Network:
+    network.__dict__["compact"] = network if compact is None else compact
+    return network
+
+
+def _rewritten(node: Node) -> Iterator[Node]:
+    if not isinstance(node.nonlinearity, Extremum):
+        yield node
+        return
+    terms = [term if term.weight is not None else replace(term, edges=Largest(term.edges)) for term in node.terms]
+    if len(terms) == 1 and not node.starts:
+        yield replace(node, terms=tuple(terms))
+        return
+    apart = replace(node, unit_dim=None, unit_name=None, concat=None, nonlinearity=None)
+    parts = [replace(apart, name=f"{node.name} antecedent {place}", terms=(term,), starts=()) for place, term in enumerate(terms)]
+    parts += [
+        replace(apart, name=f"{node.name} antecedent {place}", terms=(), starts=(start,))
+        for place, start in enumerate(node.starts, len(terms))
+    ]
+    yield from parts
+    axes = None if node.axes is None else (Axis.full(len(parts)), *node.axes)
+    stacked = tuple(Term(part.name, Move(lambda x: x.unsqueeze(0))) for part in parts)
+    beside = Concat(0, (1,) * len(parts))
+    shape = (len(parts), *node.shape)
+    side = replace(apart, name=f"{node.name} antecedents", shape=shape, axes=axes, terms=stacked, starts=(), concat=beside)
+    yield side
+    yield replace(node, terms=(Term(side.name, First()),), starts=())
