@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import pathlift
+from axes import assert_terms_respect_axes
 from cases import perceptron
 from pathlift.reference import Path, Probe
 
@@ -87,6 +88,7 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
     dag = probe.dag()
     paths = dag.paths(limit)
     network = pathlift.capture(model, inputs)
+    assert_terms_respect_axes(network, 0)
     norm = pathlift.path_norm(network)
     whole = sum(abs(path.phi) for path in paths)
     assert close(norm.value, whole), (norm.value, whole)

@@ -8,6 +8,7 @@ are those of captured networks, rules' declarations included.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pathlift.edges.axis import Axis, classify, compact_shape
 from pathlift.edges.base import Chain, Compact, Edges, Weights
-from pathlift.edges.unit import Gather
+from pathlift.edges.unit import UnitEdges
 from pathlift.network import Network, Node, Term
 
 RTOL = 1e-11
@@ -78,7 +79,9 @@ def compact_form(edges: Edges, below: Axes, out: tuple[int, ...], weight: tuple[
     return found, below
 
 
-def assert_law(edges: Edges, below: Axes, out: tuple[int, ...], weight: Tensor | None, generator: torch.Generator) -> None:
+def assert_law(
+    edges: Edges, below: Axes, out: tuple[int, ...], weight: Tensor | None, generator: torch.Generator, *, scored: bool
+) -> None:
     """Check one edge map for given axes of the neurons below."""
     compact, below = compact_form(edges, below, out, None if weight is None else tuple(weight.shape))
     above = compact.axes
@@ -99,6 +102,25 @@ def assert_law(edges: Edges, below: Axes, out: tuple[int, ...], weight: Tensor |
     torch.testing.assert_close(found_below, added(to_below, below), rtol=RTOL, atol=1e-14)
     if share:
         torch.testing.assert_close(found_weight, to_weight, rtol=RTOL, atol=1e-14)
+    if scored and weight is not None:
+        assert_pattern(edges, whole, weight.abs())
+        assert_pattern(compact.edges, x, weight.abs())
+
+
+def assert_pattern(edges: Edges, x: Tensor, weight: Tensor) -> None:
+    """Check that a map with weights of its own is what its pattern says: one product for each triple of each block."""
+    if isinstance(edges, Chain):
+        for link in edges.links[: edges.weighted]:
+            x = link.sum(x, None)
+        edges = edges.links[edges.weighted]
+        if isinstance(edges, Chain):
+            assert_pattern(edges, x, weight)
+            return
+    pattern = edges.pattern(tuple(x.shape), tuple(weight.shape))
+    tap, below, above = pattern.triples.unbind(1)
+    products = torch.einsum("goie,gie->goe", pattern.weight.split(weight)[..., tap], pattern.below.split(x)[..., below])
+    found = products.new_zeros(pattern.above.shape).index_add(2, above, products)
+    torch.testing.assert_close(pattern.above.join(found), edges.sum(x, constant_weights(weight)), rtol=RTOL, atol=1e-14)
 
 
 def values_of(network: Network) -> dict[object, Tensor]:
@@ -124,17 +146,26 @@ def assert_terms_respect_axes(network: Network, seed: int, draws: int = 1) -> No
         weight = None if term.weight is None else values[term.weight]
         for _ in range(draws):
             below = tuple(random_axis(size, generator) for size in shape)
+            scored = term.weight is not None and term.weight.score_name is not None
             try:
-                assert_law(term.edges, below, out, weight, generator)
+                assert_law(term.edges, below, out, weight, generator, scored=scored)
             except Exception as error:
                 classes = [axis.index.tolist() for axis in below]
                 raise AssertionError(f"{node.origin}: axes {classes} of {shape}") from error
 
 
-def kinds(edges: Edges) -> set[type[Edges]]:
-    """The kinds of maps that an edge map is made of."""
-    links = set().union(*(kinds(link) for link in edges.links)) if isinstance(edges, Chain) else set()
-    return {type(edges)} | links
+def kinds(network: Network) -> set[type[Edges]]:
+    """The kinds of maps that a network is made of."""
+    found: set[type[Edges]] = set()
+    stack = [term.edges for _, term, _ in terms(network)]
+    while stack:
+        edges = stack.pop()
+        found.add(type(edges))
+        stack.extend(edges.links if isinstance(edges, Chain) else ())
+    return found
 
 
-__all__ = ["Gather", "assert_law", "assert_terms_respect_axes", "kinds", "random_axis", "terms"]
+def all_kinds(base: type[Edges] = Edges) -> set[type[Edges]]:
+    """Every kind of map that there is."""
+    below = set().union(*(all_kinds(kind) for kind in base.__subclasses__()))
+    return below | (set() if inspect.isabstract(base) or base is UnitEdges else {base})

@@ -7,13 +7,15 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import pathlift
 from agreement import assert_agrees, assert_same, examples, moved, outputs, perturbed, randomised
-from axes import assert_terms_respect_axes
+from axes import all_kinds, assert_terms_respect_axes, kinds
+from cases import OPERATORS
 from moving import Shape, as_path_program, moving_networks
 from networks import over
 from pathlift.reference import Probe
@@ -131,3 +133,29 @@ def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_moving_networks_agree_with_the_paths(part: int) -> None:
     over(moving_networks(stages=(1, 3), most=36), part, _against_the_paths)
+
+
+MAPS = (
+    "conv2d strided padded", "batch_norm", "maximum of two", "max_pool2d after a border of minus infinity", "avg_pool2d padded",
+    "avg_pool2d padded, pad not counted", "mean", "permute", "slice", "col2im", "upsample bilinear", "einsum", "linear",
+)  # fmt: skip
+"""Operators that have every kind of edge map among them."""
+
+
+class Walled(nn.Module):
+    """A maximum over neurons among which −inf stands."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x.masked_fill(torch.tensor([True, False, False]), -math.inf), (2, 3), 1)
+
+
+def test_every_kind_of_edge_map_respects_all_axes() -> None:
+    """A new kind of map needs a line here: its compact form has to be the map itself, whatever is stored once below it."""
+    operators = [(case.make().op, case.shape) for case in OPERATORS if case.name in MAPS]
+    assert len(operators) == len(MAPS)
+    found = set()
+    for place, (operator, shape) in enumerate([*operators, (Walled(), (2, 4, 3))]):
+        network = pathlift.capture(randomised(operator, place), examples(shape))
+        assert_terms_respect_axes(network, place, draws=20)
+        found |= kinds(network) | kinds(network.compact)
+    assert found == all_kinds()
