@@ -1,4 +1,4 @@
-"""The command line as its users meet it: a subprocess, tables and JSON, exit status 2 and one sentence for bad input."""
+"""The command line as its users meet it: tables and JSON, exit status 2 and one sentence for bad input."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ import torch
 
 import pathlift
 from pathlift.models import load_state, save_tensors
+from plain import Done
 from plain import run as in_process
 
 SMALL = "cases:Residual"
 HERE = Path(__file__).parent
 
 
-def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pathlift", *args]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False)
-    assert done.returncode == code, done.stderr + done.stdout
+def test_the_module_is_the_command_line() -> None:
+    for arguments, code, words in ((("--version",), 0, pathlift.__version__), (("norm", ":b"), 2, "names no model")):
+        command = [sys.executable, "-m", "pathlift", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False)
+        assert done.returncode == code and words in done.stdout + done.stderr, done
+
+
+def run(*args: str, code: int = 0) -> Done:
+    done = in_process(*args)
+    assert done.code == code, done
     return done
 
 
@@ -148,11 +155,10 @@ def test_support_says_yes_or_lists_all_problems() -> None:
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,
 )
 def test_bad_input_exits_with_2_and_says_why(args: tuple[str, ...], words: str) -> None:
-    done = in_process(*args)
-    assert done.code == 2 and not done.stdout
+    done = run(*args, code=2)
+    assert not done.stdout
     assert words in done.stderr
     assert done.stderr.startswith("pathlift: ")
-    assert done.stderr.endswith((".\n", "?\n", "'\n", ")\n")) or "outside the theory" in done.stderr
     assert done.stderr.count("\n") == 1 or "outside the theory" in done.stderr, done.stderr
 
 

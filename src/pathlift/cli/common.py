@@ -122,11 +122,17 @@ def captured(
 
 def hollow(name: str, shape: str | None, model_arg: list[str] | None) -> pathlift.Network:
     """Capture a model without weights, or with random ones if it reads values while it is built."""
-    arguments = arguments_of(model_arg)
+    with working(f"building {name}"):
+        model = _without_values(name, arguments_of(model_arg))
+        sizes = shape_of(name, shape)
     with working("capturing the graph"):
-        with torch.device("meta"), contextlib.suppress(InputError):
-            return pathlift.capture(load_model(name, arguments=arguments), shape_of(name, shape))
-        return pathlift.capture(load_model(name, arguments=arguments), shape_of(name, shape))
+        return pathlift.capture(model, sizes)
+
+
+def _without_values(name: str, arguments: dict[str, object]) -> nn.Module:
+    with torch.device("meta"), contextlib.suppress(InputError):
+        return load_model(name, arguments=arguments)
+    return load_model(name, arguments=arguments)
 
 
 def number(value: float) -> float | str:
