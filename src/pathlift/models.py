@@ -68,8 +68,7 @@ def load_model(
                 f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 "
                 "file."
             )
-        build = {"torchvision": _torchvision_builder, "timm": _timm_builder}.get(library, partial(_factory, library))
-        model = _built(name, build(entry), arguments or {})
+        model = _built(name, _builder(library, entry), arguments or {})
     if weights is not None:
         _load_into(model, weights)
     return model
@@ -214,6 +213,12 @@ def package(name: str, extra: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(name, extra, error) from error
+
+
+def _builder(library: str, entry: str) -> Callable[..., object] | nn.Module:
+    if library == "torchvision":
+        return _torchvision_builder(entry)
+    return _timm_builder(entry) if library == "timm" else _factory(library, entry)
 
 
 def _torchvision_builder(entry: str) -> Callable[..., object]:
