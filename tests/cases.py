@@ -230,6 +230,66 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "einsum ellipsis": lambda: WithParameters(lambda x, w: torch.einsum("...w,wv->...v", x, w), weight=(3, 2)),
         "slice assignment": lambda: Fn(_overwrite),
         "view in place": lambda: Fn(_in_place_on_a_view),
+        "squeeze in place": lambda: Fn(lambda x: (x[:, :1] * 2.0).squeeze_(1).transpose_(1, 2)),
+        "hstack": lambda: Fn(lambda x: torch.hstack([x, -x])),
+        "vstack": lambda: Fn(lambda x: torch.vstack([x[0, 0], x[0, 1, 0]])),
+        "dstack": lambda: Fn(lambda x: torch.dstack([x[0, 0], 2 * x[0, 1]])),
+        "column_stack": lambda: Fn(lambda x: torch.column_stack([x[0, 0], x[0, 1, :, 0]])),
+        "block_diag": lambda: Fn(lambda x: torch.block_diag(x[0, 0], x[0, 1, :2])),
+        "broadcast_tensors": lambda: Fn(lambda x: torch.broadcast_tensors(x[:, :1], torch.ones(2, 1, 1, dtype=x.dtype))[0]),
+        "meshgrid": lambda: Fn(lambda x: torch.meshgrid(x[0, 0, 0], x[0, 1, :2, 0], indexing="xy")[0]),
+        "pad constant across channels": lambda: Fn(lambda x: F.pad(x, (0, 0, 0, 0, 1, 2), value=0.5)),
+        "max_pool2d, minus infinity wider in front": lambda: Fn(
+            lambda x: F.max_pool2d(F.pad(x, (2, 0), value=-torch.inf), 3, 1)
+        ),
+        "max_pool2d, minus infinity here and cut off there": lambda: Fn(
+            lambda x: F.max_pool2d(F.pad(x, (2, -1, 0, 1), value=-torch.inf), (2, 3), 1, ceil_mode=True)
+        ),
+        "max_pool2d, minus infinity padded, sliced and moved": lambda: Fn(
+            lambda x: F.max_pool2d(F.pad(F.pad(x, (1, 2), value=-torch.inf), (0, 0, 1, 0))[:, :, :, 1:].flip(3), 3, 2)
+        ),
+        "max_pool2d beside masked places": lambda: Fn(
+            lambda x: F.max_pool2d(x.masked_fill(torch.eye(4, 3, dtype=torch.bool), -torch.inf), 2, 1)
+        ),
+        "amax over channels of minus infinity": lambda: Fn(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), value=-torch.inf).amax(1)),
+        "max beside a constant choice": lambda: Fn(
+            lambda x: torch.where(torch.tensor([True, False, True]), x, -torch.inf).max(3)[0]
+        ),
+        "aminmax": lambda: Fn(lambda x: torch.aminmax(x, dim=2)[1] - 2 * torch.aminmax(x, dim=2)[0]),
+        "assignment at an index list": lambda: Fn(_overwrite_columns),
+        "assignment behind a slice": lambda: Fn(_overwrite_behind_a_slice),
+        "index_put that adds up": lambda: Fn(
+            lambda x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[:1, 0], accumulate=True)
+        ),
+        "index_fill": lambda: Fn(lambda x: x.index_fill(2, torch.tensor([0, 2]), 1.5)),
+        "index_copy": lambda: Fn(lambda x: x.index_copy(2, torch.tensor([3, 1]), x[:, :, :2])),
+        "index_add": lambda: Fn(lambda x: x.index_add(2, torch.tensor([3, 1, 1]), x[:, :, :3], alpha=-2)),
+        "scatter": lambda: Fn(lambda x: x.scatter(2, torch.tensor([3, 1]).reshape(1, 1, 2, 1), x)),
+        "scatter a number": lambda: Fn(lambda x: x.scatter(2, torch.tensor([3, 1]).reshape(1, 1, 2, 1), 0.5)),
+        "scatter_add": lambda: Fn(lambda x: x.scatter_add(2, torch.tensor([3, 1, 1]).reshape(1, 1, 3, 1), x)),
+        "take": lambda: Fn(lambda x: x.take(torch.tensor([[3, 1, 1]]))),
+        "lerp with a tensor": lambda: Fn(lambda x: torch.lerp(x, x.flip(2), torch.tensor([0.25, -0.5, 2.0], dtype=x.dtype))),
+        "lerp with a parameter": lambda: WithParameters(lambda x, w: torch.lerp(x, x.flip(2), w), share=(3,)),
+        "addcdiv": lambda: Fn(lambda x: torch.addcdiv(x, x.flip(2), torch.tensor([1, 3, -7]), value=0.5)),
+        "mul mask": lambda: Fn(lambda x: x * torch.tensor([True, False, True])),
+        "div integers": lambda: Fn(lambda x: x / torch.tensor([3, 7, -5])),
+        "subtract integers times alpha": lambda: Fn(lambda x: torch.sub(x, torch.tensor([1, 2, 4]), alpha=0.3)),
+        "cumsum": lambda: Fn(lambda x: x.cumsum(2)),
+        "diff": lambda: Fn(lambda x: x.diff(n=2, dim=2)),
+        "trace": lambda: Fn(lambda x: x[0, 0].trace()),
+        "inner": lambda: WithParameters(torch.inner, weight=(2, 3)),
+        "outer": lambda: WithParameters(lambda x, w: torch.outer(w, x[0, 0, 0]), weight=(2,)),
+        "tensordot": lambda: WithParameters(lambda x, w: torch.tensordot(x, w, dims=([1, 3], [0, 1])), weight=(2, 3, 2)),
+        "kron": lambda: Fn(lambda x: torch.kron(torch.tensor([[1.0, 2.0, -3.0]], dtype=x.dtype), x[0, 0])),
+        "bilinear with a constant": lambda: WithParameters(
+            lambda x, w, b: F.bilinear(x, torch.full((1, 2, 4, 2), 0.5, dtype=x.dtype), w, b), weight=(1, 3, 2), bias=(1,)
+        ),
+        "grid_sample": lambda: Fn(lambda x: F.grid_sample(x, _grid(x.dtype), align_corners=False)),
+        "grid_sample nearest, at the border": lambda: Fn(
+            lambda x: F.grid_sample(x, 1.5 * _grid(x.dtype), "nearest", "border", align_corners=True)
+        ),
+        "instance_norm with running statistics": lambda: nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
+        "hardsigmoid": lambda: nn.Hardsigmoid(),
         "sliced parameter": lambda: WithParameters(lambda x, w: F.linear(x, w[:2], w[2, :2]), weight=(3, 3)),
         "lerp": lambda: Fn(lambda x: torch.lerp(x, x.flip(2), 0.25)),
         "addcmul": lambda: WithParameters(lambda x, w: torch.addcmul(x, x, w, value=-0.5), gain=(2, 1, 1)),
@@ -253,6 +313,14 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(5, 2)),
         "pruned": lambda: _pruned(nn.Linear(5, 2)),
         "prelu alone": lambda: nn.Sequential(nn.Flatten(), nn.PReLU(10)),
+        "max_pool1d, minus infinity in front": lambda: Fn(
+            lambda x: F.max_pool1d(F.pad(x, (2, 0), value=-torch.inf), 3, return_indices=True)[0]
+        ),
+        "rnn": lambda: Recurrent(nn.RNN(5, 1, nonlinearity="relu")),
+        "rnn of two layers without bias": lambda: Recurrent(nn.RNN(5, 1, 2, "relu", bias=False, batch_first=True, dropout=0.5)),
+        "rnn in both directions": lambda: Recurrent(nn.RNN(5, 1, nonlinearity="relu", batch_first=True, bidirectional=True)),
+        "rnn from a state": lambda: Recurrent(nn.RNN(5, 1, nonlinearity="relu", batch_first=True), state=True),
+        "rnn cell": lambda: nn.Sequential(Fn(lambda x: x[:, 0]), nn.RNNCell(5, 2, nonlinearity="relu")),
     }
     cube: dict[str, Callable[[], nn.Module]] = {
         "conv3d": lambda: nn.Conv3d(1, 2, 2, padding=(0, 1, 0)),
@@ -263,6 +331,9 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "avg_pool3d": lambda: nn.AvgPool3d((2, 1, 2), stride=1, padding=(1, 0, 1), count_include_pad=False),
         "adaptive_avg_pool3d": lambda: nn.AdaptiveAvgPool3d((2, 2, 1)),
         "upsample trilinear": lambda: nn.Upsample(size=(2, 3, 2), mode="trilinear"),
+        "max_pool3d, minus infinity across channels": lambda: Fn(
+            lambda x: F.max_pool3d(F.pad(x, (1, 0, 0, 0, 0, 1), value=-torch.inf), 2, 1)
+        ),
         "pad replicate3d": lambda: nn.ReplicationPad3d((1, 0, 0, 1, 0, 0)),
     }
     table = {name: (op, PLANE) for name, op in plane.items()}
@@ -276,6 +347,40 @@ def _overwrite(x: Tensor) -> Tensor:
     y[:, :, 0] = x[:, :, 1] - x[:, :, 2]
     y[:, 1, 3] = 0.25
     return y
+
+
+def _overwrite_columns(x: Tensor) -> Tensor:
+    y = x * 1.0
+    y[:, :, [0, -1], [2, 1]] = x[:, :, [1, 1], [0, 0]]
+    y[:, [1], 1] = 0.25
+    return y
+
+
+def _overwrite_behind_a_slice(x: Tensor) -> Tensor:
+    y = x * 1.0
+    y[:, :, 1:][..., torch.tensor([True, False, True])] = x[:, :, :1, :1]
+    y[:, :, ::2][:, [0, 0]] = 0.5
+    y[..., ::2] *= 2.0
+    y[:, 1] -= x[:, 0]
+    return y
+
+
+def _grid(dtype: torch.dtype) -> Tensor:
+    return torch.linspace(-0.9, 0.8, 12, dtype=dtype).reshape(1, 3, 2, 2)
+
+
+class Recurrent(nn.Module):
+    """All that a recurrent network returns, from zeros or from a state that depends on the input."""
+
+    def __init__(self, network: nn.RNN, *, state: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.state = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x if self.network.batch_first else x.transpose(0, 1)
+        start = (x[:, :1, :1],) if self.state else ()
+        return torch.cat([part.reshape(1, -1) for part in self.network(steps, *start)], 1)
 
 
 def _in_place_on_a_view(x: Tensor) -> Tensor:

@@ -205,7 +205,8 @@ def _respond(neuron: Neuron, arriving: list[Number]) -> State:
         return State(ranked, tuple(active[: len(arriving)]), tuple(active[len(arriving) :]))
     if neuron.kind == "clamp":
         z = sum(arriving, 0)
-        if neuron.high is not None and z >= biases[neuron.high]:
+        crossed = neuron.low is not None and neuron.high is not None and biases[neuron.low] > biases[neuron.high]
+        if neuron.high is not None and (crossed or z >= biases[neuron.high]):  # min(max(z, low), high)
             on = neuron.high
         elif neuron.low is not None and z <= biases[neuron.low]:
             on = neuron.low

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -21,16 +22,59 @@ from pathlift.reading.freeze import frozen_view
 from pathlift.reference.dag import Bias, Dag, Edge, Label, Neuron
 
 SLOPES = {"relu", "leaky_relu", "rrelu", "abs", "threshold"}
-CLAMPS = {"relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+CLAMPS = {"relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"}
 LARGEST = {"max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"}
 LARGEST |= {"max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
-LARGEST |= {"amax", "max", "maximum"}
-SMALLEST = {"amin", "min", "minimum"}
+LARGEST |= {"amax", "max", "maximum", "fmax"}
+SMALLEST = {"amin", "min", "minimum", "fmin"}
 MOVES = {"view", "reshape", "t", "transpose", "permute", "slice", "select", "cat", "unsqueeze", "squeeze", "expand"}
 MOVES |= {"clone", "contiguous", "detach", "alias", "flatten", "numpy_T", "_unsafe_view", "narrow", "stack"}
 FAR = 1e30
+JUMP = 1e4
+"""As far from 0 as an affine operator is asked whether it is one."""
 NONE = -1
 """In place of the number of a neuron: there is none."""
+
+
+def _cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None) -> Tensor:
+    h = h + 0 * x[..., :1]  # a constant state is made of neurons too
+    return torch.relu(F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh))
+
+
+def _unrolled(
+    x: Tensor,
+    start: Tensor,
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """A recurrent network with ReLU, step by step."""
+    assert not train or not dropout
+    steps = list((x.transpose(0, 1) if batch_first else x).unbind(0))
+    size, directions = 4 if has_biases else 2, 2 if bidirectional else 1
+    last = []
+    for layer in range(num_layers):
+        runs = []
+        for direction in range(directions):
+            place = layer * directions + direction
+            h, states = start[place], []
+            for step in reversed(steps) if direction else steps:
+                h = _cell(step, h, *params[place * size : (place + 1) * size])
+                states.append(h)
+            last.append(h)
+            runs.append(states[::-1] if direction else states)
+        steps = [torch.cat(pieces, -1) for pieces in zip(*runs, strict=True)]
+    return torch.stack(steps, 1 if batch_first else 0), torch.stack(last)
+
+
+UNROLLED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.rnn_relu.input: _unrolled,
+    torch.ops.aten.rnn_relu_cell.default: _cell,
+}
 
 
 class _Labelled:
@@ -70,8 +114,9 @@ class Probe:
         twin = frozen_view(model).double()
         with torch.no_grad():
             program = torch.export.export(twin, tuple(example.double() for example in examples), strict=False)
-            if any(_mutates(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+            recurrent = any(node.target in UNROLLED for node in program.graph.nodes)
+            if recurrent or any(_mutates(node) for node in program.graph.nodes):
+                program = program.run_decompositions(dict(UNROLLED))
         self.program = program
         self.names = _canonical_names(twin)
 
@@ -115,6 +160,8 @@ class Probe:
             value = self.env[by_name[spec.arg.name]]
             if isinstance(value, _Labelled):
                 value = self._constants(value, "output")
+            if bool((value == NONE).any()):
+                raise InputError("the output contains −inf.")
             self.outputs.extend(int(v) for v in value.reshape(-1))
 
     def _new(self, shape: Any, make: Callable[[str], Neuron], prefix: str) -> Tensor:
@@ -148,7 +195,15 @@ class Probe:
         leaves = _leaves((args, kwargs))
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return self._static(node, name, args, kwargs)
+        if name == "aminmax":
+            dim, keepdim = kwargs.get("dim"), kwargs.get("keepdim", False)
+            both = [(torch.ops.aten.amin.default, True), (torch.ops.aten.amax.default, False)]
+            dims = [] if dim is None else [dim]
+            return tuple(self._pool(node, _Operator(own, (args[0], dims, keepdim), {}), smallest=low) for own, low in both)
         op = _Operator(node.target, args, kwargs)
+        if name == "hardsigmoid":
+            line = self._affine(node, _Operator(_sixth, (args[0],), {}))
+            return self._clamp(node, _Operator(torch.ops.aten.clamp.default, (line, 0.0, 1.0), {}))
         if name == "prelu":
             return self._prelu(node, args[0], args[1])
         if name in SLOPES:
@@ -161,7 +216,7 @@ class Probe:
             normalised = self._batch_norm(node, op, args[0])
             return normalised if name == "batch_norm" else (normalised,)
         if name == "div" and isinstance(args[1], _Labelled):
-            inverse = _Labelled(1.0 / args[1].value, args[1].labels)
+            inverse = _Labelled(1.0 / torch.as_tensor(args[1].value, dtype=torch.float64), args[1].labels)
             op = _Operator(torch.ops.aten.mul.Tensor, (args[0], inverse), {})
         return self._affine(node, op)
 
@@ -203,6 +258,8 @@ class Probe:
 
     def _slopes(self, node: fx.Node, op: _Operator) -> Tensor:
         ids = op.activations[0]
+        if bool((ids == NONE).any()):
+            raise InputError(f"{node.target} reads a border of −inf.")
         plus, minus, double = (float(op(torch.full(ids.shape, v, dtype=torch.float64))[0].reshape(-1)[0]) for v in (1, -1, 2))
         if abs(double - 2 * plus) > 1e-12:
             raise InputError(f"{node.target} is not positively homogeneous.")
@@ -235,17 +292,20 @@ class Probe:
 
     def _clamp(self, node: fx.Node, op: _Operator) -> Tensor:
         ids = op.activations[0]
-        low = op(torch.full(ids.shape, -FAR, dtype=torch.float64))[0].reshape(-1).tolist()
-        high = op(torch.full(ids.shape, FAR, dtype=torch.float64))[0].reshape(-1).tolist()
+        name = getattr(op.target, "__name__", "").split(".")[0]
+        ends = {"relu6": (0.0, 6.0)}.get(name) or tuple(op.argument(key) for key in ("min", "min_val", "max", "max_val"))
+        low, high = ends if len(ends) == 2 else (_first(ends[:2]), _first(ends[2:]))
+        if name == "hardtanh":
+            low, high = (-1.0 if low is None else low), (1.0 if high is None else high)
+        below, above = ([bias_of(end, ids.shape, index) for index in range(ids.numel())] for end in (low, high))
         outs = []
-        for index, below in enumerate(ids.reshape(-1).tolist()):
-            bounds = [bound for bound in (low[index], high[index]) if abs(bound) < FAR]
-            lower = 0 if abs(low[index]) < FAR else None
-            upper = len(bounds) - 1 if abs(high[index]) < FAR else None
-            biases = tuple(Bias(bound, op.label_of(bound, index)) for bound in bounds)
+        for index, source in enumerate(ids.reshape(-1).tolist()):
+            biases = [bias for bias in (below[index], above[index]) if bias is not None]
+            lower = None if below[index] is None else 0
+            upper = None if above[index] is None else len(biases) - 1
             outs.append(len(self.neurons))
-            edges = (Edge(below, 1.0),)
-            self.neurons.append(Neuron(f"{node.name}[{index}]", "clamp", edges, biases, low=lower, high=upper))
+            edges = (Edge(source, 1.0),)
+            self.neurons.append(Neuron(f"{node.name}[{index}]", "clamp", edges, tuple(biases), low=lower, high=upper))
         return torch.tensor(outs).reshape(ids.shape)
 
     def _pool(self, node: fx.Node, op: _Operator, *, smallest: bool) -> Any:
@@ -299,10 +359,8 @@ class Probe:
         blank = [torch.zeros(item.value.shape, dtype=torch.float64) for item in labelled]
         off = op.with_labelled(blank)
         base = off.flat(*zeros)
-        if any(bool((ids == NONE).any()) for ids in op.activations):
-            raise InputError(f"{node.target} reads a border of −inf.")
-        if bool(torch.isneginf(base).any()):
-            return self._walled(op, base)
+        if bool(torch.isneginf(base).any()) or any(bool((ids == NONE).any()) for ids in op.activations):
+            return self._walled(node, op, base)
         edges: list[list[Edge]] = [[] for _ in range(base.numel())]
         biases: list[list[Bias]] = [[] for _ in range(base.numel())]
         for out in torch.nonzero(base).reshape(-1).tolist():
@@ -327,12 +385,22 @@ class Probe:
             start += count
         return tuple(found) if op.returns_tuple else found[0]
 
-    @staticmethod
-    def _walled(op: _Operator, base: Tensor) -> Tensor:
-        """A border of −inf around neurons: no neurons there, which only a maximum may read."""
-        (ids,) = op.activations
-        found = op.flat(ids.double())
-        return torch.where(torch.isneginf(base), NONE, found).long().reshape(op.shapes[0])
+    def _walled(self, node: fx.Node, op: _Operator, base: Tensor) -> Any:
+        """Neurons moved about, among which −inf stands in some places: no neurons there, which only a maximum may read."""
+        shift = 2.0  # 0 is a zero that the operator brings in, 1 is −inf
+        moved = op.flat(*(ids.double() + shift for ids in op.activations))
+        double = op.flat(*(2 * (ids.double() + shift) for ids in op.activations))
+        there = ~torch.isneginf(base)
+        if bool((base[there] != 0).any()) or not torch.equal(double[there], 2 * moved[there]):
+            raise InputError(f"{node.target} reads a border of −inf, and does more than to move it.")
+        found = torch.where(there & (moved != shift + NONE), moved - shift, NONE).long()
+        for place in (there & (moved == 0)).nonzero().reshape(-1).tolist():
+            found[place] = len(self.neurons)
+            self.neurons.append(Neuron(f"{node.name}[{place}]", "identity"))
+        pieces = [
+            part.reshape(shape) for part, shape in zip(found.split([s.numel() for s in op.shapes]), op.shapes, strict=True)
+        ]
+        return tuple(pieces) if op.returns_tuple else pieces[0]
 
     def _affine_in(
         self,
@@ -371,8 +439,12 @@ class Probe:
                 edges[out].append(Edge(below[position], weight, labels[index]))
 
     def _verify(self, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
+        for scale in (1.0, JUMP):
+            self._verify_at(scale, node, op, edges, biases)
+
+    def _verify_at(self, scale: float, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
         generator = torch.Generator().manual_seed(0)
-        x = [torch.randn(ids.shape, generator=generator, dtype=torch.float64) for ids in op.activations]
+        x = [scale * torch.randn(ids.shape, generator=generator, dtype=torch.float64) for ids in op.activations]
         value: dict[int, float] = {}
         for ids, tensor in zip(op.activations, x, strict=True):
             value.update(zip(ids.reshape(-1).tolist(), tensor.reshape(-1).tolist(), strict=True))
@@ -381,7 +453,7 @@ class Probe:
         truth = op.flat(*x).tolist()
         for out, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
             mine = sum(value[e.source] * float(e.weight) for e in incoming) + sum(float(b.value) for b in own)
-            if abs(mine - truth[out]) > 1e-9 * max(1.0, abs(truth[out])):
+            if abs(mine - truth[out]) > 1e-9 * max(scale, abs(truth[out])):
                 raise InputError(f"{node.target} is not affine in its activations.")
 
 
@@ -421,13 +493,12 @@ class _Operator:
         twin.replaced = {id(item): value for item, value in zip(items, values, strict=True)}
         return twin
 
-    def label_of(self, bound: float, index: int) -> Label:
-        for item in self.labelled():
-            flat = item.value.expand(self.activations[0].shape).reshape(-1) if item.value.dim() else item.value.reshape(-1)
-            numbers = torch.arange(item.value.numel()).reshape(item.value.shape).expand(self.activations[0].shape).reshape(-1)
-            if float(flat[index if flat.numel() > 1 else 0]) == bound and item.labels:
-                return item.labels[int(numbers[index])]
-        return None
+    def argument(self, key: str) -> Any:
+        names = [argument.name for argument in self.target._schema.arguments]
+        if key not in names:
+            return None
+        place = names.index(key)
+        return self.args[place] if place < len(self.args) else self.kwargs.get(key)
 
     def _run(self, x: list[Tensor]) -> Any:
         queue = list(x)
@@ -440,6 +511,36 @@ class _Operator:
             return leaf
 
         return self.target(*_map(self.args, fill), **_map(self.kwargs, fill))
+
+
+def _sixth(x: Tensor) -> Tensor:
+    return x / 6 + 0.5
+
+
+def _first(values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def bias_of(end: Any, shape: torch.Size, index: int) -> Bias | None:
+    """Return one end of a clamp at one neuron.
+
+    Args:
+        end: A number, or a tensor that broadcasts.
+        shape: Shape of the neurons.
+        index: Which neuron.
+
+    Returns:
+        The bias, None for no end.
+    """
+    value = end.value if isinstance(end, _Labelled) else end
+    if value is None:
+        return None
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    number = float(tensor.expand(shape).reshape(-1)[index])
+    if abs(number) == float("inf"):
+        return None
+    places = torch.arange(tensor.numel()).reshape(tensor.shape).expand(shape).reshape(-1)
+    return Bias(number, end.labels[int(places[index])] if isinstance(end, _Labelled) and end.labels else None)
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:

@@ -106,15 +106,17 @@ def addcmul(call: Call) -> Layer:
 
 @rule("lerp")
 def lerp(call: Call) -> Layer:
-    """X + w·(y − x) with a number, parameter or constant w: edges of weight 1−w and w."""
+    """X + w·(y − x): edges of weight 1−w and w for a constant w; of weight 1, −w and w for a parameter."""
     weight = call.static("weight")
     assert weight is not None
     if isinstance(weight.expression, Constant) and not isinstance(weight.expression.value, torch.Tensor):
         number = float(weight.expression.value)
         return call.summed(("self", 1.0 - number), ("end", number))
-    wide = in_floating_point(weight)
-    rest = Static(Apply(operator.sub, (1.0, wide.expression)), wide.fake)
-    terms = [
-        Term(call.as_activation(call.args[key]).name, Scale(), call.weight(own)) for key, own in (("self", rest), ("end", wide))
-    ]
-    return call.layer(*terms)
+    wide, parameter = in_floating_point(weight), call.weight(weight).score_name is not None
+    x, y = (call.as_activation(call.args[key]).name for key in ("self", "end"))
+    rest = Apply(operator.sub, (0.0 if parameter else 1.0, wide.expression))
+    return call.layer(
+        *([Term(x, Identity())] if parameter else []),
+        Term(x, Scale(), call.weight(replace(wide, expression=rest))),
+        Term(y, Scale(), call.weight(wide)),
+    )

@@ -193,8 +193,14 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the (only) result."""
-        return tuple(self.result.shape)
+        """Shape of the (only) result; a shape that follows from the values of a mask leaves the theory."""
+        shape = tuple(self.result.shape)
+        if all(type(size) is int for size in shape):
+            return shape
+        return self.refuse(
+            "the shape of its result follows from the values of a tensor, such as the number of places in a mask.",
+            "Use a list of indices in the place of the mask, with a fixed length.",
+        )
 
     # ---- building layers
 

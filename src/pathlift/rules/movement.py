@@ -45,7 +45,7 @@ SAME = [
 RESHAPED_LIKE = {"view_as": "reshape", "reshape_as": "reshape", "expand_as": "expand"}
 SPLITS = [
     "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "unsafe_split",
-    "unsafe_split_with_sizes", "unsafe_chunk", "split_copy", "split_with_sizes_copy", "unbind_copy",
+    "unsafe_split_with_sizes", "unsafe_chunk",
 ]  # fmt: skip
 INDEXED = ["index", "index_select", "gather", "take_along_dim", "take", "_unsafe_index"]
 STACKS = {"stack": 0, "hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0, "dstack": 2}
@@ -188,9 +188,8 @@ def split(call: Call) -> tuple[Layer, ...]:
     """Pieces of a tensor: one layer each."""
     key = _first(call)
     source, function = call.source(key), replay(call, key)
-    spatial: Spatial = None if call.name.endswith("_copy") else "view"
     return tuple(
-        call.moved(source, replace(function, piece=place), piece.shape, spatial) for place, piece in enumerate(call.result)
+        call.moved(source, replace(function, piece=place), piece.shape, "view") for place, piece in enumerate(call.result)
     )
 
 

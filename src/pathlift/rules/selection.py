@@ -111,13 +111,15 @@ def patched(call: Call) -> Layer:
         fixed = {name: value for name, value in place.fixed.items() if name != "reduce"}
         place = replace(place, operator=Operator("aten::scatter_add"), fixed=fixed)
     back = _read_back(call, place)
+    written = patch.shape
     if back is not None:
         patch = _spread(call, patch, back)
+        written = written if call.name.endswith("index_put") else patch.shape
     if summed:
         assert back is not None
         weight = None if alpha == 1.0 else scalar_leaf(alpha)
         return call.layer(Term(base.name, Identity()), Term(patch.name, Overlap(place, back), weight))
-    if back is not None and not _written_once(place, back, patch.shape):
+    if back is not None and not _written_once(place, back, written):
         call.refuse(
             "it writes several values to one place: which of them stays is left open by PyTorch.",
             "Use indices without repetition.",
@@ -190,7 +192,7 @@ def _spread(call: Call, patch: Activation, back: Replay) -> Activation:
 
 
 def _written_once(place: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
-    """Whether every element that is written can be read where it was written."""
+    """Whether every element of that shape can be read wherever it was written: no other one took its place."""
     numbers = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
     return bool((back(place(numbers)) == numbers).all())
 
