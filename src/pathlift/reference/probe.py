@@ -111,7 +111,7 @@ class Probe:
             model: The model; not changed.
             examples: Example inputs with batch size 1.
         """
-        twin = frozen_view(model).double()
+        twin = frozen_view(model)[0].double()
         with torch.no_grad():
             program = torch.export.export(twin, tuple(example.double() for example in examples), strict=False)
             recurrent = any(node.target in UNROLLED for node in program.graph.nodes)

@@ -98,8 +98,8 @@ def addcmul(call: Call) -> Layer:
         own = Apply(torch.reciprocal, (wide.expression,)) if divides else wide.expression
         scaled = replace(wide, expression=Apply(operator.mul, (own, value)))
         return call.layer(*terms, Term(source.name, Scale(), call.weight(scaled)), starts=starts)
-    wide = [in_floating_point(own) for own in (first, second)]
-    own = Apply(operator.truediv if divides else operator.mul, (wide[0].expression, wide[1].expression))
+    factors = tuple(in_floating_point(factor).expression for factor in (first, second))
+    own = Apply(operator.truediv if divides else operator.mul, factors)
     fake = torch.empty(torch.broadcast_shapes(first.shape, second.shape), device="meta")
     return call.layer(*terms, starts=(*starts, *call.bias(Static(Apply(operator.mul, (own, value)), fake))))
 

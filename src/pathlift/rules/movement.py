@@ -335,7 +335,7 @@ def _widened(name: str, shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
         return shape or (1,)
     if name == "column_stack":
         return shape if len(shape) > 1 else (math.prod(shape), 1)
-    least = torch.atleast_3d if name == "dstack" else torch.atleast_2d
+    least = Operator("aten::atleast_3d" if name == "dstack" else "aten::atleast_2d")
     return tuple(least(torch.empty(shape, device="meta")).shape)
 
 
