@@ -18,11 +18,7 @@ from plain import make, run, run_all
 MODEL = """
 import warnings
 from torch import nn
-
-class Shown(UserWarning):
-    pass
-
-Shown.__module__ = "pathlift.errors"
+from pathlift.errors import PathliftWarning
 
 def mlp(width=8):
     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
@@ -41,7 +37,7 @@ class Talking(nn.Linear):
 
 def warns():
     warnings.warn("of the user's own")
-    warnings.warn("two lines\\nof pathlift", Shown, stacklevel=2)
+    warnings.warn("two lines\\nof pathlift", PathliftWarning, stacklevel=2)
     return mlp()
 """
 
@@ -168,6 +164,18 @@ def test_warnings_of_pathlift_are_one_line_and_others_are_silent(here: Path) -> 
     done = run("norm", "first_hour_nets:warns", "--shape", "4")
     assert done.code == 0
     assert done.stderr == "pathlift: two lines of pathlift\n"
+
+
+def test_a_criterion_that_empties_layers_is_warned_of_in_one_line(here: Path) -> None:
+    (here / "first_hour_deep.py").write_text(
+        "from torch import nn\ndef model():\n"
+        "    return nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))\n"
+    )
+    common = ("prune", "first_hour_deep:model", "--shape", "4", "--amount", "0.99")
+    done = run(*common, "--criterion", "magnitude")
+    assert done.code == 0 and "collapsed" in done.stdout
+    assert done.stderr.startswith("pathlift: ") and "relative_path_magnitude" in done.stderr
+    assert done.stderr.count("\n") == 1 and ".py" not in done.stderr
 
 
 def test_a_head_of_another_size_is_an_argument_of_the_model(here: Path) -> None:

@@ -40,7 +40,7 @@ from pathlift.cli.common import (
     working,
 )
 from pathlift.data import load_data
-from pathlift.errors import InputError, PathliftError, grouped
+from pathlift.errors import InputError, PathliftError, PathliftWarning, grouped
 from pathlift.models import load_model, load_state, told
 from pathlift.output import TENSORS, check_outputs, tensor_writer, write_outputs
 
@@ -51,7 +51,7 @@ UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 def main() -> None:
     """Run the command line: exit status 2 and one sentence on bad input."""
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("always", category=UserWarning)
+    warnings.filterwarnings("always", category=PathliftWarning)
     warnings.showwarning = _warn
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
@@ -84,7 +84,7 @@ def _warn(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     """Print a warning of pathlift's own as one line; those of other packages say nothing to the user of a command."""
-    if category.__module__.partition(".")[0] == "pathlift":
+    if issubclass(category, PathliftWarning):
         err.print(f"pathlift: {' '.join(str(message).split())}", style="yellow", markup=False, highlight=False)
 
 
