@@ -166,6 +166,7 @@ def kinds(network: Network) -> set[type[Edges]]:
 
 
 def all_kinds(base: type[Edges] = Edges) -> set[type[Edges]]:
-    """Every kind of map that there is."""
+    """Every kind of map that rules and compact forms are made of."""
     below = set().union(*(all_kinds(kind) for kind in base.__subclasses__()))
-    return below | (set() if inspect.isabstract(base) or base is UnitEdges else {base})
+    own = base.__module__.startswith("pathlift.edges.") and base is not UnitEdges and not inspect.isabstract(base)
+    return below | ({base} if own else set())

@@ -71,6 +71,24 @@ class Weighted(nn.Module):
         return self.name
 
 
+class Normalised(nn.Module):
+    """A batch norm; the gradient of PyTorch's own is wrong for some tensors that are not contiguous (2.14)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _programs:
+            return self.norm(x)
+        norm, view = self.norm, (1, -1, *[1] * (x.dim() - 2))
+        scale, shift = torch.rsqrt(norm.running_var + norm.eps), -norm.running_mean
+        if norm.affine:
+            scale = scale * norm.weight
+        shift = shift * scale + norm.bias if norm.affine else shift * scale
+        return x * scale.view(view) + shift.view(view)
+
+
 def _dim(draw: Draw, shape: Shape) -> int:
     """A dimension of the batched tensor, batch left out, counted from either end."""
     dim = draw(st.integers(1, len(shape)))
@@ -324,7 +342,7 @@ def _product(draw: Draw, shape: Shape) -> nn.Module:
 
 def _normalisation(draw: Draw, shape: Shape) -> nn.Module:
     layer = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}.get(len(shape))
-    return _affine(draw, shape) if layer is None else layer(shape[0], affine=draw(st.booleans()))
+    return _affine(draw, shape) if layer is None else Normalised(layer(shape[0], affine=draw(st.booleans())))
 
 
 def _slope(draw: Draw, shape: Shape) -> nn.Module:

@@ -177,13 +177,16 @@ def operator_pairs(draw: Draw) -> tuple[nn.Module, Shape]:
 
 
 def over(
-    strategy: st.SearchStrategy[tuple[nn.Module, Shape]], start: int, check: Callable[[nn.Module, Shape, int], None]
+    strategy: st.SearchStrategy[tuple[nn.Module, Shape]],
+    start: int,
+    check: Callable[[nn.Module, Shape, int], None],
+    count: int = PER_PART,
 ) -> None:
-    """Call ``check(model, shape, weights)`` on random networks, the same ones for the same ``start``."""
+    """Call ``check(model, shape, weights)`` on ``count`` random networks, the same ones for the same ``start``."""
 
     @seed(start)
     @settings(
-        max_examples=PER_PART,
+        max_examples=count,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),

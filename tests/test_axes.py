@@ -16,7 +16,7 @@ import pathlift
 from agreement import assert_agrees, assert_same, examples, moved, outputs, perturbed, randomised
 from axes import all_kinds, assert_terms_respect_axes, kinds
 from cases import OPERATORS
-from moving import Shape, as_path_program, moving_networks
+from moving import Function, Shape, Stage, as_path_program, moving_networks
 from networks import over
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
@@ -64,7 +64,7 @@ def assert_is_program(network: pathlift.Network, model: nn.Module, inputs: tuple
         torch.testing.assert_close(shares[name], expected, rtol=1e-8, atol=1e-14)
     pruned = {name: tensor.detach() for name, tensor in perturbed(model, "pruned").state_dict().items()}
     metric = pathlift.path_metric(network, pruned)
-    cost = float((out - program(model, pruned, inputs)).sum())
+    cost = float((out - program(model, pruned, inputs)).sum().detach())
     assert metric.exact
     assert math.isclose(metric.value, cost, rel_tol=1e-8, abs_tol=1e-9 * float(whole)), (metric, cost)
     for parameter in model.parameters():
@@ -106,6 +106,58 @@ def assert_bounds_hold(network: pathlift.Network, model: nn.Module, inputs: tupl
     assert math.isclose(pathlift.path_metric(network, state).upper, 0.0, abs_tol=1e-9 * pathlift.path_norm(network).value)
 
 
+def test_a_convolution_sees_each_band_of_a_normalisation_that_stood_across_space() -> None:
+    """Bands are moved to the channels, scaled each by its own number, and moved back: Σ |w| over what each position reads."""
+    for layer in (nn.BatchNorm2d(6), nn.PReLU(6)):
+        convolution = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+        turn = Stage(lambda x: x.transpose(1, 3))
+        model = randomised(nn.Sequential(turn, layer, turn, convolution))
+        if isinstance(layer, nn.PReLU):
+            bands = 1 + layer.weight.abs()
+        else:
+            scale = layer.weight / torch.sqrt(layer.running_var + layer.eps)
+            bands = scale.abs() + (layer.bias - layer.running_mean * scale).abs()
+        expected = F.conv2d(bands.expand(1, 1, 8, 6), convolution.weight.abs(), padding=1)[0].detach()
+        torch.testing.assert_close(pathlift.path_norm(model, (1, 8, 6)).per_output, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda y: y[:, :2],
+        lambda y: y.chunk(2, 1)[0],
+        lambda y: y.unsqueeze(2).squeeze(2)[:, :2],
+        lambda y: y.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)[:, ::2],
+    ],
+)
+def test_a_view_of_a_strided_slice_begins_where_the_slice_does(view: Function) -> None:
+    """Channels weigh 1, 10, 100, …: every second one from the second on, and then the first two of these, are 10 + 1000."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), Stage(lambda y: view(y[:, 1::2])), nn.Conv2d(2, 1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(10.0 ** torch.arange(8).view(8, 1, 1, 1)), model[2].weight.fill_(1.0)
+    expected = model(torch.ones(1, 1, 2, 3))[0].detach()
+    assert torch.equal(pathlift.path_norm(model, (1, 2, 3)).per_output.float(), expected)
+    shares = pathlift.path_magnitude(model, (1, 2, 3))["0.weight"].flatten() * expected[0, 0, 0]
+    torch.testing.assert_close(shares, torch.tensor([0.0, 10, 0, 1000, 0, 0, 0, 0]))
+
+
+def test_what_is_kept_with_a_network_does_not_depend_on_the_state_of_the_process() -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(60, 2)))
+    plain, network = pathlift.capture(model, (2, 10, 8)), pathlift.capture(model, (2, 10, 8))
+    with torch.inference_mode():
+        found = pathlift.path_magnitude(network)
+    for name, share in pathlift.path_magnitude(plain).items():
+        torch.testing.assert_close(found[name].clone(), share)
+    sizes = [[node.shape for node in one.compact.nodes] for one in (network, plain)]
+    assert sizes[0] == sizes[1]
+    coarse = pathlift.capture(model, (2, 10, 8))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert pathlift.path_norm(coarse).value == pathlift.path_norm(plain).value
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def _against_the_program(model: nn.Module, shape: Shape, weights: int) -> None:
     model, inputs = prepared(model, weights), examples(shape)
     network = pathlift.capture(model, inputs)
@@ -127,12 +179,12 @@ def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
-    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program)
+    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program, 20)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_moving_networks_agree_with_the_paths(part: int) -> None:
-    over(moving_networks(stages=(1, 3), most=36), part, _against_the_paths)
+    over(moving_networks(stages=(1, 3), most=36), part, _against_the_paths, 15)
 
 
 MAPS = (
@@ -146,7 +198,7 @@ class Walled(nn.Module):
     """A maximum over neurons among which −inf stands."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x.masked_fill(torch.tensor([True, False, False]), -math.inf), (2, 3), 1)
+        return F.max_pool2d(x.masked_fill(torch.eye(4, 3, dtype=torch.bool), -math.inf), 2, 1)
 
 
 def test_every_kind_of_edge_map_respects_all_axes() -> None:
