@@ -31,6 +31,8 @@ from pathlift.pruning.selection import (
     select_per_output,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:No path runs through")
+
 
 def lifted(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return pathlift.path_lifting(model, shape).phi
@@ -294,7 +296,7 @@ def test_masks_in_files_and_in_torch_prune(tmp_path: Path):
 
 def test_our_criteria_as_a_method_of_torch_prune():
     model = residual()
-    expected = prune(model, (1, 3, 3), 0.6)[1].masks
+    expected = prune(model, (1, 3, 3), 0.6, "path_magnitude")[1].masks
     scores = {name: pathlift.path_magnitude(model, (1, 3, 3))[name] for name in expected}
     keyed = importance_scores(model, scores)
     torch_prune.global_unstructured(list(keyed), pruning_method=ScorePruning, importance_scores=keyed, amount=0.6)
@@ -359,7 +361,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         (pathlift.InputError, "remove_parametrizations", derived, {}),
         (pathlift.InputError, "nothing to prune", nn.ReLU, {}),
         (pathlift.NumericalError, "0.weight", spoiled, {"criterion": "magnitude"}),
-        (pathlift.UnsupportedModelError, "sigmoid", lambda: nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), {}),
+        (pathlift.UnsupportedModelError, "sigmoid", lambda: nn.Sequential(nn.Linear(3, 2), nn.Sigmoid(), nn.Linear(2, 2)), {}),
     ],
 )  # fmt: skip
 def test_bad_input(error, message, make, arguments):

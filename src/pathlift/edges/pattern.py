@@ -52,16 +52,14 @@ class Layout:
         """Return the place, in the new order of four dimensions, of the last entry along one dimension of the whole tensor."""
         flat = (self.whole[dim] - 1) * math.prod(self.whole[dim + 1 :])
         spots = [flat // math.prod(self.sizes[place + 1 :]) % self.sizes[place] for place in self.order]
-        flat = sum(
-            spot * math.prod(self.sizes[later] for later in self.order[place + 1 :]) for place, spot in enumerate(spots)
-        )
+        flat = sum(spot * math.prod(self.sizes[later] for later in self.order[place + 1 :]) for place, spot in enumerate(spots))
         _, outs, ins, taps = self.shape
         return flat // (outs * ins * taps), flat // (ins * taps) % outs, flat // taps % ins, flat % taps
 
     def kernel(self) -> tuple[int, ...]:
         """Return the sides of the block of taps, of four dimensions: those of the whole tensor that move nothing else."""
         ends = [self._end(dim) for dim in range(len(self.whole))]
-        sides = [size for size, (group, out, into, tap) in zip(self.whole, ends, strict=True) if tap and not (group or out or into)]
+        sides = [size for size, (*channels, tap) in zip(self.whole, ends, strict=True) if tap and not any(channels)]
         return tuple(sides) if math.prod(sides) == self.shape[3] else (self.shape[3],)
 
     @staticmethod

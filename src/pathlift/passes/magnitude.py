@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pathlift.checkpoint import Checkpoint, ShardWriter
 from pathlift.errors import InputError
-from pathlift.network import ELEMENTWISE, Apply, Leaf, Network, Node, StateTensor, wide, widen
+from pathlift.network import Leaf, Network, Node, wide, widen
 from pathlift.passes.moving import is_moved, moved_back, moved_from
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import ScoreProgram, Values
@@ -113,7 +113,7 @@ def path_magnitude(
         return _path_magnitude(capture(model, inputs), q, x, out)
 
 
-def without_autocast() -> AbstractContextManager[None]:
+def without_autocast() -> ExitStack:
     """Return a region in which PyTorch casts nothing by itself, whatever region the call stands in."""
     stack = ExitStack()
     for kind in ("cpu", "cuda", "mps", "xpu"):
@@ -223,7 +223,7 @@ class _Scores:
             for name, part in moved_back(self.network, leaf, share).items():
                 self._add(name, part)
         else:
-            self._add(reported_name(self.network, leaf), share)
+            self._add(_names(self.network, leaf)[0], share)
 
     def _add(self, name: str, share: Tensor) -> None:
         if name in self.network.state and share.dtype != torch.float64:
@@ -267,33 +267,7 @@ def _uses(network: Network) -> Iterator[Leaf]:
 
 def _names(network: Network, leaf: Leaf) -> list[str]:
     """Return the names under which a leaf is reported."""
-    return moved_from(network, leaf) if is_moved(network, leaf) else [reported_name(network, leaf)]
-
-
-def reported_name(network: Network, leaf: Leaf) -> str:
-    """Return the name under which the scores of a weight that is no movement are reported.
-
-    Args:
-        network: The network.
-        leaf: A scored weight.
-
-    Returns:
-        A parameter's name only for the parameter itself, or for what is computed from it in place, element by element.
-    """
+    if is_moved(network, leaf):
+        return moved_from(network, leaf)
     assert leaf.score_name is not None
-    name = leaf.score_name
-    return name if name not in network.parameters or _in_place(leaf.expression, name) else f"{name}.derived"
-
-
-def _in_place(expression: object, name: str) -> bool:
-    """Whether each element of an expression stands where the element of the parameter stands that it is computed from."""
-    if isinstance(expression, StateTensor):
-        return expression.name == name
-    if not isinstance(expression, Apply):
-        return False
-    tags = getattr(expression.function, "tags", ())
-    kept = expression.function in ELEMENTWISE or torch.Tag.pointwise in tags or expression.function in _CASTS
-    return kept and any(_in_place(arg, name) for arg in expression.args)
-
-
-_CASTS = {torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype, torch.ops.aten.detach.default, torch.ops.aten.clone.default}
+    return [leaf.score_name if leaf.pull_back is None else f"{leaf.score_name}.derived"]

@@ -122,10 +122,10 @@ class PruneReport:
         """What to do about `collapsed` tensors; empty when there are none."""
         if not self.collapsed:
             return ""
-        better = f"criterion='{RECOMMENDED}' prunes as much and keeps layers connected" if self.criterion != RECOMMENDED else ""
+        better = f"Try criterion='{RECOMMENDED}', which keeps layers connected, or prune less."
         return (
             f"No path runs through {', '.join(self.collapsed)} any more after pruning {self.sparsity:.1%} by "
-            f"'{self.criterion}'. " + (f"Try {better}, or prune less." if better else "Prune less.")
+            f"'{self.criterion}'. {'Prune less.' if self.criterion == RECOMMENDED else better}"
         )
 
     def __str__(self) -> str:
@@ -236,11 +236,11 @@ def prune(
 
         axes = channel_axes(network, names) if _tells_channels(select) else {}
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
-        pruned = network
+        pruned, left = network, dict[str, Tensor]()
         for step in range(1, rounds + 1):
             scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
             if step > 1:
-                scores = {name: torch.where(masks[name], score, -torch.inf) for name, score in scores.items()}
+                scores = left = {name: _left(score, masks[name], left.get(name)) for name, score in scores.items()}
             found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
             masks = {name: found[name] & mask.to(found[name].device) for name, mask in masks.items()}
             pruned = network.holding(masked(network.state, masks), network.device)
@@ -250,6 +250,12 @@ def prune(
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=2)
         return (pruned if module is None else apply_masks(module, masks)), report
+
+
+def _left(score: Tensor, mask: Tensor, memory: Tensor | None) -> Tensor:
+    """Score what is gone already below everything, in memory of the round before: fresh memory costs more than arithmetic."""
+    out = memory if memory is not None and memory.dtype == score.dtype else torch.empty_like(score)
+    return torch.where(mask, score, score.new_tensor(-torch.inf), out=out)
 
 
 def _tells_channels(select: Selection) -> bool:
@@ -318,7 +324,5 @@ def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criteri
 
 
 def _tensor(name: str, mask: Tensor, before: PathMagnitude, after: PathMagnitude) -> PrunedTensor:
-    kept = int(mask.sum())
-    return PrunedTensor(
-        name, tuple(mask.shape), mask.numel(), kept, *(float(shares[name].sum(dtype=torch.float64)) for shares in (before, after))
-    )
+    share, left = (float(shares[name].sum(dtype=torch.float64)) for shares in (before, after))
+    return PrunedTensor(name, tuple(mask.shape), mask.numel(), int(mask.sum()), share, left)

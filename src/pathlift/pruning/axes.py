@@ -53,7 +53,7 @@ class Piece:
     def put(self, blocks: Tensor, whole: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape with these blocks in place of its own."""
         if self.places is None:
-            return self.layout.join(blocks.reshape(self._shape))
+            return self.layout.join(blocks.reshape(self._shape)).reshape(whole.shape)
         return whole.reshape(-1).index_put((self.places,), blocks.reshape(self._shape)).view(whole.shape)
 
     def laid(self, x: Tensor) -> Tensor:
@@ -132,12 +132,13 @@ def weight_layout(network: Network, term: Term) -> Layout:
         The layout, with the groups of elementwise weights told apart.
     """
     assert term.weight is not None
-    edges, x = term.edges, torch.zeros(()).expand(network.node[term.source].shape)
-    for link, weighted in _links(edges, weighted=True):
-        if weighted:
-            return link.pattern(tuple(x.shape), tuple(term.weight.shape)).weight
+    x = torch.zeros(()).expand(network.node[term.source].shape)
+    links = _links(term.edges, weighted=True)
+    link, weighted = next(links)
+    while not weighted:
         x = link.sum(x, None)
-    raise AssertionError(type(edges).__name__)
+        link, weighted = next(links)
+    return link.pattern(tuple(x.shape), tuple(term.weight.shape)).weight
 
 
 def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
@@ -270,4 +271,3 @@ def _outside(score: Tensor, axes: Axes) -> Tensor:
 
 def _rest(score: Tensor, axes: Axes) -> Tensor:
     return score.reshape(-1)[_outside(score, axes)]
-

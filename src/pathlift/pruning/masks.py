@@ -91,9 +91,9 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
         path: A file that ends in ``.safetensors``.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or a mask holds other values than 0 and 1.
     """
-    save_tensors(dict(masks), Path(path))
+    save_tensors(checked_masks(masks, {name: mask.shape for name, mask in masks.items()}), Path(path))
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:

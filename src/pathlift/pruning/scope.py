@@ -116,9 +116,7 @@ def _listed(scope: object) -> list[object]:
     return list(scope)
 
 
-def _chosen(
-    item: object, network: Network, names: Sequence[str], default: Sequence[str], model: nn.Module | None
-) -> set[str]:
+def _chosen(item: object, network: Network, names: Sequence[str], default: Sequence[str], model: nn.Module | None) -> set[str]:
     if isinstance(item, str):
         return _matching(item, names)
     if isinstance(item, nn.Module):
@@ -207,9 +205,10 @@ def checked_scores(scores: Mapping[str, Tensor], names: Sequence[str], network: 
             raise InputError(f"The score of '{name}' must be a tensor of real numbers, found {_kind(score)}.")
         if tuple(score.shape) != shape:
             raise InputError(f"The score of '{name}' has shape {tuple(score.shape)}; the parameter has {shape}.")
-        if bool(score.isnan().any()):
+        if bool(score.sum().isnan()) and bool(score.isnan().any()):  # a sum costs less
             raise InputError(f"The score of '{name}' holds NaN: the criterion does not work for this network and these data.")
-        found[name] = score.detach().to(torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64)
+        wide = torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64
+        found[name] = score.detach().to(wide)
     return found
 
 

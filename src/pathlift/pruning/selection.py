@@ -184,8 +184,7 @@ def _relative(ordered: Numbers, *, deep: bool) -> Numbers:
         size = np.isinf(size).astype(np.float64)
     size /= np.maximum(size[:1], least)
     squares = np.square(size, out=None if deep else size)
-    sums = np.cumsum(squares)
-    np.maximum(sums, least, out=sums)
+    sums = torch.from_numpy(squares).cumsum(0).clamp_(min=least).numpy()
     size /= np.sqrt(sums) if deep else sums
     size[_above(ordered, -math.inf) :] = -1.0
     return size
@@ -194,7 +193,12 @@ def _relative(ordered: Numbers, *, deep: bool) -> Numbers:
 def _joint_counts(values: Sequence[Numbers], keep: int) -> list[int]:
     """Count in each of several descending sequences of numbers in [0, 1] (or −1) those among the ``keep`` largest of all.
 
-    Of equal numbers those in the first sequences count.
+    Args:
+        values: The sequences.
+        keep: How many numbers are counted.
+
+    Returns:
+        One count for each; of equal numbers those in the first sequences count.
     """
 
     def number(bits: int) -> float:  # the numbers in [0, 1] are in the order of their bits

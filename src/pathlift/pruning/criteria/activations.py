@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pathlift.edges.base import Weights
 from pathlift.network import Leaf, Network, Term
+from pathlift.passes.moving import is_moved, moved_back
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import along, feed_of, realise, unchanged
 from pathlift.pruning.scope import prunable
@@ -46,14 +47,14 @@ def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
                 own = _squares(network, term, term.weight, found[term.source])
                 for name, square in own.items():
                     squares[name] = squares[name] + square if name in squares else square
-    return {name: network.state[name].detach().abs() * squares[name].sqrt() for name in network.parameters if name in squares}
+    size = {name: network.state[name].detach().double().abs() for name in network.parameters if name in squares}
+    return {name: own * squares[name].sqrt() for name, own in size.items()}
 
 
 def _squares(network: Network, term: Term, leaf: Leaf, below: Tensor) -> dict[str, Tensor]:
-    """Σ u² over everything that a weight multiplies: the derivative by w of the layer run on u² and summed."""
-    names = [name for name in network.parameters if name in leaf.requires]
+    """Σ u² over everything that a weight multiplies: the derivative by w of the layer run on u² and summed, in float64."""
     with torch.enable_grad():
-        own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
-        value = network.values({**network.state, **own})[leaf]
-        out = along(term, below.square(), Weights((value,), unchanged, below.dtype)).sum()
-        return dict(zip(names, torch.autograd.grad(out, list(own.values())), strict=True))
+        ones = torch.ones(leaf.shape, dtype=torch.float64, device=network.device, requires_grad=True)
+        out = along(term, below.double().square(), Weights((ones,), unchanged, torch.float64)).sum()
+        (found,) = torch.autograd.grad(out, ones)
+    return moved_back(network, leaf, found) if is_moved(network, leaf) else {leaf.label: found}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis
 from pathlift.edges.base import Edges
 from pathlift.edges.movement import Move
 from pathlift.edges.unit import UnitEdges
-from pathlift.network import Concat, Extremum, Network, Node, Term
+from pathlift.network import Concat, Extremum, Network, Node, Start, Term
 
 
 class Largest(UnitEdges):
@@ -49,25 +48,22 @@ def one_antecedent(network: Network) -> Network:
         A network with the same weights, compact; only its path-magnitudes have a meaning.
     """
     nodes = tuple(made for node in network.compact.nodes for made in _rewritten(node))
-    return _compact(replace(network.compact, nodes=nodes))
+    rewritten = replace(network.compact, nodes=nodes)
+    rewritten.__dict__["compact"] = rewritten
+    return rewritten
 
 
 def in_float64(network: Network) -> Network:
-    """Return the same network, on which passes of one precision start in float64.
+    """Return the same network with its weights in float64.
 
     Args:
         network: The network.
 
     Returns:
-        The network.
+        A network whose passes run in float64.
     """
-    wide = replace(network.compact, dtype=torch.float64)
-    return _compact(wide) if network.compact is network else _compact(replace(network, dtype=torch.float64), wide)
-
-
-def _compact(network: Network, compact: Network | None = None) -> Network:
-    network.__dict__["compact"] = network if compact is None else compact
-    return network
+    wide = {name: own.double() if own.is_floating_point() else own for name, own in network.state.items()}
+    return network.holding(wide, network.device)
 
 
 def _rewritten(node: Node) -> Iterator[Node]:
@@ -79,11 +75,10 @@ def _rewritten(node: Node) -> Iterator[Node]:
         yield replace(node, terms=tuple(terms))
         return
     apart = replace(node, unit_dim=None, unit_name=None, concat=None, nonlinearity=None)
-    parts = [replace(apart, name=f"{node.name} antecedent {place}", terms=(term,), starts=()) for place, term in enumerate(terms)]
-    parts += [
-        replace(apart, name=f"{node.name} antecedent {place}", terms=(), starts=(start,))
-        for place, start in enumerate(node.starts, len(terms))
-    ]
+    names = [f"{node.name} antecedent {place}" for place in range(len(terms) + len(node.starts))]
+    brought: list[tuple[tuple[Term, ...], tuple[Start, ...]]] = [((term,), ()) for term in terms]
+    brought += [((), (start,)) for start in node.starts]
+    parts = [replace(apart, name=name, terms=own, starts=starts) for name, (own, starts) in zip(names, brought, strict=True)]
     yield from parts
     axes = None if node.axes is None else (Axis.full(len(parts)), *node.axes)
     stacked = tuple(Term(part.name, Move(lambda x: x.unsqueeze(0))) for part in parts)

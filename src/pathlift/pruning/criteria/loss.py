@@ -36,6 +36,18 @@ class Batch:
     y: Tensor
     loss: Loss = F.cross_entropy
 
+    def __post_init__(self) -> None:
+        """Check the kinds of the arguments.
+
+        Raises:
+            InputError: Inputs or targets are no tensors, or the loss is no function.
+        """
+        for tensor in (*self.samples, self.y):
+            if not isinstance(tensor, Tensor) or not tensor.dim():
+                raise InputError(f"Batch takes tensors with a batch dimension, found {type(tensor).__name__}.")
+        if not self.samples or not callable(self.loss):
+            raise InputError("Batch takes at least one input, targets and a loss of outputs and targets.")
+
     @property
     def samples(self) -> tuple[Tensor, ...]:
         """The inputs as a tuple."""
@@ -62,9 +74,7 @@ class _Loss:
         blame(network.compact.values())
         self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
         found = realise(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
-        self.value = batch.loss(flat_outputs(network, found, len(batch)), batch.y.to(network.device))
-        if self.value.dim():
-            raise InputError(f"The loss must be one number, found shape {tuple(self.value.shape)}.")
+        self.value = _value(batch, flat_outputs(network, found, len(batch)))
 
     def gradient(self, *, again: bool = False) -> list[Tensor]:
         """Return the gradient, through which ``again`` one can differentiate."""
@@ -84,6 +94,26 @@ class _Loss:
 
     def named(self, scores: Sequence[Tensor]) -> dict[str, Tensor]:
         return {name: score.detach() for name, score in zip(self.own, scores, strict=True)}
+
+    def times(self, other: Sequence[Tensor]) -> list[Tensor]:
+        """Return θ ⊙ other in float64, whose range also squares and products of three do not leave."""
+        return [own.double() * towards.double() for own, towards in zip(self.own.values(), other, strict=True)]
+
+
+def _value(batch: Batch, outputs: Tensor) -> Tensor:
+    """Evaluate the loss, which is the user's and may be anything."""
+    try:
+        value = batch.loss(outputs, batch.y.to(outputs.device))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise InputError(
+            f"The loss fails for outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(batch.y.shape)}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.dim():
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"The loss must be one number, a tensor without dimensions; found {found}.")
+    if not bool(torch.isfinite(value)):
+        raise InputError(f"The loss of these data is {float(value)}: outputs or targets leave its range.")
+    return value if value.requires_grad else value + 0 * outputs.sum()
 
 
 @torch.enable_grad()
@@ -130,8 +160,8 @@ def loss_sensitivity(
             signs = [(torch.randint(2, own.shape, generator=generator) * 2 - 1).to(own) for own in loss.own.values()]
             product = loss.hessian_times(gradient, signs)
             scores = [
-                own.square() * sign * towards / (2 * vectors * len(several))
-                for own, sign, towards in zip(loss.own.values(), signs, product, strict=True)
+                towards * own * sign / (2 * vectors * len(several))
+                for towards, own, sign in zip(loss.times(product), loss.own.values(), signs, strict=True)
             ]
             for name, score in loss.named(scores).items():
                 total[name] = total[name] + score if name in total else score
@@ -157,7 +187,7 @@ def snip(network: Network, batch: Batch) -> dict[str, Tensor]:
         Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019.
     """
     loss = _Loss(network, batch)
-    return loss.named([(own * g).abs() for own, g in zip(loss.own.values(), loss.gradient(), strict=True)])
+    return loss.named([along.abs() for along in loss.times(loss.gradient())])
 
 
 @torch.enable_grad()
@@ -184,7 +214,7 @@ def grasp(network: Network, batch: Batch) -> dict[str, Tensor]:
     loss = _Loss(network, batch)
     gradient = loss.gradient(again=True)
     product = loss.hessian_times(gradient, [g.detach() for g in gradient])
-    return loss.named([own * towards for own, towards in zip(loss.own.values(), product, strict=True)])
+    return loss.named(loss.times(product))
 
 
 @torch.enable_grad()
@@ -210,7 +240,7 @@ def fisher(network: Network, batch: Batch) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for single in batch.split(1):
         loss = _Loss(network, single)
-        scores = [(own * g).square() / (2 * len(batch)) for own, g in zip(loss.own.values(), loss.gradient(), strict=True)]
+        scores = [along.square() / (2 * len(batch)) for along in loss.times(loss.gradient())]
         for name, score in loss.named(scores).items():
             total[name] = total[name] + score if name in total else score
     return total
