@@ -76,6 +76,7 @@ def make(folder: Path, *, wheel: bool) -> Path:
         pip = [sys.executable, "-m", "pip", "--python", str(python)]
         subprocess.run([*pip, "install", "--quiet", "--no-deps", str(ROOT)], check=True)
         subprocess.run([*pip, "check"], check=True)
+        subprocess.run([folder / "bin" / "pathlift", "--version"], check=True)
     else:
         (site / "pathlift.pth").write_text(f"{ROOT / 'src'}\n")
     return python

@@ -27,6 +27,8 @@ from torch import nn
 def mlp():
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 """
+STAND_INS = {"checkpoint": "torchvision:resnet18", "mlp": "mypackage.nets:mlp", "other": "mypackage.nets:mlp"}
+"""The files of a reader."""
 
 
 @pytest.mark.slow
@@ -40,9 +42,8 @@ def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path, monkeypa
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "__init__.py").touch()
     (tmp_path / "mypackage" / "nets.py").write_text(NETS)
-    for seed, name in enumerate(("checkpoint", "other")):
-        save_tensors(load_model("torchvision:resnet18", seed=seed).state_dict(), tmp_path / f"{name}.safetensors")
-    save_tensors(load_model("mypackage.nets:mlp").state_dict(), tmp_path / "mlp.safetensors")
+    for seed, (name, model) in enumerate(STAND_INS.items()):
+        save_tensors(load_model(model, seed=seed).state_dict(), tmp_path / f"{name}.safetensors")
     commands = [shlex.split(line)[1:] for line in LINES if line.startswith("pathlift ")]
     assert {command[0] for command in commands} >= {"norm", "metric", "score", "prune", "certify", "support", "experiment"}
     for command in commands:

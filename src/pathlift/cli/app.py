@@ -213,7 +213,7 @@ def certify(
     network = captured(model, weights, shape, seed, device, model_arg)
     x, y = load_data(data, network.examples[0][0][1:], limit)
     x = x.to(network.examples[0][1])
-    with progress_bar() as progress, working("certifying"):
+    with progress_bar() as progress:
         task = progress.add_task("certifying", total=len(x))
         found = pathlift.certify(
             network, x, next(iter(chosen.values()), None), radius, progress=lambda done: progress.advance(task, done)

@@ -62,9 +62,12 @@ def working(on: str) -> Iterator[None]:
         yield
 
 
-def progress_bar(*columns: str | ProgressColumn) -> Progress:
-    """Make a progress bar that shows on a terminal and is gone afterwards."""
-    return Progress(*columns or Progress.get_default_columns(), console=err, transient=True, disable=not err.is_terminal)
+@contextlib.contextmanager
+def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
+    """Show a progress bar on a terminal, gone afterwards; as with `working`, stdout is for the answer."""
+    shown = Progress(*columns or Progress.get_default_columns(), console=err, transient=True, disable=not err.is_terminal)
+    with shown, contextlib.redirect_stdout(sys.stderr):
+        yield shown
 
 
 def shape_of(name: str, shape: str | None) -> tuple[int, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from pathlift.cli.common import Json, app, out, print_json, progress_bar
-from pathlift.errors import InputError
+from pathlift.errors import InputError, PathliftWarning
 from pathlift.experiments.settings import lottery as settings_of
 from pathlift.output import check_folder_of_results
 
@@ -95,7 +96,9 @@ def lottery(
             shown.update(shown.task_ids[tasks[what]], completed=done)
 
         runner = sweep.backend_of(backend, jobs, address=address, gpus=gpus, cpus=settings.threads)
-        rows = experiment.run(settings, target, runner, progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PathliftWarning)  # what collapsed is in the results
+            rows = experiment.run(settings, target, runner, progress)
     if not experiment.first_rank():
         return
     store.write(target / "results.csv", report.as_csv(rows).encode())

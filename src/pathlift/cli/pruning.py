@@ -24,8 +24,8 @@ from pathlift.cli.common import (
     number,
     out,
     print_json,
+    progress_bar,
     scientific,
-    working,
 )
 from pathlift.data import load_data
 from pathlift.errors import InputError
@@ -70,7 +70,8 @@ def prune(
         if needs == "loss" and y is None:
             raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")
         seen = pathlift.Batch(x, y) if needs == "loss" and y is not None else x
-    with working("pruning"):
+    with progress_bar() as bar:
+        task = bar.add_task("pruning", total=None)
         pruned, report = pathlift.prune(
             network,
             amount=amount,
@@ -80,6 +81,7 @@ def prune(
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
             generator=torch.Generator().manual_seed(seed),
+            progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
     results = {out_file: RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
     writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
