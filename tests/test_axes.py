@@ -54,6 +54,7 @@ def assert_is_program(network: pathlift.Network, model: nn.Module, inputs: tuple
         state[name].requires_grad_()
     out = program(model, state, inputs)
     whole, norm = out.sum(), pathlift.path_norm(network)
+    size = float(whole.detach())
     torch.testing.assert_close(norm.per_output.double(), out.detach().reshape(norm.per_output.shape), rtol=1e-9, atol=1e-300)
     if whole == 0 or not names:
         return
@@ -66,12 +67,12 @@ def assert_is_program(network: pathlift.Network, model: nn.Module, inputs: tuple
     metric = pathlift.path_metric(network, pruned)
     cost = float((out - program(model, pruned, inputs)).sum().detach())
     assert metric.exact
-    assert math.isclose(metric.value, cost, rel_tol=1e-8, abs_tol=1e-9 * float(whole)), (metric, cost)
+    assert math.isclose(metric.value, cost, rel_tol=1e-8, abs_tol=1e-9 * size), (metric, cost)
     for parameter in model.parameters():
         parameter.grad = None
     loss = pathlift.log_path_norm(network, model)
     loss.backward()
-    assert math.isclose(loss.item(), math.log(float(whole)), rel_tol=1e-9, abs_tol=1e-9)
+    assert math.isclose(loss.item(), math.log(size), rel_tol=1e-9, abs_tol=1e-9)
     for name, parameter in model.named_parameters():
         slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * parameter
         torch.testing.assert_close(slope.detach(), shares[name], rtol=1e-8, atol=1e-14)
