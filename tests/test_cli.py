@@ -147,10 +147,10 @@ def test_support_says_yes_or_lists_all_problems() -> None:
         (("norm", ":b", "--shape", "1,3,3"), "names no model"),
         (("norm", SMALL, "--shape", "1,3,3", "--model-arg", "width"), "NAME=VALUE"),
         (("prune", SMALL, "--shape", "1,3,3", "--amount", "0.5", "--criterion", "snip"), "Give it with --data"),
-        (("experiment", "lottery", "--data", "digits", "--limit", "0"), "--limit must be at least 1"),
+        (("experiment", "lottery", "--data", "digits", "--limit", "0"), "limit must be at least 1"),
         (("experiment", "lottery", "--data", "digits", "--jobs", "0"), "--jobs must be at least 1"),
-        (("experiment", "lottery", "--data", "digits", "--rate", "-1"), "--rate must be a positive number"),
-        (("experiment", "lottery", "--data", "digits", "--rate", "nan"), "--rate must be a positive number"),
+        (("experiment", "lottery", "--data", "digits", "--rate", "-1"), "rate must be a positive number"),
+        (("experiment", "lottery", "--data", "digits", "--rate", "nan"), "rate must be a positive number"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,
 )
