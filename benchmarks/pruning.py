@@ -5,7 +5,8 @@
     python benchmarks/pruning.py --pathnorm pathnorm.py  # beside the authors' code, fetched apart
 
 Contestants take turns within each round; a ratio is that of the minima. OBD is one Hessian-vector product in each batch, as in
-appendix E. The last lines time the selection over as many scores as VGG-16 has.
+appendix E. The first lines time the selection over as many scores as VGG-16 has, and all rounds
+of the recommended criterion against one path-magnitude.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import nn
 
 import pathlift
 from pathlift.pruning import criteria
+from pathlift.pruning.catalogue import RECOMMENDED
 from pathlift.pruning.selection import select_global, select_lamp
 
 Contestant = Callable[[], object]
@@ -99,6 +101,17 @@ def selection(console: Console) -> None:
     console.print(f"LAMP selection over the same: {seconds(lambda: select_lamp(scores, 0.8)):.1f} s")
 
 
+def rounds(console: Console, device: str) -> None:
+    """What the recommended criterion costs, in passes that score once."""
+    torch.manual_seed(0)
+    network = pathlift.capture(torchvision.models.resnet18(weights=None).eval().to(device), (3, 224, 224))
+    pathlift.path_magnitude(network)
+    single = seconds(lambda: pathlift.path_magnitude(network))
+    for criterion in ("path_magnitude", RECOMMENDED):
+        taken = seconds(lambda name=criterion: pathlift.prune(network, amount=0.5, criterion=name))
+        console.print(f"prune resnet18 by {criterion}: {taken / single:.0f} times one path-magnitude")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["alexnet", "vgg16", "resnet18"])
@@ -109,6 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=110)
     selection(console)
+    rounds(console, args.device)
     costs(args, console)
 
 

@@ -45,7 +45,7 @@ def check_costs(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     if not prunable(network):
         return
     amount = (0.2, 0.5, 0.8)[weights % 3]
-    pruned, report = prune(model, shape, amount, scope=prunable(network))
+    pruned, report = prune(model, shape, amount, "path_magnitude", scope=prunable(network))
     assert report.sparsity <= amount + 1e-9
     assert close(report.cost, float((lifted(model, shape) - lifted(pruned, shape)).abs().sum()))
     assert report.cost <= report.bound * (1 + RTOL)

@@ -483,7 +483,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         ("no bool mask", {"selection": lambda scores, amount: {}}),
         ("one number.*NoneType", {"criterion": "snip", "data": pathlift.Batch(X, Y, lambda out, y: None)}),
         ("loss fails", {"criterion": "fisher", "data": pathlift.Batch(X, Y + 7)}),
-        ("loss of these data is nan", {"criterion": "grasp", "data": pathlift.Batch(X, Y, lambda out, y: out.sum() * math.nan)}),
+        ("of these data is nan", {"criterion": "grasp", "data": pathlift.Batch(X, Y, lambda out, y: out.sum() * math.nan)}),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_refused(message, arguments):

@@ -25,7 +25,7 @@ from pathlift.passes.rounding import rounding_factor
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.criteria.paths import full_range_shares
-from pathlift.pruning.masks import apply_masks, checked_amount, masked
+from pathlift.pruning.masks import apply_masks, checked_amount, elsewhere, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
 from pathlift.reading import Inputs, capture
@@ -236,11 +236,11 @@ def prune(
 
         axes = channel_axes(network, names) if _tells_channels(select) else {}
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
-        pruned, left = network, dict[str, Tensor]()
+        pruned = network
         for step in range(1, rounds + 1):
             scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
             if step > 1:
-                scores = left = {name: _left(score, masks[name], left.get(name)) for name, score in scores.items()}
+                scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
             found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
             masks = {name: found[name] & mask.to(found[name].device) for name, mask in masks.items()}
             pruned = network.holding(masked(network.state, masks), network.device)
@@ -250,12 +250,6 @@ def prune(
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=2)
         return (pruned if module is None else apply_masks(module, masks)), report
-
-
-def _left(score: Tensor, mask: Tensor, memory: Tensor | None) -> Tensor:
-    """Score what is gone already below everything, in memory of the round before: fresh memory costs more than arithmetic."""
-    out = memory if memory is not None and memory.dtype == score.dtype else torch.empty_like(score)
-    return torch.where(mask, score, score.new_tensor(-torch.inf), out=out)
 
 
 def _tells_channels(select: Selection) -> bool:
@@ -313,7 +307,7 @@ def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
 
 def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
     before, after = full_range_shares(network), full_range_shares(pruned)
-    lost = sum(float(torch.where(mask, 0, before[name]).sum(dtype=torch.float64)) for name, mask in masks.items())
+    lost = sum(float(elsewhere(before[name], ~mask, 0.0).sum(dtype=torch.float64)) for name, mask in masks.items())
     cost = path_metric(network, dict(pruned.state))
     assert cost.exact
     bound = max(before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf, cost.log10_upper)

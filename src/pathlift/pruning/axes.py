@@ -141,6 +141,20 @@ def weight_layout(network: Network, term: Term) -> Layout:
     return link.pattern(tuple(x.shape), tuple(term.weight.shape)).weight
 
 
+def layouts(network: Network) -> dict[str, Layout]:
+    """Return how the weights of bundles of edges are laid out, by the name under which they are scored.
+
+    Args:
+        network: The network.
+
+    Returns:
+        Name to layout; derived weights are among them.
+    """
+    terms = [term for node in network.compact.nodes for term in node.terms]
+    scored = [(term.weight.score_name, term) for term in terms if term.weight is not None]
+    return {name: weight_layout(network.compact, term) for name, term in scored if name is not None}
+
+
 def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
     if isinstance(edges, Chain):
         for place, link in enumerate(edges.links):

@@ -41,6 +41,27 @@ def checked_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size])
     return found
 
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def elsewhere(tensor: Tensor, mask: Tensor, value: float) -> Tensor:
+    """Return a tensor where a mask is true and a number elsewhere.
+
+    By arithmetic on bits, which is exact and several times faster than a choice element by element.
+
+    Args:
+        tensor: Real floating-point numbers.
+        mask: Bool, of the same shape.
+        value: The number.
+
+    Returns:
+        New memory of the same type.
+    """
+    kind = INTEGERS[tensor.element_size()]
+    other = int(torch.tensor(value, dtype=tensor.dtype).view(kind))
+    return tensor.view(kind).sub(other).mul_(mask).add_(other).view(tensor.dtype)
+
+
 def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return parameters with those set to 0 that a mask removes; nothing is changed in place.
 
@@ -52,7 +73,7 @@ def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str
         The same names.
     """
     return {
-        name: torch.where(masks[name].to(tensor.device), tensor.detach(), 0) if name in masks else tensor
+        name: elsewhere(tensor.detach(), masks[name].to(tensor.device), 0.0) if name in masks else tensor
         for name, tensor in state.items()
     }
 

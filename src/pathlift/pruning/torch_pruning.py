@@ -9,12 +9,15 @@ reads it, the weights and biases that make it count instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pathlift.edges.pattern import Layout
 from pathlift.errors import InputError
 from pathlift.passes.magnitude import path_magnitude
+from pathlift.pruning.axes import layouts
 from pathlift.reading import Inputs, capture
 
 try:
@@ -30,6 +33,13 @@ WRITERS = (
     function.prune_linear_out_channels,
     function.prune_depthwise_conv_out_channels,
 )
+
+
+class _Weight(NamedTuple):
+    """Shares of a weight, and how it is laid out."""
+
+    share: Tensor
+    layout: Layout
 
 
 class PathMagnitudeImportance(Importance):  # type: ignore[misc]
@@ -51,21 +61,25 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         """
         self.model = model
         self.inputs = inputs
-        self._known: tuple[dict[str, Tensor], Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]] | None = None
+        self._known: tuple[dict[str, Tensor], Mapping[nn.Module, tuple[_Weight | None, Tensor | None]]] | None = None
 
-    def _shares(self) -> Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]:
+    def _shares(self) -> Mapping[nn.Module, tuple[_Weight | None, Tensor | None]]:
         """Path-magnitudes of weight and bias of every module, computed anew after any tensor of the model has changed."""
         state = self.model.state_dict()
         if self._known is None or not _same(self._known[0], state):
             network = capture(self.model, self.inputs)
-            scores = path_magnitude(network)
+            scores, laid = path_magnitude(network), layouts(network)
 
-            def of(name: str) -> Tensor | None:
+            def bias(name: str) -> Tensor | None:
                 share = scores.get(network.aliases.get(name, name))
                 return None if share is None else share.double().cpu()
 
+            def weight(name: str) -> _Weight | None:
+                share, layout = bias(name), laid.get(network.aliases.get(name, name))
+                return None if share is None or layout is None else _Weight(share, layout)
+
             found = {
-                module: (of(f"{path}.weight".lstrip(".")), of(f"{path}.bias".lstrip(".")))
+                module: (weight(f"{path}.weight".lstrip(".")), bias(f"{path}.bias".lstrip(".")))
                 for path, module in self.model.named_modules()
             }
             self._known = {name: tensor.detach().clone() for name, tensor in state.items()}, found
@@ -92,7 +106,7 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
             weight, bias = shares.get(layer, (None, None))
             places, channels = torch.as_tensor(item.root_idxs), torch.as_tensor(item.idxs)
             if weight is not None and handler in (READERS if read else WRITERS):
-                total.index_add_(0, places, _by_channel(layer, weight, read=read)[channels])
+                total.index_add_(0, places, _by_channel(weight.layout, weight.share, read=read)[channels])
             if bias is not None and not read:
                 total.index_add_(0, places, bias[channels])
         return total
@@ -102,9 +116,6 @@ def _same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def _by_channel(layer: nn.Module, share: Tensor, *, read: bool) -> Tensor:
+def _by_channel(layout: Layout, share: Tensor, *, read: bool) -> Tensor:
     """Sum the shares of the weights that read each input channel, or that make each output channel."""
-    if read == bool(getattr(layer, "transposed", False)):  # the first axis counts these channels, over all groups
-        return share.flatten(1).sum(1)
-    groups = int(getattr(layer, "groups", 1))
-    return share.reshape(groups, len(share) // groups, share.shape[1], -1).sum((1, 3)).reshape(-1)
+    return layout.split(share).sum((1, 3) if read else (2, 3)).reshape(-1)
