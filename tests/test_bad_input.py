@@ -114,13 +114,15 @@ def test_a_tied_tensor_must_be_tied_in_both() -> None:
         pathlift.path_metric(model, state, (3,))
 
 
-def test_parts_of_a_norm_are_refused_after_the_weights_changed() -> None:
+def test_a_norm_stays_that_of_the_weights_it_was_taken_of() -> None:
     model = nn.Linear(2, 1)
     norm = pathlift.path_norm(model, (2,))
-    with torch.no_grad():
-        model.weight.mul_(2)
-    with pytest.raises(pathlift.PathliftError, match="Call path_norm again"):
-        _ = norm.input_part
+    value = norm.value
+    for own in model.parameters():
+        own.data.mul_(2)
+    assert norm.input_part + norm.bias_part == pytest.approx(value)
+    assert float(norm.per_output.sum()) == pytest.approx(value)
+    assert pathlift.path_norm(model, (2,)).value == pytest.approx(2 * value)
 
 
 def test_models_without_a_graph_are_refused() -> None:

@@ -14,6 +14,7 @@ from pathlift.errors import (
     MismatchError,
     NumericalError,
     PathliftError,
+    PathliftWarning,
     Problem,
     UnsupportedModelError,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "PathMetric",
     "PathNorm",
     "PathliftError",
+    "PathliftWarning",
     "Problem",
     "PruneReport",
     "Pruned",

@@ -191,7 +191,8 @@ class ShardWriter:
             self.partial.mkdir(exist_ok=True)
             save_file(self.waiting, self.partial / file)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"'{self.target}' cannot be written: {error}") from error
+            reason = str(error).split(" at path ", maxsplit=1)[0].replace(str(self.partial), str(self.target))
+            raise InputError(f"'{self.target}' cannot be written: {reason}") from error
         self.bytes += sum(own.nbytes for own in self.waiting.values())
         self.index |= dict.fromkeys(self.waiting, file)
         self.waiting = {}

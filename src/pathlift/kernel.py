@@ -16,6 +16,7 @@ from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
+from pathlift.reading.second import other_state
 from pathlift.streaming import Stored, held
 
 NEAR = 1e-4
@@ -142,6 +143,7 @@ def path_kernel(
     if not isinstance(first, (nn.Module, Network)):
         raise InputError("State-dicts and files do not tell the architecture: pass model=, a module or a captured Network.")
     network = capture(first, inputs)
+    models = [other_state(network, own) if isinstance(own, nn.Module) else own for own in models]  # each is read once
     count, passes = len(models), 0
     gram = torch.full((count, count), -math.inf, dtype=torch.float64)  # log₂ of the magnitude
     sign = torch.zeros_like(gram)

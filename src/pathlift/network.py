@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Edges
-from pathlift.edges.axis import Axis, multiplicity
+from pathlift.edges.axis import Axis, multiplicity, spread
 from pathlift.errors import NumericalError
 
 if TYPE_CHECKING:
@@ -360,10 +360,7 @@ class Node:
 
     def spread(self, tensor: Tensor) -> Tensor:
         """Return a compact tensor of this node with one entry per neuron."""
-        for dim, axis in enumerate(self.axes or ()):
-            if axis.classes is not None:
-                tensor = tensor.index_select(dim, axis.classes.to(tensor.device))
-        return tensor
+        return spread(self.axes, tensor)
 
     @cached_property
     def moves(self) -> bool:
@@ -394,11 +391,13 @@ class Network:
         parameters: Canonical names of trainable parameters, in the model's order.
         examples: Shapes (with batch 1) and dtypes of the inputs, to capture other models alike.
         device: Where the parameters live and the passes run.
-        dtype: float64 when a parameter is float64, else float32: the precision the passes start with.
-        baked: Names of buffers whose values are part of the graph (constant indices).
         saved: The names in the model's state-dict; other buffers are not persistent.
         versions: The ``_metadata`` of the model's state-dict, which some modules ask for when they load one.
-        fingerprint: A text that two captures share exactly when they have the same graph.
+        views: Further state-dict names of tensors that lie in the memory of another: how they follow from it.
+        baked: Buffers whose values are part of the graph (constant indices), and those values.
+        left_off: Activations at the end of the model that are no part of the network (a softmax), with their modules.
+        checked: Whether the graph was compared with the model on random inputs; not so on the meta device.
+        program: A text that two modules share only when their forward pass is the same function of their parameters.
     """
 
     nodes: tuple[Node, ...]
@@ -409,15 +408,38 @@ class Network:
     parameters: tuple[str, ...]
     examples: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     device: torch.device
-    dtype: torch.dtype
-    baked: frozenset[str]
     saved: frozenset[str]
     versions: Mapping[str, Any]
-    fingerprint: str
+    views: Mapping[str, Expression] = field(default_factory=dict)
+    baked: Mapping[str, Tensor] = field(default_factory=dict)
+    left_off: tuple[str, ...] = ()
+    checked: bool = False
+    program: str = ""
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        return f"Network({len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters)"
+        sizes = f"{len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters"
+        left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
+        unchecked = "" if self.checked else ", not compared with the model: it has no values"
+        return f"Network({sizes}{left_off}{unchecked})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 when a parameter is float64, else float32: the precision the passes start with."""
+        kinds = [self.kind_of(name) for name in self.state] or [dtype for _, dtype in self.examples]
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return parameters and buffers under every name that the model has for them.
+
+        Args:
+            state: By canonical name, complete.
+
+        Returns:
+            The same, with aliases and with views of them.
+        """
+        aliases = {alias: state[name] for alias, name in self.aliases.items()}
+        return {**state, **aliases, **{name: evaluate(own, state) for name, own in self.views.items()}}
 
     @cached_property
     def compact(self) -> Network:
@@ -462,10 +484,8 @@ class Network:
         Returns:
             The network.
         """
-        kinds = [state.dtype(name) if isinstance(state, LazyState) else state[name].dtype for name in state]
-        dtype = torch.float64 if torch.float64 in kinds else torch.float32
-        held = replace(self, state=state, device=device, dtype=dtype)
-        compact = held if self.compact is self else replace(self.compact, state=state, device=device, dtype=dtype)
+        held = replace(self, state=state, device=device)
+        compact = held if self.compact is self else replace(self.compact, state=state, device=device)
         for copy, own in ((held, self), (compact, self.compact)):
             copy.__dict__.update({name: getattr(own, name) for name in ("_together", "_memories", "node")})
         held.__dict__["compact"] = compact

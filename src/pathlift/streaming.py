@@ -20,7 +20,8 @@ from pathlift.models import load_state
 from pathlift.network import LazyState, Network
 from pathlift.passes.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, check_names, other_state
+from pathlift.reading.second import Other, all_names, check_names, other_state
+from pathlift.reading.wrappers import names_of
 
 Stored: TypeAlias = Other | Checkpoint | Path | str
 """A network to compare with or to measure: see `Other`; or a file or folder of weights."""
@@ -31,13 +32,12 @@ class _OnDisk(LazyState):
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
         named = {name: (name, *(a for a, own in network.aliases.items() if own == name)) for name in network.state}
-        self.places = {name: next((own for own in names if own in checkpoint), None) for name, names in named.items()}
+        known = names_of(all_names(network), {name: name for name in checkpoint})
+        self.places = {name: next((known[own] for own in names if own in known), None) for name, names in named.items()}
         self.checkpoint = checkpoint
         self.own = {name: network.state[name] for name, place in self.places.items() if place is None}
-        shapes = {name: checkpoint.specs[place] for name, place in self.places.items() if place is not None}
-        known = {name for names in named.values() for name in names}
-        check_names(network, shapes | {name: spec for name, spec in checkpoint.specs.items() if name not in known})
-        needed = {name for leaf in network.leaves for name in leaf.requires} | network.baked
+        check_names(network, {name: checkpoint.specs[place] for name, place in known.items()})
+        needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.baked)
         lost = sorted(name for name, tensor in self.own.items() if tensor.is_meta and name in needed)
         if lost:
             raise MismatchError(
@@ -45,10 +45,10 @@ class _OnDisk(LazyState):
                 "for it either. Save it with the checkpoint (persistent=True)."
             )
         for alias, name in network.aliases.items():
-            if alias in checkpoint and name in checkpoint and not torch.equal(checkpoint[alias], checkpoint[name]):
+            if alias in known and name in known and not torch.equal(checkpoint[known[alias]], checkpoint[known[name]]):
                 raise MismatchError(f"'{alias}' and '{name}' are one tensor in the model and differ in '{checkpoint.path}'.")
-        for name in network.baked:
-            if network.state[name].is_meta or not torch.equal(self[name].cpu(), network.state[name].cpu()):
+        for name, value in network.baked.items():
+            if value.is_meta or not torch.equal(self[name].cpu(), value.cpu()):
                 raise MismatchError(
                     f"The buffer '{name}' is part of the graph (an index): it must have the values of the checkpoint when the "
                     "model is captured."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from pathlift.cli.common import Json, app, out, print_json, progress_bar
-from pathlift.errors import InputError, PathliftWarning
+from pathlift.errors import InputError
 from pathlift.experiments.settings import lottery as settings_of
 from pathlift.output import check_folder_of_results
 
@@ -55,11 +53,8 @@ def lottery(
     as_json: Json = False,
 ) -> None:
     """Train, rescale, prune by every criterion and level, rewind, finetune. Run it again to go on where it was killed."""
-    for option, value in (("--limit", limit), ("--jobs", jobs)):
-        if value is not None and value < 1:
-            raise InputError(f"{option} must be at least 1, found {value}.")
-    if rate is not None and not 0 < rate < math.inf:
-        raise InputError(f"--rate must be a positive number, found {rate:g}.")
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, found {jobs}.")
     settings = settings_of(
         data,
         root=root,
@@ -96,9 +91,7 @@ def lottery(
             shown.update(shown.task_ids[tasks[what]], completed=done)
 
         runner = sweep.backend_of(backend, jobs, address=address, gpus=gpus, cpus=settings.threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PathliftWarning)  # what collapsed is in the results
-            rows = experiment.run(settings, target, runner, progress)
+        rows = experiment.run(settings, target, runner, progress)
     if not experiment.first_rank():
         return
     store.write(target / "results.csv", report.as_csv(rows).encode())

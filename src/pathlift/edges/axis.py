@@ -86,6 +86,22 @@ def multiplicity(axes: Sequence[Axis], device: torch.device) -> Tensor | None:
     return out
 
 
+def spread(axes: Sequence[Axis] | None, tensor: Tensor) -> Tensor:
+    """Return a compact tensor with one entry per position.
+
+    Args:
+        axes: Its axes; None for one that is not compact.
+        tensor: The tensor.
+
+    Returns:
+        Shape (axis.size for each axis).
+    """
+    for dim, axis in enumerate(axes or ()):
+        if axis.classes is not None:
+            tensor = tensor.index_select(dim, axis.classes.to(tensor.device))
+    return tensor
+
+
 def classify(*keys: Tensor) -> tuple[Axis, Tensor]:
     """Put positions into one class when they agree in all keys.
 

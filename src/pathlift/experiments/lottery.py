@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, PathliftWarning
 from pathlift.experiments import store
 from pathlift.experiments.datasets import Data, load
 from pathlift.experiments.networks import build
@@ -208,7 +209,9 @@ def _chosen(
 ) -> dict[str, Any]:
     rescaled, name, level = key
     start = time.perf_counter()
-    _, report = prune(network, amount=level, criterion=name, data=_seen(name, seen), generator=_generator(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PathliftWarning)  # what collapsed is in the results
+        _, report = prune(network, amount=level, criterion=name, data=_seen(name, seen), generator=_generator(seed))
     seconds = time.perf_counter() - start
     digest = _digest(report.masks)
     store.write_checkpoint(folder.masks(seed) / f"{digest}.pt", report.masks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,10 @@ class Lottery:
         for name in ("seeds", "epochs", "batch", "width", "stem_stride", "threads", "devices", "samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit must be at least 1 sample, found {self.limit}.")
+        if not 0 < self.rate < math.inf:
+            raise InputError(f"rate must be a positive number, found {self.rate:g}.")
         if not 0 <= self.rewind < self.epochs:
             raise InputError(f"rewind must be an epoch before the last of {self.epochs}, found {self.rewind}.")
         if self.batch % self.devices:

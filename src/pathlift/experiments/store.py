@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from pathlift.errors import InputError
+from pathlift.output import write_outputs
 
 
 def write(path: Path, content: bytes) -> None:
@@ -27,14 +27,11 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         InputError: It cannot be written (a full disk, say); what stood there before is kept.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"'{path}' cannot be written: {error.strerror or error}. Earlier results are kept.") from error
+        raise InputError(f"'{path}' cannot be written: {error.strerror}. Earlier results are kept.") from error
+    write_outputs({path: lambda partial: partial.write_bytes(content)}, replace=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

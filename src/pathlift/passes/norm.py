@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, PathliftError
-from pathlift.network import LazyState, Network, Node
-from pathlift.passes.programs import NormProgram, Values
+from pathlift.edges.axis import Axis, spread
+from pathlift.errors import InputError
+from pathlift.network import Network, Node
+from pathlift.passes.programs import NormProgram, PartsProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import counted, sum_of_outputs
 from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture
+from pathlift.reading.live import verify
+from pathlift.reading.second import given_weights
 
 LOG10_OF_2 = math.log10(2.0)
 
@@ -42,32 +45,6 @@ def to_float(value: Scaled | None, root: float = 1.0) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The two parts of a path-norm, computed when first asked for."""
-
-    network: Network
-    values: Values
-    q: float
-    versions: tuple[int, ...]
-
-    def compute(self, *, from_inputs: bool) -> tuple[float, float]:
-        if self.versions != _versions(self.network):
-            raise PathliftError(
-                "The model's weights changed after this path-norm was computed, so its parts can no longer be computed. "
-                "Call path_norm again."
-            )
-        found = _run(self.network, self.values, self.q, from_inputs=from_inputs, from_biases=not from_inputs)
-        outputs = _Outputs(self.network, found, self.q)
-        return to_float(outputs.whole(), outputs.root)
-
-
-def _versions(network: Network) -> tuple[int, ...]:
-    if isinstance(network.state, LazyState):
-        return ()  # read anew whenever they are needed
-    return tuple(tensor._version for tensor in network.state.values())
-
-
-@dataclass(frozen=True)
 class PathNorm:
     """The path-norm ‖Φ(θ)‖_q.
 
@@ -76,42 +53,32 @@ class PathNorm:
         log10: log₁₀ of it, finite at any depth (−inf for 0).
         log10_scale: Unit of `per_output` as a power of ten: 0 unless the values would leave float64's range.
         q: The order.
+        input_part: ‖Φ^I(θ)‖_q: only the paths that start at an input neuron.
+        bias_part: ‖Φ^H(θ)‖_q: only the paths that start at a bias.
+        log10_input_part: log₁₀ of `input_part`.
+        log10_bias_part: log₁₀ of `bias_part`.
+        left_off: Activations at the end of the model that are no part of the network: the norm is that of the logits.
     """
 
     value: float
     log10: float
     log10_scale: float
     q: float
-    _parts: _Parts = field(repr=False, compare=False)
-    _outputs: _Outputs = field(repr=False, compare=False)
+    input_part: float
+    bias_part: float
+    log10_input_part: float
+    log10_bias_part: float
+    left_off: tuple[str, ...]
+    _outputs: tuple[_Output, ...] = field(repr=False, compare=False)
 
-    @cached_property
+    @property
     def per_output(self) -> Tensor:
         """‖Φ^{→out}(θ)‖_q for each output neuron, float64, in units of ``10**log10_scale``.
 
         Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
         """
-        return self._outputs.spread(self.log10_scale)
-
-    @property
-    def input_part(self) -> float:
-        """‖Φ^I(θ)‖_q: only the paths that start at an input neuron. Costs one more pass."""
-        return self._parts.compute(from_inputs=True)[0]
-
-    @property
-    def bias_part(self) -> float:
-        """‖Φ^H(θ)‖_q: only the paths that start at a bias. Costs one more pass."""
-        return self._parts.compute(from_inputs=False)[0]
-
-    @property
-    def log10_input_part(self) -> float:
-        """log₁₀ of `input_part`."""
-        return self._parts.compute(from_inputs=True)[1]
-
-    @property
-    def log10_bias_part(self) -> float:
-        """log₁₀ of `bias_part`."""
-        return self._parts.compute(from_inputs=False)[1]
+        pieces = [output.spread(self.q, self.log10_scale) for output in self._outputs]
+        return pieces[0][0] if len(pieces) == 1 else torch.cat([piece.reshape(-1) for piece in pieces])
 
     def __float__(self) -> float:
         """Return `value`."""
@@ -168,71 +135,96 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     order = checked_order(q)
     network = capture(model, inputs).compact
     values = network.values()
-    outputs = _Outputs(network, _run(network, values, order), order)
-    value, log10 = to_float(outputs.whole(), outputs.root)
-    return PathNorm(value, log10, outputs.log10_scale(), order, _Parts(network, values, order, _versions(network)), outputs)
+    parts = _run(network, values, order)
+    outputs = tuple(_Output.of(node, own, largest=math.isinf(order)) for node, own in parts)
+    whole, from_inputs, from_biases = (_whole(parts, place, order) for place in (None, 0, 1))
+    root = 1.0 if math.isinf(order) else order
+    (value, log10), (of_inputs, log10_of_inputs), (of_biases, log10_of_biases) = (
+        to_float(own, root) for own in (whole, from_inputs, from_biases)
+    )
+    return PathNorm(
+        value,
+        log10,
+        _log10_scale(outputs, root),
+        order,
+        of_inputs,
+        of_biases,
+        log10_of_inputs,
+        log10_of_biases,
+        network.left_off,
+        outputs,
+    )
 
 
-def _run(
-    network: Network, values: Values, q: float, *, from_inputs: bool = True, from_biases: bool = True
-) -> list[Scaled | None]:
-    def attempt(dtype: torch.dtype) -> list[Scaled | None]:
-        program = NormProgram(network, values, dtype, q=q, from_inputs=from_inputs, from_biases=from_biases)
-        tracks = propagate(network, program)
-        return [tracks[name][0] for name in network.outputs]
-
-    precision = network.dtype if q in (1.0, math.inf) else torch.float64
-    return in_range(attempt, precision, values, memory=network.memory("path_norm", q, from_inputs, from_biases))
+Parts: TypeAlias = "tuple[Scaled | None, Scaled | None]"
+"""What the paths from inputs, and those from biases, bring to a layer."""
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """Σ_p |Φ_p|^q (or the maximum, for q = ∞) of every output neuron, compact."""
+def _run(network: Network, values: Values, q: float) -> list[tuple[Node, Parts]]:
+    """Return, for each output node, what its paths bring, told apart by where they start."""
 
-    network: Network
-    values: list[Scaled | None]
-    q: float
+    def attempt(dtype: torch.dtype) -> list[tuple[Node, Parts]]:
+        tracks = propagate(network, PartsProgram(network, values, dtype, q=q))
+        return [(network.node[name], (tracks[name][0], tracks[name][1])) for name in network.outputs]
 
-    @property
-    def root(self) -> float:
-        return 1.0 if math.isinf(self.q) else self.q
+    precision = network.dtype if q in {1.0, math.inf} else torch.float64
+    return in_range(attempt, precision, values, memory=network.memory("path_norm", q))
 
-    def _named(self) -> list[tuple[Node, Scaled | None]]:
-        return [(self.network.node[name], value) for name, value in zip(self.network.outputs, self.values, strict=True)]
 
-    def whole(self) -> Scaled | None:
-        """Sum, or maximum, over all outputs."""
-        if math.isinf(self.q):
-            known = [Scaled(value.tensor.double().amax(), value.exponent) for value in self.values if value is not None]
-        else:
-            known = [counted(node, value) for node, value in self._named() if value is not None]
-        return total(known, fresh=False, largest=math.isinf(self.q))[0] if known else None
+def _whole(parts: list[tuple[Node, Parts]], place: int | None, q: float) -> Scaled | None:
+    """Sum, or maximum, over all outputs, of one part or of both."""
+    chosen = [(node, own) for node, both in parts for own in (both if place is None else (both[place],)) if own is not None]
+    if math.isinf(q):
+        known = [Scaled(own.tensor.double().amax(), own.exponent) for _, own in chosen]
+    else:
+        known = [counted(node, own) for node, own in chosen]
+    return total(known, fresh=False, largest=math.isinf(q))[0] if known else None
 
-    def log10_scale(self) -> float:
-        """Choose the unit that keeps the values in float64's range."""
-        known = [Scaled(value.tensor.double().amax(), value.exponent) for value in self.values if value is not None]
-        if not known:
-            return 0.0
-        log10 = to_float(total(known, fresh=False, largest=True)[0], self.root)[1]
-        return 0.0 if math.isinf(log10) or abs(log10) < 290 else float(math.floor(log10))
 
-    def spread(self, log10_scale: float) -> Tensor:
-        """Return the values of all output neurons, after the root, in a unit."""
-        pieces = []
-        for node, value in self._named():
-            if value is None:
-                pieces.append(torch.zeros(node.full_shape, dtype=torch.float64, device=self.network.device))
-            else:
-                pieces.append(node.spread(self._in_units(value, log10_scale)))
-        if len(pieces) == 1:
-            return pieces[0][0]
-        return torch.cat([piece.reshape(-1) for piece in pieces])
+def _log10_scale(outputs: tuple[_Output, ...], root: float) -> float:
+    """Choose the unit that keeps the values of output neurons in float64's range."""
+    known = [Scaled(own.value.tensor.double().amax(), own.value.exponent) for own in outputs if own.value is not None]
+    if not known:
+        return 0.0
+    log10 = to_float(total(known, fresh=False, largest=True)[0], root)[1]
+    return 0.0 if math.isinf(log10) or abs(log10) < 290 else float(math.floor(log10))
 
-    def _in_units(self, value: Scaled, log10_scale: float) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class _Output:
+    """Σ_p |Φ_p|^q (or the maximum, for q = ∞) of the neurons of one output, compact; it holds nothing of the network.
+
+    Attributes:
+        value: The compact values, None for 0.
+        axes: What each entry stands for, None for itself.
+        shape: One entry per neuron.
+        device: Where it is.
+    """
+
+    value: Scaled | None
+    axes: tuple[Axis, ...] | None
+    shape: tuple[int, ...]
+    device: torch.device
+
+    @staticmethod
+    def of(node: Node, parts: Parts, *, largest: bool) -> _Output:
+        known = [own for own in parts if own is not None]
+        device = known[0].tensor.device if known else torch.device("cpu")
+        value = total(known, fresh=False, largest=largest)[0] if known else None
+        return _Output(value, node.axes, node.full_shape, device)
+
+    def spread(self, q: float, log10_scale: float) -> Tensor:
+        """Return the values of all neurons, after the root, in a unit."""
+        if self.value is None:
+            return torch.zeros(self.shape, dtype=torch.float64, device=self.device)
+        return spread(self.axes, self._in_units(self.value, 1.0 if math.isinf(q) else q, log10_scale))
+
+    @staticmethod
+    def _in_units(value: Scaled, root: float, log10_scale: float) -> Tensor:
         tensor, exponent = value.tensor.double(), value.exponent
-        if self.root == 1.0 and log10_scale == 0.0 and float(exponent).is_integer() and abs(exponent) < 1000:
+        if root == 1.0 and log10_scale == 0.0 and float(exponent).is_integer() and abs(exponent) < 1000:
             return torch.ldexp(tensor, torch.tensor(int(exponent), device=tensor.device))
-        return torch.exp2((torch.log2(tensor) + exponent) / self.root - log10_scale / LOG10_OF_2)
+        return torch.exp2((torch.log2(tensor) + exponent) / root - log10_scale / LOG10_OF_2)
 
 
 def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
@@ -242,15 +234,17 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
 
     Args:
         network: The model, captured once outside the training loop.
-        model: The module whose parameters the result is differentiated by (the one that was captured, in general), or a
-            mapping from parameter names to tensors. None: no gradient.
+        model: The module whose parameters the result is differentiated by (the one that was captured, in general, or what
+            wraps it), with its buffers as they are; or a mapping from parameter names to tensors, which may be a part of
+            them. None: no gradient.
         q: Order, 1 ≤ q < ∞.
 
     Returns:
         Scalar tensor. Its gradient reaches every parameter that requires one.
 
     Raises:
-        InputError: q is not in [1, ∞).
+        InputError: q is not in [1, ∞), or ``network`` is no Network.
+        MismatchError: ``model`` names none of the network's parameters, some that it has not, or other shapes.
         NumericalError: A weight is NaN or infinite, or the path-norm is 0.
 
     Example:
@@ -265,10 +259,14 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
     order = checked_order(q)
     if math.isinf(order):
         raise InputError("log_path_norm needs a finite q: the largest path is not differentiable.")
+    if not isinstance(network, Network):
+        raise InputError(
+            f"log_path_norm takes a captured Network, found {type(network).__name__}: write "
+            "network = capture(model, inputs) once, and log_path_norm(network, model) in each step."
+        )
+    verify(network)
+    state = dict(network.state) | ({} if model is None else given_weights(network, model))
     network = network.compact
-    state = dict(network.state)
-    given = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else (model or {}).items()
-    state.update({name: tensor for name, tensor in given if name in state})
     values = network.values(state)
 
     def attempt(dtype: torch.dtype) -> Scaled | None:

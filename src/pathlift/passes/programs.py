@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.network import Leaf, Network, Node
 from pathlift.passes.propagate import Entries, Program, Tracks
 from pathlift.passes.scaled import WINDOWS, Scaled, Window, normalised
@@ -152,6 +152,39 @@ class NormProgram(_ParametrisedProgram):
     def inputs(self, node: Node) -> Tracks:
         """See `Program.inputs`."""
         return (self.fed(node),) if self.from_inputs else (None,)
+
+
+class PartsProgram(NormProgram):
+    """The path-norm in two tracks: the paths that start at an input, and those that start at a bias."""
+
+    tracks = 2
+
+    def edge(self, leaf: Leaf) -> Entries:
+        """See `Program.edge`."""
+        own = None if leaf.scalar in {1.0, -1.0} else self.weights(leaf, self.transform, self.degree)
+        return {(0, 0): own, (1, 1): own}
+
+    def bundle(self, leaf: Leaf) -> Bundle | None:
+        """See `Program.bundle`: a large weight is read once for both tracks."""
+        if self.largest or leaf.scalar is not None or math.prod(leaf.shape) <= SMALL_ELEMENTS:
+            return None
+        values = (self.values[0][leaf],)
+        return Bundle(values, BOTH, self._entries, self.dtype, shift=self.shift(values), degree=self.degree)
+
+    def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
+        own = self.transform(value)
+        return {(0, 0): own, (1, 1): own}
+
+    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        return {1: self.weights(leaf, self.transform, self.degree)}
+
+    def inputs(self, node: Node) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.fed(node), None)
+
+
+BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
 
 
 class ScoreProgram(NormProgram):

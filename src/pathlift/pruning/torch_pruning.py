@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.edges.pattern import Layout
-from pathlift.errors import InputError
+from pathlift.models import MissingPackageError
 from pathlift.passes.magnitude import path_magnitude
 from pathlift.pruning.axes import layouts
 from pathlift.reading import Inputs, capture
@@ -25,7 +25,7 @@ try:
     from torch_pruning.pruner import function
     from torch_pruning.pruner.importance import Importance
 except ImportError as error:
-    raise InputError("The package 'torch-pruning' is not installed. Run: pip install 'pathlift[torch-pruning]'") from error
+    raise MissingPackageError("torch_pruning", "torch-pruning", error) from error
 
 READERS = (function.prune_conv_in_channels, function.prune_linear_in_channels)
 WRITERS = (

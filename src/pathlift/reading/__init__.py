@@ -5,16 +5,22 @@ The user's module is only read. A model outside the theory is refused before any
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
+from pathlift.reading.check import check
 from pathlift.reading.examples import Inputs, example_tensors
 from pathlift.reading.export import export_graph
-from pathlift.reading.freeze import frozen_view
+from pathlift.reading.fingerprint import fingerprint
+from pathlift.reading.freeze import check_modules, frozen_view, run_copy
+from pathlift.reading.hooks import idle_hooks, without
+from pathlift.reading.live import verify
 from pathlift.reading.lower import Lowered, lower
+from pathlift.reading.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,43 @@ class SupportReport:
         return "not supported:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
 
 
-def _lowered(model: nn.Module, inputs: Inputs) -> Lowered:
+def program_of(model: nn.Module) -> str:
+    """Return a text that two modules share only when their forward pass is the same function of their parameters.
+
+    Modules of one class with the same attributes share it; where that cannot be told, they do not.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The text.
+    """
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    memory = Memory(named)
+    labels = {id(tensor): str(sorted({memory.aliases.get(name, name)})) for name, tensor in named}
+    return fingerprint(model, labels)
+
+
+def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     examples = example_tensors(model, inputs)
-    view = frozen_view(model)
-    return lower(export_graph(view, examples), view, examples)
+    check_modules(model)
+    with torch.inference_mode(False):
+        idle = idle_hooks(model, examples)
+        view, copier = frozen_view(model)
+        exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
+        lowered = lower(exported, view, copier, model, examples, until)
+        network = lowered.network
+        if network is None:
+            return lowered
+        if network.device.type != "meta":
+            check(model, network, exported, lowered.cut, examples, idle)
+        checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model))
+        return replace(lowered, network=checked)
 
 
-def capture(model: nn.Module | Network, inputs: Inputs | None = None) -> Network:
+def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str | None = None) -> Network:
     """Capture a model as a typed, immutable graph of neurons.
 
     Works for any model that `torch.export` can trace and whose operators all have a rule. The model is traced in eval
@@ -60,6 +94,9 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None) -> Network
         model: Any module; a Network is returned as it is.
         inputs: An input shape without the batch dimension, such as ``(3, 224, 224)``, or an example tensor with it, or a
             tuple of either for a model with several inputs.
+        until: Name of a module, or of a value of the exported graph, whose result is taken for the model's output: an encoder
+            in front of a decoder, a backbone in front of a head. None reads the whole model; an activation at its very end
+            that keeps the order of the logits (softmax, log-softmax, sigmoid, tanh) is left off, and the network says so.
 
     Returns:
         The network. Every function of pathlift accepts it in place of ``(model, inputs)``.
@@ -75,10 +112,11 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None) -> Network
         Network(4 nodes, 4 weight tensors, 4 parameters)
     """
     if isinstance(model, Network):
+        verify(model)
         return model
     if inputs is None:
         raise InputError("inputs is missing: give an input shape such as (3, 224, 224), or an example tensor.")
-    lowered = _lowered(model, inputs)
+    lowered = _lowered(model, inputs, until)
     if lowered.network is None:
         raise UnsupportedModelError(lowered.problems)
     return lowered.network

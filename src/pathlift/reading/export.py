@@ -12,14 +12,17 @@ import io
 import logging
 import operator
 import re
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 
@@ -40,29 +43,173 @@ _PLAIN_WORDS = (
 )
 
 
-def export_graph(view: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
+READERS: Mapping[Any, Callable[[Any], Any]] = {
+    Tensor.item: lambda array: array.item(),
+    Tensor.tolist: lambda array: array.tolist(),
+    Tensor.numpy: lambda array: array.copy(),
+    Tensor.__array__: lambda array: array.copy(),
+    Tensor.__bool__: bool,
+    Tensor.__int__: int,
+    Tensor.__float__: float,
+    Tensor.__complex__: complex,
+    Tensor.__index__: operator.index,
+}
+"""Methods that take the numbers of a tensor into Python, and what they give for an array."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""The exporter keeps the state of a trace in the process, and so do loggers and standard error."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A traced model.
+
+    Attributes:
+        program: The graph; every in-place operator left in it may be read as its out-of-place form.
+        baked: Names of buffers whose numbers the model took into Python: they are part of the graph.
+    """
+
+    program: ExportedProgram
+    baked: frozenset[str]
+
+
+class _Reading(TorchFunctionMode):
+    """What a trace has to know of the attributes and methods that leave no operator in a graph.
+
+    ``.data`` is read as ``.detach()``. The numbers of a buffer are handed to Python as they are, once it has turned out that
+    the trace cannot do without (``bake``).
+    """
+
+    def __init__(self, view: nn.Module, *, bake: bool) -> None:
+        super().__init__()
+        self.view = view
+        self.bake = bake
+        self.buffers = dict(view.named_buffers())
+        self.arrays = {name: _array(tensor) for name, tensor in self.buffers.items() if not tensor.is_meta} if bake else {}
+        self.baked: set[str] = set()
+        self.asked = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace a call, or let it be."""
+        del types
+        if function == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        if function in READERS:
+            name = next((own for own, tensor in self.view.named_buffers() if tensor is args[0]), None)
+            self.asked = self.asked or name is not None
+            if name in self.arrays:
+                self.baked.add(name)
+                return READERS[function](self.arrays[name])
+        return function(*args, **(kwargs or {}))
+
+
+def _array(tensor: Tensor) -> Any:
+    """Return the numbers of a tensor as an array of NumPy's."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[], None]) -> Exported:
     """Export a frozen view without in-place operators.
 
     Args:
         view: What `frozen_view` returned.
         examples: One example per input, batch size 1.
+        runs: Runs the model itself on such an input; called only when it cannot be exported, to tell the reason.
 
     Returns:
-        The exported program; every in-place operator left in it may be read as its out-of-place form.
+        The exported program.
 
     Raises:
         InputError: The model itself cannot run on such an input.
         UnsupportedModelError: The model runs but its graph cannot be captured.
+        KeyboardInterrupt: As it came, also when the exporter wrapped it.
     """
-    try:
-        with _quiet(), _without_collector(), torch.no_grad():
-            program = torch.export.export(view, examples, strict=False)
-            if _mutates_shared_memory(program.graph):
-                program = program.run_decompositions({})
-    except Exception as error:
-        _raise_if_model_fails(view, examples, error)
-        raise UnsupportedModelError((_explain(error),)) from error
-    return program
+    with _ONE_AT_A_TIME:
+        reading = _Reading(view, bake=False)
+        try:
+            try:
+                found = _exported(view, examples, reading)
+                if not (reading.asked and _chooses_sizes(found.program.graph)):
+                    return found
+            except Exception:
+                if not reading.asked:
+                    raise
+            return _exported(view, examples, _Reading(view, bake=True))
+        except Exception as error:
+            if _interrupted(error):
+                raise KeyboardInterrupt from error
+            _raise_if_model_fails(examples, error, runs)
+            raise UnsupportedModelError((_explain(error),)) from error
+
+
+def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) -> Exported:
+    with _quiet(), _without_collector(), torch.no_grad(), reading:
+        program = torch.export.export(view, examples, strict=False)
+    with _quiet(), _without_collector(), torch.no_grad():
+        _inline_regions(program.graph_module)
+        if _mutates_shared_memory(program.graph):
+            program = program.run_decompositions({})
+    return Exported(program, frozenset(reading.baked))
+
+
+REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Calls of a part of the graph under another gradient mode or in autocast, and the place of that part among their arguments."""
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Put the operators of regions of another gradient mode, or of autocast, in their places: the function is the same."""
+    inlined = False
+    while found := [node for node in module.graph.nodes if getattr(node.target, "__name__", "") in REGIONS]:
+        for node in found:
+            _inline(module, node, REGIONS[node.target.__name__])
+        inlined = True
+    if inlined:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
+def _inline(module: fx.GraphModule, call: fx.Node, place: int) -> None:
+    holder = call.args[place]
+    assert isinstance(holder, fx.Node)
+    inner = module.get_submodule(str(holder.target))
+    assert isinstance(inner, fx.GraphModule)
+    given = iter(call.args[place + 1 :])
+    known: dict[fx.Node, Any] = {}
+    result: Any = ()
+    with module.graph.inserting_before(call):
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(given)
+            elif node.op == "output":
+                result = fx.node.map_arg(node.args[0], known.__getitem__)
+            else:
+                known[node] = module.graph.node_copy(node, known.__getitem__)
+                if node.op == "get_attr":
+                    known[node].target = f"{holder.target}.{node.target}"
+    for user in list(call.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(result[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(call)
+
+
+def _chooses_sizes(graph: fx.Graph) -> bool:
+    """Whether a number that a tensor holds became a size or a condition."""
+    return any(isinstance(node.meta.get("val"), (int, torch.SymInt, torch.SymBool)) for node in graph.nodes)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether the exporter wrapped a Ctrl-C into an error of its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
@@ -72,8 +219,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
         try:
+            logger.setLevel(logging.CRITICAL)
             yield
         finally:
             logger.setLevel(level)
@@ -91,19 +238,17 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _raise_if_model_fails(view: nn.Module, examples: tuple[Tensor, ...], cause: Exception) -> None:
-    """Tell a model that cannot run on this input from one that cannot be exported: run it on tensors without data."""
+def _raise_if_model_fails(examples: tuple[Tensor, ...], cause: Exception, runs: Callable[[], None]) -> None:
+    """Tell a model that cannot run on this input from one that cannot be exported: run it."""
     shapes = ", ".join(str(tuple(example.shape)) for example in examples)
     try:
-        with _quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            view(*(mode.from_tensor(example) for example in examples))
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        if type(error) in (RuntimeError, TypeError, ValueError, IndexError, AssertionError) and not _is_dynamic(error):
+        with _quiet():
+            runs()
+    except Exception as error:
+        if not _is_dynamic(error):  # on the meta device no model can look at its data
             raise InputError(
                 f"The model cannot run on inputs of shape {shapes} (batch dimension first): {_first_line(error)}"
             ) from cause
-    except Exception:
-        return  # the exporter's own reason says more
 
 
 def _is_dynamic(error: Exception) -> bool:

@@ -1,82 +1,366 @@
-"""A deep-frozen, eval-mode view of the user's model: new module objects around the very same tensors.
+"""Copies of the user's model that run in its place: nothing of the user's is called or written to.
 
-The user's module is only read. Whatever tracing does (mode, hooks that store things on their module, lazily set
-attributes) happens to the view.
+A `Copier` makes new module objects, containers, functions with their closures and plain objects around the same tensors, or
+around tensors of their own. What cannot be copied (a lock, an open file) is shared, as long as it is no module. No method of
+the user's is called on the way: `eval()` may be overridden (low-rank layers merge, averaged weights swap), so flags are set.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
+import copyreg
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.errors import Problem, UnsupportedModelError
+from pathlift.reading.wrappers import Transparent, inner
+
+ATOMS = (
+    types.NoneType, bool, int, float, complex, str, bytes, type, range, slice, types.ModuleType, types.BuiltinFunctionType,
+    torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""What is never copied."""
+
+CONTAINERS = (list, dict, set, frozenset, collections.OrderedDict, collections.deque, collections.defaultdict)
+"""What is rebuilt item by item, without a look at what else it holds."""
 
 
-def frozen_view(model: nn.Module) -> nn.Module:
-    """Copy the module tree without copying a tensor, and put the copy in eval mode.
+ENGINES = ("lightning", "lightning_fabric", "pytorch_lightning", "accelerate", "deepspeed")
+"""Packages whose objects on a module drive its training: shared, not copied."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class Copier:
+    """Copies objects and all that they hold, each once.
+
+    Attributes:
+        memo: Copies by the id of the original.
+        tensors: The tensors that were met, by id.
+    """
+
+    def __init__(self, tensor: Callable[[Tensor], Tensor], *, training: bool | None = None, transparent: bool = True) -> None:
+        """Say how tensors are copied.
+
+        Args:
+            tensor: Makes the copy of a tensor.
+            training: Mode of all modules; None leaves them as they are.
+            transparent: Put plain modules of the same names in the place of wrappers that compile, scatter or synchronise.
+        """
+        self.tensor = tensor
+        self.training = training
+        self.transparent = transparent
+        self.memo: dict[int, Any] = {}
+        self.tensors: dict[int, Tensor] = {}
+        self._kept: list[Any] = []  # ids stay theirs while we look
+
+    def copy(self, value: Any) -> Any:
+        """Return a copy of any object.
+
+        Args:
+            value: The object.
+
+        Returns:
+            The copy; the object itself where it cannot change or cannot be copied.
+        """
+        if isinstance(value, ATOMS):
+            return value
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        self._kept.append(value)
+        made = self._copied(value)
+        return self.memo.setdefault(id(value), made)
+
+    def _copied(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            self.tensors[id(value)] = value
+            return self.tensor(value)
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(self.copy(value.__func__), self.copy(value.__self__))
+        if hasattr(value, "_torchdynamo_orig_callable") and callable(value) and self.transparent:
+            return self.copy(value._torchdynamo_orig_callable)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if type(value) is functools.partial:
+            return functools.partial(self.copy(value.func), *map(self.copy, value.args), **self._items(value.keywords))
+        if type(value) is tuple:
+            items = tuple(map(self.copy, value))
+            return value if all(one is two for one, two in zip(items, value, strict=True)) else items
+        if type(value) is weakref.ref:
+            target = value()
+            return value if target is None else weakref.ref(self.copy(target))
+        if type(value) in CONTAINERS:
+            return self._container(value)
+        return self._object(value)
+
+    def _items(self, items: Any) -> dict[Any, Any]:
+        return {self.copy(key): self.copy(item) for key, item in items.items()}
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, frozenset):
+            return frozenset(map(self.copy, value))
+        made = copy.copy(value)
+        made.clear()
+        self.memo[id(value)] = made
+        if isinstance(value, dict):
+            made.update(self._items(value))
+        elif isinstance(value, set):
+            made.update(map(self.copy, value))
+        else:
+            made.extend(map(self.copy, value))
+        return made
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """Copy a function that closes over something that is copied; its globals stay what they are."""
+        cells = value.__closure__ or ()
+        held = [own.cell_contents for own in cells if _filled(own)]
+        state = (*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values())
+        if not any(_holds_state(item) for item in state):
+            return value
+        fresh = tuple(types.CellType() for _ in cells)
+        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, fresh)
+        self.memo[id(value)] = made
+        for own, new in zip(cells, fresh, strict=True):
+            if _filled(own):
+                new.cell_contents = self.copy(own.cell_contents)
+        made.__defaults__ = self.copy(value.__defaults__)
+        made.__kwdefaults__ = None if value.__kwdefaults__ is None else self._items(value.__kwdefaults__)
+        made.__dict__.update(self._items(value.__dict__))
+        made.__qualname__, made.__module__ = value.__qualname__, value.__module__
+        return made
+
+    def _module(self, value: nn.Module) -> nn.Module:
+        held = dict(vars(value))
+        wrapped = inner(value) if self.transparent else None
+        if wrapped is None:
+            made: nn.Module = object.__new__(type(value))
+        else:
+            made = object.__new__(Transparent)
+            held = {key: own for key, own in held.items() if key in vars(nn.Module())}
+        self.memo[id(value)] = made
+        if self.transparent and held.get("_compiled_call_impl") is not None:
+            held["_compiled_call_impl"] = None
+        vars(made).update({key: self._hooks(own) if key in HOOKS else self.copy(own) for key, own in held.items()})
+        for name in _slots(type(value)):
+            if hasattr(value, name):
+                object.__setattr__(made, name, self.copy(getattr(value, name)))
+        if self.training is not None:
+            vars(made)["training"] = self.training
+        return made
+
+    def _hooks(self, hooks: dict[int, Any]) -> dict[int, Any]:
+        """Copy hooks, with the containers among the global names that they use: they record into copies."""
+        made = copy.copy(hooks)
+        for number, hook in hooks.items():
+            made[number] = self.copy(hook)
+            if isinstance(hook, types.FunctionType):
+                names = [name for name in hook.__code__.co_names if isinstance(hook.__globals__.get(name), CONTAINERS)]
+                scope = {**hook.__globals__, **{name: self.copy(hook.__globals__[name]) for name in names}}
+                own = made[number]
+                made[number] = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
+                made[number].__kwdefaults__ = own.__kwdefaults__
+        return made
+
+    def _object(self, value: Any) -> Any:
+        """Copy an object as `copy.deepcopy` does, or share it when that cannot be done."""
+        cls = type(value)
+        if hasattr(cls, "__del__") or cls.__module__.partition(".")[0] in ENGINES:
+            return value
+        if not _special(cls):
+            try:
+                made = object.__new__(cls)
+            except TypeError:
+                pass  # it has a constructor in C
+            else:
+                self.memo[id(value)] = made
+                for name in _slots(cls):
+                    if hasattr(value, name):
+                        object.__setattr__(made, name, self.copy(getattr(value, name)))
+                if hasattr(value, "__dict__"):
+                    vars(made).update(self._items(vars(value)))
+                return made
+        try:
+            return self._rebuilt(value)
+        except Exception:
+            return value
+
+    def _rebuilt(self, value: Any) -> Any:
+        """Copy an object by its own `__deepcopy__` or `__reduce_ex__`."""
+        if hasattr(value, "__deepcopy__"):
+            return copy.deepcopy(value, self.memo)
+        reducer = copyreg.dispatch_table.get(type(value))
+        how = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        if isinstance(how, str):
+            return value
+        function, args, *rest = how
+        state, items, pairs = (*rest, None, None, None)[:3]
+        made = function(*map(self.copy, args))
+        self.memo[id(value)] = made
+        if state is not None:
+            state = self.copy(state)
+            if hasattr(made, "__setstate__"):
+                made.__setstate__(state)
+            else:
+                plain, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+                vars(made).update(plain or {})
+                for name, own in (slots or {}).items():
+                    object.__setattr__(made, name, own)
+        for item in items or ():
+            made.append(self.copy(item))
+        for key, item in pairs or ():
+            made[self.copy(key)] = self.copy(item)
+        return made
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (an empty cell raises)
+    except ValueError:
+        return False
+    return True
+
+
+def _holds_state(value: Any) -> bool:
+    """Whether an object is, or holds, anything but atoms and functions without state."""
+    if isinstance(value, ATOMS):
+        return False
+    if type(value) is tuple:
+        return any(_holds_state(item) for item in value)
+    if isinstance(value, types.FunctionType):
+        return any(_holds_state(cell.cell_contents) for cell in value.__closure__ or () if _filled(cell))
+    return True
+
+
+def _slots(cls: type) -> Iterator[str]:
+    for base in cls.__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in {"__dict__", "__weakref__"}:
+                yield f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+
+
+def _special(cls: type) -> bool:
+    """Whether a class has its own say in how it is copied."""
+    own = ("__reduce_ex__", "__reduce__", "__getstate__")
+    return (
+        hasattr(cls, "__deepcopy__")
+        or hasattr(cls, "__setstate__")
+        or cls in copyreg.dispatch_table
+        or any(getattr(cls, name, None) is not getattr(object, name, None) for name in own)
+    )
+
+
+def check_modules(model: nn.Module) -> None:
+    """Refuse modules that no copy can be made of.
+
+    Args:
+        model: The user's model.
+
+    Raises:
+        UnsupportedModelError: A module is TorchScript, or has lazy parameters.
+    """
+    for name, module in model.named_modules():
+        place = f"The module '{name}'" if name else "It"
+        if isinstance(module, torch.jit.ScriptModule):
+            advice = "Give the original nn.Module, as it was before torch.jit.script or torch.jit.trace."
+            raise UnsupportedModelError(
+                _problem(name, f"{place} is a TorchScript module, which has no graph to export.", advice)
+            )
+        for own in (*module._parameters.values(), *module._buffers.values()):
+            if isinstance(own, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                reason = f"{place} has a lazy parameter without a shape."
+                raise UnsupportedModelError(_problem(name, reason, "Run the model once so that it gets its shape."))
+
+
+def frozen_view(model: nn.Module) -> tuple[nn.Module, Copier]:
+    """Copy the module tree without copying a tensor, in eval mode.
 
     Args:
         model: The user's model; not changed.
 
     Returns:
-        A model with the same parameters and buffers (same storage, no gradients) in eval mode.
+        A model with the same parameters and buffers (same memory, no gradients) in eval mode, and the copier that made it.
 
-    Raises:
-        UnsupportedModelError: The model is a scripted module, has lazy parameters, or cannot be copied.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the module it was given
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            _problem("It is a TorchScript module, which has no graph to export.", "Give the original nn.Module.")
-        )
-    memo: dict[int, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key not in ("_modules", "_backward_hooks", "_backward_pre_hooks"):
-                _alias_tensors(value, memo, name)
-    try:
-        view: nn.Module = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise UnsupportedModelError(
-            _problem(
-                f"Its module objects cannot be copied ({type(error).__name__}: {error}).",
-                "Remove the attribute that cannot be copied (an open file, a lock, a generator) from the model.",
-            )
-        ) from error
+    copier = Copier(_alias, training=False)
+    view: nn.Module = copier.copy(model)
     for module in view.modules():
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
-    return view.eval()
+    return view, copier
 
 
-def _alias_tensors(value: Any, memo: dict[int, Any], module: str) -> None:
-    """Enter every tensor inside ``value`` into the deepcopy memo as an alias without gradient."""
-    if isinstance(value, Tensor):
-        if id(value) not in memo:
-            memo[id(value)] = _alias(value, module)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _alias_tensors(item, memo, module)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            _alias_tensors(item, memo, module)
-
-
-def _alias(tensor: Tensor, module: str) -> Tensor:
-    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise UnsupportedModelError(
-            _problem(
-                f"Module '{module}' has a lazy parameter without a shape.", "Run the model once so that it gets its shape."
-            )
-        )
+def _alias(tensor: Tensor) -> Tensor:
     alias = tensor.detach()
     if isinstance(tensor, nn.Parameter) and alias.dtype.is_floating_point:
         return nn.Parameter(alias, requires_grad=False)
     return alias
 
 
-def _problem(reason: str, advice: str) -> tuple[Problem, ...]:
-    return (Problem("", "export", "", reason, advice),)
+class Cloning:
+    """Makes tensors with memory of their own; what shared memory before shares it afterwards."""
+
+    def __init__(self) -> None:
+        """Start with nothing cloned."""
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Clone a tensor.
+
+        Args:
+            tensor: A tensor.
+
+        Returns:
+            A leaf of the same type, dtype and strides.
+        """
+        plain = tensor.detach()
+        if plain.layout is not torch.strided:
+            made = plain.clone()
+        else:
+            storage = plain.untyped_storage()
+            if storage._cdata not in self.storages:
+                self.storages[storage._cdata] = storage.clone()
+            made = torch.empty(0, dtype=plain.dtype, device=plain.device)
+            made.set_(self.storages[storage._cdata], plain.storage_offset(), plain.size(), plain.stride())
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        elif tensor.is_leaf and tensor.requires_grad:
+            made.requires_grad_()
+        return made
+
+
+def cloned(model: nn.Module) -> nn.Module:
+    """Copy a model as it stands, with memory of its own.
+
+    Args:
+        model: Any module; not changed. Wrappers that compile or synchronise become plain modules of the same names.
+
+    Returns:
+        The copy, in the same modes.
+    """
+    made: nn.Module = Copier(Cloning()).copy(model)
+    return made
+
+
+def run_copy(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Run a copy of a model, to see whether it runs.
+
+    Args:
+        model: Any module; not changed.
+        examples: Its inputs.
+    """
+    with torch.no_grad():
+        Copier(Cloning(), training=False).copy(model)(*examples)
+
+
+def _problem(module: str, reason: str, advice: str) -> tuple[Problem, ...]:
+    return (Problem(module, "export", "", reason, advice),)

@@ -6,7 +6,6 @@ and constants only become expressions, evaluated once per parameter vector. All 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from pathlift.errors import Problem
+from pathlift.errors import InputError, Problem, nearest
 from pathlift.network import (
     Apply,
     Constant,
@@ -30,9 +29,30 @@ from pathlift.network import (
     StateTensor,
     evaluate,
 )
-from pathlift.rules import MOVEMENTS, REASONS, RULES, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, problem
+from pathlift.reading.export import Exported
+from pathlift.reading.freeze import Copier
+from pathlift.reading.live import LiveState
+from pathlift.reading.memory import Memory, span
+from pathlift.rules import (
+    MOVEMENTS,
+    READS_WALLS,
+    REASONS,
+    RULES,
+    Activation,
+    Call,
+    Forbidden,
+    Layer,
+    Refusal,
+    Static,
+    Walled,
+    problem,
+)
+from pathlift.rules.replay import Operator
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+LIKE_ANOTHER = {"type_as", "to", "expand_as", "view_as", "reshape_as"}
+"""What brings a constant to the type or shape of an activation."""
+
 SCALINGS = {"neg", "mul", "div"}
 IGNORED = {
     "_assert_tensor_metadata",
@@ -44,6 +64,34 @@ IGNORED = {
 UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
 
 
+LAST = {
+    "softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "tanh", "log_sigmoid", "logsigmoid",
+    "log_sigmoid_forward",
+}  # fmt: skip
+"""Increasing functions of the logits, or of each, that a model may end with: they are left off."""
+
+STAYING = {
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach",
+    "to", "_to_copy", "type_as", "dropout",
+}  # fmt: skip
+"""What may still follow them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the reading of a graph ends.
+
+    Attributes:
+        returned: What the model returns, all of it.
+        outputs: The graph's nodes that are taken for the model's outputs.
+        left_off: Nodes at the end that are left off: each stands for its argument.
+    """
+
+    returned: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    left_off: frozenset[fx.Node]
+
+
 @dataclass(frozen=True)
 class Lowered:
     """The outcome of lowering: a network, or the problems that prevent one."""
@@ -51,52 +99,121 @@ class Lowered:
     network: Network | None
     problems: tuple[Problem, ...]
     operators: int
+    cut: Cut
 
 
-def lower(program: ExportedProgram, view: nn.Module, examples: tuple[Tensor, ...]) -> Lowered:
+def lower(
+    exported: Exported,
+    view: nn.Module,
+    copier: Copier,
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    until: str | None = None,
+) -> Lowered:
     """Apply every operator's rule.
 
     Args:
-        program: What `export_graph` returned.
+        exported: What `export_graph` returned.
         view: The frozen model it was exported from; gives values and names of parameters.
+        copier: What made the view.
+        model: The user's model, where parameters are read from.
         examples: The example inputs.
+        until: Name of a module, or of a value of the graph, behind which the reading ends.
 
     Returns:
         A network, or all problems.
+
+    Raises:
+        InputError: ``until`` names nothing.
+        UnsupportedModelError: Parameters overlap in memory, and none holds the others.
     """
-    return _Lowering(program, view, examples).run()
+    cut = _cut(exported.program, until)
+    return _Lowering(exported, view, copier, model, examples, cut).run()
+
+
+def _cut(program: ExportedProgram, until: str | None) -> Cut:
+    by_name = {node.name: node for node in program.graph.nodes}
+    wanted = tuple(
+        by_name[spec.arg.name]
+        for spec in program.graph_signature.output_specs
+        if spec.kind == OutputKind.USER_OUTPUT and getattr(spec.arg, "name", None) in by_name
+    )
+    if until is not None:
+        return Cut(wanted, _results(program.graph, until), frozenset())
+    return Cut(wanted, wanted, frozenset(last for node in wanted if (last := _last(node)) is not None))
+
+
+def _results(graph: fx.Graph, until: str) -> tuple[fx.Node, ...]:
+    """Return the values that a module hands to the rest of the graph, or the value of that name."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    inside = {node for node in calls if until in _module_paths(node)}
+    if not inside:
+        found = tuple(node for node in calls if node.name == until)
+        if not found:
+            known = dict.fromkeys([path for node in calls for path in _module_paths(node) if path] + [n.name for n in calls])
+            raise InputError(
+                f"until names no module that the forward pass calls and no value of it: '{until}'.{nearest(until, known)}"
+            )
+        return found
+    handed = tuple(
+        node
+        for node in graph.nodes
+        if node in inside and isinstance(node.meta.get("val"), Tensor) and any(user not in inside for user in node.users)
+    )
+    return handed or (next(node for node in reversed(graph.nodes) if node in inside),)
+
+
+def _last(node: fx.Node) -> fx.Node | None:
+    """Return the activation that an output ends with, if nothing else reads it."""
+    while node.op == "call_function" and len(node.users) == 1:
+        name = _base_name(node)
+        if name in LAST:
+            return node
+        if name == "getitem" and isinstance(node.args[0], fx.Node) and _base_name(node.args[0]) in LAST:
+            return node.args[0]
+        if name not in STAYING or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return None
 
 
 class _Lowering:
     """The state of one lowering; implements the `Builder` that rules see."""
 
-    def __init__(self, program: ExportedProgram, view: nn.Module, examples: tuple[Tensor, ...]) -> None:
-        self.program = program
+    def __init__(
+        self,
+        exported: Exported,
+        view: nn.Module,
+        copier: Copier,
+        model: nn.Module,
+        examples: tuple[Tensor, ...],
+        cut: Cut,
+    ) -> None:
+        self.program = exported.program
+        self.model = model
         self.examples = examples
-        self.specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
-        self.constants = program.constants
+        self.cut = cut
+        self.specs = {getattr(spec.arg, "name", ""): spec for spec in self.program.graph_signature.input_specs}
+        self.constants = self.program.constants
         self.values: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
         self.leaves: dict[tuple[Expression, str | None], Leaf] = {}
         self.problems: list[Problem] = []
         self.operators = 0
-        self.state: dict[str, Tensor] = {}
-        self.aliases: dict[str, str] = {}
-        self.baked: set[str] = set()
+        named = [*view.named_parameters(remove_duplicate=False), *view.named_buffers(remove_duplicate=False)]
+        self.memory = Memory(named)
+        self.state = self.memory.state
+        self.aliases = self.memory.aliases
+        self.names = [name for name, _ in named]
+        self.held = {own: tensor for tensor in copier.tensors.values() if (own := span(tensor)) is not None}
+        self.used: dict[int, Tensor] = {}
+        self.baked: set[str] = {self.aliases.get(name, name) for name in exported.baked}
         self.derived: dict[str, frozenset[str]] = {}
         saved = view.state_dict()
         self.saved = frozenset(saved)
         self.versions: dict[str, Any] = dict(getattr(saved, "_metadata", {}))
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
-        by_identity: dict[int, str] = {}
-        named = [*view.named_parameters(remove_duplicate=False), *view.named_buffers(remove_duplicate=False)]
-        for name, tensor in named:
-            first = by_identity.setdefault(id(tensor), name)
-            if first == name:
-                self.state[name] = tensor
-            else:
-                self.aliases[name] = first
         self.parameters = tuple(name for name, _ in view.named_parameters(remove_duplicate=False) if name in self.state)
         self.parameter_set = frozenset(self.parameters)
 
@@ -108,42 +225,54 @@ class _Lowering:
         for node in graph.nodes:
             if node in live:
                 self._visit(node)
-        outputs = self._outputs(graph)
+        outputs = self._outputs()
         devices = {tensor.device for tensor in self.state.values()} or {self.examples[0].device}
         if len(devices) > 1:
             reason = f"Its parameters live on several devices ({', '.join(sorted(str(device) for device in devices))})."
             self.problems.append(Problem("", "export", "", reason, "Move the model to one device."))
-        if self.problems:
-            return Lowered(None, tuple(self.problems), self.operators)
-        nodes = self._reachable(outputs)
+        nodes = () if self.problems else self._reachable(outputs)
         leaves = self._used_leaves(nodes)
-        floating = [tensor.dtype for tensor in self.state.values() if tensor.dtype.is_floating_point]
-        floating = floating or [example.dtype for example in self.examples]
+        self._check_reads(leaves)
+        if self.problems:
+            return Lowered(None, tuple(self.problems), self.operators, self.cut)
+        device = next(iter(devices))
+        names = {name: self._root(name) for name in self.names}
+        live_state = LiveState(self.model, names, device, tuple(self.used.values()))
         network = Network(
             nodes=nodes,
             outputs=tuple(outputs),
             leaves=leaves,
-            state=self.state,
+            state=live_state,
             aliases=self.aliases,
             parameters=self.parameters,
             examples=tuple((tuple(example.shape), example.dtype) for example in self.examples),
-            device=next(iter(devices)),
-            dtype=torch.float64 if torch.float64 in floating else torch.float32,
-            baked=frozenset(self.baked),
+            device=device,
             saved=self.saved,
             versions=self.versions,
-            fingerprint=_fingerprint(graph),
+            views=self.memory.views,
+            baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
+            left_off=tuple(
+                f"{_operator_name(node)} in module '{_module_path(node)}'" for node in graph.nodes if node in self.cut.left_off
+            ),
         )
-        return Lowered(network, (), self.operators)
+        return Lowered(network, (), self.operators, self.cut)
+
+    def _root(self, name: str) -> str:
+        """Return the name that stands for the memory of a parameter or buffer."""
+        (own,) = self._requires(self.memory.expression(name))
+        return own
+
+    def _check_reads(self, leaves: tuple[Leaf, ...]) -> None:
+        """Refuse a model whose parameters the forward pass does not seem to read."""
+        if self.parameters and not self.problems and not any(leaf.requires & self.parameter_set for leaf in leaves):
+            shown = ", ".join(f"'{name}'" for name in self.parameters[:3])
+            reason = f"It has {len(self.parameters)} parameters ({shown}, …), and its forward pass reads none of them."
+            advice = "Let forward compute with the registered parameters themselves, not with copies of their values."
+            self.problems.append(Problem("", "export", "", reason, advice))
 
     def _live(self, graph: fx.Graph) -> set[fx.Node]:
-        """Find what the user outputs depend on; inputs are always alive."""
-        wanted = {
-            spec.arg.name
-            for spec in self.program.graph_signature.output_specs
-            if spec.kind == OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")
-        }
-        stack = [node for node in graph.nodes if node.name in wanted]
+        """Find what the outputs depend on; inputs are always alive."""
+        stack = list(self.cut.outputs)
         live = {node for node in graph.nodes if node.op == "placeholder"}
         while stack:
             node = stack.pop()
@@ -172,20 +301,36 @@ class _Lowering:
             return Activation(node.name, tuple(fake.shape), fake.dtype)
         assert spec.target is not None
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            name = self.aliases.get(spec.target, spec.target)
-            own = StateTensor(name)
-            return self._static(own, fake, moves=own, sources=frozenset({name}))
-        own_constant = Constant(self.constants.get(spec.target))
-        return self._static(own_constant, fake, moves=own_constant)
+            return self._tensor(self.memory.expression(spec.target), fake)
+        return self._constant(self.constants.get(spec.target), fake)
 
     def _attribute(self, node: fx.Node) -> Any:
         value: Any = self.program.graph_module
         for part in str(node.target).split("."):
             value = getattr(value, part)
+        return self._constant(value, value) if isinstance(value, Tensor) else value
+
+    def _tensor(self, expression: Expression, fake: Any) -> Static:
+        """Return a parameter or buffer, or a part of one."""
+        places = frozenset({expression.name}) if isinstance(expression, StateTensor) else frozenset()
+        return self._static(expression, fake, moves=expression, places=places)
+
+    def _constant(self, value: Any, fake: Any) -> Static:
+        """Return a constant of the graph: a parameter when it lies in a parameter's memory."""
         if isinstance(value, Tensor):
-            own = Constant(value)
-            return self._static(own, value, moves=own)
-        return value
+            try:
+                known = self.memory.find(value)
+            except LookupError as error:
+                reason = f"It reads a tensor that shares a part of its memory with parameters or buffers ({error})."
+                advice = "Let forward compute with the registered parameters themselves."
+                self.problems.append(Problem("", "export", "", reason, advice))
+                known = None
+            if known is not None:
+                return self._tensor(known, fake)
+            if span(value) in self.held:
+                self.used[id(value)] = value
+        constant = Constant(value)
+        return self._static(constant, fake, moves=constant)
 
     def _guarded_call(self, node: fx.Node) -> Any:
         try:
@@ -203,23 +348,32 @@ class _Lowering:
                 fake = node.meta["val"]
                 expression = Apply(operator.getitem, (container.expression, place))
                 moves = None if container.moves is None else Apply(operator.getitem, (container.moves, place))
-                return self._static(expression, fake, moves, self.sources[container.expression])
+                return self._static(expression, fake, moves, self._requires(container.expression))
             return container[place]
+        if node in self.cut.left_off:
+            return self._left_off(node)
         schema = getattr(node.target, "_schema", None)
         args = self._arguments(node)
         name = _base_name(node)
+        if schema is None and not any(_contains(value, (Activation, Forbidden)) for value in args.values()):
+            return self._fold(node, name)  # arithmetic of numbers that were read from tensors
         if schema is None:
             raise Refusal(f"the exporter left '{name}', which is no operator of PyTorch's core.", UNKNOWN_ADVICE)
         if not any(_contains(value, (Activation, Forbidden)) for value in args.values()):
             return self._fold(node, name)
         if name in IGNORED:
             return None
-        if name in SHAPE_ONLY:
-            return self._from_shape(node)
+        if name in SHAPE_ONLY or (name in LIKE_ANOTHER and isinstance(self._resolve(node.args[0]), Static)):
+            return self._from_shape(node, name)
         forbidden = next((v for v in _flatten(args.values()) if isinstance(v, Forbidden)), None)
-        if forbidden is not None and not (isinstance(forbidden, Walled) and name.startswith("max_pool")):
+        if forbidden is not None and not (isinstance(forbidden, Walled) and name in READS_WALLS):
             raise Refusal(forbidden.reason, forbidden.advice)
         result = node.meta.get("val")
+        if any(not isinstance(size, int) for one in _flatten([result]) if isinstance(one, Tensor) for size in one.shape):
+            raise Refusal(
+                "the size of its result depends on the values of tensors.",
+                "Use fixed sizes: a list of indices in place of a mask.",
+            )
         first = result[0] if isinstance(result, (list, tuple)) and result else result
         if name in REASONS or name not in RULES:
             raise Refusal(*REASONS.get(name, (f"the operator '{name}' has no rule.", UNKNOWN_ADVICE)))
@@ -232,6 +386,11 @@ class _Lowering:
         if isinstance(made, tuple):
             return tuple(self._keep(part, f"{node.name}_{place}") for place, part in enumerate(made))
         return self._keep(made, node.name)
+
+    def _left_off(self, node: fx.Node) -> Any:
+        """Return what an activation at the end of the model is a function of."""
+        logits = self._resolve(node.args[0])
+        return (logits, None) if isinstance(node.meta.get("val"), (tuple, list)) else logits
 
     def _keep(self, made: Layer | Forbidden, name: str) -> Activation | Forbidden:
         return made if isinstance(made, Forbidden) else self._append(made, name)
@@ -276,7 +435,7 @@ class _Lowering:
         scalar: float | None = None
         if not requires and isinstance(expression, Constant):
             value = expression.value
-            if not isinstance(value, Tensor) or (value.numel() == 1 and not value.is_meta and value.dim() == 0):
+            if not isinstance(value, Tensor) or (value.dim() == 0 and not value.is_meta and id(value) not in self.used):
                 scalar = float(value)
         if scalar is not None and not math.isfinite(scalar):
             raise Refusal(f"it uses the constant {scalar}.", "Use finite constants.")
@@ -293,15 +452,16 @@ class _Lowering:
         prefix = f"{self.origin.module}." if self.origin.module else ""
         if like is not None and isinstance(like.expression, StateTensor):
             name = like.expression.name
-        elif role is not None:
-            own = prefix + role
-            name = self.aliases.get(own, own)
-        elif len(scored) == 1:
-            (name,) = scored
         else:
-            name = prefix + "derived"
-        if name in self.state and tuple(self.state[name].shape) != static.shape:
-            name = f"{name}.derived"
+            if role is not None:
+                name = self.aliases.get(prefix + role, prefix + role)
+            elif len(scored) == 1:
+                (name,) = scored
+            else:
+                name = prefix + "derived"
+            known = self.state.get(name)
+            if known is not None and (name not in static.places or tuple(known.shape) != static.shape):
+                name = f"{name}.derived"
         if self.derived.setdefault(name, scored) != scored:  # another weight goes by that name already
             name = f"{name} from {', '.join(sorted(scored))}"
         return name
@@ -309,10 +469,18 @@ class _Lowering:
     # ---- expressions
 
     def _static(
-        self, expression: Expression, fake: Any, moves: Expression | None, sources: frozenset[str] = frozenset()
+        self,
+        expression: Expression,
+        fake: Any,
+        moves: Expression | None,
+        sources: frozenset[str] | None = None,
+        places: frozenset[str] = frozenset(),
     ) -> Static:
-        self.sources[expression] = sources
-        return Static(expression, fake, moves)
+        if sources is not None:
+            self.sources[expression] = sources
+        if isinstance(fake, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
+            fake = torch.empty((), device="meta")
+        return Static(expression, fake, moves, places)
 
     def _requires(self, expression: Expression) -> frozenset[str]:
         if expression in self.sources:
@@ -340,16 +508,31 @@ class _Lowering:
             tuple(_to_expression(self._resolve(value)) for value in node.args),
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
         )
-        sources: frozenset[str] = frozenset().union(*(self.sources[static.expression] for static in statics))
-        return self._static(expression, result, self._moves(node, name, statics), sources)
+        sources: frozenset[str] = frozenset().union(*(self._requires(static.expression) for static in statics))
+        return self._static(
+            expression, result, self._moves(node, name, statics, expression), sources, self._places(node, statics)
+        )
 
-    def _moves(self, node: fx.Node, name: str, statics: list[Static]) -> Expression | None:
+    @staticmethod
+    def _places(node: fx.Node, statics: list[Static]) -> frozenset[str]:
+        """See `Static.places`."""
+        result = node.meta.get("val")
+        if not isinstance(result, Tensor) or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+            return frozenset()
+        return frozenset().union(*(static.places for static in statics if static.shape == tuple(result.shape)))
+
+    def _moves(self, node: fx.Node, name: str, statics: list[Static], expression: Expression) -> Expression | None:
         """See `Static.moves`."""
-        if any(static.moves is None for static in statics) or not statics:
+        result = node.meta.get("val")
+        if isinstance(result, Tensor) and not result.dtype.is_floating_point and self._requires_parameters(statics):
+            return None  # rounded
+        if not statics:
+            return expression  # made of numbers
+        if any(static.moves is None for static in statics):
             return None
         if name in SCALINGS and len(statics) == 1 and isinstance(self._resolve(node.args[0]), Static):
             return statics[0].moves
-        if name not in MOVEMENTS:
+        if name not in MOVEMENTS and name != "embedding":
             return None
         return Apply(
             _function(node),
@@ -357,17 +540,30 @@ class _Lowering:
             {key: _to_expression(self._resolve(value), moves=True) for key, value in node.kwargs.items()},
         )
 
-    def _from_shape(self, node: fx.Node) -> Static:
-        """zeros_like and its kin look at the shape of an activation only."""
-        resolved = [self._resolve(value) for value in node.args]
-        args = tuple(
-            Apply(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
-            if isinstance(value, Activation)
-            else _to_expression(value)
-            for value in resolved
-        )
-        expression = Apply(_function(node), args, dict(node.kwargs))
-        return self._static(expression, node.meta["val"], None)
+    def _requires_parameters(self, statics: list[Static]) -> bool:
+        return any(self._requires(static.expression) & self.parameter_set for static in statics)
+
+    def _from_shape(self, node: fx.Node, name: str) -> Static:
+        """Read a call that looks at the shape, type or device of an activation only: zeros in its place."""
+        statics = [value for value in _flatten(self._arguments(node).values()) if isinstance(value, Static)]
+
+        def written(*, moves: bool) -> Apply:
+            args, kwargs = (self._without_data(self._resolve(own), moves=moves) for own in (node.args, dict(node.kwargs)))
+            return Apply(_function(node), args, kwargs)
+
+        moved = name in LIKE_ANOTHER and all(static.moves is not None for static in statics)
+        rounded = not node.meta["val"].dtype.is_floating_point and self._requires_parameters(statics)
+        return self._static(written(moves=False), node.meta["val"], written(moves=True) if moved and not rounded else None)
+
+    def _without_data(self, value: Any, *, moves: bool) -> Any:
+        """Return arguments as expressions, activations as zeros."""
+        if isinstance(value, Activation):
+            return Apply(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._without_data(item, moves=moves) for item in value)
+        if isinstance(value, dict):
+            return {key: self._without_data(item, moves=moves) for key, item in value.items()}
+        return _to_expression(value, moves=moves)
 
     def _resolve(self, value: Any) -> Any:
         return fx.node.map_arg(value, lambda node: self.values[node])
@@ -388,16 +584,14 @@ class _Lowering:
 
     # ---- finishing
 
-    def _outputs(self, graph: fx.Graph) -> list[str]:
-        by_name = {node.name: node for node in graph.nodes}
+    def _outputs(self) -> list[str]:
         found: list[str] = []
         for spec in self.program.graph_signature.output_specs:
             if spec.kind == OutputKind.BUFFER_MUTATION:
-                reason = f"its forward pass overwrites '{spec.target}'."
-                self.problems.append(Problem("", "export", "", reason[:1].upper() + reason[1:], "Remove that side effect."))
-            if spec.kind != OutputKind.USER_OUTPUT or not hasattr(spec.arg, "name"):
-                continue
-            value = self.values.get(by_name[spec.arg.name]) if spec.arg.name in by_name else None
+                reason = f"Its forward pass overwrites '{spec.target}'."
+                self.problems.append(Problem("", "export", "", reason, "Remove that side effect."))
+        for node in self.cut.outputs:
+            value = self.values.get(node)
             if isinstance(value, Forbidden):
                 self.problems.append(Problem("", "output", "", value.reason[:1].upper() + value.reason[1:], value.advice))
             elif isinstance(value, Static) and isinstance(value.fake, Tensor) and value.fake.dtype.is_floating_point:
@@ -467,8 +661,14 @@ def _placeholder_like(fake: Any, name: str) -> Any:
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:
+    """Return what a node calls, as a value that can be pickled and writes to none of its arguments."""
     assert callable(node.target)
-    return node.target
+    if getattr(node.target, "_schema", None) is None:
+        return node.target
+    try:
+        return Operator.of(node.target)
+    except LookupError as error:
+        raise Refusal(f"{error}.", UNKNOWN_ADVICE) from error
 
 
 def _operator_name(node: fx.Node) -> str:
@@ -487,9 +687,14 @@ def _base_name(node: fx.Node) -> str:
 
 
 def _module_path(node: fx.Node) -> str:
+    paths = _module_paths(node)
+    return paths[-1] if paths else ""
+
+
+def _module_paths(node: fx.Node) -> list[str]:
+    """Return the paths of the modules that a call lies in, from the outermost on."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return str(path).removeprefix("L['self']").removeprefix(".")
+    return [str(path).removeprefix("L['self']").removeprefix(".") for path, _ in stack.values()]
 
 
 def _source_line(node: fx.Node) -> str:
@@ -503,11 +708,3 @@ def _source_line(node: fx.Node) -> str:
             number = parts[2].split("line ")[-1].split(",")[0].strip()
             return f"{parts[1]}:{number}"
     return ""
-
-
-def _fingerprint(graph: fx.Graph) -> str:
-    """Hash the operators, their constants and their wiring."""
-    digest = hashlib.sha256()
-    for node in graph.nodes:
-        digest.update(f"{node.name}|{node.target}|{node.args}|{node.kwargs}\n".encode())
-    return digest.hexdigest()

@@ -6,20 +6,22 @@ factor and leaves the function as it is; the factors of a network are a vector Î
 
 from __future__ import annotations
 
-import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs, capture
+from pathlift.reading.freeze import cloned
+from pathlift.reading.wrappers import names_of
 from pathlift.symmetry import gauges
 from pathlift.symmetry.relations import FIXED, NOTHING
 from pathlift.symmetry.tying import VARYING, Tied
@@ -43,10 +45,18 @@ class RescaledState(dict[str, Tensor]):
             state: Parameters and buffers by canonical name.
             factors: Î».
         """
-        names = {**{name: name for name in state}, **network.aliases}
-        super().__init__({name: state[own].detach().clone() for name, own in names.items() if name in network.saved})
+        named = network.named(state)
+        super().__init__({name: own.detach().clone() for name, own in named.items() if name in network.saved})
         self._metadata = dict(network.versions)  # what load_state_dict asks for
         self.factors = factors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the plain state-dict that it is, which ``torch.load`` reads with ``weights_only``.
+
+        Returns:
+            An ordered dictionary; ``factors`` are left behind.
+        """
+        return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
 
 class BalancedState(RescaledState):
@@ -442,11 +452,21 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         state: A state-dict of it.
 
     Returns:
-        The copy.
+        The copy. Wrappers that compile, scatter or synchronise become plain modules of the same names.
+
+    Raises:
+        MismatchError: A name or a shape is not the model's.
     """
-    derived = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    made = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived if not value.is_leaf})
-    made.load_state_dict(state)
+    made = cloned(model)
+    own = made.state_dict()
+    found = names_of(own, state)
+    missing, surplus = [name for name in own if name not in found], [name for name in found if name not in own]
+    if missing or surplus:
+        raise MismatchError(f"The state-dict does not fit the model. {name_differences(missing, surplus, 'the model')}.")
+    try:
+        made.load_state_dict(found)
+    except RuntimeError as error:
+        raise MismatchError(f"The state-dict does not fit the model. {' '.join(str(error).split())}") from error
     return made
 
 

@@ -1,0 +1,402 @@
+"""A capture is checked, not trusted: the graph, run on random inputs, must reproduce the model's own outputs.
+
+Twice: at the model's own weights and in its own precision, with a second sample in the batch where the model takes one; and
+at other weights, in float64, drawn so that every parameter and buffer shows in the outputs. What was a value and should be a
+weight, a branch taken by a coincidence, a merged or cached weight, a sample that sees its neighbours: all of them differ in
+one of the two. The model runs on copies of its tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from pathlift.errors import Problem, UnsupportedModelError
+from pathlift.network import Network
+from pathlift.passes.realise import realise
+from pathlift.precision import full_precision
+from pathlift.reading.export import Exported
+from pathlift.reading.freeze import Cloning, Copier
+from pathlift.reading.hooks import Place, without
+from pathlift.reading.lower import Cut
+
+SEED = 20250
+"""Of the inputs and of the other weights."""
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What a forward pass raises that does not fit its input."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+PERIOD = 1 << 17
+"""Random numbers are drawn for that many weights, and then again the same."""
+
+ROUGH = 100.0
+"""Roundings, in units of the model's own type, that a forward pass may make on its own; more is looked into."""
+
+CASTS = ("to", "_to_copy", "type_as")
+
+ADVICE = (
+    "Let forward be a fixed sequence of operators on the registered parameters: no comparison of objects, no cached or merged "
+    "weights, no values read into Python; or capture the part that is (until=)."
+)
+
+
+NEIGHBOURS = "What it returns for a sample depends on the other samples of the batch (the first dimension of its inputs)."
+
+
+def check(
+    model: nn.Module,
+    network: Network,
+    exported: Exported,
+    cut: Cut,
+    examples: tuple[Tensor, ...],
+    idle: frozenset[Place],
+) -> None:
+    """Compare a graph with the model that it was read from.
+
+    Args:
+        model: The user's model; only read.
+        network: What was read.
+        exported: The exporter's graph.
+        cut: Where the reading ends.
+        examples: Inputs of batch size 1.
+        idle: Hooks that only look on.
+
+    Raises:
+        UnsupportedModelError: They differ by more than rounding explains; the first layer that differs is named.
+    """
+    _Check(model, network, exported, cut, examples, idle).run()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights to run a model with.
+
+    Attributes:
+        state: Parameters and buffers by canonical name.
+        dtype: Precision of floating-point tensors; None for their own.
+        what: Words for messages.
+    """
+
+    state: Mapping[str, Tensor]
+    dtype: torch.dtype | None
+    what: str
+
+
+class _Check:
+    """One comparison."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        exported: Exported,
+        cut: Cut,
+        examples: tuple[Tensor, ...],
+        idle: frozenset[Place],
+    ) -> None:
+        self.model = model
+        self.idle = idle
+        self.network = network
+        self.exported = exported
+        self.cut = cut
+        self.examples = examples
+        self.draws = torch.Generator().manual_seed(SEED)
+        self.inputs = tuple(
+            torch.randn((2, *example.shape[1:]), generator=self.draws, dtype=torch.float64) for example in examples
+        )
+
+    def run(self) -> None:
+        own = dict(self.network.state)
+        with torch.no_grad(), full_precision(), torch.random.fork_rng(devices=[]):
+            self._compare(Weights(own, None, "at its own weights"), neighbours=True)
+            other = {name: tensor if name in self.network.baked else self._drawn(name, tensor) for name, tensor in own.items()}
+            half = any(tensor.dtype in HALF for tensor in own.values())
+            told = self._compare_in(torch.float32 if half else None, other)
+            if not told:  # signals died or left the range on the way
+                self._compare_in(torch.float64, other)
+
+    def _compare_in(self, dtype: torch.dtype | None, state: Mapping[str, Tensor]) -> bool:
+        """Compare at other weights, in a precision in which the model may not run."""
+        try:
+            return self._compare(Weights(state, dtype, "at other weights"), neighbours=False)
+        except _NotInThisPrecision:
+            return self._compare(Weights(state, None, "at other weights"), neighbours=False)
+
+    def _drawn(self, name: str, tensor: Tensor) -> Tensor:
+        """Return other values for a parameter or buffer, of a size at which signals neither die nor explode.
+
+        Signs stay where a function may need them: those of buffers and of vectors.
+        """
+        if not tensor.dtype.is_floating_point or tensor.numel() == 0:
+            return tensor
+        factors = 0.75 + 0.5 * torch.rand(min(tensor.numel(), PERIOD), generator=self.draws)
+        if tensor.dim() >= 2 and name in self.network.parameters:
+            signs = torch.randint(2, factors.shape, generator=self.draws) * 2 - 1
+            return _tiled(factors * signs * math.sqrt(2 * tensor.shape[0] / tensor.numel()), tensor)
+        values = torch.where(torch.isfinite(tensor), tensor, 1.0).double()
+        if name in self.network.parameters:
+            values = torch.where(values == 0, 0.1, values)
+        rms = float(values.square().mean().sqrt())
+        unit = 1.0 if rms == 0 or 0.05 <= rms <= 20 else 1 / rms
+        return (values * unit * _tiled(factors, values)).to(tensor.dtype)
+
+    # ---- one comparison
+
+    def _compare(self, weights: Weights, *, neighbours: bool) -> bool:
+        """Compare model and graph; return whether the outputs tell anything at all."""
+        found = self._among_others(weights) if neighbours else None
+        neighbours = found is not None
+        outputs = self._own_outputs(self._alone(weights) if found is None else found, weights)
+        run = _Graph(self.network, weights, self._cast(self.inputs, weights))
+        for place, (name, own) in enumerate(zip(self.network.outputs, outputs, strict=True)):
+            if _apart(own, run.values(name)) <= ROUGH * self._unit(own.dtype, weights):
+                continue
+            off = _apart(own, run.values(name, fine=True))
+            if off > ROUGH * self._unit(own.dtype, weights) * max(1.0, run.amplification(name)):
+                alone = self._own_outputs(self._alone(weights), weights) if neighbours else outputs
+                if _apart(alone[place], run.values(name, fine=True)) < 0.5 * off:
+                    raise UnsupportedModelError((Problem("", "check", "", NEIGHBOURS, "Keep the samples of a batch apart."),))
+                raise self._differs(weights, run, place, off)
+        return any(bool((torch.isfinite(own) & (own != 0)).any()) for own in outputs)
+
+    def _unit(self, dtype: torch.dtype, weights: Weights) -> float:
+        """Return the unit of rounding of the coarsest type that the model computes in."""
+        return max(torch.finfo(own).eps for own in self._types(dtype, weights))
+
+    def _types(self, dtype: torch.dtype, weights: Weights) -> set[torch.dtype]:
+        """Return the types that the model computes in."""
+        kinds = {dtype, torch.float64} if dtype.is_floating_point else {torch.float64}
+        if weights.dtype is None:
+            kinds |= {own.dtype for own in weights.state.values() if own.dtype.is_floating_point}
+        for node in self.exported.program.graph.nodes:
+            value = node.meta.get("val")
+            cast = getattr(node.target, "__name__", "").split(".")[0] in CASTS
+            if isinstance(value, Tensor) and value.dtype.is_floating_point and (weights.dtype is None or cast):
+                kinds.add(value.dtype)
+        return kinds
+
+    def _cast(self, inputs: Sequence[Tensor], weights: Weights) -> tuple[Tensor, ...]:
+        """Return inputs as the model takes them: of a type that all their numbers exist in."""
+        return tuple(
+            x.to(example.dtype).to(example.device, weights.dtype or example.dtype)
+            for x, example in zip(inputs, self.examples, strict=True)
+        )
+
+    def _alone(self, weights: Weights) -> list[Tensor]:
+        """Run the model itself, on copies, on one sample."""
+        try:
+            return self._eager(weights, 1)
+        except FAILURES as error:
+            if weights.dtype is not None:
+                raise _NotInThisPrecision from error
+            reason = f"It can be traced, but not run {weights.what}: {error}"
+            raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),)) from error
+
+    def _among_others(self, weights: Weights) -> list[Tensor] | None:
+        """Return what it gives for the first of two samples; None when it cannot take two, or lays them out in another way."""
+        try:
+            found = self._eager(weights, 2)
+        except FAILURES:
+            return None
+        shapes = self._shapes()
+        alike = len(found) == len(shapes) and all(
+            shape != () and tuple(own.shape) == (2 * shape[0], *shape[1:]) for own, shape in zip(found, shapes, strict=True)
+        )
+        return [own[: shape[0]] for own, shape in zip(found, shapes, strict=True)] if alike else None
+
+    def _eager(self, weights: Weights, batch: int) -> list[Tensor]:
+        returned = self._twin(weights)(*(x[:batch] for x in self._cast(self.inputs, weights)))
+        return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of all tensors that the model returns."""
+        return [tuple(node.meta["val"].shape) for node in self._returned()]
+
+    def _returned(self) -> list[fx.Node]:
+        return [node for node in self.cut.returned if isinstance(node.meta.get("val"), Tensor)]
+
+    def _twin(self, weights: Weights) -> nn.Module:
+        """Return a copy of the model with memory of its own that holds these weights."""
+        copier = Copier(Cloning(), training=False)
+        twin = without(copier.copy(self.model), self.idle)
+        with torch.no_grad():
+            named = dict(twin.named_parameters(remove_duplicate=False)) | dict(twin.named_buffers(remove_duplicate=False))
+            for name, tensor in weights.state.items():
+                if weights.what != "at its own weights":
+                    named[name].copy_(tensor)
+        return twin if weights.dtype is None else _in_precision(twin, weights.dtype)
+
+    def _own_outputs(self, found: list[Tensor], weights: Weights) -> list[Tensor]:
+        """Return the values that the network's outputs stand for."""
+        kept = self._returned()
+        chosen = [node for node in self.cut.outputs if isinstance(node.meta.get("val"), Tensor)]
+        floating = [node for node in chosen if node.meta["val"].dtype.is_floating_point]
+        if not self.cut.left_off and all(node in kept for node in floating):
+            return [found[kept.index(node)] for node in floating]
+        known = _Traced(self.exported, self.network).values(weights, self._cast(self.inputs, weights))
+        for node, own in zip(kept, found, strict=False):
+            off = _apart(own, known[node])
+            if off > max(1e-3, ROUGH * self._unit(own.dtype, weights)):
+                reason = f"What was traced is not the model: they differ by {off:.2g} {weights.what}."
+                raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),))
+        return [known[self._before(node)] for node in floating]
+
+    def _before(self, node: fx.Node) -> fx.Node:
+        """Return what an output is when the activation at its end is left off."""
+        below: Any = node
+        while isinstance(below, fx.Node) and below not in self.cut.left_off:
+            below = below.args[0] if below.op == "call_function" else None
+        return below.args[0] if isinstance(below, fx.Node) and isinstance(below.args[0], fx.Node) else node
+
+    # ---- the first layer that differs
+
+    def _differs(self, weights: Weights, run: _Graph, place: int, off: float) -> UnsupportedModelError:
+        """Name the first module whose result differs."""
+        twin = self._twin(weights)
+        seen: dict[str, Tensor] = {}
+
+        def note(path: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, result: Any) -> None:
+                if isinstance(result, Tensor):
+                    seen.setdefault(path, result.detach().clone())
+
+            return hook
+
+        for path, module in twin.named_modules():
+            if path:
+                module.register_forward_hook(note(path))
+        twin(*(x[:1] for x in self._cast(self.inputs, weights)))
+        graph = run.all()
+        last = {node.origin.module: node for node in self.network.nodes if node.origin.module}
+        for path, own in seen.items():
+            node = last.get(path)
+            if node is not None and tuple(own.shape) == node.shape and _apart(own, graph[node.name]) > max(1e-3, 0.01 * off):
+                where, module, op = node.origin.where, path, node.origin.op
+                break
+        else:
+            node = self.network.node[self.network.outputs[place]]
+            where, module, op = node.origin.where, node.origin.module, node.origin.op
+        reason = (
+            f"What can be read of it is not the model: on random inputs, {weights.what}, they differ by {off:.2g} relative, "
+            "and this is the first layer that does."
+        )
+        return UnsupportedModelError((Problem(module, op, where, reason, ADVICE),))
+
+
+class _Graph:
+    """The graph, run on inputs with weights, in the precision of the passes and, when asked for, in both."""
+
+    def __init__(self, network: Network, weights: Weights, inputs: Sequence[Tensor]) -> None:
+        self.network = network
+        self.state = weights.state
+        nodes = [node for node in network.nodes if node.kind == "input"]
+        self.feed = {node.name: x[:1].to(network.device).unsqueeze(1) for node, x in zip(nodes, inputs, strict=True)}
+        self.dtype = torch.float64 if torch.float64 in (weights.dtype, network.dtype) else torch.float32
+        self.known: dict[torch.dtype, Mapping[str, Tensor]] = {}
+
+    def _run(self, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:
+        state = self.state
+        if dtype == torch.float64:
+            state = {name: own.double() if own.dtype.is_floating_point else own for name, own in state.items()}
+        found = realise(self.network, self.network.values(state), self.feed, dtype, keep=keep)
+        return {name: own[0] for name, own in found.items()}
+
+    def values(self, name: str, *, fine: bool = False, coarse: bool = False) -> Tensor:
+        """Return the values of a node."""
+        dtype = torch.float64 if fine else torch.float32 if coarse else self.dtype
+        if dtype not in self.known:
+            self.known[dtype] = self._run(dtype)
+        return self.known[dtype][name]
+
+    def amplification(self, name: str) -> float:
+        """Return by how much roundings grow on the way to a node, as float32 shows."""
+        shown = _apart(self.values(name, coarse=True), self.values(name, fine=True))
+        return shown / torch.finfo(torch.float32).eps
+
+    def all(self) -> dict[str, Tensor]:
+        """Return the values of all nodes in float64."""
+        return self._run(torch.float64, keep=True)
+
+
+def _tiled(pattern: Tensor, like: Tensor) -> Tensor:
+    """Repeat a vector until it fills a tensor."""
+    made = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    count = made.numel()
+    pattern = pattern.to(made)
+    whole = count - count % len(pattern)
+    flat = made.reshape(-1)
+    flat[:whole].view(-1, len(pattern)).copy_(pattern)
+    flat[whole:].copy_(pattern[: count - whole])
+    return made
+
+
+class _NotInThisPrecision(Exception):  # noqa: N818 (a signal)
+    """The model does not run in float64."""
+
+
+class _Traced(fx.Interpreter):
+    """Runs the exporter's own graph and keeps the values on the way to where the reading ends."""
+
+    def __init__(self, exported: Exported, network: Network) -> None:
+        super().__init__(exported.program.graph_module, garbage_collect_values=False)
+        self.exported = exported
+        self.network = network
+
+    def values(self, weights: Weights, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+        """Return the value of every node."""
+        program = self.exported.program
+        self.state = self.network.named(weights.state)
+        given = iter(inputs)
+        args = []
+        for spec in program.graph_signature.input_specs:
+            if spec.kind == InputKind.USER_INPUT:
+                args.append(next(given)[:1])
+            else:
+                args.append(self._held(str(spec.target), weights))
+        self.run(*args)
+        return self.env
+
+    def _held(self, name: str, weights: Weights) -> Any:
+        found = weights.state.get(name)
+        if found is None:
+            program = self.exported.program
+            found = program.state_dict.get(name, program.constants.get(name))
+        floating = isinstance(found, Tensor) and found.dtype.is_floating_point
+        return found.to(weights.dtype) if floating and weights.dtype is not None else found
+
+
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a model with all floating-point tensors in another type, also those in lists and attributes."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        made = tensor.detach().to(dtype) if tensor.dtype.is_floating_point else tensor.detach()
+        return (
+            nn.Parameter(made, requires_grad=False)
+            if isinstance(tensor, nn.Parameter) and made.dtype.is_floating_point
+            else made
+        )
+
+    twin: nn.Module = Copier(convert).copy(model)
+    return twin
+
+
+def _apart(one: Tensor, two: Tensor) -> float:
+    """Return the largest difference, relative to the largest entry; entries that are not finite in one are left out."""
+    one, two = one.detach().double().cpu(), two.detach().double().cpu()
+    if one.shape != two.shape:
+        return math.inf
+    finite = torch.isfinite(one) & torch.isfinite(two)
+    if not bool(finite.any()):
+        return 0.0
+    one, two = one[finite], two[finite]
+    size = float(torch.maximum(one.abs(), two.abs()).max())
+    return float((one - two).abs().max()) / size if size else 0.0

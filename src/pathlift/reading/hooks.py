@@ -1,0 +1,94 @@
+"""Forward hooks: those that change what the model computes belong to it, those that only look on are left out.
+
+A hook that records activations must never be handed the stand-ins of a trace, nor write into the user's lists. So the model is
+run once on copies, and each hook is watched: one that returns nothing, writes to none of the tensors that it was given and
+sets nothing on its module only looks on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
+from torch.utils import _pytree as pytree
+
+from pathlift.reading.freeze import Cloning, Copier
+
+Place: TypeAlias = tuple[str, str, int]
+"""Path of the module, attribute that holds its hooks, number of the hook."""
+
+KINDS = ("_forward_pre_hooks", "_forward_hooks")
+COMPUTING = (prune.BasePruningMethod, weight_norm.__globals__["WeightNorm"], spectral_norm.__globals__["SpectralNorm"])
+"""Hooks of PyTorch that compute a weight."""
+
+
+def idle_hooks(model: nn.Module, examples: tuple[Tensor, ...]) -> frozenset[Place]:
+    """Find the hooks that only look on.
+
+    Args:
+        model: The user's model; a copy of it runs, with copies of the hooks.
+        examples: One example per input.
+
+    Returns:
+        Their places; all that never ran are among them.
+    """
+    found = {place: hook for place, hook in _hooks(model) if not isinstance(hook, COMPUTING)}
+    if not found:
+        return frozenset()
+    twin: nn.Module = Copier(Cloning(), training=False).copy(model)
+    modules = dict(twin.named_modules())
+    watched = {place: _Watched(getattr(modules[place[0]], place[1])[place[2]]) for place in found}
+    for (path, kind, number), hook in watched.items():
+        getattr(modules[path], kind)[number] = hook
+    with torch.no_grad():
+        twin(*(torch.zeros_like(example) for example in examples))
+    return frozenset(place for place, hook in watched.items() if not hook.effective)
+
+
+def without(model: nn.Module, places: frozenset[Place]) -> nn.Module:
+    """Take hooks off a copy.
+
+    Args:
+        model: A copy of the user's model; changed.
+        places: Which.
+
+    Returns:
+        The same copy.
+    """
+    modules = dict(model.named_modules()) if places else {}
+    for path, kind, number in places:
+        getattr(modules[path], kind).pop(number)
+    return model
+
+
+def _hooks(model: nn.Module) -> Iterator[tuple[Place, Callable[..., Any]]]:
+    for path, module in model.named_modules():
+        for kind in KINDS:
+            for number, hook in getattr(module, kind).items():
+                yield (path, kind, number), hook
+
+
+class _Watched:
+    """A hook that is watched."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+        self.effective = False
+
+    def __call__(self, module: nn.Module, *given: Any, **named: Any) -> Any:
+        """Call the hook and see what it does."""
+        tensors = [leaf for leaf in pytree.tree_leaves((given, named)) if isinstance(leaf, Tensor)]
+        before = (_held(module), [own._version for own in tensors])
+        result = self.hook(module, *given, **named)
+        after = (_held(module), [own._version for own in tensors])
+        self.effective = self.effective or result is not None or before != after
+        return result
+
+
+def _held(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the identity and version of every tensor that a module holds."""
+    own = {**vars(module), **module._parameters, **module._buffers}
+    return {key: (id(value), value._version) for key, value in own.items() if isinstance(value, Tensor)}

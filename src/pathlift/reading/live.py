@@ -1,0 +1,165 @@
+"""What a captured network remembers of the model: where its parameters are, never what they were.
+
+The state of a network is read from the module whenever it is needed, so that a training step, `load_state_dict`, writes to
+`.data` or a cast to another type show at once. A change that makes the graph another one (a child replaced, weights tied or
+untied, another shape or device, a constant put in the place of another) is an error that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.errors import MismatchError
+from pathlift.network import Network
+from pathlift.reading.memory import span
+
+AGAIN = "Capture the model again."
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter or buffer of a module.
+
+    Attributes:
+        path: Path of the module.
+        module: The module.
+        key: Name of the tensor in it.
+        shape: Shape at the time of capture.
+    """
+
+    path: str
+    module: nn.Module
+    key: str
+    shape: torch.Size
+
+    def read(self) -> Tensor | None:
+        """Return the tensor as it is now."""
+        held = self.module._parameters.get(self.key)
+        return self.module._buffers.get(self.key) if held is None else held
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that the model holds as a plain attribute and that is a constant of the graph."""
+
+    path: str
+    module: nn.Module
+    key: str
+    tensor: Tensor
+
+
+class LiveState(Mapping[str, Tensor]):
+    """The parameters and buffers of a module by name, as they are when they are asked for."""
+
+    def __init__(self, root: nn.Module, names: Mapping[str, str], device: torch.device, used: tuple[Tensor, ...]) -> None:
+        """Remember where the tensors are.
+
+        Args:
+            root: The user's model.
+            names: Every name of a parameter or buffer to the one that stands for its memory.
+            device: Where they live.
+            used: Constants of the graph that the model may hold as plain attributes.
+        """
+        self.root = root
+        self.device = device
+        modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules = {path: module for path, module in modules.items() if path}
+        self.slots: dict[str, Slot] = {}
+        for name in names:
+            path, _, key = name.rpartition(".")
+            slot = Slot(path, modules[path], key, torch.Size())
+            tensor = slot.read()
+            assert tensor is not None
+            self.slots[name] = Slot(path, modules[path], key, tensor.shape)
+        self.own = tuple(dict.fromkeys(own for name, own in names.items() if name == own))
+        self.shared = {name: own for name, own in names.items() if name != own}
+        spans = {span(tensor): tensor for tensor in used}
+        self.held = tuple(
+            Held(path, module, key, value)
+            for path, module in modules.items()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor) and (own := span(value)) is not None and own in spans
+        )
+        self.inside = {name: _inside(self[name], self[own]) for name, own in self.shared.items()}
+
+    def _at(self, name: str) -> Tensor:
+        slot = self.slots[name]
+        tensor = slot.read()
+        if tensor is None:
+            raise MismatchError(f"The model has no parameter or buffer '{name}' any more. {AGAIN}")
+        if tensor.shape != slot.shape:
+            raise MismatchError(
+                f"'{name}' has shape {tuple(tensor.shape)} now and had {tuple(slot.shape)} when the model was captured. {AGAIN}"
+            )
+        if tensor.device != self.device:
+            raise MismatchError(
+                f"'{name}' is on {tensor.device} now and was on {self.device} when the model was captured. {AGAIN}"
+            )
+        return tensor.detach()
+
+    def verify(self) -> None:
+        """Make sure that the model still has the graph that was captured.
+
+        Raises:
+            MismatchError: A module was replaced, tensors were tied or untied, or a constant is another tensor.
+        """
+        for path, module in self.modules.items():
+            parent, _, key = path.rpartition(".")
+            holder = self.modules[parent] if parent else self.root
+            if holder._modules.get(key) is not module:
+                raise MismatchError(f"The module '{path}' was replaced or removed after the model was captured. {AGAIN}")
+        for name, own in self.shared.items():
+            if _inside(self[name], self[own]) != self.inside[name]:
+                raise MismatchError(f"'{name}' shared its memory with '{own}' when the model was captured. {AGAIN}")
+        for held in self.held:
+            if vars(held.module).get(held.key) is not held.tensor:
+                raise MismatchError(f"The attribute '{held.key}' of module '{held.path}' is another tensor now. {AGAIN}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor as it is now, without gradient."""
+        return self._at(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names that stand for a memory of their own."""
+        return iter(self.own)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.own)
+
+    def __reduce__(self) -> tuple[type[dict[str, Tensor]], tuple[dict[str, Tensor]]]:
+        """Pickle and copy as the tensors that there are now.
+
+        Returns:
+            A plain mapping.
+        """
+        return dict, ({name: self[name].clone() for name in self},)
+
+
+def verify(network: Network) -> None:
+    """Make sure that a captured network still is that of its model.
+
+    Args:
+        network: The network.
+
+    Raises:
+        MismatchError: See `LiveState.verify`; or a buffer whose values are part of the graph has others now.
+    """
+    if isinstance(network.state, LiveState):
+        network.state.verify()
+        for name, value in network.baked.items():
+            if not torch.equal(network.state[name], value):
+                raise MismatchError(f"The values of the buffer '{name}' are part of the graph and have changed. {AGAIN}")
+
+
+def _inside(part: Tensor, whole: Tensor) -> tuple[object, ...]:
+    """Say how one tensor lies in the memory of another."""
+    one, two = span(part), span(whole)
+    if one is None or two is None:
+        return ()
+    meets: bool = one.meets(two)
+    return (meets, one.start - two.start if meets else 0, one.stop - two.stop if meets else 0, part.stride(), whole.stride())
