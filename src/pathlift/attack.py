@@ -15,7 +15,7 @@ from pathlift.bounds import checked_radius
 from pathlift.certify import box_of, logits_of
 from pathlift.network import Network
 from pathlift.passes.realise import feed_of, realise
-from pathlift.reading import capture
+from pathlift.reading import captured_on
 from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
@@ -58,7 +58,7 @@ def attack(
         What was found.
     """
     reach = checked_radius(radius)
-    network = capture(model, x)
+    network = captured_on(model, x)
     name, samples = logits_of(network), feed_of(network, (x,))
     (source,) = samples
     weights = box_of(network, tolerance)

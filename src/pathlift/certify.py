@@ -20,7 +20,7 @@ from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
-from pathlift.reading import capture
+from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Box, Tolerance, box, point
 
@@ -110,7 +110,7 @@ def certify(
     for batch in batches:
         if batch.dim() == 0:
             raise InputError("x must be a tensor with a batch dimension, found a scalar.")
-        network = capture(model, batch) if network is None else network
+        network = captured_on(model, batch) if network is None else network
         if weights is None:
             weights = box_of(network, tolerance)
             blame(weights.lower)

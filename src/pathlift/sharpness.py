@@ -21,7 +21,7 @@ from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
-from pathlift.reading import Inputs, capture
+from pathlift.reading import Inputs, capture, captured_on
 
 Loss = Literal["cross_entropy", "mse"]
 
@@ -116,7 +116,7 @@ def sharpness(
         NumericalError: A weight is NaN or infinite.
     """
     _checked(r, loss)
-    network = capture(model, x)
+    network = captured_on(model, x)
     feed = feed_of(network, (x,))
     values = {leaf: value.detach() for leaf, value in network.values().items()}
     blame(values)

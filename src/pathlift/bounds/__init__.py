@@ -16,7 +16,7 @@ from pathlift.bounds.spread import Spread, spread_of
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.realise import feed_of
-from pathlift.reading import capture
+from pathlift.reading import captured_on
 from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
@@ -154,7 +154,7 @@ def lipschitz_bound(
         raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, found {kind!r}.")
     reach = checked_radius(radius)
     samples = (x,) if isinstance(x, Tensor) else tuple(x)
-    network = capture(model, samples)
+    network = captured_on(model, samples)
     ball = Ball(feed_of(network, samples), reach)
     spread = spread_of(network, other)
     names = applying(spread, ball) if kind == "auto" else [kind]

@@ -19,7 +19,7 @@ from pathlift.network import Network
 from pathlift.passes.norm import checked_order
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.realise import feed_of, flat_outputs, realise
-from pathlift.reading import Inputs, capture
+from pathlift.reading import Inputs, capture, captured_on
 from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
@@ -67,7 +67,7 @@ def expected_bound(
     count = 0
     for batch in stream:
         samples = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-        network = capture(model, samples) if network is None else network
+        network = captured_on(model, samples) if network is None else network
         for name, x in feed_of(network, samples).items():
             own = x.abs().pow(order).sum(0, keepdim=True)
             sums[name] = sums[name] + own if name in sums else own
@@ -126,7 +126,7 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
         float64 tensor (batch, outputs).
     """
     samples = (x,) if isinstance(x, Tensor) else tuple(x)
-    network = capture(model, samples)
+    network = captured_on(model, samples)
     values = {leaf: value.detach() for leaf, value in network.values().items()}
     feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
     with torch.enable_grad():

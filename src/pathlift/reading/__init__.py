@@ -31,11 +31,13 @@ class SupportReport:
         supported: True when `capture` succeeds.
         problems: Every operator outside the theory, in the order of execution; empty when supported.
         operators: Number of operator calls that were looked at.
+        left_off: Activations at the end of the model that are no part of the network.
     """
 
     supported: bool
     problems: tuple[Problem, ...]
     operators: int
+    left_off: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Return `supported`."""
@@ -44,7 +46,8 @@ class SupportReport:
     def __str__(self) -> str:
         """Return one line per problem."""
         if self.supported:
-            return f"supported ({self.operators} operators)"
+            left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
+            return f"supported ({self.operators} operators{left_off})"
         return "not supported:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
 
 
@@ -79,7 +82,7 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
         if network is None:
             return lowered
         if network.device.type != "meta":
-            check(model, network, exported, lowered.cut, examples, idle)
+            check(model, network, exported, lowered, examples, idle)
         checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model))
         return replace(lowered, network=checked)
 
@@ -104,7 +107,9 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
     Raises:
         UnsupportedModelError: An operator lies outside the theory, or the exporter cannot capture the model; every
             problem is listed with module, operator, source line and advice.
-        InputError: ``inputs`` is malformed, or the model cannot run on such an input.
+        InputError: ``inputs`` is malformed or given with a Network, ``until`` names nothing, or the model cannot run on such
+            an input.
+        MismatchError: A Network is given whose model is another one now: a module was replaced, say.
 
     Example:
         >>> from torch import nn
@@ -112,6 +117,10 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
         Network(4 nodes, 4 weight tensors, 4 parameters)
     """
     if isinstance(model, Network):
+        if inputs is not None or until is not None:
+            raise InputError("A captured Network has its inputs and outputs: leave out 'inputs' and 'until'.")
+        if any(node.axes is not None for node in model.nodes):
+            raise InputError("This is the compact form of a Network, which only passes over ones may read. Give the Network.")
         verify(model)
         return model
     if inputs is None:
@@ -120,6 +129,19 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
     if lowered.network is None:
         raise UnsupportedModelError(lowered.problems)
     return lowered.network
+
+
+def captured_on(model: nn.Module | Network, samples: Inputs) -> Network:
+    """Capture a model for inputs that a function looks at anyway.
+
+    Args:
+        model: A module, or a captured Network.
+        samples: Example tensors, which only a module needs.
+
+    Returns:
+        The network.
+    """
+    return capture(model) if isinstance(model, Network) else capture(model, samples)
 
 
 def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
@@ -147,7 +169,8 @@ def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
         lowered = _lowered(model, inputs)
     except UnsupportedModelError as error:
         return SupportReport(False, error.problems, 0)
-    return SupportReport(lowered.network is not None, lowered.problems, lowered.operators)
+    left_off = () if lowered.network is None else lowered.network.left_off
+    return SupportReport(lowered.network is not None, lowered.problems, lowered.operators, left_off)
 
 
-__all__ = ["Inputs", "SupportReport", "capture", "check_support"]
+__all__ = ["Inputs", "SupportReport", "capture", "captured_on", "check_support", "program_of"]

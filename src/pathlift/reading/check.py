@@ -19,13 +19,13 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.network import Network
+from pathlift.network import Expression, Network, evaluate
 from pathlift.passes.realise import realise
 from pathlift.precision import full_precision
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
 from pathlift.reading.hooks import Place, without
-from pathlift.reading.lower import Cut
+from pathlift.reading.lower import Lowered
 
 SEED = 20250
 """Of the inputs and of the other weights."""
@@ -56,7 +56,7 @@ def check(
     model: nn.Module,
     network: Network,
     exported: Exported,
-    cut: Cut,
+    lowered: Lowered,
     examples: tuple[Tensor, ...],
     idle: frozenset[Place],
 ) -> None:
@@ -66,14 +66,14 @@ def check(
         model: The user's model; only read.
         network: What was read.
         exported: The exporter's graph.
-        cut: Where the reading ends.
+        lowered: Where the reading ended, and what it took for parameters.
         examples: Inputs of batch size 1.
         idle: Hooks that only look on.
 
     Raises:
         UnsupportedModelError: They differ by more than rounding explains; the first layer that differs is named.
     """
-    _Check(model, network, exported, cut, examples, idle).run()
+    _Check(model, network, exported, lowered, examples, idle).run()
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Check:
         model: nn.Module,
         network: Network,
         exported: Exported,
-        cut: Cut,
+        lowered: Lowered,
         examples: tuple[Tensor, ...],
         idle: frozenset[Place],
     ) -> None:
@@ -107,7 +107,8 @@ class _Check:
         self.idle = idle
         self.network = network
         self.exported = exported
-        self.cut = cut
+        self.cut = lowered.cut
+        self.identified = lowered.identified
         self.examples = examples
         self.draws = torch.Generator().manual_seed(SEED)
         self.inputs = tuple(
@@ -214,7 +215,7 @@ class _Check:
         return [own[: shape[0]] for own, shape in zip(found, shapes, strict=True)] if alike else None
 
     def _eager(self, weights: Weights, batch: int) -> list[Tensor]:
-        returned = self._twin(weights)(*(x[:batch] for x in self._cast(self.inputs, weights)))
+        returned = self._twin(weights)(*(x[:batch].clone() for x in self._cast(self.inputs, weights)))
         return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]
 
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -242,7 +243,12 @@ class _Check:
         floating = [node for node in chosen if node.meta["val"].dtype.is_floating_point]
         if not self.cut.left_off and all(node in kept for node in floating):
             return [found[kept.index(node)] for node in floating]
-        known = _Traced(self.exported, self.network).values(weights, self._cast(self.inputs, weights))
+        try:
+            known = _Traced(self.exported, self.identified).values(weights, self._cast(self.inputs, weights))
+        except FAILURES as error:
+            if weights.dtype is None:
+                raise
+            raise _NotInThisPrecision from error
         for node, own in zip(kept, found, strict=False):
             off = _apart(own, known[node])
             if off > max(1e-3, ROUGH * self._unit(own.dtype, weights)):
@@ -346,32 +352,31 @@ class _NotInThisPrecision(Exception):  # noqa: N818 (a signal)
 class _Traced(fx.Interpreter):
     """Runs the exporter's own graph and keeps the values on the way to where the reading ends."""
 
-    def __init__(self, exported: Exported, network: Network) -> None:
+    def __init__(self, exported: Exported, identified: Mapping[str, Expression]) -> None:
         super().__init__(exported.program.graph_module, garbage_collect_values=False)
         self.exported = exported
-        self.network = network
+        self.identified = identified
 
     def values(self, weights: Weights, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
         """Return the value of every node."""
-        program = self.exported.program
-        self.state = self.network.named(weights.state)
+        self.weights = weights
         given = iter(inputs)
-        args = []
-        for spec in program.graph_signature.input_specs:
-            if spec.kind == InputKind.USER_INPUT:
-                args.append(next(given)[:1])
-            else:
-                args.append(self._held(str(spec.target), weights))
-        self.run(*args)
+        specs = self.exported.program.graph_signature.input_specs
+        self.run(
+            *(next(given)[:1].clone() if spec.kind == InputKind.USER_INPUT else self._held(str(spec.target)) for spec in specs)
+        )
         return self.env
 
-    def _held(self, name: str, weights: Weights) -> Any:
-        found = weights.state.get(name)
-        if found is None:
-            program = self.exported.program
-            found = program.state_dict.get(name, program.constants.get(name))
-        floating = isinstance(found, Tensor) and found.dtype.is_floating_point
-        return found.to(weights.dtype) if floating and weights.dtype is not None else found
+    def _held(self, name: str) -> Any:
+        """Return a parameter, buffer or constant: with the other weights where it lies in their memory."""
+        program, known = self.exported.program, self.identified.get(name)
+        found = program.constants.get(name) if known is None else evaluate(known, self.weights.state)
+        dtype = self.weights.dtype
+        return found.to(dtype) if isinstance(found, Tensor) and found.dtype.is_floating_point and dtype is not None else found
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return an attribute of the traced module."""
+        return self._held(str(target)) if str(target) in self.identified else super().get_attr(target, args, kwargs)
 
 
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:

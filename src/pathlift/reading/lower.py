@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +94,21 @@ class Cut:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The outcome of lowering: a network, or the problems that prevent one."""
+    """The outcome of lowering: a network, or the problems that prevent one.
+
+    Attributes:
+        network: The network.
+        problems: What prevents one.
+        operators: Number of operator calls that were looked at.
+        cut: Where the reading ended.
+        identified: Names of the exporter's inputs and attributes that are parameters or buffers, or parts of them.
+    """
 
     network: Network | None
     problems: tuple[Problem, ...]
     operators: int
     cut: Cut
+    identified: Mapping[str, Expression]
 
 
 def lower(
@@ -207,6 +216,7 @@ class _Lowering:
         self.names = [name for name, _ in named]
         self.held = {own: tensor for tensor in copier.tensors.values() if (own := span(tensor)) is not None}
         self.used: dict[int, Tensor] = {}
+        self.identified: dict[str, Expression] = {}
         self.baked: set[str] = {self.aliases.get(name, name) for name in exported.baked}
         self.derived: dict[str, frozenset[str]] = {}
         saved = view.state_dict()
@@ -234,7 +244,7 @@ class _Lowering:
         leaves = self._used_leaves(nodes)
         self._check_reads(leaves)
         if self.problems:
-            return Lowered(None, tuple(self.problems), self.operators, self.cut)
+            return Lowered(None, tuple(self.problems), self.operators, self.cut, self.identified)
         device = next(iter(devices))
         names = {name: self._root(name) for name in self.names}
         live_state = LiveState(self.model, names, device, tuple(self.used.values()))
@@ -251,11 +261,9 @@ class _Lowering:
             versions=self.versions,
             views=self.memory.views,
             baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
-            left_off=tuple(
-                f"{_operator_name(node)} in module '{_module_path(node)}'" for node in graph.nodes if node in self.cut.left_off
-            ),
+            left_off=tuple(_base_name(node) for node in graph.nodes if node in self.cut.left_off),
         )
-        return Lowered(network, (), self.operators, self.cut)
+        return Lowered(network, (), self.operators, self.cut, self.identified)
 
     def _root(self, name: str) -> str:
         """Return the name that stands for the memory of a parameter or buffer."""
@@ -301,21 +309,22 @@ class _Lowering:
             return Activation(node.name, tuple(fake.shape), fake.dtype)
         assert spec.target is not None
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            return self._tensor(self.memory.expression(spec.target), fake)
-        return self._constant(self.constants.get(spec.target), fake)
+            self.identified[spec.target] = self.memory.expression(spec.target)
+            return self._tensor(self.identified[spec.target], fake)
+        return self._constant(self.constants.get(spec.target), fake, spec.target)
 
     def _attribute(self, node: fx.Node) -> Any:
         value: Any = self.program.graph_module
         for part in str(node.target).split("."):
             value = getattr(value, part)
-        return self._constant(value, value) if isinstance(value, Tensor) else value
+        return self._constant(value, value, str(node.target)) if isinstance(value, Tensor) else value
 
     def _tensor(self, expression: Expression, fake: Any) -> Static:
         """Return a parameter or buffer, or a part of one."""
         places = frozenset({expression.name}) if isinstance(expression, StateTensor) else frozenset()
         return self._static(expression, fake, moves=expression, places=places)
 
-    def _constant(self, value: Any, fake: Any) -> Static:
+    def _constant(self, value: Any, fake: Any, name: str) -> Static:
         """Return a constant of the graph: a parameter when it lies in a parameter's memory."""
         if isinstance(value, Tensor):
             try:
@@ -326,6 +335,7 @@ class _Lowering:
                 self.problems.append(Problem("", "export", "", reason, advice))
                 known = None
             if known is not None:
+                self.identified[name] = known
                 return self._tensor(known, fake)
             if span(value) in self.held:
                 self.used[id(value)] = value

@@ -93,7 +93,9 @@ def path_lifting(
         >>> lifting.realisation.tolist(), lifting.reconstruction().tolist()
         ([10.0], [10.0])
     """
-    capture(model, inputs)  # refuses what lies outside the theory
+    left_off = capture(model, inputs).left_off  # refuses what lies outside the theory
+    if left_off:
+        raise InputError(f"The model ends in {' and '.join(left_off)}, which has no path-lifting. Give the model without it.")
     examples = example_tensors(model, inputs)
     dag = dag_of(model, *examples)
     try:
