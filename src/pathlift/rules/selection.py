@@ -125,6 +125,8 @@ def patched(call: Call) -> Layer:
             "Use indices without repetition.",
         )
     keep = replace(place, key="self", zeros={key: patch.shape})
+    if back is not None and not _written_once(place, back, patch.shape):
+        return call.layer(Term(base.name, Move(keep)), _last_written(call, patch, place))
     return call.layer(Term(base.name, Move(keep)), Term(patch.name, Move(place)))
 
 
@@ -195,6 +197,18 @@ def _written_once(place: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
     """Whether every element of that shape can be read wherever it was written: no other one took its place."""
     numbers = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
     return bool((back(place(numbers)) == numbers).all())
+
+
+def _last_written(call: Call, patch: Activation, place: Replay) -> Term:
+    """Where one value is written to a place several times: a movement that reads it once, also when it is transposed."""
+    count = math.prod(patch.shape)
+    laid = place(torch.arange(1, count + 1, dtype=torch.float64).reshape(patch.shape))
+    numbers = laid.long().reshape(-1).to(call.result.device)
+    flat = call.builder.add(call.moved(patch, replayed("aten::reshape", shape=(count,)), (count,)))
+    padded = call.builder.add(call.moved(flat, replayed("aten::constant_pad_nd", pad=(1, 0)), (count + 1,)))
+    read = replayed("aten::index_select", dim=0, index=numbers)
+    found = call.builder.add(call.moved(padded, read, tuple(numbers.shape)))
+    return Term(found.name, Move(replayed("aten::reshape", shape=tuple(laid.shape))))
 
 
 @rule("copy", "fill")
