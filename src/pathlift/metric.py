@@ -87,7 +87,7 @@ class PathMetric:
 
     def _per_output(self, end: int) -> Tensor:
         if self._log2_per_output is None:
-            raise InputError("Bounds per output neuron are computed for q = 1 only.")
+            raise AttributeError("Bounds per output neuron are computed for q = 1 only.")
         return self._log2_per_output[end] * LOG10_OF_2
 
 
@@ -235,7 +235,7 @@ def _plain(log2: float) -> tuple[float, float]:
     if log2 == -math.inf:
         return 0.0, -math.inf
     whole = math.floor(log2)
-    return to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64), float(whole)))
+    return to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole)))
 
 
 def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> PathMetric:
@@ -266,7 +266,7 @@ def _l2(network: Network, squared: Scaled | None, magnitude: Scaled | None) -> P
     error = rounding_factor(network) * float(magnitude.tensor)
     ends = [max(center - error, 0.0), max(center, 0.0), center + error]
     (low, log10_low), (value, _), (high, log10_high) = (
-        to_float(Scaled(torch.tensor(end, dtype=torch.float64), magnitude.exponent), 2.0) for end in ends
+        to_float(Scaled(torch.tensor(end, dtype=torch.float64, device="cpu"), magnitude.exponent), 2.0) for end in ends
     )
     return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
 

@@ -85,13 +85,30 @@ class LipschitzBound(Tensor):
         counts = torch.bincount(self.which.reshape(-1), minlength=len(self.kinds))
         return self.kinds[int(counts.argmax())]
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """Pickle as a plain tensor and what it knows."""
+        del protocol
+        return _bound, (self.as_subclass(Tensor), self.kinds, self.which)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LipschitzBound:
+        """Copy the tensor and what it knows."""
+        copied = memo[id(self)] = _bound(self.as_subclass(Tensor).clone(), self.kinds, self.which.clone())
+        return copied
+
+    def __copy__(self) -> LipschitzBound:
+        """Return the same tensor with what it knows."""
+        return _bound(self.as_subclass(Tensor), self.kinds, self.which)
+
+
+def _bound(values: Tensor, kinds: tuple[str, ...], which: Tensor) -> LipschitzBound:
+    bound = values.as_subclass(LipschitzBound)
+    bound.kinds, bound.which = kinds, which
+    return bound
+
 
 def _named(found: dict[str, Tensor]) -> LipschitzBound:
-    stacked = torch.stack(list(found.values()))
-    smallest, which = stacked.min(0)
-    bound = smallest.as_subclass(LipschitzBound)
-    bound.kinds, bound.which = tuple(found), which
-    return bound
+    smallest, which = torch.stack(list(found.values())).min(0)
+    return _bound(smallest, tuple(found), which)
 
 
 @torch.no_grad()

@@ -294,7 +294,7 @@ def _normalised_change(
         if node.concat is not None:
             size = node.concat.sizes[node.terms.index(term)]
             own, offset = ratio.narrow(node.concat.dim, offset, size), offset + size
-        weights = [torch.ones((), dtype=torch.float64) if term.weight is None else _full(term, w) for w in signed]
+        weights = [torch.ones((), dtype=torch.float64, device="cpu") if term.weight is None else _full(term, w) for w in signed]
         x, y, _ = below[term.source]
         return term.edges.gap(x, weights[0], y, weights[1], own)
 

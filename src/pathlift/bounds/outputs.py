@@ -270,7 +270,7 @@ def three_step(spread: Spread, ball: Ball) -> Tensor:
         {leaf: torch.where(masks[leaf], value, 0.0) for leaf, value in side.items()} for side in (spread.values, spread.others)
     ]
     outer = [Spread(network, side, own, None) for side, own in zip((spread.values, spread.others), middle, strict=True)]
-    whole = sum((_metric(own, feed) for own in outer), torch.zeros((), dtype=torch.float64))
+    whole = sum((_metric(own, feed) for own in outer), torch.zeros((), dtype=torch.float64, device="cpu"))
     changed = Spread(network, middle[0], middle[1], None).changed
 
     def attempt(_: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def layered(spread: Spread) -> Layered:
         for found in (spread.values, spread.most):
             sizes = [widen(found[leaf]).double().abs().reshape(node.shape[-1], -1).sum(1) for leaf in leaves if leaf]
             radius = max(radius, float(torch.stack(sizes).sum(0).max()))
-    gaps = [torch.zeros(1, dtype=torch.float64)]
+    gaps = [torch.zeros(1, dtype=torch.float64, device="cpu")]
     for leaf in spread.values:
         first = spread.gap[0][leaf].double()
         gaps.append((first if len(spread.gap) == 1 else first - spread.gap[1][leaf].double()).abs().amax().reshape(1))

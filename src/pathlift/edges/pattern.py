@@ -123,7 +123,7 @@ def product_pattern(
 
     count, apart = math.prod(size[c] for c in places), math.prod(size[c] for c in merged)
     tap_count = math.prod(size[c] for c in taps)
-    tap, place = torch.arange(tap_count), torch.arange(count * apart)
+    tap, place = torch.arange(tap_count, device="cpu"), torch.arange(count * apart, device="cpu")
     triples = torch.stack([
         tap.repeat_interleave(len(place)),
         place.repeat(tap_count),
@@ -153,7 +153,7 @@ def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) 
     Returns:
         Shape (triples, 3).
     """
-    tap, source, place = (torch.zeros(1, dtype=torch.long) for _ in range(3))
+    tap, source, place = (torch.zeros(1, dtype=torch.long, device="cpu") for _ in range(3))
     for table, size in zip(tables, below, strict=True):
         spot, own = torch.nonzero((table >= 0) & (table < size), as_tuple=True)
         read = table[spot, own]
@@ -161,7 +161,7 @@ def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) 
         source = (source[:, None] * size + read).reshape(-1)
         place = (place[:, None] * table.shape[0] + spot).reshape(-1)
     count_below, count_above = math.prod(below), math.prod(table.shape[0] for table in tables)
-    sample = torch.arange(batch)[:, None]
+    sample = torch.arange(batch, device="cpu")[:, None]
     return torch.stack([
         tap.expand(batch, -1).reshape(-1),
         (sample * count_below + source).reshape(-1),

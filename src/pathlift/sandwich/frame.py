@@ -157,7 +157,7 @@ def frame(network: Network, compared: Pair) -> Frame:
 def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:
     """Return whether the weights of a leaf differ, and whether a sign does; factors are positive."""
     first, second, *factors = plain.parts(leaf)
-    up, down, other_up, other_down = factors or [torch.ones(())] * 4
+    up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
     different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
     for one, two in pairs:

@@ -40,7 +40,7 @@ TIE = 1e-6
 
 START = CANDIDATES.index((0.0, 0.1))
 
-SIGNS = torch.tensor([1.0, -2.0, 1.0, 1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
+SIGNS = torch.tensor([1.0, -2.0, 1.0, 1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64, device="cpu")
 """Binomial coefficients of (Φ'−Φ)² and (Φ'−Φ)⁴."""
 
 
@@ -104,13 +104,13 @@ def chosen(pair: Frame) -> Mixture:
     order = [leaf for leaf in edges if leaf in tables]
     choice = _swept([tables[leaf] for leaf in order])
     terms = {leaf: (*_of(place, means[leaf]), 1.0) for leaf, place in zip(order, choice, strict=True)}
-    above = [torch.ones(9, dtype=torch.float64)]
+    above = [torch.ones(9, dtype=torch.float64, device="cpu")]
     for leaf, place in zip(reversed(order), reversed(choice), strict=True):
         above.append(_relative(above[-1] * tables[leaf][place]))
     whole = _distance(above[-1])
     for leaf, below in starts.items():
         rest = above[len(order) - sum(own in tables for own in edges[:below])]
-        sums = tables.get(leaf, torch.ones(1, 9, dtype=torch.float64)) * rest
+        sums = tables.get(leaf, torch.ones(1, 9, dtype=torch.float64, device="cpu")) * rest
         place = int(_looseness(sums).argmin())
         f = 2.0 ** round(math.log2(_distance(sums[place]) / whole)) if whole > 0 and _distance(sums[place]) > 0 else 1.0
         terms[leaf] = (*(_of(place, means[leaf]) if leaf in tables else (0.0, SAME * means[leaf])), f)
@@ -160,7 +160,7 @@ def _table(a: Tensor, b: Tensor, mean: float) -> Tensor:
 def _swept(tables: list[Tensor]) -> list[int]:
     """Return the candidate of each layer that makes the model of M_0·M_4/M_2² smallest, by coordinate descent."""
     choice = [START] * len(tables)
-    one = torch.ones(9, dtype=torch.float64)
+    one = torch.ones(9, dtype=torch.float64, device="cpu")
     for _ in range(SWEEPS if tables else 0):
         before = list(choice)
         above = [one]  # products over the layers that come later

@@ -75,7 +75,7 @@ def balanced(
         NumericalError: The search ends far from the minimum.
     """
     problem = _Problem(couplings, solution, power, logarithmic)
-    free = problem.coordinate_steps(torch.zeros(solution.dimension, dtype=torch.float64))
+    free = problem.coordinate_steps(torch.zeros(solution.dimension, dtype=torch.float64, device="cpu"))
     steps = 0
     while steps < MOST_STEPS:
         state = problem.at(free)

@@ -75,7 +75,7 @@ def coupling(scaling: Scaling, mass: Tensor) -> Dense | Sparse:
         if groups == 1:
             classes, place = torch.unique(bottom[0], return_inverse=True)
             if len(classes) < ins:
-                summed = torch.zeros(1, outs, len(classes), dtype=torch.float64).index_add_(2, place, summed)
+                summed = torch.zeros(1, outs, len(classes), dtype=torch.float64, device="cpu").index_add_(2, place, summed)
                 bottom = classes[None]
         return Dense(top, bottom, summed)
     if above.shape[3] == below.shape[3] == 1:

@@ -74,7 +74,7 @@ class Pair:
         """The log₂ factors g that explain the ratios best, shape (groups,); 0 for a group that no weight tells about."""
         solution = self.solution
         if not self.scalings:
-            return torch.zeros(solution.dimension, dtype=torch.float64)
+            return torch.zeros(solution.dimension, dtype=torch.float64, device="cpu")
         free = self.rough
         ratios: dict[str, Tensor] = {}
         for _ in range(ROUNDS if solution.plain else 8):
@@ -105,7 +105,7 @@ class Pair:
 
     def _medians(self) -> Tensor:
         """Go up the network: the scale of a class is the median of ratio + s(below) over the weights that come in."""
-        scales = torch.full((self.solution.count,), torch.nan, dtype=torch.float64)
+        scales = torch.full((self.solution.count,), torch.nan, dtype=torch.float64, device="cpu")
         scales[0] = 0.0
         for name, scaling in self.scalings.items():
             mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
@@ -128,7 +128,11 @@ class Pair:
         unknown = scales[scaling.below].isnan()
         if not bool(unknown.any()):
             return
-        places = unknown.any(dim=(0, 1, 3)).nonzero()[:, 0] if unknown.shape[2] > 1 else torch.arange(scaling.layout.shape[2])
+        places = (
+            unknown.any(dim=(0, 1, 3)).nonzero()[:, 0]
+            if unknown.shape[2] > 1
+            else torch.arange(scaling.layout.shape[2], device="cpu")
+        )
         mine, theirs = (scaling.split(state[name].detach().cpu())[:, :, places] for state in (self.state, self.other))
         above, below = (
             part.expand(*part.shape[:2], scaling.layout.shape[2], part.shape[3])[:, :, places].expand(mine.shape)
@@ -155,7 +159,7 @@ class Pair:
         sizes = torch.cat([residual[~residual.isnan()].abs() for residual in some])
         spread = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
         weights: list[Dense | Sparse] = []
-        target = torch.zeros(solution.count, dtype=torch.float64)
+        target = torch.zeros(solution.count, dtype=torch.float64, device="cpu")
         ones, degree = torch.ones_like(target), torch.zeros_like(target)
         for name, scaling in self.scalings.items():
             there = ~residuals[name].isnan()

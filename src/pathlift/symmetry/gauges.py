@@ -74,10 +74,12 @@ def even(network: Network, tied: Tied) -> Tensor:
         below = max((depth[term.source] for term in node.terms), default=0)
         depth[node.name] = below + any(term.weight is not None for term in node.terms)
     deepest = max(depth[name] for name in network.compact.outputs) or 1
-    place = torch.zeros(tied.solution.count, dtype=torch.float64)
+    place = torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu")
     for name, labels in tied.labels.items():
         classes = tied.solution.classes[labels].reshape(-1)
-        place.scatter_reduce_(0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64), "amax")
+        place.scatter_reduce_(
+            0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64, device="cpu"), "amax"
+        )
     place[0] = 0.0
     return projected(tied.solution, whole * place - largest)
 
@@ -91,7 +93,7 @@ def _largest_activations(network: Network, tied: Tied, first: torch.dtype) -> tu
         return propagate(compact, NormProgram(compact, values, dtype), keep=True)
 
     tracks = in_range(attempt, first, values)
-    largest = torch.full((tied.solution.count,), -torch.inf, dtype=torch.float64)
+    largest = torch.full((tied.solution.count,), -torch.inf, dtype=torch.float64, device="cpu")
     for name, labels in tied.labels.items():
         found = tracks[name][0]
         if found is not None:
@@ -151,13 +153,18 @@ def conditioned(network: Network, tied: Tied) -> Gauge:
         layout = replace(scaling, layout=Layout.plain(diagonal.shape)) if scaling is STILL else scaling
         masses.append(coupling(layout, diagonal))
         counts.append(coupling(layout, (diagonal > 0).double()))
-    coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64))
-    objective = Logarithmic(float(coming.sum()), -solution.pulled_back(coming - going))
+    coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64, device="cpu"))
+    number = float(coming.sum())
+    objective = Logarithmic(number, -solution.pulled_back(coming - going)) if number else None  # no paths: nothing to choose
     found = balanced(masses, solution, -2.0, objective)
-    return _gauge(found, masses, tied, torch.zeros(solution.dimension, dtype=torch.bool))
+    return _gauge(found, masses, tied, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
 
 
-STILL = Scaling(torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.zeros(1, 1, 1, 1, dtype=torch.long), Layout.plain(()))
+STILL = Scaling(
+    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
+    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
+    Layout.plain(()),
+)
 """How a parameter scales that does not."""
 
 
@@ -169,19 +176,19 @@ def _power(tensor: Tensor, p: float) -> Tensor:
 def _divided(tied: Tied) -> Tensor:
     """Tell which groups scale a parameter that the network divides by: it can shrink with what it divides, without end."""
     solution = tied.solution
-    touched = torch.zeros(solution.count, dtype=torch.bool)
+    touched = torch.zeros(solution.count, dtype=torch.bool, device="cpu")
     for scaling in tied.scalings.values():
         if scaling.divides:
             touched[scaling.above.reshape(-1)] = True
             touched[scaling.below.reshape(-1)] = True
-    held = torch.zeros(solution.dimension, dtype=torch.bool)
+    held = torch.zeros(solution.dimension, dtype=torch.bool, device="cpu")
     held[solution.columns[touched[solution.rows]]] = True
     return held
 
 
 def _gauge(found: Balance, couplings: Sequence[Dense | Sparse], tied: Tied, held: Tensor) -> Gauge:
     """Name the groups that were left: those that are held, and those without a mass."""
-    coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64))
+    coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu"))
     left = torch.nonzero(held | (tied.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
     return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps)
 
@@ -215,7 +222,7 @@ def equalized(network: Network, tied: Tied) -> Tensor:
             ends.append((scaling.above, scaling.below, sizes))
     for _ in range(200):
         scales = solution.scales(free)
-        coming, going = (torch.full((solution.count,), -torch.inf, dtype=torch.float64) for _ in range(2))
+        coming, going = (torch.full((solution.count,), -torch.inf, dtype=torch.float64, device="cpu") for _ in range(2))
         widest = coming.clone()
         for above, below, sizes in ends:
             ranges = sizes + scales[above] - scales[below]

@@ -281,12 +281,12 @@ class Symmetries:
         if choices is None:
             if not (math.isfinite(sigma) and sigma >= 0):
                 raise InputError(f"sigma must be a finite number ≥ 0, found {sigma}.")
-            logs = torch.randn(len(self), dtype=torch.float64, generator=generator) * (sigma / math.log(2.0))
+            logs = torch.randn(len(self), dtype=torch.float64, generator=generator, device="cpu") * (sigma / math.log(2.0))
             return self._made(logs)
-        values = torch.as_tensor(list(choices), dtype=torch.float64)
+        values = torch.as_tensor(list(choices), dtype=torch.float64, device="cpu")
         if len(values) == 0 or not bool((torch.isfinite(values) & (values > 0)).all()):
             raise InputError(f"choices must be positive finite numbers, at least one, found {list(choices)}.")
-        drawn = values[torch.randint(len(values), (len(self),), generator=generator)]
+        drawn = values[torch.randint(len(values), (len(self),), generator=generator, device="cpu")]
         return self._made(torch.log2(drawn))
 
     def normalize(self) -> RescaledState:
@@ -358,19 +358,19 @@ class Symmetries:
     def _checked(self, factors: Factors) -> Tensor:
         if isinstance(factors, Mapping):
             return self._by_module(factors)
-        values = torch.as_tensor(factors, dtype=torch.float64).detach().cpu()
+        values = torch.as_tensor(factors, dtype=torch.float64, device="cpu").detach().cpu()
         if tuple(values.shape) != (len(self),):
             raise InputError(f"factors must have shape ({len(self)},), one per group, found {tuple(values.shape)}.")
         _positive(values, "factors")
         return values
 
     def _by_module(self, factors: Mapping[str, Tensor | Sequence[float] | float]) -> Tensor:
-        out = torch.ones(len(self), dtype=torch.float64)
+        out = torch.ones(len(self), dtype=torch.float64, device="cpu")
         source: dict[int, str] = {}
         reasons = {(own.module, channel): own.reason for own in self.pinned for channel in own.channels}
         for module, given in factors.items():
             groups = self.channel_groups(module)
-            values = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+            values = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().cpu()
             if values.dim() > 1 or (values.dim() == 1 and len(values) != len(groups)):
                 raise InputError(f"'{module}' has {len(groups)} channels, found factors of shape {tuple(values.shape)}.")
             _positive(values.reshape(-1), f"factors['{module}']")

@@ -134,5 +134,5 @@ def _through_shift(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Le
 
 def _add(found: dict[str, Tensor], factor: Factor, like: Tensor, values: Tensor) -> None:
     out = found.setdefault(factor.name, torch.zeros(like.shape, dtype=torch.float64, device=like.device))
-    places = torch.arange(like.numel()) if factor.index is None else factor.index.reshape(-1)
+    places = torch.arange(like.numel(), device="cpu") if factor.index is None else factor.index.reshape(-1)
     out.view(-1).index_add_(0, places.to(like.device), values.reshape(-1))

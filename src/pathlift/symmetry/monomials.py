@@ -84,8 +84,10 @@ def _moved(network: Network, leaf: Leaf) -> tuple[Product, ...] | None:
         return None
     (name,) = names
     shape = network.state[name].shape
-    places = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
-    device = {other: torch.zeros(tensor.shape) for other, tensor in network.state.items() if other in leaf.requires}
+    places = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").reshape(shape)
+    device = {
+        other: torch.zeros(tensor.shape, device="cpu") for other, tensor in network.state.items() if other in leaf.requires
+    }
     moved = evaluate(leaf.pull_back, {**device, name: places}) if leaf.pull_back is not None else None
     inverted = isinstance(leaf.expression, Apply) and leaf.expression.function is torch.reciprocal
     assert isinstance(moved, Tensor)

@@ -26,7 +26,7 @@ class Classes:
 
     def __init__(self) -> None:
         """Start with the two labels that have a meaning."""
-        self._root = torch.arange(1024)
+        self._root = torch.arange(1024, device="cpu")
         self.count = 2
 
     def grow(self, count: int) -> None:
@@ -37,7 +37,7 @@ class Classes:
         """
         self.count += count
         if self.count > len(self._root):
-            more = torch.arange(len(self._root), max(2 * len(self._root), self.count))
+            more = torch.arange(len(self._root), max(2 * len(self._root), self.count), device="cpu")
             self._root = torch.cat([self._root, more])
 
     def find(self, labels: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Solution:
         Returns:
             s by class, shape (classes,).
         """
-        out = torch.zeros(self.count, dtype=torch.float64)
+        out = torch.zeros(self.count, dtype=torch.float64, device="cpu")
         return out.index_add_(0, self.rows, self.entries * free[self.columns])
 
     def pulled_back(self, scales: Tensor) -> Tensor:
@@ -125,12 +125,12 @@ class Solution:
         Returns:
             Shape (groups,).
         """
-        out = torch.zeros(self.dimension, dtype=torch.float64)
+        out = torch.zeros(self.dimension, dtype=torch.float64, device="cpu")
         return out.index_add_(0, self.columns, self.entries * scales[self.rows])
 
     def pulled_back_magnitude(self, scales: Tensor) -> Tensor:
         """Return |B|²ᵀ·s, the diagonal of Bᵀ·diag(s)·B."""
-        out = torch.zeros(self.dimension, dtype=torch.float64)
+        out = torch.zeros(self.dimension, dtype=torch.float64, device="cpu")
         return out.index_add_(0, self.columns, self.entries**2 * scales[self.rows])
 
 
@@ -151,7 +151,7 @@ class Relations:
         first = self.classes.count
         self.classes.grow(count)
         self.apart.grow(count)
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
     def find(self, labels: Tensor) -> Tensor:
         """Return the label that stands for each label's class."""
@@ -178,7 +178,7 @@ class Relations:
 
     def fix(self, labels: Tensor) -> None:
         """Give unknowns the scale 0, for `reason`."""
-        self.tie(labels, torch.tensor(FIXED))
+        self.tie(labels, torch.tensor(FIXED, device="cpu"))
 
     def equation(self, labels: Sequence[Tensor], signs: Sequence[int]) -> None:
         """Add equations Σ_j signs[j]·s(labels[j]) = 0; those that name a neuron that is not there are left out.
@@ -204,15 +204,15 @@ class Relations:
         """Return the general solution; unknowns that no neuron has a part in get the scale 0."""
         rows = self._simplified()
         seen = [torch.unique(part) for part in self.neurons]
-        neurons = torch.unique(self.find(torch.cat(seen))) if seen else torch.zeros(0, dtype=torch.long)
+        neurons = torch.unique(self.find(torch.cat(seen))) if seen else torch.zeros(0, dtype=torch.long, device="cpu")
         neurons = neurons[neurons > FIXED]
         pivots = _eliminated(rows, set(neurons.tolist())) if rows else {}
-        free = neurons[~torch.isin(neurons, torch.tensor(list(pivots), dtype=torch.long))] if pivots else neurons
+        free = neurons[~torch.isin(neurons, torch.tensor(list(pivots), dtype=torch.long, device="cpu"))] if pivots else neurons
         place = {label: column for column, label in enumerate(free.tolist())} if pivots else {}
         bound = [label for label, right in pivots.items() if any(other in place for other in right)]
-        used = torch.cat([free, torch.tensor(bound, dtype=torch.long)]).sort().values
-        number = torch.zeros(self.classes.count, dtype=torch.long)
-        number[used] = torch.arange(1, len(used) + 1)
+        used = torch.cat([free, torch.tensor(bound, dtype=torch.long, device="cpu")]).sort().values
+        number = torch.zeros(self.classes.count, dtype=torch.long, device="cpu")
+        number[used] = torch.arange(1, len(used) + 1, device="cpu")
         entries = [
             (int(number[label]), place[other], float(value))
             for label in bound
@@ -221,12 +221,15 @@ class Relations:
         ]
         rows_of, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
         return Solution(
-            number[self.find(torch.arange(self.classes.count))],
+            number[self.find(torch.arange(self.classes.count, device="cpu"))],
             len(used) + 1,
             len(free),
-            torch.cat([number[free], torch.tensor(rows_of, dtype=torch.long)]),
-            torch.cat([torch.arange(len(free)), torch.tensor(columns, dtype=torch.long)]),
-            torch.cat([torch.ones(len(free), dtype=torch.float64), torch.tensor(values, dtype=torch.float64)]),
+            torch.cat([number[free], torch.tensor(rows_of, dtype=torch.long, device="cpu")]),
+            torch.cat([torch.arange(len(free), device="cpu"), torch.tensor(columns, dtype=torch.long, device="cpu")]),
+            torch.cat([
+                torch.ones(len(free), dtype=torch.float64, device="cpu"),
+                torch.tensor(values, dtype=torch.float64, device="cpu"),
+            ]),
         )
 
     def _simplified(self) -> list[dict[int, Fraction]]:
@@ -236,7 +239,7 @@ class Relations:
         width = max(labels.shape[1] for labels, _ in self.rows)
         ids = torch.cat([torch.nn.functional.pad(labels, (0, width - labels.shape[1])) for labels, _ in self.rows])
         signs = torch.cat([
-            torch.tensor((*own, *[0] * (width - len(own)))).expand(len(labels), -1) for labels, own in self.rows
+            torch.tensor((*own, *[0] * (width - len(own))), device="cpu").expand(len(labels), -1) for labels, own in self.rows
         ])
         while True:
             ids, signs = self._collected(ids, signs)

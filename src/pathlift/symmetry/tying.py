@@ -294,7 +294,7 @@ class _Tying:
         network = self.network
         self.steps: dict[Term, list[_Step]] = {}
         self.inner: dict[Term, list[Tensor]] = {}
-        none, every = torch.tensor(False), torch.tensor(True)
+        none, every = torch.tensor(False, device="cpu"), torch.tensor(True, device="cpu")
         alive = {node.name: (every if node.name in network.outputs else none).expand(node.shape) for node in network.nodes}
         for node in reversed(network.nodes):
             offset = 0
@@ -317,7 +317,12 @@ class _Tying:
                 _, source, place = step.pattern.triples.unbind(1)
                 live = slim(step.pattern.above.split(above)).any(1)
                 groups, ins, places = step.pattern.below.shape
-                read = torch.zeros(groups, places).index_add_(1, source, _wide(live, step.pattern.above)[:, place].float()) > 0
+                read = (
+                    torch.zeros(groups, places, dtype=torch.float64, device="cpu").index_add_(
+                        1, source, _wide(live, step.pattern.above)[:, place].double()
+                    )
+                    > 0
+                )
                 read = read.all()[None, None].expand(read.shape) if bool(read.all()) else read
                 above = step.pattern.below.join(read[:, None].expand(groups, ins, places))
             elif not isinstance(step.edges, Identity):
@@ -366,7 +371,7 @@ class _Tying:
             out = _side_by_side(found, node.concat.dim)
         else:
             found += [self._start(node, start) for start in node.starts]
-            out = found[0] if found else torch.zeros(node.shape, dtype=torch.long)
+            out = found[0] if found else torch.zeros(node.shape, dtype=torch.long, device="cpu")
             for other in found[1:]:
                 relations.tie(out, other)
                 out = torch.maximum(relations.find(out), relations.find(other))
@@ -452,7 +457,7 @@ class _Tying:
             return None
         there = torch.cat([_wide(some, pattern.below), _wide(any_live, pattern.above)], 1)
         if bool((there == there[:1]).all()):
-            kinds, kind = there[:1], torch.zeros(len(there), dtype=torch.long)
+            kinds, kind = there[:1], torch.zeros(len(there), dtype=torch.long, device="cpu")
         else:
             kinds, kind = torch.unique(there, dim=0, return_inverse=True)
         places = pattern.below.shape[2]
@@ -463,7 +468,7 @@ class _Tying:
         count = int(parts.max()) + 1 if parts.numel() else 0
         fresh = self.relations.new(groups * outs * count).reshape(groups, outs, count)
         if not count:
-            return torch.zeros((), dtype=torch.long).expand(pattern.above.shape)
+            return torch.zeros((), dtype=torch.long, device="cpu").expand(pattern.above.shape)
         chosen = fresh.gather(2, parts.clamp(min=0)[:, None].expand(groups, outs, parts.shape[1]))
         return torch.where(live & (parts >= 0)[:, None], chosen, NOTHING).expand(pattern.above.shape)
 
@@ -471,7 +476,8 @@ class _Tying:
         """Label the neurons above one by one, and write down what weights at several places demand."""
         tap, source, place = pattern.triples.unbind(1)
         real = below > NOTHING
-        read = torch.zeros(below.shape[0], live.shape[2]).index_add_(1, place, real.any(1)[:, source].float()) > 0
+        counts = torch.zeros(below.shape[0], live.shape[2], dtype=torch.float64, device="cpu")
+        read = counts.index_add_(1, place, real.any(1)[:, source].double()) > 0
         fresh = self.relations.new(live.numel()).reshape(live.shape)
         above = torch.where(live & read[:, None], fresh, NOTHING)
         for group in range(len(below)):
@@ -577,7 +583,7 @@ class _Tying:
             else:
                 layout = Layout.plain(leaf.shape)
                 top = self._labels_of(leaf).reshape(layout.shape)
-                bottom = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+                bottom = torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu")
             above, below = solution.classes[top], solution.classes[bottom]
             if own.degree < 0:
                 above, below = below, above
@@ -585,7 +591,7 @@ class _Tying:
         for name, labels in self.elements.items():
             layout = Layout.plain(labels.shape)
             above = solution.classes[labels.reshape(layout.shape)]
-            found[name] = Scaling(above, torch.zeros(1, 1, 1, 1, dtype=torch.long), layout)
+            found[name] = Scaling(above, torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"), layout)
         return {name: scaling for name, scaling in found.items() if self._moves(scaling)}
 
     @staticmethod
@@ -670,14 +676,14 @@ def _linked(pattern: Pattern, real: Tensor, live: Tensor) -> Tensor:
     tap, source, place = pattern.triples.unbind(1)
     kept = real[source] & live[place]
     tap, place = tap[kept], place[kept]
-    out = torch.full(live.shape, -1)
+    out = torch.full(live.shape, -1, device="cpu")
     if pattern.weight.shape[3] == 1:
         out[place] = 0
         return out
     count = pattern.weight.shape[3]
-    of_tap = torch.arange(count)
+    of_tap = torch.arange(count, device="cpu")
     while True:
-        of_place = torch.full(live.shape, count).scatter_reduce_(0, place, of_tap[tap], "amin")
+        of_place = torch.full(live.shape, count, device="cpu").scatter_reduce_(0, place, of_tap[tap], "amin")
         further = of_tap.scatter_reduce(0, tap, of_place[place], "amin")
         if torch.equal(further, of_tap):
             break
@@ -700,12 +706,14 @@ def _representatives(use: _Use) -> tuple[Tensor, Tensor]:
     if not _all_or_none(real, real.any(1)) or not _all_or_none(live, live.any(1)):
         return _scattered(use)
     there = _wide(real.any(1), use.pattern.below)[:, source] & _wide(live.any(1), use.pattern.above)[:, place]
-    number = torch.where(there, torch.arange(len(tap)), len(tap))
-    first = torch.full((groups, taps), len(tap)).scatter_reduce_(1, tap.expand(groups, -1), number, "amin")
+    number = torch.where(there, torch.arange(len(tap), device="cpu"), len(tap))
+    first = torch.full((groups, taps), len(tap), device="cpu").scatter_reduce_(1, tap.expand(groups, -1), number, "amin")
     none = (first == len(tap))[:, None]
     first = first.clamp(max=max(len(tap) - 1, 0))
     if not len(tap):
-        return torch.zeros(groups, outs, 1, taps, dtype=torch.long), torch.zeros(groups, 1, ins, taps, dtype=torch.long)
+        return torch.zeros(groups, outs, 1, taps, dtype=torch.long, device="cpu"), torch.zeros(
+            groups, 1, ins, taps, dtype=torch.long, device="cpu"
+        )
     above, below = use.above.expand(use.pattern.above.shape), use.below.expand(use.pattern.below.shape)
     top = above.gather(2, place[first][:, None].expand(groups, outs, taps)).masked_fill(none, NOTHING)
     bottom = below.gather(2, source[first][:, None].expand(groups, ins, taps)).masked_fill(none, NOTHING)
@@ -714,7 +722,7 @@ def _representatives(use: _Use) -> tuple[Tensor, Tensor]:
 
 def _scattered(use: _Use) -> tuple[Tensor, Tensor]:
     """The same when the channels are not all at the same places."""
-    top = torch.zeros(use.pattern.weight.shape, dtype=torch.long)
+    top = torch.zeros(use.pattern.weight.shape, dtype=torch.long, device="cpu")
     bottom = torch.zeros_like(top)
     above, below = use.above.expand(use.pattern.above.shape), use.below.expand(use.pattern.below.shape)
     for tap, source, place in use.pattern.triples.tolist():
