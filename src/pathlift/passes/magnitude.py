@@ -110,7 +110,7 @@ def path_magnitude(
     if isinstance(q, bool) or not isinstance(q, (int, float)) or not 1 <= q < math.inf:
         raise InputError(f"q must be a finite number of at least 1, found {q!r}.")
     with without_autocast():
-        return _path_magnitude(capture(model, inputs), q, x, out)
+        return magnitudes(capture(model, inputs), q, x, out)
 
 
 def without_autocast() -> ExitStack:
@@ -122,7 +122,20 @@ def without_autocast() -> ExitStack:
     return stack
 
 
-def _path_magnitude(whole: Network, q: float, x: Tensor | Sequence[Tensor] | None, out: Path | str | None) -> PathMagnitude:
+def magnitudes(
+    whole: Network, q: float = 1.0, x: Tensor | Sequence[Tensor] | None = None, out: Path | str | None = None
+) -> PathMagnitude:
+    """Compute `path_magnitude` of a network as it stands, which may be a compact form.
+
+    Args:
+        whole: The network.
+        q: As for `path_magnitude`.
+        x: As for `path_magnitude`; not for a compact form.
+        out: As for `path_magnitude`.
+
+    Returns:
+        The shares.
+    """
     network = whole.compact if x is None else whole
     feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
     values = network.values()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
+from pathlift.reading.apart import apart
 from pathlift.reading.check import check
 from pathlift.reading.examples import Inputs, example_tensors
 from pathlift.reading.export import export_graph
@@ -73,18 +73,21 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
         raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     examples = example_tensors(model, inputs)
     check_modules(model)
-    with torch.inference_mode(False):
-        idle = idle_hooks(model, examples)
-        view, copier = frozen_view(model)
-        exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
-        lowered = lower(exported, view, copier, model, examples, until)
-        network = lowered.network
-        if network is None:
-            return lowered
-        if network.device.type != "meta":
-            check(model, network, exported, lowered, examples, idle)
-        checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model))
-        return replace(lowered, network=checked)
+    return apart(lambda: _read(model, examples, until), examples[0].device)
+
+
+def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> Lowered:
+    idle = idle_hooks(model, examples)
+    view, copier = frozen_view(model)
+    exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
+    lowered = lower(exported, view, copier, model, examples, until)
+    network = lowered.network
+    if network is None:
+        return lowered
+    if network.device.type != "meta":
+        check(model, network, exported, lowered, examples, idle)
+    checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model))
+    return replace(lowered, network=checked)
 
 
 def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str | None = None) -> Network:

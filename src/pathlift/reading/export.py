@@ -12,7 +12,6 @@ import io
 import logging
 import operator
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -55,9 +54,6 @@ READERS: Mapping[Any, Callable[[Any], Any]] = {
     Tensor.__index__: operator.index,
 }
 """Methods that take the numbers of a tensor into Python, and what they give for an array."""
-
-_ONE_AT_A_TIME = threading.RLock()
-"""The exporter keeps the state of a trace in the process, and so do loggers and standard error."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +123,21 @@ def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[
         UnsupportedModelError: The model runs but its graph cannot be captured.
         KeyboardInterrupt: As it came, also when the exporter wrapped it.
     """
-    with _ONE_AT_A_TIME:
-        reading = _Reading(view, bake=False)
+    reading = _Reading(view, bake=False)
+    try:
         try:
-            try:
-                found = _exported(view, examples, reading)
-                if not (reading.asked and _chooses_sizes(found.program.graph)):
-                    return found
-            except Exception:
-                if not reading.asked:
-                    raise
-            return _exported(view, examples, _Reading(view, bake=True))
-        except Exception as error:
-            if _interrupted(error):
-                raise KeyboardInterrupt from error
-            _raise_if_model_fails(examples, error, runs)
-            raise UnsupportedModelError((_explain(error),)) from error
+            found = _exported(view, examples, reading)
+            if not (reading.asked and _chooses_sizes(found.program.graph)):
+                return found
+        except Exception:
+            if not reading.asked:
+                raise
+        return _exported(view, examples, _Reading(view, bake=True))
+    except Exception as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
+        _raise_if_model_fails(examples, error, runs)
+        raise UnsupportedModelError((_explain(error),)) from error
 
 
 def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) -> Exported:

@@ -209,7 +209,8 @@ class _Lowering:
         self.leaves: dict[tuple[Expression, str | None], Leaf] = {}
         self.problems: list[Problem] = []
         self.operators = 0
-        named = [*view.named_parameters(remove_duplicate=False), *view.named_buffers(remove_duplicate=False)]
+        held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        named = [(name, tensor.detach()) for name, tensor in held]
         self.memory = Memory(named)
         self.state = self.memory.state
         self.aliases = self.memory.aliases
@@ -224,7 +225,7 @@ class _Lowering:
         self.versions: dict[str, Any] = dict(getattr(saved, "_metadata", {}))
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
-        self.parameters = tuple(name for name, _ in view.named_parameters(remove_duplicate=False) if name in self.state)
+        self.parameters = tuple(name for name, own in held if isinstance(own, nn.Parameter) and name in self.state)
         self.parameter_set = frozenset(self.parameters)
 
     # ---- the walk over the graph

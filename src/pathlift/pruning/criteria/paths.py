@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Network, widen
-from pathlift.passes.magnitude import PathMagnitude, path_magnitude
+from pathlift.passes.magnitude import PathMagnitude, magnitudes, path_magnitude, without_autocast
 from pathlift.pruning.axes import Axes, channel_axes
 from pathlift.pruning.criteria.antecedent import in_float64, one_antecedent
 from pathlift.pruning.scope import eligible
@@ -127,6 +127,7 @@ def balanced_magnitude(network: Network) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
 def synflow(network: Network) -> dict[str, Tensor]:
     """Score |θ_i|·∂R/∂|θ_i| relative to R, the sum of the outputs of the network of all |weights|, fed with ones.
 
@@ -146,4 +147,6 @@ def synflow(network: Network) -> dict[str, Tensor]:
         Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic flow",
         NeurIPS 2020.
     """
-    return path_magnitude_scores(one_antecedent(network))
+    with without_autocast():
+        shares = magnitudes(one_antecedent(network))
+    return {name: shares[name] for name in eligible(network)}
