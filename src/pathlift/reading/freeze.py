@@ -10,12 +10,16 @@ from __future__ import annotations
 import collections
 import copy
 import copyreg
+import dis
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +28,7 @@ from pathlift.reading.wrappers import Transparent, inner
 
 ATOMS = (
     types.NoneType, bool, int, float, complex, str, bytes, type, range, slice, types.ModuleType, types.BuiltinFunctionType,
-    torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format,
+    torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format, Enum,
 )  # fmt: skip
 """What is never copied."""
 
@@ -34,6 +38,11 @@ CONTAINERS = (list, dict, set, frozenset, collections.OrderedDict, collections.d
 
 ENGINES = ("lightning", "lightning_fabric", "pytorch_lightning", "accelerate", "deepspeed")
 """Packages whose objects on a module drive its training: shared, not copied."""
+
+PROTOCOL = (*sys.stdlib_module_names, "torch", "numpy")
+"""Packages whose objects are copied as they say themselves; of all others neither `__deepcopy__` nor `__reduce__` is called."""
+
+COMPARISONS = ("IS_OP", "CONTAINS_OP", "COMPARE_OP")
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -60,6 +69,7 @@ class Copier:
         self.memo: dict[int, Any] = {}
         self.tensors: dict[int, Tensor] = {}
         self._kept: list[Any] = []  # ids stay theirs while we look
+        self._owned: dict[int, Tensor] = {}
 
     def copy(self, value: Any) -> Any:
         """Return a copy of any object.
@@ -79,6 +89,8 @@ class Copier:
         return self.memo.setdefault(id(value), made)
 
     def _copied(self, value: Any) -> Any:
+        if type(value) in weakref.ProxyTypes:
+            return weakref.proxy(self.copy(value.__repr__.__self__))
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
             return self.tensor(value)
@@ -100,7 +112,34 @@ class Copier:
             return value if target is None else weakref.ref(self.copy(target))
         if type(value) in CONTAINERS:
             return self._container(value)
+        if isinstance(value, np.ndarray):
+            return self._array(value)
         return self._object(value)
+
+    def _array(self, value: np.ndarray[Any, Any]) -> Any:
+        """Copy an array of NumPy's; one that views a parameter or buffer views its copy afterwards, and is read-only."""
+        if value.dtype.hasobject:
+            made = value.copy()
+            self.memo[id(value)] = made
+            for place in np.ndindex(value.shape):
+                made[place] = self.copy(value[place])
+            return made
+        start = value.__array_interface__["data"][0]
+        for own in self._owned.values():
+            if own.data_ptr() <= start < own.data_ptr() + own.numel():
+                held = self.tensor(own).numpy()
+                view = np.ndarray(value.shape, value.dtype, held, start - own.data_ptr(), value.strides)
+                view.flags.writeable = False
+                return view
+        return value.copy()
+
+    def _own(self, module: nn.Module) -> None:
+        """Remember the memory of a module's parameters and buffers, byte by byte."""
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor.device.type == "cpu" and tensor.layout is torch.strided:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._owned:
+                    self._owned[storage._cdata] = torch.empty(0, dtype=torch.uint8).set_(storage)
 
     def _items(self, items: Any) -> dict[Any, Any]:
         return {self.copy(key): self.copy(item) for key, item in items.items()}
@@ -140,6 +179,7 @@ class Copier:
 
     def _module(self, value: nn.Module) -> nn.Module:
         held = dict(vars(value))
+        self._own(value)
         wrapped = inner(value) if self.transparent else None
         if wrapped is None:
             made: nn.Module = object.__new__(type(value))
@@ -173,7 +213,7 @@ class Copier:
     def _object(self, value: Any) -> Any:
         """Copy an object as `copy.deepcopy` does, or share it when that cannot be done."""
         cls = type(value)
-        if hasattr(cls, "__del__") or cls.__module__.partition(".")[0] in ENGINES:
+        if hasattr(cls, "__del__") or cls.__module__.partition(".")[0] in ENGINES or _is_sentinel(value):
             return value
         if not _special(cls):
             try:
@@ -248,8 +288,20 @@ def _slots(cls: type) -> Iterator[str]:
                 yield f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
 
 
+def _is_sentinel(value: Any) -> bool:
+    """Whether an object holds nothing and is known by a global name: all that it says is that it is itself."""
+    if type(value) is object:
+        return True
+    if getattr(value, "__dict__", True) or any(True for _ in _slots(type(value))):
+        return False
+    scope = vars(sys.modules.get(type(value).__module__, types))
+    return any(own is value for own in scope.values())
+
+
 def _special(cls: type) -> bool:
-    """Whether a class has its own say in how it is copied."""
+    """Whether a class has its own say in how it is copied, and is listened to."""
+    if cls.__module__.partition(".")[0] not in PROTOCOL:
+        return False
     own = ("__reduce_ex__", "__reduce__", "__getstate__")
     return (
         hasattr(cls, "__deepcopy__")
@@ -290,13 +342,33 @@ def frozen_view(model: nn.Module) -> tuple[nn.Module, Copier]:
     Returns:
         A model with the same parameters and buffers (same memory, no gradients) in eval mode, and the copier that made it.
 
+    Raises:
+        UnsupportedModelError: A method compares with a global object that is a part of the model.
     """
     copier = Copier(_alias, training=False)
     view: nn.Module = copier.copy(model)
+    _check_globals(model, copier)
     for module in view.modules():
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return view, copier
+
+
+def _check_globals(model: nn.Module, copier: Copier) -> None:
+    """Refuse methods that compare with a global object of which the model holds a copy by now: no comparison would be true."""
+    for cls in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
+        functions = [own for own in vars(cls).values() if isinstance(own, types.FunctionType)]
+        if cls.__module__.partition(".")[0] == "torch":
+            continue
+        for function in functions:
+            scope = function.__globals__
+            names = {name for name in function.__code__.co_names if copier.memo.get(id(own := scope.get(name)), own) is not own}
+            steps = list(dis.get_instructions(function)) if names else []
+            read = names.intersection(step.argval for step in steps if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
+            if read and any(step.opname in COMPARISONS for step in steps):
+                reason = f"{function.__qualname__} compares with the global object '{min(read)}', which is a part of the model."
+                advice = "Let it look at an attribute instead (isinstance, a flag, a name)."
+                raise UnsupportedModelError(_problem("", reason, advice))
 
 
 def _alias(tensor: Tensor) -> Tensor:
@@ -311,7 +383,7 @@ class Cloning:
 
     def __init__(self) -> None:
         """Start with nothing cloned."""
-        self.storages: dict[int, torch.UntypedStorage] = {}
+        self.storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Clone a tensor.
@@ -326,16 +398,24 @@ class Cloning:
         if plain.layout is not torch.strided:
             made = plain.clone()
         else:
-            storage = plain.untyped_storage()
-            if storage._cdata not in self.storages:
-                self.storages[storage._cdata] = storage.clone()
+            storage, offset = self._cloned(plain.untyped_storage())
             made = torch.empty(0, dtype=plain.dtype, device=plain.device)
-            made.set_(self.storages[storage._cdata], plain.storage_offset(), plain.size(), plain.stride())
+            made.set_(storage, plain.storage_offset() + offset // plain.itemsize, plain.size(), plain.stride())
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
         elif tensor.is_leaf and tensor.requires_grad:
             made.requires_grad_()
         return made
+
+    def _cloned(self, storage: torch.UntypedStorage) -> tuple[torch.UntypedStorage, int]:
+        """Return the clone of a storage, or of one that it is a part of, and the byte at which it begins there."""
+        if storage._cdata not in self.storages and storage.device.type == "cpu":
+            for own, made in self.storages.values():
+                start = storage.data_ptr() - own.data_ptr()
+                if own.device == storage.device and 0 <= start <= own.nbytes() - storage.nbytes() and storage.nbytes():
+                    return made, start
+        own, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
+        return made, 0
 
 
 def cloned(model: nn.Module) -> nn.Module:
