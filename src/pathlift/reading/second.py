@@ -7,7 +7,7 @@ order of registration and a pass through `torch.nn.utils.prune` make no differen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -83,21 +83,27 @@ def translated(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tenso
     Returns:
         The same tensors; those that fit nothing under their own names.
     """
-    names = all_names(network)
-    found = names_of([*names, *(name for own in names for name in _pruned_names(own))], given)
-    for name in names:
-        original, mask = _pruned_names(name)
-        if name not in found and original in found and mask in found:
-            found[name] = found.pop(original) * found.pop(mask)
-        plain = name.removesuffix("_orig")
-        if name not in found and plain != name and plain in found and f"{plain}_mask" in names:
-            found[name] = found.pop(plain)
-            found[f"{plain}_mask"] = torch.ones_like(found[name])
+    names = set(all_names(network))
+    masked = _masked(names)
+    pairs = {name: (given[f"{name}_orig"], given[f"{name}_mask"]) for name in _masked(given)}
+    entries: dict[str, Any] = {name: own for name, own in given.items() if name[:-5] not in pairs} | pairs
+    found: dict[str, Tensor] = {}
+    for name, own in names_of([*(name for name in names if name[:-5] not in masked), *masked], entries).items():
+        original, mask = own if isinstance(own, tuple) else (own, None)
+        if mask is not None and name in names:
+            found[name] = original * mask
+        elif mask is not None or name in masked:
+            found[f"{name}_orig"] = original
+            found[f"{name}_mask"] = torch.ones_like(original) if mask is None else mask
+        else:
+            found[name] = original
     return found
 
 
-def _pruned_names(name: str) -> tuple[str, str]:
-    return f"{name}_orig", f"{name}_mask"
+def _masked(names: Collection[str]) -> set[str]:
+    """Return the names of weights that `torch.nn.utils.prune` keeps as ``name_orig`` and ``name_mask``."""
+    ends = {name[:-5] for name in names if name.endswith("_orig")}
+    return {name for name in ends if f"{name}_mask" in names}
 
 
 def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,6 +180,7 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
         aliases.setdefault(name, []).append(alias)
     needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.baked)
     wanted = [name for name in network.state if (strict or name in needed) and _kept(network, name, aliases)]
+    wanted = [name for name in wanted if name in needed or name.rpartition(".")[2] not in BESIDE]
     missing = [name for name in wanted if name not in found and not any(alias in found for alias in aliases.get(name, ()))]
     known = {*all_names(network), *network.saved}
     surplus = [name for name in found if name not in known and bare(name).rpartition(".")[2] not in BESIDE]

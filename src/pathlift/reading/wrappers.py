@@ -98,9 +98,8 @@ def names_of(expected: Iterable[str], given: Mapping[str, Value]) -> dict[str, V
             return dict(given)
         renamed[target] = value
     if known.isdisjoint(renamed):
-        return _without_prefix(
-            {bare(name): name for name in wanted}, {bare(name): value for name, value in given.items()}
-        ) or dict(given)
+        needed = {bare(name): name for name in wanted if name.rpartition(".")[2] not in BESIDE}
+        return _without_prefix(needed, {bare(name): value for name, value in given.items()}) or dict(given)
     return renamed
 
 
@@ -122,10 +121,11 @@ def _without_prefix(expected: Mapping[str, str], given: Mapping[str, Value]) -> 
             prefix = name[: len(name) - len(first)]
             if all(prefix + own in given for own in expected):
                 fitting.append({expected.get(n.removeprefix(prefix), n): v for n, v in given.items()})
-    start = next(iter(given), "")
+    counted = {name: value for name, value in given.items() if name.rpartition(".")[2] not in BESIDE}
+    start = next(iter(counted), "")
     for name in expected:
         if name.endswith(f".{start}"):
             prefix = name[: len(name) - len(start)]
-            if all(own.startswith(prefix) for own in expected) and all(prefix + n in expected for n in given):
-                fitting.append({expected[prefix + n]: v for n, v in given.items()})
+            if all(own.startswith(prefix) for own in expected) and all(prefix + n in expected for n in counted):
+                fitting.append({expected.get(prefix + n, n): v for n, v in given.items()})
     return fitting[0] if len(fitting) == 1 else None
