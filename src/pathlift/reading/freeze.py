@@ -98,7 +98,7 @@ class Copier:
             return self._module(value)
         if isinstance(value, types.MethodType):
             return types.MethodType(self.copy(value.__func__), self.copy(value.__self__))
-        if hasattr(value, "_torchdynamo_orig_callable") and callable(value) and self.transparent:
+        if "_torchdynamo_orig_callable" in getattr(value, "__dict__", ()) and self.transparent:
             return self.copy(value._torchdynamo_orig_callable)
         if isinstance(value, types.FunctionType):
             return self._function(value)
