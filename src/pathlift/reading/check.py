@@ -1,7 +1,7 @@
 """A capture is checked, not trusted: the graph, run on random inputs, must reproduce the model's own outputs.
 
-Twice: at the model's own weights and in its own precision, with a second sample in the batch where the model takes one; and
-at other weights, in float64, drawn so that every parameter and buffer shows in the outputs. What was a value and should be a
+Twice: at the model's own weights and in its own precision, on the first of two samples where the model takes two; and on the
+second, at other weights, drawn so that every parameter and buffer shows in the outputs. What was a value and should be a
 weight, a branch taken by a coincidence, a merged or cached weight, a sample that sees its neighbours: all of them differ in
 one of the two. The model runs on copies of its tensors.
 """
@@ -84,11 +84,22 @@ class Weights:
         state: Parameters and buffers by canonical name.
         dtype: Precision of floating-point tensors; None for their own.
         what: Words for messages.
+        sample: Which sample of a batch is compared.
     """
 
     state: Mapping[str, Tensor]
     dtype: torch.dtype | None
     what: str
+    sample: int
+
+    @property
+    def own(self) -> bool:
+        """Whether these are the model's own weights."""
+        return self.sample == 0
+
+    def chosen(self, batch: Tensor) -> Tensor:
+        """Return the sample that is compared, as a batch of one."""
+        return batch[self.sample : self.sample + 1]
 
 
 class _Check:
@@ -118,7 +129,7 @@ class _Check:
     def run(self) -> None:
         own = dict(self.network.state)
         with torch.no_grad(), full_precision(), torch.random.fork_rng(devices=[]):
-            self._compare(Weights(own, None, "at its own weights"), neighbours=True)
+            self._compare(Weights(own, None, "at its own weights", 0))
             other = {name: tensor if name in self.network.baked else self._drawn(name, tensor) for name, tensor in own.items()}
             half = any(tensor.dtype in HALF for tensor in own.values())
             told = self._compare_in(torch.float32 if half else None, other)
@@ -128,9 +139,9 @@ class _Check:
     def _compare_in(self, dtype: torch.dtype | None, state: Mapping[str, Tensor]) -> bool:
         """Compare at other weights, in a precision in which the model may not run."""
         try:
-            return self._compare(Weights(state, dtype, "at other weights"), neighbours=False)
+            return self._compare(Weights(state, dtype, "at other weights", 1))
         except _NotInThisPrecision:
-            return self._compare(Weights(state, None, "at other weights"), neighbours=False)
+            return self._compare(Weights(state, None, "at other weights", 1))
 
     def _drawn(self, name: str, tensor: Tensor) -> Tensor:
         """Return other values for a parameter or buffer, of a size at which signals neither die nor explode.
@@ -152,9 +163,9 @@ class _Check:
 
     # ---- one comparison
 
-    def _compare(self, weights: Weights, *, neighbours: bool) -> bool:
+    def _compare(self, weights: Weights) -> bool:
         """Compare model and graph; return whether the outputs tell anything at all."""
-        found = self._among_others(weights) if neighbours else None
+        found = self._among_others(weights)
         neighbours = found is not None
         outputs = self._own_outputs(self._alone(weights) if found is None else found, weights)
         run = _Graph(self.network, weights, self._cast(self.inputs, weights))
@@ -203,7 +214,7 @@ class _Check:
             raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),)) from error
 
     def _among_others(self, weights: Weights) -> list[Tensor] | None:
-        """Return what it gives for the first of two samples; None when it cannot take two, or lays them out in another way."""
+        """Return what it gives for one of two samples; None when it cannot take two, or lays them out in another way."""
         try:
             found = self._eager(weights, 2)
         except FAILURES:
@@ -212,10 +223,13 @@ class _Check:
         alike = len(found) == len(shapes) and all(
             shape != () and tuple(own.shape) == (2 * shape[0], *shape[1:]) for own, shape in zip(found, shapes, strict=True)
         )
-        return [own[: shape[0]] for own, shape in zip(found, shapes, strict=True)] if alike else None
+        if not alike:
+            return None
+        return [own[weights.sample * shape[0] :][: shape[0]] for own, shape in zip(found, shapes, strict=True)]
 
     def _eager(self, weights: Weights, batch: int) -> list[Tensor]:
-        returned = self._twin(weights)(*(x[:batch].clone() for x in self._cast(self.inputs, weights)))
+        inputs = self._cast(self.inputs, weights)
+        returned = self._twin(weights)(*((weights.chosen(x) if batch == 1 else x).clone() for x in inputs))
         return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]
 
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -232,7 +246,7 @@ class _Check:
         with torch.no_grad():
             named = dict(twin.named_parameters(remove_duplicate=False)) | dict(twin.named_buffers(remove_duplicate=False))
             for name, tensor in weights.state.items():
-                if weights.what != "at its own weights":
+                if not weights.own:
                     named[name].copy_(tensor)
         return twin if weights.dtype is None else _in_precision(twin, weights.dtype)
 
@@ -254,14 +268,10 @@ class _Check:
             if off > max(1e-3, ROUGH * self._unit(own.dtype, weights)):
                 reason = f"What was traced is not the model: they differ by {off:.2g} {weights.what}."
                 raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),))
-        return [known[self._before(node)] for node in floating]
-
-    def _before(self, node: fx.Node) -> fx.Node:
-        """Return what an output is when the activation at its end is left off."""
-        below: Any = node
-        while isinstance(below, fx.Node) and below not in self.cut.left_off:
-            below = below.args[0] if below.op == "call_function" else None
-        return below.args[0] if isinstance(below, fx.Node) and isinstance(below.args[0], fx.Node) else node
+        if self.cut.left_off:
+            logits = _Traced(self.exported, self.identified, self.cut.left_off)
+            known = logits.values(weights, self._cast(self.inputs, weights))
+        return [known[node] for node in floating]
 
     # ---- the first layer that differs
 
@@ -280,7 +290,7 @@ class _Check:
         for path, module in twin.named_modules():
             if path:
                 module.register_forward_hook(note(path))
-        twin(*(x[:1] for x in self._cast(self.inputs, weights)))
+        twin(*(weights.chosen(x) for x in self._cast(self.inputs, weights)))
         graph = run.all()
         last = {node.origin.module: node for node in self.network.nodes if node.origin.module}
         for path, own in seen.items():
@@ -305,7 +315,9 @@ class _Graph:
         self.network = network
         self.state = weights.state
         nodes = [node for node in network.nodes if node.kind == "input"]
-        self.feed = {node.name: x[:1].to(network.device).unsqueeze(1) for node, x in zip(nodes, inputs, strict=True)}
+        self.feed = {
+            node.name: weights.chosen(x).to(network.device).unsqueeze(1) for node, x in zip(nodes, inputs, strict=True)
+        }
         self.dtype = torch.float64 if torch.float64 in (weights.dtype, network.dtype) else torch.float32
         self.known: dict[torch.dtype, Mapping[str, Tensor]] = {}
 
@@ -350,12 +362,22 @@ class _NotInThisPrecision(Exception):  # noqa: N818 (a signal)
 
 
 class _Traced(fx.Interpreter):
-    """Runs the exporter's own graph and keeps the values on the way to where the reading ends."""
+    """Runs the exporter's own graph, with or without the activations at its end, and keeps the values on the way."""
 
-    def __init__(self, exported: Exported, identified: Mapping[str, Expression]) -> None:
+    def __init__(
+        self, exported: Exported, identified: Mapping[str, Expression], left_off: frozenset[fx.Node] = frozenset()
+    ) -> None:
         super().__init__(exported.program.graph_module, garbage_collect_values=False)
         self.exported = exported
         self.identified = identified
+        self.left_off = left_off
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return the value of a node; of an activation that is left off, what it is a function of."""
+        if n not in self.left_off:
+            return super().run_node(n)
+        logits = self.fetch_args_kwargs_from_env(n)[0][0]
+        return (logits, None) if isinstance(n.meta.get("val"), (tuple, list)) else logits
 
     def values(self, weights: Weights, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
         """Return the value of every node."""
@@ -363,7 +385,10 @@ class _Traced(fx.Interpreter):
         given = iter(inputs)
         specs = self.exported.program.graph_signature.input_specs
         self.run(
-            *(next(given)[:1].clone() if spec.kind == InputKind.USER_INPUT else self._held(str(spec.target)) for spec in specs)
+            *(
+                weights.chosen(next(given)).clone() if spec.kind == InputKind.USER_INPUT else self._held(str(spec.target))
+                for spec in specs
+            )
         )
         return self.env
 
