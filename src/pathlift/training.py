@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pathlift.errors import InputError
 from pathlift.network import Network
+from pathlift.reading.live import verify
 from pathlift.symmetry import RescaledState, Symmetries
 from pathlift.symmetry.kernel import kernel_diagonal
 
@@ -148,6 +149,7 @@ def path_sgd(optimizer: Optimizer, network: Network) -> RemovableHandle:
 
     @torch.no_grad()
     def before(*_: Any) -> None:
+        verify(network)
         trained = _trained(optimizer, network)
         for name, kernel in kernel_diagonal(network).items():
             gradient = trained[name].grad if name in trained else None

@@ -62,7 +62,7 @@ def expected_bound(
     if order == float("inf"):
         raise InputError("q must be finite: the largest over the data is the maximum of lipschitz_bound.")
     stream = [batches] if isinstance(batches, Tensor) else batches
-    network: Network | None = model if isinstance(model, Network) else None
+    network: Network | None = capture(model) if isinstance(model, Network) else None
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in stream:

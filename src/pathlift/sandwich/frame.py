@@ -19,7 +19,7 @@ from pathlift.network import LazyState, Leaf, Network, StateTensor, widen
 from pathlift.passes.programs import Values
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.gauges import even
-from pathlift.symmetry.tying import Scaling, Tied
+from pathlift.symmetry.tying import Scaling, Tied, tied
 
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
@@ -41,7 +41,7 @@ class _Gauged(LazyState):
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor."""
-        tensor, scaling = self.state[name].detach().to(self.network.device), self.network.tied.scalings.get(name)
+        tensor, scaling = self.state[name].detach().to(self.network.device), tied(self.network).scalings.get(name)
         if scaling is None:
             return tensor
         return tensor.double() * torch.exp2(scaled(scaling, self.scales, tensor)).to(tensor.device)
@@ -56,7 +56,7 @@ class _Gauged(LazyState):
 
     def dtype(self, name: str) -> torch.dtype:
         """See `LazyState.dtype`."""
-        return torch.float64 if name in self.network.tied.scalings else self.state[name].dtype
+        return torch.float64 if name in tied(self.network).scalings else self.state[name].dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,22 +136,22 @@ def frame(network: Network, compared: Pair) -> Frame:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    compact, tied, state = network.compact, network.tied, compared.other
+    compact, relations, state = network.compact, tied(network), compared.other
     apart = torch.where(compared.rough.abs() < STILL, 0.0, compared.rough)
-    mine = tied.solution.scales(even(network, tied))
-    theirs = mine - tied.solution.scales(apart)
+    mine = relations.solution.scales(even(network, relations))
+    theirs = mine - relations.solution.scales(apart)
     values = (
         compact.values(_Gauged(network, network.state, mine)),
         compact.values(_Gauged(network, state, theirs)),
     )
-    plain = Frame(compact, tied, (network.state, state), (mine, theirs), values, frozenset(), False)
+    plain = Frame(compact, relations, (network.state, state), (mine, theirs), values, frozenset(), False)
     changed, flips = {start.weight for node in compact.nodes for start in node.starts if start.weight.scalar is None}, False
     for leaf in compact.leaves:
         if leaf.scalar is None:
             own = _difference(plain, leaf)
             changed |= {leaf} if own[0] else set()
             flips = flips or own[1]
-    return Frame(compact, tied, (network.state, state), (mine, theirs), values, frozenset(changed), flips)
+    return Frame(compact, relations, (network.state, state), (mine, theirs), values, frozenset(changed), flips)
 
 
 def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:

@@ -16,7 +16,7 @@ from pathlift.reading import Inputs
 from pathlift.reading.second import Other, other_state
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
-from pathlift.symmetry.tying import Tied
+from pathlift.symmetry.tying import Tied, tied
 
 ULPS = 64
 """Default tolerance of `equivalent`, in units of the last digit of the coarser of the two types."""
@@ -44,7 +44,7 @@ class Equivalence:
 
 
 def _groups(model: nn.Module | Network | Symmetries, inputs: Inputs | None) -> Symmetries:
-    return model if isinstance(model, Symmetries) else symmetries(model, inputs)
+    return symmetries(model.network if isinstance(model, Symmetries) else model, inputs)
 
 
 def _finite(network: Network, other: Other) -> dict[str, Tensor]:
@@ -90,19 +90,19 @@ def equivalent(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError(f"tolerance must be a finite number ≥ 0, found {tolerance}.")
     groups = _groups(model, inputs)
-    network, tied = groups.network, groups.tied
+    network, relations = groups.network, groups.tied
     state = _finite(network, other)
     limits = {name: tolerance if tolerance is not None else ULPS * _epsilon(network.state[name], state[name]) for name in state}
     widest = max((limit for name, limit in limits.items() if name in network.saved), default=0.0)
-    mismatch = _different_elsewhere(network, tied, state, limits) or _different_support(network, tied, state)
+    mismatch = _different_elsewhere(network, relations, state, limits) or _different_support(network, relations, state)
     if mismatch:
         return Equivalence(False, None, mismatch, widest)
     pair = compared(network, state)
-    scales = tied.solution.scales(pair.fit)
-    for name in tied.scalings:
+    scales = relations.solution.scales(pair.fit)
+    for name in relations.scalings:
         deviations = pair.deviations(name, scales)
         if float(deviations.amax()) > limits[name]:
-            laid = tied.scalings[name].join(deviations, network.state[name].shape)
+            laid = relations.scalings[name].join(deviations, network.state[name].shape)
             place = tuple(int(axis) for axis in torch.unravel_index(laid.argmax(), laid.shape))
             what = f"'{name}'{list(place)} differs by {float(laid[place]):.3g} of itself from the rescaling nearest to it"
             return Equivalence(False, None, what, widest)
@@ -148,7 +148,8 @@ def compared(network: Network, state: Mapping[str, Tensor]) -> Pair:
     Returns:
         Both; medians and regressions are computed when they are asked for, and once.
     """
-    return Pair(network.tied.scalings, network.tied.solution, network.state, state)
+    relations = tied(network)
+    return Pair(relations.scalings, relations.solution, network.state, state)
 
 
 def gauge_matched(network: Network, state: dict[str, Tensor], pair: Pair | None = None) -> dict[str, Tensor]:
@@ -199,9 +200,10 @@ def _alignment(pair: Pair) -> Tensor:
 
 def _moved(network: Network, state: Mapping[str, Tensor], free: Tensor) -> dict[str, Tensor]:
     """Return λ∘θ', float64 where λ is not 1."""
-    scales = network.tied.solution.scales(free)
+    relations = tied(network)
+    scales = relations.solution.scales(free)
     found = dict(state)
-    for name, scaling in network.tied.scalings.items():
+    for name, scaling in relations.scalings.items():
         factor = torch.exp2(scaled(scaling, scales, state[name])).to(state[name].device)
         if bool((factor != 1.0).any()):
             found[name] = state[name].detach().double() * factor
@@ -261,11 +263,11 @@ def _epsilon(first: Tensor, second: Tensor) -> float:
     return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
 
 
-def _different_elsewhere(network: Network, tied: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
+def _different_elsewhere(network: Network, relations: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
     """Compare what takes no part in the symmetry."""
     needed = {name for leaf in network.leaves for name in leaf.requires}
     for name, tensor in network.state.items():
-        if name in tied.scalings or name not in needed:
+        if name in relations.scalings or name not in needed:
             continue
         first, second = tensor.double(), state[name].double()
         if bool(((first - second).abs() > limits[name] * first.abs()).any()):
@@ -273,9 +275,9 @@ def _different_elsewhere(network: Network, tied: Tied, state: Mapping[str, Tenso
     return ""
 
 
-def _different_support(network: Network, tied: Tied, state: Mapping[str, Tensor]) -> str:
+def _different_support(network: Network, relations: Tied, state: Mapping[str, Tensor]) -> str:
     """Compare zeros and signs."""
-    for name in tied.scalings:
+    for name in relations.scalings:
         first, second = network.state[name].detach().sign(), state[name].detach().to(network.device).sign()
         apart = first != second.to(first.dtype)
         if bool(apart.any()):

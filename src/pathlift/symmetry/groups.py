@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -21,10 +20,11 @@ from pathlift.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs, capture
 from pathlift.reading.freeze import cloned
+from pathlift.reading.live import verify
 from pathlift.reading.wrappers import names_of
 from pathlift.symmetry import gauges
-from pathlift.symmetry.relations import FIXED, NOTHING
-from pathlift.symmetry.tying import VARYING, Tied
+from pathlift.symmetry.relations import FIXED, NOTHING, Solution
+from pathlift.symmetry.tying import MEMORY, VARYING, Tied, tied
 
 Factors: TypeAlias = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float] | float]
 """One positive number per group; or module name to one per output channel, for as many modules as wanted."""
@@ -125,11 +125,14 @@ class Symmetries:
 
     Attributes:
         network: The captured network.
-        tied: The relations between its neurons.
     """
 
     network: Network
-    tied: Tied
+
+    @property
+    def tied(self) -> Tied:
+        """The relations between the neurons of the network."""
+        return tied(self.network)
 
     def __len__(self) -> int:
         """Return the dimension: the number of factors that can be chosen."""
@@ -162,21 +165,24 @@ class Symmetries:
         Returns:
             The symmetries; nothing is looked for again.
         """
-        return Symmetries(replace(self.network, state=dict(state)), self.tied)
+        other = self.network.holding(dict(state), self.network.device)
+        other.__dict__[MEMORY] = self.tied
+        return Symmetries(other)
 
     # ---- what there is
 
-    @cached_property
+    @property
     def families(self) -> tuple[Family, ...]:
         """The groups, put together by the tensors and axes that they scale."""
-        solution = self.tied.solution
+        relations = self.tied
+        solution = relations.solution
         touched: dict[int, tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]] = {}
         by_class: dict[int, list[tuple[int, float]]] = {}
         for row, column, entry in zip(
             solution.rows.tolist(), solution.columns.tolist(), solution.entries.tolist(), strict=True
         ):
             by_class.setdefault(row, []).append((column, entry))
-        for name, scaling in self.tied.scalings.items():
+        for name, scaling in relations.scalings.items():
             axes = scaling.axes(self.network.state[name].shape)
             for classes, axis, side in ((scaling.above, axes[0], 0), (scaling.below, axes[1], 1)):
                 for number in torch.unique(classes).tolist():
@@ -191,13 +197,14 @@ class Symmetries:
             families.setdefault((tuple(up), tuple(down)), []).append(group)
         return tuple(Family(tuple(groups), up, down) for (up, down), groups in families.items())
 
-    @cached_property
+    @property
     def pinned(self) -> tuple[Pinned, ...]:
         """Channels of modules whose factor must be 1, and why."""
-        why = self.tied.relations.why_fixed()
+        relations = self.tied.relations
+        why = relations.why_fixed()
         found: list[Pinned] = []
         for module, labels in self.tied.channels.items():
-            classes = self.tied.relations.find(labels.clamp(min=0))
+            classes = relations.find(labels.clamp(min=0))
             reasons: dict[str, list[int]] = {}
             for channel, (own, label, reason) in enumerate(zip(classes.tolist(), labels.tolist(), why(labels), strict=True)):
                 if label == NOTHING:
@@ -219,22 +226,14 @@ class Symmetries:
         Raises:
             InputError: There is no such module.
         """
-        return tuple(self._group_of(label) for label in self._channels(module).tolist())
+        solution = self.tied.solution
+        return tuple(_group_of(solution, label) for label in self._channels(module).tolist())
 
     def _channels(self, module: str) -> Tensor:
         if module not in self.tied.channels:
             known = ", ".join(list(self.tied.channels)[:5])
             raise InputError(f"No module '{module}' with channels is captured. There are: {known} …")
         return self.tied.channels[module]
-
-    def _group_of(self, label: int) -> int | None:
-        if label in (VARYING, NOTHING):
-            return None
-        solution = self.tied.solution
-        number = int(solution.classes[label])
-        (places,) = torch.nonzero(solution.rows == number, as_tuple=True)
-        single = number > 0 and len(places) == 1 and float(solution.entries[places[0]]) == 1.0
-        return int(solution.columns[places[0]]) if single else None
 
     # ---- rescalings
 
@@ -305,6 +304,7 @@ class Symmetries:
                 for a ResNet-50. Convert the model to float64 first.
             NumericalError: A weight is NaN or infinite.
         """
+        verify(self.network)
         return self._made(gauges.normal(self.network, self.tied))
 
     def balance(self, p: float = 2.0) -> BalancedState:
@@ -325,6 +325,7 @@ class Symmetries:
         """
         if not (math.isfinite(p) and p > 0):
             raise InputError(f"p must be a positive finite number, found {p}.")
+        verify(self.network)
         gauge = gauges.balance(self.network, self.tied, p)
         return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
@@ -338,6 +339,7 @@ class Symmetries:
         Returns:
             A new state-dict.
         """
+        verify(self.network)
         return self._made(gauges.equalized(self.network, self.tied))
 
     def condition(self) -> BalancedState:
@@ -350,6 +352,7 @@ class Symmetries:
         Returns:
             A new state-dict, with a certificate.
         """
+        verify(self.network)
         gauge = gauges.conditioned(self.network, self.tied)
         return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
@@ -401,16 +404,19 @@ class Symmetries:
         Raises:
             InputError: A factor is not positive and finite, there are too many or too few, or a channel is pinned.
         """
+        verify(self.network)
         return {name: torch.exp2(logs) for name, logs in self._weight_logs(torch.log2(self._checked(factors)))}
 
     def _weight_logs(self, logs: Tensor) -> Iterator[tuple[str, Tensor]]:
-        scales = self.tied.solution.scales(logs)
-        for name, scaling in self.tied.scalings.items():
+        relations = self.tied
+        scales = relations.solution.scales(logs)
+        for name, scaling in relations.scalings.items():
             yield name, scaling.join(scales[scaling.above] - scales[scaling.below], self.network.state[name].shape)
 
     def _rescaled(self, logs: Tensor) -> dict[str, Tensor]:
         """Return the parameters and buffers rescaled by 2^logs."""
         network = self.network
+        verify(network)
         blame(network.values())
         state = dict(network.state)
         for name, own in self._weight_logs(logs):
@@ -441,7 +447,8 @@ def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symm
         >>> _ = model.load_state_dict(groups.rescale([1.0, 128.0, 0.5]))
     """
     network = capture(model, inputs)
-    return Symmetries(network, network.tied)
+    tied(network)
+    return Symmetries(network)
 
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -468,6 +475,15 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     except RuntimeError as error:
         raise MismatchError(f"The state-dict does not fit the model. {' '.join(str(error).split())}") from error
     return made
+
+
+def _group_of(solution: Solution, label: int) -> int | None:
+    if label in (VARYING, NOTHING):
+        return None
+    number = int(solution.classes[label])
+    (places,) = torch.nonzero(solution.rows == number, as_tuple=True)
+    single = number > 0 and len(places) == 1 and float(solution.entries[places[0]]) == 1.0
+    return int(solution.columns[places[0]]) if single else None
 
 
 def _positive(values: Tensor, what: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pathlift.edges import Edges, Identity, Weights
 from pathlift.edges.base import Chain, Support
 from pathlift.edges.pattern import Layout, Pattern
-from pathlift.network import Clamp, Leaf, Network, Node, Origin, Start, Term
+from pathlift.network import Clamp, Leaf, Network, Node, Origin, Start, Term, evaluate
 from pathlift.passes.propagate import walk
 from pathlift.passes.realise import value_of
 from pathlift.symmetry.monomials import Factor, Product, factors, products
@@ -121,6 +121,7 @@ class Tied:
         channels: Module to the label of each of its output channels or units, as it was when first given; `VARYING` where
             scales differ from place to place.
         relations: The relations, for reasons.
+        supports: Where the constants of the graph were not zero: a tensor that a model holds may be written to.
     """
 
     solution: Solution
@@ -128,10 +129,28 @@ class Tied:
     labels: Mapping[str, Tensor]
     channels: Mapping[str, Tensor]
     relations: Relations
+    supports: Mapping[Leaf, Tensor]
+
+    def hold_for(self, network: Network) -> bool:
+        """Tell whether these are the relations of a network as it is now.
+
+        Args:
+            network: A network of the same graph.
+
+        Returns:
+            True when its constants are zero where they were.
+        """
+        return all(torch.equal(_constant_of(leaf, network) != 0, there) for leaf, there in self.supports.items())
+
+
+def _constant_of(leaf: Leaf, network: Network) -> Tensor:
+    return torch.as_tensor(evaluate(leaf.expression, network.state), device=network.device)
 
 
 def tied(network: Network) -> Tied:
-    """Find all relations between the scales of a network's neurons.
+    """Find all relations between the scales of a network's neurons, for any values of its parameters and buffers.
+
+    The network remembers them.
 
     Args:
         network: The network as captured.
@@ -139,7 +158,14 @@ def tied(network: Network) -> Tied:
     Returns:
         The general solution, and how parameters scale by it.
     """
-    return _Tying(network.compact).run()
+    known: Tied | None = network.__dict__.get(MEMORY)
+    if known is None or not known.hold_for(network.compact):
+        known = network.__dict__[MEMORY] = _Tying(network.compact).run()
+    return known
+
+
+MEMORY = "_tied"
+"""Where a network remembers its relations."""
 
 
 class _Tying:
@@ -149,6 +175,7 @@ class _Tying:
         self.network = network
         self.device = network.device
         self.values = network.values()
+        self.supports: dict[Leaf, Tensor] = {}
         self.relations = Relations()
         self.products: dict[Leaf, tuple[Product, ...]] = {}
         self.derived: dict[str, str] = {}
@@ -260,10 +287,12 @@ class _Tying:
         yield from unrolled(term.edges, True)
 
     def _support(self, leaf: Leaf) -> Weights:
-        """Return 1 where a weight that does not scale is not zero; a derived weight counts as nowhere zero."""
+        """Return 1 where a constant is not zero; derived weights and buffers, which may change, count as nowhere zero."""
         value = value_of(leaf, self.values)
-        if leaf not in self.products:
+        if leaf not in self.products or leaf.requires:
             value = torch.ones_like(value)
+        elif leaf.scalar is None:
+            self.supports[leaf] = value != 0
         return Support(Weights((value.detach().to(self.device),), torch.abs, torch.float64))
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -345,7 +374,7 @@ class _Tying:
         self.relations.neurons = list(labels.values())
         solution = self.relations.solve()
         channels = {name: self._channels(own) for name, own in self.units.items()}
-        return Tied(solution, self._scalings(solution), labels, channels, self.relations)
+        return Tied(solution, self._scalings(solution), labels, channels, self.relations, self.supports)
 
     def _channels(self, labels: Tensor) -> Tensor:
         """Return one label per channel from labels of shape (channels, places)."""
