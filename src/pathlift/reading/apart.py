@@ -7,7 +7,9 @@ autocast, inference mode or a default device.
 
 from __future__ import annotations
 
+import _thread
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
@@ -46,22 +48,29 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
     default = torch.get_default_device()
     found: list[Result] = []
     failed: list[BaseException] = []
+    begun: list[bool] = []
+    end = threading.Lock()  # the waits of `threading` break when they are interrupted, that of a lock does not
+    end.acquire()
 
     def run() -> None:
+        begun.append(True)
         _busy.set(True)
         try:
             with torch.device(default) if default.type == device.type != "cpu" else nullcontext():
                 found.append(work())
         except BaseException as error:
             failed.append(error)
+        finally:
+            end.release()
 
     with ONE_AT_A_TIME:
-        thread = threading.Thread(target=copy_context().run, args=(run,), name="pathlift", daemon=True)
-        thread.start()
         try:
-            thread.join()
+            _thread.start_new_thread(copy_context().run, (run,))
+            end.acquire()
         except KeyboardInterrupt:
-            thread.join()
+            limit = time.monotonic() + 1
+            while not (found or failed) and (begun or time.monotonic() < limit):
+                time.sleep(0.001)
             raise
     if failed:
         raise failed[0]
