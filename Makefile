@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test plain lint types check bench coverage clean
+.PHONY: demo test hunt plain lint types check bench coverage clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --doctest-modules src/pathlift -p no:randomly
+
+# Longer searches of the same kind as the tests: random networks that move their neurons between all layers.
+hunt: $(STAMP)
+	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py
 
 plain: $(STAMP)
 	rm -rf build/plain

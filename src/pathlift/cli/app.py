@@ -151,6 +151,7 @@ def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float,
             "log10": found.log10,
             **parts,
             "outputs": found.per_output.numel(),
+            "left_off": list(found.left_off),
             "weights": None if weights is None else str(weights),
         })
         return
@@ -164,6 +165,7 @@ def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float,
         ("output neurons", str(per_output.numel())),
         ("largest output", f"{largest} ({scientific(_log10(per_output[largest]) + found.log10_scale)})"),
     ]
+    rows += [("left off at the end", f"{', '.join(found.left_off)}: the norm is that of the logits")] if found.left_off else []
     print_rows(_titled(model, weights), rows)
 
 
@@ -301,10 +303,11 @@ def support(model: ModelName, shape: Shape = None, as_json: Json = False, model_
             "model": model,
             "supported": report.supported,
             "operators": report.operators,
+            "left_off": list(report.left_off),
             "problems": problems,
         })
     elif report.supported:
-        out.print(f"{model}: supported ({report.operators} operators)")
+        out.print(f"{model}: {report}", highlight=False)
     else:
         out.print(f"{model}: not supported, {len(report.problems)} problems", style="bold")
         for same in grouped(report.problems):

@@ -44,7 +44,7 @@ def to_float(value: Scaled | None, root: float = 1.0) -> tuple[float, float]:
     return (2.0**log2 if log2 < 1024 else math.inf), log2 * LOG10_OF_2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PathNorm:
     """The path-norm ‖Φ(θ)‖_q.
 
@@ -79,6 +79,12 @@ class PathNorm:
         """
         pieces = [output.spread(self.q, self.log10_scale) for output in self._outputs]
         return pieces[0][0] if len(pieces) == 1 else torch.cat([piece.reshape(-1) for piece in pieces])
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        parts = f"from inputs {self.input_part:.6g}, from biases {self.bias_part:.6g}"
+        left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
+        return f"PathNorm(value={self.value:.6g}, log10={self.log10:.6f}, q={self.q:g}, {parts}{left_off})"
 
     def __float__(self) -> float:
         """Return `value`."""
