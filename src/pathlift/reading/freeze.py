@@ -438,7 +438,7 @@ def run_copy(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         model: Any module; not changed.
         examples: Its inputs.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         Copier(Cloning(), training=False).copy(model)(*examples)
 
 

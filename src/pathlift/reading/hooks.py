@@ -43,7 +43,7 @@ def idle_hooks(model: nn.Module, examples: tuple[Tensor, ...]) -> frozenset[Plac
     watched = {place: _Watched(getattr(modules[place[0]], place[1])[place[2]]) for place in found}
     for (path, kind, number), hook in watched.items():
         getattr(modules[path], kind)[number] = hook
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin(*(torch.zeros_like(example) for example in examples))
     return frozenset(place for place, hook in watched.items() if not hook.effective)
 
