@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from pathlift.bounds import checked_radius
 from pathlift.certify import box_of, logits_of
+from pathlift.errors import InputError
 from pathlift.network import Network
+from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other
@@ -56,12 +58,20 @@ def attack(
 
     Returns:
         What was found.
+
+    Raises:
+        InputError: ``radius`` or ``steps`` is malformed.
+        NumericalError: A weight is NaN or infinite.
     """
     reach = checked_radius(radius)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise InputError(f"steps must be a whole number of at least 0, found {steps!r}.")
     network = captured_on(model, x)
     name, samples = logits_of(network), feed_of(network, (x,))
     (source,) = samples
     weights = box_of(network, tolerance)
+    blame(weights.lower)
+    blame(weights.upper)
     fixed = {leaf: value for leaf, value in weights.lower.items() if weights.upper[leaf] is value}
     moving = [leaf for leaf in weights.lower if leaf not in fixed]
     low, high = [weights.lower[leaf] for leaf in moving], [weights.upper[leaf] for leaf in moving]
