@@ -187,7 +187,7 @@ HOLDING: dict[str, Callable[[Two], Any]] = {
     "is never copied": _held(Itself, operator.attrgetter("held")),
     "Keras": _held(lambda ws: [Variable(own) for own in ws], lambda vs: [own.value for own in vs]),
     "weak reference": _held(lambda ws: [weakref.ref(own) for own in ws], lambda rs: [own() for own in rs]),
-    "weak proxy": _held(lambda ws: [h := Holder(ws), weakref.proxy(h)], lambda hs: hs[1].held),
+    "weak proxy": _held(lambda ws: [h := Cloner(ws), weakref.proxy(h)], lambda hs: hs[1].held),
     "ordered": _held(lambda ws: collections.OrderedDict(zip("abcd", ws, strict=True)), lambda d: d.values()),
     "chain of maps": _held(lambda ws: collections.ChainMap(dict(enumerate(ws))), lambda d: [d[k] for k in range(4)]),
     "array of objects": _held(_objects, lambda a: [own.held for own in a]),
@@ -726,8 +726,16 @@ class Unmixed(Around):
         return y * 1
 
 
+def _distributed(model: nn.Module) -> nn.Module:
+    """A wrapper of PyTorch's that cannot run here: there is no group of processes."""
+    made: nn.Module = object.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(made)
+    made.module = model
+    return made
+
+
 @pytest.mark.parametrize(
-    "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, nn.DataParallel]
+    "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, nn.DataParallel, _distributed]
 )
 def test_a_wrapper_makes_no_difference(wrapper: Callable[[nn.Module], nn.Module]) -> None:
     model = Two()
