@@ -114,7 +114,7 @@ def page(rows: list[dict[str, object]]) -> str:
         "backbones; the heads select boxes by score, which depends on the data.",
         "",
         "Without weights nothing is run. `python benchmarks/capture.py` gives supported models random weights, so that a",
-        "capture is compared with the model itself: none is refused (all of torchvision; of timm every family, 125 models in all).",
+        "capture is compared with the model itself: none is refused (all of torchvision; 130 of timm, every family).",
         "",
         f"Versions: torch {torch.__version__.split('+')[0]}, " + ", ".join(_versions()) + ".",
         "",
