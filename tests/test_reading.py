@@ -463,7 +463,7 @@ class Layered(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.three = nn.Linear(4, 4), Global(4, 4), nn.Linear(4, 3)
+        self.one, self.two, self.three = nn.Linear(4, 16), Global(16, 16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.three(self.two(F.relu(self.one(x))))
@@ -475,6 +475,7 @@ class Global(nn.Linear):
 
 
 def test_the_first_layer_that_differs_is_named() -> None:
+    torch.manual_seed(0)
     model = Layered()
     GLOBAL["two"] = model.two.weight
     with pytest.raises(UnsupportedModelError) as caught:
