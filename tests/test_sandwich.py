@@ -197,7 +197,7 @@ def test_per_output_bounds_enclose_each_output() -> None:
     assert ordered.exact
     assert ordered.ratio == 1.0
     assert close(float((10**ordered.log10_upper_per_output).sum()), ordered.value)
-    with pytest.raises(pathlift.InputError, match="q = 1"):
+    with pytest.raises(AttributeError, match="q = 1"):
         _ = pathlift.path_metric(model, state, (3,), q=2).log10_lower_per_output
 
 

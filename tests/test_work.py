@@ -31,7 +31,7 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default):
+        if func in (ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default, ATEN.addmm_.default):
             first, second = args[-2:]
             self.multiplications += first.numel() * second.shape[-1]
         elif func is ATEN.mv.default:
@@ -66,13 +66,14 @@ class Counts:
 
 
 EXPECTED = {
-    ("resnet18", 224): (Counts(774.8, 204.6, 334), Counts(2323.8, 732.9, 980)),
-    ("resnet18", 512): (Counts(1485.7, 243.3, 338), Counts(4456.6, 865.7, 1001)),
-    ("alexnet", 224): (Counts(249.9, 748.7, 151), Counts(690.6, 2739.0, 438)),
-    ("densenet121", 224): (Counts(1373.6, 525.6, 1604), Counts(4113.9, 2279.9, 8896)),
-    ("mobilenet_v2", 224): (Counts(163.8, 141.6, 863), Counts(488.1, 469.2, 2080)),
+    ("resnet18", 224): (Counts(774.8, 230.2, 852), Counts(2323.8, 732.9, 980)),
+    ("resnet18", 512): (Counts(1485.7, 280.5, 853), Counts(4456.6, 865.7, 1001)),
+    ("alexnet", 224): (Counts(499.6, 1063.1, 2776), Counts(690.6, 2739.0, 438)),
+    ("densenet121", 224): (Counts(1373.6, 643.5, 2828), Counts(4113.9, 2279.3, 8893)),
+    ("mobilenet_v2", 224): (Counts(327.7, 243.3, 1628), Counts(488.1, 469.2, 2080)),
 }
-"""Of the path-norm, and of all scores. When a change lowers a figure, write the lower one here."""
+"""Of the path-norm (two tracks: paths from inputs and from biases), and of all scores. When a change lowers a figure, write the
+lower one here."""
 
 
 @pytest.mark.parametrize(("name", "size"), EXPECTED)

@@ -20,7 +20,7 @@ from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
-from pathlift.reading import captured_on
+from pathlift.reading import capture, captured_on
 from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Box, Tolerance, box, point
 
@@ -104,7 +104,7 @@ def certify(
     """
     reach = checked_radius(radius)
     batches = [x] if isinstance(x, Tensor) else (batch if isinstance(batch, Tensor) else batch[0] for batch in x)
-    network: Network | None = model if isinstance(model, Network) else None
+    network: Network | None = capture(model) if isinstance(model, Network) else None
     weights: Box | None = None
     found = []
     for batch in batches:

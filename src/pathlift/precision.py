@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,12 +39,14 @@ class _Guard:
     """How many passes are under way, and how the switches were before the first of them."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
         self.inside = 0
+        self.closed = False
         self.before: list[tuple[Any, str, Any]] = []
 
     def enter(self) -> None:
-        with self.lock:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.closed)
             self.inside += 1
             if self.inside == 1:
                 self.before = [(place, name, getattr(place, name)) for place, name, _ in _switches()]
@@ -52,11 +54,22 @@ class _Guard:
                     setattr(place, name, exact)
 
     def leave(self) -> None:
-        with self.lock:
+        with self.changed:
             self.inside -= 1
             if self.inside == 0:
                 for place, name, value in self.before:
                     setattr(place, name, value)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.inside == 0 and not self.closed)
+            self.closed = True
+
+    def open(self) -> None:
+        with self.changed:
+            self.closed = False
+            self.changed.notify_all()
 
 
 _GUARD = _Guard()
@@ -67,6 +80,26 @@ def full_precision() -> Iterator[None]:
     """Multiply float32 numbers in float32 inside; the switches are put back when the last thread leaves."""
     _GUARD.enter()
     try:
-        yield
+        with without_autocast():
+            yield
     finally:
         _GUARD.leave()
+
+
+@contextmanager
+def switches_as_they_were() -> Iterator[None]:
+    """Wait until no pass is under way, and let none begin: PyTorch's tracer cannot stand the switches as passes need them."""
+    _GUARD.close()
+    try:
+        yield
+    finally:
+        _GUARD.open()
+
+
+def without_autocast() -> ExitStack:
+    """Return a region in which PyTorch casts nothing by itself, whatever region the call stands in."""
+    stack = ExitStack()
+    for kind in ("cpu", "cuda", "mps", "xpu"):
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import PullBack
 from pathlift.passes.realise import feed_of
 from pathlift.passes.scaled import Scaled
+from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 
 
@@ -111,15 +112,6 @@ def path_magnitude(
         raise InputError(f"q must be a finite number of at least 1, found {q!r}.")
     with without_autocast():
         return magnitudes(capture(model, inputs), q, x, out)
-
-
-def without_autocast() -> ExitStack:
-    """Return a region in which PyTorch casts nothing by itself, whatever region the call stands in."""
-    stack = ExitStack()
-    for kind in ("cpu", "cuda", "mps", "xpu"):
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
 
 
 def magnitudes(

@@ -214,7 +214,7 @@ class _Output:
 
     @staticmethod
     def of(node: Node, parts: Parts, *, largest: bool) -> _Output:
-        known = [own for own in parts if own is not None]
+        known = [Scaled(own.tensor.double(), own.exponent) for own in parts if own is not None]
         device = known[0].tensor.device if known else torch.device("cpu")
         value = total(known, fresh=False, largest=largest)[0] if known else None
         return _Output(value, node.axes, node.full_shape, device)

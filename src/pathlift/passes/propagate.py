@@ -259,11 +259,16 @@ def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: P
 
 def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int, value: Tensor) -> bool:
     """Whether an entry is 0 although a path reaches it: some product fell below the smallest float."""
+    needed = {(term.source, below) for term in node.terms for below in _below(term, program, track)}
 
-    def support(scaled: Scaled | None) -> Scaled | None:
-        return None if scaled is None else Scaled((scaled.tensor != 0).to(program.dtype), 0.0)
+    def support(source: str, below: int, scaled: Scaled | None) -> Scaled | None:
+        told = scaled is not None and (source, below) in needed
+        return Scaled((scaled.tensor != 0).to(program.dtype), 0.0) if told and scaled is not None else None
 
-    reached = {term.source: tuple(support(t) for t in tracks[term.source]) for term in node.terms}
+    reached = {
+        term.source: tuple(support(term.source, below, own) for below, own in enumerate(tracks[term.source]))
+        for term in node.terms
+    }
     counting = SupportProgram(program)
     arriving = [_edge_values(term, reached, counting, track) for term in node.terms]
     if node.concat is not None:
@@ -271,6 +276,11 @@ def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track:
     else:
         count, _ = _summed(node, arriving, counting, track)
     return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
+
+
+def _below(term: Term, program: Program, track: int) -> set[int]:
+    """Return the tracks that these edges carry into a track."""
+    return {track} if term.weight is None else {source for to, source in program.edge(term.weight) if to == track}
 
 
 class SupportProgram(Program):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from pathlift.errors import InputError, PathliftWarning
 from pathlift.metric import path_metric
 from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude, without_autocast
+from pathlift.passes.magnitude import PathMagnitude
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
+from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.criteria.paths import full_range_shares

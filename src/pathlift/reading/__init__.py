@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
@@ -60,12 +61,15 @@ def program_of(model: nn.Module) -> str:
         model: Any module.
 
     Returns:
-        The text.
+        The text; an empty one tells nothing, and is shared with no module.
     """
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     memory = Memory(named)
     labels = {id(tensor): str(sorted({memory.aliases.get(name, name)})) for name, tensor in named}
-    return fingerprint(model, labels)
+    try:
+        return fingerprint(model, labels, code=True)
+    except RecursionError:
+        return ""  # it holds too much to be written down
 
 
 def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
@@ -73,14 +77,15 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
         raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     examples = example_tensors(model, inputs)
     check_modules(model)
-    return apart(lambda: _read(model, examples, until), examples[0].device)
+    with torch.random.fork_rng(devices=[]):  # a forward pass may seed, or draw
+        return apart(lambda: _read(model, examples, until), examples[0].device)
 
 
 def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> Lowered:
     idle = idle_hooks(model, examples)
     view, copier = frozen_view(model)
     exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
-    lowered = lower(exported, view, copier, model, examples, until)
+    lowered = lower(exported, copier, model, examples, until)
     network = lowered.network
     if network is None:
         return lowered

@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.precision import switches_as_they_were
 
 _MAY_ALIAS = ("dropout", "feature_dropout", "alpha_dropout", "type_as", "atleast_1d", "atleast_2d", "atleast_3d")
 """Operators that can return their argument itself although their schema does not say so."""
@@ -141,9 +142,9 @@ def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[
 
 
 def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) -> Exported:
-    with _quiet(), _without_collector(), torch.no_grad(), reading:
+    with switches_as_they_were(), _quiet(), _without_collector(), torch.no_grad(), reading:
         program = torch.export.export(view, examples, strict=False)
-    with _quiet(), _without_collector(), torch.no_grad():
+    with switches_as_they_were(), _quiet(), _without_collector(), torch.no_grad():
         _inline_regions(program.graph_module)
         if _mutates_shared_memory(program.graph):
             program = program.run_decompositions({})

@@ -269,14 +269,15 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
-def _holds_state(value: Any) -> bool:
+def _holds_state(value: Any, seen: frozenset[int] = frozenset()) -> bool:
     """Whether an object is, or holds, anything but atoms and functions without state."""
-    if isinstance(value, ATOMS):
+    if isinstance(value, ATOMS) or id(value) in seen:
         return False
+    inside = seen | {id(value)}  # a function may close over itself
     if type(value) is tuple:
-        return any(_holds_state(item) for item in value)
+        return any(_holds_state(item, inside) for item in value)
     if isinstance(value, types.FunctionType):
-        return any(_holds_state(cell.cell_contents) for cell in value.__closure__ or () if _filled(cell))
+        return any(_holds_state(cell.cell_contents, inside) for cell in value.__closure__ or () if _filled(cell))
     return True
 
 

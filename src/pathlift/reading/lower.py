@@ -113,7 +113,6 @@ class Lowered:
 
 def lower(
     exported: Exported,
-    view: nn.Module,
     copier: Copier,
     model: nn.Module,
     examples: tuple[Tensor, ...],
@@ -123,8 +122,7 @@ def lower(
 
     Args:
         exported: What `export_graph` returned.
-        view: The frozen model it was exported from; gives values and names of parameters.
-        copier: What made the view.
+        copier: What made the frozen model that was exported.
         model: The user's model, where parameters are read from.
         examples: The example inputs.
         until: Name of a module, or of a value of the graph, behind which the reading ends.
@@ -137,15 +135,15 @@ def lower(
         UnsupportedModelError: Parameters overlap in memory, and none holds the others.
     """
     cut = _cut(exported.program, until)
-    return _Lowering(exported, view, copier, model, examples, cut).run()
+    return _Lowering(exported, copier, model, examples, cut).run()
 
 
 def _cut(program: ExportedProgram, until: str | None) -> Cut:
-    by_name = {node.name: node for node in program.graph.nodes}
+    returned = program.graph.output_node().args[0]
     wanted = tuple(
-        by_name[spec.arg.name]
-        for spec in program.graph_signature.output_specs
-        if spec.kind == OutputKind.USER_OUTPUT and getattr(spec.arg, "name", None) in by_name
+        node
+        for spec, node in zip(program.graph_signature.output_specs, returned, strict=True)
+        if spec.kind == OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
     )
     if until is not None:
         return Cut(wanted, _results(program.graph, until), frozenset())
@@ -186,13 +184,24 @@ def _last(node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _saved(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
+    """Return the names in a module's state-dict, and its metadata; `state_dict` itself may be overridden."""
+    names: set[str] = set()
+    versions: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        versions[path] = {"version": module._version}
+        held = {**module._parameters, **module._buffers}
+        kept = [key for key, own in held.items() if own is not None and key not in module._non_persistent_buffers_set]
+        names.update(f"{path}.{key}" if path else key for key in kept)
+    return frozenset(names), versions
+
+
 class _Lowering:
     """The state of one lowering; implements the `Builder` that rules see."""
 
     def __init__(
         self,
         exported: Exported,
-        view: nn.Module,
         copier: Copier,
         model: nn.Module,
         examples: tuple[Tensor, ...],
@@ -220,9 +229,7 @@ class _Lowering:
         self.identified: dict[str, Expression] = {}
         self.baked: set[str] = {self.aliases.get(name, name) for name in exported.baked}
         self.derived: dict[str, frozenset[str]] = {}
-        saved = view.state_dict()
-        self.saved = frozenset(saved)
-        self.versions: dict[str, Any] = dict(getattr(saved, "_metadata", {}))
+        self.saved, self.versions = _saved(model)
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
         self.parameters = tuple(name for name, own in held if isinstance(own, nn.Parameter) and name in self.state)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.network import Network, widen
-from pathlift.passes.magnitude import PathMagnitude, magnitudes, path_magnitude, without_autocast
+from pathlift.passes.magnitude import PathMagnitude, magnitudes, path_magnitude
+from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, channel_axes
 from pathlift.pruning.criteria.antecedent import in_float64, one_antecedent
 from pathlift.pruning.scope import eligible
