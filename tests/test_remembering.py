@@ -639,3 +639,41 @@ def test_one_value_written_to_a_place_twice_counts_once() -> None:
     share = pathlift.path_magnitude(model, (2,))["layer.weight"]
     mass = model.layer.weight.detach().abs() * torch.tensor([[0.0], [3.0], [1.0]])
     torch.testing.assert_close(share, mass / mass.sum())
+
+
+class Scaled(nn.Module):
+    """Numbers of every place that a forward pass can look at: the class, the module, a layer, a tuple; and a counter."""
+
+    gain = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.slope, self.head = nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.1), nn.Linear(3, 2)
+        self.weights, self.calls, self.epoch = [1.0, 0.5], 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.slope(self.conv(x)).mean((2, 3)) * (self.gain * self.weights[1]))
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value"),
+    [("", "gain", 5.0), ("", "weights", [1.0, 0.7]), ("slope", "negative_slope", 3.0), ("conv", "padding", (1, 1))],
+)
+def test_a_number_that_the_graph_was_made_with_may_not_change(path: str, key: str, value: object) -> None:
+    model = Scaled()
+    network = pathlift.capture(model, (1, 6, 6))
+    before = pathlift.path_norm(network).value
+    setattr(model.get_submodule(path), key, value)
+    with pytest.raises(pathlift.MismatchError, match=key):
+        pathlift.path_norm(network)
+    assert pathlift.path_norm(model, (1, 6, 6)).value != pytest.approx(before)
+
+
+def test_a_number_that_no_graph_depends_on_may_change() -> None:
+    model = Scaled()
+    network = pathlift.capture(model, (1, 6, 6))
+    before = pathlift.path_norm(network).value
+    model(torch.ones(1, 1, 6, 6))
+    model.epoch, model.conv.momentum = 7, 0.3
+    assert pathlift.path_norm(network).value == before

@@ -398,6 +398,7 @@ class Network:
         left_off: Activations at the end of the model that are no part of the network (a softmax), with their modules.
         checked: Whether the graph was compared with the model on random inputs; not so on the meta device.
         program: A text that two modules share only when their forward pass is the same function of their parameters.
+        until: Where the reading ended, when it was told to.
     """
 
     nodes: tuple[Node, ...]
@@ -415,6 +416,7 @@ class Network:
     left_off: tuple[str, ...] = ()
     checked: bool = False
     program: str = ""
+    until: str | None = None
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
@@ -428,6 +430,11 @@ class Network:
         """float64 when a parameter is float64, else float32: the precision the passes start with."""
         kinds = [self.kind_of(name) for name in self.state] or [dtype for _, dtype in self.examples]
         return torch.float64 if torch.float64 in kinds else torch.float32
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that the model has for a parameter or buffer."""
+        return [*self.state, *self.aliases, *self.views]
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return parameters and buffers under every name that the model has for them.

@@ -20,7 +20,7 @@ from pathlift.models import load_state
 from pathlift.network import LazyState, Network
 from pathlift.passes.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, all_names, check_names, other_state
+from pathlift.reading.second import Other, check_names, other_state
 from pathlift.reading.wrappers import names_of
 
 Stored: TypeAlias = Other | Checkpoint | Path | str
@@ -32,7 +32,7 @@ class _OnDisk(LazyState):
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
         named = {name: (name, *(a for a, own in network.aliases.items() if own == name)) for name in network.state}
-        known = names_of(all_names(network), {name: name for name in checkpoint})
+        known = names_of(network.names, {name: name for name in checkpoint})
         self.places = {name: next((known[own] for own in names if own in known), None) for name, names in named.items()}
         self.checkpoint = checkpoint
         self.own = {name: network.state[name] for name, place in self.places.items() if place is None}

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.reading.live import verify
+from pathlift.reading import verify
 from pathlift.symmetry import RescaledState, Symmetries
 from pathlift.symmetry.kernel import kernel_diagonal
 

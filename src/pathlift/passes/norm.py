@@ -17,8 +17,7 @@ from pathlift.passes.programs import NormProgram, PartsProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.pull_back import counted, sum_of_outputs
 from pathlift.passes.scaled import Scaled, total
-from pathlift.reading import Inputs, capture
-from pathlift.reading.live import verify
+from pathlift.reading import Inputs, capture, verify
 from pathlift.reading.second import given_weights
 
 LOG10_OF_2 = math.log10(2.0)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.errors import InputError, MismatchError, PathliftError, Problem, UnsupportedModelError
 from pathlift.network import Network
+from pathlift.reading.alike import check_graph
 from pathlift.reading.apart import apart
 from pathlift.reading.check import check
 from pathlift.reading.examples import Inputs, example_tensors
@@ -19,7 +20,7 @@ from pathlift.reading.export import export_graph
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.freeze import check_modules, frozen_view, run_copy
 from pathlift.reading.hooks import idle_hooks, without
-from pathlift.reading.live import verify
+from pathlift.reading.live import AGAIN, LiveState
 from pathlift.reading.lower import Lowered, lower
 from pathlift.reading.memory import Memory
 
@@ -89,9 +90,11 @@ def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> 
     network = lowered.network
     if network is None:
         return lowered
-    if network.device.type != "meta":
-        check(model, network, exported, lowered, examples, idle)
-    checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model))
+    assert isinstance(network.state, LiveState)
+    network.state.remember(
+        check(model, network, exported, lowered, examples, idle) if network.device.type != "meta" else frozenset()
+    )
+    checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model), until=until)
     return replace(lowered, network=checked)
 
 
@@ -139,6 +142,33 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
     return lowered.network
 
 
+def verify(network: Network) -> None:
+    """Make sure that a captured network still is that of its model.
+
+    Args:
+        network: The network.
+
+    Raises:
+        MismatchError: See `LiveState.verify`; or a buffer whose values are part of the graph has others now; or an attribute
+            has, and the model captured anew has another graph.
+    """
+    state = network.state
+    if not isinstance(state, LiveState):
+        return
+    state.verify()
+    for name, value in network.baked.items():
+        if not torch.equal(state[name], value):
+            raise MismatchError(f"The values of the buffer '{name}' are part of the graph and have changed. {AGAIN}")
+    if (moved := state.moved) is not None:
+        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.examples)
+        try:
+            check_graph(network, capture(state.root, examples, network.until), state)
+        except PathliftError as error:
+            what = f"The attribute '{moved[1]}' of {f'module {moved[0]!r}' if moved[0] else 'the model'} has changed"
+            raise MismatchError(f"{what}, and the graph with it. {AGAIN}") from error
+        state.remember(state.passing)
+
+
 def captured_on(model: nn.Module | Network, samples: Inputs) -> Network:
     """Capture a model for inputs that a function looks at anyway.
 
@@ -181,4 +211,4 @@ def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
     return SupportReport(lowered.network is not None, lowered.problems, lowered.operators, left_off)
 
 
-__all__ = ["Inputs", "SupportReport", "capture", "captured_on", "check_support", "program_of"]
+__all__ = ["Inputs", "SupportReport", "capture", "captured_on", "check_support", "program_of", "verify"]

@@ -25,6 +25,7 @@ from pathlift.precision import full_precision
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
 from pathlift.reading.hooks import Place, without
+from pathlift.reading.live import plain_attributes
 from pathlift.reading.lower import Lowered
 
 SEED = 20250
@@ -59,7 +60,7 @@ def check(
     lowered: Lowered,
     examples: tuple[Tensor, ...],
     idle: frozenset[Place],
-) -> None:
+) -> frozenset[tuple[str, str]]:
     """Compare a graph with the model that it was read from.
 
     Args:
@@ -70,10 +71,15 @@ def check(
         examples: Inputs of batch size 1.
         idle: Hooks that only look on.
 
+    Returns:
+        Module paths and names of the plain attributes that a forward pass changes.
+
     Raises:
         UnsupportedModelError: They differ by more than rounding explains; the first layer that differs is named.
     """
-    _Check(model, network, exported, lowered, examples, idle).run()
+    comparison = _Check(model, network, exported, lowered, examples, idle)
+    comparison.run()
+    return frozenset(comparison.changed)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Check:
         self.cut = lowered.cut
         self.identified = lowered.identified
         self.examples = examples
+        self.changed: set[tuple[str, str]] = set()
         self.draws = torch.Generator().manual_seed(SEED)
         self.inputs = tuple(
             torch.randn((2, *example.shape[1:]), generator=self.draws, dtype=torch.float64) for example in examples
@@ -229,7 +236,11 @@ class _Check:
 
     def _eager(self, weights: Weights, batch: int) -> list[Tensor]:
         inputs = self._cast(self.inputs, weights)
-        returned = self._twin(weights)(*((weights.chosen(x) if batch == 1 else x).clone() for x in inputs))
+        twin = self._twin(weights)
+        before = plain_attributes(twin)
+        returned = twin(*((weights.chosen(x) if batch == 1 else x).clone() for x in inputs))
+        after = plain_attributes(twin)
+        self.changed |= {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
         return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]
 
     def _shapes(self) -> list[tuple[int, ...]]:

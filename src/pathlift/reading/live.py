@@ -7,14 +7,16 @@ untied, another shape or device, a constant put in the place of another) is an e
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.errors import MismatchError
-from pathlift.network import Network
 from pathlift.reading.memory import span
 
 AGAIN = "Capture the model again."
@@ -85,6 +87,28 @@ class LiveState(Mapping[str, Tensor]):
             if isinstance(value, Tensor) and (own := span(value)) is not None and own in spans
         )
         self.inside = {name: _inside(self[name], self[own]) for name, own in self.shared.items()}
+        self.passing: frozenset[tuple[str, str]] = frozenset()
+        self.plain: dict[tuple[str, str], Any] = {}
+
+    def remember(self, passing: frozenset[tuple[str, str]]) -> None:
+        """Take the numbers and words that the modules hold now for those of the graph.
+
+        Args:
+            passing: Module paths and names of those that a forward pass changes.
+        """
+        self.passing = passing
+        found = plain_attributes(self.root)
+        self.plain = {place: value for place, value in found.items() if place not in passing}
+
+    @property
+    def moved(self) -> tuple[str, str] | None:
+        """Module path and name of an attribute that is another one than when it was remembered."""
+        for (path, key), value in self.plain.items():
+            module = self.modules[path] if path else self.root
+            now = vars(module)[key] if key in vars(module) else getattr(type(module), key, None)
+            if not _same(_kept(now), value):
+                return path, key
+        return None
 
     def _at(self, name: str) -> Tensor:
         slot = self.slots[name]
@@ -140,22 +164,6 @@ class LiveState(Mapping[str, Tensor]):
         return dict, ({name: self[name].clone() for name in self},)
 
 
-def verify(network: Network) -> None:
-    """Make sure that a captured network still is that of its model.
-
-    Args:
-        network: The network.
-
-    Raises:
-        MismatchError: See `LiveState.verify`; or a buffer whose values are part of the graph has others now.
-    """
-    if isinstance(network.state, LiveState):
-        network.state.verify()
-        for name, value in network.baked.items():
-            if not torch.equal(network.state[name], value):
-                raise MismatchError(f"The values of the buffer '{name}' are part of the graph and have changed. {AGAIN}")
-
-
 def _inside(part: Tensor, whole: Tensor) -> tuple[object, ...]:
     """Say how one tensor lies in the memory of another."""
     one, two = span(part), span(whole)
@@ -163,3 +171,57 @@ def _inside(part: Tensor, whole: Tensor) -> tuple[object, ...]:
         return ()
     meets: bool = one.meets(two)
     return (meets, one.start - two.start if meets else 0, one.stop - two.stop if meets else 0, part.stride(), whole.stride())
+
+
+def plain_attributes(root: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the numbers and words that the modules of a model hold and that the code of one of them names.
+
+    Args:
+        root: The model.
+
+    Returns:
+        Module path and name of the attribute, to its value.
+    """
+    modules = dict(root.named_modules(remove_duplicate=False))
+    names = {name for module in modules.values() for name in _named_by(module.__class__)} - {"training"}
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in modules.items():
+        bases = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
+        held = {key: value for cls in reversed(bases) for key, value in vars(cls).items()} | vars(module)
+        for key in names & held.keys():
+            if _is_plain(held[key]):
+                found[path, key] = _kept(held[key])
+    return found
+
+
+@cache
+def _named_by(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names that the methods of a module's class use, but for those that only set it up or show it."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if issubclass(base, nn.Module) and base is not nn.Module:
+            for key, value in vars(base).items():
+                function = getattr(value, "__func__", getattr(value, "fget", value))
+                if isinstance(function, types.FunctionType) and key not in {"__init__", "extra_repr", "reset_parameters"}:
+                    names |= _names_of(function.__code__)
+    return frozenset(names)
+
+
+def _names_of(code: types.CodeType) -> set[str]:
+    inner = (own for own in code.co_consts if isinstance(own, types.CodeType))
+    return set(code.co_names).union(*(_names_of(own) for own in inner))
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, (bool, int, float, str, types.NoneType))
+
+
+def _kept(value: Any) -> Any:
+    """Return a value that stays as it is when the module's own list changes."""
+    return tuple(map(_kept, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _same(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and (one == two or (one != one and two != two))

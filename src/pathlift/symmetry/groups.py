@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
-from pathlift.reading import Inputs, capture
+from pathlift.reading import Inputs, capture, verify
 from pathlift.reading.freeze import cloned
-from pathlift.reading.live import verify
 from pathlift.reading.wrappers import names_of
 from pathlift.symmetry import gauges
 from pathlift.symmetry.relations import FIXED, NOTHING, Solution

@@ -1,0 +1,153 @@
+"""Whether two lowered networks are the same function of their parameters.
+
+The same neurons, joined by the same edges, with weights that follow from the parameters in the same way and constants of the
+same values. Layers that only hand on what is below (dropout, identity modules) make no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.unit import Identity
+from pathlift.errors import MismatchError
+from pathlift.network import Apply, Constant, Expression, Leaf, Network, Node, StateTensor, Term, evaluate, substitute
+from pathlift.reading.fingerprint import fingerprint
+from pathlift.reading.wrappers import names_of
+
+
+def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -> None:
+    """Make sure that a second network is the same function of its parameters.
+
+    Args:
+        network: The first network.
+        other: The second.
+        state: The parameters of the second under the names of the first.
+
+    Raises:
+        MismatchError: It is not.
+    """
+    names = {own: name for name, own in names_of(network.names, {own: own for own in other.names}).items()}
+    names = {own: network.aliases.get(name, name) for own, name in names.items()}
+    if len(network.outputs) != len(other.outputs):
+        raise MismatchError(f"The first network has {len(network.outputs)} outputs, the second {len(other.outputs)}.")
+    one_input, two_input = ([node.name for node in own.nodes if node.kind == "input"] for own in (network, other))
+    pairs = dict(zip(one_input, two_input, strict=True)) if len(one_input) == len(two_input) else {}
+    stack = list(zip(network.outputs, other.outputs, strict=True))
+    leaves: dict[tuple[Leaf, Leaf], Node] = {}
+    done: set[tuple[str, str]] = set()
+    while stack:
+        first, second = (_settled(own, name) for own, name in zip((network, other), stack.pop(), strict=True))
+        if (first.name, second.name) in done:
+            continue
+        done.add((first.name, second.name))
+        if first.kind == "input" or second.kind == "input":
+            if pairs.get(first.name) != second.name:
+                raise MismatchError(_different(first, second))
+            continue
+        for one, two in _leaf_pairs(first, second):
+            leaves.setdefault((one, two), first)
+        stack.extend((one.source, two.source) for one, two in zip(first.terms, second.terms, strict=True))
+    memos: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+    for (one, two), node in leaves.items():
+        if not _same_weight(one, two, names, (state, other.state), memos):
+            what = f"how the weight '{one.label}' is computed" if one.requires or two.requires else "a constant"
+            raise MismatchError(
+                f"The two models have the same parameters, but {what} differs in {_place(node)}. Networks are compared that "
+                "differ in their parameters only."
+            )
+
+
+def _settled(network: Network, name: str) -> Node:
+    """Return a node, or the first one below it that is not merely handed on."""
+    node = network.node[name]
+    while (
+        len(node.terms) == 1
+        and not node.starts
+        and node.nonlinearity is None
+        and node.concat is None
+        and node.terms[0].weight is None
+        and type(node.terms[0].edges) is Identity
+        and network.node[node.terms[0].source].shape == node.shape
+    ):
+        node = network.node[node.terms[0].source]
+    return node
+
+
+def _leaf_pairs(first: Node, second: Node) -> Iterable[tuple[Leaf, Leaf]]:
+    """Yield the weights of two layers that correspond; refuse layers that are not alike."""
+    if _shape_of(first) != _shape_of(second):
+        raise MismatchError(_different(first, second))
+    one, two = _weights(first), _weights(second)
+    return zip(one, two, strict=True)
+
+
+def _shape_of(node: Node) -> tuple[object, ...]:
+    """Return all of a layer but its weights and what it reads."""
+    terms = tuple((fingerprint(term.edges), term.weight is None) for term in node.terms)
+    kind = node.nonlinearity
+    rest = {key: _without_weight(own) for key, own in vars(kind).items()} if kind is not None else {}
+    return (node.shape, terms, tuple(start.view for start in node.starts), node.concat, type(kind), tuple(rest.items()))
+
+
+def _without_weight(value: object) -> object:
+    return value.view if hasattr(value, "view") else value
+
+
+def _weights(node: Node) -> list[Leaf]:
+    ends = [own for own in vars(node.nonlinearity).values() if hasattr(own, "weight")] if node.nonlinearity is not None else []
+    terms: list[Term] = [term for term in node.terms if term.weight is not None]
+    return [own.weight for own in (*terms, *node.starts, *ends)]
+
+
+def _same_weight(
+    one: Leaf,
+    two: Leaf,
+    names: Mapping[str, str],
+    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    memos: tuple[dict[Any, Any], dict[Any, Any]],
+) -> bool:
+    """Whether two weights follow from the parameters alike, or at least have the same values."""
+    if one.shape != two.shape:
+        return False
+    if one.scalar is not None and two.scalar is not None:
+        return one.scalar == two.scalar
+    if _written(one.expression, {}) == _written(two.expression, names):
+        return True
+    first, second = (
+        torch.as_tensor(evaluate(leaf.expression, state, memo) if leaf.scalar is None else leaf.scalar)
+        for leaf, state, memo in zip((one, two), states, memos, strict=True)
+    )
+    if first.is_meta or second.is_meta:
+        return False
+    second = second.detach().to(first.device)
+    return bool((first == second).all())
+
+
+def _written(expression: Expression, names: Mapping[str, str]) -> str:
+    def write(own: Expression) -> Any:
+        if isinstance(own, StateTensor):
+            return ("parameter", names.get(own.name, own.name))
+        if isinstance(own, Constant):
+            return ("constant", own.value)
+        assert isinstance(own, Apply)
+        return (own.function, substitute(own.args, write), substitute(dict(own.kwargs), write))
+
+    return fingerprint(write(expression))
+
+
+def _different(first: Node, second: Node) -> str:
+    return (
+        "The two models have the same parameters but different graphs (another operator, order or constant): "
+        f"{_place(first)} in the first, {_place(second)} in the second. Networks are compared that differ in their parameters "
+        "only."
+    )
+
+
+def _place(node: Node) -> str:
+    module = f" of module '{node.origin.module}'" if node.origin.module else ""
+    line = f" ({node.origin.where})" if node.origin.where else ""
+    return f"{node.origin.op}{module}{line}"
