@@ -23,7 +23,6 @@ from pathlift.errors import NumericalError
 
 if TYPE_CHECKING:
     from pathlift.passes.recall import Memory
-    from pathlift.symmetry.tying import Tied
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -464,13 +463,6 @@ class Network:
         if compact:
             return fan_in(self)
         return {node.name: 1 for node in self.nodes} | dict(self.compact.fan_in)  # layers that repeat one have one summand
-
-    @cached_property
-    def tied(self) -> Tied:
-        """Which neurons share a scale: see `pathlift.symmetry.tying`."""
-        from pathlift.symmetry.tying import tied  # built on this module
-
-        return tied(self)
 
     @cached_property
     def _together(self) -> tuple[Together, ...]:
