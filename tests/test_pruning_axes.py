@@ -499,3 +499,15 @@ def test_batches_and_masks_are_checked_where_they_are_made(tmp_path):
         pathlift.Batch(X, Y, None)
     with pytest.raises(pathlift.InputError, match="other values"):
         pathlift.save_masks({"w": torch.tensor([0.5])}, tmp_path / "masks.safetensors")
+
+
+@pytest.mark.parametrize("how", [lambda w: w.t(), lambda w: w, lambda w: w.view(4, 4)], ids=["transposed", "same", "viewed"])
+def test_parameters_that_share_memory_are_pruned_as_one(how: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    model[2].weight.data = how(model[0].weight.data)
+    pruned, report = prune(model, (4,), 0.5)
+    alone, _ = prune(pathlift.capture(model, (4,)), amount=0.5)
+    assert [int((own == 0).sum()) for own in pruned.parameters()] == [8, 8]
+    assert torch.equal(pruned[2].weight, how(pruned[0].weight))
+    assert pathlift.path_norm(pruned, (4,)).value == pytest.approx(pathlift.path_norm(alone).value)
+    assert report.sparsity == 0.5

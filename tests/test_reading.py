@@ -987,3 +987,39 @@ def test_common_styles_are_captured(style: str) -> None:
     returned = model(*(torch.ones(1, *own, dtype=torch.float64) for own in shapes))
     expected = sum(float(own.detach().sum()) for own in pytree.tree_leaves(returned) if isinstance(own, Tensor))
     assert close(pathlift.path_norm(network).value, expected, 1e-9)
+
+
+class Numbered(nn.Module):
+    """A layer, and numbers that forward reads from buffers or that its output has nothing left of."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(2, 2), function
+        self.register_buffer("k", torch.tensor(4.0))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.layer(x), x)
+
+
+@pytest.mark.parametrize(
+    ("function", "factor"),
+    [
+        (lambda m, h, x: h / m.k.item(), 0.25),
+        (lambda m, h, x: h * (m.k.item() * 2 + 1), 9.0),
+        (lambda m, h, x: nn.functional.leaky_relu(h, m.k.item() / 10), 1.0),
+        (lambda m, h, x: h.sigmoid().float(), 1.0),
+        (lambda m, h, x: h.sum(), 1.0),
+    ],
+    ids=["divisor", "arithmetic", "slope", "cast behind the last activation", "no dimensions left"],
+)
+def test_numbers_and_ends_of_every_kind(function: Callable[..., Any], factor: float) -> None:
+    model = Numbered(function)
+    right = factor * float(model.layer.weight.detach().abs().sum() + model.layer.bias.detach().abs().sum())
+    found = pathlift.path_norm(model, (2,))
+    assert close(found.value, right)
+    assert close(float(found.per_output.sum()), right)
+
+
+def test_a_layer_of_no_neurons_is_refused() -> None:
+    with pytest.raises(pathlift.UnsupportedModelError, match="no elements"):
+        pathlift.capture(Numbered(lambda m, h, x: (h, x[:, :0])), (2,))

@@ -677,3 +677,21 @@ def test_a_number_that_no_graph_depends_on_may_change() -> None:
     model(torch.ones(1, 1, 6, 6))
     model.epoch, model.conv.momentum = 7, 0.3
     assert pathlift.path_norm(network).value == before
+
+
+def test_a_hook_or_a_child_that_is_added_is_seen() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    network = pathlift.capture(model, (2,))
+    before = pathlift.path_norm(network).value
+    seen: list[Tensor] = []
+    handle = model[0].register_forward_hook(lambda *given: seen.append(given[2]))
+    assert pathlift.path_norm(network).value == before  # it only looks on
+    handle.remove()
+    handle = model[0].register_forward_hook(lambda *given: given[2] * 2)
+    with pytest.raises(pathlift.MismatchError, match="hook"):
+        pathlift.path_norm(network)
+    handle.remove()
+    assert pathlift.path_norm(network).value == before
+    model.append(nn.Linear(2, 1))
+    with pytest.raises(pathlift.MismatchError, match="module"):
+        pathlift.log_path_norm(network, model)

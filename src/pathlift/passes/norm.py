@@ -77,7 +77,9 @@ class PathNorm:
         Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
         """
         pieces = [output.spread(self.q, self.log10_scale) for output in self._outputs]
-        return pieces[0][0] if len(pieces) == 1 else torch.cat([piece.reshape(-1) for piece in pieces])
+        if len(pieces) == 1:
+            return pieces[0][0] if pieces[0].dim() else pieces[0]
+        return torch.cat([piece.reshape(-1) for piece in pieces])
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -11,7 +11,9 @@ from torch.nn.utils import prune as torch_prune
 
 from pathlift.errors import InputError, MismatchError
 from pathlift.models import load_state, save_tensors
+from pathlift.network import evaluate
 from pathlift.pruning.selection import keep_largest, kept_of
+from pathlift.reading.memory import Memory
 from pathlift.symmetry import with_state
 
 
@@ -96,12 +98,19 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         >>> apply_masks(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])}).weight[0, 1].item()
         0.0
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name: own.detach() for name, own in model.named_parameters(remove_duplicate=False)}
     found = checked_masks(masks, {name: own.shape for name, own in parameters.items()})
-    by_tensor = {id(parameters[name]): mask for name, mask in found.items()}
-    shared = {name: by_tensor[id(own)] for name, own in parameters.items() if id(own) in by_tensor}
-    state = model.state_dict()
-    return with_state(model, {**state, **masked({name: state[name] for name in shared}, shared)})
+    memory = Memory(parameters.items())
+    part = next((name for name in found if name in memory.views), None)
+    if part is not None:
+        raise InputError(f"'{part}' is a part of another parameter: give the mask of that one.")
+    pruned = masked(memory.state, {memory.aliases.get(name, name): mask for name, mask in found.items()})
+    state, names = model.state_dict(), memory.names
+    unknown = [name for name in found if name not in state]
+    if unknown:
+        raise MismatchError(f"The model's state-dict has no '{unknown[0]}': it names its parameters otherwise.")
+    changed = {name: evaluate(memory.expression(name), pruned) for name in names if name in state}
+    return with_state(model, {**state, **changed})
 
 
 def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:

@@ -149,8 +149,8 @@ def verify(network: Network) -> None:
         network: The network.
 
     Raises:
-        MismatchError: See `LiveState.verify`; or a buffer whose values are part of the graph has others now; or an attribute
-            has, and the model captured anew has another graph.
+        MismatchError: See `LiveState.verify`; or a buffer whose values are part of the graph has others now; or attributes,
+            modules or hooks are others, and the model captured anew has another graph.
     """
     state = network.state
     if not isinstance(state, LiveState):
@@ -164,8 +164,7 @@ def verify(network: Network) -> None:
         try:
             check_graph(network, capture(state.root, examples, network.until), state)
         except PathliftError as error:
-            what = f"The attribute '{moved[1]}' of {f'module {moved[0]!r}' if moved[0] else 'the model'} has changed"
-            raise MismatchError(f"{what}, and the graph with it. {AGAIN}") from error
+            raise MismatchError(f"{moved}, and the graph is another one. {AGAIN}") from error
         state.remember(state.passing)
 
 

@@ -195,7 +195,7 @@ class Fingerprint:
 
     def _mapping(self, value: Mapping[Any, Any]) -> None:
         self._put(len(value))
-        for key, item in value.items():
+        for key, item in list(value.items()):  # one that others write to meanwhile
             self.add(key).add(item)
 
     def _class_and_attributes(self, value: Any) -> None:

@@ -89,6 +89,7 @@ class LiveState(Mapping[str, Tensor]):
         self.inside = {name: _inside(self[name], self[own]) for name, own in self.shared.items()}
         self.passing: frozenset[tuple[str, str]] = frozenset()
         self.plain: dict[tuple[str, str], Any] = {}
+        self.layout = self._layout()
 
     def remember(self, passing: frozenset[tuple[str, str]]) -> None:
         """Take the numbers and words that the modules hold now for those of the graph.
@@ -97,17 +98,25 @@ class LiveState(Mapping[str, Tensor]):
             passing: Module paths and names of those that a forward pass changes.
         """
         self.passing = passing
+        self.layout = self._layout()
         found = plain_attributes(self.root)
         self.plain = {place: value for place, value in found.items() if place not in passing}
 
+    def _layout(self) -> list[tuple[object, ...]]:
+        """Return the modules and their hooks, as they are now."""
+        named = self.root.named_modules(remove_duplicate=False)
+        return [(path, id(own), *own._forward_pre_hooks, None, *own._forward_hooks) for path, own in named]
+
     @property
-    def moved(self) -> tuple[str, str] | None:
-        """Module path and name of an attribute that is another one than when it was remembered."""
+    def moved(self) -> str | None:
+        """What is another one than when it was remembered, in words."""
+        if self._layout() != self.layout:
+            return "A module or a forward hook was added or taken away"
         for (path, key), value in self.plain.items():
             module = self.modules[path] if path else self.root
             now = vars(module)[key] if key in vars(module) else getattr(type(module), key, None)
             if not _same(_kept(now), value):
-                return path, key
+                return f"The attribute '{key}' of {f'module {path!r}' if path else 'the model'} has changed"
         return None
 
     def _at(self, name: str) -> Tensor:

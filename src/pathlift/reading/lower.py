@@ -172,7 +172,7 @@ def _results(graph: fx.Graph, until: str) -> tuple[fx.Node, ...]:
 
 def _last(node: fx.Node) -> fx.Node | None:
     """Return the activation that an output ends with, if nothing else reads it."""
-    while node.op == "call_function" and len(node.users) == 1:
+    while node.op == "call_function" and len([user for user in node.users if _base_name(user) not in IGNORED]) == 1:
         name = _base_name(node)
         if name in LAST:
             return node
@@ -400,10 +400,22 @@ class _Lowering:
                 f"it turns an activation into {first.dtype}, which is not continuous.",
                 "Keep activations in a floating-point type.",
             )
+        args = {key: self._number(value, schema, key) for key, value in args.items()}
         made = RULES[name](Call(name, args, result, self, node.target))
         if isinstance(made, tuple):
             return tuple(self._keep(part, f"{node.name}_{place}") for place, part in enumerate(made))
         return self._keep(made, node.name)
+
+    def _number(self, value: Any, schema: Any, key: str) -> Any:
+        """Return an argument of a call; where only numbers may stand, one that was read from a buffer is part of the graph."""
+        kind = next((str(own.type) for own in schema.arguments if own.name == key), "")
+        numeric = "Tensor" not in kind and any(word in kind for word in ("float", "int", "number", "bool"))
+        if not isinstance(value, Static) or not numeric:
+            return value
+        if self._requires(value.expression) & self.parameter_set:
+            raise Refusal(f"its argument '{key}' is a number that was read from a parameter.", "Use the parameter itself.")
+        found = self.bake(value)
+        return found.item() if isinstance(found, Tensor) else found
 
     def _left_off(self, node: fx.Node) -> Any:
         """Return what an activation at the end of the model is a function of."""
@@ -414,6 +426,8 @@ class _Lowering:
         return made if isinstance(made, Forbidden) else self._append(made, name)
 
     def _append(self, layer: Layer, name: str) -> Activation:
+        if 0 in layer.shape:
+            raise Refusal(f"its result of shape {layer.shape} has no elements.", "Leave out layers and slices of size 0.")
         scored = [t.weight for t in layer.terms if t.weight is not None and t.weight.score_name is not None]
         unit = self.origin.module if layer.unit_dim is not None and scored else None
         self.nodes.append(
@@ -520,9 +534,12 @@ class _Lowering:
         if torch.Tag.nondeterministic_seeded in tags and args.get("train", True) is not False:
             raise Refusal("it draws random numbers.", "Make the model deterministic in eval mode.")
         result = node.meta.get("val")
+        if isinstance(result, Tensor) and any(not isinstance(size, int) for size in result.shape):
+            raise Refusal("a size depends on the values of a tensor.", "Use fixed sizes.")
         statics = [value for value in _flatten(args.values()) if isinstance(value, Static)]
+        function = as_number if name == "item" and isinstance(result, (float, torch.SymFloat)) else _function(node)
         expression = Apply(
-            _function(node),
+            function,
             tuple(_to_expression(self._resolve(value)) for value in node.args),
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
         )
@@ -645,6 +662,11 @@ class _Lowering:
             for start in node.starts:
                 found[start.weight] = None
         return tuple(found)
+
+
+def as_number(tensor: Tensor) -> Tensor:
+    """Return the only element of a tensor, still as a tensor: what ``.item()`` gives to arithmetic that weights are made of."""
+    return tensor.reshape(())
 
 
 def _to_expression(value: Any, *, moves: bool = False) -> Any:

@@ -176,6 +176,11 @@ class Memory:
                 self.views[alias] = found
                 del self.aliases[alias]
 
+    @property
+    def names(self) -> list[str]:
+        """Every name."""
+        return [*self.state, *self.aliases, *self.views]
+
     def expression(self, name: str) -> Expression:
         """Return what a parameter or buffer is.
 

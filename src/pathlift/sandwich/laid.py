@@ -75,4 +75,6 @@ def spread(network: Network, values: Tensor) -> Tensor:
         size = math.prod(node.shape)
         pieces.append(node.spread(values[start : start + size].reshape(node.shape)))
         start += size
-    return pieces[0][0] if len(pieces) == 1 else torch.cat([piece.reshape(-1) for piece in pieces])
+    if len(pieces) == 1:
+        return pieces[0][0] if pieces[0].dim() else pieces[0]
+    return torch.cat([piece.reshape(-1) for piece in pieces])
