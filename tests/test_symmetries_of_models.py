@@ -93,7 +93,7 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         other_shares = pathlift.path_magnitude(other, shape) if state is not states[1] else shares
         for name, share in shares.items():  # a shift β − μ·s may cancel, and then carries the rounding of its rescaling
             slack = 1e-30 if exact else max(1e-30, 1e-4 * float(share.max()))
-            torch.testing.assert_close(other_shares[name], share, rtol=1e-5, atol=slack)
+            torch.testing.assert_close(other_shares[name].double(), share.double(), rtol=1e-5, atol=slack)
         found = pathlift.equivalent(groups, state)
         assert found, found.mismatch
         torch.testing.assert_close(found.factors, state.factors, rtol=1e-4, atol=0)

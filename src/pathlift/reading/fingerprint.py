@@ -254,7 +254,7 @@ class Fingerprint:
         self._put("tensor", tuple(value.shape), value.dtype)
         if value.is_meta:
             self._put("no values")
-        elif value.layout is not torch.strided:
+        elif value.layout is not torch.strided or value.untyped_storage().device.type == "meta":  # a tracer's stand-in
             self._put("unknown", token(value))
         else:
             flat = value.detach().cpu().contiguous().reshape(-1)

@@ -469,8 +469,10 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     missing, surplus = [name for name in own if name not in found], [name for name in found if name not in own]
     if missing or surplus:
         raise MismatchError(f"The state-dict does not fit the model. {name_differences(missing, surplus, 'the model')}.")
+    named = OrderedDict(found)
+    vars(named)["_metadata"] = getattr(own, "_metadata", {})  # versions, which some modules ask for
     try:
-        made.load_state_dict(found)
+        made.load_state_dict(named)
     except RuntimeError as error:
         raise MismatchError(f"The state-dict does not fit the model. {' '.join(str(error).split())}") from error
     return made
