@@ -227,7 +227,7 @@ def _turning(draw: Draw, shape: Shape) -> Stage:
     if kind == "roll":
         return Stage(lambda x: x.roll(tuple(1 + dim for dim in dims), dims), name=f"roll{dims}")
     if kind == "roll flat":
-        return Stage(lambda x: x.roll(1), name="roll")
+        return Stage(lambda x: torch.stack([sample.roll(1) for sample in x]), name="roll")  # each sample by itself
     if kind == "rot90" and len(dims) == 2:
         return Stage(lambda x: x.rot90(1, dims), name=f"rot90{dims}")
     return Stage(lambda x: x.repeat_interleave(2, dims[0]), name=f"repeat_interleave({dims[0]})")
