@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
+from pathlift.reading.freeze import filled
+
 PASSING = frozenset({
     "training",
     "_backward_hooks",
@@ -223,7 +225,7 @@ class Fingerprint:
                 self.add(key).add(item)
 
     def _function(self, value: types.FunctionType) -> None:
-        cells = [cell.cell_contents if _filled(cell) else None for cell in value.__closure__ or ()]
+        cells = [cell.cell_contents if filled(cell) else None for cell in value.__closure__ or ()]
         self._put("function", value.__module__, value.__qualname__)
         self._code(value.__code__)
         self._several(cells, value.__defaults__, value.__kwdefaults__)
@@ -259,14 +261,6 @@ class Fingerprint:
         else:
             flat = value.detach().cpu().contiguous().reshape(-1)
             self.digest.update(bytes(flat.view(torch.uint8).untyped_storage()) if flat.numel() else b"")
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 (an empty cell raises)
-    except ValueError:
-        return False
-    return True
 
 
 def _plainly(value: Any) -> str:

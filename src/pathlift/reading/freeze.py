@@ -161,7 +161,7 @@ class Copier:
     def _function(self, value: types.FunctionType) -> Any:
         """Copy a function that closes over something that is copied; its globals stay what they are."""
         cells = value.__closure__ or ()
-        held = [own.cell_contents for own in cells if _filled(own)]
+        held = [own.cell_contents for own in cells if filled(own)]
         state = (*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values())
         if not any(_holds_state(item) for item in state):
             return value
@@ -169,7 +169,7 @@ class Copier:
         made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, fresh)
         self.memo[id(value)] = made
         for own, new in zip(cells, fresh, strict=True):
-            if _filled(own):
+            if filled(own):
                 new.cell_contents = self.copy(own.cell_contents)
         made.__defaults__ = self.copy(value.__defaults__)
         made.__kwdefaults__ = None if value.__kwdefaults__ is None else self._items(value.__kwdefaults__)
@@ -261,7 +261,15 @@ class Copier:
         return made
 
 
-def _filled(cell: types.CellType) -> bool:
+def filled(cell: types.CellType) -> bool:
+    """Whether the cell of a closure holds something yet.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        Whether it does.
+    """
     try:
         cell.cell_contents  # noqa: B018 (an empty cell raises)
     except ValueError:
@@ -277,7 +285,7 @@ def _holds_state(value: Any, seen: frozenset[int] = frozenset()) -> bool:
     if type(value) is tuple:
         return any(_holds_state(item, inside) for item in value)
     if isinstance(value, types.FunctionType):
-        return any(_holds_state(cell.cell_contents, inside) for cell in value.__closure__ or () if _filled(cell))
+        return any(_holds_state(cell.cell_contents, inside) for cell in value.__closure__ or () if filled(cell))
     return True
 
 
