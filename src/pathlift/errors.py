@@ -27,6 +27,10 @@ class NumericalError(PathliftError, ArithmeticError):
     """A weight is NaN or infinite, or the numbers leave the range in which the answer would be right."""
 
 
+class OutOfTimeError(PathliftError, TimeoutError):
+    """The seconds that a call was given are over, and it has nothing valid to return."""
+
+
 class PathliftWarning(UserWarning):
     """The answer is right, and probably not what was wanted."""
 
