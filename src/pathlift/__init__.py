@@ -2,116 +2,45 @@
 
 Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
 every neuron-wise rescaling and are computed in about one forward pass each.
+
+The names are in `pathlift.public`, which is loaded when one is asked for: ``pathlift --help`` need not wait for PyTorch.
 """
 
-from pathlift.attack import Attack, attack
-from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
-from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
-from pathlift.certify import Certificate, certify
-from pathlift.checkpoint import Checkpoint
-from pathlift.errors import (
-    InputError,
-    MismatchError,
-    NumericalError,
-    OutOfTimeError,
-    PathliftError,
-    PathliftWarning,
-    Problem,
-    UnsupportedModelError,
-)
-from pathlift.generalisation import GeneralisationBound, generalisation_bound
-from pathlift.kernel import PathKernel, path_kernel
-from pathlift.metric import Estimate, PathMetric, Step, path_metric
-from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
-from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
-from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
-from pathlift.reading import SupportReport, capture, check_support
-from pathlift.reference import PathLifting, path_lifting
-from pathlift.sharpness import Sharpness, box_path_metric, sharpness
-from pathlift.streaming import path_metrics, path_norms, stream
-from pathlift.symmetry import (
-    BalancedState,
-    Equivalence,
-    RescaledState,
-    Symmetries,
-    align,
-    equivalent,
-    rescaling_distance,
-    symmetries,
-    with_state,
-)
-from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlift.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CRITERIA",
-    "Absolute",
-    "Attack",
-    "BalancedState",
-    "Batch",
-    "Certificate",
-    "Checkpoint",
-    "Equivalence",
-    "Estimate",
-    "GeneralisationBound",
-    "InputError",
-    "InputLipschitz",
-    "LipschitzBound",
-    "MetricBound",
-    "MismatchError",
-    "Network",
-    "NumericalError",
-    "OutOfTimeError",
-    "PathKernel",
-    "PathLifting",
-    "PathMagnitude",
-    "PathMetric",
-    "PathNorm",
-    "PathliftError",
-    "PathliftWarning",
-    "Problem",
-    "PruneReport",
-    "Pruned",
-    "Relative",
-    "RescaledState",
-    "Rounding",
-    "Sharpness",
-    "Step",
-    "SupportReport",
-    "Symmetries",
-    "Tolerance",
-    "UnsupportedModelError",
-    "align",
-    "apply_masks",
-    "attack",
-    "box_path_metric",
-    "capture",
-    "certify",
-    "check_support",
-    "equivalent",
-    "expected_bound",
-    "generalisation_bound",
-    "gradient_norms",
-    "input_lipschitz",
-    "lipschitz_bound",
-    "load_masks",
-    "log_path_norm",
-    "path_kernel",
-    "path_lifting",
-    "path_magnitude",
-    "path_metric",
-    "path_metric_bounds",
-    "path_metrics",
-    "path_norm",
-    "path_norms",
-    "prune",
-    "rescaling_distance",
-    "save_masks",
-    "sharpness",
-    "stream",
-    "symmetries",
-    "unit_path_magnitude",
-    "with_state",
-]
+FILES = frozenset({"attack", "certify", "sharpness"})
+"""Functions whose file has their name: the name stays that of the function when the file is imported first."""
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        """Load the public names when one that is not there yet is asked for."""
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(name)
+        public = import_module("pathlift.public")
+        names = public.__all__
+        vars(self).update({own: getattr(public, own) for own in names}, __all__=names)
+        try:
+            return vars(self)[name]
+        except KeyError:
+            raise AttributeError(f"module 'pathlift' has no attribute '{name}'") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Let the import of a file not hide the function of its name."""
+        if not (name in FILES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """Return all names, the public ones too."""
+        return sorted({*vars(self), *self.__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -11,12 +11,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from pathlift.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Writer = Callable[[Path], object]
 """Writes one result to the path that it is given."""
@@ -109,6 +111,8 @@ def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
     Returns:
         The writer.
     """
+    from safetensors.torch import save_file  # what is only looked at must not wait for PyTorch
+
     return lambda path: save_file(_apart(tensors), path)
 
 

@@ -7,11 +7,10 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
 import typer
 from rich.table import Table
-from torch import Tensor
 
 import pathlift
 from pathlift.cli import compare, experiment, pruning, rescaling  # noqa: F401 - register their commands
@@ -39,10 +38,11 @@ from pathlift.cli.common import (
     shape_of,
     working,
 )
-from pathlift.data import load_data
 from pathlift.errors import InputError, PathliftError, PathliftWarning, grouped
-from pathlift.models import load_model, load_state, told
 from pathlift.output import TENSORS, check_outputs, tensor_writer, write_outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What typer raises for any option that is not there or does not fit; it has no public name for it."""
@@ -67,6 +67,8 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
+        from pathlift.models import told
+
         _refuse(f"There is not enough memory for this: {told(error)}")
 
 
@@ -199,6 +201,9 @@ def certify(
     model_arg: ModelArg = None,
 ) -> None:
     """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
+    from pathlift.data import load_data
+    from pathlift.models import load_state
+
     chosen: dict[str, pathlift.Tolerance | dict[str, Tensor]] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
@@ -293,6 +298,8 @@ def score(
 @app.command()
 def support(model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
+    from pathlift.models import load_model
+
     with working(f"looking at {model}"):
         report = pathlift.check_support(load_model(model, arguments=arguments_of(model_arg)), shape_of(model, shape))
     if as_json:

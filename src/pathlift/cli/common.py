@@ -1,4 +1,7 @@
-"""What all commands share: the application, its options, how models are read and results printed."""
+"""What all commands share: the application, its options, how models are read and results printed.
+
+A command imports what loads PyTorch where it needs it: help, and what is refused at once, must not wait for that.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 from rich.table import Table
-from torch import Tensor, nn
 
 import pathlift
 from pathlift.errors import InputError
-from pathlift.models import default_shape, load_model, load_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 app = typer.Typer(
     help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
@@ -73,6 +76,8 @@ def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
 def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
     """Read --shape, or take the shape that the model's name tells."""
     if shape is None:
+        from pathlift.models import default_shape
+
         return default_shape(name)
     try:
         sizes = tuple(int(size) for size in shape.replace("x", ",").split(","))
@@ -112,6 +117,8 @@ def captured(
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
         return pathlift.stream(hollow(name, shape, model_arg), weights=weights, device=device)
+    from pathlift.models import load_model
+
     with working(f"building {name}"):
         model = load_model(name, weights, seed, arguments_of(model_arg))
         sizes = shape_of(name, shape)
@@ -133,6 +140,10 @@ def hollow(name: str, shape: str | None, model_arg: list[str] | None) -> pathlif
 
 
 def _without_values(name: str, arguments: dict[str, object]) -> nn.Module:
+    import torch
+
+    from pathlift.models import load_model
+
     with torch.device("meta"), contextlib.suppress(InputError):
         return load_model(name, arguments=arguments)
     return load_model(name, arguments=arguments)
@@ -171,5 +182,7 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
 
 def second_network(name: str, seed: int, model_arg: list[str] | None) -> nn.Module | dict[str, Tensor]:
     """Read what a command compares with: a state-dict file, or a model by name."""
+    from pathlift.models import load_model, load_state
+
     is_file = Path(name).is_file() or Path(name).suffix in {".safetensors", ".pt", ".pth"}
     return load_state(Path(name)) if is_file else load_model(name, None, seed, arguments_of(model_arg))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 import pathlift
 from pathlift.cli.common import (
@@ -35,8 +34,10 @@ from pathlift.cli.common import (
     working,
 )
 from pathlift.errors import InputError
-from pathlift.models import package
 from pathlift.output import Writer, check_outputs, write_outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -184,6 +185,8 @@ def compare(
     """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
     check_outputs({"--plot": plot}, suffixes=PICTURES, replace=force)
     if plot is not None:
+        from pathlift.models import package
+
         package("matplotlib", "experiments")
     network = hollow(model, shape, model_arg)
     with progress_bar() as bar:
@@ -244,6 +247,8 @@ def picture(kernel: pathlift.PathKernel, names: list[str], kind: str) -> Writer:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
+    from pathlift.models import package
+
     package("matplotlib", "experiments").use("Agg")
     plots = package("matplotlib.pyplot", "experiments")
     drawing, (left, right) = plots.subplots(1, 2, figsize=(12, 5), layout="constrained")

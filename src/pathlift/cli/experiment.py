@@ -9,7 +9,6 @@ import typer
 
 from pathlift.cli.common import Json, app, out, print_json, progress_bar
 from pathlift.errors import InputError
-from pathlift.experiments.settings import lottery as settings_of
 from pathlift.output import check_folder_of_results
 
 experiments = typer.Typer(help="Experiments of the paper.")
@@ -55,6 +54,8 @@ def lottery(
     """Train, rescale, prune by every criterion and level, rewind, finetune. Run it again to go on where it was killed."""
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}.")
+    from pathlift.experiments.settings import lottery as settings_of
+
     settings = settings_of(
         data,
         root=root,

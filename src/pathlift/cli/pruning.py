@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
-import torch
 import typer
 from rich.table import Table
 
@@ -27,18 +26,25 @@ from pathlift.cli.common import (
     progress_bar,
     scientific,
 )
-from pathlift.data import load_data
 from pathlift.errors import InputError
 from pathlift.output import check_outputs, tensor_writer, write_outputs
-from pathlift.pruning.catalogue import Data, criterion_of
-from pathlift.symmetry import RescaledState
+
+if TYPE_CHECKING:
+    from pathlift.pruning.catalogue import Data
+
+CRITERIA = (
+    "path_magnitude, path_magnitude_iterated, path_magnitude_lamp, path_magnitude_l2, path_magnitude_data, "
+    "relative_path_magnitude, balanced_magnitude, balanced_lamp, magnitude, lamp, random, synflow, obd, snip, grasp, "
+    "fisher, wanda"
+)
+"""The names in `pathlift.CRITERIA`, for the help."""
 
 
 @app.command()
 def prune(
     model: ModelName,
     amount: Annotated[Optional[float], typer.Option(help="Share of the weights that goes; n:m selections fix it.")] = None,  # noqa: UP045
-    criterion: Annotated[str, typer.Option(help=f"One of {', '.join(pathlift.CRITERIA)}.")] = "relative_path_magnitude",
+    criterion: Annotated[str, typer.Option(help=f"One of {CRITERIA}.")] = "relative_path_magnitude",
     selection: Annotated[str | None, typer.Option(help="global, per_layer, lamp, erk, channels, 2:4 …")] = None,
     steps: Annotated[Optional[int], typer.Option(help="Rounds of scoring and pruning.")] = None,  # noqa: UP045
     scope: Annotated[Optional[str], typer.Option(help="Name patterns with commas; !pattern excludes.")] = None,  # noqa: UP045
@@ -56,6 +62,11 @@ def prune(
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
     check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
+    import torch
+
+    from pathlift.data import load_data
+    from pathlift.pruning.catalogue import criterion_of
+
     needs = criterion_of(criterion).needs
     if needs != "nothing" and data is None:
         what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
@@ -83,7 +94,7 @@ def prune(
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
-    results = {out_file: RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
+    results = {out_file: pathlift.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
     writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
     write_outputs(writers, replace=force)
     written = [str(path) for path in writers]

@@ -6,7 +6,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -31,7 +30,6 @@ from pathlift.cli.common import (
 )
 from pathlift.errors import InputError
 from pathlift.output import check_outputs, tensor_writer, write_outputs
-from pathlift.symmetry import axes_text
 
 
 class Target(str, Enum):
@@ -115,6 +113,8 @@ def _choices(text: str | None) -> list[float] | None:
 def _made(
     groups: pathlift.Symmetries, to: Target, choices: list[float] | None, sigma: float, p: float, seed: int
 ) -> pathlift.RescaledState:
+    import torch
+
     if to is Target.random:
         return groups.randomize(choices, torch.Generator().manual_seed(seed), sigma=sigma)
     if to is Target.normal:
@@ -138,6 +138,8 @@ def _changes(network: pathlift.Network, made: pathlift.RescaledState) -> list[tu
 
 
 def _print_groups(model: str, groups: pathlift.Symmetries) -> None:
+    from pathlift.symmetry import axes_text
+
     table = Table(title=f"{model}: {len(groups):,} rescaling groups", title_justify="left", box=None, padding=(0, 2))
     table.add_column("groups", justify="right", no_wrap=True)
     table.add_column("λ multiplies", overflow="fold")
