@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pathlift.arguments import public
 from pathlift.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
         device: Where the tensors are put.
     """
 
+    @public
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         """Read names, shapes and dtypes; no tensor is read.
 

@@ -7,7 +7,10 @@ a bug of pathlift.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import math
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -17,6 +20,10 @@ class PathliftError(Exception):
 
 class InputError(PathliftError, ValueError):
     """An argument is malformed: a shape, an example input, a name, a file."""
+
+
+class CallError(InputError, TypeError):
+    """A function is called with an argument that it does not have, or without one that it needs."""
 
 
 class MismatchError(PathliftError, ValueError):
@@ -29,6 +36,10 @@ class NumericalError(PathliftError, ArithmeticError):
 
 class OutOfTimeError(PathliftError, TimeoutError):
     """The seconds that a call was given are over, and it has nothing valid to return."""
+
+
+class OutOfMemoryError(PathliftError, MemoryError):
+    """The machine, or the limit that it was given, cannot hold what the call needs."""
 
 
 class PathliftWarning(UserWarning):
@@ -93,6 +104,61 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return "" if len(names) > 30 else f" There are: {', '.join(names)}."
+
+
+ASKED = re.compile(r"(?:tried to allocate|unable to allocate|unable to mmap|allocate about) ([\d.,]+ ?\w+)", re.IGNORECASE)
+"""How much was asked for, in the messages of PyTorch and NumPy."""
+
+
+def shortage(error: BaseException, what: str) -> OutOfMemoryError | None:
+    """Return the error that a lack of memory ends in, None for other errors.
+
+    PyTorch raises a RuntimeError that says so in words, and what runs in between may wrap it.
+
+    Args:
+        error: What was raised.
+        what: Name of the call.
+
+    Returns:
+        An error that says how much was asked for, as far as that is known.
+    """
+    if isinstance(error, OutOfMemoryError):
+        return None
+    for cause in _causes(error):
+        text = " ".join(str(cause).split())
+        if isinstance(cause, OutOfMemoryError):
+            return OutOfMemoryError(text)
+        if _is_shortage(cause, text):
+            found = ASKED.search(text)
+            amount = _readable(found[1]) if found else "a piece of a size that the system does not tell"
+            return OutOfMemoryError(f"{what} needs more memory than there is: it asked for {amount}.")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Iterate over an error and what it was raised from."""
+    for _ in range(50):  # a chain may be circular
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_shortage(error: BaseException, text: str) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "cannot allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text.lower() for w in words))
+
+
+def _readable(amount: str) -> str:
+    """Write a number of bytes in units that people read."""
+    number, unit = re.fullmatch(r"([\d.,]+) ?(\w+)", amount).groups()  # type: ignore[union-attr]
+    size = float(number.replace(",", ""))
+    if unit.lower() not in {"byte", "bytes"}:
+        return amount
+    power = min(int(math.log(size, 1024)), 5) if size >= 1 else 0
+    return f"{size / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
 
 
 def grouped(problems: tuple[Problem, ...]) -> list[list[Problem]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pathlift.arguments import public
 from pathlift.bounds import perceptron
 from pathlift.edges import Identity, Move
 from pathlift.errors import InputError, Problem, UnsupportedModelError
@@ -47,6 +48,7 @@ class GeneralisationBound:
     pools_on_a_path: int
     log10_path_norm: float
 
+    @public
     def vacuous(self, loss_range: float = 1.0) -> bool:
         """Tell whether every bound exceeds the range of the loss, so that none of them says anything.
 
@@ -66,6 +68,7 @@ def _positive(value: float, name: str) -> float:
     return float(value)
 
 
+@public
 @torch.no_grad()
 def generalisation_bound(
     model: nn.Module | Network,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import check_shapes, inner_product, squared_difference
@@ -53,6 +54,7 @@ class PathKernel:
         """log₁₀ ‖Φ_i‖₂, shape (N,)."""
         return self.log10_gram.diagonal() / 2
 
+    @public
     def coordinates(self, dimensions: int = 2) -> tuple[Tensor, float]:
         """Draw the networks as points whose distances are as near to those of their path-liftings as they get (classical MDS).
 
@@ -96,6 +98,7 @@ def embedded(log10_distance: Tensor, dimensions: int) -> tuple[Tensor, float]:
     return points * torch.where(signs == 0, 1.0, signs), float(values[:dimensions].sum()) / whole if whole else 1.0
 
 
+@public
 @torch.no_grad()
 def path_kernel(
     models: Sequence[Stored],

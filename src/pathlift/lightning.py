@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
+from pathlift.arguments import public
 from pathlift.models import MissingPackageError
 from pathlift.reading import Inputs
 from pathlift.symmetry import RescaledState, Symmetries, symmetries
@@ -21,6 +22,7 @@ except ImportError as error:
 class RescaleCallback(Callback):
     """Rescale the weights before training and after every few optimiser steps; the function is never changed."""
 
+    @public
     def __init__(
         self,
         inputs: Inputs,

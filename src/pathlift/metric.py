@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference
@@ -91,6 +92,7 @@ class PathMetric:
         return self._log2_per_output[end] * LOG10_OF_2
 
 
+@public
 @torch.no_grad()
 def path_metric(
     model: nn.Module | Network,

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, name_differences, nearest
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 
@@ -33,6 +34,7 @@ DTYPES = frozenset({
 """What a state-dict may hold."""
 
 
+@public
 def load_model(
     name: str, weights: Path | None = None, seed: int = 0, arguments: Mapping[str, object] | None = None
 ) -> nn.Module:
@@ -74,6 +76,7 @@ def load_model(
     return model
 
 
+@public
 def default_shape(name: str) -> tuple[int, ...]:
     """Return the input shape that a named model expects.
 
@@ -96,6 +99,7 @@ def default_shape(name: str) -> tuple[int, ...]:
     raise InputError(f"The input shape of '{name}' is not known. Give it with --shape, for example --shape 3,224,224.")
 
 
+@public
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read a state-dict from a file, without ever running code from it.
 
@@ -148,6 +152,7 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
         raise InputError(f"'{name}' in '{path}' has dtype {kind}; expected {expected}. Convert it, with .float() say.")
 
 
+@public
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, all or nothing; a file that is there is replaced.
 

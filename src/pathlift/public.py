@@ -6,9 +6,11 @@ from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_nor
 from pathlift.certify import Certificate, certify
 from pathlift.checkpoint import Checkpoint
 from pathlift.errors import (
+    CallError,
     InputError,
     MismatchError,
     NumericalError,
+    OutOfMemoryError,
     OutOfTimeError,
     PathliftError,
     PathliftWarning,
@@ -45,6 +47,7 @@ __all__ = [
     "Attack",
     "BalancedState",
     "Batch",
+    "CallError",
     "Certificate",
     "Checkpoint",
     "Equivalence",
@@ -57,6 +60,7 @@ __all__ = [
     "MismatchError",
     "Network",
     "NumericalError",
+    "OutOfMemoryError",
     "OutOfTimeError",
     "PathKernel",
     "PathLifting",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.bounds.outputs import run
 from pathlift.errors import InputError
 from pathlift.network import Leaf, Network
@@ -56,6 +57,7 @@ def _grown(values: Values, r: float) -> tuple[dict[Leaf, Tensor], set[Leaf]]:
     return {leaf: value.double() * (1 + r) if leaf in moved else value for leaf, value in values.items()}, moved
 
 
+@public
 @torch.no_grad()
 def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None = None) -> float:
     """Compute log₁₀ of max over |δ| ≤ r|θ| of ‖Φ(θ+δ) − Φ(θ)‖₁ = ‖Φ((1+r)|θ|)‖₁ − ‖Φ(θ)‖₁, by a difference track.
@@ -91,6 +93,7 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
     return to_float(in_range(attempt, network.dtype, values) if r else None)[1]
 
 
+@public
 def sharpness(
     model: nn.Module | Network, x: Tensor, y: Tensor, r: float, *, loss: Loss = "cross_entropy", steps: int = 20
 ) -> Sharpness:

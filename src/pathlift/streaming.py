@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.checkpoint import Checkpoint
 from pathlift.errors import MismatchError
 from pathlift.metric import PathMetric, path_metric
@@ -77,6 +78,7 @@ class _OnDisk(LazyState):
         return self.own[name].dtype if place is None else self.checkpoint.specs[place].dtype
 
 
+@public
 def stream(
     model: nn.Module | Network,
     inputs: Inputs | None = None,
@@ -150,6 +152,7 @@ def held(network: Network, other: Stored) -> Network:
     return network.holding(other_state(network, other), network.host)
 
 
+@public
 def path_norms(
     model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
 ) -> Iterator[PathNorm]:
@@ -183,6 +186,7 @@ def path_norms(
         yield path_norm(held(network, other), q=q)
 
 
+@public
 def path_metrics(
     model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
 ) -> Iterator[PathMetric]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.reading import verify
@@ -25,6 +26,7 @@ DEGREES = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq"
 """Optimiser buffers by the power of the gradient that they hold: a gradient is divided by the factor of its weight."""
 
 
+@public
 @torch.no_grad()
 def rescale_in_place(groups: Symmetries, state: RescaledState, optimizer: Optimizer | None = None) -> None:
     """Overwrite the parameters of a model by a representative of their orbit, and let the optimiser's memory follow.
@@ -91,6 +93,7 @@ def _rescale_memory(optimizer: Optimizer, known: Mapping[int, Tensor]) -> None:
         value.copy_(value.double() / divisor)
 
 
+@public
 def rescale_after_steps(
     optimizer: Optimizer, groups: Symmetries, gauge: Callable[[Symmetries], RescaledState], *, every: int = 1
 ) -> RemovableHandle:
@@ -129,6 +132,7 @@ def rescale_after_steps(
     return optimizer.register_step_post_hook(after)
 
 
+@public
 def path_sgd(optimizer: Optimizer, network: Network) -> RemovableHandle:
     """Divide every gradient by the path kernel before each step: Path-SGD, steps that no rescaling can change.
 

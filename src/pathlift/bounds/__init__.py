@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.bounds import outputs, perceptron
 from pathlift.bounds.metric import MetricBound, path_metric_bounds
 from pathlift.bounds.outputs import Ball
@@ -111,6 +112,7 @@ def _named(found: dict[str, Tensor]) -> LipschitzBound:
     return _bound(smallest, tuple(found), which)
 
 
+@public
 @torch.no_grad()
 def lipschitz_bound(
     model: nn.Module | Network,

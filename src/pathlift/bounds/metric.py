@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.bounds import perceptron
 from pathlift.bounds.outputs import Ball, three_step
 from pathlift.bounds.spread import Spread, compact, spread_of
@@ -49,6 +50,7 @@ class MetricBound:
     reason: str = ""
 
 
+@public
 @torch.no_grad()
 def path_metric_bounds(
     model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, moments: int | None = None

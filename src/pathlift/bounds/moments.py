@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.bounds.outputs import Ball, per_input, run
 from pathlift.bounds.spread import spread_of
 from pathlift.errors import InputError
@@ -24,6 +25,7 @@ from pathlift.reading.second import Other
 from pathlift.tolerance import Tolerance
 
 
+@public
 @torch.no_grad()
 def expected_bound(
     model: nn.Module | Network,
@@ -91,6 +93,7 @@ class InputLipschitz:
     total: float
 
 
+@public
 @torch.no_grad()
 def input_lipschitz(model: nn.Module | Network, inputs: Inputs | None = None) -> InputLipschitz:
     """Bound the Lipschitz constant in the input by the path-norm's input part ‖Φ^I(θ)‖₁, per output.
@@ -115,6 +118,7 @@ def input_lipschitz(model: nn.Module | Network, inputs: Inputs | None = None) ->
     return InputLipschitz(found, float(found.sum()))
 
 
+@public
 def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the ℓ¹ norm of each output's gradient at each input: what `input_lipschitz` bounds, measured.
 

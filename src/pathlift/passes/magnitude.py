@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.checkpoint import Checkpoint, ShardWriter
 from pathlift.errors import InputError
 from pathlift.network import Leaf, Network, Node, wide, widen
@@ -65,6 +66,7 @@ class PathMagnitude(Mapping[str, Tensor]):
         return f"PathMagnitude({len(self)} tensors, {count} shares, log10 of the path-norm {self.log10_path_norm:.6g})"
 
 
+@public
 @torch.no_grad()
 def path_magnitude(
     model: nn.Module | Network,
@@ -160,6 +162,7 @@ def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict
     return {name: value.abs().pow(q).mean(0) for name, value in feed_of(network, samples).items()}
 
 
+@public
 @torch.no_grad()
 def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> PathMagnitude:
     """Compute the share of the path-norm that goes through each channel or neuron: A(v)·G(v)/‖Φ(θ)‖₁.

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.edges.axis import Axis, spread
 from pathlift.errors import InputError
 from pathlift.network import Network, Node
@@ -109,6 +110,7 @@ def checked_order(q: float) -> float:
     return float(q)
 
 
+@public
 @torch.no_grad()
 def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float = 1) -> PathNorm:
     """Compute the path-norm ‖Φ(θ)‖_q = (Σ_p |Φ_p(θ)|^q)^{1/q} in one forward pass.
@@ -234,6 +236,7 @@ class _Output:
         return torch.exp2((torch.log2(tensor) + exponent) / root - log10_scale / LOG10_OF_2)
 
 
+@public
 def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
     """Compute ln ‖Φ(θ)‖_q as a differentiable function of the parameters, for use as a regulariser.
 

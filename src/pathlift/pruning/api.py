@@ -16,6 +16,7 @@ from typing import TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, PathliftWarning
 from pathlift.metric import path_metric
 from pathlift.network import Network
@@ -176,6 +177,7 @@ def prune(
 ) -> tuple[nn.Module, PruneReport]: ...
 
 
+@public
 def prune(
     model: nn.Module | Network,
     inputs: Inputs | None = None,
@@ -249,7 +251,7 @@ def prune(
                 progress(step, rounds)
         report = _report(network, pruned, masks, chosen.name, share)
         if report.collapsed:
-            warnings.warn(report.advice, PathliftWarning, stacklevel=2)
+            warnings.warn(report.advice, PathliftWarning, stacklevel=3)
         return (pruned if module is None else apply_masks(module, masks)), report
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError, nearest
 from pathlift.network import Network
 from pathlift.pruning import criteria
@@ -53,6 +54,7 @@ class Criterion:
     selection: Selection = select_global
     steps: int = 1
 
+    @public
     def scores(
         self, network: Network, data: Data | None = None, generator: torch.Generator | None = None
     ) -> Mapping[str, Tensor]:
@@ -217,6 +219,8 @@ _ALL = (
 
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
 """By name."""
+
+public_constructor(Criterion)  # those above are made while the library loads, before there is a table of arguments
 
 
 def criterion_of(name: str) -> Criterion:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError
 from pathlift.models import load_state, save_tensors
 from pathlift.network import evaluate
@@ -80,6 +81,7 @@ def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str
     }
 
 
+@public
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a model with pruned weights set to 0.
 
@@ -113,6 +115,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return with_state(model, {**state, **changed})
 
 
+@public
 def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
     """Write masks to a safetensors file, all or nothing.
 
@@ -126,6 +129,7 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
     save_tensors(checked_masks(masks, {name: mask.shape for name, mask in masks.items()}), Path(path))
 
 
+@public
 def load_masks(path: str | Path) -> dict[str, Tensor]:
     """Read masks from a safetensors file.
 
@@ -152,6 +156,7 @@ class ScorePruning(torch_prune.BasePruningMethod):
 
     PRUNING_TYPE = "unstructured"
 
+    @public
     def __init__(self, amount: float) -> None:
         """Choose how much goes.
 
@@ -163,6 +168,7 @@ class ScorePruning(torch_prune.BasePruningMethod):
         """
         self.amount = checked_amount(amount)
 
+    @public
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the mask.
 
@@ -196,6 +202,7 @@ def checked_amount(amount: float) -> float:
     return float(amount)
 
 
+@public
 def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tuple[nn.Module, str], Tensor]:
     """Key scores by module and name, as `torch.nn.utils.prune.global_unstructured` takes them.
 
@@ -209,6 +216,7 @@ def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tu
     return {(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]): score for name, score in scores.items()}
 
 
+@public
 def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a model that carries masks as `torch.nn.utils.prune` does: it can be trained, saved and pruned on.
 
@@ -230,6 +238,7 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return made
 
 
+@public
 def from_torch_prune(model: nn.Module) -> dict[str, Tensor]:
     """Read the masks that `torch.nn.utils.prune` left on a model.
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError, nearest
 
 Scores: TypeAlias = "Mapping[str, Tensor]"
@@ -290,6 +291,7 @@ def select_channels(scores: Scores, amount: float) -> Masks:
     return masks
 
 
+@public_constructor
 @dataclass(frozen=True)
 class NofM:
     """Keep n of every m consecutive weights along the input axis: 2:4 for the sparse tensor cores of GPUs.
@@ -319,6 +321,7 @@ class NofM:
         """The share of a block that goes."""
         return 1 - self.n / self.m
 
+    @public
     def fits(self, score: Tensor) -> bool:
         """Tell whether a tensor can be cut into blocks."""
         return score.dim() > 1 and score.shape[1] % self.m == 0

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.edges.pattern import Layout
 from pathlift.models import MissingPackageError
 from pathlift.passes.magnitude import path_magnitude
@@ -52,6 +53,7 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         pruner.step()
     """
 
+    @public
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         """Take the model that is going to be pruned.
 

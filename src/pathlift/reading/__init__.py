@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, PathliftError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.reading.alike import check_graph
@@ -98,6 +99,7 @@ def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> 
     return replace(lowered, network=checked)
 
 
+@public
 def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str | None = None) -> Network:
     """Capture a model as a typed, immutable graph of neurons.
 
@@ -181,6 +183,7 @@ def captured_on(model: nn.Module | Network, samples: Inputs) -> Network:
     return capture(model) if isinstance(model, Network) else capture(model, samples)
 
 
+@public
 def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
     """Tell whether a model lies inside the theory; list every operator that does not.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, UnsupportedModelError
 from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import example_tensors
@@ -54,6 +55,7 @@ class PathLifting:
         return len(self.names)
 
 
+@public
 @torch.no_grad()
 def path_lifting(
     model: nn.Module, inputs: Inputs, x: Tensor | tuple[Tensor, ...] | None = None, *, limit: int = 200_000

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
@@ -55,6 +56,7 @@ def _finite(network: Network, other: Other) -> dict[str, Tensor]:
     return state
 
 
+@public
 @torch.no_grad()
 def equivalent(
     model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, tolerance: float | None = None
@@ -109,6 +111,7 @@ def equivalent(
     return Equivalence(True, torch.exp2(pair.fit), "", widest)
 
 
+@public
 @torch.no_grad()
 def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None) -> RescaledState:
     """Bring a second network into the gauge of the first: rescale θ' so that it is as near to θ as it gets.
@@ -222,6 +225,7 @@ WORTH = 0.5
 Groups explain some of the difference of any two networks; only more than that speaks for a rescaling."""
 
 
+@public
 @torch.no_grad()
 def rescaling_distance(
     model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, p: float = 2.0

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
@@ -113,6 +114,7 @@ class Pinned:
     reason: str
 
 
+@public_constructor
 @dataclass(frozen=True, eq=False)
 class Symmetries:
     """The group of positive neuron-wise rescalings of a network; ``len`` is its dimension.
@@ -155,6 +157,7 @@ class Symmetries:
             lines.append(f"  {len(pinned.channels):>6} pinned {pinned.module}: {pinned.reason}")
         return "\n".join(lines)
 
+    @public
     def at(self, state: Mapping[str, Tensor]) -> Symmetries:
         """Return the symmetries of the same graph with other parameters.
 
@@ -213,6 +216,7 @@ class Symmetries:
             found += [Pinned(module, tuple(channels), reason) for reason, channels in reasons.items()]
         return tuple(found)
 
+    @public
     def channel_groups(self, module: str) -> tuple[int | None, ...]:
         """Return the group of each output channel of a module.
 
@@ -236,6 +240,7 @@ class Symmetries:
 
     # ---- rescalings
 
+    @public
     def rescale(self, factors: Factors) -> RescaledState:
         """Return the parameters θ' = λ∘θ of the same function.
 
@@ -256,6 +261,7 @@ class Symmetries:
         """
         return self._made(torch.log2(self._checked(factors)))
 
+    @public
     def randomize(
         self,
         choices: Sequence[float] | None = None,
@@ -287,6 +293,7 @@ class Symmetries:
         drawn = values[torch.randint(len(values), (len(self),), generator=generator, device="cpu")]
         return self._made(torch.log2(drawn))
 
+    @public
     def normalize(self) -> RescaledState:
         """Return the normal form by path activations: the largest one of each group is 1.
 
@@ -306,6 +313,7 @@ class Symmetries:
         verify(self.network)
         return self._made(gauges.normal(self.network, self.tied))
 
+    @public
     def balance(self, p: float = 2.0) -> BalancedState:
         """Return the representative with the smallest Σ|θ_i|^p over all parameters.
 
@@ -328,6 +336,7 @@ class Symmetries:
         gauge = gauges.balance(self.network, self.tied, p)
         return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
+    @public
     def equalize(self) -> RescaledState:
         """Equalise weight ranges before quantisation with one step size per tensor (Nagel et al., 2019).
 
@@ -341,6 +350,7 @@ class Symmetries:
         verify(self.network)
         return self._made(gauges.equalized(self.network, self.tied))
 
+    @public
     def condition(self) -> BalancedState:
         """Rescale as path-conditioned training does before (or between) training steps (Lebeurrier, Vayer, Gribonval 2026).
 
@@ -391,6 +401,7 @@ class Symmetries:
     def _made(self, logs: Tensor) -> RescaledState:
         return RescaledState(self.network, self._rescaled(logs), torch.exp2(logs))
 
+    @public
     def weight_factors(self, factors: Factors) -> dict[str, Tensor]:
         """Return what a rescaling multiplies each weight with.
 
@@ -423,6 +434,7 @@ class Symmetries:
         return state
 
 
+@public
 def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symmetries:
     """Find the positive neuron-wise rescalings that leave the function of a network as it is.
 
@@ -450,6 +462,7 @@ def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symm
     return Symmetries(network)
 
 
+@public
 def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a model with other parameters.
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
@@ -22,6 +23,7 @@ from pathlift.pruning.scope import eligible
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@public_constructor
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Inputs, targets and a loss.
@@ -57,6 +59,7 @@ class Batch:
         """Return the number of samples."""
         return len(self.y)
 
+    @public
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into batches of at most ``size`` samples."""
         for start in range(0, len(self), size):

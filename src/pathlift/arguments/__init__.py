@@ -1,0 +1,163 @@
+"""The door of the library: what a public function is given is used or refused, by one mechanism.
+
+`public` stands above every function that a user may call. It looks each argument up by its name in `pathlift.arguments.table`,
+which says once for the whole library what is accepted and in which words anything else is refused. On the way out a lack of
+memory becomes an error of pathlift's own that says how much was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+
+from pathlift.errors import CallError, InputError, nearest, shortage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
+
+
+class Door:
+    """What a function is called with, checked.
+
+    Attributes:
+        function: The function.
+        name: Its name in the table and in messages; that of the class for a constructor.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        """The signature of the function."""
+        return inspect.signature(self.function)
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, Callable[[str, Any], Any]]:
+        """What each argument may be, by its name; loaded with the first call, when all that it speaks of is there."""
+        from pathlift.arguments.table import kind_of
+
+        names = [name for name in self.signature.parameters if name != "self"]
+        return {name: kind_of(self.name, name, may_be_none=self.signature.parameters[name].default is None) for name in names}
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """The values that arguments have when they are left out."""
+        return {name: one.default for name, one in self.signature.parameters.items() if one.default is not one.empty}
+
+    def admit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """Check a call.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Named arguments.
+
+        Returns:
+            The arguments as the function takes them: a NumPy number is a Python number, say.
+
+        Raises:
+            InputError: One of them is refused.
+        """
+        from pathlift.arguments.table import check_together
+
+        bound = self._bound(args, kwargs)
+        given = bound.arguments
+        for name, kind in self.kinds.items():
+            if name in given:
+                try:
+                    given[name] = kind(name, given[name])
+                except InputError as error:
+                    raise InputError(f"{error}{self._fitting(name, given[name])}") from error.__cause__
+        check_together(self.name, given, self.defaults)
+        return bound
+
+    def _fitting(self, name: str, value: object) -> str:
+        """Say where a value would have been right: arguments are exchanged by mistake."""
+        if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, Mapping)):
+            return ""
+        for own, kind in self.kinds.items():
+            if own != name:
+                with contextlib.suppress(InputError):
+                    kind(own, value)
+                    return f" It would do for '{own}'."
+        return ""
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        unknown = [name for name in kwargs if name not in self.signature.parameters]
+        if unknown:
+            known = [name for name in self.signature.parameters if name != "self"]
+            raise CallError(f"{self.name} has no argument {unknown[0][:60]!r}.{nearest(unknown[0][:60], known)}")
+        try:
+            return self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise CallError(f"{self.name}: {error}. It is called as {self.name}{_written(self.signature)}.") from None
+
+
+def _written(signature: inspect.Signature) -> str:
+    """Write a signature without types."""
+    own = [one.replace(annotation=one.empty) for one in signature.parameters.values() if one.name != "self"]
+    return str(signature.replace(parameters=own, return_annotation=signature.empty))
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function one that users call: its arguments pass the table, and what the machine cannot hold is said.
+
+    Args:
+        function: A function, a method or a constructor. Every argument must stand in the table.
+
+    Returns:
+        The function, of the same name, documentation and signature.
+    """
+    door = Door(function)
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def begin(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = door.admit(args, kwargs)
+            return cast("R", _drawn(door, function(*bound.args, **bound.kwargs)))
+
+        return begin
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            bound = door.admit(args, kwargs)
+            return function(*bound.args, **bound.kwargs)
+        except Exception as error:
+            short = shortage(error, door.name)
+            if short is None:
+                raise
+            raise short from error
+
+    return call
+
+
+def _drawn(door: Door, found: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    try:
+        return (yield from found)
+    except Exception as error:
+        short = shortage(error, door.name)
+        if short is None:
+            raise
+        raise short from error
+
+
+def public_constructor(made: C) -> C:
+    """Make a class one that users construct: see `public`.
+
+    Args:
+        made: The class.
+
+    Returns:
+        The same class.
+    """
+    made.__init__ = public(made.__init__)  # type: ignore[misc]
+    return made
+
+
+__all__ = ["Door", "public", "public_constructor"]

@@ -1,0 +1,377 @@
+"""Kinds of arguments: each takes a name and a value, and returns the value as functions use it or refuses it in a sentence.
+
+A kind looks at what a value is, never at what it is used for: whether a name is one of the model's, or a shape is that of its
+input, is for the function to say.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pathlift.errors import InputError, nearest
+
+Kind: TypeAlias = Callable[[str, Any], Any]
+"""The name of an argument and its value ↦ the value to use; raises `InputError`."""
+
+PRECISIONS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
+
+DTYPES = PRECISIONS | WHOLE
+"""What a tensor may hold."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 4
+_SHORT.maxlevel = 2
+
+
+def shown(value: object) -> str:
+    """Say what a value is, in a few words however large it is.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        At most some hundred characters on one line.
+    """
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {_dtype(value)}" if not value.is_nested else "a nested tensor"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return _SHORT.repr(value)
+    if type(value) in {list, tuple, set, frozenset, dict}:
+        return f"a {type(value).__name__} of length {len(value)}"  # type: ignore[arg-type]
+    return f"{'an' if type(value).__name__[:1] in 'AEIOU' else 'a'} {type(value).__name__}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def refusal(name: str, what: str, value: object) -> InputError:
+    """Return the error of a value that is not what it must be.
+
+    Args:
+        name: The argument.
+        what: What it must be.
+        value: What was found.
+
+    Returns:
+        The error.
+    """
+    return InputError(f"{name} must be {what}, found {shown(value)}.")
+
+
+def optional(kind: Kind) -> Kind:
+    """Accept None as well: for an argument whose default it is."""
+    return lambda name, value: None if value is None else kind(name, value)
+
+
+# ---- numbers, words
+
+
+def number(what: str, good: Callable[[float], bool] = lambda _: True) -> Kind:
+    """Real numbers of Python and NumPy that are not NaN: never a truth value, a string or a tensor."""
+
+    def checked(name: str, value: Any) -> float:
+        if isinstance(value, Real) and not isinstance(value, bool):
+            try:
+                found = float(value)
+                if not math.isnan(found) and good(found):
+                    return value if isinstance(value, int) else found
+            except OverflowError:  # beyond the range of floats
+                pass
+        raise refusal(name, what, value)
+
+    return checked
+
+
+def whole(what: str, good: Callable[[int], bool] = lambda _: True) -> Kind:
+    """Whole numbers of Python and NumPy that fit into 64 bits: never a truth value."""
+
+    def checked(name: str, value: Any) -> int:
+        if isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63 and good(int(value)):
+            return int(value)
+        raise refusal(name, what, value)
+
+    return checked
+
+
+def numbers(what: str, each: Kind | None = None, least: int = 0) -> Kind:
+    """A sequence of so many numbers or more, or a tensor or array of them."""
+    each = each or number("a number")
+
+    def checked(name: str, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            value = torch.tensor(value.tolist(), dtype=torch.float64, device="cpu")
+        if isinstance(value, Tensor) and (least == 0 or value.dim() == 1):
+            plain_tensor(name, value)
+            return value if least == 0 else checked(name, value.tolist())
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) < least:
+            raise refusal(name, what, value)
+        return [each(f"{name}[{place}]", item) for place, item in enumerate(value)]
+
+    return checked
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise refusal(name, "True or False", value)
+    return bool(value)
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words."""
+
+    def checked(name: str, value: Any) -> str:
+        if isinstance(value, str) and value in words:
+            return value
+        near = nearest(value[:60], words) if isinstance(value, str) else ""
+        raise InputError(f"{name} must be one of {', '.join(words)}, found {shown(value)}.{near if 'mean' in near else ''}")
+
+    return checked
+
+
+def text(what: str) -> Kind:
+    """A word of the user's."""
+
+    def checked(name: str, value: Any) -> str:
+        if not isinstance(value, str) or len(value) > 4096:
+            raise refusal(name, what, value)
+        return value
+
+    return checked
+
+
+# ---- objects
+
+
+def instance(what: str, *classes: type) -> Kind:
+    """An object of one of some classes."""
+
+    def checked(name: str, value: Any) -> Any:
+        if not isinstance(value, classes):
+            raise refusal(name, what, value)
+        return value
+
+    return checked
+
+
+def either(what: str, *kinds: tuple[type | tuple[type, ...], Kind]) -> Kind:
+    """What the first kind says whose classes the value has."""
+
+    def checked(name: str, value: Any) -> Any:
+        for classes, kind in kinds:
+            if isinstance(value, classes):
+                return kind(name, value)
+        raise refusal(name, what, value)
+
+    return checked
+
+
+def function(what: str, count: int) -> Kind:
+    """A function of so many arguments, not a class."""
+
+    def checked(name: str, value: Any) -> Any:
+        if not callable(value) or isinstance(value, type):
+            raise refusal(name, what, value)
+        try:
+            inspect.signature(value).bind(*range(count))
+        except TypeError as error:
+            raise InputError(f"{name} must be {what}; {shown(value)} cannot be called so: {error}.") from None
+        except ValueError:  # a built-in function that does not tell
+            pass
+        return value
+
+    return checked
+
+
+def anything(_: str, value: Any) -> Any:
+    """What the function itself looks at."""
+    return value
+
+
+def any_generator(name: str, value: Any) -> torch.Generator:
+    """A source of randomness."""
+    if not isinstance(value, torch.Generator):
+        raise refusal(name, "a torch.Generator", value)
+    return value
+
+
+def generator(name: str, value: Any) -> torch.Generator:
+    """A source of randomness on the CPU."""
+    if not isinstance(value, torch.Generator) or value.device.type != "cpu":
+        raise refusal(name, "a torch.Generator on the CPU", value)
+    return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device on which tensors can be made."""
+    if not isinstance(value, (str, torch.device)):
+        raise refusal(name, "a device such as 'cpu' or 'cuda:0'", value)
+    try:
+        found = torch.device(value)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:200] or "there is none"
+        raise InputError(f"{name} must be a device that is there, found {shown(value)}: {reason}") from error
+    if found.type == "meta":
+        raise InputError(f"{name} must be a device that holds values, found 'meta'.")
+    return found
+
+
+def file(name: str, value: Any) -> Any:
+    """The name of a file or folder, whether it is there or not."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise refusal(name, "the path of a file", value)
+    if not os.fspath(value):
+        raise InputError(f"{name} must be the path of a file, found an empty string.")
+    try:
+        os.stat(value)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{name} must be the path of a file, found {shown(value)}: {reason}.") from error
+    return value
+
+
+# ---- tensors
+
+
+def unfit(tensor: Tensor, dtypes: frozenset[torch.dtype] = DTYPES) -> str | None:
+    """Say why a tensor is no array of numbers.
+
+    Args:
+        tensor: Any tensor.
+        dtypes: What it may hold.
+
+    Returns:
+        What it is and what to do, None when it is one; where it lies is another question.
+    """
+    if is_lazy(tensor):
+        return "has no shape yet. Run the model once, so that its lazy layers know theirs"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"is no dense tensor ({layout}). Convert it with .to_dense()"
+    if tensor.dtype not in dtypes:
+        allowed = "floating-point numbers of 16, 32 or 64 bits" + (", whole numbers or truth values" if dtypes & WHOLE else "")
+        advice = "Dequantize it" if tensor.is_quantized else "Convert it, with .float() say"
+        return f"has dtype {_dtype(tensor)}; expected {allowed}. {advice}"
+    return None
+
+
+def plain_tensor(name: str, value: Any, dtypes: frozenset[torch.dtype] = DTYPES, *, hollow: bool = False) -> Tensor:
+    """A dense tensor of numbers that has values; a ``hollow`` one may lie on the meta device."""
+    if not isinstance(value, Tensor):
+        raise refusal(name, "a tensor", value)
+    problem = unfit(value, dtypes)
+    if problem is None and value.is_meta and not hollow:
+        problem = "is on the meta device and has no values"
+    if problem is not None:
+        raise InputError(f"{name} {problem}.")
+    return value
+
+
+def batch(name: str, value: Any) -> Tensor:
+    """Inputs with a batch dimension: real numbers, at least one sample and no empty axis."""
+    if not isinstance(value, Tensor):
+        raise refusal(name, "a tensor with a batch dimension, shape (batch, …)", value)
+    plain_tensor(name, value, DTYPES - {torch.bool})
+    if value.dim() == 0:
+        raise InputError(f"{name} must be a tensor with a batch dimension, found a scalar.")
+    if value.numel() == 0:
+        raise InputError(f"{name} is empty: shape {tuple(value.shape)}. Every size must be at least 1.")
+    return value
+
+
+def batches(name: str, value: Any) -> tuple[Tensor, ...]:
+    """One batch for each of several inputs of a model."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise refusal(name, "a tensor with a batch dimension, or a tuple of them for several inputs", value)
+    return tuple(batch(f"{name}[{place}]", own) for place, own in enumerate(value))
+
+
+def stream(what: str, each: Kind) -> Kind:
+    """Things that come one after the other; each is looked at when it comes."""
+
+    def checked(name: str, value: Any) -> Iterator[Any]:
+        if isinstance(value, (str, bytes, Path, Mapping, Tensor, nn.Module)) or not isinstance(value, Iterable):
+            raise refusal(name, what, value)
+        return (each(f"an item of {name}", item) for item in value)
+
+    return checked
+
+
+def mapping(what: str, each: Kind) -> Kind:
+    """A mapping from names to things."""
+
+    def checked(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise refusal(name, what, value)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{name} must be {what}, found the key {shown(key)}.")
+            each(f"{name}['{key[:100]}']", item)
+        return value
+
+    return checked
+
+
+def shapes(name: str, value: Any) -> Any:
+    """An input shape, an example tensor, or a sequence of either."""
+    what = "a shape such as (3, 224, 224), an example tensor with a batch dimension, or a tuple of either"
+    if isinstance(value, Tensor):
+        return _example(name, value)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > 1000:
+        raise refusal(name, what, value)
+    if not value:
+        raise InputError(f"{name} is empty; expected a shape such as (3, 224, 224) or an example tensor.")
+    if all(isinstance(item, Tensor) for item in value):
+        return tuple(_example(f"{name}[{place}]", item) for place, item in enumerate(value))
+    if all(isinstance(item, Sequence) and not isinstance(item, (str, bytes)) for item in value):
+        return tuple(_shape(f"{name}[{place}]", item) for place, item in enumerate(value))
+    return _shape(name, value)
+
+
+def _shape(name: str, sizes: Sequence[object]) -> tuple[int, ...]:
+    found = []
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) < 2**63:
+            raise InputError(
+                f"{name} is no shape: every size must be an integer of at least 1, found {shown(size)}. "
+                "Give the shape without the batch dimension."
+            )
+        found.append(int(size))
+    if math.prod(found) >= 2**63:
+        raise InputError(f"{name} is no shape: {'×'.join(map(str, found[:8]))} are more numbers than a tensor can have.")
+    return tuple(found)
+
+
+def _example(name: str, value: Tensor) -> Tensor:
+    plain_tensor(name, value, hollow=True)
+    if value.dim() == 0:
+        raise InputError(f"{name} has no batch dimension; expected shape (batch, …), found a scalar.")
+    if value.numel() == 0:
+        raise InputError(f"{name} is empty: shape {tuple(value.shape)}. Every size must be at least 1.")
+    if not value.dtype.is_floating_point:
+        raise InputError(f"{name} has dtype {value.dtype}; path-liftings need floating-point inputs.")
+    return value
