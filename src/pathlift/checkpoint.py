@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,15 @@ SHARD_BYTES = 1 << 26
 SMALL_BYTES = 1 << 20
 """Tensors up to this size are copied out of their file."""
 
+SPARE_BYTES = 1 << 26
+"""A file may unfold to this much more than it has."""
+
+HEADER_BYTES = 100_000_000
+"""An index has at most this much, as has the header of a file of safetensors."""
+
+MOST_TENSORS = 1 << 16
+"""A file has at most so many tensors."""
+
 INDEX = ".safetensors.index.json"
 
 _DTYPES = {
@@ -41,6 +51,39 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def check_unfolding(size: int, whole: int) -> None:
+    """Refuse a file that would take far more memory than it has bytes.
+
+    Args:
+        size: Its bytes.
+        whole: What is to be read from it, in bytes.
+
+    Raises:
+        InputError: That is more than its bytes and `SPARE_BYTES`.
+    """
+    if whole > size + SPARE_BYTES:
+        raise InputError(f"{size:,} bytes unfold to {whole:,}, which no file of weights does.")
+
+
+def load_plain(path: Path) -> object:
+    """Read what ``torch.save`` wrote, on the CPU; no code in the file is run, and it is not unfolded beyond its size.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors and numbers in containers.
+
+    Raises:
+        InputError: It unfolds to much more than it has. Whatever PyTorch raises where it cannot read the file goes through.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_unfolding(path.stat().st_size, sum(entry.file_size for entry in archive.infolist()))
+    found: object = torch.load(path, map_location="cpu", weights_only=True)
+    return found
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -112,10 +155,18 @@ def _weight_map(path: Path) -> dict[str, Path] | None:
     if len(found) > 1:
         raise InputError(f"'{path}' has {len(found)} indices; name one: {', '.join(file.name for file in found)}.")
     try:
-        entries = json.loads(found[0].read_text())["weight_map"]
-        return {str(name): found[0].parent / Path(file).name for name, file in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        with found[0].open("rb") as opened:
+            text = opened.read(HEADER_BYTES + 1)
+        if len(text) > HEADER_BYTES:
+            raise ValueError(f"it has more than {HEADER_BYTES:,} bytes")
+        entries = json.loads(text)["weight_map"]
+        files = {str(name): Path(file).name for name, file in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"'{found[0]}' is not a readable index with a weight_map: {error}") from error
+    strange = next((file for file in files.values() if not file.isprintable()), None)
+    if strange is not None:
+        raise InputError(f"'{found[0]}' names a file {strange!r}, which is no name.")
+    return {name: found[0].parent / file for name, file in files.items()}
 
 
 def _files(path: Path) -> list[Path]:
@@ -131,14 +182,20 @@ def _specs(path: Path) -> dict[str, Tensor]:
         raise InputError(f"There is no file '{path}'.")
     try:
         with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys()
+            if len(names) > MOST_TENSORS:
+                raise InputError(f"'{path}' holds {len(names):,} tensors, more than {MOST_TENSORS:,}.")
+            slices = {name: file.get_slice(name) for name in names}
             described = {name: (own.get_shape(), own.get_dtype()) for name, own in slices.items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"'{path}' cannot be read as safetensors: {error}") from error
     unknown = {kind for _, kind in described.values()} - set(_DTYPES)
     if unknown:
         raise InputError(f"'{path}' holds tensors of type {', '.join(sorted(unknown))}, which is not supported.")
-    return {name: torch.empty(shape, dtype=_DTYPES[kind], device="meta") for name, (shape, kind) in described.items()}
+    try:
+        return {name: torch.empty(shape, dtype=_DTYPES[kind], device="meta") for name, (shape, kind) in described.items()}
+    except (TypeError, RuntimeError) as error:  # sizes beyond 64 bits
+        raise InputError(f"'{path}' holds a tensor of a shape that cannot be.") from error
 
 
 class ShardWriter:

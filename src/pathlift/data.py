@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,13 +85,18 @@ def fashion_mnist(part: str) -> tuple[Tensor, Tensor]:
         Pixels in [0, 1], float32, shape (samples, 784), and classes.
 
     Raises:
-        InputError: A file is missing.
+        InputError: A file is missing or damaged.
     """
     found = []
     for file, header in ((f"{part}-images-idx3-ubyte", 16), (f"{part}-labels-idx1-ubyte", 8)):
         packed = FASHION_MNIST / f"{file}.gz"
         if not packed.is_file():
             raise InputError(f"There is no file '{packed}'. Install Debian's package dataset-fashion-mnist.")
-        found.append(torch.frombuffer(bytearray(gzip.decompress(packed.read_bytes())[header:]), dtype=torch.uint8))
+        try:
+            found.append(torch.frombuffer(bytearray(gzip.decompress(packed.read_bytes())[header:]), dtype=torch.uint8))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise InputError(f"'{packed}' is damaged: {error}") from error
     images, labels = found
+    if len(images) % len(labels):
+        raise InputError(f"'{FASHION_MNIST}' is damaged: {len(images)} pixels are not those of {len(labels)} pictures.")
     return images.reshape(len(labels), -1).float() / 255, labels.long()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
+import os
 import pickle
 import sys
 import types
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pathlift.arguments import public
+from pathlift.checkpoint import check_unfolding, load_plain
 from pathlift.errors import InputError, MismatchError, name_differences, nearest
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 
@@ -36,7 +38,12 @@ DTYPES = frozenset({
 
 @public
 def load_model(
-    name: str, weights: Path | None = None, seed: int = 0, arguments: Mapping[str, object] | None = None
+    name: str,
+    weights: Path | None = None,
+    seed: int = 0,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    trust: bool = False,
 ) -> nn.Module:
     """Build a model from its name.
 
@@ -46,12 +53,13 @@ def load_model(
         weights: A state-dict file to load into it.
         seed: Seed of the random initial weights when there is no such file.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
+        trust: Load a ``.pt2`` file too. PyTorch runs code from it, as from a Python module: whoever wrote it can do anything.
 
     Returns:
         The model.
 
     Raises:
-        InputError: The name is not known, a package is missing, a file cannot be read, or the builder fails.
+        InputError: The name is not known, a package is missing, a file cannot be read or is not trusted, or the builder fails.
         MismatchError: The weights are those of another model.
     """
     try:
@@ -62,14 +70,16 @@ def load_model(
     if suffix in {".onnx", ".pt2"}:
         if arguments:
             raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
-        model = _from_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name))
+        model = _from_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
     else:
         library, _, entry = name.partition(":")
-        if not all(library.split(".")) or not entry:
+        if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
             raise InputError(
                 f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 "
                 "file."
             )
+        if Path(library).is_file():
+            raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments or {})
     if weights is not None:
         _load_into(model, weights)
@@ -101,7 +111,7 @@ def default_shape(name: str) -> tuple[int, ...]:
 
 @public
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a state-dict from a file, without ever running code from it.
+    """Read a state-dict from a file, without ever running code from it or unfolding it beyond its size.
 
     Args:
         path: A ``.safetensors`` file, or a file written by ``torch.save``.
@@ -116,6 +126,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"There is no file '{path}'.")
     try:
         found: object = _read(path)
+    except InputError as error:
+        raise InputError(f"'{path}' cannot be read as a state-dict: {error}") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"'{path}' is not a plain state-dict: it holds code or objects, which are never loaded. "
@@ -136,7 +148,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_plain(path)
 
 
 def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
@@ -150,6 +162,10 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         expected = "floating-point numbers of 16, 32 or 64 bits, whole numbers or truth values"
         raise InputError(f"'{name}' in '{path}' has dtype {kind}; expected {expected}. Convert it, with .float() say.")
+    try:
+        check_unfolding(tensor.untyped_storage().nbytes(), tensor.nbytes)
+    except InputError as error:
+        raise InputError(f"'{name}' in '{path}' cannot be read: {error}") from error
 
 
 @public
@@ -296,23 +312,23 @@ def _check_arguments(name: str, builder: Callable[..., object], arguments: Mappi
 
 
 def _from_onnx(path: Path) -> nn.Module:
-    onnx2torch = package("onnx2torch", "onnx")
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
-    try:
-        model: nn.Module = onnx2torch.convert(str(path))
-    except Exception as error:
-        raise InputError(f"'{path}' cannot be converted from ONNX: {type(error).__name__}: {error}") from error
-    return model
+    from pathlift.onnx_file import read_onnx  # which needs what stands here
+
+    return read_onnx(path)
 
 
-def _from_export(path: Path) -> nn.Module:
+def _from_export(path: Path, *, trust: bool) -> nn.Module:
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    if not trust:
+        raise InputError(
+            f"'{path}' is a program, not only weights: PyTorch runs code from such a file while it loads it, and whoever wrote "
+            "the file can do anything here. If you trust it, say so: --trust, in Python trust=True."
+        )
     try:
         module: nn.Module = torch.export.load(path).module()
     except Exception as error:
-        raise InputError(f"'{path}' is not a readable exported program: {type(error).__name__}: {error}") from error
+        raise InputError(f"'{path}' is not a readable exported program: {told(error)}") from error
     return module
 
 

@@ -23,6 +23,7 @@ from pathlift.cli.common import (
     Seed,
     Shape,
     Stream,
+    Trust,
     Weights,
     app,
     arguments_of,
@@ -119,14 +120,19 @@ def norm(
     device: Device = "cpu",
     streamed: Stream = False,
     model_arg: ModelArg = None,
+    trust: Trust = False,
 ) -> None:
     """Path-norm of a network, or of each of many checkpoints."""
     if weights and len(weights) > 1:
-        network = hollow(model, shape, model_arg) if streamed else captured(model, None, shape, seed, device, model_arg)
+        if streamed:
+            network = hollow(model, shape, model_arg, trust=trust)
+        else:
+            network = captured(model, None, shape, seed, device, model_arg, trust=trust)
         _norms(network, model, weights, q, as_json=as_json)
         return
     only = weights[0] if weights else None
-    _norm(captured(model, only, shape, seed, device, model_arg, streamed=streamed), model, only, q, as_json=as_json)
+    network = captured(model, only, shape, seed, device, model_arg, trust=trust, streamed=streamed)
+    _norm(network, model, only, q, as_json=as_json)
 
 
 def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *, as_json: bool) -> None:
@@ -199,6 +205,7 @@ def certify(
     seed: Seed = 0,
     device: Device = "cpu",
     model_arg: ModelArg = None,
+    trust: Trust = False,
 ) -> None:
     """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
     from pathlift.data import load_data
@@ -217,7 +224,7 @@ def certify(
         chosen["--other"] = load_state(other)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    network = captured(model, weights, shape, seed, device, model_arg)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     x, y = load_data(data, network.examples[0][0][1:], limit)
     x = x.to(network.examples[0][1])
     with progress_bar() as progress:
@@ -265,12 +272,13 @@ def score(
     device: Device = "cpu",
     streamed: Stream = False,
     model_arg: ModelArg = None,
+    trust: Trust = False,
     force: Force = False,
 ) -> None:
     """Path-magnitude of every weight: its share of the path-norm."""
     suffixes = () if streamed else TENSORS
     check_outputs({"--out": out_file}, suffixes=suffixes, inputs={"--weights": weights}, replace=force)
-    network = captured(model, weights, shape, seed, device, model_arg, streamed=streamed)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, streamed=streamed)
     with working("scoring all weights"):
         scores = pathlift.path_magnitude(network, out=out_file if streamed else None)
     if out_file is not None and not streamed:
@@ -296,12 +304,15 @@ def score(
 
 
 @app.command()
-def support(model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None) -> None:
+def support(
+    model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None, trust: Trust = False
+) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
     from pathlift.models import load_model
 
     with working(f"looking at {model}"):
-        report = pathlift.check_support(load_model(model, arguments=arguments_of(model_arg)), shape_of(model, shape))
+        built = load_model(model, arguments=arguments_of(model_arg), trust=trust)
+        report = pathlift.check_support(built, shape_of(model, shape))
     if as_json:
         problems = [
             {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems

@@ -53,6 +53,7 @@ ModelArg = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of what builds the model: num_classes=10. Repeatable."),
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="Load .pt2 files, which run code of whoever wrote them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
@@ -110,17 +111,18 @@ def captured(
     device: str,
     model_arg: list[str] | None,
     *,
+    trust: bool,
     streamed: bool = False,
 ) -> pathlift.Network:
     """Build a model by name, load its weights (or leave them on disk) and capture it."""
     if streamed:
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
-        return pathlift.stream(hollow(name, shape, model_arg), weights=weights, device=device)
+        return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=weights, device=device)
     from pathlift.models import load_model
 
     with working(f"building {name}"):
-        model = load_model(name, weights, seed, arguments_of(model_arg))
+        model = load_model(name, weights, seed, arguments_of(model_arg), trust=trust)
         sizes = shape_of(name, shape)
         try:
             model = model.to(device)
@@ -130,23 +132,23 @@ def captured(
         return pathlift.capture(model, sizes)
 
 
-def hollow(name: str, shape: str | None, model_arg: list[str] | None) -> pathlift.Network:
+def hollow(name: str, shape: str | None, model_arg: list[str] | None, *, trust: bool) -> pathlift.Network:
     """Capture a model without weights, or with random ones if it reads values while it is built."""
     with working(f"building {name}"):
-        model = _without_values(name, arguments_of(model_arg))
+        model = _without_values(name, arguments_of(model_arg), trust=trust)
         sizes = shape_of(name, shape)
     with working("capturing the graph"):
         return pathlift.capture(model, sizes)
 
 
-def _without_values(name: str, arguments: dict[str, object]) -> nn.Module:
+def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> nn.Module:
     import torch
 
     from pathlift.models import load_model
 
     with torch.device("meta"), contextlib.suppress(InputError):
-        return load_model(name, arguments=arguments)
-    return load_model(name, arguments=arguments)
+        return load_model(name, arguments=arguments, trust=trust)
+    return load_model(name, arguments=arguments, trust=trust)
 
 
 def number(value: float) -> float | str:
@@ -180,9 +182,10 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def second_network(name: str, seed: int, model_arg: list[str] | None) -> nn.Module | dict[str, Tensor]:
+def second_network(name: str, seed: int, model_arg: list[str] | None, *, trust: bool) -> nn.Module | dict[str, Tensor]:
     """Read what a command compares with: a state-dict file, or a model by name."""
     from pathlift.models import load_model, load_state
 
-    is_file = Path(name).is_file() or Path(name).suffix in {".safetensors", ".pt", ".pth"}
-    return load_state(Path(name)) if is_file else load_model(name, None, seed, arguments_of(model_arg))
+    suffix = Path(name).suffix.lower()
+    of_weights = suffix in {".safetensors", ".pt", ".pth"} or (Path(name).is_file() and suffix not in {".onnx", ".pt2"})
+    return load_state(Path(name)) if of_weights else load_model(name, None, seed, arguments_of(model_arg), trust=trust)

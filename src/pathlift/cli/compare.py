@@ -20,6 +20,7 @@ from pathlift.cli.common import (
     ModelName,
     Seed,
     Shape,
+    Trust,
     Weights,
     app,
     captured,
@@ -63,13 +64,14 @@ def metric(
     device: Device = "cpu",
     all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
     model_arg: ModelArg = None,
+    trust: Trust = False,
 ) -> None:
     """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
     if all_bounds and q != 1:
         raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
-    network = captured(model, weights, shape, seed, device, model_arg)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     with working("reading the second network"):
-        second = second_network(other, other_seed, model_arg)
+        second = second_network(other, other_seed, model_arg, trust=trust)
     if all_bounds:
         with working("computing all bounds"):
             bounds = pathlift.path_metric_bounds(network, second, moments=moments)
@@ -180,6 +182,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Draw cosines and path space: .png, .svg, .pdf.")] = None,
     as_json: Json = False,
     model_arg: ModelArg = None,
+    trust: Trust = False,
     force: Force = False,
 ) -> None:
     """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
@@ -188,7 +191,7 @@ def compare(
         from pathlift.models import package
 
         package("matplotlib", "experiments")
-    network = hollow(model, shape, model_arg)
+    network = hollow(model, shape, model_arg, trust=trust)
     with progress_bar() as bar:
         task = bar.add_task("pairs of checkpoints", total=len(checkpoints) * (len(checkpoints) + 1) // 2)
         kernel = pathlift.path_kernel(

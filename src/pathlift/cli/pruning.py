@@ -17,6 +17,7 @@ from pathlift.cli.common import (
     ModelName,
     Seed,
     Shape,
+    Trust,
     Weights,
     app,
     captured,
@@ -58,6 +59,7 @@ def prune(
     seed: Seed = 0,
     device: Device = "cpu",
     model_arg: ModelArg = None,
+    trust: Trust = False,
     force: Force = False,
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
@@ -73,7 +75,7 @@ def prune(
         raise InputError(
             f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
         )
-    network = captured(model, weights, shape, seed, device, model_arg)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     seen: Data | None = None
     if data is not None:
         x, y = load_data(data, network.examples[0][0][1:], limit)

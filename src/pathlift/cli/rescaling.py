@@ -19,6 +19,7 @@ from pathlift.cli.common import (
     ModelName,
     Seed,
     Shape,
+    Trust,
     Weights,
     app,
     captured,
@@ -56,6 +57,7 @@ def rescale(
     seed: Seed = 0,
     device: Device = "cpu",
     model_arg: ModelArg = None,
+    trust: Trust = False,
     force: Force = False,
 ) -> None:
     """Rescaling groups of a network; with --to, other weights of the same function."""
@@ -63,7 +65,7 @@ def rescale(
         raise InputError("--out needs --to: random, normal, balanced, equalized or conditioned.")
     check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
     drawn = _choices(choices)
-    network = captured(model, weights, shape, seed, device, model_arg)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.RescaledState | None = None
@@ -170,11 +172,12 @@ def equivalent(
     other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
     model_arg: ModelArg = None,
+    trust: Trust = False,
 ) -> None:
     """Tell whether two networks are rescalings of each other. Exit status 1 when they are not."""
-    network = captured(model, weights, shape, seed, device, model_arg)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     with working("comparing modulo rescaling"):
-        found = pathlift.equivalent(network, second_network(other, other_seed, model_arg), tolerance=tolerance)
+        found = pathlift.equivalent(network, second_network(other, other_seed, model_arg, trust=trust), tolerance=tolerance)
     factors = found.factors
     if as_json:
         print_json({

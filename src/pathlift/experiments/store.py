@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pathlift.checkpoint import load_plain
 from pathlift.errors import InputError
 from pathlift.output import write_outputs
 
@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is damaged: {error}. Delete it to have it computed again.") from error
     if not isinstance(found, dict):
         raise InputError(f"'{path}' is damaged: it holds no JSON object. Delete it to have it computed again.")
@@ -80,8 +80,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: It is damaged.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        found = load_plain(path)
+    except Exception as error:  # a torn file: whatever reading it raises, it cannot be read
         reason = next(iter(str(error).splitlines()), "it ends too early")
         raise InputError(f"'{path}' is damaged: {reason}. Delete it to have it computed again.") from error
     if not isinstance(found, dict):
