@@ -18,7 +18,7 @@ from torch import nn
 from pathlift.arguments import public
 from pathlift.bounds import perceptron
 from pathlift.edges import Identity, Move
-from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.errors import Problem, UnsupportedModelError
 from pathlift.network import Extremum, Network, Node, Slopes
 from pathlift.passes.norm import path_norm
 from pathlift.reading import Inputs, capture
@@ -62,12 +62,6 @@ class GeneralisationBound:
         return min(known) >= math.log10(loss_range)
 
 
-def _positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"{name} must be a positive finite number, found {value!r}.")
-    return float(value)
-
-
 @public
 @torch.no_grad()
 def generalisation_bound(
@@ -103,8 +97,7 @@ def generalisation_bound(
         >>> bound.depth, bound.pools, bound.kernel
         (2, 0, 1)
     """
-    count, bound = _positive(samples, "samples"), max(_positive(input_bound, "input_bound"), 1.0)
-    constant = _positive(loss_lipschitz, "loss_lipschitz")
+    bound = max(input_bound, 1.0)
     network = capture(model, inputs)
     _refuse_other_activations(network)
     depth, pools_on_a_path = _longest(network)
@@ -113,13 +106,14 @@ def generalisation_bound(
     d_in = sum(math.prod(node.shape) for node in network.nodes if node.kind == "input")
     d_out = sum(math.prod(network.node[name].shape) for name in network.outputs)
     log10_norm = path_norm(network).log10
-    factor = math.log10(4 * bound * constant / math.sqrt(count)) + log10_norm
+    log10_unit = math.log10(bound) + math.log10(loss_lipschitz)
+    factor = math.log10(4) + log10_unit - math.log10(samples) / 2 + log10_norm
     theorem = depth * math.log((3 + 2 * pools) * kernel) + math.log((3 + 2 * pools) / (1 + pools) * (d_in + 1) * d_out)
     sharpened = depth * math.log(3) + pools_on_a_path * math.log(kernel) + math.log((d_in + 1) * d_out)
     return GeneralisationBound(
         factor + 0.5 * math.log10(theorem),
         factor + 0.5 * math.log10(sharpened),
-        _covering(network, log10_norm, count, bound, constant),
+        _covering(network, log10_norm, samples) + log10_unit,
         depth,
         pools,
         kernel,
@@ -165,14 +159,14 @@ def _longest(network: Network) -> tuple[int, int]:
     return max(depth[name] for name in network.outputs), max(pools[name] for name in network.outputs)
 
 
-def _covering(network: Network, log10_norm: float, count: float, bound: float, constant: float) -> float:
-    """2·Rademacher complexity by Dudley's integral over the quadrants of fixed signs, log₁₀; layered perceptrons only."""
+def _covering(network: Network, log10_norm: float, count: int) -> float:
+    """2·Rademacher complexity/(K·B) by Dudley's integral over the quadrants of fixed signs, log₁₀; layered perceptrons only."""
     layers = perceptron.layers_of(network)
     if isinstance(layers, Node) or not -300 < log10_norm < 300:
         return math.nan
     r = max(10.0**log10_norm, 1e-300)
     width = max(network.nodes[0].shape[-1], *(node.shape[-1] for node in layers)) + 1
-    scale = constant * bound * (width**2 + r * len(layers) * width)
+    scale = width**2 + r * len(layers) * width
     sizes = [sum(math.prod(leaf.shape) for leaf in (n.terms[0].weight, *(s.weight for s in n.starts)) if leaf) for n in layers]
     hidden, outer = sum(sizes[:-1]), sizes[-1]
 
@@ -181,7 +175,7 @@ def _covering(network: Network, log10_norm: float, count: float, bound: float, c
         cells = hidden * math.log1p(scale / epsilon) + outer * math.log1p(scale / epsilon * r)
         return cells + (hidden + outer) * math.log(2)
 
-    radius, best = constant * bound * r, math.inf
+    radius, best = r, math.inf
     grid = [radius * 10.0 ** (-step / 20) for step in range(241)]
     integral = 0.0
     for high, low in itertools.pairwise(grid):

@@ -159,7 +159,8 @@ def path_metric(
         >>> found.lower <= 1.5 <= found.upper, found.ratio < 1.1
         (True, True)
     """
-    _check_options(q, moments, tighten, ratio, seconds, estimate, confidence)
+    if q == 2 and (moments is not None or tighten or estimate):
+        raise InputError("For q = 2 the path-metric is exact: moments, tighten and estimate are for q = 1.")
     start = time.monotonic()
     network = capture(model, inputs)
     state = other_state(network, other)
@@ -184,28 +185,6 @@ def path_metric(
     found = enclosed(pair, order, tighten, ratio, remaining, progress)
     sampled = None if not estimate else estimated(pair, found.reference, found.near, estimate, confidence, seed)
     return _result(compact, found, sampled)
-
-
-def _check_options(
-    q: float, moments: int | None, tighten: int, ratio: float, seconds: float, estimate: int, confidence: float
-) -> None:
-    if q not in (1, 2):
-        raise InputError(f"q must be 1 or 2 for the path-metric, found {q!r}.")
-    if q == 2 and (moments is not None or tighten or estimate):
-        raise InputError("For q = 2 the path-metric is exact: moments, tighten and estimate are for q = 1.")
-    if moments is not None and moments not in MOMENTS:
-        raise InputError(f"moments must be 2, 4, 6 or 8, found {moments!r}.")
-    for name, count in (("tighten", tighten), ("estimate", estimate)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise InputError(f"{name} must be a whole number ≥ 0, found {count!r}.")
-    if estimate == 1:
-        raise InputError("estimate must be at least 2: one path has no spread.")
-    if not ratio >= 1:
-        raise InputError(f"ratio must be at least 1, found {ratio!r}.")
-    if not seconds > 0:
-        raise InputError(f"seconds must be positive, found {seconds!r}.")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, found {confidence!r}.")
 
 
 def _exact(network: Network, values: Values, others: Values, suffix: str) -> PathMetric | None:

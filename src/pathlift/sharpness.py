@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +44,6 @@ class Sharpness:
     log10_path_metric: float
 
 
-def _checked(r: float, loss: str) -> None:
-    if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r <= 1:
-        raise InputError(f"r must be a number from 0 to 1, found {r!r}.")
-    if loss not in get_args(Loss):
-        raise InputError(f"loss must be 'cross_entropy' or 'mse', found {loss!r}.")
-
-
 def _grown(values: Values, r: float) -> tuple[dict[Leaf, Tensor], set[Leaf]]:
     """Return (1+r)·θ, constants left alone, and the leaves that grew."""
     moved = {leaf for leaf in values if leaf.score_name is not None}
@@ -79,7 +72,6 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
         >>> round(10 ** box_path_metric(layer, 0.5, (2,)), 6)
         3.0
     """
-    _checked(r, "mse")
     network = capture(model, inputs).compact
     values = network.values()
     blame(values)
@@ -118,7 +110,6 @@ def sharpness(
         InputError: An argument is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    _checked(r, loss)
     network = captured_on(model, x)
     feed = feed_of(network, (x,))
     values = {leaf: value.detach() for leaf, value in network.values().items()}

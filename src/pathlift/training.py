@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
+from pathlift.precision import plainly
 from pathlift.reading import verify
 from pathlift.symmetry import RescaledState, Symmetries
 from pathlift.symmetry.kernel import kernel_diagonal
@@ -109,7 +110,7 @@ def rescale_after_steps(
         A handle; ``.remove()`` ends it.
 
     Raises:
-        InputError: ``every`` is not a positive whole number.
+        InputError: ``every`` is not a positive whole number, or the optimiser trains none of the model's parameters.
 
     Example:
         >>> from torch import nn
@@ -119,8 +120,7 @@ def rescale_after_steps(
         >>> handle = rescale_after_steps(optimizer, symmetries(model, (2,)), Symmetries.balance, every=10)
         >>> handle.remove()
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InputError(f"every must be a whole number of at least 1, found {every!r}.")
+    _trained(optimizer, groups.network)
     count = 0
 
     def after(*_: Any) -> None:
@@ -147,10 +147,15 @@ def path_sgd(optimizer: Optimizer, network: Network) -> RemovableHandle:
         A handle; ``.remove()`` ends it. Parameters without a kernel (derived weights, weights that are 0) keep their
         gradient.
 
+    Raises:
+        InputError: The optimiser trains none of the network's parameters.
+
     References:
         Neyshabur, Salakhutdinov, Srebro, "Path-SGD: path-normalized optimization in deep neural networks", NeurIPS 2015.
     """
+    _trained(optimizer, network)
 
+    @plainly()
     @torch.no_grad()
     def before(*_: Any) -> None:
         verify(network)

@@ -1,8 +1,9 @@
 """The door of the library: what a public function is given is used or refused, by one mechanism.
 
 `public` stands above every function that a user may call. It looks each argument up by its name in `pathlift.arguments.table`,
-which says once for the whole library what is accepted and in which words anything else is refused. On the way out a lack of
-memory becomes an error of pathlift's own that says how much was asked for.
+which says once for the whole library what is accepted and in which words anything else is refused. Regions around the call,
+autocast say, end at the door (`pathlift.precision.plainly`). On the way out a lack of memory becomes an error of pathlift's own
+that says how much was asked for.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pathlift.errors import CallError, InputError, nearest, shortage
+from pathlift.precision import plainly
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +51,18 @@ class Door:
     def defaults(self) -> dict[str, Any]:
         """The values that arguments have when they are left out."""
         return {name: one.default for name, one in self.signature.parameters.items() if one.default is not one.empty}
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Keep from the function what stands around the call, and say what the machine could not hold."""
+        try:
+            with plainly():
+                yield
+        except Exception as error:
+            short = shortage(error, self.name)
+            if short is None:
+                raise
+            raise short from error
 
     def admit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
         """Check a call.
@@ -114,37 +128,27 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         The function, of the same name, documentation and signature.
     """
     door = Door(function)
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def begin(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = door.admit(args, kwargs)
-            return cast("R", _drawn(door, function(*bound.args, **bound.kwargs)))
-
-        return begin
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with door.around():
             bound = door.admit(args, kwargs)
-            return function(*bound.args, **bound.kwargs)
-        except Exception as error:
-            short = shortage(error, door.name)
-            if short is None:
-                raise
-            raise short from error
+            found = function(*bound.args, **bound.kwargs)
+        return cast("R", _drawn(door, found)) if isinstance(found, Generator) else found
 
     return call
 
 
-def _drawn(door: Door, found: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    try:
-        return (yield from found)
-    except Exception as error:
-        short = shortage(error, door.name)
-        if short is None:
-            raise
-        raise short from error
+def _drawn(door: Door, found: Generator[Any, Any, Any]) -> Iterator[Any]:
+    """Draw from a generator; what is around the caller when he asks for an item is kept from it, too."""
+    with contextlib.closing(found):
+        while True:
+            with door.around():
+                try:
+                    item = next(found)
+                except StopIteration:
+                    return
+            yield item
 
 
 def public_constructor(made: C) -> C:

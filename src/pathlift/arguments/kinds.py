@@ -31,6 +31,12 @@ WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint
 DTYPES = PRECISIONS | WHOLE
 """What a tensor may hold."""
 
+TEXTS = (str, bytes, bytearray)
+"""Sequences that are never lists of things."""
+
+LONGEST = 1024
+"""Characters of a name; a longer one is no name."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 4
@@ -95,7 +101,7 @@ def number(what: str, good: Callable[[float], bool] = lambda _: True) -> Kind:
             try:
                 found = float(value)
                 if not math.isnan(found) and good(found):
-                    return value if isinstance(value, int) else found
+                    return value if isinstance(value, int) and abs(value) < 2**53 else found
             except OverflowError:  # beyond the range of floats
                 pass
         raise refusal(name, what, value)
@@ -124,7 +130,7 @@ def numbers(what: str, each: Kind | None = None, least: int = 0) -> Kind:
         if isinstance(value, Tensor) and (least == 0 or value.dim() == 1):
             plain_tensor(name, value)
             return value if least == 0 else checked(name, value.tolist())
-        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) < least:
+        if isinstance(value, TEXTS) or not isinstance(value, Sequence) or len(value) < least:
             raise refusal(name, what, value)
         return [each(f"{name}[{place}]", item) for place, item in enumerate(value)]
 
@@ -150,11 +156,11 @@ def choice(*words: str) -> Kind:
     return checked
 
 
-def text(what: str) -> Kind:
-    """A word of the user's."""
+def text(what: str, least: int = 0) -> Kind:
+    """A word of the user's, of so many letters or more."""
 
     def checked(name: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) > 4096:
+        if not isinstance(value, str) or not least <= len(value) <= LONGEST:
             raise refusal(name, what, value)
         return value
 
@@ -187,11 +193,33 @@ def either(what: str, *kinds: tuple[type | tuple[type, ...], Kind]) -> Kind:
     return checked
 
 
-def function(what: str, count: int) -> Kind:
-    """A function of so many arguments, not a class."""
+def subclass(what: str, of: type) -> Kind:
+    """A class below another."""
 
     def checked(name: str, value: Any) -> Any:
-        if not callable(value) or isinstance(value, type):
+        if not (isinstance(value, type) and issubclass(value, of)):
+            raise refusal(name, what, value)
+        return value
+
+    return checked
+
+
+def collection(what: str, each: Kind) -> Kind:
+    """A list, tuple or set of at least one thing."""
+
+    def checked(name: str, value: Any) -> list[Any]:
+        if not isinstance(value, (list, tuple, set, frozenset)) or not value:
+            raise refusal(name, what, value)
+        return [each(f"an item of {name}", item) for item in value]
+
+    return checked
+
+
+def function(what: str, count: int, *, modules: bool = False) -> Kind:
+    """A function of so many arguments, not a class; a module of torch only where that makes sense."""
+
+    def checked(name: str, value: Any) -> Any:
+        if not callable(value) or isinstance(value, type) or (isinstance(value, nn.Module) and not modules):
             raise refusal(name, what, value)
         try:
             inspect.signature(value).bind(*range(count))
@@ -238,7 +266,7 @@ def device(name: str, value: Any) -> torch.device:
     return found
 
 
-def file(name: str, value: Any) -> Any:
+def file(name: str, value: Any) -> Path:
     """The name of a file or folder, whether it is there or not."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise refusal(name, "the path of a file", value)
@@ -251,7 +279,7 @@ def file(name: str, value: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{name} must be the path of a file, found {shown(value)}: {reason}.") from error
-    return value
+    return Path(value)
 
 
 # ---- tensors
@@ -291,6 +319,20 @@ def plain_tensor(name: str, value: Any, dtypes: frozenset[torch.dtype] = DTYPES,
     return value
 
 
+def module(name: str, value: Any, *, hollow: bool = True) -> nn.Module:
+    """A module whose parameters are dense and of real numbers; a ``hollow`` one may lie on the meta device."""
+    if not isinstance(value, nn.Module):
+        raise refusal(name, "a torch.nn.Module", value)
+    for own, parameter in value.named_parameters():
+        plain_tensor(f"'{own}' of {name}", parameter, hollow=hollow)
+    return value
+
+
+def module_with_values(name: str, value: Any) -> nn.Module:
+    """A module whose parameters have values."""
+    return module(name, value, hollow=False)
+
+
 def batch(name: str, value: Any) -> Tensor:
     """Inputs with a batch dimension: real numbers, at least one sample and no empty axis."""
     if not isinstance(value, Tensor):
@@ -314,11 +356,19 @@ def stream(what: str, each: Kind) -> Kind:
     """Things that come one after the other; each is looked at when it comes."""
 
     def checked(name: str, value: Any) -> Iterator[Any]:
-        if isinstance(value, (str, bytes, Path, Mapping, Tensor, nn.Module)) or not isinstance(value, Iterable):
+        alone = (*TEXTS, Path, Mapping, Tensor, np.ndarray, nn.Module)
+        if isinstance(value, alone) or not isinstance(value, Iterable):
             raise refusal(name, what, value)
         return (each(f"an item of {name}", item) for item in value)
 
     return checked
+
+
+def named(name: str, what: str, key: Any) -> str:
+    """Return a key of a mapping that has names for keys."""
+    if not isinstance(key, str) or len(key) > LONGEST:
+        raise InputError(f"{name} must be {what}, found the key {shown(key)}.")
+    return key
 
 
 def mapping(what: str, each: Kind) -> Kind:
@@ -328,9 +378,7 @@ def mapping(what: str, each: Kind) -> Kind:
         if not isinstance(value, Mapping):
             raise refusal(name, what, value)
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise InputError(f"{name} must be {what}, found the key {shown(key)}.")
-            each(f"{name}['{key[:100]}']", item)
+            each(f"{name}['{named(name, what, key)}']", item)
         return value
 
     return checked
@@ -341,13 +389,13 @@ def shapes(name: str, value: Any) -> Any:
     what = "a shape such as (3, 224, 224), an example tensor with a batch dimension, or a tuple of either"
     if isinstance(value, Tensor):
         return _example(name, value)
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > 1000:
+    if isinstance(value, TEXTS) or not isinstance(value, Sequence) or len(value) > 1000:
         raise refusal(name, what, value)
     if not value:
         raise InputError(f"{name} is empty; expected a shape such as (3, 224, 224) or an example tensor.")
     if all(isinstance(item, Tensor) for item in value):
         return tuple(_example(f"{name}[{place}]", item) for place, item in enumerate(value))
-    if all(isinstance(item, Sequence) and not isinstance(item, (str, bytes)) for item in value):
+    if all(isinstance(item, Sequence) and not isinstance(item, TEXTS) for item in value):
         return tuple(_shape(f"{name}[{place}]", item) for place, item in enumerate(value))
     return _shape(name, value)
 

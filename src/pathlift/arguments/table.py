@@ -17,6 +17,7 @@ from pathlift.arguments.kinds import (
     batch,
     batches,
     choice,
+    collection,
     device,
     either,
     file,
@@ -25,6 +26,9 @@ from pathlift.arguments.kinds import (
     generator,
     instance,
     mapping,
+    module,
+    module_with_values,
+    named,
     number,
     numbers,
     optional,
@@ -33,12 +37,13 @@ from pathlift.arguments.kinds import (
     shapes,
     shown,
     stream,
+    subclass,
     text,
     whole,
 )
 from pathlift.bounds import Kind as Bounds
 from pathlift.checkpoint import Checkpoint
-from pathlift.errors import InputError
+from pathlift.errors import InputError, MismatchError, nearest
 from pathlift.network import LazyState, Network
 from pathlift.pruning.catalogue import Criterion
 from pathlift.pruning.criteria import Batch
@@ -60,38 +65,47 @@ def captured(name: str, value: Any) -> Network:
 
 def state(name: str, value: Any) -> Any:
     """Tensors by name. Entries that are no tensors are for the function: a state-dict may hold some beside the weights."""
+    what = "a mapping from names to tensors, such as a state-dict"
     if not isinstance(value, Mapping):
-        raise refusal(name, "a mapping from names to tensors, such as a state-dict", value)
+        raise refusal(name, what, value)
     if isinstance(value, (LazyState, Checkpoint)):  # read when they are needed, and checked by then
         return value
     for key, tensor in value.items():
-        if not isinstance(key, str):
-            raise InputError(f"{name} must be a mapping from names to tensors, found the key {shown(key)}.")
+        inside = f"{name}['{named(name, what, key)}']"
         if isinstance(tensor, Tensor):
-            plain_tensor(f"{name}['{key[:100]}']", tensor)
+            plain_tensor(inside, tensor)
     return value
 
 
-module = instance("a torch.nn.Module", nn.Module)
-model = either("a torch.nn.Module, or a captured Network", (nn.Module, anything), (Network, captured))
+def ranked(name: str, value: Any) -> Tensor:
+    """Scores of a parameter, which have an order."""
+    found = plain_tensor(name, value)
+    if bool(found.isnan().any()):
+        raise InputError(f"{name} holds NaN, which is neither more nor less than other scores.")
+    return found
+
+
+model = either("a torch.nn.Module, or a captured Network", (nn.Module, module), (Network, captured))
 model_or_groups = either(
     "a torch.nn.Module, a captured Network or its Symmetries",
-    (nn.Module, anything), (Network, captured), (Symmetries, anything),
+    (nn.Module, module), (Network, captured), (Symmetries, anything),
 )  # fmt: skip
 groups = instance("the Symmetries of a model: symmetries(model, inputs)", Symmetries)
-other = either("a module, a captured Network or a state-dict", (nn.Module, anything), (Network, captured), (Mapping, state))
+other = either(
+    "a module, a captured Network or a state-dict", (nn.Module, module_with_values), (Network, captured), (Mapping, state)
+)
 one_of_set = either(
     "Relative, Absolute, Rounding, Pruned, a module, a captured Network or a state-dict",
-    (Tolerance, anything), (nn.Module, anything), (Network, captured), (Mapping, state),
+    (Tolerance, anything), (nn.Module, module_with_values), (Network, captured), (Mapping, state),
 )  # fmt: skip
 stored = either(
     "a module, a captured Network, a state-dict or a file of weights",
-    (nn.Module, anything), (Network, captured), (Mapping, state), ((str, Path), file),
+    (nn.Module, module_with_values), (Network, captured), (Mapping, state), ((str, Path), file),
 )  # fmt: skip
 several = stream("modules, state-dicts or files of weights, in a list or another iterable", stored)
-weights = either("a module, or a mapping from names to tensors", (nn.Module, anything), (Mapping, state))
+weights = either("a module, or a mapping from names to tensors", (nn.Module, module_with_values), (Mapping, state))
 masks = mapping("a mapping from parameter names to masks", plain_tensor)
-scores = mapping("a mapping from parameter names to scores", plain_tensor)
+scores = mapping("a mapping from parameter names to scores", ranked)
 
 # ---- numbers
 
@@ -110,6 +124,14 @@ samples = either(
     "a tensor with a batch dimension, shape (batch, …), or a tuple of them for several inputs",
     (Tensor, batch), ((list, tuple), batches),
 )  # fmt: skip
+
+
+def targets(name: str, value: Any) -> Tensor:
+    """One target for each sample, as the loss takes it."""
+    found = plain_tensor(name, value)
+    if found.dim() == 0 or found.numel() == 0:
+        raise refusal(name, "targets with a batch dimension, one for each sample", found)
+    return found
 
 
 def labelled(name: str, value: Any) -> Any:
@@ -157,6 +179,15 @@ selection = either(
     "the name of a selection, or a function of scores and an amount",
     (str, text("the name of a selection")), (object, function("a function of scores and an amount", 2)),
 )  # fmt: skip
+scope_item = either(
+    "a name pattern, a module type or a module of the model",
+    (str, text("a name pattern", 1)), (type, subclass("a module type", nn.Module)), (nn.Module, anything),
+)  # fmt: skip
+scope = either(
+    "name patterns, module types or modules of the model, at least one",
+    ((str, type, nn.Module), scope_item),
+    (object, collection("name patterns, module types or modules of the model, at least one", scope_item)),
+)  # fmt: skip
 gauge = function("a function of the Symmetries, such as Symmetries.balance", 1)
 
 KINDS: Mapping[str, Kind] = {
@@ -165,19 +196,19 @@ KINDS: Mapping[str, Kind] = {
     "align.model": model_or_groups,
     "equivalent.model": model_or_groups,
     "rescaling_distance.model": model_or_groups,
-    "apply_masks.model": module,
-    "check_support.model": module,
+    "apply_masks.model": module_with_values,
+    "check_support.model": instance("a torch.nn.Module", nn.Module),  # whatever it holds is reported
     "from_torch_prune.model": module,
-    "importance_scores.model": module,
+    "importance_scores.model": module_with_values,
     "path_lifting.model": module,
     "PathMagnitudeImportance.model": module,
-    "to_torch_prune.model": module,
-    "with_state.model": module,
+    "to_torch_prune.model": module_with_values,
+    "with_state.model": module_with_values,
     "log_path_norm.model": weights,
     "network": captured,
     "groups": groups,
     "inputs": shapes,
-    "until": text("the name of a module or of a value of the graph"),
+    "until": text("the name of a module or of a value of the graph", 1),
     "other": other,
     "expected_bound.other": one_of_set,
     "lipschitz_bound.other": one_of_set,
@@ -197,10 +228,10 @@ KINDS: Mapping[str, Kind] = {
     "certify.x": streamed(labelled),
     "sharpness.x": batch,
     "batches": streamed(samples),
-    "y": plain_tensor,
+    "y": targets,
     "data": data,
     "loss": choice(*get_args(Loss)),
-    "Batch.loss": function("a function of outputs and targets", 2),
+    "Batch.loss": function("a function of outputs and targets", 2, modules=True),
     # numbers
     "q": order,
     "expected_bound.q": finite_order,
@@ -259,7 +290,7 @@ KINDS: Mapping[str, Kind] = {
     "criterion": scoring,
     "Pruned.criterion": ranking,
     "selection": selection,
-    "scope": anything,  # of many kinds, which `pathlift.pruning.scope` tells apart
+    "scope": scope,
     "invariant": flag,
     "bounded": flag,
     # files, devices, randomness, callbacks
@@ -322,6 +353,11 @@ def check_together(function_name: str, given: Mapping[str, Any], defaults: Mappi
         if surplus:
             raise InputError(f"A captured Network has its inputs and outputs: leave out {' and '.join(map(repr, surplus))}.")
 
+    graph = given.get("self")
+    graph = getattr(graph, "network", None) if isinstance(graph, Symmetries) else graph
+    if isinstance(graph, Network):
+        _check_named(graph, given)
+
     def says_something(name: str) -> bool:
         return name in given and bool(given[name] != defaults.get(name))
 
@@ -330,3 +366,20 @@ def check_together(function_name: str, given: Mapping[str, Any], defaults: Mappi
             if own == function_name and says_something(name) and says_something(partner) is ignored:
                 how = "beside" if ignored else "without"
                 raise InputError(f"{name} has no effect {how} {partner}: leave it out.")
+
+
+def _check_named(graph: Network, given: Mapping[str, Any]) -> None:
+    """Make sure that what a method of a network is given has the network's names and shapes."""
+    name, tensors = given.get("name"), given.get("state")
+    if name is not None and name not in graph.state:
+        raise InputError(f"The network has no parameter or buffer '{name[:100]}'.{nearest(name[:100], graph.state)}")
+    if isinstance(tensors, Mapping) and not isinstance(tensors, (LazyState, Checkpoint)):
+        for key, own in graph.state.items():
+            tensor = tensors.get(key)
+            if not (isinstance(tensor, Tensor) and _alike(tensor, own)):
+                found = "nothing" if key not in tensors else shown(tensor)
+                raise MismatchError(f"'{key}' must be {shown(own)}, found {found}.")
+
+
+def _alike(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and one.is_floating_point() is two.is_floating_point()

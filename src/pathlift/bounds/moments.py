@@ -17,8 +17,8 @@ from pathlift.bounds.outputs import Ball, per_input, run
 from pathlift.bounds.spread import spread_of
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.norm import checked_order
 from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.reading import Inputs, capture, captured_on
 from pathlift.reading.second import Other
@@ -60,9 +60,6 @@ def expected_bound(
         >>> round(expected_bound(model, other, torch.tensor([[1.0], [3.0]])).item(), 4)
         2.0
     """
-    order = checked_order(q)
-    if order == float("inf"):
-        raise InputError("q must be finite: the largest over the data is the maximum of lipschitz_bound.")
     stream = [batches] if isinstance(batches, Tensor) else batches
     network: Network | None = capture(model) if isinstance(model, Network) else None
     sums: dict[str, Tensor] = {}
@@ -71,12 +68,12 @@ def expected_bound(
         samples = (batch,) if isinstance(batch, Tensor) else tuple(batch)
         network = captured_on(model, samples) if network is None else network
         for name, x in feed_of(network, samples).items():
-            own = x.abs().pow(order).sum(0, keepdim=True)
+            own = x.abs().pow(q).sum(0, keepdim=True)
             sums[name] = sums[name] + own if name in sums else own
         count += len(samples[0])
     if network is None or count == 0:
         raise InputError("batches is empty: give at least one batch of inputs.")
-    moments = {name: (total / count).pow(1 / order) * (1 + (count + 8) * 2.0**-53) for name, total in sums.items()}
+    moments = {name: (total / count).pow(1 / q) * (1 + (count + 8) * 2.0**-53) for name, total in sums.items()}
     return per_input(spread_of(network, other), Ball(moments, 0.0))[0]
 
 
@@ -128,10 +125,15 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
 
     Returns:
         float64 tensor (batch, outputs).
+
+    Raises:
+        InputError: ``x`` is malformed.
+        NumericalError: A weight is NaN or infinite.
     """
     samples = (x,) if isinstance(x, Tensor) else tuple(x)
     network = captured_on(model, samples)
     values = {leaf: value.detach() for leaf, value in network.values().items()}
+    blame(values)
     feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
     with torch.enable_grad():
         out = flat_outputs(network, realise(network, values, feed, torch.float64), len(samples[0]))

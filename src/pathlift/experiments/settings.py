@@ -10,7 +10,6 @@ from typing import Any
 
 from pathlift.errors import InputError, nearest
 from pathlift.pruning.catalogue import criterion_of
-from pathlift.pruning.masks import checked_amount
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,6 @@ class Lottery:
             raise InputError(f"A batch of {self.batch} cannot be shared by {self.devices} devices.")
         if not self.criteria or not self.levels:
             raise InputError("Give at least one criterion and one level.")
-        for level in self.levels:
-            checked_amount(level)
         for name in self.criteria:
             criterion_of(name)
 

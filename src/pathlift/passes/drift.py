@@ -115,7 +115,8 @@ class Drift:
         if node.kind == "input":
             x = self.feed[node.name].to(self.dtype)
             error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
-            return State((x,) * len(sides), (error,) * len(sides), torch.full_like(x, self.radius * (1 + UNIT[self.dtype])))
+            drift = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(self.dtype)  # inf past it
+            return State((x,) * len(sides), (error,) * len(sides), drift)
         real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
         errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
         drifts = {name: state.drift for name, state in below.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.checkpoint import Checkpoint, ShardWriter
-from pathlift.errors import InputError
 from pathlift.network import Leaf, Network, Node, wide, widen
 from pathlift.passes.moving import is_moved, moved_back, moved_from
 from pathlift.passes.norm import to_float
@@ -110,8 +108,6 @@ def path_magnitude(
         >>> path_magnitude(layer, (2,), x=torch.tensor([[1.0, 3.0]]))["weight"]
         tensor([[0.5000, 0.5000]])
     """
-    if isinstance(q, bool) or not isinstance(q, (int, float)) or not 1 <= q < math.inf:
-        raise InputError(f"q must be a finite number of at least 1, found {q!r}.")
     with without_autocast():
         return magnitudes(capture(model, inputs), q, x, out)
 

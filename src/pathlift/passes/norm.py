@@ -93,23 +93,6 @@ class PathNorm:
         return self.value
 
 
-def checked_order(q: float) -> float:
-    """Return q as a float.
-
-    Args:
-        q: Order of the norm.
-
-    Returns:
-        The order.
-
-    Raises:
-        InputError: It is not in [1, ∞].
-    """
-    if isinstance(q, bool) or not isinstance(q, (int, float)) or not q >= 1:
-        raise InputError(f"q must be a number with 1 <= q <= inf, found {q!r}.")
-    return float(q)
-
-
 @public
 @torch.no_grad()
 def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float = 1) -> PathNorm:
@@ -141,7 +124,7 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
         >>> path_norm(layer, (2,)).value
         6.0
     """
-    order = checked_order(q)
+    order = float(q)
     network = capture(model, inputs).compact
     values = network.values()
     parts = _run(network, values, order)
@@ -266,14 +249,7 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
         >>> loss = model(torch.ones(1, 2)).sum() + 1e-3 * log_path_norm(network, model)
         >>> loss.backward()
     """
-    order = checked_order(q)
-    if math.isinf(order):
-        raise InputError("log_path_norm needs a finite q: the largest path is not differentiable.")
-    if not isinstance(network, Network):
-        raise InputError(
-            f"log_path_norm takes a captured Network, found {type(network).__name__}: write "
-            "network = capture(model, inputs) once, and log_path_norm(network, model) in each step."
-        )
+    order = float(q)
     verify(network)
     state = dict(network.state) | ({} if model is None else given_weights(network, model))
     network = network.compact

@@ -27,7 +27,7 @@ from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.criteria.paths import full_range_shares
-from pathlift.pruning.masks import apply_masks, checked_amount, elsewhere, masked
+from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
 from pathlift.reading import Inputs, capture
@@ -206,8 +206,9 @@ def prune(
             ``2:4``; the criterion's own when None.
         steps: Rounds; the criterion's own when None, and one for n:m.
         scope: Which parameters, see `Scope`; all weights of convolutions, linear layers and matrix products when None.
-        data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss.
-        generator: Source of randomness for criteria that draw, on the CPU.
+        data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss. Criteria that
+            look at none leave it alone.
+        generator: Source of randomness, on the CPU, for criteria that draw; the others leave it alone.
         progress: Called after each round with its number and that of all rounds.
 
     Returns:
@@ -277,11 +278,6 @@ def _criterion(criterion: Scoring) -> Criterion:
     if isinstance(criterion, Mapping):
         given = criterion
         return Criterion("scores", "given scores", lambda *_: given)
-    if not callable(criterion):
-        raise InputError(
-            "criterion must be a name, a Criterion, a function of the network or scores by parameter name, found "
-            f"{criterion!r}. '{RECOMMENDED}' is the default."
-        )
     function = criterion
     return Criterion(getattr(function, "__name__", "function"), "a function", lambda network, *_: function(network))
 
@@ -291,7 +287,7 @@ def _amount(amount: float | None, select: Selection) -> float:
         if not isinstance(select, NofM):
             raise InputError("Say how much to prune: amount, a share in [0, 1).")
         return select.amount
-    return checked_amount(amount)
+    return amount
 
 
 def _steps(criterion: Criterion, select: Selection) -> int:
@@ -299,8 +295,6 @@ def _steps(criterion: Criterion, select: Selection) -> int:
 
 
 def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps must be a positive whole number, found {steps!r}.")
     if steps > 1 and isinstance(criterion, Mapping):
         raise InputError(f"Given scores cannot be computed anew: steps must be 1, found {steps}.")
     if steps > 1 and isinstance(select, NofM):

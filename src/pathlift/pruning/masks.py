@@ -166,7 +166,7 @@ class ScorePruning(torch_prune.BasePruningMethod):
         Raises:
             InputError: It is no share.
         """
-        self.amount = checked_amount(amount)
+        self.amount = amount
 
     @public
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
@@ -185,23 +185,6 @@ class ScorePruning(torch_prune.BasePruningMethod):
         return (mask & there).to(default_mask)
 
 
-def checked_amount(amount: float) -> float:
-    """Return a share of weights to prune, checked.
-
-    Args:
-        amount: From 0, exclusive of 1.
-
-    Returns:
-        The same.
-
-    Raises:
-        InputError: It is none.
-    """
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < 1:
-        raise InputError(f"amount must be a share in [0, 1), found {amount!r}.")
-    return float(amount)
-
-
 @public
 def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tuple[nn.Module, str], Tensor]:
     """Key scores by module and name, as `torch.nn.utils.prune.global_unstructured` takes them.
@@ -212,7 +195,14 @@ def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tu
 
     Returns:
         (module, name in it) to scores.
+
+    Raises:
+        MismatchError: The scores are those of another model.
     """
+    shapes = {name: own.shape for name, own in model.named_parameters(remove_duplicate=False)}
+    for name, score in scores.items():
+        if name not in shapes or score.shape != shapes[name]:
+            raise MismatchError(f"The model has no parameter '{name}' of shape {tuple(score.shape)}, which has scores.")
     return {(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]): score for name, score in scores.items()}
 
 

@@ -85,14 +85,13 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
         Names in the model's order, at least one.
 
     Raises:
-        InputError: An item is of no such kind or matches nothing that can be pruned, or types or modules are given without
-            the model.
+        InputError: An item matches nothing that can be pruned, or types or modules are given without the model.
     """
     default = prunable(network)
     if scope is None:
         _refuse_derived(network)
         return _some(default, "no convolution or linear layer with a plain weight")
-    wanted: list[object] = [scope] if isinstance(scope, (str, type, nn.Module)) else _listed(scope)
+    wanted: list[object] = [scope] if isinstance(scope, (str, type, nn.Module)) else list(scope)
     included = [item for item in wanted if not (isinstance(item, str) and item.startswith("!"))]
     names = eligible(network)
     chosen: set[str] = set() if included else set(default)
@@ -104,16 +103,7 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
     for item in wanted:
         if isinstance(item, str) and item.startswith("!"):
             chosen -= _matching(item[1:], names)
-    return _some([name for name in names if name in chosen], f"nothing in the scope {scope!r}")
-
-
-def _listed(scope: object) -> list[object]:
-    if not isinstance(scope, (Sequence, set, frozenset)) or not len(scope):
-        raise InputError(
-            f"scope must be name patterns, module types or modules, at least one, found {scope!r}. Leave it out (None) for all "
-            "weights of convolutions, linear layers and matrix products."
-        )
-    return list(scope)
+    return _some([name for name in names if name in chosen], f"nothing in the scope {', '.join(map(_said, wanted))}")
 
 
 def _chosen(item: object, network: Network, names: Sequence[str], default: Sequence[str], model: nn.Module | None) -> set[str]:
@@ -121,9 +111,8 @@ def _chosen(item: object, network: Network, names: Sequence[str], default: Seque
         return _matching(item, names)
     if isinstance(item, nn.Module):
         return _inside(item, network, names, default, model)
-    if isinstance(item, type) and issubclass(item, nn.Module):
-        return _of_type(item, default, model)
-    raise InputError(f"An item of scope must be a name pattern, a module type or a module of the model, found {item!r}.")
+    assert isinstance(item, type)
+    return _of_type(item, default, model)
 
 
 def _said(item: object) -> str:

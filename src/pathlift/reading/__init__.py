@@ -75,8 +75,6 @@ def program_of(model: nn.Module) -> str:
 
 
 def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     examples = example_tensors(model, inputs)
     check_modules(model)
     with torch.random.fork_rng(devices=[]):  # a forward pass may seed, or draw
@@ -130,10 +128,6 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
         Network(4 nodes, 4 weight tensors, 4 parameters)
     """
     if isinstance(model, Network):
-        if inputs is not None or until is not None:
-            raise InputError("A captured Network has its inputs and outputs: leave out 'inputs' and 'until'.")
-        if any(node.axes is not None for node in model.nodes):
-            raise InputError("This is the compact form of a Network, which only passes over ones may read. Give the Network.")
         verify(model)
         return model
     if inputs is None:

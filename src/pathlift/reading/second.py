@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, MismatchError, name_differences
+from pathlift.errors import MismatchError, name_differences
 from pathlift.network import Apply, Network, StateTensor, evaluate
 from pathlift.reading import capture, program_of, verify
 from pathlift.reading.alike import check_graph
@@ -35,7 +35,6 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
 
     Raises:
         MismatchError: A name, a shape, a constant or the graph differs, or nothing is named as in the first network.
-        InputError: ``other`` is neither a module nor a network nor a mapping.
     """
     if isinstance(other, nn.Module):
         if network.program and program_of(other) == network.program:
@@ -49,8 +48,6 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         state = fitted(network, given)
         check_graph(network, other, state)
         return state
-    if not isinstance(other, Mapping):
-        raise InputError(f"other must be a module, a captured Network or a state-dict, found {type(other).__name__}.")
     return fitted(network, other)
 
 
@@ -119,11 +116,16 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, own in network.state.items():
         places = (name, *(alias for alias, target in network.aliases.items() if target == name))
         place = next((place for place in places if place in given), None)
-        state[name] = own if place is None else given[place].detach().to(network.host)
+        state[name] = own if place is None else _as_weight(given[place].detach().to(network.host), own)
     for name, value in network.baked.items():
         if not torch.equal(state[name].cpu(), value.cpu()):
             raise MismatchError(f"The values of the buffer '{name}' are part of the graph and differ between the networks.")
     return state
+
+
+def _as_weight(tensor: Tensor, own: Tensor) -> Tensor:
+    """Return whole numbers as what they are to the model: it loads them into floating-point weights."""
+    return tensor.to(own.dtype) if own.is_floating_point() and not tensor.is_floating_point() else tensor
 
 
 def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,18 +140,15 @@ def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> 
 
     Raises:
         MismatchError: None is named, or some that the network has not, or shapes differ.
-        InputError: ``given`` is neither.
     """
     if isinstance(given, nn.Module):
         found = translated(network, named_tensors(given))
         known = set(network.names)
         found = {name: tensor for name, tensor in found.items() if name in known}
         check_names(network, found, strict=True)
-    elif isinstance(given, Mapping):
+    else:
         found = translated(network, given)
         check_names(network, {**network.named(dict(network.state)), **found} if not _names_none(network, found) else found)
-    else:
-        raise InputError(f"Weights are given as a module or a mapping from names to tensors, found {type(given).__name__}.")
     return {network.aliases.get(name, name): tensor for name, tensor in found.items() if name not in network.views}
 
 

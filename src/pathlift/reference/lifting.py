@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.errors import InputError, UnsupportedModelError
+from pathlift.errors import InputError, NumericalError, UnsupportedModelError
 from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import example_tensors
 from pathlift.reference.dag import Dag, Path, TooManyPathsError
@@ -76,6 +76,7 @@ def path_lifting(
     Raises:
         UnsupportedModelError: The model lies outside the theory.
         InputError: The network has more than ``limit`` paths, or ``inputs`` or ``x`` is malformed.
+        NumericalError: A weight is NaN or infinite.
 
     References:
         Definitions A.5–A.7 of the paper.
@@ -98,6 +99,9 @@ def path_lifting(
     left_off = capture(model, inputs).left_off  # refuses what lies outside the theory
     if left_off:
         raise InputError(f"The model ends in {' and '.join(left_off)}, which has no path-lifting. Give the model without it.")
+    broken = next((name for name, own in model.named_parameters() if not bool(torch.isfinite(own).all())), None)
+    if broken is not None:
+        raise NumericalError(f"'{broken}' holds NaN or infinite values.")
     examples = example_tensors(model, inputs)
     dag = dag_of(model, *examples)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs
@@ -89,8 +87,6 @@ def equivalent(
         >>> bool(found), found.factors.tolist()
         (True, [2.0, 1.0, 0.5])
     """
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-        raise InputError(f"tolerance must be a finite number ≥ 0, found {tolerance}.")
     groups = _groups(model, inputs)
     network, relations = groups.network, groups.tied
     state = _finite(network, other)
@@ -251,8 +247,6 @@ def rescaling_distance(
         InputError: ``inputs`` or ``p`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    if not (math.isfinite(p) and p >= 1):
-        raise InputError(f"p must be a finite number ≥ 1, found {p}.")
     groups = _groups(model, inputs)
     second = groups.at(other_state(groups.network, other))
     one, two = groups.balance(p), second.balance(p)

@@ -39,16 +39,14 @@ class Batch:
     loss: Loss = F.cross_entropy
 
     def __post_init__(self) -> None:
-        """Check the kinds of the arguments.
+        """Check that there is a target for each input.
 
         Raises:
-            InputError: Inputs or targets are no tensors, or the loss is no function.
+            InputError: There are more or fewer.
         """
-        for tensor in (*self.samples, self.y):
-            if not isinstance(tensor, Tensor) or not tensor.dim():
-                raise InputError(f"Batch takes tensors with a batch dimension, found {type(tensor).__name__}.")
-        if not self.samples or not callable(self.loss):
-            raise InputError("Batch takes at least one input, targets and a loss of outputs and targets.")
+        for own in self.samples:
+            if len(own) != len(self.y):
+                raise InputError(f"Found {len(own)} inputs and {len(self.y)} targets.")
 
     @property
     def samples(self) -> tuple[Tensor, ...]:
@@ -71,8 +69,6 @@ class _Loss:
     """The loss as a function of the parameters that can be pruned."""
 
     def __init__(self, network: Network, batch: Batch) -> None:
-        if len(batch.samples[0]) != len(batch):
-            raise InputError(f"Found {len(batch.samples[0])} inputs and {len(batch)} targets.")
         names = eligible(network)
         blame(network.compact.values())
         self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
