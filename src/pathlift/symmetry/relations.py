@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 NOTHING, FIXED = 0, 1
-SHIFT = 31
-"""Bits of a label, so that a pair of labels fits one integer."""
 
 
 class Classes:
-    """Classes of equal labels; the smallest label of a class stands for it."""
+    """Classes of equal labels; the smallest label of a class stands for it.
+
+    Each label points to a smaller one of its class, and those that are looked up are pointed at the smallest: the work is
+    about linear in the labels that are looked up, whatever the number of all labels.
+    """
 
     def __init__(self) -> None:
         """Start with the two labels that have a meaning."""
@@ -42,7 +44,12 @@ class Classes:
 
     def find(self, labels: Tensor) -> Tensor:
         """Return the smallest label of each label's class."""
-        return self._root[labels]
+        root = self._root[labels]
+        while True:
+            further = self._root[root]
+            if torch.equal(further, root):
+                return root
+            self._root[labels] = root = further
 
     def join(self, first: Tensor, second: Tensor) -> None:
         """Join classes pair by pair.
@@ -52,18 +59,31 @@ class Classes:
             second: Labels, shape (pairs,).
         """
         while len(first):
-            first, second = self._root[first], self._root[second]
+            first, second = self.find(first), self.find(second)
             apart = first != second
-            if not bool(apart.any()):
-                return
             first, second = first[apart], second[apart]
             low, high = torch.minimum(first, second), torch.maximum(first, second)
             self._root.scatter_reduce_(0, high, low, "amin")
-            while True:
-                further = self._root[self._root]
-                if torch.equal(further, self._root):
-                    break
-                self._root = further
+            self.find(high)
+
+
+def components(count: int, first: Tensor, second: Tensor) -> Tensor:
+    """Number the connected components of a graph.
+
+    Args:
+        count: Number of nodes.
+        first: One end of each edge.
+        second: The other.
+
+    Returns:
+        The component of each node, numbered in the order of their first nodes.
+    """
+    classes = Classes()
+    classes.grow(max(count - classes.count, 0))
+    classes.join(first, second)
+    nodes = torch.arange(count, device="cpu")
+    root = classes.find(nodes)
+    return (torch.cumsum(root == nodes, 0) - 1)[root]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +162,8 @@ class Relations:
         self.classes = Classes()
         self.apart = Classes()  # the same without what only label 1 joins, to tell later why a channel is fixed
         self.reasons: list[tuple[Tensor, str]] = []
-        self.rows: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []  # labels and coefficients
+        self.ties = 0
         self.neurons: list[Tensor] = []
         self.reason = ""
 
@@ -166,15 +187,15 @@ class Relations:
         """
         first, second = torch.broadcast_tensors(self.find(first), self.find(second))
         apart = (first != second) & (first > NOTHING) & (second > NOTHING)
-        if not bool(apart.any()):
+        first, second = first[apart], second[apart]
+        if not len(first):
             return
-        packed = torch.unique((first[apart] << SHIFT) + second[apart])
-        pairs = torch.stack([packed >> SHIFT, packed & ((1 << SHIFT) - 1)])
-        fixed = (pairs == FIXED).any(0)
+        fixed = (first == FIXED) | (second == FIXED)
         if bool(fixed.any()):
-            self.reasons.append((pairs[:, fixed].amax(0), self.reason))
-        self.apart.join(*pairs[:, ~fixed])
-        self.classes.join(*pairs)
+            self.reasons.append((torch.unique(torch.maximum(first[fixed], second[fixed])), self.reason))
+        self.ties += len(first)
+        self.apart.join(first[~fixed], second[~fixed])
+        self.classes.join(first, second)
 
     def fix(self, labels: Tensor) -> None:
         """Give unknowns the scale 0, for `reason`."""
@@ -189,8 +210,15 @@ class Relations:
         """
         joined = torch.stack([part.reshape(-1) for part in torch.broadcast_tensors(*labels)], 1)
         joined = joined[(joined > NOTHING).all(1)]
-        if len(joined):
-            self.rows.append((joined, tuple(signs)))
+        self._keep(joined, torch.tensor(signs, dtype=torch.int16, device="cpu").expand(joined.shape))
+
+    def _keep(self, ids: Tensor, signs: Tensor) -> None:
+        """Work off equations, and keep those that are more than an equality."""
+        reason, self.reason = self.reason, "equations between scales that leave it no freedom"
+        ids, signs = self._worked_off(ids, signs)
+        self.reason = reason
+        if len(ids):
+            self.rows.append((ids, signs))
 
     def why_fixed(self) -> Callable[[Tensor], list[str]]:
         """Return a function that tells for labels of scale 0 what fixes them, "" for others."""
@@ -233,34 +261,39 @@ class Relations:
         )
 
     def _simplified(self) -> list[dict[int, Fraction]]:
-        """Work off all rows that come down to an equality; return the others."""
+        """Work off all rows that come down to an equality, to and fro through the layers; return the others."""
+        ties = -1
+        while ties != self.ties:
+            ties, blocks, self.rows = self.ties, reversed(self.rows), []
+            for block in blocks:
+                self._keep(*block)
         if not self.rows:
             return []
-        width = max(labels.shape[1] for labels, _ in self.rows)
-        ids = torch.cat([torch.nn.functional.pad(labels, (0, width - labels.shape[1])) for labels, _ in self.rows])
-        signs = torch.cat([
-            torch.tensor((*own, *[0] * (width - len(own))), device="cpu").expand(len(labels), -1) for labels, own in self.rows
-        ])
-        while True:
-            ids, signs = self._collected(ids, signs)
-            count = (signs != 0).sum(1)
-            ids, signs, count = ids[count > 0], signs[count > 0], count[count > 0]
-            equal = (count == 2) & (signs.sum(1) == 0)
-            if not bool(((count == 1) | equal).any()):
-                break
-            self.reason = "equations between scales that leave it no freedom"
-            self.fix(ids[count == 1].amax(1))
-            pairs = ids[equal].sort(1).values[:, -2:]
-            self.tie(pairs[:, 0], pairs[:, 1])
-            rest = (count > 1) & ~equal
-            ids, signs = ids[rest], signs[rest]
-        if not len(ids):
-            return []
+        width = max(ids.shape[1] for ids, _ in self.rows)
+        ids, signs = (
+            torch.cat([torch.nn.functional.pad(row[part].long(), (0, width - row[part].shape[1])) for row in self.rows])
+            for part in (0, 1)
+        )
         unique = torch.unique(torch.cat([ids, signs], 1), dim=0)
         return [
             {int(label): Fraction(int(sign)) for label, sign in zip(row[:width], row[width:], strict=True) if sign}
             for row in unique.tolist()
         ]
+
+    def _worked_off(self, ids: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """Tie what rows come down to when they are equalities; return the other rows."""
+        while len(ids):
+            ids, signs = self._collected(ids, signs)
+            count = (signs != 0).sum(1)
+            equal = (count == 2) & (signs.sum(1) == 0)
+            rest = (count > 1) & ~equal
+            one, pairs = ids[count == 1].amax(1), ids[equal].sort(1).values[:, -2:]
+            ids, signs = ids[rest], signs[rest]
+            if not len(one) and not len(pairs):
+                break
+            self.fix(one)
+            self.tie(pairs[:, 0], pairs[:, 1])
+        return ids, signs
 
     def _collected(self, ids: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
         """Replace labels by their classes and add up what stands at the same class."""

@@ -20,11 +20,13 @@ from torch import Tensor
 from pathlift.edges import Edges, Identity, Weights
 from pathlift.edges.base import Chain, Support
 from pathlift.edges.pattern import Layout, Pattern
+from pathlift.edges.unit import Overlap
 from pathlift.network import Clamp, Leaf, Network, Node, Origin, Start, Term, evaluate
 from pathlift.passes.propagate import walk
 from pathlift.passes.realise import value_of
+from pathlift.symmetry.antecedents import PATTERNED, blocks, lines, tie_lines, tie_overlap, tie_pattern, tie_stars
 from pathlift.symmetry.monomials import Factor, Product, factors, products
-from pathlift.symmetry.relations import FIXED, NOTHING, Relations, Solution
+from pathlift.symmetry.relations import FIXED, NOTHING, Relations, Solution, components
 
 VARYING = -1
 LARGE = 2.0**40
@@ -101,11 +103,21 @@ class _Use:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One map of a bundle of edges: with constant weights, or with a pattern of weights that scale."""
+    """One map of a bundle of edges.
+
+    Attributes:
+        edges: The map.
+        weights: Constant weights, where some are 0 or they stand on no pattern; 1 where they are not 0.
+        pattern: Which weight stands on which edge, for weights that scale and for constant ones of `PATTERNED` maps.
+        scales: Whether the weights scale.
+        below: Shape of the neurons below.
+        above: Shape of the neurons above.
+    """
 
     edges: Edges
     weights: Weights | None
     pattern: Pattern | None
+    scales: bool
     below: tuple[int, ...]
     above: tuple[int, ...]
 
@@ -295,6 +307,10 @@ class _Tying:
             self.supports[leaf] = value != 0
         return Support(Weights((value.detach().to(self.device),), torch.abs, torch.float64))
 
+    def _dense(self, leaf: Leaf) -> bool:
+        """Whether weights that do not scale count as nowhere zero."""
+        return leaf not in self.products or bool(leaf.requires) or bool((self._support(leaf).full() > 0).all())
+
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self.device).expand(shape)
 
@@ -303,15 +319,19 @@ class _Tying:
         leaf = term.weight
         steps: list[_Step] = []
         for edges, weighted in self._links(term):
-            if weighted and leaf is not None and not self._constant(leaf):
-                pattern = edges.pattern(shape, tuple(self.values[leaf].shape))
-                step = _Step(edges, None, pattern, shape, pattern.above.whole)
+            own = leaf if weighted else None
+            scales = own is not None and not self._constant(own)
+            pattern = None
+            if own is not None and (scales or isinstance(edges, PATTERNED)):
+                pattern = edges.pattern(shape, tuple(value_of(own, self.values).shape))
+            weights = None if own is None or scales or (pattern is not None and self._dense(own)) else self._support(own)
+            if pattern is not None:
+                above = pattern.above.whole
+            elif isinstance(edges, Identity) and (weights is None or weights.full().dim() == 0):
+                above = shape
             else:
-                weights = self._support(leaf) if weighted and leaf is not None else None
-                plain = isinstance(edges, Identity) and (weights is None or weights.full().dim() == 0)
-                zeros = self._zeros(shape)
-                above = shape if plain else tuple(edges.max(zeros, weights).shape)
-                step = _Step(edges, weights, None, shape, above)
+                above = tuple(edges.max(self._zeros(shape), weights).shape)
+            step = _Step(edges, weights, pattern, scales, shape, above)
             steps.append(step)
             shape = step.above
         return steps
@@ -342,18 +362,8 @@ class _Tying:
         above = _summed_to(above, self.steps[term][-1].above)
         for step in reversed(self.steps[term]):
             kept.insert(0, above)
-            if step.pattern is not None:
-                _, source, place = step.pattern.triples.unbind(1)
-                live = slim(step.pattern.above.split(above)).any(1)
-                groups, ins, places = step.pattern.below.shape
-                read = (
-                    torch.zeros(groups, places, dtype=torch.float64, device="cpu").index_add_(
-                        1, source, _wide(live, step.pattern.above)[:, place].double()
-                    )
-                    > 0
-                )
-                read = read.all()[None, None].expand(read.shape) if bool(read.all()) else read
-                above = step.pattern.below.join(read[:, None].expand(groups, ins, places))
+            if step.pattern is not None and step.weights is None:
+                above = step.pattern.below.join(_read(step.pattern, slim(step.pattern.above.split(above)).any(1)))
             elif not isinstance(step.edges, Identity):
                 there = above.double().to(self.device)
                 back, _ = step.edges.adjoint(self._zeros(step.below), step.weights, there, below=True, share=False)
@@ -427,19 +437,31 @@ class _Tying:
         """Label what a bundle of edges brings, from thin labels of the neurons below; thin again."""
         for step, alive in zip(self.steps[term], self.inner[term], strict=True):
             labels = self.relations.find(labels)
-            if step.pattern is not None:
+            if step.scales:
                 assert term.weight is not None
+                assert step.pattern is not None
                 labels = thinned(self._weighted(term.weight, step.pattern, labels.expand(step.below), alive))
             elif isinstance(step.edges, Identity):
                 there = True if step.weights is None else step.weights.full().cpu() > 0
                 labels = torch.where(thinned(alive) & there, labels, NOTHING)
             else:
-                labels = thinned(self._tied_antecedents(step.edges, step.weights, labels.expand(step.below)))
+                labels = thinned(settled(self._tied_antecedents(step, labels.expand(step.below))))
                 labels = torch.where(thinned(alive), labels, NOTHING)
         return labels
 
-    def _tied_antecedents(self, edges: Edges, weights: Weights | None, labels: Tensor) -> Tensor:
+    def _tied_antecedents(self, step: _Step, labels: Tensor) -> Tensor:
         """Give each neuron above the label of its antecedents, which must have one and the same."""
+        edges, weights, pattern = step.edges, step.weights, step.pattern
+        if pattern is not None:
+            there = None if weights is None else pattern.weight.split(weights.full().cpu() > 0)
+            return pattern.above.join(tie_pattern(self.relations, pattern, there, slim(pattern.below.split(labels))))
+        found = lines(edges, step.below, step.above)
+        if found:
+            thin, dims = thinned(labels), {line.dim for line in found}
+            wide = [size if dim in dims else own for dim, (size, own) in enumerate(zip(step.below, thin.shape, strict=True))]
+            tie_lines(self.relations, found, thin.expand(wide))
+        elif isinstance(edges, Overlap):
+            tie_overlap(self.relations, edges, labels, step.above, self.device)
         while True:
             labels = self.relations.find(labels)
             x = labels.double().to(self.device)
@@ -447,7 +469,7 @@ class _Tying:
             low = LARGE - edges.max(torch.where(x > NOTHING, LARGE - x, 0.0), weights).cpu()
             apart = (high > NOTHING) & (high != low)
             if not bool(apart.any()):
-                return settled(high.long())
+                return high.long()
             self.relations.tie(high[apart].long(), low[apart].long())
 
     def _weighted(self, leaf: Leaf, pattern: Pattern, labels: Tensor, alive: Tensor) -> Tensor:
@@ -502,35 +524,79 @@ class _Tying:
         return torch.where(live & (parts >= 0)[:, None], chosen, NOTHING).expand(pattern.above.shape)
 
     def _general(self, pattern: Pattern, below: Tensor, live: Tensor) -> Tensor:
-        """Label the neurons above one by one, and write down what weights at several places demand."""
+        """Label the neurons above when places differ, and write down what weights at several places demand."""
         tap, source, place = pattern.triples.unbind(1)
-        real = below > NOTHING
-        counts = torch.zeros(below.shape[0], live.shape[2], dtype=torch.float64, device="cpu")
-        read = counts.index_add_(1, place, real.any(1)[:, source].double()) > 0
-        fresh = self.relations.new(live.numel()).reshape(live.shape)
-        above = torch.where(live & read[:, None], fresh, NOTHING)
+        above = torch.zeros(live.shape, dtype=torch.long, device="cpu")
         for group in range(len(below)):
             x, y = below[group], above[group]
-            regular = _all_or_none(real[group][None], real[group].any(0)[None]) and _all_or_none(
-                (y > NOTHING)[None], (y > NOTHING).any(0)[None]
+            read = torch.zeros(live.shape[2], dtype=torch.bool, device="cpu").index_fill_(
+                0, place[(x > NOTHING).any(0)[source]], value=True
             )
-            ins, outs = (x > NOTHING).any(1).nonzero()[:, 0], (y > NOTHING).any(1).nonzero()[:, 0]
+            there = live[group] & read
+            ins, outs = (x > NOTHING).any(1).nonzero()[:, 0], there.any(1).nonzero()[:, 0]
             if not len(ins) or not len(outs):
                 continue
-            for own in range(int(tap.max()) + 1):
-                chosen = tap == own
-                if not regular:
-                    self._pairwise(x[:, source[chosen]], y[:, place[chosen]])
-                    continue
-                low, high = x[ins][:, source[chosen]], y[outs][:, place[chosen]]
-                there = (low[0] > NOTHING) & (high[0] > NOTHING)
-                low, high = low[:, there], high[:, there]
-                if low.shape[1] < 2:
-                    continue
-                first = [low[:1, 1:], low[:1, :1]]
-                self.relations.equation([high[:, 1:], high[:, :1], *first], [1, -1, -1, 1])
-                self.relations.equation([low[1:, 1:], low[1:, :1], *first], [1, -1, -1, 1])
+            if _all_or_none((x > NOTHING)[None], (x > NOTHING).any(0)[None]) and _all_or_none(there[None], there.any(0)[None]):
+                kept = (x[ins[0]] > NOTHING)[source] & there[outs[0]][place]
+                found = self._separate(x[ins], tap[kept], source[kept], place[kept], (len(outs), y.shape[1]))
+                y[outs] = torch.where(there[outs], found, NOTHING)
+            else:
+                y[there] = self.relations.new(int(there.sum()))
+                for own in range(int(tap.max()) + 1):
+                    self._pairwise(x[:, source[tap == own]], y[:, place[tap == own]])
         return above
+
+    def _separate(self, x: Tensor, tap: Tensor, source: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Label the neurons above a block of weights all of whose channels are at the same places.
+
+        For two edges of one tap, s(v) − s(u) = s(v') − s(u') for all pairs of channels. So where places are linked by taps
+        s is a function of the channel plus one of the place, on both sides, and the functions of the place differ along all
+        edges of a tap by one number. Places below at which one channel has the same s have it in all channels; places
+        above that read such places by the same tap have the same s too.
+
+        Args:
+            x: Labels below, shape (ins, places below).
+            tap: Of each edge.
+            source: Place below of each edge.
+            place: Place above of each edge.
+            shape: Number of channels and of places above.
+
+        Returns:
+            Labels above, of that shape.
+        """
+        relations, low, (outs, high) = self.relations, x.shape[1], shape
+        taps = int(tap.max()) + 1 if len(tap) else 0
+        linked = components(low + taps, source, low + tap)[:low]
+        kind = components(low, *_alike(relations.find(x) + (linked << 32)))
+        kinds = int(kind.max()) + 1
+        x = tie_stars(relations, x, torch.arange(low, device="cpu"), kind, kinds)
+        self._sums(x, components(kinds + taps, kind[source], kinds + tap)[:kinds])
+
+        spot = components(high + taps * kinds, place, high + tap * kinds + kind[source])[:high]
+        spots = int(spot.max()) + 1
+        y = relations.new(outs * spots).reshape(outs, spots)
+        edges = torch.stack([tap, kind[source], spot[place]])
+        if kinds < low or spots < high:
+            edges = torch.unique(edges, dim=1)
+        tap, source, place = edges
+        self._sums(y, components(spots + taps, place, spots + tap)[:spots])
+        first = _first(tap, taps)[tap]
+        self.relations.equation([y[0, place], y[0, place[first]], x[0, source], x[0, source[first]]], [1, -1, -1, 1])
+        return y[:, spot]
+
+    def _sums(self, labels: Tensor, linked: Tensor) -> None:
+        """Write down that among linked places s is a sum of a function of the channel and one of the place.
+
+        Args:
+            labels: Shape (channels, places).
+            linked: Number of its set for each place.
+        """
+        first = _first(linked, int(linked.max()) + 1)[linked]
+        other = (first != torch.arange(len(first), device="cpu")).nonzero()[:, 0]
+        first = first[other]
+        for part in blocks(len(labels) - 1, len(other)):
+            rows = labels[1:][part]
+            self.relations.equation([rows[:, other], rows[:, first], labels[:1, other], labels[:1, first]], [1, -1, -1, 1])
 
     def _pairwise(self, low: Tensor, high: Tensor) -> None:
         """Write down s(v) − s(u) = s(v') − s(u') for all edges of each weight of one tap.
@@ -689,6 +755,42 @@ def _summed_to(above: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _all_or_none(there: Tensor, some: Tensor) -> bool:
     """Whether the channels of each group are at the same places, apart from channels that are nowhere."""
     return bool(((there == some[:, None]) | ~there.any(2, keepdim=True)).all())
+
+
+def _read(pattern: Pattern, live: Tensor) -> Tensor:
+    """Return which neurons below are read by places above that matter.
+
+    Args:
+        pattern: The map.
+        live: Which places above matter, (groups, places), or with one place for all.
+
+    Returns:
+        Shape (groups, ins, places).
+    """
+    _, source, place = pattern.triples.unbind(1)
+    groups, _, places = pattern.below.shape
+    if live.shape[1] == 1:
+        found = live & torch.zeros(places, dtype=torch.bool, device="cpu").index_fill_(0, source, value=True)
+    else:
+        none = torch.zeros(groups, places, dtype=torch.uint8, device="cpu")
+        found = none.scatter_reduce_(1, source.expand(groups, -1), live[:, place].byte(), "amax") > 0
+    found = found[:1, :1] if bool(found.all()) else found
+    return found.expand(groups, places)[:, None].expand(pattern.below.shape)
+
+
+def _first(number: Tensor, count: int) -> Tensor:
+    """Return the first place of each number below ``count``."""
+    places = torch.arange(len(number), device="cpu")
+    return torch.full((count,), len(number), device="cpu").scatter_reduce_(0, number, places, "amin")
+
+
+def _alike(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pairs of columns that link all columns in which a row has the same number."""
+    place = torch.arange(x.shape[1], device="cpu").expand(x.shape)
+    if not bool((x[:, 1:] >= x[:, :-1]).all()):
+        x, place = torch.sort(x, dim=1, stable=True)
+    same = x[:, 1:] == x[:, :-1]
+    return place[:, :-1][same], place[:, 1:][same]
 
 
 def _linked(pattern: Pattern, real: Tensor, live: Tensor) -> Tensor:
