@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
 from pathlift.edges.base import Chain, Edges
 from pathlift.edges.unit import Gather, Identity, weighted_dims
 from pathlift.network import Apply, Network, Node, Slopes, Term
+from pathlift.precision import plainly
 
 
 def compacted(network: Network) -> Network:
@@ -28,7 +28,7 @@ def compacted(network: Network) -> Network:
     Returns:
         A network with the same leaves (and some constants moved about) whose nodes have `Node.axes`.
     """
-    with torch.device("cpu"), torch.inference_mode(False):  # kept with the network, whatever the caller's state
+    with plainly():  # kept with the network, whatever the caller's state
         return _Compaction(network).run()
 
 

@@ -18,8 +18,10 @@ from typing import TypeVar
 import torch
 
 from pathlift.errors import InputError
+from pathlift.forks import Held
+from pathlift.precision import default_device
 
-ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = Held()
 """The exporter keeps the state of a trace in the process: no other model may be traced, nor run by us, meanwhile."""
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)
@@ -45,7 +47,7 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
         raise InputError(
             "A model is captured already, and its forward pass asks for another capture. Capture outside of forward."
         )
-    default = torch.get_default_device()
+    default = default_device()
     found: list[Result] = []
     failed: list[BaseException] = []
     begun: list[bool] = []
@@ -63,7 +65,7 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
         finally:
             end.release()
 
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME.lock:
         try:
             _thread.start_new_thread(copy_context().run, (run,))
             end.acquire()

@@ -7,14 +7,9 @@ slower, removes it.
 
 from __future__ import annotations
 
-import gc
-import io
-import logging
 import operator
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.precision import switches_as_they_were
+from pathlift.reading.quiet import quiet
 
 _MAY_ALIAS = ("dropout", "feature_dropout", "alpha_dropout", "type_as", "atleast_1d", "atleast_2d", "atleast_3d")
 """Operators that can return their argument itself although their schema does not say so."""
@@ -142,9 +138,9 @@ def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[
 
 
 def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) -> Exported:
-    with switches_as_they_were(), _quiet(), _without_collector(), torch.no_grad(), reading:
+    with switches_as_they_were(), quiet("torch"), torch.no_grad(), reading:
         program = torch.export.export(view, examples, strict=False)
-    with switches_as_they_were(), _quiet(), _without_collector(), torch.no_grad():
+    with switches_as_they_were(), quiet("torch"), torch.no_grad():
         _inline_regions(program.graph_module)
         if _mutates_shared_memory(program.graph):
             program = program.run_decompositions({})
@@ -208,37 +204,11 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings and logs: what matters of them comes back as an error of ours."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the garbage collector: tracing makes many small objects that live on, and scanning them doubles its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _raise_if_model_fails(examples: tuple[Tensor, ...], cause: Exception, runs: Callable[[], None]) -> None:
     """Tell a model that cannot run on this input from one that cannot be exported: run it."""
     shapes = ", ".join(str(tuple(example.shape)) for example in examples)
     try:
-        with _quiet():
+        with quiet("torch"):
             runs()
     except Exception as error:
         if not _is_dynamic(error):  # on the meta device no model can look at its data

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import sys
-import threading
 import types
 import uuid
 import weakref
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
+from pathlift.forks import Held
 from pathlift.reading.freeze import filled
 
 PASSING = frozenset({
@@ -59,7 +59,7 @@ PROCESS = uuid.uuid4().hex
 """Tokens mean nothing in another process."""
 
 _count = itertools.count()
-_lock = threading.Lock()
+_one_at_a_time = Held()
 _tokens: dict[int, tuple[weakref.ref[Any], int]] = {}
 
 
@@ -72,15 +72,20 @@ def token(value: Any) -> str:
     Returns:
         The text; another one each time for an object that does not say when it is gone.
     """
-    with _lock:
+    with _one_at_a_time.lock:
         known = _tokens.get(id(value))
         if known is None or known[0]() is not value:
             try:
-                known = weakref.ref(value), next(_count)
+                known = weakref.ref(value, functools.partial(_forget, id(value))), next(_count)
             except TypeError:
                 return f"{PROCESS} {next(_count)}"
             _tokens[id(value)] = known
         return f"{PROCESS} {known[1]}"
+
+
+def _forget(place: int, gone: weakref.ref[Any]) -> None:
+    if place in _tokens and _tokens[place][0] is gone:
+        del _tokens[place]
 
 
 class Fingerprint:

@@ -32,4 +32,6 @@ def random_scores(network: Network, generator: torch.Generator | None = None) ->
     Returns:
         Name to scores, for every parameter that can be pruned.
     """
-    return {name: torch.rand(network.state[name].shape, generator=generator).to(network.device) for name in eligible(network)}
+    shapes = {name: network.state[name].shape for name in eligible(network)}
+    drawn = {name: torch.rand(shape, dtype=torch.float32, generator=generator) for name, shape in shapes.items()}
+    return {name: own.to(network.device) for name, own in drawn.items()}

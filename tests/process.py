@@ -1,0 +1,431 @@
+"""What crosses a call: every public function with one cheap call of it, circumstances, and the state of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gc
+import itertools
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pathlift
+from pathlift import pruning, training
+
+SHAPE = (1, 4, 4)
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    """A convolution, a batch norm with statistics, a pooling and a linear layer, in eval mode."""
+    made = torch.Generator().manual_seed(seed)
+    with torch.device("cpu"):
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+        )
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype.is_floating_point:
+                tensor.copy_(torch.rand(tensor.shape, generator=made) + (0.5 if "var" in name else -0.4))
+    return model.eval().float()
+
+
+class World:
+    """Fresh arguments for one call."""
+
+    def __init__(self, network: pathlift.Network | None = None) -> None:
+        self.model = small_model()
+        self.other = small_model(1)
+        if network is not None:  # captured once for many worlds
+            self.model = network.state.root
+        self.network = pathlift.capture(self.model, SHAPE) if network is None else network
+        self.groups = pathlift.symmetries(self.network)
+        made = torch.Generator().manual_seed(2)
+        self.x = torch.rand((3, *SHAPE), generator=made)
+        self.y = torch.tensor([0, 2, 1])
+        self.near = {
+            name: own * 1.03125 if own.dtype.is_floating_point else own for name, own in self.model.state_dict().items()
+        }
+        self.masks = {"0.weight": torch.arange(18).reshape(2, 1, 3, 3) % 2 == 0}
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = Path(self._folder.name)
+        self.file = self.folder / "weights.safetensors"
+        save_file({name: own.clone() for name, own in self.other.state_dict().items()}, self.file)
+
+    @property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a call may read and not change."""
+        states = (*self.model.state_dict().values(), *self.other.state_dict().values(), *self.near.values())
+        return [*states, *self.masks.values(), self.x, self.y]
+
+
+def _saved(world: World) -> object:
+    pathlift.save_masks(world.masks, world.folder / "masks.safetensors")
+    return (world.folder / "masks.safetensors").read_bytes()
+
+
+def _loaded(world: World) -> object:
+    pathlift.save_masks(world.masks, world.folder / "masks.safetensors")
+    return pathlift.load_masks(world.folder / "masks.safetensors")
+
+
+def _streamed(world: World) -> object:
+    network = pathlift.stream(world.network, weights=world.file)
+    folder = tempfile.mkdtemp(dir=world.folder)
+    return pathlift.path_norm(network), pathlift.path_magnitude(network, out=f"{folder}/scores"), network
+
+
+def _step(world: World, use: Callable[[torch.optim.Optimizer, nn.Module], object]) -> object:
+    """One step of training of a copy; what became of the weights."""
+    model = copy.deepcopy(world.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    use(optimizer, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return model.state_dict(), [memory["momentum_buffer"] for memory in optimizer.state.values()]
+
+
+def _regularised(world: World) -> object:
+    found = pathlift.log_path_norm(world.network, world.model)
+    if found.requires_grad:
+        gradients = torch.autograd.grad(found, list(world.model.parameters()), allow_unused=True)
+        return found.detach(), [own for own in gradients if own is not None]
+    return found
+
+
+def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
+    def call(world: World) -> object:
+        needs = pathlift.CRITERIA[criterion].needs
+        data = {"nothing": None, "inputs": world.x}.get(needs, pathlift.Batch(world.x, world.y))
+        made = {"generator": world.generator} | options
+        return pathlift.prune(world.network, amount=0.5, criterion=criterion, data=data, **made)
+
+    return call
+
+
+FUNCTIONS: dict[str, Callable[[World], object]] = {
+    "align": lambda w: pathlift.align(w.network, w.groups.randomize(generator=w.generator)),
+    "apply_masks": lambda w: pathlift.apply_masks(w.model, w.masks),
+    "attack": lambda w: pathlift.attack(w.network, w.x, pathlift.Relative(0.1), 0.01, steps=2, generator=w.generator),
+    "box_path_metric": lambda w: pathlift.box_path_metric(w.network, 0.1),
+    "capture": lambda w: pathlift.capture(w.model, SHAPE),
+    "certify": lambda w: pathlift.certify(w.network, w.x, pathlift.Relative(1e-3)),
+    "check_support": lambda w: pathlift.check_support(nn.Sequential(w.model, nn.GELU()), SHAPE),
+    "equivalent": lambda w: pathlift.equivalent(w.network, w.groups.randomize(generator=w.generator)),
+    "expected_bound": lambda w: pathlift.expected_bound(w.network, w.near, [w.x]),
+    "generalisation_bound": lambda w: pathlift.generalisation_bound(w.network, 100),
+    "gradient_norms": lambda w: pathlift.gradient_norms(w.network, w.x),
+    "input_lipschitz": lambda w: pathlift.input_lipschitz(w.network),
+    "lipschitz_bound": lambda w: pathlift.lipschitz_bound(w.network, w.near, w.x),
+    "load_masks": _loaded,
+    "log_path_norm": _regularised,
+    "path_kernel": lambda w: pathlift.path_kernel([w.network, w.near, w.file]),
+    "path_lifting": lambda w: pathlift.path_lifting(w.model, SHAPE, w.x[:1]),
+    "path_magnitude": lambda w: pathlift.path_magnitude(w.network),
+    "path_metric": lambda w: pathlift.path_metric(w.network, w.other.state_dict(), moments=2, tighten=2, estimate=4),
+    "path_metric_bounds": lambda w: pathlift.path_metric_bounds(w.network, w.other.state_dict()),
+    "path_metrics": lambda w: list(pathlift.path_metrics(w.network, [w.near, w.file])),
+    "path_norm": lambda w: pathlift.path_norm(w.network),
+    "path_norms": lambda w: list(pathlift.path_norms(w.network, [w.near, w.file], q=2)),
+    "prune": _prune("relative_path_magnitude"),
+    "rescaling_distance": lambda w: pathlift.rescaling_distance(w.groups, w.groups.normalize()),
+    "save_masks": _saved,
+    "sharpness": lambda w: pathlift.sharpness(w.network, w.x, w.y, 0.1, steps=2),
+    "stream": _streamed,
+    "symmetries": lambda w: pathlift.symmetries(w.network),
+    "unit_path_magnitude": lambda w: pathlift.unit_path_magnitude(w.network),
+    "with_state": lambda w: pathlift.with_state(w.model, w.other.state_dict()),
+}
+"""One call of each function of `pathlift.__all__`."""
+
+METHODS: dict[str, Callable[[World], object]] = {
+    "Symmetries.at": lambda w: w.groups.at(w.network.state),
+    "Symmetries.balance": lambda w: w.groups.balance(),
+    "Symmetries.channel_groups": lambda w: w.groups.channel_groups("0"),
+    "Symmetries.condition": lambda w: w.groups.condition(),
+    "Symmetries.equalize": lambda w: w.groups.equalize(),
+    "Symmetries.normalize": lambda w: w.groups.normalize(),
+    "Symmetries.randomize": lambda w: w.groups.randomize(generator=w.generator),
+    "Symmetries.rescale": lambda w: w.groups.rescale([2.0] * len(w.groups)),
+    "Symmetries.weight_factors": lambda w: w.groups.weight_factors([2.0] * len(w.groups)),
+    "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
+    "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.x[:1]).reconstruction(),
+    "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),
+    "Pruned.intervals": lambda w: pathlift.Pruned(0.1).intervals(w.network),
+    "Relative.intervals": lambda w: pathlift.Relative(0.1).intervals(w.network),
+    "Rounding.intervals": lambda w: pathlift.Rounding(8).intervals(w.network),
+    "Batch.split": lambda w: list(pathlift.Batch(w.x, w.y).split(2)),
+    "Checkpoint": lambda w: dict(pathlift.Checkpoint(w.file).items()),
+}
+"""One call of each public method of the classes of `pathlift.__all__`."""
+
+INTERNAL = {"Tolerance.intervals", "Network.named", "Network.holding", "Network.memory", "Network.kind_of", "Network.values"}
+"""Methods that another of these calls, or that have no work of their own."""
+
+OPTIONS: dict[str, Callable[[World], object]] = {
+    "capture of a Network": lambda w: pathlift.capture(w.network),
+    "path_norm of a module": lambda w: pathlift.path_norm(w.model, SHAPE, q=2),
+    "path_magnitude at x": lambda w: pathlift.path_magnitude(w.network, x=w.x),
+    "path_metric q=2": lambda w: pathlift.path_metric(w.network, w.near, q=2),
+    "certify a rounding": lambda w: pathlift.certify(w.network, w.x, pathlift.Rounding(8), 0.01),
+    "training.path_sgd": lambda w: _step(w, lambda o, m: training.path_sgd(o, pathlift.capture(m, SHAPE))),
+    "training.rescale_after_steps": lambda w: _step(
+        w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.Symmetries.balance)
+    ),
+    "pruning.to_torch_prune": lambda w: pruning.from_torch_prune(pruning.to_torch_prune(w.model, w.masks)),
+    "pruning.ScorePruning": lambda w: pruning.importance_scores(w.model, pathlift.path_magnitude(w.network)).values(),
+    **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.CRITERIA},
+}
+"""Further calls, that run other code."""
+
+CALLS = FUNCTIONS | METHODS | OPTIONS
+
+
+# --------------------------------------------------------------------------------------------------------- what was found
+
+
+def contents(value: Any, inside: bool = False) -> Any:
+    """Return all that a result shows, as plain values whose equality is that of every bit; no tensor may be of inference mode."""
+    if isinstance(value, Tensor):
+        assert not value.is_inference(), "a tensor of inference mode came out"
+        numbers = None if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), numbers, value.requires_grad
+    if isinstance(value, pathlift.Network):
+        return repr(value), contents(dict(value.state)), value.examples, [leaf.label for leaf in value.leaves]
+    if isinstance(value, nn.Module):
+        return contents(value.state_dict()), [module.training for module in value.modules()]
+    if isinstance(value, pathlift.Symmetries):
+        return str(value), repr(value)
+    if isinstance(value, Mapping):
+        held = [(name, contents(own)) for name, own in getattr(value, "__dict__", {}).items() if not name.startswith("_")]
+        return [(key, contents(item)) for key, item in value.items()], held
+    if isinstance(value, (list, tuple, type({}.values()))):
+        return [contents(item) for item in value]
+    if isinstance(value, pathlift.Step):
+        return [contents(getattr(value, own.name)) for own in dataclasses.fields(value) if own.name != "seconds"]
+    if dataclasses.is_dataclass(value):
+        names = [own.name for own in dataclasses.fields(value)]
+        names += [] if inside else [name for name, own in vars(type(value)).items() if isinstance(own, property)]
+        return [(name, contents(_shown(value, name), True)) for name in names]
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _shown(value: object, name: str) -> object:
+    try:
+        return getattr(value, name)
+    except AttributeError:  # a property that this result has not
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------ circumstances
+
+
+class _Function(TorchFunctionMode):
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def switched(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> Iterator[None]:
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@contextlib.contextmanager
+def _numpy() -> Iterator[None]:
+    with np.errstate(all="raise"):
+        yield
+
+
+def _dtype(dtype: torch.dtype) -> Callable[[], Any]:
+    return lambda: switched(torch.get_default_dtype, torch.set_default_dtype, dtype)
+
+
+CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
+    "default dtype float64": _dtype(torch.float64),
+    "default dtype float16": _dtype(torch.float16),
+    "default dtype bfloat16": _dtype(torch.bfloat16),
+    "default device meta": lambda: torch.device("meta"),
+    "default device set to meta": lambda: switched(lambda: None, torch.set_default_device, "meta"),
+    "deterministic algorithms": lambda: switched(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+    "medium precision": lambda: switched(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"),
+    "anomaly detection": torch.autograd.detect_anomaly,
+    "warnings as errors": _errors,
+    "numpy raises": _numpy,
+    "a function mode": _Function,
+    "a dispatch mode": _Dispatch,
+    "a fake mode": FakeTensorMode,
+    "saved tensors elsewhere": torch.autograd.graph.save_on_cpu,
+}
+"""What a caller may have around a call."""
+
+
+# ------------------------------------------------------------------------------------------------------ state of the process
+
+
+def backends() -> dict[str, Any]:
+    """Every switch of PyTorch's backends that can be read here."""
+    own: Any = torch.backends
+    found = {
+        f"{part}.{name}": getattr(getattr(own, part), name)
+        for part, name in itertools.product(("cudnn", "mkldnn"), ("enabled", "deterministic", "allow_tf32"))
+        if hasattr(getattr(own, part), name)
+    }
+    for place in ("cudnn.conv", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul", "cudnn.rnn"):
+        with contextlib.suppress(AttributeError):
+            first, second = place.split(".")
+            found[place] = getattr(getattr(getattr(own, first), second), "fp32_precision")
+    return found
+
+
+def process_wide() -> dict[str, Any]:
+    """The state that all threads share, and that no call may change even while it runs."""
+    loggers = [
+        logging.getLogger(),
+        *(own for own in logging.Logger.manager.loggerDict.values() if isinstance(own, logging.Logger)),
+    ]
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "stdout": id(sys.stdout),
+        "stderr": id(sys.stderr),
+        "warning filters": list(warnings.filters),
+        "showwarning": id(warnings.showwarning),
+        "loggers": {
+            own.name: (own.level, own.disabled, own.propagate, list(map(id, own.handlers)))
+            for own in loggers
+            if own.level or own.handlers or own.disabled or not own.propagate
+        },
+        "logging": logging.root.manager.disable,
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "signals": {own: signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
+        "environment": dict(os.environ),
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_debug()),
+        "recursion": sys.getrecursionlimit(),
+        "folder": os.getcwd(),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
+        "anomaly": torch.is_anomaly_enabled(),
+        "interval": sys.getswitchinterval(),
+    }
+
+
+def generators() -> dict[str, Any]:
+    """The states of the sources of random numbers."""
+    return {"torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state())}
+
+
+def own_thread() -> dict[str, Any]:
+    """The state that each thread has for itself."""
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
+        "autocast cache": torch.is_autocast_cache_enabled(),
+        "device": str(torch.get_default_device()),
+        "trace": (sys.gettrace(), sys.getprofile()),
+        "modes": torch.utils._python_dispatch._len_torch_dispatch_stack(),
+        "function modes": torch._C._len_torch_function_stack(),
+        "numpy": np.geterr(),
+        "flush": torch.tensor([1e-42]).mul(1.0).item() if torch.get_default_device().type == "cpu" else None,
+    }
+
+
+def state_of_the_process() -> dict[str, Any]:
+    """All of it."""
+    return (
+        process_wide()
+        | generators()
+        | own_thread()
+        | {"backends": backends(), "precision": torch.get_float32_matmul_precision()}
+    )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What has changed; loggers that PyTorch made meanwhile are no change."""
+    changed = {name: (own, after[name]) for name, own in before.items() if own != after[name]}
+    if "loggers" in changed:
+        one, two = changed.pop("loggers")
+        changed |= {name: (own, two.get(name)) for name, own in one.items() if own != two.get(name)}
+    return changed
+
+
+# --------------------------------------------------------------------------------------------------------------- interrupts
+
+
+def interrupted(work: Callable[[], object], line: int) -> int:
+    """Call a function and raise KeyboardInterrupt when this thread is about to run its so many-th line of pathlift.
+
+    Args:
+        work: The function.
+        line: Which line; 0 only counts.
+
+    Returns:
+        The number of lines when the function came to its end first, −1 after the interrupt.
+    """
+    count = 0
+    inside = str(Path(pathlift.__file__).parent)
+
+    def trace(frame: types.FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(inside):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return -1
+    finally:
+        sys.settrace(before)
+    return count
