@@ -319,18 +319,13 @@ def plain_tensor(name: str, value: Any, dtypes: frozenset[torch.dtype] = DTYPES,
     return value
 
 
-def module(name: str, value: Any, *, hollow: bool = True) -> nn.Module:
-    """A module whose parameters are dense and of real numbers; a ``hollow`` one may lie on the meta device."""
+def module_with_values(name: str, value: Any) -> nn.Module:
+    """A module whose parameters are dense tensors of numbers."""
     if not isinstance(value, nn.Module):
         raise refusal(name, "a torch.nn.Module", value)
     for own, parameter in value.named_parameters():
-        plain_tensor(f"'{own}' of {name}", parameter, hollow=hollow)
+        plain_tensor(f"'{own}' of {name}", parameter)
     return value
-
-
-def module_with_values(name: str, value: Any) -> nn.Module:
-    """A module whose parameters have values."""
-    return module(name, value, hollow=False)
 
 
 def batch(name: str, value: Any) -> Tensor:

@@ -26,7 +26,6 @@ from pathlift.arguments.kinds import (
     generator,
     instance,
     mapping,
-    module,
     module_with_values,
     named,
     number,
@@ -85,10 +84,11 @@ def ranked(name: str, value: Any) -> Tensor:
     return found
 
 
-model = either("a torch.nn.Module, or a captured Network", (nn.Module, module), (Network, captured))
+module = instance("a torch.nn.Module", nn.Module)  # one that cannot be read is refused, or reported, with its problems
+model = either("a torch.nn.Module, or a captured Network", (nn.Module, anything), (Network, captured))
 model_or_groups = either(
     "a torch.nn.Module, a captured Network or its Symmetries",
-    (nn.Module, module), (Network, captured), (Symmetries, anything),
+    (nn.Module, anything), (Network, captured), (Symmetries, anything),
 )  # fmt: skip
 groups = instance("the Symmetries of a model: symmetries(model, inputs)", Symmetries)
 other = either(
@@ -197,7 +197,7 @@ KINDS: Mapping[str, Kind] = {
     "equivalent.model": model_or_groups,
     "rescaling_distance.model": model_or_groups,
     "apply_masks.model": module_with_values,
-    "check_support.model": instance("a torch.nn.Module", nn.Module),  # whatever it holds is reported
+    "check_support.model": module,
     "from_torch_prune.model": module,
     "importance_scores.model": module_with_values,
     "path_lifting.model": module,
@@ -285,7 +285,7 @@ KINDS: Mapping[str, Kind] = {
     "scores": scores,
     "score": plain_tensor,
     "Criterion.score": function("a function of the network, the data and a generator", 3),
-    "t": plain_tensor,
+    "t": ranked,
     "default_mask": plain_tensor,
     "criterion": scoring,
     "Pruned.criterion": ranking,

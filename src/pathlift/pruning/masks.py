@@ -178,7 +178,12 @@ class ScorePruning(torch_prune.BasePruningMethod):
 
         Returns:
             A mask of the shape and type of ``default_mask``.
+
+        Raises:
+            InputError: The scores have another shape, or are NaN.
         """
+        if t.shape != default_mask.shape:
+            raise InputError(f"t has shape {tuple(t.shape)}, and default_mask {tuple(default_mask.shape)}.")
         there = default_mask.bool()
         keep = kept_of(int(there.sum()), self.amount)
         (mask,) = keep_largest([torch.where(there, t.detach(), -torch.inf)], keep)

@@ -1,0 +1,304 @@
+"""Every argument of every public function is used or refused (`pathlift.arguments`); what memory cannot hold is said."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pathlift
+import pathlift.pruning
+from pathlift.arguments.kinds import shown
+from pathlift.arguments.table import EXCLUDED, KINDS, NEEDED, kind_of
+from pathlift.errors import shortage
+from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
+
+FUNCTIONS = surface()
+EACH = int(os.environ.get("PATHLIFT_WRONG", "4"))
+"""Wrong values that are tried for each argument, drawn from a seed; `make hunt` tries all."""
+
+SLOW = {"capture", "check_support", "path_lifting", "certify"}
+"""Functions of which a few arguments are enough when not hunting."""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        yield World(Path(folder))
+        os.chdir(before)
+
+
+# ------------------------------------------------------------------------------------------------------- nothing forgotten
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_of_every_public_function_is_declared(name: str) -> None:
+    for argument in arguments(FUNCTIONS[name]):
+        kind_of(name, argument, may_be_none=False)
+        fair(name, argument, FUNCTIONS[name], 0)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_stands_behind_the_door(name: str) -> None:
+    made = FUNCTIONS[name]
+    function = made.__init__ if inspect.isclass(made) else made  # type: ignore[misc]
+    assert hasattr(function, "__wrapped__"), f"write @public above {name}"
+
+
+def test_nothing_is_declared_that_no_function_has() -> None:
+    known = {argument for name in FUNCTIONS for argument in arguments(FUNCTIONS[name])}
+    known |= {f"{name}.{argument}" for name in FUNCTIONS for argument in arguments(FUNCTIONS[name])}
+    assert set(KINDS) <= known
+    assert set(CALLS) <= set(FUNCTIONS)
+    assert {f"{name}.{argument}" for name, argument in (*NEEDED, *EXCLUDED)} <= known
+    assert set(FAIR) <= known
+
+
+# ----------------------------------------------------------------------------------------------------------- wrong values
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_right_call_is_answered(world: World, name: str) -> None:
+    run(FUNCTIONS[name], CALLS[name](world))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_wrong_value_ends_in_an_error_of_pathlift_or_in_the_right_answer(world: World, name: str) -> None:
+    drawn = random.Random(name)
+    for argument in arguments(FUNCTIONS[name]):
+        for label in drawn.sample(list(VALUES), min(len(VALUES), EACH if name not in SLOW or EACH > 4 else 2)):
+            ending = tried(world, name, FUNCTIONS[name], argument, label)
+            assert ending.how in {"refused", "answered"}, f"{ending.call}: {ending.how}, {ending.text[:500]}"
+
+
+@pytest.mark.parametrize("label", VALUES)
+def test_any_value_can_be_said_in_a_few_words(label: str) -> None:
+    assert len(shown(VALUES[label]())) < 200
+
+
+def test_numbers_of_numpy_are_numbers(world: World) -> None:
+    found = pathlift.path_norm(world.network, q=np.float32(2))
+    assert found == pathlift.path_norm(world.network, q=2) and type(found.q) is float
+    tolerance = pathlift.Rounding(np.int64(8), step=np.float64(0.5))
+    assert tolerance == pathlift.Rounding(8) and type(tolerance.bits) is int
+
+
+# -------------------------------------------------------------------------------------------------------- what is refused
+
+
+def refused(words: str, function: Any, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(pathlift.InputError, match=words) as caught:
+        function(*args, **kwargs)
+    assert len(str(caught.value)) < 600
+
+
+def test_exchanged_arguments_are_named(world: World) -> None:
+    refused(
+        "x must be .*, found a Relative. It would do for 'tolerance'",
+        pathlift.certify,
+        world.network,
+        pathlift.Relative(0.1),
+        world.x,
+    )
+    refused("tolerance must be .* It would do for 'x'", pathlift.attack, world.network, world.x, world.x)
+
+
+def test_a_call_that_does_not_fit_is_an_error_of_pathlift_and_a_type_error(world: World) -> None:
+    for call in (
+        lambda: pathlift.path_norm(),  # type: ignore[call-arg]
+        lambda: pathlift.path_norm(world.network, radios=3),  # type: ignore[call-arg]
+        lambda: pathlift.Relative(),  # type: ignore[call-arg]
+        lambda: pathlift.attack(world.network, world.x, None, 0.0, 10),  # type: ignore[misc]
+    ):
+        with pytest.raises(pathlift.CallError) as caught:
+            call()
+        assert isinstance(caught.value, TypeError)
+    with pytest.raises(pathlift.CallError, match="Did you mean 'radius'"):
+        pathlift.attack(world.network, world.x, radios=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if {"model", "inputs"} <= set(arguments(FUNCTIONS[name]))])
+def test_inputs_beside_a_network_are_refused_by_every_function(world: World, name: str) -> None:
+    given = {"model": world.network, **CALLS[name](world), "inputs": (4,)}
+    if isinstance(given["model"], pathlift.Network):
+        refused("leave out 'inputs'", FUNCTIONS[name], **given)
+        if name in {"align", "equivalent", "rescaling_distance"}:
+            refused("leave out 'inputs'", FUNCTIONS[name], **{**given, "model": world.groups})
+
+
+def test_an_argument_that_would_have_no_effect_is_refused(world: World) -> None:
+    refused("seed has no effect without estimate", pathlift.path_metric, world.network, world.state, seed=3)
+    refused("confidence has no effect without estimate", pathlift.path_metric, world.network, world.state, confidence=0.5)
+    refused("sigma has no effect beside choices", world.groups.randomize, [1.0, 2.0], sigma=3.0)
+    run(pathlift.path_metric, {"model": world.network, "other": world.state, "seed": 0})  # as it is anyway
+
+
+def test_a_string_is_no_list_of_paths(world: World) -> None:
+    refused("others must be modules, state-dicts or files", pathlift.path_norms, world.network, str(world.weights))
+    refused("others must be", pathlift.path_metrics, world.network, world.state)
+    refused("models must be", pathlift.path_kernel, world.weights, model=world.network)
+
+
+def test_a_batch_where_a_number_is_meant_is_not_written_out(world: World) -> None:
+    words = r"samples must be a positive whole number, found a tensor of shape \(200, 4\)"
+    refused(words, pathlift.generalisation_bound, world.network, torch.randn(200, 4))
+
+
+def test_constants_of_loss_and_data_may_have_any_size(world: World) -> None:
+    plain = pathlift.generalisation_bound(world.network, 100)
+    for size in (5e-324, 1e-100, 1e100, 1e308):
+        found = pathlift.generalisation_bound(world.network, 100, loss_lipschitz=size)
+        for name in ("log10_theorem", "log10_sharpened", "log10_covering"):
+            assert getattr(found, name) == pytest.approx(getattr(plain, name) + float(np.log10(size)), abs=1e-6)
+
+
+def test_an_optimiser_of_other_parameters_is_refused_at_once(world: World) -> None:
+    other = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+    for call in (
+        lambda: pathlift_training().path_sgd(other, world.network),
+        lambda: pathlift_training().rescale_after_steps(other, world.groups, pathlift.Symmetries.balance),
+    ):
+        refused("trains none of the network's parameters", call)
+
+
+def pathlift_training() -> Any:
+    import pathlift.training
+
+    return pathlift.training
+
+
+def test_a_radius_beyond_the_range_of_float32_still_has_a_bound(world: World) -> None:
+    found = pathlift.lipschitz_bound(world.network, world.state, world.x, radius=1e60)
+    assert bool(torch.isfinite(found).all()) and float(found.min()) > 1e50
+
+
+def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
+    method = pathlift.pruning.ScorePruning(0.5)
+    refused("t has shape", method.compute_mask, torch.ones(1, 4), torch.ones(2, 4))
+
+
+def test_whole_numbers_for_weights_are_what_the_model_would_load() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    ones = {name: torch.ones_like(own) for name, own in model.state_dict().items()}
+    whole = {name: own.long() for name, own in ones.items()}
+    network = pathlift.capture(model, (2,))
+    assert pathlift.rescaling_distance(network, whole) == pathlift.rescaling_distance(network, ones)
+
+
+def test_nan_is_refused_where_paths_are_listed_and_gradients_taken() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    model[0].weight.data[0, 0] = torch.nan
+    for call in (lambda: pathlift.path_lifting(model, (2,)), lambda: pathlift.gradient_norms(model, torch.ones(1, 2))):
+        with pytest.raises(pathlift.NumericalError):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------ what memory cannot hold
+
+
+@pytest.mark.parametrize(
+    ("error", "amount"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes."
+            ),
+            "4 TiB",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1536 bytes."), "1.5 KiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"), "2.00 GiB"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)"), "7.45 GiB"),
+        (RuntimeError("unable to mmap 1048576 bytes from file </x>: Cannot allocate memory (12)"), "1 MiB"),
+        (OSError(12, "Cannot allocate memory"), "does not tell"),
+        (MemoryError(), "does not tell"),
+    ],
+)
+def test_a_lack_of_memory_is_known_and_says_how_much_was_asked_for(error: Exception, amount: str) -> None:
+    found = shortage(error, "path_norm")
+    assert isinstance(found, MemoryError) and amount in str(found)
+    with pytest.raises(pathlift.PathliftError) as wrapped:  # what runs in between may have another name for it
+        raise pathlift.UnsupportedModelError((pathlift.Problem("", "export", "", "no", ""),)) from error
+    assert amount in str(shortage(wrapped.value, "path_norm"))
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    for error in (RuntimeError("shapes differ"), OSError(2, "no"), ValueError("not enough memory"), pathlift.InputError("x")):
+        assert shortage(error, "path_norm") is None
+
+
+def test_an_interrupt_in_a_callback_stays_one(world: World) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pathlift.certify(world.network, world.x, pathlift.Relative(0.01), progress=stop)
+
+
+LIMITED = """
+import resource
+import torch
+from torch import nn
+import pathlift
+import pathlift.pruning
+
+torch.set_num_threads(1)
+def network(width):
+    layers = [nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)]
+    return pathlift.capture(nn.Sequential(*layers), (4,))
+large, small, near = network(2000), network(3), pathlift.Relative(0.1)
+x, y = torch.ones(4, 4), torch.zeros(4, dtype=torch.long)
+CALLS = {
+    "path_norm": lambda own: pathlift.path_norm(own, q=2),
+    "path_norms": lambda own: list(pathlift.path_norms(own, [own], q=2)),
+    "path_magnitude": lambda own: pathlift.path_magnitude(own),
+    "certify": lambda own: pathlift.certify(own, x, near),
+    "attack": lambda own: pathlift.attack(own, x, near),
+    "prune": lambda own: pathlift.prune(own, amount=0.5),
+    "lipschitz_bound": lambda own: pathlift.lipschitz_bound(own, near, x),
+    "balance": lambda own: pathlift.symmetries(own).balance(),
+    "sharpness": lambda own: pathlift.sharpness(own, x, y, 0.1),
+}
+for call in CALLS.values():
+    call(small)  # loads what they need
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 20), -1))
+for name, call in CALLS.items():
+    try:
+        call(large)
+        print(name, "answered")
+    except pathlift.OutOfMemoryError as error:
+        print(name, "refused", error)
+    except BaseException as error:
+        print(name, "bare", type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space are those of Linux")
+def test_a_call_that_memory_cannot_hold_says_how_much_it_asked_for() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LIMITED],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 9 and done.returncode == 0, done.stdout + done.stderr[-2000:]
+    for line in lines:
+        assert re.search(r" refused \w+.*needs more memory than there is: it asked for [\d.]+ [KMG]iB", line), line
