@@ -6,8 +6,11 @@ returns it and says that it was stopped; one that has not raises `OutOfTimeError
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from pathlift.errors import InputError, OutOfTimeError
 
@@ -55,3 +58,34 @@ class Clock:
                 f"{what} did not end within seconds={self.seconds:g}, and half of it is no answer. "
                 "Allow more seconds, or None for no limit."
             )
+
+
+_RUNNING: ContextVar[Clock] = ContextVar("clock")
+NO_LIMIT = Clock(None)
+
+
+def running() -> Clock:
+    """Return the clock of the call that is under way, one without a limit when it has none."""
+    return _RUNNING.get(NO_LIMIT)
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None) -> Iterator[Clock]:
+    """Give what runs inside so many seconds; whoever gave less before keeps the say.
+
+    Args:
+        seconds: A finite number ≥ 0; None for no further limit.
+
+    Yields:
+        The clock that `running` returns inside.
+
+    Raises:
+        InputError: ``seconds`` is anything else.
+    """
+    own, outer = Clock(seconds), running()
+    clock = own if own.left() < outer.left() else outer
+    token = _RUNNING.set(clock)
+    try:
+        yield clock
+    finally:
+        _RUNNING.reset(token)

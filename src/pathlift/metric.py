@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.budget import limited
 from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference
@@ -51,6 +52,7 @@ class PathMetric:
         passes: How many sums over all paths were taken.
         history: What each step of tightening reached.
         estimate: The sampled estimate, when one was asked for and the metric is not exact.
+        stopped: The seconds were over before all was done that was asked for; the bounds are valid.
     """
 
     lower: float
@@ -66,6 +68,7 @@ class PathMetric:
     passes: int = 0
     history: tuple[Step, ...] = ()
     estimate: Estimate | None = None
+    stopped: bool = False
     _log2_per_output: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -132,7 +135,7 @@ def path_metric(
             positive or ``ratio`` is above 1, else no moments.
         tighten: At most so many steps that improve g and the dual certificate, each a few forward and backward passes.
         ratio: Stop as soon as upper/lower is at most this.
-        seconds: Stop tightening after this time.
+        seconds: Stop after this time with the best bounds so far, which take at least one pass of each network.
         estimate: Number of paths to sample for an unbiased estimate; 0 for none.
         confidence: Probability with which the interval of the estimate covers the truth.
         seed: Of the sampling.
@@ -181,8 +184,8 @@ def path_metric(
     blame(others)
     pair = frame(network, both)
     order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
-    remaining = seconds - (time.monotonic() - start)
-    found = enclosed(pair, order, tighten, ratio, remaining, progress)
+    with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
+        found = enclosed(pair, order, tighten, ratio, progress)
     sampled = None if not estimate else estimated(pair, found.reference, found.near, estimate, confidence, seed)
     return _result(compact, found, sampled)
 
@@ -236,6 +239,7 @@ def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> Path
         found.passes,
         found.history,
         sampled,
+        found.stopped,
         (spread(network, found.lower), spread(network, found.upper)),
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
@@ -84,6 +85,7 @@ class Enclosed:
         history: All steps.
         reference: The g that was found.
         near: Whether the path-liftings are alike, by a rough model.
+        stopped: The time of the call was up before all was done that was asked for.
     """
 
     lower: Tensor
@@ -96,6 +98,7 @@ class Enclosed:
     history: tuple[Step, ...]
     reference: Reference
     near: bool
+    stopped: bool
 
 
 class _Best:
@@ -113,6 +116,7 @@ class _Best:
         self.history: list[Step] = []
         self.progress = progress
         self.started = time.monotonic()
+        self.stopped = False
 
     @property
     def seconds(self) -> float:
@@ -144,6 +148,11 @@ class _Best:
     def _gap(self, lower: Tensor) -> Tensor:
         """Ln of what moved, relative to a lower bound."""
         return torch.where(lower > self.moved, (self.moved - lower) * math.log(2.0), -1.0)
+
+    def over(self) -> bool:
+        """Whether the time of the call is up; then more is left undone."""
+        self.stopped = self.stopped or running().over()
+        return self.stopped
 
     @property
     def ratio(self) -> float:
@@ -178,6 +187,7 @@ class _Best:
             tuple(self.history),
             reference,
             near,
+            self.stopped,
         )
 
 
@@ -202,9 +212,7 @@ def pivot_bounds(pair: Frame) -> Sides:
     return Sides("pivot", *ends)
 
 
-def enclosed(
-    pair: Frame, order: int, tighten: int, ratio: float, seconds: float, progress: Callable[[Step], None] | None
-) -> Enclosed:
+def enclosed(pair: Frame, order: int, tighten: int, ratio: float, progress: Callable[[Step], None] | None) -> Enclosed:
     """Enclose the path-metric.
 
     Args:
@@ -212,11 +220,10 @@ def enclosed(
         order: Highest moment and order of the affinities; 0 for the pivot bound alone.
         tighten: Most steps of tightening.
         ratio: Stop at this ratio of the bounds.
-        seconds: Stop tightening after this time.
         progress: Called with each step.
 
     Returns:
-        The bounds.
+        The bounds; the best ones so far when the time of the call is up.
     """
     best = _Best(pair, progress)
     reference = chosen(pair)
@@ -237,7 +244,7 @@ def enclosed(
     def moments() -> None:
         for sides, passes in _moments(pair, order, reference, reference.covered):
             take(sides, passes)
-            if best.ratio <= enough:
+            if best.ratio <= enough or best.over():
                 return
 
     def affinities() -> None:
@@ -252,11 +259,11 @@ def enclosed(
         first()
     if best.ratio > max(ratio, LOOSE) and not best.pivoted:
         pivot()
-    if best.ratio > ratio and (more or best.ratio > (SHARP if order >= 6 else LOOSE)):
+    if best.ratio > ratio and (more or best.ratio > (SHARP if order >= 6 else LOOSE)) and not best.over():
         second()
-    if tighten and pair.changed and best.ratio > ratio:
+    if tighten and pair.changed and best.ratio > ratio and not best.over():
         search = Tightened(pair, reference)
-        _tightened(pair, best, order, tighten, ratio, seconds, search)
+        _tightened(pair, best, order, tighten, ratio, search)
         return best.result(search.reference, near)
     return best.result(reference, near)
 
@@ -277,20 +284,21 @@ def _moments(pair: Frame, order: int, reference: Reference, covered: float | Non
     yield moment_bounds(known, covered=covered), passes
 
 
-def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, seconds: float, search: Tightened) -> None:
+def _tightened(pair: Frame, best: _Best, order: int, steps: int, ratio: float, search: Tightened) -> None:
     """Improve g and the dual certificate in turns; what is reached is looked at with all moments at the end of each stage."""
     dual = Dual(pair)
     for number in range(1, steps + 1):
         stage = search.stage(number, steps)
         best.take(search.step(stage), 4 * search.evaluations, number)
-        best.take(dual.step(), 6 * 2, number)
+        if not best.over():
+            best.take(dual.step(), 6 * 2, number)
         last = number == steps or search.stage(number + 1, steps) != stage
-        done = best.ratio <= ratio or best.seconds > seconds
-        if last or done:
+        done = best.ratio <= ratio
+        if (last or done) and not best.over():
             with torch.no_grad():
                 for sides, passes in _moments(pair, order, search.reference, None):
                     best.take(sides, passes, number)
                     if best.ratio <= ratio:
                         break
-        if best.ratio <= ratio or best.seconds > seconds:
+        if best.ratio <= ratio or (number < steps and best.over()):
             return

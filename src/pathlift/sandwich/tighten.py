@@ -7,12 +7,14 @@ g = f·(max(|θ|, |θ'|) + c·|θ'−θ| + e), then a factor per output and inpu
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.network import Leaf
 from pathlift.passes.joint import CharacterProgram, DualProgram, Moments
 from pathlift.passes.propagate import propagate
@@ -75,6 +77,10 @@ class _Learned:
         return torch.where(most > 0, g, 0.0)
 
 
+class _OverError(Exception):
+    """The time of the call is up in the middle of a step."""
+
+
 class Tightened:
     """The search for g."""
 
@@ -105,7 +111,7 @@ class Tightened:
         return next(name for name, end in STAGES if number <= math.ceil(end * steps))
 
     def step(self, stage: Stage) -> Sides:
-        """Make one quasi-Newton step.
+        """Make one quasi-Newton step; when the time of the call is up, end it after the first g that it looks at.
 
         Args:
             stage: Which parameters to change.
@@ -122,6 +128,8 @@ class Tightened:
 
         def closure() -> Tensor:
             assert self._optimizer is not None
+            if found and running().over():
+                raise _OverError
             self._optimizer.zero_grad()
             with torch.enable_grad():
                 loss, sides = self._evaluate()
@@ -129,7 +137,8 @@ class Tightened:
             found.append(sides)
             return loss
 
-        self._optimizer.step(closure)
+        with contextlib.suppress(_OverError):  # every g is a bound, also one in the middle of a line search
+            self._optimizer.step(closure)
         self.evaluations = len(found)
         best = torch.stack([sides.upper for sides in found]).amin(0)
         return Sides(f"g by {stage}", torch.full_like(best, -math.inf), best)

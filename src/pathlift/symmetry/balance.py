@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.errors import NumericalError
 from pathlift.symmetry.couplings import Dense, Sparse, sums
 from pathlift.symmetry.linear import Operator, conjugate_gradients
@@ -37,11 +38,13 @@ class Balance:
         imbalance: The certificate: the largest |∂F/∂log λ|, relative to the mass that the group has, over all groups. 0 at
             the minimum, where it is the only stationary point of a convex function.
         steps: Newton steps that were made.
+        stopped: The time of the call was up before the minimum was reached.
     """
 
     free: Tensor
     imbalance: float
     steps: int
+    stopped: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,8 @@ def balanced(
         state = problem.at(free)
         if state.imbalance <= TOLERANCE:
             break
+        if running().over():
+            return Balance(free, state.imbalance, steps, True)
         steps += 1
         near = state.imbalance < 0.1
         accuracy, most = (min(1e-2, state.imbalance), 500) if near else (1e-2, 30)
@@ -98,7 +103,7 @@ def balanced(
             f"No optimal rescaling was found: after {steps} Newton steps a group is out of balance by {imbalance:.1e}. "
             "Its factors may differ by more than float64 can hold; bring the network nearer with normalize() first."
         )
-    return Balance(free, imbalance, steps)
+    return Balance(free, imbalance, steps, False)
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,8 @@ class _Problem:
         if not self.solution.plain:
             return free
         for _ in range(12):
+            if running().over():
+                break
             scales = self.power * self.solution.scales(free)
             coming, going = sums(self.couplings, scales)
             there = (coming > 0) & (going > 0)

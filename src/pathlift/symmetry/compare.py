@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.budget import Clock, limited
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs
@@ -57,7 +58,12 @@ def _finite(network: Network, other: Other) -> dict[str, Tensor]:
 @public
 @torch.no_grad()
 def equivalent(
-    model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, tolerance: float | None = None
+    model: nn.Module | Network | Symmetries,
+    other: Other,
+    inputs: Inputs | None = None,
+    *,
+    tolerance: float | None = None,
+    seconds: float | None = None,
 ) -> Equivalence:
     """Tell whether two networks are rescalings of each other, θ' = λ∘θ, and find λ.
 
@@ -70,6 +76,7 @@ def equivalent(
         inputs: As for `capture`; not needed for a Network.
         tolerance: Largest relative difference of a weight from λ∘θ that counts as rounding; 64 units of the last digit of
             its type by default.
+        seconds: Time to spend, None for no limit.
 
     Returns:
         The answer, with the factors or the first parameter that disagrees.
@@ -79,6 +86,7 @@ def equivalent(
         MismatchError: ``other`` has other parameters, shapes or another graph.
         InputError: ``inputs`` or ``tolerance`` is malformed.
         NumericalError: A weight is NaN or infinite.
+        OutOfTimeError: The seconds are over before there is an answer.
 
     Example:
         >>> from torch import nn
@@ -87,7 +95,11 @@ def equivalent(
         >>> bool(found), found.factors.tolist()
         (True, [2.0, 1.0, 0.5])
     """
-    groups = _groups(model, inputs)
+    with limited(seconds) as clock:
+        return _equivalent(_groups(model, inputs), other, tolerance, clock)
+
+
+def _equivalent(groups: Symmetries, other: Other, tolerance: float | None, clock: Clock) -> Equivalence:
     network, relations = groups.network, groups.tied
     state = _finite(network, other)
     limits = {name: tolerance if tolerance is not None else ULPS * _epsilon(network.state[name], state[name]) for name in state}
@@ -100,6 +112,8 @@ def equivalent(
     for name in relations.scalings:
         deviations = pair.deviations(name, scales)
         if float(deviations.amax()) > limits[name]:
+            if pair.stopped:
+                clock.check("The comparison modulo rescaling")
             laid = relations.scalings[name].join(deviations, network.state[name].shape)
             place = tuple(int(axis) for axis in torch.unravel_index(laid.argmax(), laid.shape))
             what = f"'{name}'{list(place)} differs by {float(laid[place]):.3g} of itself from the rescaling nearest to it"
@@ -109,7 +123,9 @@ def equivalent(
 
 @public
 @torch.no_grad()
-def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None) -> RescaledState:
+def align(
+    model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, seconds: float | None = None
+) -> RescaledState:
     """Bring a second network into the gauge of the first: rescale θ' so that it is as near to θ as it gets.
 
     The factors solve a robust least-squares problem in log λ over the weights that are not zero in both. A copy of θ that
@@ -120,6 +136,8 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
         model: A module, a captured `Network` or its `Symmetries`: θ.
         other: θ', see `path_metric`.
         inputs: As for `capture`; not needed for a Network.
+        seconds: Time to spend, None for no limit; when it is up, the best factors so far are used and the state is
+            ``stopped``.
 
     Returns:
         A state-dict with the function of θ', up to that rounding.
@@ -129,12 +147,16 @@ def align(model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs 
         MismatchError: ``other`` has other parameters, shapes or another graph.
         InputError: ``inputs`` is malformed.
         NumericalError: A weight is NaN or infinite.
+        OutOfTimeError: The seconds are over before the rescaling groups are known.
     """
-    groups = _groups(model, inputs)
-    network = groups.network
-    state = _finite(network, other)
-    free = _alignment(compared(network, state))
-    return RescaledState(network, snapped(network, state, _moved(network, state, free)), torch.exp2(free))
+    with limited(seconds):
+        groups = _groups(model, inputs)
+        network = groups.network
+        state = _finite(network, other)
+        pair = compared(network, state)
+        free = _alignment(pair)
+    moved = snapped(network, state, _moved(network, state, free))
+    return RescaledState(network, moved, torch.exp2(free), stopped=pair.stopped)
 
 
 def compared(network: Network, state: Mapping[str, Tensor]) -> Pair:
@@ -224,7 +246,12 @@ Groups explain some of the difference of any two networks; only more than that s
 @public
 @torch.no_grad()
 def rescaling_distance(
-    model: nn.Module | Network | Symmetries, other: Other, inputs: Inputs | None = None, *, p: float = 2.0
+    model: nn.Module | Network | Symmetries,
+    other: Other,
+    inputs: Inputs | None = None,
+    *,
+    p: float = 2.0,
+    seconds: float | None = None,
 ) -> float:
     """Return the distance of two networks modulo rescaling: between their balanced representatives.
 
@@ -237,6 +264,7 @@ def rescaling_distance(
         other: θ', see `path_metric`.
         inputs: As for `capture`; not needed for a Network.
         p: Order, ≥ 1.
+        seconds: Time to spend, None for no limit.
 
     Returns:
         The distance, over all trainable parameters.
@@ -246,10 +274,14 @@ def rescaling_distance(
         MismatchError: ``other`` has other parameters, shapes or another graph.
         InputError: ``inputs`` or ``p`` is malformed.
         NumericalError: A weight is NaN or infinite.
+        OutOfTimeError: The seconds are over before both are balanced.
     """
-    groups = _groups(model, inputs)
-    second = groups.at(other_state(groups.network, other))
-    one, two = groups.balance(p), second.balance(p)
+    with limited(seconds) as clock:
+        groups = _groups(model, inputs)
+        second = groups.at(other_state(groups.network, other))
+        one, two = groups.balance(p), second.balance(p)
+        if one.stopped or two.stopped:
+            clock.check("The search for balanced representatives")
     total = sum(
         float((one[name].double() - two[name].double()).abs().pow(p).sum()) for name in groups.network.parameters if name in one
     )

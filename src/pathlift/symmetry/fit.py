@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.symmetry.couplings import Dense, Sparse, coupling
 from pathlift.symmetry.linear import conjugate_gradients
 from pathlift.symmetry.relations import Solution
@@ -72,12 +73,23 @@ class Pair:
     @cached_property
     def fit(self) -> Tensor:
         """The log₂ factors g that explain the ratios best, shape (groups,); 0 for a group that no weight tells about."""
+        return self._search[0]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the time of the call was up before `fit` was the best there is."""
+        return self._search[1]
+
+    @cached_property
+    def _search(self) -> tuple[Tensor, bool]:
         solution = self.solution
         if not self.scalings:
-            return torch.zeros(solution.dimension, dtype=torch.float64, device="cpu")
+            return torch.zeros(solution.dimension, dtype=torch.float64, device="cpu"), False
         free = self.rough
         ratios: dict[str, Tensor] = {}
         for _ in range(ROUNDS if solution.plain else 8):
+            if running().over():
+                return free, True
             scales = solution.scales(free)
             if not (ratios and solution.plain):
                 if self._largest_deviation(scales) < (EXACT if solution.plain else PRECISE):
@@ -89,7 +101,7 @@ class Pair:
             free = free + step
             if float(step.abs().max()) < PRECISE:
                 break
-        return free
+        return free, False
 
     def deviations(self, name: str, scales: Tensor) -> Tensor:
         """Return |θ'/(λ∘θ) − 1| as the parameter is laid out, float64; 0 where a weight is 0 or changes its sign."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.edges.pattern import Layout
 from pathlift.network import Network
 from pathlift.passes.programs import NormProgram
@@ -32,6 +33,7 @@ class Gauge:
     imbalance: float
     left: tuple[int, ...]
     steps: int
+    stopped: bool
 
 
 @torch.no_grad()
@@ -190,10 +192,10 @@ def _gauge(found: Balance, couplings: Sequence[Dense | Sparse], tied: Tied, held
     """Name the groups that were left: those that are held, and those without a mass."""
     coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu"))
     left = torch.nonzero(held | (tied.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
-    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps)
+    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps, found.stopped)
 
 
-def equalized(network: Network, tied: Tied) -> Tensor:
+def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
     """Return the factors that give every channel equal ranges of incoming and outgoing weights.
 
     Only weights of two or more dimensions have a range: biases and batch norms stay in floating point. A channel without
@@ -205,7 +207,7 @@ def equalized(network: Network, tied: Tied) -> Tensor:
         tied: Its symmetries.
 
     Returns:
-        log₂ λ, shape (groups,).
+        log₂ λ, shape (groups,), and whether the time of the call was up before the ranges were equal.
 
     Raises:
         NumericalError: A weight is NaN or infinite.
@@ -221,6 +223,8 @@ def equalized(network: Network, tied: Tied) -> Tensor:
                 sizes = sizes.amax(3, keepdim=True)
             ends.append((scaling.above, scaling.below, sizes))
     for _ in range(200):
+        if running().over():
+            return free, True
         scales = solution.scales(free)
         coming, going = (torch.full((solution.count,), -torch.inf, dtype=torch.float64, device="cpu") for _ in range(2))
         widest = coming.clone()
@@ -235,7 +239,7 @@ def equalized(network: Network, tied: Tied) -> Tensor:
         if float(step.abs().max()) < EQUAL_ENOUGH:
             break
         free = free + projected(solution, step) / 2
-    return free
+    return free, False
 
 
 def _largest(found: Tensor, classes: Tensor, values: Tensor) -> None:

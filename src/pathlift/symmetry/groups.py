@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public, public_constructor
+from pathlift.budget import limited
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
+from pathlift.precision import plainly
 from pathlift.reading import Inputs, capture, verify
 from pathlift.reading.freeze import cloned
 from pathlift.reading.wrappers import names_of
@@ -35,20 +37,23 @@ class RescaledState(dict[str, Tensor]):
 
     Attributes:
         factors: λ by which the network was rescaled, float64, shape (groups,).
+        stopped: The seconds that the call was given were over before the best factors were found; the function is the same.
     """
 
-    def __init__(self, network: Network, state: Mapping[str, Tensor], factors: Tensor) -> None:
+    def __init__(self, network: Network, state: Mapping[str, Tensor], factors: Tensor, *, stopped: bool = False) -> None:
         """Name the tensors as the model's state-dict does.
 
         Args:
             network: The network whose state it is.
             state: Parameters and buffers by canonical name.
             factors: λ.
+            stopped: Whether the search for them was cut short.
         """
         named = network.named(state)
         super().__init__({name: own.detach().clone() for name, own in named.items() if name in network.saved})
         self._metadata = dict(network.versions)  # what load_state_dict asks for
         self.factors = factors
+        self.stopped = stopped
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the plain state-dict that it is, which ``torch.load`` reads with ``weights_only``.
@@ -78,7 +83,7 @@ class BalancedState(RescaledState):
             state: Parameters and buffers by canonical name.
             gauge: How they were found.
         """
-        super().__init__(network, state, torch.exp2(gauge.free))
+        super().__init__(network, state, torch.exp2(gauge.free), stopped=gauge.stopped)
         self.imbalance = gauge.imbalance
         self.left = gauge.left
         self.steps = gauge.steps
@@ -133,7 +138,8 @@ class Symmetries:
     @property
     def tied(self) -> Tied:
         """The relations between the neurons of the network."""
-        return tied(self.network)
+        with plainly():  # the network remembers them
+            return tied(self.network)
 
     def __len__(self) -> int:
         """Return the dimension: the number of factors that can be chosen."""
@@ -283,13 +289,9 @@ class Symmetries:
             InputError: A choice is not positive and finite, or there is none; see also `rescale`.
         """
         if choices is None:
-            if not (math.isfinite(sigma) and sigma >= 0):
-                raise InputError(f"sigma must be a finite number ≥ 0, found {sigma}.")
             logs = torch.randn(len(self), dtype=torch.float64, generator=generator, device="cpu") * (sigma / math.log(2.0))
             return self._made(logs)
         values = torch.as_tensor(list(choices), dtype=torch.float64, device="cpu")
-        if len(values) == 0 or not bool((torch.isfinite(values) & (values > 0)).all()):
-            raise InputError(f"choices must be positive finite numbers, at least one, found {list(choices)}.")
         drawn = values[torch.randint(len(values), (len(self),), generator=generator, device="cpu")]
         return self._made(torch.log2(drawn))
 
@@ -314,7 +316,7 @@ class Symmetries:
         return self._made(gauges.normal(self.network, self.tied))
 
     @public
-    def balance(self, p: float = 2.0) -> BalancedState:
+    def balance(self, p: float = 2.0, *, seconds: float | None = None) -> BalancedState:
         """Return the representative with the smallest Σ|θ_i|^p over all parameters.
 
         The sum is strictly convex in log λ, so the representative is unique. Running means are no parameters and not in
@@ -323,6 +325,8 @@ class Symmetries:
 
         Args:
             p: Positive power.
+            seconds: Time to spend; when it is up, the best representative so far is returned, ``stopped``, with the
+                imbalance that it has. None: no limit.
 
         Returns:
             A new state-dict, with a certificate.
@@ -330,39 +334,47 @@ class Symmetries:
         Raises:
             InputError: ``p`` is not a positive finite number.
         """
-        if not (math.isfinite(p) and p > 0):
-            raise InputError(f"p must be a positive finite number, found {p}.")
         verify(self.network)
-        gauge = gauges.balance(self.network, self.tied, p)
+        with limited(seconds):
+            gauge = gauges.balance(self.network, self.tied, p)
         return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
     @public
-    def equalize(self) -> RescaledState:
+    def equalize(self, *, seconds: float | None = None) -> RescaledState:
         """Equalise weight ranges before quantisation with one step size per tensor (Nagel et al., 2019).
 
         Every channel of a weight of two or more dimensions gets the same largest magnitude where it comes in as where it
         goes out; a channel whose outgoing weights are none (a batch norm follows) gets the range of its tensor. It needs
         no pattern of layers.
 
+        Args:
+            seconds: Time to spend; when it is up, the best representative so far is returned, ``stopped``. None: no limit.
+
         Returns:
             A new state-dict.
         """
         verify(self.network)
-        return self._made(gauges.equalized(self.network, self.tied))
+        with limited(seconds):
+            logs, stopped = gauges.equalized(self.network, self.tied)
+        return RescaledState(self.network, self._rescaled(logs), torch.exp2(logs), stopped=stopped)
 
     @public
-    def condition(self) -> BalancedState:
+    def condition(self, *, seconds: float | None = None) -> BalancedState:
         """Rescale as path-conditioned training does before (or between) training steps (Lebeurrier, Vayer, Gribonval 2026).
 
         With G = ∂Φᵀ∂Φ, the kernel of the path-lifting on parameters, it minimises the log-det (Burg) Bregman divergence
         between diag(G), up to a common factor, and the identity: n·log Σ_i G_ii·λ_i^−2 + 2·Σ_i log λ_i over the
         rescalings, where λ_i is the factor of weight i and n the number of weights with G_ii > 0. Convex in log λ.
 
+        Args:
+            seconds: As for `balance`.
+
         Returns:
             A new state-dict, with a certificate.
         """
         verify(self.network)
-        gauge = gauges.conditioned(self.network, self.tied)
+        with limited(seconds):
+            gauge = gauges.conditioned(self.network, self.tied)
         return BalancedState(self.network, self._rescaled(gauge.free), gauge)
 
     # ---- checking and applying
@@ -435,12 +447,13 @@ class Symmetries:
 
 
 @public
-def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symmetries:
+def symmetries(model: nn.Module | Network, inputs: Inputs | None = None, *, seconds: float | None = None) -> Symmetries:
     """Find the positive neuron-wise rescalings that leave the function of a network as it is.
 
     Args:
         model: A module, or a captured `Network`.
         inputs: As for `capture`; not needed for a Network.
+        seconds: Time to spend on the search, None for no limit. It is nearly linear in the neurons and weights.
 
     Returns:
         The groups. Printing them gives a table.
@@ -448,6 +461,7 @@ def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symm
     Raises:
         UnsupportedModelError: The model lies outside the theory.
         InputError: ``inputs`` is malformed.
+        OutOfTimeError: The seconds are over: groups that are half known are no answer.
 
     Example:
         >>> from torch import nn
@@ -458,7 +472,8 @@ def symmetries(model: nn.Module | Network, inputs: Inputs | None = None) -> Symm
         >>> _ = model.load_state_dict(groups.rescale([1.0, 128.0, 0.5]))
     """
     network = capture(model, inputs)
-    tied(network)
+    with limited(seconds):
+        tied(network)
     return Symmetries(network)
 
 

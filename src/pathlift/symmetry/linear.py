@@ -8,11 +8,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
+
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, accuracy: float, most: int = 500) -> Tensor:
-    """Solve H·x = right, preconditioned by the diagonal of H.
+    """Solve H·x = right, preconditioned by the diagonal of H; return what there is when the time of the call is up.
 
     Args:
         operator: x ↦ H·x.
@@ -29,7 +31,7 @@ def conjugate_gradients(operator: Operator, right: Tensor, diagonal: Tensor, acc
     direction, product = z.clone(), float(residual @ z)
     goal = product * accuracy**2
     for _ in range(most):
-        if product <= goal or product == 0.0:
+        if product <= goal or product == 0.0 or running().over():
             break
         image = operator(direction)
         curvature = float(direction @ image)

@@ -16,7 +16,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
+
 NOTHING, FIXED = 0, 1
+SEARCH = "The search for rescaling groups"
+"""What is unfinished when its time is up."""
 
 
 class Classes:
@@ -266,6 +270,7 @@ class Relations:
         while ties != self.ties:
             ties, blocks, self.rows = self.ties, reversed(self.rows), []
             for block in blocks:
+                running().check(SEARCH)
                 self._keep(*block)
         if not self.rows:
             return []
@@ -316,6 +321,7 @@ def _eliminated(rows: list[dict[int, Fraction]], neurons: set[int]) -> dict[int,
     pivots: dict[int, dict[int, Fraction]] = {}
     order: list[int] = []
     for row in rows:
+        running().check(SEARCH)
         found: dict[int, Fraction] = {}
         pending = dict(row)
         while pending:
@@ -332,6 +338,7 @@ def _eliminated(rows: list[dict[int, Fraction]], neurons: set[int]) -> dict[int,
         pivots[pivot] = {label: -own / value for label, own in found.items()}
         order.append(pivot)
     for pivot in reversed(order):
+        running().check(SEARCH)
         right: dict[int, Fraction] = {}
         for label, value in pivots[pivot].items():
             for other, factor in (pivots[label] if label in pivots else {label: Fraction(1)}).items():

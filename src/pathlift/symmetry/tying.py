@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathlift.budget import running
 from pathlift.edges import Edges, Identity, Weights
 from pathlift.edges.base import Chain, Support
 from pathlift.edges.pattern import Layout, Pattern
@@ -26,7 +27,7 @@ from pathlift.passes.propagate import walk
 from pathlift.passes.realise import value_of
 from pathlift.symmetry.antecedents import PATTERNED, blocks, lines, tie_lines, tie_overlap, tie_pattern, tie_stars
 from pathlift.symmetry.monomials import Factor, Product, factors, products
-from pathlift.symmetry.relations import FIXED, NOTHING, Relations, Solution, components
+from pathlift.symmetry.relations import FIXED, NOTHING, SEARCH, Relations, Solution, components
 
 VARYING = -1
 LARGE = 2.0**40
@@ -169,6 +170,10 @@ def tied(network: Network) -> Tied:
 
     Returns:
         The general solution, and how parameters scale by it.
+
+    Raises:
+        OutOfTimeError: The seconds of the call are over: groups that are half known are no answer, finer ones than there
+            are would change the function.
     """
     known: Tied | None = network.__dict__.get(MEMORY)
     if known is None or not known.hold_for(network.compact):
@@ -346,6 +351,7 @@ class _Tying:
         none, every = torch.tensor(False, device="cpu"), torch.tensor(True, device="cpu")
         alive = {node.name: (every if node.name in network.outputs else none).expand(node.shape) for node in network.nodes}
         for node in reversed(network.nodes):
+            running().check(SEARCH)
             offset = 0
             for place, term in enumerate(node.terms):
                 above = alive[node.name]
@@ -394,6 +400,7 @@ class _Tying:
         return torch.where(alike, labels.amax(1), VARYING)
 
     def _node(self, node: Node, below: Mapping[str, Tensor]) -> Tensor:
+        running().check(SEARCH)
         relations, alive = self.relations, thinned(self.alive[node.name])
         if node.kind == "input":
             return torch.where(alive, FIXED, NOTHING)
