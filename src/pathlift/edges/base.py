@@ -220,9 +220,10 @@ class Support(Weights):
         self.exponent = 0.0
 
     def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
+        del brief
         if len(values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
             return (values[0] != 0).to(self.dtype)
-        return (super()._apply(values, brief=brief) != 0).to(self.dtype)
+        return (self.transform(*(value.double() for value in values)) != 0).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -241,9 +242,10 @@ class Compact:
 
 
 class Edges(ABC):
-    """A bilinear map (x, w) ↦ out. ``fresh``: `sum` returns new memory, never a view of x."""
+    """A bilinear map (x, w) ↦ out. ``fresh``: `sum` returns new memory, never a view of x. ``chooses``: it is not bilinear."""
 
     fresh: bool = True
+    chooses: bool = False
 
     @abstractmethod
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:

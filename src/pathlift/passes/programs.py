@@ -10,13 +10,19 @@ from torch import Tensor
 
 from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.network import Leaf, Network, Node
-from pathlift.passes.propagate import Entries, Program, Tracks
-from pathlift.passes.scaled import WINDOWS, Scaled, Window, normalised
+from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
+from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, too_small
 
 Values = Mapping[Leaf, Tensor]
 
 SMALL_ELEMENTS = 1 << 13
 """Weights up to this size are transformed together."""
+
+LOST = 1000
+"""What is smaller than the largest of its bundle by more than so many bits may vanish in float64."""
+
+SPANS = {torch.float16: 40, torch.bfloat16: 262, torch.float32: 278, torch.float64: 2098}
+"""Bits from the smallest to the largest number of a type."""
 
 
 def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
@@ -34,7 +40,14 @@ def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
     size = max((float(v.detach().abs().max()) for v in values if v.numel()), default=0.0)
     if size == 0.0 or not math.isfinite(size):
         return 0.0
-    return float(min(max(math.frexp(size)[1], -1000), 1000))  # 2**±1000 and its inverse are floats
+    shift = math.frexp(size)[1]
+    if 0 < shift <= NEAR:
+        return 0.0  # near enough, and numbers at the lower end of the range keep their digits
+    return float(min(max(shift, -1000), 1000))  # 2**±1000 and its inverse are floats
+
+
+NEAR = 64
+"""Weights up to 2**NEAR are left as they are."""
 
 
 class _ParametrisedProgram(Program):
@@ -91,7 +104,23 @@ class _ParametrisedProgram(Program):
                 return Weights(values, transform, self.dtype, ready=ready)
         if leaf not in self._shifts:
             self._shifts[leaf] = self.shift(values)
+            self._refuse_lost(values, self._shifts[leaf], degree)
         return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
+
+    def _refuse_lost(self, values: tuple[Tensor, ...], shift: float, degree: float) -> None:
+        """Make sure that no weight vanishes beside the largest of its bundle: it may be the one that meets a large activation.
+
+        Raises:
+            RangeError: One does.
+        """
+        span = max(SPANS.get(own.dtype, SPANS[torch.float64]) for own in values)
+        if self.dtype != torch.float64 or is_wide() or degree * span < LOST:
+            return
+        sizes = [own.detach().double().abs() for own in values]
+        size = sizes[0] if len(sizes) == 1 else torch.maximum(*sizes)
+        least = float(torch.where(size > 0, size, math.inf).amin()) if size.numel() else math.inf
+        if math.isfinite(least) and degree * (shift - math.frexp(least)[1]) > LOST:
+            raise RangeError
 
     def shift(self, values: tuple[Tensor, ...]) -> float:
         """Return the power of two by which the weights of a leaf are divided: see `shift_of`."""
@@ -101,7 +130,10 @@ class _ParametrisedProgram(Program):
         """Return what an input node starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
         if self.feed is None:
             return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
-        return normalised(Scaled(self.feed[node.name].to(self.dtype), 0.0), self.window)[0]
+        feed = self.feed[node.name]
+        if self.dtype != feed.dtype and too_small(feed, self.window):
+            raise RangeError
+        return normalised(Scaled(feed.to(self.dtype), 0.0), self.window)[0]
 
 
 class NormProgram(_ParametrisedProgram):
@@ -158,6 +190,7 @@ class PartsProgram(NormProgram):
     """The path-norm in two tracks: the paths that start at an input, and those that start at a bias."""
 
     tracks = 2
+    ranges = True
 
     def edge(self, leaf: Leaf) -> Entries:
         """See `Program.edge`."""
@@ -169,6 +202,7 @@ class PartsProgram(NormProgram):
         if self.largest or leaf.scalar is not None or math.prod(leaf.shape) <= SMALL_ELEMENTS:
             return None
         values = (self.values[0][leaf],)
+        self._refuse_lost(values, self.shift(values), self.degree)
         return Bundle(values, BOTH, self._entries, self.dtype, shift=self.shift(values), degree=self.degree)
 
     def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
@@ -189,6 +223,8 @@ BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
 
 class ScoreProgram(NormProgram):
     """The path-norm with room for the way back."""
+
+    ranges = True
 
     def __init__(
         self,
@@ -270,6 +306,7 @@ class DifferenceProgram(_ParametrisedProgram):
     """
 
     tracks = 2
+    ranges = True
 
     def __init__(
         self,

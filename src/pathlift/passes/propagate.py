@@ -12,7 +12,8 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeAlias, TypeVar
+from contextvars import ContextVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, Term
 from pathlift.passes.recall import Memory, remembering
-from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, too_small, top, total
+from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, raised, too_small, top, total
 from pathlift.precision import full_precision
 
 Tracks: TypeAlias = "tuple[Scaled | None, ...]"
@@ -41,6 +42,8 @@ class Program(ABC):
         largest: Take maxima instead of sums (q = ∞).
         dtype: Precision of the tracks.
         batch: Number of samples that travel together, along a dimension before those of the nodes; None for one without.
+        degree: Degree in which the tracks depend on the scale of the weights of one bundle of edges.
+        ranges: Whether the tracks may have an exponent for each neuron (`pathlift.passes.wide`): non-negative ones.
     """
 
     tracks: int = 1
@@ -48,6 +51,8 @@ class Program(ABC):
     largest: bool = False
     dtype: torch.dtype
     batch: int | None = None
+    degree: float = 1.0
+    ranges: bool = False
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -107,6 +112,14 @@ class Program(ABC):
 
 Result = TypeVar("Result")
 
+_WIDE = ContextVar("wide", default=False)
+"""Whether tracks have an exponent for each neuron."""
+
+
+def is_wide() -> bool:
+    """Return whether tracks have an exponent for each neuron: the last attempt of `in_range`."""
+    return _WIDE.get()
+
 
 def in_range(
     attempt: Callable[[torch.dtype], Result],
@@ -114,7 +127,7 @@ def in_range(
     *values: Mapping[Leaf, Tensor],
     memory: Memory | None = None,
 ) -> Result:
-    """Run a pass in one precision, and again in float64 when its range does not suffice.
+    """Run a pass in one precision, in float64 when its range does not suffice, and then with an exponent for each neuron.
 
     Args:
         attempt: The pass, a function of the precision.
@@ -137,6 +150,13 @@ def in_range(
             for weights in values:
                 blame(weights)
             continue  # finite weights overflowed in this precision
+    token = _WIDE.set(True)
+    try:
+        return attempt(torch.float64)
+    except RangeError:
+        pass
+    finally:
+        _WIDE.reset(token)
     raise NumericalError(
         "The path activations inside one layer differ by more than the range of float64 (factors beyond 1e300). "
         "Rescale the network's neurons to comparable magnitudes first."
@@ -185,11 +205,25 @@ def propagate(
         RangeError: The precision of the program does not suffice.
         NumericalError: A track is not finite.
     """
+    if _WIDE.get():
+        return _wide(network, program, keep=keep)
 
     def step(node: Node, tracks: Mapping[str, Tracks]) -> Tracks:
         return program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
 
     return walk(network, step, keep=keep)
+
+
+def _wide(network: Network, program: Program, *, keep: bool) -> dict[str, Any]:
+    """Carry tracks with an exponent for each neuron; all of them are kept as such, for `PullBack`."""
+    from pathlift.passes import wide  # which needs what stands here
+
+    if not program.ranges or program.batch is not None or torch.is_grad_enabled():
+        raise RangeError
+    found = walk(network, lambda node, tracks: wide.step(node, tracks, program), keep=keep)
+    if keep:
+        return found
+    return {name: tuple(None if own is None else own.scaled() for own in tracks) for name, tracks in found.items()}
 
 
 def walk(network: Network, step: Callable[[Node, Mapping[str, Result]], Result], *, keep: bool = False) -> dict[str, Result]:
@@ -249,9 +283,14 @@ def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: P
     """Bring a value into its window; make sure that small and zero entries are what they seem."""
     window = program.window
     scaled, smallest = normalised(value, window)
+    if scaled is not None and scaled.peak is not None and scaled.peak - (value.exponent - scaled.exponent) < window.sound:
+        raise RangeError  # all of it lay where digits are lost
     if track in program.signed or smallest >= power(window.floor):
         return scaled
     lost = scaled is not None and too_small(scaled.tensor, window)
+    if lost and scaled is not None:
+        scaled = raised(scaled, window)
+        lost = scaled is None
     if lost or _vanished(node, tracks, program, track, value.tensor):
         raise RangeError
     return scaled
@@ -311,7 +350,8 @@ class SupportProgram(Program):
         return {key: Support(w) for key, w in self.program.start(leaf).items()}
 
 
-def _apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
+def apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
+    """Return what arrives along a bundle of edges, sums or maxima as the program asks."""
     function = edges.max if program.largest else edges.sum
     return function(x, w) if program.batch is None else torch.vmap(lambda sample: function(sample, w))(x)
 
@@ -349,7 +389,7 @@ def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, tra
         below = tracks[term.source][source]
         if to == track and below is not None:
             exponent = below.exponent + (0.0 if weights is None else weights.exponent)
-            tensor = _apply(term.edges, below.tensor, weights, program)
+            tensor = apply(term.edges, below.tensor, weights, program)
             fresh = term.edges.fresh or weights is not None
             found.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
     return found

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.network import Leaf, Network, Node, Start, Term
+from pathlift.passes import wide
 from pathlift.passes.propagate import Program, Tracks
 from pathlift.passes.recall import extremes
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
@@ -90,6 +92,8 @@ class PullBack:
         Raises:
             RangeError: The precision of the program does not suffice.
         """
+        if any(isinstance(own, wide.Wide) for each in tracks.values() for own in each):
+            return wide.pull_back(self, cast("dict[str, wide.Tracks]", tracks))
         whole = sum_of_outputs(self.network, tracks)
         if whole is None:
             return None

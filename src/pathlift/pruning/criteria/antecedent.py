@@ -17,6 +17,8 @@ from pathlift.network import Concat, Extremum, Network, Node, Start, Term
 class Largest(UnitEdges):
     """Each neuron above has the largest of its antecedents alone; values are not negative."""
 
+    chooses = True
+
     def __init__(self, edges: Edges) -> None:
         """Describe the map.
 
@@ -32,6 +34,8 @@ class Largest(UnitEdges):
 
 class First(UnitEdges):
     """Each neuron above is the largest of those along the first dimension, the first of equal ones."""
+
+    chooses = True
 
     def gather(self, x: Tensor) -> Tensor:
         """Take the largest."""
