@@ -1,0 +1,200 @@
+"""Numbers of any size: what exact arithmetic gives, whatever a rescaling has made of the weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
+
+# ---- exact arithmetic on perceptrons
+
+
+def perceptron(widths: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for first, second in itertools.pairwise(widths):
+        layers += [nn.Linear(first, second, dtype=dtype), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def linear(model: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in model if isinstance(layer, nn.Linear)]
+
+
+def spread(model: nn.Sequential, reach: int) -> nn.Sequential:
+    """Multiply what comes in to each hidden neuron by a power of two up to 2^±reach, and divide what goes out, exactly."""
+    generator = torch.Generator().manual_seed(reach)
+    with torch.no_grad():
+        for below, above in itertools.pairwise(linear(model)):
+            exponent = torch.randint(-reach, reach + 1, (below.out_features,), generator=generator)
+            exponent[:2] = torch.tensor([-reach, reach])
+            factor = torch.tensor([2.0**own for own in exponent.tolist()], dtype=below.weight.dtype)
+            below.weight.mul_(factor[:, None])
+            below.bias.mul_(factor)
+            above.weight.div_(factor)
+    assert all(bool(torch.isfinite(own).all()) and bool((own != 0).all()) for own in model.parameters())
+    return model
+
+
+def exact(tensor: Tensor, q: int) -> list[list[Fraction]]:
+    return [[abs(Fraction(value)) ** q for value in row] for row in tensor.detach().double().reshape(len(tensor), -1).tolist()]
+
+
+def activations(model: nn.Sequential, q: int = 1, *, inputs: bool = True, biases: bool = True) -> list[list[Fraction]]:
+    """Return A(v) = Σ_p |Φ_p|^q over the paths that end at v, for each layer of neurons."""
+    found = [[Fraction(int(inputs))] * linear(model)[0].in_features]
+    for layer in linear(model):
+        weights, bias = exact(layer.weight, q), exact(layer.bias, q)
+        starts = [own[0] if biases else Fraction(0) for own in bias]
+        found.append([
+            sum((w * a for w, a in zip(row, found[-1], strict=True)), b) for row, b in zip(weights, starts, strict=True)
+        ])
+    return found
+
+
+def shares(model: nn.Sequential, q: int = 1) -> dict[str, list[list[Fraction]]]:
+    """Return |θ_i|^q·A·G/Σ for each weight and bias, G(v) the same sum over the paths from v to an output."""
+    above, found = activations(model, q), {}
+    whole = sum(above[-1])
+    back = [1 / Fraction(whole)] * len(above[-1])
+    for place, layer in reversed(list(enumerate(linear(model)))):
+        weights, bias = exact(layer.weight, q), exact(layer.bias, q)
+        below = above[place]
+        found[f"{2 * place}.weight"] = [
+            [w * a * g for w, a in zip(row, below, strict=True)] for row, g in zip(weights, back, strict=True)
+        ]
+        found[f"{2 * place}.bias"] = [[b[0] * g] for b, g in zip(bias, back, strict=True)]
+        back = [sum(weights[above_][under] * back[above_] for above_ in range(len(back))) for under in range(len(below))]
+    return found
+
+
+def log10(value: Fraction) -> float:
+    """Return log₁₀ of a positive fraction of any size."""
+    size = [number.bit_length() for number in (value.numerator, value.denominator)]
+    shift = size[0] - size[1]
+    return math.log10(value / Fraction(2) ** shift) + shift * math.log10(2)
+
+
+def assert_shares(found: pathlift.PathMagnitude, right: dict[str, list[list[Fraction]]], tolerance: float) -> None:
+    assert set(found) == set(right)
+    for name, rows in right.items():
+        wanted = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
+        torch.testing.assert_close(found[name].double().reshape(wanted.shape), wanted, rtol=tolerance, atol=1e-300)
+
+
+SPREAD = ((3, 4, 2, 0), (3, 4, 2, 300), (3, 4, 4, 2, 480), (3, 5, 5, 5, 5, 2, 480), (2, 4, 4, 2, 150))
+
+
+def test_the_norm_of_a_spread_layer() -> None:
+    layers = [nn.Linear(1, 3, bias=False), nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False)]
+    rows = ([[1.0], [1e-104], [1e-270]], [[0, 1.0, 0], [0, 0, 1e-5]], [[1.0, 1.0]])
+    for layer, row in zip(layers, rows, strict=True):
+        layer.weight = nn.Parameter(torch.tensor(row, dtype=torch.float64))
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    assert pathlift.path_norm(model, (1,)).value == pytest.approx(1e-104, rel=1e-14)
+
+
+@pytest.mark.parametrize("case", SPREAD)
+@pytest.mark.parametrize("q", [1, 2, 5])
+def test_the_norm_is_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
+    model = spread(perceptron(case[:-1], 0), case[-1])
+    found = pathlift.path_norm(model, (case[0],), q=q)
+    outputs = activations(model, q)[-1]
+    assert found.log10 == pytest.approx(log10(sum(outputs)) / q, abs=1e-12)
+    assert found.log10_input_part == pytest.approx(log10(sum(activations(model, q, biases=False)[-1])) / q, abs=1e-12)
+    assert found.log10_bias_part == pytest.approx(log10(sum(activations(model, q, inputs=False)[-1])) / q, abs=1e-12)
+    each = [float(value) for value in found.per_output]
+    assert [math.log10(value) + found.log10_scale for value in each] == pytest.approx(
+        [log10(own) / q for own in outputs], abs=1e-12
+    )
+    plain = pathlift.path_norm(perceptron(case[:-1], 0), (case[0],), q=math.inf)
+    assert pathlift.path_norm(model, (case[0],), q=math.inf).log10 == pytest.approx(plain.log10, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", SPREAD)
+@pytest.mark.parametrize("q", [1, 2])
+def test_shares_are_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
+    model = spread(perceptron(case[:-1], 0), case[-1])
+    found = pathlift.path_magnitude(model, (case[0],), q=q)
+    assert found.log10_path_norm == pytest.approx(log10(sum(activations(model, q)[-1])), abs=1e-12)
+    assert_shares(found, shares(model, q), 1e-12)
+    if q == 1:
+        units = pathlift.unit_path_magnitude(model, (case[0],))
+        plain = pathlift.unit_path_magnitude(perceptron(case[:-1], 0), (case[0],))
+        for name, own in plain.items():
+            torch.testing.assert_close(units[name], own, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("case", SPREAD)
+@pytest.mark.parametrize("criterion", [path_magnitude_scores, relative_path_magnitude, synflow])
+def test_scores_are_those_of_the_rescaled_network(case: tuple[int, ...], criterion: Callable[..., dict[str, Tensor]]) -> None:
+    first, second = perceptron(case[:-1], 0), spread(perceptron(case[:-1], 0), case[-1])
+    one, two = (criterion(pathlift.capture(model, (case[0],))) for model in (first, second))
+    for name, score in one.items():
+        torch.testing.assert_close(two[name], score, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("case", SPREAD)
+def test_the_price_of_pruning_is_that_of_the_rescaled_network(case: tuple[int, ...]) -> None:
+    first, second = perceptron(case[:-1], 0), spread(perceptron(case[:-1], 0), case[-1])
+    (_, one), (_, two) = (pathlift.prune(model, (case[0],), 0.5, "path_magnitude") for model in (first, second))
+    assert all(torch.equal(two.masks[name], mask) for name, mask in one.masks.items())
+    for name in ("log10_path_norm", "log10_path_norm_left", "log10_cost", "log10_bound"):
+        assert getattr(two, name) == pytest.approx(getattr(one, name), abs=1e-12), name
+
+
+class Around(nn.Module):
+    """Convolutions, a batch norm, a concatenation and an addition around a layer that can be rescaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.c = nn.BatchNorm2d(4), nn.Conv2d(8, 3, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.a(x).relu()
+        second = self.norm(self.b(first)).relu()
+        return self.c(torch.cat([first, second], 1)).sum((2, 3))
+
+
+def test_layers_of_every_kind_may_be_spread() -> None:
+    plain, model = Around(), Around()
+    power = [0, 400, -400, 150]
+    with torch.no_grad():
+        factor = torch.tensor([2.0**own for own in power], dtype=torch.float64)
+        model.a.weight.mul_(factor[:, None, None, None])
+        model.a.bias.mul_(factor)
+        model.b.weight.div_(factor[:, None, None])
+        model.c.weight[:, :4].div_(factor[:, None, None])
+        model.norm.weight.mul_(factor.flip(0))
+        model.norm.bias.mul_(factor.flip(0))
+        model.c.weight[:, 4:].div_(factor.flip(0)[:, None, None])
+    for q in (1.0, 2.0, 2.5):
+        one, two = (pathlift.path_norm(own, (2, 5, 5), q=q) for own in (plain, model))
+        assert two.log10 == pytest.approx(one.log10, abs=1e-12)
+        torch.testing.assert_close(two.per_output, one.per_output, rtol=1e-12, atol=0)
+    for first, second in (
+        [pathlift.path_magnitude(own, (2, 5, 5), q=2) for own in (plain, model)],
+        [pathlift.path_magnitude(own, (2, 5, 5), x=torch.ones(2, 2, 5, 5, dtype=torch.float64)) for own in (plain, model)],
+        [pathlift.unit_path_magnitude(own, (2, 5, 5)) for own in (plain, model)],
+    ):
+        for name, own in first.items():
+            torch.testing.assert_close(second[name], own, rtol=1e-11, atol=0)
+
+
+def test_a_weight_that_is_not_finite_is_still_named() -> None:
+    model = spread(perceptron((3, 4, 2), 0), 480)
+    with torch.no_grad():
+        model[2].bias[0] = math.nan
+    with pytest.raises(pathlift.NumericalError, match=r"2\.bias"):
+        pathlift.path_norm(model, (3,))
