@@ -309,7 +309,7 @@ def test_bad_input_is_one_clear_error() -> None:
     with pytest.raises(pathlift.MismatchError):
         pathlift.certify(model, x, perceptron(5, 9, 3))
     with pytest.raises(pathlift.UnsupportedModelError, match="remove_parametrizations"):
-        pathlift.certify(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), x, Relative(0.1))
+        pathlift.certify(nn.utils.parametrizations.orthogonal(nn.Linear(5, 3)), x, Relative(0.1))
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")
     with pytest.raises(pathlift.NumericalError, match=r"0\.weight"):

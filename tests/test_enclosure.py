@@ -17,6 +17,7 @@ from networks import networks
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.realise import feed_of
+from pathlift.passes.rounding import Arithmetic
 from pathlift.tolerance import Box, box
 
 TOLERANCES: tuple[Tolerance, ...] = (Relative(0.05), Absolute(0.02), Rounding(4), Pruned(0.3), Pruned(0.5, "magnitude"))
@@ -58,7 +59,7 @@ def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Toleran
     generator = torch.Generator().manual_seed(0)
     bounds = []
     for refine in (False, True):
-        enclosure = Enclosure(network, weights, feed_of(network, batch), radius, torch.float64, refine=refine)
+        enclosure = Enclosure(network, weights, feed_of(network, batch), radius, Arithmetic(network), refine=refine)
         intervals = [torch.cat([getattr(enclosure.intervals[n], s).reshape(len(batch[0]), -1) for n in network.outputs], 1)
                      for s in ("low", "high")]  # fmt: skip
         bounds += [("interval", *intervals), ("linear", *ends(enclosure, False)), ("joint", *ends(enclosure, True))]
@@ -97,7 +98,7 @@ def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network
     model = randomised(nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)))
     network = pathlift.capture(model, (1, 5, 5))
     batch = samples((1, 5, 5))
-    enclosure = Enclosure(network, box(network, Relative(0.0)), feed_of(network, batch), 0.0, torch.float64, refine=False)
+    enclosure = Enclosure(network, box(network, Relative(0.0)), feed_of(network, batch), 0.0, Arithmetic(network), refine=False)
     low, high = ends(enclosure, True)
     torch.testing.assert_close(low, high, rtol=0.0, atol=1e-9)
     torch.testing.assert_close(low, outputs(model, batch), rtol=0.0, atol=1e-9)

@@ -14,7 +14,7 @@ import pathlift
 from cases import perceptron
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.realise import feed_of, realise
-from pathlift.passes.rounding import chain, rounding_factor
+from pathlift.passes.rounding import Arithmetic, chain, rounding_factor
 from pathlift.tolerance import box
 
 Vector = list[Fraction]
@@ -115,7 +115,7 @@ def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_p
         x = torch.randn(3, 6, dtype=dtype)
         network = pathlift.capture(model, x)
         for tolerance in (pathlift.Relative(0.0), pathlift.Relative(1e-15)):
-            walls = Enclosure(network, box(network, tolerance), feed_of(network, (x,)), 0.0, dtype, refine=False)
+            walls = Enclosure(network, box(network, tolerance), feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False)
             unit = torch.eye(3, dtype=torch.float64).reshape(3, 1, 3).expand(3, 3, 1, 3)
             low, high = walls.lower({network.outputs[0]: unit}), -walls.lower({network.outputs[0]: -unit})
             own = model(x).detach().double()
@@ -157,7 +157,7 @@ def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
     model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
     x = torch.rand(1, 3, 64, 64)
     network = pathlift.capture(model, x)
-    walls = Enclosure(network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, torch.float32, refine=False)
+    walls = Enclosure(network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False)
     truth = realise(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
     single = realise(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
     for node in network.nodes:

@@ -1,25 +1,30 @@
 """The other side of a certificate: search the set for a network and an input whose class changes.
 
 What this finds is a proof that a sample cannot be certified; what it does not find proves nothing. The share of samples
-that are neither certified nor attacked is what remains unknown.
+that are neither certified nor attacked is what remains unknown. What moves are the parameters themselves: a weight that is
+used in several places moves in all of them, a batch norm's scale and shift move together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pathlift.bounds import checked_radius
-from pathlift.certify import box_of, logits_of
-from pathlift.errors import InputError
+from pathlift.arguments import public
+from pathlift.budget import Clock
+from pathlift.certify import logits_of
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
 from pathlift.reading import captured_on
-from pathlift.reading.second import Other
+from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Tolerance
+
+PARAMETERS = 1 << 24
+"""Parameters of the networks, one for each sample, that are searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class Attack:
     Attributes:
         changed: (batch,) bool: a network of the set and an input of the ball with another arg-max were found.
         margin: (batch,) float64: the smallest margin of the original class that was found, at most 0 where changed.
+        stopped: (batch,) bool: the time was up before the last step.
     """
 
     changed: Tensor
     margin: Tensor
+    stopped: Tensor
 
 
+@public
 def attack(
     model: nn.Module | Network,
     x: Tensor,
@@ -43,8 +51,9 @@ def attack(
     *,
     steps: int = 10,
     generator: torch.Generator | None = None,
+    seconds: float | None = None,
 ) -> Attack:
-    """Search for a changed class by sign-gradient descent on the margin, over weights and inputs at once, in float64.
+    """Search for a changed class by sign-gradient descent on the margin, over parameters and inputs at once, in float64.
 
     Each sample has a network of its own. The first step goes to a corner of the set, later ones a fifth of the way.
 
@@ -55,6 +64,7 @@ def attack(
         radius: Largest change of each element of the input.
         steps: Number of steps.
         generator: Start at a random place of the set instead of at the model itself.
+        seconds: Time to spend; when it is up, the best that was found so far is returned. None: no limit.
 
     Returns:
         What was found.
@@ -63,54 +73,66 @@ def attack(
         InputError: ``radius`` or ``steps`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    reach = checked_radius(radius)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InputError(f"steps must be a whole number of at least 0, found {steps!r}.")
+    reach, clock = float(radius), Clock(seconds)
     network = captured_on(model, x)
     name, samples = logits_of(network), feed_of(network, (x,))
     (source,) = samples
-    weights = box_of(network, tolerance)
-    blame(weights.lower)
-    blame(weights.upper)
-    fixed = {leaf: value for leaf, value in weights.lower.items() if weights.upper[leaf] is value}
-    moving = [leaf for leaf in weights.lower if leaf not in fixed]
-    low, high = [weights.lower[leaf] for leaf in moving], [weights.upper[leaf] for leaf in moving]
-    own = network.values()
+    state, low, high = _set(network, tolerance)
+    blame(network.values(state))
 
-    def margin(values: list[Tensor], sample: Tensor, label: Tensor) -> Tensor:
-        full = fixed | dict(zip(moving, values, strict=True))
-        out = realise(network, full, {source: sample[None]}, torch.float64)[name].reshape(-1)
+    def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+        values = network.values({**state, **moving})
+        out = realise(network, values, {source: sample[None]}, torch.float64)[name].reshape(-1)
         mine = torch.arange(len(out), device=out.device) == label
         return torch.where(mine, out, 0.0).sum() - out.masked_fill(mine, -torch.inf).amax()
 
     value = torch.vmap(margin)
     gradient = torch.vmap(torch.func.grad(margin, argnums=(0, 1)))
-    found = []
-    chunk = max(1, (1 << 24) // max(1, sum(tensor.numel() for tensor in low)))
+    found, late = [], []
+    chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
-        labels = realise(network, own, samples, torch.float64)[name][:, 0].argmax(1)
+        labels = realise(network, network.values(), samples, torch.float64)[name][:, 0].argmax(1)
         for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
-            start = [own[leaf].double().expand(batch, *own[leaf].shape) for leaf in moving]
+            start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
             place = center
             if generator is not None:
-                start = [a + (b - a) * _uniform((batch, *a.shape), generator, a) for a, b in zip(low, high, strict=True)]
+                start = {
+                    key: low[key] + (high[key] - low[key]) * _uniform((batch, *low[key].shape), generator, low[key])
+                    for key in low
+                }
                 place = center + reach * (2 * _uniform(tuple(center.shape), generator, center) - 1)
-            values = [torch.minimum(torch.maximum(v, a), b) for v, a, b in zip(start, low, high, strict=True)]
-            best = value(values, place, label)
+            moving = {key: start[key].clamp(low[key], high[key]) for key in low}
+            best, stopped = value(moving, place, label), False
             for step in range(steps):
-                to_values, to_place = gradient(values, place, label)
+                stopped = clock.over()
+                if stopped:
+                    break
+                to_weights, to_place = gradient(moving, place, label)
                 share = 1.0 if step == 0 else 0.2
-                values = [
-                    torch.minimum(torch.maximum(v - share * (b - a) * torch.sign(g), a), b)
-                    for v, g, a, b in zip(values, to_values, low, high, strict=True)
-                ]
+                moving = {
+                    key: (own - share * (high[key] - low[key]) * torch.sign(to_weights[key])).clamp(low[key], high[key])
+                    for key, own in moving.items()
+                }
                 moved = place - share * 2 * reach * torch.sign(to_place)
-                place = torch.minimum(torch.maximum(moved, center - reach), center + reach)
-                best = torch.minimum(best, value(values, place, label))
+                place = moved.clamp(center - reach, center + reach)
+                best = torch.fmin(best, value(moving, place, label))
             found.append(best)
+            late.append(torch.full_like(label, stopped, dtype=torch.bool))
     smallest = torch.cat(found)
-    return Attack(smallest <= 0, smallest)
+    return Attack(smallest <= 0, smallest, torch.cat(late))
+
+
+def _set(
+    network: Network, tolerance: Tolerance | Other | None
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return where a search starts, and the smallest and largest values of the parameters that move."""
+    if tolerance is None:
+        return network.state, {}, {}
+    if not isinstance(tolerance, Tolerance):
+        return other_state(network, tolerance), {}, {}
+    ends = {name: pair for name, pair in tolerance.intervals(network).items() if not torch.equal(*pair)}
+    return network.state, {name: low for name, (low, _) in ends.items()}, {name: high for name, (_, high) in ends.items()}
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

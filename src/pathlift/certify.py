@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathlift.bounds import checked_radius
+from pathlift.arguments import public
+from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.propagate import blame
 from pathlift.passes.realise import feed_of, realise
-from pathlift.reading import capture, captured_on
+from pathlift.passes.rounding import Arithmetic, Format
+from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Box, Tolerance, box, point
 
@@ -34,10 +35,12 @@ class Certificate:
 
     Attributes:
         certified: (batch,) bool: the arg-max is the same for every network of the set and every input of the ball.
-        predicted: (batch,) int64: the arg-max of the model itself.
-        margin: (batch,) float64: the model's largest logit minus its second largest.
-        bound: (batch,) float64: how much that margin can shrink, at most. ``certified`` is ``margin > bound``.
+        predicted: (batch,) int64: the arg-max of the model itself, in exact arithmetic.
+        margin: (batch,) float64: the model's largest logit minus its second largest, in exact arithmetic.
+        bound: (batch,) float64: how much that margin can shrink, at most; infinite where nothing is known, because a value
+            may leave the range of its type, say. ``certified`` is ``margin > bound``.
         covers: What the class stays under, in words.
+        stopped: (batch,) bool: the time was up before this sample was done; more time may give a smaller bound.
     """
 
     certified: Tensor
@@ -45,6 +48,7 @@ class Certificate:
     margin: Tensor
     bound: Tensor
     covers: str
+    stopped: Tensor
 
     @property
     def share(self) -> float:
@@ -53,9 +57,12 @@ class Certificate:
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        return f"Certificate({int(self.certified.sum())} of {len(self.certified)} samples certified; covers {self.covers})"
+        stopped = f"; {int(self.stopped.sum())} stopped for want of time" if bool(self.stopped.any()) else ""
+        counts = f"{int(self.certified.sum())} of {len(self.certified)} samples certified{stopped}"
+        return f"Certificate({counts}; covers {self.covers})"
 
 
+@public
 @torch.no_grad()
 def certify(
     model: nn.Module | Network,
@@ -63,7 +70,8 @@ def certify(
     tolerance: Tolerance | Other | None = None,
     radius: float = 0.0,
     *,
-    progress: Callable[[int], None] | None = None,
+    seconds: float | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Certificate:
     """Tell for which inputs the predicted class provably stays, for a whole set of networks and of inputs.
 
@@ -71,9 +79,14 @@ def certify(
     linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
     interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own.
 
-    The certificate covers the rounding of the model's own forward pass in its precision, summed in any order (not Winograd,
-    FFT or TF32), and of this computation, which runs in float64. Without a tolerance and a radius it covers nothing else:
-    only that the model's arithmetic gives the class that exact arithmetic gives. `Certificate.covers` says it in words.
+    The certificate covers the model's own forward pass: the rounding of every layer in its own type, sums in any order,
+    underflow, casts, weights that are computed from parameters, and a softmax or the like behind the logits; a sample of
+    which any number may leave the range of its type is not certified. It covers TF32 and bfloat16 products where PyTorch's
+    switches allow them, but neither Winograd nor FFT convolutions. The computation here runs in float64, and its rounding is
+    covered as well. Without a tolerance and a radius it covers nothing else: only that the model's arithmetic gives the
+    class that exact arithmetic gives. `Certificate.covers` says it in words.
+
+    Memory stays within a few times that of all activations of one sample in float64: classes and neurons go in blocks.
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
@@ -82,7 +95,9 @@ def certify(
         tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module or a
             state-dict); None: the model alone.
         radius: Largest change of each element of the input; 0: the input itself.
-        progress: Called with the number of samples done, as the work goes on.
+        seconds: Time to spend; when it is up, the best bounds so far are returned, and batches of an iterable that were not
+            begun are left out. None: no limit.
+        progress: Called with the number of samples done since the last call, parts of one included, as the work goes on.
 
     Returns:
         The certificate.
@@ -102,79 +117,146 @@ def certify(
         >>> certify(model, torch.tensor([[3.0, 1.0], [2.0, 1.9]]), Relative(0.1)).certified
         tensor([ True, False])
     """
-    reach = checked_radius(radius)
+    reach, clock = float(radius), Clock(seconds)
     batches = [x] if isinstance(x, Tensor) else (batch if isinstance(batch, Tensor) else batch[0] for batch in x)
-    network: Network | None = capture(model) if isinstance(model, Network) else None
-    weights: Box | None = None
+    search: _Search | None = None
     found = []
     for batch in batches:
-        if batch.dim() == 0:
-            raise InputError("x must be a tensor with a batch dimension, found a scalar.")
-        network = captured_on(model, batch) if network is None else network
-        if weights is None:
-            weights = box_of(network, tolerance)
-            blame(weights.lower)
-            blame(weights.upper)
-        found.append(_certify(network, weights, batch, reach, progress))
-    if network is None or not found:
+        if search is None:
+            search = _Search(captured_on(model, batch), tolerance, reach, clock, progress)
+        found.append(search.batch(batch))
+        if clock.over():
+            break
+    if search is None:
         raise InputError("x is empty: give at least one batch of inputs.")
-    margin, worst, predicted = (torch.cat(parts) for parts in zip(*found, strict=True))
+    margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*found, strict=True))
     bound = margin - worst
-    return Certificate(margin > bound, predicted, margin, bound, _covered(network, tolerance, reach))
+    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped)
 
 
-def _covered(network: Network, tolerance: Tolerance | Other | None, reach: float) -> str:
-    """Say what a certificate covers."""
-    dtype = str(_precision(network)).removeprefix("torch.")
-    rounding = f"the rounding of the model's own forward pass in {dtype}"
-    given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
-    given += [f"changes of each input element up to {reach:g}"] if reach else []
-    return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
+class _Search:
+    """The search for the smallest margin in a set, batch by batch."""
+
+    def __init__(
+        self,
+        network: Network,
+        tolerance: Tolerance | Other | None,
+        radius: float,
+        clock: Clock,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.network = network
+        self.logits = logits_of(network)
+        self.radius = radius
+        self.clock = clock
+        self.progress = progress
+        self.arithmetic = Arithmetic(network)
+        self.weights = box_of(network, tolerance)
+        self.widest = max(math.prod(node.shape) for node in network.nodes)
+        self.classes = network.node[self.logits].shape[-1]
+
+    def covers(self, tolerance: Tolerance | Other | None) -> str:
+        """Say what the certificate covers."""
+        rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
+        if self.network.left_off:
+            rounding += f", {' and '.join(own.strip('_') for own in self.network.left_off)} included"
+        given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
+        given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
+        return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
+
+    def batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return margin, smallest margin in the set, predicted class, and whether time was short, for each sample."""
+        feed = feed_of(self.network, (x,))
+        chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
+        pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
+        parts = [self._samples(dict(zip(feed, piece, strict=True))) for piece in pieces]
+        margin, worst, predicted, stopped = (torch.cat(own) for own in zip(*parts, strict=True))
+        return margin, worst, predicted, stopped
+
+    def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        nominal = realise(self.network, self.network.values(), feed, torch.float64)[self.logits][:, 0]
+        top = nominal.topk(2, 1)
+        predicted, margin = top.indices[:, 0], (top.values[:, 0] - top.values[:, 1]).nan_to_num(0.0)
+        # How far the predicted logit stays above each other, at least; above itself it does by definition.
+        above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
+        stopped = torch.zeros_like(predicted, dtype=torch.bool)
+        chosen = torch.arange(len(predicted), device=predicted.device)
+        for refine in (False, True):
+            if len(chosen) == 0 or self.clock.over():
+                stopped[chosen] = True
+                break
+            # Narrower intervals cost a functional per neuron: a few samples at a time.
+            for part in chosen.split(max(1, ELEMENTS // (self.classes * self.widest * 8)) if refine else len(chosen)):
+                own = {name: value[part] for name, value in feed.items()}
+                enclosure = Enclosure(
+                    self.network, self.weights, own, self.radius, self.arithmetic, refine=refine, clock=self.clock
+                )
+                above[part], late = self._rows(enclosure, predicted[part], above[part])
+                stopped[part] |= late
+            chosen = (above.amin(1) <= 0).nonzero()[:, 0]
+        return margin, above.amin(1), predicted, stopped & (above.amin(1) <= 0)
+
+    def _rows(self, enclosure: Enclosure, predicted: Tensor, above: Tensor) -> tuple[Tensor, bool]:
+        """Bound the differences of logits from below, a few classes at a time, those that are in most danger first.
+
+        Args:
+            enclosure: The intervals of some samples.
+            predicted: Their classes.
+            above: What is known of the differences, (samples, classes).
+
+        Returns:
+            What is known now, and whether the time was up before all was done.
+        """
+        batch, place = len(predicted), predicted.unsqueeze(1)
+        own = enclosure.intervals[self.logits]
+        low, high = own.low.reshape(batch, -1), own.high.reshape(batch, -1)
+        above = torch.maximum(above, low.gather(1, place) - high)
+        identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
+        order = above.argsort(1)[:, :-1]  # the predicted class comes last
+        steps = STEPS if enclosure.refine else 0
+        size = max(1, ELEMENTS // (batch * (self.widest if steps == 0 else 8 * self.widest)))
+        needed = _resolution(
+            self.network.left_off, own.size.flatten(1).amax(1), self.arithmetic.of(self.network.node[self.logits])
+        )
+        late = False
+        for columns in order.split(size, 1):
+            if self.clock.over():
+                late = True
+                break
+            rows = {self.logits: (identity[predicted].unsqueeze(1) - identity[columns]).unsqueeze(2)}
+            found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows, joint=True)
+            found = torch.where(found.isnan(), -math.inf, found) - needed[:, None]
+            above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), found))
+            self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])
+        above[enclosure.lost] = -math.inf
+        return above.scatter(1, place, math.inf), late
+
+    def _report(self, done: float) -> None:
+        if self.progress is not None:
+            self.progress(done)
 
 
-def _certify(
-    network: Network, weights: Box, x: Tensor, reach: float, progress: Callable[[int], None] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return margin, smallest margin in the set, and predicted class of one batch."""
-    feed = feed_of(network, (x,))
-    logits = logits_of(network)
-    precision = _precision(network)
-    nominal = realise(network, network.values(), feed, torch.float64)[logits][:, 0]
-    top = nominal.topk(2, 1)
-    predicted, margin = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
-    worst = torch.full_like(margin, -math.inf)
-    open_ = torch.arange(len(margin), device=margin.device)
-    for refine in (False, True):
-        for part in open_.split(_chunk(network, refine=refine)) if len(open_) else ():
-            chosen = {name: value[part] for name, value in feed.items()}
-            enclosure = Enclosure(network, weights, chosen, reach, precision, refine=refine)
-            found = _gap(enclosure, logits, predicted[part], STEPS if refine else 0)
-            worst[part] = torch.maximum(worst[part], torch.where(torch.isfinite(found), found, -math.inf))
-            if progress is not None:
-                progress(len(part) if refine else int((worst[part] > 0).sum()))
-        open_ = (worst <= 0).nonzero()[:, 0]
-    return margin, worst, predicted
+def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
+    """Return how far two logits must lie apart for what is behind them to tell them apart, rounded as it is.
 
+    Args:
+        left_off: The activations behind the logits.
+        size: Largest magnitude of a logit, (samples,).
+        kind: The type of the outputs.
 
-def _gap(enclosure: Enclosure, logits: str, predicted: Tensor, steps: int) -> Tensor:
-    """Return a lower bound on the smallest difference between the predicted logit and another, (samples,)."""
-    classes = enclosure.network.node[logits].shape[-1]
-    batch = len(predicted)
-    identity = torch.eye(classes, dtype=torch.float64, device=predicted.device)
-    rows = identity[predicted].unsqueeze(1) - identity  # (samples, classes, classes)
-    others = torch.ones((batch, classes), dtype=torch.bool, device=predicted.device)
-    others.scatter_(1, predicted.unsqueeze(1), False)
-    rows = rows[others].reshape(batch, classes - 1, 1, classes)
-    if steps:
-        return enclosure.tightened({logits: rows}, steps=steps).amin(1)
-    return enclosure.lower({logits: rows}, joint=True).amin(1)
-
-
-def _chunk(network: Network, *, refine: bool) -> int:
-    """Return how many samples are worked on at a time; ascent keeps the coefficients of all layers."""
-    widest = max(math.prod(node.shape) for node in network.nodes)
-    rows = network.node[network.outputs[0]].shape[-1]
-    return max(1, ELEMENTS // (rows * widest * (8 if refine else 1)))
+    Returns:
+        (samples,).
+    """
+    needed = torch.zeros_like(size)
+    for name in left_off:
+        if name in ("softmax", "_softmax"):  # 1 − e^−δ against the roundings of two exponentials and two quotients
+            own = torch.full_like(size, 32 * kind.unit)
+        elif name in ("log_softmax", "_log_softmax"):
+            own = 16 * kind.unit * (2 * size + 64)
+        else:  # sigmoid, tanh, log-sigmoid: the smallest slope between −size and size is at least e^−2·size / 4
+            own = 32 * kind.unit * (size + 1) * torch.exp(2 * size)
+        needed = needed + own + kind.least
+    return needed
 
 
 def logits_of(network: Network) -> str:
@@ -202,16 +284,6 @@ def logits_of(network: Network) -> str:
     ))
 
 
-def _precision(network: Network) -> torch.dtype:
-    """Return the coarsest precision among the parameters and inputs: that of the model's own arithmetic."""
-    found = [dtype for _, dtype in network.examples]
-    found += [tensor.dtype for name, tensor in network.state.items() if name in network.parameters]
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if dtype in found:
-            return dtype
-    return torch.float64
-
-
 def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:
     """Return the set of networks that a user means.
 
@@ -221,16 +293,9 @@ def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:
 
     Returns:
         The box.
-
-    Raises:
-        InputError: It is none of what may be given.
     """
     if tolerance is None:
-        return point(network, network.state)
+        return point(network, network.state, arithmetic=True)
     if isinstance(tolerance, Tolerance):
-        return box(network, tolerance)
-    if isinstance(tolerance, (nn.Module, Network, Mapping)):
-        return point(network, other_state(network, tolerance))
-    raise InputError(
-        f"tolerance must be Relative, Absolute, Rounding, Pruned, a module or a state-dict, found {type(tolerance).__name__}."
-    )
+        return box(network, tolerance, arithmetic=True)
+    return point(network, other_state(network, tolerance), arithmetic=True)

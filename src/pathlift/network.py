@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pathlift.arguments import public
 from pathlift.edges import Edges
 from pathlift.edges.axis import Axis, multiplicity, spread
 from pathlift.errors import NumericalError
@@ -60,11 +61,19 @@ class Constant(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Expression):
-    """A function of other expressions, which may stand anywhere inside nested lists and tuples of arguments."""
+    """A function of other expressions, which may stand anywhere inside nested lists and tuples of arguments.
+
+    Attributes:
+        function: What is computed.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        dtype: The floating-point type in which the model itself computes it; None where the model does not.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
 
 def substitute(value: Any, replace: Callable[[Expression], Any]) -> Any:
@@ -335,6 +344,9 @@ class Node:
         unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this node.
         unit_name: The module whose units these neurons are.
         axes: In a compact network, what each entry of the tensor stands for (`pathlift.edges.axis`); None: itself.
+        dtype: The floating-point type in which the model itself computes this layer.
+        blur: How far the model's own weights of constant edges may be off, in units of roundoff: positions between pixels
+            are computed in floating point. 0 where constants are numbers of the model.
     """
 
     name: str
@@ -347,6 +359,8 @@ class Node:
     unit_dim: int | None = None
     unit_name: str | None = None
     axes: tuple[Axis, ...] | None = None
+    dtype: torch.dtype = torch.float32
+    blur: float = 0.0
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -435,6 +449,7 @@ class Network:
         """Every name that the model has for a parameter or buffer."""
         return [*self.state, *self.aliases, *self.views]
 
+    @public
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return parameters and buffers under every name that the model has for them.
 
@@ -510,10 +525,12 @@ class Network:
         """Where other weights for this graph are put: its own device, or the CPU when that is the meta device."""
         return torch.device("cpu") if self.device.type == "meta" else self.device
 
+    @public
     def kind_of(self, name: str) -> torch.dtype:
         """Return the dtype of a parameter or buffer without reading it."""
         return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
 
+    @public
     def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[Leaf, Tensor]:
         """Evaluate every leaf.
 

@@ -195,3 +195,14 @@ def plainly() -> Iterator[None]:
                 "outside of that mode, and of what is traced or compiled."
             )
         yield
+
+
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write numbers into a tensor of the caller's, who may have made it in inference mode.
+
+    Args:
+        tensor: Where.
+        values: What, of the same shape.
+    """
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        tensor.copy_(values)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pathlift.arguments import public, public_constructor
 from pathlift.edges import Convolution, Dense
-from pathlift.errors import InputError, MismatchError, Problem, UnsupportedModelError
-from pathlift.network import Apply, Expression, Leaf, Network, StateTensor, evaluate, widen
+from pathlift.errors import MismatchError, NumericalError
+from pathlift.intervals import Ranges
+from pathlift.network import Apply, Expression, Leaf, Network, StateTensor, widen
 from pathlift.passes.magnitude import path_magnitude
 from pathlift.pruning.scope import prunable
 from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
@@ -51,12 +53,7 @@ def _values(network: Network) -> dict[str, Tensor]:
     return {name: network.state[name].detach().double() for name in network.parameters}
 
 
-def _checked(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} must be a finite number of at least 0, found {value!r}.")
-    return float(value)
-
-
+@public_constructor
 @dataclass(frozen=True)
 class Relative(Tolerance):
     """|θ'_i − θ_i| ≤ r·|θ_i| for every parameter. The only tolerance here that no rescaling changes besides `Pruned`.
@@ -67,15 +64,13 @@ class Relative(Tolerance):
 
     r: float
 
-    def __post_init__(self) -> None:
-        """Check the argument."""
-        _checked(self.r, "r")
-
+    @public
     def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Tolerance.intervals`."""
         return _around(network, lambda _, value: self.r * value.abs())
 
 
+@public_constructor
 @dataclass(frozen=True)
 class Absolute(Tolerance):
     """|θ'_i − θ_i| ≤ r for every parameter.
@@ -86,15 +81,13 @@ class Absolute(Tolerance):
 
     r: float
 
-    def __post_init__(self) -> None:
-        """Check the argument."""
-        _checked(self.r, "r")
-
+    @public
     def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Tolerance.intervals`."""
         return _around(network, lambda *_: self.r)
 
 
+@public_constructor
 @dataclass(frozen=True)
 class Rounding(Tolerance):
     """Anything within ``step`` steps of the symmetric grid of each output channel: every way of rounding to ``bits``.
@@ -113,18 +106,7 @@ class Rounding(Tolerance):
     per: Literal["channel", "tensor"] = "channel"
     step: float = 0.5
 
-    def __post_init__(self) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: One of them is out of range.
-        """
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 64:
-            raise InputError(f"bits must be a whole number from 2 to 64, found {self.bits!r}.")
-        if self.per not in ("channel", "tensor"):
-            raise InputError(f"per must be 'channel' or 'tensor', found {self.per!r}.")
-        _checked(self.step, "step")
-
+    @public
     def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Tolerance.intervals`."""
         return _around(network, lambda name, value: self._reach(network, name, value))
@@ -153,6 +135,7 @@ def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
+@public_constructor
 @dataclass(frozen=True, eq=False)
 class Pruned(Tolerance):
     """Every mask that a ranking allows: any of the lowest ``amount`` of all weights may be set to 0, or shrunk.
@@ -172,17 +155,7 @@ class Pruned(Tolerance):
         scores = repr(self.criterion) if isinstance(self.criterion, str) else "given scores"
         return f"Pruned(amount={self.amount!r}, criterion={scores})"
 
-    def __post_init__(self) -> None:
-        """Check the arguments.
-
-        Raises:
-            InputError: One of them is malformed.
-        """
-        if _checked(self.amount, "amount") > 1:
-            raise InputError(f"amount must be a share from 0 to 1, found {self.amount!r}.")
-        if not isinstance(self.criterion, Mapping) and self.criterion not in ("path_magnitude", "magnitude"):
-            raise InputError(f"criterion must be 'path_magnitude', 'magnitude' or a mapping, found {self.criterion!r}.")
-
+    @public
     def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Tolerance.intervals`."""
         low = self._rank(network)
@@ -219,118 +192,82 @@ class Box:
         lower: Leaf to smallest values, float64.
         upper: Leaf to largest values; the same tensor where nothing varies.
         cancelled: The leaf of a batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
+        peaks: The leaf of a batch norm's scale or shift to what its intermediate results can reach beyond its own values,
+            whatever the order of (x − μ)·γ/√(σ²+ε) + β.
     """
 
     lower: Mapping[Leaf, Tensor]
     upper: Mapping[Leaf, Tensor]
-    cancelled: Mapping[Leaf, Tensor]
+    cancelled: Mapping[Leaf, Tensor] = field(default_factory=dict)
+    peaks: Mapping[Leaf, float] = field(default_factory=dict)
 
 
-def point(network: Network, state: Mapping[str, Tensor]) -> Box:
+@torch.no_grad()
+def point(network: Network, state: Mapping[str, Tensor], *, arithmetic: bool = False) -> Box:
     """Return the box that holds one network.
 
     Args:
         network: The graph.
         state: Its parameters and buffers.
-
-    Returns:
-        The box.
-    """
-    return _Intervals(dict(state), dict(state), set()).box(network)
-
-
-@torch.no_grad()
-def box(network: Network, tolerance: Tolerance) -> Box:
-    """Carry the intervals of the parameters over to the weights of the theory.
-
-    Args:
-        network: The network around which the set lies.
-        tolerance: The intervals.
+        arithmetic: Let weights that are computed from parameters be what the model computes in its own precision.
 
     Returns:
         The box.
 
     Raises:
-        UnsupportedModelError: A weight is a nonlinear function of parameters that may vary (weight_norm, say).
+        UnsupportedModelError: A weight is computed in a way that has no interval arithmetic.
+        NumericalError: A parameter or buffer is NaN or infinite.
     """
-    low, high = dict(network.state), dict(network.state)
+    return _box(network, Ranges(state, state, arithmetic=arithmetic))
+
+
+@torch.no_grad()
+def box(network: Network, tolerance: Tolerance, *, arithmetic: bool = False) -> Box:
+    """Carry the intervals of the parameters over to the weights of the theory.
+
+    Args:
+        network: The network around which the set lies.
+        tolerance: The intervals.
+        arithmetic: Let weights that are computed from parameters be what the model computes in its own precision.
+
+    Returns:
+        The box.
+
+    Raises:
+        UnsupportedModelError: A weight is computed in a way that has no interval arithmetic.
+        NumericalError: A parameter or buffer is NaN or infinite.
+    """
+    low = dict(network.state)
+    high = dict(low)
     for name, (least, most) in tolerance.intervals(network).items():
-        low[name], high[name] = least, most
-    varying = {name for name in network.parameters if not torch.equal(low[name], high[name])}
-    return _Intervals(low, high, varying).box(network)
+        if not torch.equal(least, most):  # rounded outwards, save where nothing may move
+            low[name] = torch.where(least == most, least, torch.nextafter(least, least.new_tensor(-math.inf)))
+            high[name] = torch.where(least == most, most, torch.nextafter(most, most.new_tensor(math.inf)))
+    return _box(network, Ranges(low, high, arithmetic=arithmetic))
 
 
-class _Intervals:
-    """Intervals of expressions."""
+def _box(network: Network, ranges: Ranges) -> Box:
+    for names in sorted({leaf.requires for leaf in network.leaves if leaf.requires}, key=sorted):
+        for name in sorted(names):
+            if not all(bool(torch.isfinite(end[name]).all()) for end in (ranges.low, ranges.high)):
+                raise NumericalError(f"'{name}' contains NaN or inf.")
+    found = {leaf: ranges.of(leaf) for leaf in network.leaves if leaf.scalar is None}
+    cancelled, peaks = {}, {}
+    for leaf in found:
+        expression = leaf.expression
+        if is_batch_norm_shift(expression):
+            scale, bias, mean, *rest = expression.args
+            sizes = ranges.interval(ranges.value(mean)).size
+            cancelled[leaf] = sizes * ranges.interval(ranges.value(scale)).size
+            shift = 0.0 if bias is None else float(ranges.interval(ranges.value(bias)).size.max())
+            peaks[leaf] = float(sizes.max()) * _peak(ranges, *rest) + shift
+        elif isinstance(expression, Apply) and expression.function is batch_norm_scale:
+            peaks[leaf] = _peak(ranges, *expression.args)
+    lower, upper = ({leaf: getattr(own, end) for leaf, own in found.items()} for end in ("low", "high"))
+    return Box(lower, upper, cancelled, peaks)
 
-    def __init__(self, low: dict[str, Tensor], high: dict[str, Tensor], varying: set[str]) -> None:
-        self.low, self.high, self.varying = low, high, varying
-        self.memo_low: dict[Expression, Tensor] = {}
-        self.memo_high: dict[Expression, Tensor] = {}
 
-    def box(self, network: Network) -> Box:
-        lower: dict[Leaf, Tensor] = {}
-        upper: dict[Leaf, Tensor] = {}
-        cancelled: dict[Leaf, Tensor] = {}
-        for leaf in network.leaves:
-            if leaf.scalar is None:
-                lower[leaf], upper[leaf] = self.of(leaf)
-                if is_batch_norm_shift(leaf.expression):
-                    cancelled[leaf] = torch.maximum(*(product.abs() for product in self._products(leaf.expression)))
-        return Box(lower, upper, cancelled)
-
-    def of(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
-        if not leaf.requires & self.varying:
-            value = torch.as_tensor(evaluate(leaf.expression, self.low, self.memo_low)).double()
-            return value, value
-        if isinstance(leaf.expression, StateTensor) or leaf.pull_back is not None:  # each element follows one parameter
-            one = torch.as_tensor(evaluate(leaf.expression, self.low, self.memo_low)).double()
-            two = torch.as_tensor(evaluate(leaf.expression, self.high, self.memo_high)).double()
-            return torch.minimum(one, two), torch.maximum(one, two)
-        if isinstance(leaf.expression, Apply) and leaf.expression.function is batch_norm_scale:
-            return self._scale(leaf.expression)
-        if is_batch_norm_shift(leaf.expression):
-            return self._shift(leaf.expression)
-        names = ", ".join(sorted(leaf.requires & self.varying))
-        raise UnsupportedModelError((
-            Problem(
-                leaf.label.rpartition(".")[0],
-                "tolerance",
-                "",
-                f"'{leaf.label}' is computed from {names} by more than moving and scaling, so an interval of the parameters "
-                "gives no interval of the weight.",
-                "Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove).",
-            ),
-        ))
-
-    def _end(self, expression: Expression | None, *, high: bool) -> Tensor | None:
-        if expression is None:
-            return None
-        state, memo = (self.high, self.memo_high) if high else (self.low, self.memo_low)
-        found: Tensor = evaluate(expression, state, memo)
-        return found
-
-    def _scale(self, expression: Apply) -> tuple[Tensor, Tensor]:
-        gamma, variance, epsilon = expression.args
-        spread = self._end(variance, high=False)
-        return (
-            batch_norm_scale(self._end(gamma, high=False), spread, epsilon),
-            batch_norm_scale(self._end(gamma, high=True), spread, epsilon),
-        )
-
-    def _products(self, expression: Apply) -> tuple[Tensor, Tensor]:
-        """Return μ·s for both ends of s."""
-        scale, _, mean = expression.args
-        center = self._end(mean, high=False)
-        assert center is not None
-        low, high = self._scale(scale)
-        return center.double() * low, center.double() * high
-
-    def _shift(self, expression: Apply) -> tuple[Tensor, Tensor]:
-        _, beta, _ = expression.args
-        products = self._products(expression)
-        least, most = torch.minimum(*products), torch.maximum(*products)
-        low, high = (self._end(beta, high=high) for high in (False, True))
-        if low is None or high is None:
-            return -most, -least
-        return low.double() - most, high.double() - least
+def _peak(ranges: Ranges, weight: Expression | None, variance: Expression, epsilon: float) -> float:
+    """Return max(1, |γ|)·max(1, 1/√(σ²+ε)), which no intermediate factor of a batch norm exceeds."""
+    gamma = 1.0 if weight is None else float(ranges.interval(ranges.value(weight)).size.max())
+    return max(1.0, gamma) * max(1.0, float((ranges.interval(ranges.value(variance)).low + epsilon).rsqrt().max()))

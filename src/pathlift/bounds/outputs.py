@@ -347,14 +347,14 @@ def enclosure(spread: Spread, ball: Ball) -> Tensor:
         same = [bool(torch.equal(*pair)) for pair in ends]
         lower = {leaf: a if eq else torch.minimum(a, b) for leaf, (a, b), eq in zip(spread.values, ends, same, strict=True)}
         upper = {leaf: a if eq else torch.maximum(a, b) for leaf, (a, b), eq in zip(spread.values, ends, same, strict=True)}
-        weights = Box(lower, upper, {})
+        weights = Box(lower, upper)
     alone = {leaf: value.double() for leaf, value in spread.values.items()}
-    own = Enclosure(network, Box(alone, alone, {}), ball.feed, 0.0, torch.float64, refine=False)
+    own = Enclosure(network, Box(alone, alone), ball.feed, 0.0, None, refine=False)
     least, most = (
         flat_outputs(network, {name: getattr(own.intervals[name], end) for name in network.outputs}, ball.batch)
         for end in ("low", "high")
     )
-    walls = Enclosure(network, weights, ball.feed, ball.radius, torch.float64, refine=False)
+    walls = Enclosure(network, weights, ball.feed, ball.radius, None, refine=False)
     pieces = []
     for name in network.outputs:
         node = network.node[name]
@@ -362,4 +362,5 @@ def enclosure(spread: Spread, ball: Ball) -> Tensor:
         unit = unit.expand(ball.batch, *unit.shape)
         pieces.append((walls.lower({name: unit}, joint=True), -walls.lower({name: -unit}, joint=True)))
     low, high = torch.cat([piece[0] for piece in pieces], 1), torch.cat([piece[1] for piece in pieces], 1)
-    return torch.maximum(most - low, high - least) * (1.0 + 4 * 2.0**-53)
+    found = torch.maximum(most - low, high - least) * (1.0 + 4 * 2.0**-53)
+    return _never_nan(torch.where((own.lost | walls.lost)[:, None], math.inf, found))

@@ -6,23 +6,25 @@ pays what the weights' radius can do, a nonlinearity is replaced by lines above 
 does for inputs alone); a ReLU whose sign is known is passed exactly. A weight that a convolution uses at many positions
 moves them all together, so what it can do is r·|Σ of its positions|, not the sum of magnitudes.
 
-Rounding of the model's own forward pass, in its precision, and of the computation here is part of the radius: a sum of n
-products computed in floating point is exact for weights that are off by a relative n·u (`pathlift.passes.rounding`).
-All lines depend on intervals relative to their own width, so nothing changes when neurons are rescaled.
+Rounding of the model's own forward pass, in its own types, and of the computation here is part of the radius: a sum of n
+products computed in floating point is exact for weights that are off by a relative n·u, but for what underflows, which is
+absolute (`pathlift.passes.rounding`). A sample whose values may leave the range of a type is lost: nothing is said of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pathlift.budget import Clock
 from pathlift.edges.base import Weights
 from pathlift.edges.contraction import Dense
+from pathlift.intervals import Interval
 from pathlift.network import Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes, Term
+from pathlift.passes.lines import Choice, Free, Lines, clamp_lines, slope_lines
 from pathlift.passes.propagate import walk
 from pathlift.passes.realise import (
     along,
@@ -34,7 +36,7 @@ from pathlift.passes.realise import (
     unchanged,
     weighted,
 )
-from pathlift.passes.rounding import SPARE, UNIT
+from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic
 from pathlift.tolerance import Box
 
 ELEMENTS = 1 << 23
@@ -44,74 +46,19 @@ WIDEN = 2.0**-40
 """Relative widening of the intervals between which lines are drawn: room for the rounding of their slopes."""
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Lines below and above a nonlinearity: lower_slope·z + lower ≤ y ≤ upper_slope·z + upper, each (samples, *shape)."""
-
-    lower_slope: Tensor
-    lower: Tensor
-    upper_slope: Tensor
-    upper: Tensor
-
-
-@dataclass(frozen=True)
-class Free:
-    """Where the slope of the line below may be anything between two slopes, as below a ReLU whose sign is not known.
-
-    Attributes:
-        where: (samples, *shape) bool.
-        least: Smallest slope.
-        most: Largest slope.
-    """
-
-    where: Tensor
-    least: Tensor
-    most: Tensor
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Bounds of an extremum: the antecedent ``chosen`` below, slope·antecedent + upper above; for minima of −z.
-
-    Attributes:
-        chosen: Number of the antecedent, (samples, *shape).
-        slope: Of the line above.
-        upper: Constant of the line above.
-    """
-
-    chosen: Tensor
-    slope: Tensor
-    upper: Tensor
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Smallest and largest values of a layer, each (samples, *shape)."""
-
-    low: Tensor
-    high: Tensor
-
-    @property
-    def middle(self) -> Tensor:
-        """Half way between both."""
-        return (self.low + self.high) / 2
-
-    @property
-    def radius(self) -> Tensor:
-        """Half their distance."""
-        return (self.high - self.low) / 2
-
-    @property
-    def size(self) -> Tensor:
-        """Largest magnitude."""
-        return torch.maximum(self.low.abs(), self.high.abs())
-
-
 class Enclosure:
     """Intervals of all layers over a box of weights and a ball of inputs, and linear bounds from them."""
 
     def __init__(
-        self, network: Network, box: Box, feed: Mapping[str, Tensor], radius: float, precision: torch.dtype, *, refine: bool
+        self,
+        network: Network,
+        box: Box,
+        feed: Mapping[str, Tensor],
+        radius: float,
+        arithmetic: Arithmetic | None,
+        *,
+        refine: bool,
+        clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
 
@@ -120,22 +67,27 @@ class Enclosure:
             box: The weights.
             feed: Input node to x, float64, (samples, *shape).
             radius: Largest change of an input, in ℓ^∞.
-            precision: In which the model's own forward pass runs.
+            arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
             refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
+            clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
-        self.cancelled = box.cancelled
+        self.box = box
         self.feed = feed
         self.radius = radius
-        self.unit = UNIT[precision]
+        self.arithmetic = arithmetic
         self.refine = refine
+        self.clock = clock or Clock()
         self.batch = len(next(iter(feed.values())))
+        self.lost = torch.zeros(self.batch, dtype=torch.bool, device=network.device)
         self.center: dict[Leaf, Tensor] = {}
         self.reach: dict[Leaf, Tensor | None] = {}
+        self.largest: dict[Leaf, float] = {}
         for leaf, low in box.lower.items():
-            high = box.upper[leaf]
-            self.center[leaf] = low if low is high else (low + high) / 2
-            self.reach[leaf] = None if low is high else (high - low) * (0.5 + 2.0**-52) + self.center[leaf].abs() * 2.0**-52
+            weight = Interval(low, box.upper[leaf])
+            self.center[leaf] = weight.middle
+            self.reach[leaf] = None if weight.exact else weight.radius * (1 + 4 * DOUBLE.unit) + weight.size * (2 * DOUBLE.unit)
+            self.largest[leaf] = float(weight.size.max())
         self.plain = weighted(self.center, dtype=torch.float64)
         self.sizes = weighted(self.center, dtype=torch.float64, transform=torch.abs)
         self.slack: dict[str, Tensor] = {}
@@ -157,18 +109,74 @@ class Enclosure:
     def _own_unit(self, node: Node) -> float:
         """Relative error of this computation at one layer: sums forwards and backwards."""
         terms = self.network.fan_in[node.name] + math.prod(node.shape) + SPARE
-        return 8 * terms * UNIT[torch.float64]
+        return 8 * terms * DOUBLE.unit
 
     def _model_unit(self, node: Node) -> float:
-        """Relative error of the model's own arithmetic at one layer."""
-        return (self.network.fan_in[node.name] + SPARE) * self.unit * 1.01
+        """Relative error of the model's own arithmetic at one affine layer."""
+        if self.arithmetic is None or self.arithmetic.exact(node):
+            return 0.0
+        roundings = (self.network.fan_in[node.name] + SPARE) * self.arithmetic.of(node).unit
+        return (roundings + 2 * self.arithmetic.factors(node)) * 1.01
+
+    def _bend_unit(self, node: Node) -> float:
+        """Relative error of the model's own arithmetic at one nonlinearity."""
+        return 0.0 if self.arithmetic is None else SPARE * self.arithmetic.of(node).unit * 1.01
+
+    def _underflow(self, node: Node, sizes: Mapping[str, Tensor]) -> Tensor | float:
+        """What underflow can do to a sum, here and in the model: absolute, (samples, 1, …)."""
+        formats = [DOUBLE]
+        if self.arithmetic is not None and not self.arithmetic.exact(node):
+            formats.append(self.arithmetic.of(node))
+        total: Tensor | float = 0.0
+        count = self.network.fan_in[node.name] + SPARE
+        for term in node.terms:
+            weight, top = self._largest(term.weight), _per_sample(sizes[term.source], node)
+            for own in formats:
+                total = total + count * (own.least + own.flushed * (weight + top + own.flushed))
+        return total + count * sum(own.least for own in formats)
+
+    def _least(self, node: Node) -> float:
+        """What underflow can do to a nonlinearity."""
+        model = 0.0 if self.arithmetic is None else self.arithmetic.of(node).least
+        return (self.network.fan_in[node.name] + SPARE) * (DOUBLE.least + model)
+
+    def _largest(self, leaf: Leaf | None) -> float:
+        """The largest magnitude of a weight."""
+        if leaf is None:
+            return 1.0
+        return abs(leaf.scalar) if leaf.scalar is not None else self.largest[leaf]
+
+    def _blur(self, node: Node, sizes: Mapping[str, Tensor]) -> Tensor | float:
+        """What the model's own constants may be off by, where it computes them from positions."""
+        if self.arithmetic is None or node.blur == 0.0:
+            return 0.0
+        unit = self.arithmetic.inner(node).unit * node.blur
+        return sum((_per_sample(sizes[term.source], node) * unit for term in node.terms), torch.zeros((), dtype=torch.float64))
+
+    def _watch_range(self, node: Node, sizes: Mapping[str, Tensor], magnitude: Tensor) -> None:
+        """Give up on samples of which something may leave the range of its type: a sum in any order, or what makes it up."""
+        if self.arithmetic is None or self.arithmetic.exact(node):
+            return
+        inner: Tensor | float = 0.0
+        for term in node.terms:
+            leaf = term.weight
+            top = _per_sample(sizes[term.source], node).reshape(-1)
+            if leaf is None or leaf.score_name is None:
+                inner = inner + top * (self.network.fan_in[node.name] * max(1.0, self._largest(leaf)))
+            if leaf is not None and leaf in self.box.peaks:
+                inner = inner + top * self.box.peaks[leaf]
+        for start in node.starts:
+            inner = inner + self.box.peaks.get(start.weight, 0.0)
+        whole = magnitude.reshape(len(magnitude), -1).amax(1).expand(self.batch)
+        fine = (whole * 1.01 < self.arithmetic.of(node).largest) & (whole + inner * 1.01 < self.arithmetic.inner(node).largest)
+        self.lost |= ~fine
 
     # ---- forwards
 
     def _step(self, node: Node, _: Mapping[str, Interval]) -> Interval:
         if node.kind == "input":
             x = self.feed[node.name]
-            reach = self.radius + 4 * UNIT[torch.float64] * (x.abs() + self.radius)
+            reach = self.radius + 4 * DOUBLE.unit * (x.abs() + self.radius)
             found = Interval(x - reach, x + reach)
         elif node.nonlinearity is None:
             found = self._affine(node)
@@ -176,6 +184,8 @@ class Enclosure:
                 found = self._narrowed(node, found)
         else:
             found = self._bent(node)
+        limit = math.inf if self.arithmetic is None else self.arithmetic.of(node).largest
+        self.lost |= ~(found.size.reshape(len(found.low), -1).amax(1) < limit)  # NaN is lost, too
         self.intervals[node.name] = found
         return found
 
@@ -185,10 +195,11 @@ class Enclosure:
         radii = {name: own.radius for name, own in below.items()}
         sizes = {name: own.size for name, own in below.items()}
         middle = self._all(carried(node, middles, self.plain, biases=self.plain))
-        error = self._model_unit(node) + self._own_unit(node)
         magnitude = carried(node, sizes, self.sizes, biases=self.sizes) + self._cancelled(node)
         moved, shared, moves = self._moved(node, sizes, radii, middle)
-        rounding = error * (magnitude + moved)
+        self._watch_range(node, sizes, magnitude + moved)
+        rounding = (self._model_unit(node) + self._own_unit(node)) * (magnitude + moved)
+        rounding = rounding + (self._underflow(node, sizes) + self._blur(node, sizes))
         more = 1.0 + 4 * self._own_unit(node)
         self.slack[node.name] = self._all((moved + rounding) * more)
         self.shared_slack[node.name] = self._all((shared + rounding) * more) if moves else self.slack[node.name]
@@ -221,8 +232,8 @@ class Enclosure:
         """What cancelled in the shift t = β − μ·s of a batch norm: |β| + |μ·s| ≤ |t| + 2·|μ·s|."""
         total: Tensor | float = 0.0
         for start in node.starts:
-            if start.weight in self.cancelled:
-                total = total + 2 * self.cancelled[start.weight].reshape(start.view)
+            if start.weight in self.box.cancelled:
+                total = total + 2 * self.box.cancelled[start.weight].reshape(start.view)
         return total
 
     def _all(self, tensor: Tensor) -> Tensor:
@@ -239,15 +250,16 @@ class Enclosure:
         if isinstance(node.nonlinearity, Clamp):
             return self._clamp(node, z)
         plus, minus, vary = self._slopes(node, z)
-        lines = _slope_lines(z, plus, minus)
+        lines = slope_lines(z, plus, minus)
         self.lines[node.name] = lines
         crossing = (z.low < 0) & (z.high > 0) & (plus >= minus)
         if bool(crossing.any()):
             self.free[node.name] = Free(crossing, minus.expand(crossing.shape), plus.expand(crossing.shape))
         exact = isinstance(node.nonlinearity, Slopes) and {node.nonlinearity.plus, node.nonlinearity.minus} <= {0.0, 1.0, -1.0}
-        rounding = 0.0 if exact and gain == 1.0 else (SPARE * self.unit) * z.size * plus.abs().clamp(min=1.0)
+        steep = torch.maximum(plus.abs(), minus.abs()).clamp(min=1.0)
+        rounding = 0.0 if exact and gain == 1.0 else self._bend_unit(node) * z.size * steep
         error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size)
-        self.slack[node.name] = self.shared_slack[node.name] = vary + rounding + error
+        self.slack[node.name] = self.shared_slack[node.name] = vary + rounding + error + self._least(node)
         return self._between(node, z, lambda at: plus * at.clamp(min=0.0) + minus * at.clamp(max=0.0))
 
     def _between(self, node: Node, z: Interval, function: Callable[[Tensor], Tensor]) -> Interval:
@@ -273,7 +285,7 @@ class Enclosure:
         minus = along(term, ones, self.plain(term.weight))
         reach = self._reaches(term.weight)
         depth = (-z.low).clamp(min=0.0)
-        rounding = (SPARE * self.unit) * minus.abs() * depth
+        rounding = self._bend_unit(node) * minus.abs() * depth
         return z.low.new_ones(()), minus, rounding + (0.0 if reach is None else along(term, depth, reach))
 
     def _clamp(self, node: Node, z: Interval) -> Interval:
@@ -282,13 +294,13 @@ class Enclosure:
         vary = zero
         for end in ends(node, self._reaches):
             vary = vary if end is None else torch.maximum(vary, end.to(z.low))
-        lines = _clamp_lines(z, low, high)
+        lines = clamp_lines(z, low, high)
         self.lines[node.name] = lines
         rounded = zero
         for end in (low, high):
             rounded = rounded if end is None else torch.maximum(rounded, end.abs().to(z.low))
-        error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size) + 2 * self.unit * rounded
-        self.slack[node.name] = self.shared_slack[node.name] = vary + error
+        error = self._own_unit(node) * (lines.lower.abs() + lines.upper.abs() + z.size) + self._bend_unit(node) * rounded
+        self.slack[node.name] = self.shared_slack[node.name] = vary + error + self._least(node)
         slack = self.slack[node.name]
         return Interval(clamped(z.low, low, high) - slack, clamped(z.high, low, high) + slack)
 
@@ -316,9 +328,9 @@ class Enclosure:
         upper = torch.where(open_, torch.maximum(rest - slope * bottom, own_top - slope * own_top), 0.0)
         upper = upper + torch.where(open_, WIDEN * (rest.abs() + own_top.abs() + bottom.abs()), 0.0)
         self.lines[node.name] = Choice(chosen, slope, upper)
-        self.slack[node.name] = self.shared_slack[node.name] = self._own_unit(node) * upper.abs()
-        top = torch.maximum(own_top, rest)
-        return Interval(bottom, top) if kind.largest else Interval(-top, -bottom)
+        self.slack[node.name] = self.shared_slack[node.name] = self._own_unit(node) * upper.abs() + self._least(node)
+        top, least = torch.maximum(own_top, rest) + self._least(node), bottom - self._least(node)
+        return Interval(least, top) if kind.largest else Interval(-top, -least)
 
     # ---- narrower intervals
 
@@ -357,6 +369,8 @@ class Enclosure:
         samples = max(1, ELEMENTS // (2 * self._widest(node)))
         rows = max(1, samples // self.batch)
         for first in range(0, most, rows):
+            if self.clock.over():
+                break
             places = order[:, first : first + rows]
             unit = torch.zeros((self.batch, places.shape[1], flat.shape[1]), dtype=torch.float64, device=low.device)
             unit.scatter_(2, places.unsqueeze(2), 1.0)
@@ -372,9 +386,9 @@ class Enclosure:
     # ---- backwards
 
     def tightened(self, functionals: Mapping[str, Tensor], *, steps: int) -> Tensor:
-        """Bound linear functionals from below as `lower` does, and raise the bounds by ascent over the free slopes.
+        """Bound linear functionals from below as `lower` does, and raise what is not positive by ascent over the free slopes.
 
-        Every iterate is a sound bound; the best is kept.
+        Every iterate is a sound bound; the best is kept. The ascent ends when its clock is over.
 
         Args:
             functionals: Node name to coefficients, (samples, functionals, *shape).
@@ -384,7 +398,7 @@ class Enclosure:
             Shape (samples, functionals).
         """
         best = self.lower(functionals, joint=True)
-        if not self.free:
+        if not self.free or bool((best > 0).all()):
             return best
         rows = next(iter(functionals.values())).shape[1]
         tilts = {}
@@ -397,6 +411,8 @@ class Enclosure:
             leaves = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
             ascent = torch.optim.Adam(leaves.values(), lr=0.25, maximize=True)
             for _ in range(steps):
+                if self.clock.over():
+                    return best
                 ascent.zero_grad()
                 found = self.lower(functionals, joint=True, tilts=leaves)
                 best = torch.maximum(best, found.detach())
@@ -495,7 +511,7 @@ class Enclosure:
             return (back(g).abs() * reach).flatten(1).sum(1)
 
         step = max(1, ELEMENTS // max(1, a.shape[1] * center.numel()))
-        more = 1 + 8 * UNIT[torch.float64] * (center.numel() + math.prod(shape))
+        more = 1 + 8 * DOUBLE.unit * (center.numel() + math.prod(shape))
         return more * torch.cat([torch.vmap(one)(x, g) for x, g in zip(middle.split(step), a.split(step), strict=True)])
 
     def _through_bend(self, node: Node, a: Tensor, coefficients: dict[str, Tensor], tilt: Tensor | None) -> Tensor:
@@ -543,55 +559,9 @@ class Enclosure:
         return bound
 
 
-def _slope_lines(z: Interval, plus: Tensor, minus: Tensor) -> Lines:
-    """Lines around y = plus·z⁺ + minus·z⁻ on an interval: exact where the sign of z is known."""
-    low, high = z.low, z.high
-    crossing = (low < 0) & (high > 0)
-    width = torch.where(crossing, high - low, 1.0)
-    own = torch.where(low >= 0, plus, minus)
-    chord = torch.where(crossing, (plus * high - minus * low) / width, own)
-    touch = torch.where(crossing, torch.where(high >= -low, plus, minus), own)
-    height = torch.where(crossing, torch.maximum((plus - chord) * high, (minus - chord) * low), 0.0)
-    depth = torch.where(crossing, torch.minimum((plus - chord) * high, (minus - chord) * low), 0.0)
-    convex = plus >= minus
-    zero = torch.zeros_like(low)
-    return Lines(
-        torch.where(convex, touch, chord),
-        torch.where(convex, zero, depth),
-        torch.where(convex, chord, touch),
-        torch.where(convex, height, zero),
-    )
-
-
-def _clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
-    """Lines around y = min(max(z, low), high) on an interval."""
-    left, right = z.low, z.high
-    floor = torch.full_like(left, -math.inf) if low is None else low.to(left).expand(left.shape)
-    roof = torch.full_like(left, math.inf) if high is None else high.to(left).expand(left.shape)
-    floor = torch.minimum(floor, roof)  # torch.clamp gives the upper end where the ends are crossed
-    y_left, y_right = left.clamp(floor, roof), right.clamp(floor, roof)
-    under, over = left < floor, right > roof
-    flat = y_left == y_right
-    one, zero = torch.ones_like(left), torch.zeros_like(left)
-    # Above: from (left, y_left) to the corner under the roof; the identity when nothing is below the floor.
-    corner = torch.minimum(right, roof)
-    run = torch.where(corner > left, corner - left, 1.0)
-    rise = torch.where(corner > left, (corner - y_left) / run, 0.0)
-    concave = over & ~under
-    upper_slope = torch.where(under, rise.clamp(0.0, 1.0), one)
-    upper_slope = torch.where(concave & (right - roof > roof - left), zero, upper_slope)
-    # Below: from the corner on the floor to (right, y_right).
-    base = torch.maximum(left, floor)
-    run = torch.where(right > base, right - base, 1.0)
-    rise = torch.where(right > base, (y_right - base) / run, 0.0)
-    lower_slope = torch.where(over, rise.clamp(0.0, 1.0), one)
-    lower_slope = torch.where(under & ~over & (floor - left > right - floor), zero, lower_slope)
-    upper_slope, lower_slope = torch.where(flat, zero, upper_slope), torch.where(flat, zero, lower_slope)
-    # Constants: y is piecewise linear, so y − slope·z has its extremes at the ends and the corners.
-    points = [left, right, floor.clamp(left, right), roof.clamp(left, right)]
-    gaps_up = torch.stack([at.clamp(floor, roof) - upper_slope * at for at in points])
-    gaps_low = torch.stack([at.clamp(floor, roof) - lower_slope * at for at in points])
-    return Lines(lower_slope, gaps_low.amin(0), upper_slope, gaps_up.amax(0))
+def _per_sample(sizes: Tensor, node: Node) -> Tensor:
+    """Return the largest entry of each sample as it broadcasts over a layer above, (samples, 1, …)."""
+    return sizes.reshape(len(sizes), -1).amax(1).reshape(-1, *[1] * len(node.shape))
 
 
 def _undecided(reader: Node, found: Interval, kind: Extremum) -> Tensor:

@@ -3,22 +3,64 @@
 A sum of n products computed in floating point, in any order, is the exact sum for weights that are off by a relative
 error of at most n·u (u: the unit roundoff). So rounding is a change of weights like any other: a pass of non-negative
 terms has a relative error of at most (roundings on the longest chain)·u, and a signed one is covered by letting every
-weight of a neuron vary by n·u. Winograd and FFT convolutions and TF32 are outside this model of arithmetic.
+weight of a neuron vary by n·u. Winograd and FFT convolutions are outside this model of arithmetic; factors rounded to TF32
+or bfloat16, where PyTorch's switches allow it, are inside (`Arithmetic.factors`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pathlift.edges.convolution import Convolution
 from pathlift.network import Network, Node
 from pathlift.passes.propagate import walk
 from pathlift.passes.realise import carried, weighted
+from pathlift.precision import factor_units
 
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+@dataclass(frozen=True)
+class Format:
+    """A floating-point type as error analysis sees it.
+
+    Attributes:
+        unit: Unit roundoff.
+        least: What a result may be off by when it underflows, gradually or to 0.
+        flushed: Operands below this may be taken for 0.
+        largest: The largest finite number.
+    """
+
+    unit: float
+    least: float
+    flushed: float
+    largest: float
+
+    def holds(self, other: Format) -> bool:
+        """Whether every number of the other type is one of this type."""
+        return self.unit <= other.unit and self.least <= other.least and self.largest >= other.largest
+
+
+def _format(dtype: torch.dtype, digits: int, *, flushes: bool = True) -> Format:
+    kind = torch.finfo(dtype)
+    least = kind.tiny if flushes else kind.tiny * kind.eps
+    return Format(2.0**-digits, least, kind.tiny if flushes else 0.0, kind.max)
+
+
+FORMATS = {
+    torch.float64: _format(torch.float64, 53),
+    torch.float32: _format(torch.float32, 24),
+    torch.bfloat16: _format(torch.bfloat16, 8),
+    torch.float16: _format(torch.float16, 11, flushes=False),  # no processor flushes the small numbers of half precision
+}
+"""The types that networks compute in."""
+
+DOUBLE = FORMATS[torch.float64]
+
+UNIT = {dtype: own.unit for dtype, own in FORMATS.items()}
 """Unit roundoff of each precision."""
 
 SPARE = 8
@@ -88,3 +130,52 @@ def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks
         The bound.
     """
     return tracks * chain(network, spare) * UNIT[dtype]
+
+
+class Arithmetic:
+    """How the model itself computes each of its layers: the type, and what its products do to their factors."""
+
+    def __init__(self, network: Network) -> None:
+        """Look at the model as it is now, and at PyTorch's switches.
+
+        Args:
+            network: The graph.
+        """
+        self.network = network
+        kinds = [network.kind_of(name) for name in network.parameters]
+        coarsest = max((FORMATS[kind] for kind in kinds if kind in FORMATS), key=lambda own: own.unit, default=DOUBLE)
+        layers = [FORMATS.get(node.dtype, DOUBLE) for node in network.nodes]
+        self._cast = None if any(own.unit >= coarsest.unit for own in layers) else coarsest  # a model cast after its capture
+        self._factors = factor_units(network.device.type)
+
+    def of(self, node: Node) -> Format:
+        """Return the type of a layer."""
+        own = FORMATS.get(node.dtype, DOUBLE)
+        return own if self._cast is None or own.unit >= self._cast.unit else self._cast
+
+    def inner(self, node: Node) -> Format:
+        """Return the type in which PyTorch's kernels hold what is between their operands and their results."""
+        own = self.of(node)
+        return own if own.unit <= UNIT[torch.float32] else FORMATS[torch.float32]
+
+    def exact(self, node: Node) -> bool:
+        """Whether a layer hands on values as they are."""
+        own = self.of(node)
+        return node.moves and all(own.holds(self.of(self.network.node[term.source])) for term in node.terms)
+
+    def factors(self, node: Node) -> float:
+        """Return what the factors of a layer's products are rounded to, 0 for nothing beyond the layer's own type."""
+        if self.of(node) is not FORMATS[torch.float32]:
+            return 0.0
+        weighted_terms = [term for term in node.terms if term.weight is not None]
+        units = [self._factors[0 if isinstance(term.edges, Convolution) else 1] for term in weighted_terms]
+        return max(units, default=0.0)
+
+    @property
+    def words(self) -> str:
+        """Name the types, the coarsest first."""
+        named = {own: str(dtype).removeprefix("torch.") for dtype, own in FORMATS.items()}
+        kinds = sorted({self.of(node) for node in self.network.nodes}, key=lambda own: -own.unit)
+        plain = " and ".join(named[own] for own in kinds)
+        rounded = max((self.factors(node) for node in self.network.nodes), default=0.0)
+        return plain if rounded == 0.0 else f"{plain} with factors rounded to a relative {rounded:.1g}"

@@ -313,7 +313,7 @@ class _Lowering:
         if spec.kind == InputKind.USER_INPUT:
             assert isinstance(fake, Tensor)
             self.origin = Origin("", "input", "")
-            self.nodes.append(Node(node.name, tuple(fake.shape), (), (), self.origin))
+            self.nodes.append(Node(node.name, tuple(fake.shape), (), (), self.origin, dtype=fake.dtype))
             return Activation(node.name, tuple(fake.shape), fake.dtype)
         assert spec.target is not None
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -441,6 +441,8 @@ class _Lowering:
                 nonlinearity=layer.nonlinearity,
                 unit_dim=layer.unit_dim,
                 unit_name=unit,
+                dtype=layer.dtype,
+                blur=layer.blur,
             )
         )
         return Activation(name, layer.shape, layer.dtype)
@@ -542,6 +544,7 @@ class _Lowering:
             function,
             tuple(_to_expression(self._resolve(value)) for value in node.args),
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
+            result.dtype if isinstance(result, Tensor) and result.dtype.is_floating_point else None,
         )
         sources: frozenset[str] = frozenset().union(*(self._requires(static.expression) for static in statics))
         return self._static(
@@ -565,7 +568,8 @@ class _Lowering:
             return expression  # made of numbers
         if any(static.moves is None for static in statics):
             return None
-        if name in SCALINGS and len(statics) == 1 and isinstance(self._resolve(node.args[0]), Static):
+        rounds = node.kwargs.get("rounding_mode") is not None
+        if name in SCALINGS and not rounds and len(statics) == 1 and isinstance(self._resolve(node.args[0]), Static):
             return statics[0].moves
         if name not in MOVEMENTS and name != "embedding":
             return None

@@ -177,10 +177,54 @@ def batch_norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) ->
 
 
 @elementwise
-def batch_norm_shift(scale: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
-    """Return t = β − μ·s in float64."""
-    shift = mean.double() * scale
-    return -shift if bias is None else bias.double() - shift
+def batch_norm_shift(
+    scale: Tensor, bias: Tensor | None, mean: Tensor, weight: Tensor | None, variance: Tensor, epsilon: float
+) -> Tensor:
+    """Return t = β − μ·γ/√(σ²+ε) in float64, accurate also where β and μ·s cancel.
+
+    The error is at most 2u·|t| + 2⁻¹⁰⁰·(|β| + |μ·s|): s is carried as a sum of two float64 numbers, one Newton step beyond
+    the square root, and so are its product with μ and the difference. Gradients are those of the plain formula.
+    """
+    beta = torch.zeros_like(scale) if bias is None else bias.double()
+    plain = beta - mean.double() * scale
+    with torch.no_grad():
+        top, rest = _two_sum(variance.double(), torch.full_like(scale, epsilon))
+        root = torch.rsqrt(top)
+        square, more = _two_product(root, root)
+        product, error = _two_product(top, square)
+        missing = (1.0 - product) - (error + top * more + rest * square)  # 1 − (σ²+ε)·root²
+        correction = root * missing / 2
+        if weight is None:
+            high, low = root, correction
+        else:
+            high, low = _two_product(weight.double(), root)
+            low = low + weight.double() * correction
+        shift, tail = _two_product(mean.double(), high)
+        found, lost = _two_sum(beta, -shift)
+        found = found + (lost - tail - mean.double() * low)
+        found = torch.where(torch.isfinite(found), found, plain)
+    return found + (plain - plain.detach()) if torch.is_grad_enabled() else found
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a + b as rounded, and exactly what the rounding took."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+def _two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a·b as rounded, and exactly what the rounding took, by splitting the factors (Dekker)."""
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = (_halves(factor) for factor in (a, b))
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _halves(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a number into two of 26 bits."""
+    scaled = factor * 134217729.0  # 2²⁷ + 1
+    high = scaled - (scaled - factor)
+    return high, factor - high
 
 
 def is_batch_norm_shift(expression: Expression) -> TypeGuard[Apply]:
@@ -203,7 +247,8 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     gamma = None if weight is None else weight.expression
     beta = None if bias is None else bias.expression
     scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
-    shift = Static(Apply(batch_norm_shift, (scale.expression, beta, mean.expression)), mean.fake)
+    parts = (scale.expression, beta, mean.expression, gamma, variance.expression, epsilon)
+    shift = Static(Apply(batch_norm_shift, parts), mean.fake)
     source = call.source("input")
     view = channels(scale, len(source.shape))
     layer = call.layer(

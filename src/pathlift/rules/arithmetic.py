@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import replace
 
@@ -111,12 +112,13 @@ def lerp(call: Call) -> Layer:
     assert weight is not None
     if isinstance(weight.expression, Constant) and not isinstance(weight.expression.value, torch.Tensor):
         number = float(weight.expression.value)
-        return call.summed(("self", 1.0 - number), ("end", number))
+        return replace(call.summed(("self", 1.0 - number), ("end", number)), blur=4.0 * (1.0 + abs(number)))  # of w·(y − x)
     wide, parameter = in_floating_point(weight), call.weight(weight).score_name is not None
     x, y = (call.as_activation(call.args[key]).name for key in ("self", "end"))
     rest = Apply(operator.sub, (0.0 if parameter else 1.0, wide.expression))
-    return call.layer(
+    layer = call.layer(
         *([Term(x, Identity())] if parameter else []),
         Term(x, Scale(), call.weight(replace(wide, expression=rest))),
         Term(y, Scale(), call.weight(wide)),
     )
+    return layer if parameter else replace(layer, blur=math.inf)  # what w·x rounds to is not bounded by (1 − w)·x

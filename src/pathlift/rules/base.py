@@ -104,6 +104,7 @@ class Layer:
     concat: Concat | None = None
     unit_dim: int | None = None
     nonlinearity: Nonlinearity | None = None
+    blur: float = 0.0
 
 
 class Builder(Protocol):

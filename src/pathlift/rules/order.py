@@ -132,7 +132,13 @@ def adaptive_windows(size_in: int, size_out: int) -> Tensor:
     return matrix
 
 
-def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor], nonlinearity: Extremum | None = None) -> Layer:
+def along_axes(
+    call: Call,
+    source: Activation,
+    matrices: dict[int, Tensor],
+    nonlinearity: Extremum | None = None,
+    blur: float = 0.0,
+) -> Layer:
     """Apply one constant matrix per dimension; each but the last makes a layer in between.
 
     The map along several axes is the product of the maps along each, with exactly one path in between for each pair of
@@ -143,6 +149,7 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor], nonl
         source: Its input.
         matrices: Dimension to constant matrix (out, in), on the CPU.
         nonlinearity: Take extrema along each dimension instead of sums.
+        blur: See `Node.blur`.
 
     Returns:
         The last layer.
@@ -156,7 +163,7 @@ def along_axes(call: Call, source: Activation, matrices: dict[int, Tensor], nonl
         shape = list(source.shape)
         shape[dim] = matrix.shape[0]
         term = Term(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, device)))
-        layer = call.layer(term, shape=shape, nonlinearity=nonlinearity)
+        layer = replace(call.layer(term, shape=shape, nonlinearity=nonlinearity), blur=blur)
     assert layer is not None
     return layer
 

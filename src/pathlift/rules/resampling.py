@@ -25,7 +25,9 @@ def upsample(call: Call) -> Layer:
     matrices: dict[int, torch.Tensor] = {}
     for dim in range(2, len(source.shape)):
         matrices[dim] = _along(call, key, source, dim)
-    return along_axes(call, source, matrices)
+    # Three roundings of a position of up to the number of pixels; the weights of 2 or 4 pixels move by up to 2 or 7 as much.
+    steepness = 7 if "cubic" in call.name else 2
+    return along_axes(call, source, matrices, blur=6.0 * steepness * max(source.shape[2:]))
 
 
 def _along(call: Call, key: str, source: Activation, dim: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ def grid_sampler(call: Call) -> Layer:
     channels = source.shape[1]
     flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
     term = Term(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
-    sampled = call.builder.add(call.layer(term, shape=(1, channels, places)))
+    # Nearest pixels jump with a position's last digit; the weights of others move with it.
+    blur = math.inf if int(call.args["interpolation_mode"]) == 1 else 6.0 * 7 * max(source.shape[2:])
+    sampled = call.builder.add(replace(call.layer(term, shape=(1, channels, places)), blur=blur))
     return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
 
 

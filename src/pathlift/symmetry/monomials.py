@@ -63,7 +63,7 @@ def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple
     if expression.function is batch_norm_scale:
         return _read(network, expression.args[0], shape)
     if is_batch_norm_shift(expression):
-        scale, bias, mean = expression.args
+        scale, bias, mean, *_ = expression.args
         factors, shift = _read(network, scale, shape), _read(network, bias, shape)
         if factors is None or shift is None or not isinstance(mean, StateTensor):
             return None
