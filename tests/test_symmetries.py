@@ -217,13 +217,13 @@ def test_pruned_and_rescaled_copies_are_recognised() -> None:
         aligned = pathlift.align(model, other, inputs)
         assert all(torch.equal(aligned[name], value) for name, value in pruned.named_parameters())
         found = pathlift.path_metric(model, other, inputs)
-        assert found.exact
-        assert math.isclose(found.value, truth.value, rel_tol=1e-9)
+        assert found.ratio < 1 + 1e-9
+        assert math.isclose(found.lower, truth.value, rel_tol=1e-9)
         bound = pathlift.lipschitz_bound(model, other, 3 * inputs[0])
         torch.testing.assert_close(
             Tensor(bound), Tensor(pathlift.lipschitz_bound(model, pruned, 3 * inputs[0])), rtol=1e-6, atol=1e-12
         )
-    assert pathlift.path_metric(model, rescaled(model, inputs), inputs).value == 0.0
+    assert pathlift.path_metric(model, rescaled(model, inputs), inputs).upper < 1e-12 * pathlift.path_norm(model, inputs).value
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)

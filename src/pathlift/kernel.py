@@ -14,11 +14,14 @@ from pathlift.errors import InputError
 from pathlift.network import Network
 from pathlift.passes.metric import check_shapes, inner_product, squared_difference
 from pathlift.passes.norm import LOG10_OF_2
+from pathlift.passes.programs import Values
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
 from pathlift.streaming import Stored, held
+from pathlift.symmetry.compare import aligned
+from pathlift.symmetry.tying import MEMORY, Tied, tied
 
 NEAR = 1e-4
 """Where ‖Φ_i − Φ_j‖₂² is below this part of the larger norm squared, it is summed by tracks of its own."""
@@ -111,7 +114,8 @@ def path_kernel(
 
     ⟨Φ(θ), Φ(θ')⟩ is the path program with every weight replaced by the product of its two values: one signed pass, exact for
     any pair. N(N+1)/2 pairs with one capture; networks given as files are read for each pair, two at a time. The distance of a
-    pair whose liftings nearly agree is computed by the difference tracks of ``path_metric(…, q=2)``, without cancellation.
+    pair whose liftings nearly agree is computed by the difference tracks of ``path_metric(…, q=2)``, in one gauge and without
+    cancellation; where networks differ by little more than the rounding of float64, ask that for its error.
 
     Args:
         models: Modules, captured networks, state-dicts, or files and folders of weights.
@@ -153,12 +157,15 @@ def path_kernel(
     pairs = [(i, j) for i in range(count) for j in (i, *range(i))]
     distance = torch.full_like(gram, -math.inf)
     cosine = torch.full_like(gram, math.nan)
+    relations: list[Tied] = []
     for done, (i, j) in enumerate(pairs, 1):
         if i == j:
-            compact = held(network, models[i]).compact
+            mine = held(network, models[i])
+            compact = mine.compact
             own = compact.values()
             blame(own)
-        values = own if i == j else held(network, models[j]).compact.values()
+        other = mine if i == j else held(network, models[j])
+        values = own if i == j else other.compact.values()
         check_shapes(compact, own, values)
         found, _ = inner_product(compact, own, values)
         passes += 2
@@ -170,7 +177,7 @@ def path_kernel(
         else:
             apart = _apart(gram[i, i], gram[j, j], gram[i, j], sign[i, j])
             if apart is None:
-                squared, _ = squared_difference(compact, own, values)
+                squared, *_ = squared_difference(compact, own, _brought(mine, other, values, relations))
                 apart = _log2(squared) if squared is not None and float(squared.tensor) > 0 else -math.inf
                 passes += 11
             distance[i, j] = distance[j, i] = apart / 2
@@ -178,6 +185,15 @@ def path_kernel(
         if progress is not None:
             progress(done, len(pairs))
     return PathKernel(cosine, gram * LOG10_OF_2, sign, distance * LOG10_OF_2, passes)
+
+
+def _brought(network: Network, other: Network, values: Values, relations: list[Tied]) -> Values:
+    """Return the weights of the second network in the gauge of the first; what ties channels is looked for once."""
+    if relations:
+        network.__dict__[MEMORY] = relations[0]
+    found = aligned(network, other.state, values).values
+    relations[:] = [tied(network)]
+    return found
 
 
 def _apart(first: Tensor, second: Tensor, product: Tensor, sign: Tensor) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from pathlift.arguments import public
 from pathlift.budget import limited
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference
+from pathlift.passes.metric import checked_pair, differing, ordered_difference, squared_difference, unequal
 from pathlift.passes.norm import LOG10_OF_2, to_float
-from pathlift.passes.programs import Values
-from pathlift.passes.propagate import blame
+from pathlift.passes.programs import NormProgram, Values
+from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
@@ -27,7 +28,8 @@ from pathlift.sandwich.enclosure import Enclosed, Step, enclosed, quotient
 from pathlift.sandwich.frame import frame
 from pathlift.sandwich.laid import counts, laid, spread
 from pathlift.sandwich.sampling import Estimate, estimated
-from pathlift.symmetry.compare import compared, gauge_matched, snapped
+from pathlift.symmetry.aligned import Aligned, moved
+from pathlift.symmetry.compare import aligned, compared
 
 MOMENTS = (2, 4, 6, 8)
 
@@ -169,19 +171,19 @@ def path_metric(
     state = other_state(network, other)
     compact = network.compact
     values, others = checked_pair(compact, state)
-    if q == 2:
-        return _l2(compact, *squared_difference(compact, values, others))
-    exact = _exact(compact, values, others, "")
+    exact = None if q == 2 else _exact(compact, values, others, "")
     if exact is not None:
         return exact
-    both = compared(network, state)
-    matched = gauge_matched(network, state, both)
-    if any(matched[name] is not tensor for name, tensor in state.items()):
-        exact = _exact(compact, *checked_pair(compact, snapped(network, state, matched)), ", aligned")
-        if exact is not None:
-            return exact
     blame(values)
     blame(others)
+    both = compared(network, state)
+    matched = aligned(network, state, others, both)
+    if q == 2:
+        return _l2(compact, values, matched)
+    if matched.values is not others and not matched.roundings:
+        exact = _exact(compact, values, matched.values, ", aligned")
+        if exact is not None:
+            return exact
     pair = frame(network, both)
     order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
     with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
@@ -202,28 +204,70 @@ def _exact(network: Network, values: Values, others: Values, suffix: str) -> Pat
     sides = (values, others) if above else (others, values)
     tracks = ordered_difference(network, *sides, above or below)
     tensor, exponent = laid(network, tracks, [1])
-    whole = sum_of_outputs(network, tracks, 1)
-    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, whole)
+    kinds = [own.tensor.dtype for name in network.outputs if (own := tracks[name][1]) is not None]
+    whole, error = sum_of_outputs(network, tracks, 1), rounding_factor(network, kinds[0]) if kinds else 0.0
+    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, whole, error)
 
 
-def _known(network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None) -> PathMetric:
+def _known(
+    network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None, error: float = 0.0
+) -> PathMetric:
+    """Return a metric that is known up to a relative rounding error, with ends that enclose it."""
     value, log10 = to_float(total)
-    whole = spread(network, log2)
+    ends = [_outward(value * factor, log10 + math.log10(factor), side) for factor, side in ((1 - error, -1), (1 + error, 1))]
+    per_output = tuple(
+        spread(network, log2 + math.log2(factor) + side * _blur(log2)) for factor, side in ((1 - error, -1), (1 + error, 1))
+    )
     return PathMetric(
-        value, value, True, value, log10, log10, method, 1.0, method, method, passes, _log2_per_output=(whole, whole)
+        ends[0][0],
+        ends[1][0],
+        True,
+        value,
+        ends[0][1],
+        ends[1][1],
+        method,
+        1.0,
+        method,
+        method,
+        passes,
+        _log2_per_output=per_output,
     )
 
 
-def _plain(log2: float) -> tuple[float, float]:
-    """Return 2**log2 as a float (inf past its range), and log₁₀ of it."""
+BLUR = 2.0**-46
+"""What logarithms may lose to rounding, relative to 1 and to themselves."""
+
+LEAST, MOST = 2.0**-1074, sys.float_info.max
+
+
+def _blur(logs: Tensor) -> Tensor:
+    """Return what the logarithms of bounds are moved outwards by; 0 for those of 0 and inf."""
+    return torch.where(torch.isfinite(logs), BLUR * (1 + logs.abs()), 0.0)
+
+
+def _outward(value: float, log10: float, side: int) -> tuple[float, float]:
+    """Round a bound and its log₁₀ outwards (side −1: down, 1: up); 0 stays 0."""
+    if math.isinf(log10):
+        return value, log10
+    blurred = log10 + side * BLUR * (1 + abs(log10))
+    if side < 0:
+        return (MOST if math.isinf(value) else value * (1 - BLUR)), blurred
+    return max(value * (1 + BLUR), LEAST), blurred
+
+
+def _plain(log2: float, side: int) -> tuple[float, float]:
+    """Return 2**log2 as a float (inf past its range), and log₁₀ of it, rounded outwards."""
     if log2 == -math.inf:
         return 0.0, -math.inf
+    log2 += side * BLUR * (1 + abs(log2))
     whole = math.floor(log2)
-    return to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole)))
+    return _outward(
+        *to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole))), side
+    )
 
 
 def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> PathMetric:
-    (lower, log10_lower), (upper, log10_upper) = _plain(found.log2_lower), _plain(found.log2_upper)
+    (lower, log10_lower), (upper, log10_upper) = _plain(found.log2_lower, -1), _plain(found.log2_upper, 1)
     names = list(dict.fromkeys((found.lower_by, found.upper_by)))
     return PathMetric(
         lower,
@@ -240,20 +284,59 @@ def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> Path
         found.history,
         sampled,
         found.stopped,
-        (spread(network, found.lower), spread(network, found.upper)),
+        (spread(network, found.lower - _blur(found.lower)), spread(network, found.upper + _blur(found.upper))),
     )
 
 
-def _l2(network: Network, squared: Scaled | None, magnitude: Scaled | None) -> PathMetric:
-    if magnitude is None:
+def _l2(network: Network, values: Values, other: Aligned) -> PathMetric:
+    """Return ‖Φ(θ)−Φ(θ')‖₂ with its rounding error: of the sums, and of the weights of θ' in the gauge of θ."""
+    if other.values is values or not (unequal(values, other.values) or other.roundings):
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=0)
+    squared, magnitude, own = (_root(part) for part in squared_difference(network, values, other.values))
+    unit = max(magnitude, own)
+    if math.isinf(unit):  # one of both has no paths
+        unit = magnitude = squared = _root(_squares(network, other.values))
+    if math.isinf(unit):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
-    center = 0.0 if squared is None else float(squared.tensor) * 2.0 ** (squared.exponent - magnitude.exponent)
-    error = rounding_factor(network) * float(magnitude.tensor)
-    ends = [max(center - error, 0.0), max(center, 0.0), center + error]
-    (low, log10_low), (value, _), (high, log10_high) = (
-        to_float(Scaled(torch.tensor(end, dtype=torch.float64, device="cpu"), magnitude.exponent), 2.0) for end in ends
+    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, own))
+    error, spoilt = rounding_factor(network) * error, 2 * (math.sqrt(size) + math.sqrt(error))
+    slack = (moved(network, other.roundings) + UNDERFLOW) * spoilt
+    low, high = math.sqrt(max(square - error, 0.0)) - slack, math.sqrt(square + error) + slack
+    (lower, log10_lower), (upper, log10_upper) = (
+        _outward(*_times(end * (1 + side * OFF), unit), side) for end, side in ((max(low, 0.0), -1), (high, 1))
     )
-    return PathMetric(low, high, True, value, log10_low, log10_high, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
+    exact = high - low <= KNOWN * high
+    value = _times(math.sqrt(square), unit)[0] if exact else math.nan
+    return PathMetric(lower, upper, exact, value, log10_lower, log10_upper, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
+
+
+UNDERFLOW = 1e-140
+"""What squares of differences lose that fall below the range of float64, relative to ‖Φ‖₂."""
+
+
+def _root(value: Scaled | None) -> float:
+    """Return log₁₀ of the root of a number, −inf where there is none or rounding made it negative."""
+    return -math.inf if value is None or float(value.tensor) <= 0 else to_float(value, 2.0)[1]
+
+
+KNOWN = 1e-6
+"""A value whose rounding error is a smaller part of it is known."""
+
+OFF = 1e-12
+"""What powers of ten lose to rounding."""
+
+
+def _times(number: float, unit: float) -> tuple[float, float]:
+    """Return number·10**unit, inf past float64's range, and log₁₀ of it."""
+    log10 = math.log10(number) + unit if number > 0 else -math.inf
+    return (10.0**log10 if log10 < 308 else math.inf), log10
+
+
+def _squares(network: Network, values: Values) -> Scaled | None:
+    def attempt(_: torch.dtype) -> Scaled | None:
+        return sum_of_outputs(network, propagate(network, NormProgram(network, values, torch.float64, q=2.0)))
+
+    return in_range(attempt, torch.float64, values)
 
 
 __all__ = ["Estimate", "PathMetric", "Step", "path_metric"]

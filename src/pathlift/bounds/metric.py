@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,14 +19,15 @@ from pathlift.errors import UnsupportedModelError
 from pathlift.metric import path_metric
 from pathlift.network import Network, Node, Start, Term
 from pathlift.passes.norm import to_float
-from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values
-from pathlift.passes.propagate import in_range, propagate, walk
+from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
+from pathlift.passes.propagate import Tracks, in_range, propagate, walk
 from pathlift.passes.pull_back import sum_of_outputs
 from pathlift.passes.realise import WeightsOf, carried, placed, value_of, weighted
 from pathlift.passes.rounding import rounding_factor
-from pathlift.passes.scaled import Scaled
+from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other
+from pathlift.symmetry.aligned import moved
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,20 @@ def path_metric_bounds(
     metric = path_metric(network, other)
     exact = "Lemma 4.2, exact" if metric.exact else ""
     closer = None if moments is None else path_metric(network, other, moments=moments)
+    extra = _rounding_of_gauge(spread)
+
+    def bound(name: str, reference: str, compute: Callable[[], float], *, invariant: bool = True) -> MetricBound:
+        return _bound(name, reference, compute, extra, invariant)
+
     found = [
         MetricBound(exact or "norm difference", "(6), Lemma 4.2", "lower", metric.log10_lower, invariant=True),
         MetricBound(exact or "pivot", "pathlift", "upper", metric.log10_upper, invariant=True),
-        _bound("telescoping", "pathlift", lambda: _telescoping(spread)),
-        _bound("Hellinger in three steps", "pathlift", lambda: _log10(float(three_step(spread, _ones(network)).sum()))),
-        _bound("Lemma F.1", "Lemma F.1", lambda: lemma_f1(spread)),
-        _bound("Theorem F.2", "Theorem F.2", lambda: theorem_f2(spread)),
-        _bound("Lemma 4.3", "(8), Lemma 4.3", lambda: _log10(lemma_4_3(spread))),
-        _bound("Lemma 4.4", "(9), Lemma 4.4", lambda: _log10(perceptron.lemma_4_4(spread)), invariant=False),
+        bound("telescoping", "pathlift", lambda: _telescoping(spread)),
+        bound("Hellinger in three steps", "pathlift", lambda: _log10(float(three_step(spread, _ones(network)).sum()))),
+        bound("Lemma F.1", "Lemma F.1", lambda: lemma_f1(spread), invariant=False),
+        bound("Theorem F.2", "Theorem F.2", lambda: theorem_f2(spread)),
+        bound("Lemma 4.3", "(8), Lemma 4.3", lambda: lemma_4_3(spread)),
+        bound("Lemma 4.4", "(9), Lemma 4.4", lambda: _log10(perceptron.lemma_4_4(spread)), invariant=False),
     ]
     if closer is not None and not closer.exact:
         upper = MetricBound(closer.upper_by, "pathlift", "upper", closer.log10_upper, invariant=True)
@@ -108,13 +114,43 @@ def path_metric_bounds(
     return (*uppers, *lowers, *(bound for bound in found if bound.reason))
 
 
-def _bound(name: str, reference: str, compute: Callable[[], float], *, invariant: bool = True) -> MetricBound:
+def _bound(name: str, reference: str, compute: Callable[[], float], extra: float, invariant: bool) -> MetricBound:
     try:
-        return MetricBound(name, reference, "upper", compute(), invariant)
+        found = _added(compute(), extra)
     except UnsupportedModelError as error:
         return MetricBound(name, reference, "upper", math.nan, invariant, error.problems[0].reason)
     except _NotApplicableError as error:
         return MetricBound(name, reference, "upper", math.nan, invariant, str(error))
+    return MetricBound(name, reference, "upper", found + (BLUR * (1 + abs(found)) if math.isfinite(found) else 0.0), invariant)
+
+
+BLUR = 2.0**-44
+"""What logarithms may lose to rounding, relative to 1 and to themselves."""
+
+
+def _added(first: float, second: float) -> float:
+    """Return log₁₀ of a sum from log₁₀ of its summands."""
+    top, rest = max(first, second), min(first, second)
+    return top if math.isinf(top) or math.isinf(rest) else top + math.log10(1 + 10.0 ** (rest - top))
+
+
+def _rounding_of_gauge(spread: Spread) -> float:
+    """Return log₁₀ of what the weights of θ' may have lost on their way into the gauge of θ; see `rounding_of_gauge`."""
+    part = moved(spread.network, spread.roundings)
+    if not part:
+        return -math.inf
+    thin = compact(spread)
+    assert thin.others is not None
+    found = _norm(thin.network, thin.others)
+    return _log10_of(sum_of_outputs(thin.network, found)) + math.log10(part)
+
+
+def _norm(network: Network, values: Values, *, keep: bool = False) -> dict[str, Tracks]:
+    return in_range(lambda _: propagate(network, NormProgram(network, values, torch.float64), keep=keep), torch.float64, values)
+
+
+def _log10_of(value: Scaled | None) -> float:
+    return to_float(value)[1]
 
 
 def _log10(value: float) -> float:
@@ -160,7 +196,13 @@ def lemma_f1(spread: Spread) -> float:
     """
     thin = compact(spread)
     assert thin.others is not None
+    if not thin.changed:
+        return -math.inf
     return _log10(min(_f1(thin, thin.values, thin.others), _f1(thin, thin.others, thin.values)))
+
+
+LEAST = 2.0**-1022
+"""The smallest float that has all its digits."""
 
 
 def _f1(spread: Spread, first: Values, second: Values) -> float:
@@ -175,7 +217,8 @@ def _f1(spread: Spread, first: Values, second: Values) -> float:
         if node.kind == "input":
             start = torch.ones(node.shape, dtype=torch.float64, device=network.device)
             return torch.zeros_like(start), start
-        mass = _carried(node, {name: own[1] for name, own in below.items()}, others)
+        least = LEAST * network.fan_in[node.name]  # what may have fallen below the range
+        mass = _carried(node, {name: own[1] for name, own in below.items()}, others) + least
         changes = [_placed(start, gaps(start.weight)) for start in node.starts]
         if not node.terms:
             return sum(changes, torch.zeros_like(mass)), mass
@@ -183,7 +226,7 @@ def _f1(spread: Spread, first: Values, second: Values) -> float:
         change = _over(node, lambda term: _moved(term, below[term.source][0], gaps), torch.add)
         farthest = _over(node, lambda term: _largest(term, below[term.source][0], ones), torch.maximum)
         heaviest = _over(node, lambda term: _largest(term, below[term.source][1], ones), torch.maximum)
-        return norm * farthest + change * heaviest + sum(changes, torch.zeros_like(mass)), mass
+        return norm * farthest + change * heaviest + sum(changes, torch.zeros_like(mass)) + least, mass
 
     found = walk(network, step)
     return _sum(network, {name: own[0] for name, own in found.items()})
@@ -254,55 +297,104 @@ def theorem_f2(spread: Spread) -> float:
     read = {term.source for node in network.nodes for term in node.terms}
     if read & set(network.outputs):
         raise _NotApplicableError("It is stated for networks whose output neurons are read by no other neuron.")
-    sides = [weighted(own, dtype=torch.float64, transform=torch.abs) for own in (spread.values, spread.others)]
-    signed = [weighted(own, dtype=torch.float64) for own in (spread.values, spread.others)]
+    if not spread.changed:
+        return -math.inf
+    sides = (spread.values, spread.others)
+    masses = [_norm(network, own, keep=True) for own in sides]
+    signed = [weighted(own, dtype=torch.float64) for own in sides]
     ones = weighted(spread.values, dtype=torch.float64, transform=torch.ones_like)
+    blur = 2 * rounding_factor(network)
+    tops, ends = [0.0], []
 
-    def step(node: Node, below: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return A, A', and the largest sum of changes on a path that ends here (for outputs: their own change)."""
+    def step(node: Node, below: Mapping[str, Tensor]) -> Tensor:
+        """Return the largest sum of changes on a path that ends here."""
+        own = [_Mass.of(node, found[node.name][0]) for found in masses]
         if node.kind == "input":
-            start = torch.ones(node.shape, dtype=torch.float64, device=network.device)
-            return start, start, torch.zeros_like(start)
-        masses = [_carried(node, {name: own[which] for name, own in below.items()}, sides[which]) for which in (0, 1)]
+            return torch.zeros(node.shape, dtype=torch.float64, device=network.device)
         is_output = node.name in network.outputs
-        scales = [torch.where((own > 0) & (not is_output), own, 1.0) for own in masses]
-        change = _normalised_change(node, below, signed, scales)
-        path = torch.zeros_like(change)
+        path = torch.zeros(node.shape, dtype=torch.float64, device=network.device)
         if node.terms:
-            path = _over(node, lambda term: _largest(term, below[term.source][2], ones), torch.maximum).expand(node.shape)
+            path = _over(node, lambda term: _largest(term, below[term.source], ones), torch.maximum).expand(node.shape)
+        # in units of the exponent of A(v) for outputs, of 1 for normalised neurons
+        scales = [mass.tensor if not is_output else torch.ones_like(mass.tensor) for mass in own]
+        scales = [torch.where(scale > 0, scale, 1.0) for scale in scales]
         if is_output:
+            scales[1] = scales[1] * _shifted(own[0].exponent - own[1].exponent)
+        change = _normalised_change(
+            node,
+            [{t.source: _Mass.of(network.node[t.source], found[t.source][0]) for t in node.terms} for found in masses],
+            own,
+            signed,
+            scales,
+        )
+        if is_output:
+            slack = own[0].tensor + own[1].tensor * _shifted(own[1].exponent - own[0].exponent)
+            count = node.multiplicity(network.device)
+            whole = change + blur * slack + LEAST * network.fan_in[node.name]
+            ends.append(Scaled((whole if count is None else whole * count).sum(), own[0].exponent))
             tops.append(float(path.max()))
-            return masses[0], masses[1], change
-        return masses[0], masses[1], path + change
+            return path
+        return path + change + blur
 
-    tops: list[float] = []
     try:
-        found = walk(network, step)
+        walk(network, step)
     except NotImplementedError as error:
         raise _NotApplicableError(f"The edges of an operator ({error}) are not listed one by one.") from error
-    norms = [_sum(network, {name: own[which] for name, own in found.items()}) for which in (0, 1)]
-    return _log10(_sum(network, {name: own[2] for name, own in found.items()}) + min(norms) * max(tops, default=0.0))
+    least = min(_log10_of(sum_of_outputs(network, found)) for found in masses)
+    found = _log10_of(total(ends, fresh=False)[0])
+    return _added(found, least + _log10(max(tops))) + math.log10(1.0 + 4 * blur)
+
+
+@dataclass(frozen=True)
+class _Mass:
+    """Path activations of a node in units of 2**exponent."""
+
+    tensor: Tensor
+    exponent: float
+
+    @staticmethod
+    def of(node: Node, value: Scaled | None) -> _Mass:
+        if value is None:
+            return _Mass(torch.zeros(node.shape, dtype=torch.float64), 0.0)
+        return _Mass(value.tensor.double().expand(node.shape), value.exponent)
+
+
+def _shifted(exponent: float) -> float:
+    if abs(exponent) > 1000:
+        raise _NotApplicableError(
+            "The path activations of both networks, or of two layers, differ by more than the range of float64."
+        )
+    return float(2.0**exponent)
 
 
 def _normalised_change(
-    node: Node, below: Mapping[str, tuple[Tensor, Tensor, Tensor]], signed: list[WeightsOf], scales: list[Tensor]
+    node: Node,
+    below: Sequence[Mapping[str, _Mass]],
+    own: Sequence[_Mass],
+    signed: Sequence[WeightsOf],
+    scales: list[Tensor],
 ) -> Tensor:
     """Return ‖ΔN(v)‖₁ + |Δb̃(v)| for each neuron of a node, edge by edge."""
     ratio, offset = scales[0] / scales[1], 0
 
     def one(term: Term) -> Tensor:
         nonlocal offset
-        own = ratio
+        part = ratio
         if node.concat is not None:
             size = node.concat.sizes[node.terms.index(term)]
-            own, offset = ratio.narrow(node.concat.dim, offset, size), offset + size
+            part, offset = ratio.narrow(node.concat.dim, offset, size), offset + size
         weights = [torch.ones((), dtype=torch.float64, device="cpu") if term.weight is None else _full(term, w) for w in signed]
-        x, y, _ = below[term.source]
-        return term.edges.gap(x, weights[0], y, weights[1], own)
+        x, y = (
+            masses[term.source].tensor * _shifted(masses[term.source].exponent - mass.exponent)
+            for masses, mass in zip(below, own, strict=True)
+        )
+        return term.edges.gap(x, weights[0], y, weights[1], part)
 
     out = _over(node, one, torch.add) if node.terms else torch.zeros_like(ratio)
     for start in node.starts:
-        first, second = (_placed(start, own(start.weight)) for own in signed)
+        first, second = (
+            _placed(start, weights(start.weight)) * _shifted(-mass.exponent) for weights, mass in zip(signed, own, strict=True)
+        )
         out = out + (first - ratio * second).abs()
     return out / scales[0]
 
@@ -320,25 +412,37 @@ def lemma_4_3(spread: Spread) -> float:
         spread: Two networks.
 
     Returns:
-        The bound.
+        log₁₀ of the bound.
+
+    Raises:
+        _NotApplicableError: The path activations of two layers differ by more than the range of float64.
     """
     own = perceptron.layered(spread)
     layers = perceptron.layers_of(spread.network)
     assert isinstance(layers, list)
     assert spread.others is not None
-    forms, norms = [], []
-    for values in (spread.values, spread.others):
-        mass = torch.ones(spread.network.nodes[0].shape[-1], dtype=torch.float64, device=spread.network.device)
+    network = spread.network
+    if not spread.changed:
+        return -math.inf
+    sides = (spread.values, spread.others)
+    masses = [_norm(network, side, keep=True) for side in sides]
+    blur, distance = 2 * rounding_factor(network), -math.inf
+    for place, node in enumerate(layers):
+        above = [_Mass.of(node, found[node.name][0]) for found in masses]
+        below = [_Mass.of(network.node[node.terms[0].source], found[node.terms[0].source][0]) for found in masses]
+        last = place == len(layers) - 1
         rows = []
-        for place, node in enumerate(layers):
+        for side, low, high in zip(sides, below, above, strict=True):
             leaves = [node.terms[0].weight, *(start.weight for start in node.starts)]
-            weight, *biases = [value_of(leaf, values).double() for leaf in leaves if leaf is not None]
-            scaled = torch.cat([weight * mass, *(bias.reshape(-1, 1) for bias in biases)], 1)
-            mass = scaled.abs().sum(1)
-            last = place == len(layers) - 1
-            rows.append(scaled if last else scaled / torch.where(mass > 0, mass, 1.0)[:, None])
-        forms.append(rows)
-        norms.append(float(mass.sum()))
-    distance = max(float((first - second).abs().max()) for first, second in zip(*forms, strict=True))
+            weight, *biases = [value_of(leaf, side).double() for leaf in leaves if leaf is not None]
+            parts = [weight * low.tensor.reshape(-1) * _shifted(low.exponent - high.exponent)]
+            scaled = torch.cat([*parts, *(bias.reshape(-1, 1) * _shifted(-high.exponent) for bias in biases)], 1)
+            unit = high.tensor.reshape(-1)
+            rows.append(scaled if last else scaled / torch.where(unit > 0, unit, 1.0)[:, None])
+        exponent = above[0].exponent if last else 0.0
+        second = rows[1] * _shifted(above[1].exponent - above[0].exponent) if last else rows[1]
+        gaps = (rows[0] - second).abs() + blur * (rows[0].abs() + second.abs()) + LEAST
+        distance = max(distance, _log10_of(Scaled(gaps.amax(), exponent)))
     width = own.width + 1
-    return (width**2 + min(norms) * own.depth * width) * distance
+    least = min(_log10_of(sum_of_outputs(network, found)) for found in masses)
+    return _added(math.log10(width**2), least + math.log10(own.depth * width)) + distance + math.log10(1.0 + 4 * blur)

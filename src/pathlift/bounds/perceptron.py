@@ -27,16 +27,23 @@ class Layered:
     Attributes:
         depth: L, the number of linear layers.
         width: W, the largest number of neurons in a layer, inputs included.
-        radius: R.
-        distance: ‖θ−θ'‖_∞.
+        antecedents: W, or W + 1 where a layer has biases: a bias is one more antecedent, of activation 1.
+        radius: R, rounded up.
+        distance: ‖θ−θ'‖_∞, rounded up.
         outputs: Number of output neurons.
     """
 
     depth: int
     width: int
+    antecedents: int
     radius: float
     distance: float
     outputs: int
+
+    @property
+    def factor(self) -> float:
+        """R^{L−1}·‖θ−θ'‖_∞, rounded up."""
+        return _power(self.radius, self.depth - 1) * self.distance * (1.0 + 8 * self.depth * 2.0**-53)
 
 
 def layers_of(network: Network) -> list[Node] | Node:
@@ -96,8 +103,10 @@ def layered(spread: Spread) -> Layered:
     for leaf in spread.values:
         first = spread.gap[0][leaf].double()
         gaps.append((first if len(spread.gap) == 1 else first - spread.gap[1][leaf].double()).abs().amax().reshape(1))
-    distance = max(float(gap) for gap in gaps)
-    return Layered(len(layers), width, radius, distance, layers[-1].shape[-1])
+    up = 1.0 + 2 * (width + 2) * 2.0**-53  # of a sum of so many numbers
+    distance = max(float(gap) for gap in gaps) * up
+    antecedents = width + any(node.starts for node in layers)
+    return Layered(len(layers), width, antecedents, max(1.0, radius * up), distance, layers[-1].shape[-1])
 
 
 def _power(base: float, exponent: int) -> float:
@@ -118,6 +127,9 @@ def _spread_out(spread: Spread, ball: Ball, factors: Tensor, found: Layered) -> 
 def prior(spread: Spread, ball: Ball) -> Tensor:
     """Equation (2): (W·‖x‖_∞ + 1)·W·L²·R^{L−1}·‖θ−θ'‖_∞ for each output.
 
+    With biases, too: |R_θ(x)−R_θ'(x)| ≤ L·R^{L−1}·(W·max(‖x‖_∞, 1) + 1)·‖θ−θ'‖_∞ for one output, which is less, by the
+    recursion of Lemma F.1.
+
     Args:
         spread: The comparison.
         ball: The inputs.
@@ -126,12 +138,11 @@ def prior(spread: Spread, ball: Ball) -> Tensor:
         (samples, outputs).
     """
     own = layered(spread)
-    factor = own.width * own.depth**2 * own.distance * _power(own.radius, own.depth - 1)
-    return _spread_out(spread, ball, (own.width * ball.largest + 1) * factor, own)
+    return _spread_out(spread, ball, (own.width * ball.largest + 1) * (own.width * own.depth**2 * own.factor), own)
 
 
 def corollary_g1(spread: Spread, ball: Ball) -> Tensor:
-    """Corollary G.1: max(‖x‖_∞, 1)·2·L·W²·R^{L−1}·‖θ−θ'‖_∞ for each output; any signs.
+    """Corollary G.1: max(‖x‖_∞, 1)·2·L·W²·R^{L−1}·‖θ−θ'‖_∞ for each output; any signs, with biases or without.
 
     Args:
         spread: The comparison.
@@ -140,11 +151,14 @@ def corollary_g1(spread: Spread, ball: Ball) -> Tensor:
     Returns:
         (samples, outputs).
     """
-    return _spread_out(spread, ball, ball.largest.clamp(min=1.0) * 2 * lemma_4_4(spread), layered(spread))
+    own = layered(spread)
+    return _spread_out(spread, ball, ball.largest.clamp(min=1.0) * (2 * own.depth * own.width**2 * own.factor), own)
 
 
 def lemma_4_4(spread: Spread) -> float:
-    """Equation (9): ‖Φ(θ)−Φ(θ')‖₁ ≤ L·W²·R^{L−1}·‖θ−θ'‖_∞.
+    """Equation (9), ‖Φ(θ)−Φ(θ')‖₁ ≤ L·W²·R^{L−1}·‖θ−θ'‖_∞; with biases one W becomes W + 1.
+
+    D ≤ R·D + (W·A + 1)·‖θ−θ'‖_∞ for a neuron whose antecedents have D and A ≤ R^l (A ≥ 1 counted as 1), for W outputs.
 
     Args:
         spread: The comparison.
@@ -153,4 +167,4 @@ def lemma_4_4(spread: Spread) -> float:
         The bound.
     """
     own = layered(spread)
-    return own.depth * own.width**2 * _power(own.radius, own.depth - 1) * own.distance
+    return own.depth * own.width * own.antecedents * own.factor * (1.0 + 8 * 2.0**-53)

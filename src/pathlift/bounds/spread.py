@@ -13,7 +13,7 @@ from pathlift.passes.metric import checked_pair, differing, unequal
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
 from pathlift.reading.second import Other, other_state
-from pathlift.symmetry.compare import gauge_matched
+from pathlift.symmetry.compare import aligned
 from pathlift.tolerance import Box, Tolerance, box
 
 
@@ -26,12 +26,14 @@ class Spread:
         values: θ.
         others: θ', None for a set.
         box: The set, None for one other network.
+        roundings: θ' was brought into the gauge of θ; by how many units of float64 each of its weights may be off since then.
     """
 
     network: Network
     values: Values
     others: Values | None
     box: Box | None
+    roundings: int = 0
 
     @cached_property
     def halves(self) -> tuple[tuple[Values, Values, set[Leaf]], ...]:
@@ -147,11 +149,12 @@ def spread_of(network: Network, other: Other | Tolerance) -> Spread:
         values = network.values()
         blame(values)
         return Spread(network, values, None, box(network, other))
-    state = gauge_matched(network, other_state(network, other))
+    state = other_state(network, other)
     values, others = checked_pair(network, state)
     blame(values)
     blame(others)
-    return Spread(network, values, others, None)
+    found = aligned(network, state, others)
+    return Spread(network, values, found.values, None, found.roundings)
 
 
 def compact(spread: Spread) -> Spread:
@@ -172,4 +175,4 @@ def compact(spread: Spread) -> Spread:
         lower = {leaf: weights.lower.get(leaf, value.double()) for leaf, value in own.items()}
         upper = {leaf: weights.upper.get(leaf, value.double()) for leaf, value in own.items()}
         weights = Box(lower, upper, weights.cancelled)
-    return Spread(network, values, others, weights)
+    return Spread(network, values, others, weights, spread.roundings)

@@ -127,7 +127,7 @@ def ordered_difference(network: Network, larger: Values, smaller: Values, change
     return in_range(attempt, network.dtype, larger, smaller, memory=network.memory("path_metric"))
 
 
-def squared_difference(network: Network, values: Values, other: Values) -> tuple[Scaled | None, Scaled | None]:
+def squared_difference(network: Network, values: Values, other: Values) -> tuple[Scaled | None, ...]:
     """Compute ‖Φ(θ) − Φ(θ')‖₂² for any pair.
 
     Args:
@@ -136,13 +136,13 @@ def squared_difference(network: Network, values: Values, other: Values) -> tuple
         other: θ'.
 
     Returns:
-        The square, and what its rounding error is a multiple of.
+        The square, what its rounding error is a multiple of, and ‖Φ(θ)‖₂².
     """
     changed = unequal(values, other)
 
-    def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
+    def attempt(_: torch.dtype) -> tuple[Scaled | None, ...]:
         tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
-        return sum_of_outputs(network, tracks, 2), sum_of_outputs(network, tracks, 4)
+        return tuple(sum_of_outputs(network, tracks, track) for track in (2, 4, 0))
 
     return in_range(attempt, torch.float64, values, other)
 

@@ -28,7 +28,8 @@ class Window:
         high: … and at most 2**high,
         target: and is brought to 2**target when it is not.
         wide: Where the largest entry goes when the smallest is so far below that the range is needed.
-        floor: Entries below 2**floor may have lost digits.
+        floor: Entries below 2**floor may have lost digits, or their products may;
+        sound: those above 2**sound have lost none yet.
         least: Products of a path activation and what comes back for it below 2**least are dropped: no share holds them.
     """
 
@@ -37,18 +38,19 @@ class Window:
     target: int
     wide: int
     floor: int
+    sound: int
     least: int
 
 
 WINDOWS = {
-    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100, least=-120),
-    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900, least=-1000),
+    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100, sound=-110, least=-120),
+    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900, sound=-990, least=-1000),
 }
 """A narrow window leaves room for the product of a path activation and what comes back for it (`PullBack`)."""
 
 FORWARD_WINDOWS = {
-    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100, least=-120),
-    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900, least=-1000),
+    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100, sound=-110, least=-120),
+    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900, sound=-990, least=-1000),
 }
 """Without a way back, values may wander further before they are brought back."""
 
@@ -141,12 +143,13 @@ def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
     place = math.frexp(size)[1]
     spread = place - math.frexp(low)[1] if low > 0 else 0
     goal = window.wide if spread > window.target - window.floor else window.target
-    if window.low <= place <= window.high and goal == window.target:
+    deep = low > 0 and math.frexp(low)[1] < window.floor
+    if window.low <= place <= window.high and goal == window.target and not deep:
         return Scaled(value.tensor, value.exponent, place), low
     if goal == window.wide and window.high < place <= window.wide + 8:
         return Scaled(value.tensor, value.exponent, place), low
-    shift = goal - place
-    return Scaled(value.tensor * power(shift), value.exponent - shift, goal), low * power(shift)
+    shift = min(goal - place, 1000)  # a power of two that is a float, also where all entries are below the normal range
+    return Scaled(value.tensor * power(shift), value.exponent - shift, place + shift), low * power(shift)
 
 
 def too_small(tensor: Tensor, window: Window) -> bool:
@@ -163,4 +166,22 @@ def too_small(tensor: Tensor, window: Window) -> bool:
     return positive.numel() > 0 and float(positive.min()) < power(window.floor)
 
 
-__all__ = ["FORWARD_WINDOWS", "WINDOWS", "RangeError", "Scaled", "Window", "normalised", "power", "too_small", "top", "total"]
+def raised(value: Scaled, window: Window) -> Scaled | None:
+    """Bring a non-negative value as high as its range allows, where entries have come near its lower end but lost no digit.
+
+    Args:
+        value: Mantissas within the window, some of them below its floor.
+        window: The window of their precision.
+
+    Returns:
+        The value; None when digits may be lost, or the range does not hold all entries.
+    """
+    positive = value.tensor[value.tensor > 0]
+    low, high = float(positive.min()), float(positive.max())
+    shift = window.wide - math.frexp(high)[1]
+    if low < power(window.sound) or math.frexp(low)[1] + shift < window.floor:
+        return None
+    return Scaled(value.tensor * power(shift), value.exponent - shift, window.wide)
+
+
+__all__ = ["FORWARD_WINDOWS", "WINDOWS", "RangeError", "Scaled", "Window", "normalised", "power", "raised", "too_small", "top", "total"]

@@ -14,13 +14,14 @@ from pathlift.budget import running
 from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.rounding import UNIT, rounding_factor
+from pathlift.passes.rounding import rounding_factor
 from pathlift.sandwich.affinity import affinity_bounds
 from pathlift.sandwich.frame import Frame
 from pathlift.sandwich.laid import counts, laid, log2_sum
 from pathlift.sandwich.moments import Sides, moment_bounds, moment_sums, near_moment
 from pathlift.sandwich.reference import chosen
 from pathlift.sandwich.tighten import Dual, Tightened
+from pathlift.symmetry.aligned import moved
 
 SHARP, LOOSE = 1.4, 2.0
 """Up to the first ratio (for fewer than six moments the second) one kind of bound is enough if no more is asked; above the
@@ -28,9 +29,6 @@ second the pivot bounds are added."""
 
 LOPSIDED = 0.25
 """Where |D−D'| is predicted to be a larger part of D+D' than this, the pivot bounds may be sharp and are computed too."""
-
-MOVED = 8
-"""Roundings of a weight on its way into the common gauge, at most."""
 
 FINE = 20.0
 """Bits by which a bound is larger than what the rounding of the gauge may change."""
@@ -108,8 +106,8 @@ class _Best:
         self.count = counts(pair.network)
         self.lower = torch.full_like(self.count, -math.inf)
         self.upper = torch.full_like(self.count, math.inf)
-        self.rounding = math.log2(MOVED * len(pair.network.nodes) * UNIT[torch.float64])
-        self.moved = torch.full_like(self.count, math.inf)
+        self.rounding = moved(pair.network, pair.roundings)
+        self.moved = torch.full_like(self.count, math.inf if self.rounding else -math.inf)
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]
         self.passes = 0
@@ -126,10 +124,10 @@ class _Best:
         """Keep what is better than before.
 
         What rounding may have changed when both networks were brought into one gauge is added: by Lemma 4.2, networks whose
-        weights are off by u are apart by at most (depth·u)·‖Φ‖₁.
+        weights are off by u are apart by at most (depth·u)·‖Φ‖₁. Nothing is where all factors are powers of two.
         """
-        if sides.mass is not None:
-            self.moved = torch.minimum(self.moved, sides.mass + self.rounding)
+        if sides.mass is not None and self.rounding:
+            self.moved = torch.minimum(self.moved, sides.mass + math.log2(self.rounding))
         if sides.name not in self.names:
             self.names.append(sides.name)
         place = self.names.index(sides.name)

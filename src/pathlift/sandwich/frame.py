@@ -8,18 +8,17 @@ what is computed for (θ, θ'), up to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pathlift.edges.base import PAIR_ELEMENTS
-from pathlift.network import LazyState, Leaf, Network, StateTensor, widen
-from pathlift.passes.programs import Values
-from pathlift.symmetry.fit import Pair, scaled
+from pathlift.network import Leaf, Network, StateTensor, widen
+from pathlift.symmetry.aligned import ROUNDINGS, Rescaled, exact_scales
+from pathlift.symmetry.fit import Pair
 from pathlift.symmetry.gauges import even
-from pathlift.symmetry.tying import Scaling, Tied, tied
+from pathlift.symmetry.tying import tied
 
 STILL = 1e-9
 """log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
@@ -31,78 +30,37 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 """The multiples of this number spread most evenly over the unit circle."""
 
 
-class _Gauged(LazyState):
-    """A state that is rescaled when it is read, in float64 where it is."""
-
-    def __init__(self, network: Network, state: Mapping[str, Tensor], scales: Tensor) -> None:
-        self.state = state
-        self.scales = scales
-        self.network = network
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor."""
-        tensor, scaling = self.state[name].detach().to(self.network.device), tied(self.network).scalings.get(name)
-        if scaling is None:
-            return tensor
-        return tensor.double() * torch.exp2(scaled(scaling, self.scales, tensor)).to(tensor.device)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over names."""
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        """Return the number of tensors."""
-        return len(self.state)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """See `LazyState.dtype`."""
-        return torch.float64 if name in tied(self.network).scalings else self.state[name].dtype
-
-
 @dataclass(frozen=True, eq=False)
 class Frame:
     """Two networks in one gauge; their weights are made when they are read, and never all at once.
 
     Attributes:
         network: The compact graph.
-        tied: Its symmetries.
-        states: θ and θ' as they were given, by canonical name.
-        scales: log₂ factors by class, for each.
-        values: Leaf to weights in the common gauge, for each, float64.
+        values: Leaf to weights in the common gauge, for each.
         changed: The leaves where they differ, and all biases: what is compared weight by weight.
         flips: Whether the sign of a weight differs.
     """
 
     network: Network
-    tied: Tied
-    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
-    scales: tuple[Tensor, Tensor]
-    values: tuple[Values, Values]
+    values: tuple[Rescaled, Rescaled]
     changed: frozenset[Leaf]
     flips: bool
 
+    @property
+    def roundings(self) -> int:
+        """By how many units of float64 a weight may be off since both networks were rescaled."""
+        return 0 if all(side.exact for side in self.values) else ROUNDINGS
+
     def parts(self, leaf: Leaf) -> tuple[Tensor, ...]:
         """Return what the weights of a leaf are made of, without copies of plain parameters; see `joined`."""
-        scaling = self._plain(leaf)
-        if scaling is None:
+        if not self._plain(leaf):
             return tuple(side[leaf].double() for side in self.values)
-        assert isinstance(leaf.expression, StateTensor)
-        name = leaf.expression.name
-        raw = [widen(state[name].detach()).to(self.network.device) for state in self.states]
-        factors: list[Tensor] = []
-        for scales in self.scales:
-            for classes, sign in ((scaling.above, 1.0), (scaling.below, -1.0)):
-                factor = torch.exp2(sign * scales[classes]).to(self.network.device)
-                factors.append(scaling.join(factor, raw[0].shape))
-        return (*raw, *factors)
+        raw = [widen(side.before[leaf].detach()) for side in self.values]
+        return (*raw, *(factor for side in self.values for factor in side.factors(leaf)))
 
-    def _plain(self, leaf: Leaf) -> Scaling | None:
-        if not isinstance(leaf.expression, StateTensor):
-            return None
-        scaling = self.tied.scalings.get(leaf.expression.name)
-        if scaling is None or scaling.index is not None or scaling.layout.shape[0] != 1:
-            return None
-        return scaling
+    def _plain(self, leaf: Leaf) -> bool:
+        scaling = self.values[0].relations.leaves.get(leaf)
+        return isinstance(leaf.expression, StateTensor) and scaling is not None and scaling.layout.shape[0] == 1
 
     @staticmethod
     def joined(*parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,22 +94,24 @@ def frame(network: Network, compared: Pair) -> Frame:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    compact, relations, state = network.compact, tied(network), compared.other
-    apart = torch.where(compared.rough.abs() < STILL, 0.0, compared.rough)
-    mine = relations.solution.scales(even(network, relations))
-    theirs = mine - relations.solution.scales(apart)
-    values = (
-        compact.values(_Gauged(network, network.state, mine)),
-        compact.values(_Gauged(network, state, theirs)),
-    )
-    plain = Frame(compact, relations, (network.state, state), (mine, theirs), values, frozenset(), False)
+    compact, relations = network.compact, tied(network)
+    apart = exact_scales(relations.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
+    mine = exact_scales(relations.solution, even(network, relations), whole=True)
+    raw = compact.values(), compact.values(compared.other)
+    for alike in ([mine], []):  # in the gauge of θ where the common one is out of reach
+        values = Rescaled(relations, raw[0], alike), Rescaled(relations, raw[1], [*alike, -apart])
+        if all(side.in_range() for side in values):
+            break
+    else:
+        values = Rescaled(relations, raw[0], []), Rescaled(relations, raw[1], [])
+    plain = Frame(compact, values, frozenset(), False)
     changed, flips = {start.weight for node in compact.nodes for start in node.starts if start.weight.scalar is None}, False
     for leaf in compact.leaves:
         if leaf.scalar is None:
             own = _difference(plain, leaf)
             changed |= {leaf} if own[0] else set()
             flips = flips or own[1]
-    return Frame(compact, relations, (network.state, state), (mine, theirs), values, frozenset(changed), flips)
+    return Frame(compact, values, frozenset(changed), flips)
 
 
 def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:

@@ -20,6 +20,9 @@ from pathlift.sandwich.quadrature import MARGIN, root_above, root_below
 BLURRED = 0.1
 """Part of a moment from which on its rounding error makes it be summed anew without cancellation."""
 
+FAINT = -320.0
+"""log₂ of what moments lose that fall below the range of float64, relative to M_0: |Φ/Φ(g)|⁸ is 10^−400 for 10^−50."""
+
 OWN = 4
 """Roundings that a character of order k makes at each weight, over k: quotients, roots, powers."""
 
@@ -167,13 +170,16 @@ def moment_bounds(sums: dict[int, Sum], *, covered: float | None = None) -> Side
     """
     orders = sorted(sums)
     unit = torch.log2((sums[0].low + sums[0].high) / 2) + sums[0].exponent
-    step = torch.log2((sums[2].low + sums[2].high) / 2) + sums[2].exponent - unit
+    faint = unit + FAINT
+    step = torch.logaddexp2(torch.log2((sums[2].low + sums[2].high) / 2) + sums[2].exponent, faint) - unit
     known = []
     for place, order in enumerate(orders):
         low, high = sums[order].log2
+        if order:
+            low, high = torch.where(low > faint + 1, low - 1e-10, -math.inf), torch.logaddexp2(high, faint)
         shift = unit + place * step
         known.append((torch.exp2(low - shift) * (1 - MARGIN), torch.exp2(high - shift) * (1 + MARGIN)))
-    nothing = sums[2].high == 0
+    nothing = sums[0].high == 0
     root = unit + step / 2
     upper = torch.log2(root_above(known[: 2 * (len(known) // 2)])) + root
     lower = torch.full_like(upper, -math.inf)

@@ -21,10 +21,17 @@ Intervals = Sequence["tuple[Tensor, Tensor]"]
 """Moments of increasing order: lower and upper end of each."""
 
 
-def _at_most(coefficients: Sequence[Tensor], moments: Intervals) -> Tensor:
-    """Return an upper bound on Σ c_j·μ_j."""
-    terms = [torch.maximum(c * low, c * high) for c, (low, high) in zip(coefficients, moments, strict=True)]
-    sizes = [c.abs() * high.abs() for c, (_, high) in zip(coefficients, moments, strict=True)]
+def _at_most(newton: Sequence[Tensor], nodes: Sequence[Tensor], moments: Intervals, sign: float = 1.0) -> Tensor:
+    """Return an upper bound on the integral of ± the polynomial Σ_i newton_i·Π_{j<i}(s − nodes_j).
+
+    Coefficients by powers of s may be small differences of large numbers; what they lose to rounding is a part of the sum of
+    the magnitudes of what they are made of.
+    """
+    terms = [
+        torch.maximum(sign * c * low, sign * c * high) for c, (low, high) in zip(_expanded(newton, nodes), moments, strict=True)
+    ]
+    parts = _expanded([own.abs() for own in newton], [-own.abs() for own in nodes])
+    sizes = [c * high.abs() for c, (_, high) in zip(parts, moments, strict=True)]
     return sum(terms, torch.zeros_like(terms[0])) + MARGIN * sum(sizes, torch.zeros_like(terms[0]))
 
 
@@ -80,7 +87,7 @@ def root_above(moments: Intervals) -> Tensor:
         s = two_nodes(middle)
         t, u = torch.sqrt(s[one]), torch.sqrt(s[two])
         newton = [t, 0.5 / t, -0.5 / (t * (t + u) ** 2), 0.5 / (t * u * (t + u) ** 3)]
-        found.append(_at_most(_expanded(newton, [s[one], s[one], s[two]]), moments[:4]))
+        found.append(_at_most(newton, [s[one], s[one], s[two]], moments[:4]))
     return _least(found)
 
 
@@ -111,7 +118,7 @@ def root_below(moments: Intervals) -> Tensor:
             (u + 2 * t) / (2 * t**3 * u * (t + u) ** 2),
             -(t * t + 3 * t * u + u * u) / (2 * t**3 * u**3 * (t + u) ** 3),
         ]
-        found.append(_at_most([-own for own in _expanded(newton, [s[one], s[one], s[two]])], moments[:4]))
+        found.append(_at_most(newton, [s[one], s[one], s[two]], moments[:4], -1.0))
     return (-_least(found)).clamp(min=0.0)
 
 
@@ -137,12 +144,12 @@ def overlap_above(order: int, moments: Intervals) -> Tensor:
     zero = torch.zeros_like(middle[0])
     if len(moments) >= 3:
         y = _apart(middle[2] / middle[1], zero)
-        found.append(_at_most(_touching(order, [zero, y, y]), moments[:3]))
+        found.append(_at_most(*_touching(order, [zero, y, y]), moments[:3]))
     if len(moments) >= 5:
         small, large = two_nodes(middle[1:5])
         small = _apart(small, zero)
         large = _apart(large, small)
-        found.append(_at_most(_touching(order, [zero, small, small, large, large]), moments[:5]))
+        found.append(_at_most(*_touching(order, [zero, small, small, large, large]), moments[:5]))
     return _least(found)
 
 
@@ -160,12 +167,12 @@ def overlap_below(order: int, moments: Intervals) -> Tensor:
     zero = torch.zeros_like(middle[0])
     found = [zero]
     y = _apart(middle[1] / middle[0], zero)
-    found.append(_at_most([-own for own in _touching(order, [y, y])], moments[:2]))
+    found.append(_at_most(*_touching(order, [y, y]), moments[:2], -1.0))
     if len(moments) >= 4:
         small, large = two_nodes(middle[:4])
         small = _apart(small, zero)
         large = _apart(large, small)
-        found.append(_at_most([-own for own in _touching(order, [small, small, large, large])], moments[:4]))
+        found.append(_at_most(*_touching(order, [small, small, large, large]), moments[:4], -1.0))
     return -_least(found)
 
 
@@ -182,8 +189,8 @@ def _apart(node: Tensor, lower: Tensor) -> Tensor:
     return torch.maximum(node, lower * RATIO)
 
 
-def _touching(order: int, nodes: Sequence[Tensor]) -> list[Tensor]:
-    """Return the coefficients by powers of the polynomial that meets h at the nodes, twice at those that stand twice."""
+def _touching(order: int, nodes: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Return the polynomial that meets h at the nodes, twice at those that stand twice, in Newton's form."""
     table = [_overlap(order, y) for y in nodes]
     newton = [table[0]]
     for width in range(1, len(nodes)):
@@ -194,7 +201,7 @@ def _touching(order: int, nodes: Sequence[Tensor]) -> list[Tensor]:
             for place in range(len(table) - 1)
         ]
         newton.append(table[0])
-    return _expanded(newton, nodes)
+    return newton, nodes
 
 
 def _overlap(order: int, y: Tensor) -> Tensor:

@@ -108,12 +108,12 @@ def _in_units(value: float, unit: float) -> tuple[float, float]:
 
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
-    """Split a number of samples; a sampler that is to draw draws at least two."""
+    """Split a number of samples; a sampler that is to draw draws at least two, or g alone does, which misses no path."""
     whole = sum(shares)
     counts = [max(2, int(samples * share / whole)) if share else 0 for share in shares]
     most = max(range(len(shares)), key=shares.__getitem__)
     counts[most] += samples - sum(counts)
-    return counts if counts[most] >= 2 else [samples if place == most else 0 for place in range(len(shares))]
+    return counts if counts[most] >= 2 else [0, 0, samples]
 
 
 def _programs(pair: Frame, reference: Reference) -> list[Program]:

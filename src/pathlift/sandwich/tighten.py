@@ -133,7 +133,8 @@ class Tightened:
             self._optimizer.zero_grad()
             with torch.enable_grad():
                 loss, sides = self._evaluate()
-                loss.backward()
+                if loss.requires_grad:  # not so where M_2 is 0
+                    loss.backward()
             found.append(sides)
             return loss
 
@@ -185,8 +186,15 @@ class Dual:
         with torch.enable_grad():
             program = DualProgram(network, self.pair, {leaf: torch.tanh(own) for leaf, own in self.free.items()})
             whole, exponent = laid(network, propagate(network, program), [1, 3])
-            (-torch.log(whole[0].abs().sum())).backward()
-        self.optimizer.step()
+            total = whole[0].abs().sum()
+            balanced = float(total.detach()) == 0.0
+            if not balanced:
+                (-torch.log(total)).backward()
+        if not balanced:
+            self.optimizer.step()
+        else:  # what s gains in one place it loses in another: leave the balance
+            for own in self.free.values():
+                own.detach().mul_(torch.linspace(0.5, 1.0, own.numel(), dtype=own.dtype, device=own.device).view(own.shape))
         value, magnitude = whole.detach()
         lower = (value.abs() - rounding_factor(network) * magnitude).clamp(min=0.0)
         return Sides("dual", torch.log2(lower) + exponent, torch.full_like(lower, math.inf))

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.budget import Clock, limited
 from pathlift.network import Network
+from pathlift.passes.programs import Values
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs
 from pathlift.reading.second import Other, other_state
+from pathlift.symmetry.aligned import Aligned, exact_scales, rescaled
 from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied, tied
@@ -173,25 +175,26 @@ def compared(network: Network, state: Mapping[str, Tensor]) -> Pair:
     return Pair(relations.scalings, relations.solution, network.state, state)
 
 
-def gauge_matched(network: Network, state: dict[str, Tensor], pair: Pair | None = None) -> dict[str, Tensor]:
-    """Bring θ' into the gauge of θ if the two differ in gauge; leave it as it is when they do not.
+def aligned(network: Network, state: Mapping[str, Tensor], others: Values, pair: Pair | None = None) -> Aligned:
+    """Bring the weights of θ' into the gauge of θ if the two differ in gauge; leave them as they are when they do not.
 
     Args:
         network: The network with θ.
         state: θ' by canonical name.
+        others: θ' by leaf, of the network or of its compact form.
         pair: Both, where they were compared before.
 
     Returns:
-        λ∘θ' by canonical name; tensors that λ changes are float64, so that its function is that of θ' to the last digits of
-        float64.
+        λ∘θ', and how often its weights were rounded on the way.
     """
     if all(value is network.state[name] for name, value in state.items()):
-        return state
+        return Aligned(others, 0)
     pair = pair or compared(network, state)
     before, after = pair.disagreement
     if not after < WORTH * before:
-        return state
-    return _moved(network, state, _alignment(pair))
+        return Aligned(others, 0)
+    relations = tied(network)
+    return rescaled(relations, others, exact_scales(relations.solution, _alignment(pair))) or Aligned(others, 0)
 
 
 def snapped(network: Network, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -130,6 +130,7 @@ class Tied:
     Attributes:
         solution: The general solution of all relations.
         scalings: How each parameter (and running mean) scales that takes part.
+        leaves: How each weight of the graph scales that does, however it follows from the parameters.
         labels: Labels of the neurons of each node; broadcast to the shape of the compact node.
         channels: Module to the label of each of its output channels or units, as it was when first given; `VARYING` where
             scales differ from place to place.
@@ -139,6 +140,7 @@ class Tied:
 
     solution: Solution
     scalings: Mapping[str, Scaling]
+    leaves: Mapping[Leaf, Scaling]
     labels: Mapping[str, Tensor]
     channels: Mapping[str, Tensor]
     relations: Relations
@@ -390,7 +392,8 @@ class _Tying:
         self.relations.neurons = list(labels.values())
         solution = self.relations.solve()
         channels = {name: self._channels(own) for name, own in self.units.items()}
-        return Tied(solution, self._scalings(solution), labels, channels, self.relations, self.supports)
+        leaves = self._leaf_scalings(solution)
+        return Tied(solution, self._scalings(solution, leaves), leaves, labels, channels, self.relations, self.supports)
 
     def _channels(self, labels: Tensor) -> Tensor:
         """Return one label per channel from labels of shape (channels, places)."""
@@ -674,11 +677,10 @@ class _Tying:
 
     # ---- the result
 
-    def _scalings(self, solution: Solution) -> dict[str, Scaling]:
-        found: dict[str, Scaling] = {}
-        for leaf, own in self.whole.items():
-            if own is None:
-                continue
+    def _leaf_scalings(self, solution: Solution) -> dict[Leaf, Scaling]:
+        """Return how the weights of edges and the biases scale that do."""
+        found: dict[Leaf, Scaling] = {}
+        for leaf in dict.fromkeys([*self.uses, *self.leaf_labels]):
             if leaf in self.uses:
                 top, bottom = self._joined(self.uses[leaf])
                 layout = self.uses[leaf][0].pattern.weight
@@ -686,10 +688,17 @@ class _Tying:
                 layout = Layout.plain(leaf.shape)
                 top = self._labels_of(leaf).reshape(layout.shape)
                 bottom = torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu")
-            above, below = solution.classes[top], solution.classes[bottom]
-            if own.degree < 0:
-                above, below = below, above
-            found[own.name] = Scaling(_thin(above), _thin(below), layout, own.index, own.degree < 0)
+            found[leaf] = Scaling(_thin(solution.classes[top]), _thin(solution.classes[bottom]), layout)
+        return {leaf: scaling for leaf, scaling in found.items() if self._moves(scaling)}
+
+    def _scalings(self, solution: Solution, leaves: Mapping[Leaf, Scaling]) -> dict[str, Scaling]:
+        found: dict[str, Scaling] = {}
+        for leaf, own in self.whole.items():
+            if own is not None and leaf in leaves:
+                above, below = leaves[leaf].above, leaves[leaf].below
+                if own.degree < 0:
+                    above, below = below, above
+                found[own.name] = Scaling(above, below, leaves[leaf].layout, own.index, own.degree < 0)
         for name, labels in self.elements.items():
             layout = Layout.plain(labels.shape)
             above = solution.classes[labels.reshape(layout.shape)]
