@@ -201,11 +201,10 @@ class Copier:
         """Copy hooks, with the containers among the global names that they use: they record into copies."""
         made = copy.copy(hooks)
         for number, hook in hooks.items():
-            made[number] = self.copy(hook)
-            if isinstance(hook, types.FunctionType):
-                names = [name for name in hook.__code__.co_names if isinstance(hook.__globals__.get(name), CONTAINERS)]
-                scope = {**hook.__globals__, **{name: self.copy(hook.__globals__[name]) for name in names}}
-                own = made[number]
+            made[number] = own = self.copy(hook)
+            if isinstance(own, types.FunctionType):  # what a decorator wraps has other global names than its wrapper
+                names = [name for name in own.__code__.co_names if isinstance(own.__globals__.get(name), CONTAINERS)]
+                scope = {**own.__globals__, **{name: self.copy(own.__globals__[name]) for name in names}}
                 made[number] = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
                 made[number].__kwdefaults__ = own.__kwdefaults__
         return made
