@@ -120,7 +120,7 @@ def _spread(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Ten
 def _through_shift(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:
     """For t = β − μ·s with s = γ/√(σ²+ε): the kernel of t goes to β, and with (μ/√(σ²+ε))² to γ."""
     assert isinstance(leaf.expression, Apply)
-    scale, bias, mean = leaf.expression.args
+    scale, bias, mean = leaf.expression.args[:3]
     if isinstance(bias, StateTensor):
         _add(found, Factor(bias.name, None, 1), network.state[bias.name], own)
     gamma = scale.args[0]
