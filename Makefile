@@ -19,9 +19,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --doctest-modules src/pathlift -p no:randomly
 
-# Longer searches of the same kind as the tests: random networks that move their neurons between all layers.
+# Longer searches of the same kind as the tests: random networks that move their neurons between all layers, all that can stand
+# around a call or interrupt it.
 hunt: $(STAMP)
-	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py
+	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py tests/test_process.py
 
 plain: $(STAMP)
 	rm -rf build/plain

@@ -64,6 +64,11 @@ class World:
         self.near = {
             name: own * 1.03125 if own.dtype.is_floating_point else own for name, own in self.model.state_dict().items()
         }
+        self.far = {name: own.clone() for name, own in self.other.state_dict().items()}
+        self.one = self.x[:1].clone()
+        self.trained = copy.deepcopy(self.model)
+        for parameter in self.trained.parameters():
+            parameter.grad = torch.ones_like(parameter)
         self.masks = {"0.weight": torch.arange(18).reshape(2, 1, 3, 3) % 2 == 0}
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
@@ -73,6 +78,9 @@ class World:
     @property
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(3)
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
 
     def tensors(self) -> list[Tensor]:
         """Everything that a call may read and not change."""
@@ -97,22 +105,17 @@ def _streamed(world: World) -> object:
 
 
 def _step(world: World, use: Callable[[torch.optim.Optimizer, nn.Module], object]) -> object:
-    """One step of training of a copy; what became of the weights."""
-    model = copy.deepcopy(world.model)
+    """One step of training; what became of the weights."""
+    model = world.trained
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     use(optimizer, model)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return model.state_dict(), [memory["momentum_buffer"] for memory in optimizer.state.values()]
 
 
 def _regularised(world: World) -> object:
     found = pathlift.log_path_norm(world.network, world.model)
-    if found.requires_grad:
-        gradients = torch.autograd.grad(found, list(world.model.parameters()), allow_unused=True)
-        return found.detach(), [own for own in gradients if own is not None]
-    return found
+    return found.detach()  # whether it can be differentiated is for the caller's mode to say
 
 
 def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
@@ -142,10 +145,10 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "load_masks": _loaded,
     "log_path_norm": _regularised,
     "path_kernel": lambda w: pathlift.path_kernel([w.network, w.near, w.file]),
-    "path_lifting": lambda w: pathlift.path_lifting(w.model, SHAPE, w.x[:1]),
+    "path_lifting": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one),
     "path_magnitude": lambda w: pathlift.path_magnitude(w.network),
-    "path_metric": lambda w: pathlift.path_metric(w.network, w.other.state_dict(), moments=2, tighten=2, estimate=4),
-    "path_metric_bounds": lambda w: pathlift.path_metric_bounds(w.network, w.other.state_dict()),
+    "path_metric": lambda w: pathlift.path_metric(w.network, w.far, moments=2, tighten=2, estimate=4),
+    "path_metric_bounds": lambda w: pathlift.path_metric_bounds(w.network, w.far),
     "path_metrics": lambda w: list(pathlift.path_metrics(w.network, [w.near, w.file])),
     "path_norm": lambda w: pathlift.path_norm(w.network),
     "path_norms": lambda w: list(pathlift.path_norms(w.network, [w.near, w.file], q=2)),
@@ -156,7 +159,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "stream": _streamed,
     "symmetries": lambda w: pathlift.symmetries(w.network),
     "unit_path_magnitude": lambda w: pathlift.unit_path_magnitude(w.network),
-    "with_state": lambda w: pathlift.with_state(w.model, w.other.state_dict()),
+    "with_state": lambda w: pathlift.with_state(w.model, w.far),
 }
 """One call of each function of `pathlift.__all__`."""
 
@@ -171,17 +174,26 @@ METHODS: dict[str, Callable[[World], object]] = {
     "Symmetries.rescale": lambda w: w.groups.rescale([2.0] * len(w.groups)),
     "Symmetries.weight_factors": lambda w: w.groups.weight_factors([2.0] * len(w.groups)),
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
-    "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.x[:1]).reconstruction(),
+    "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one).reconstruction(),
     "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),
     "Pruned.intervals": lambda w: pathlift.Pruned(0.1).intervals(w.network),
     "Relative.intervals": lambda w: pathlift.Relative(0.1).intervals(w.network),
     "Rounding.intervals": lambda w: pathlift.Rounding(8).intervals(w.network),
+    "GeneralisationBound.vacuous": lambda w: pathlift.generalisation_bound(w.network, 100).vacuous(1.0),
     "Batch.split": lambda w: list(pathlift.Batch(w.x, w.y).split(2)),
-    "Checkpoint": lambda w: dict(pathlift.Checkpoint(w.file).items()),
+    "Checkpoint": lambda w: pathlift.Checkpoint(w.file),
 }
 """One call of each public method of the classes of `pathlift.__all__`."""
 
-INTERNAL = {"Tolerance.intervals", "Network.named", "Network.holding", "Network.memory", "Network.kind_of", "Network.values"}
+INTERNAL = {
+    "Tolerance.intervals",
+    "Batch.loss",
+    "Network.named",
+    "Network.holding",
+    "Network.memory",
+    "Network.kind_of",
+    "Network.values",
+}
 """Methods that another of these calls, or that have no work of their own."""
 
 OPTIONS: dict[str, Callable[[World], object]] = {
@@ -195,7 +207,7 @@ OPTIONS: dict[str, Callable[[World], object]] = {
         w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.Symmetries.balance)
     ),
     "pruning.to_torch_prune": lambda w: pruning.from_torch_prune(pruning.to_torch_prune(w.model, w.masks)),
-    "pruning.ScorePruning": lambda w: pruning.importance_scores(w.model, pathlift.path_magnitude(w.network)).values(),
+    "pruning.importance_scores": lambda w: list(pruning.importance_scores(w.model, w.weights()).values()),
     **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.CRITERIA},
 }
 """Further calls, that run other code."""
@@ -207,7 +219,7 @@ CALLS = FUNCTIONS | METHODS | OPTIONS
 
 
 def contents(value: Any, inside: bool = False) -> Any:
-    """Return all that a result shows, as plain values whose equality is that of every bit; no tensor may be of inference mode."""
+    """Return all that a result shows, as plain values that are equal when every bit is; no tensor may be of inference mode."""
     if isinstance(value, Tensor):
         assert not value.is_inference(), "a tensor of inference mode came out"
         numbers = None if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -218,6 +230,8 @@ def contents(value: Any, inside: bool = False) -> Any:
         return contents(value.state_dict()), [module.training for module in value.modules()]
     if isinstance(value, pathlift.Symmetries):
         return str(value), repr(value)
+    if isinstance(value, pathlift.Checkpoint):
+        return contents(dict(value))
     if isinstance(value, Mapping):
         held = [(name, contents(own)) for name, own in getattr(value, "__dict__", {}).items() if not name.startswith("_")]
         return [(key, contents(item)) for key, item in value.items()], held
@@ -319,16 +333,15 @@ def backends() -> dict[str, Any]:
     for place in ("cudnn.conv", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul", "cudnn.rnn"):
         with contextlib.suppress(AttributeError):
             first, second = place.split(".")
-            found[place] = getattr(getattr(getattr(own, first), second), "fp32_precision")
+            found[place] = getattr(getattr(own, first), second).fp32_precision
     return found
 
 
 def process_wide() -> dict[str, Any]:
     """The state that all threads share, and that no call may change even while it runs."""
-    loggers = [
-        logging.getLogger(),
-        *(own for own in logging.Logger.manager.loggerDict.values() if isinstance(own, logging.Logger)),
-    ]
+    known = logging.Logger.manager.loggerDict
+    loggers = [logging.getLogger(), *(own for own in known.values() if isinstance(own, logging.Logger))]
+    loggers = [own for own in loggers if own.name != "torch.__trace"]  # gives up a handler with its first words
     return {
         "default dtype": torch.get_default_dtype(),
         "stdout": id(sys.stdout),
@@ -338,7 +351,8 @@ def process_wide() -> dict[str, Any]:
         "loggers": {
             own.name: (own.level, own.disabled, own.propagate, list(map(id, own.handlers)))
             for own in loggers
-            if own.level or own.handlers or own.disabled or not own.propagate
+            if (own.level or own.handlers or own.disabled or not own.propagate)
+            and own.name != "torch.__trace"  # its first words
         },
         "logging": logging.root.manager.disable,
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
@@ -356,7 +370,7 @@ def process_wide() -> dict[str, Any]:
 
 def generators() -> dict[str, Any]:
     """The states of the sources of random numbers."""
-    return {"torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state())}
+    return {"torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state())}  # noqa: NPY002
 
 
 def own_thread() -> dict[str, Any]:
@@ -392,6 +406,34 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
         one, two = changed.pop("loggers")
         changed |= {name: (own, two.get(name)) for name, own in one.items() if own != two.get(name)}
     return changed
+
+
+# ------------------------------------------------------------------------------------------------------------------- memory
+
+
+def storages(value: object) -> dict[int, Tensor]:
+    """Find every tensor that an object keeps alive, by the address of its storage; classes and modules are not looked into."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        own = waiting.pop()
+        if id(own) in seen or isinstance(own, (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)):
+            continue
+        seen.add(id(own))
+        if isinstance(own, types.FunctionType):
+            waiting += [own.__closure__, own.__defaults__, own.__dict__]
+            continue
+        if isinstance(own, Tensor) and not own.is_meta and own.numel():
+            found[own.untyped_storage().data_ptr()] = own
+        waiting += gc.get_referents(own)
+    return found
+
+
+def live_tensors() -> int:
+    """How many tensors there are."""
+    gc.collect()
+    return sum(issubclass(type(own), Tensor) for own in gc.get_objects())
 
 
 # --------------------------------------------------------------------------------------------------------------- interrupts

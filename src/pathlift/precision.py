@@ -206,3 +206,19 @@ def overwrite(tensor: Tensor, values: Tensor) -> None:
     """
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         tensor.copy_(values)
+
+
+def recordable(value: Any) -> Any:
+    """Return an argument with plain tensors in the place of those that were made in inference mode: no gradient passes these.
+
+    Args:
+        value: A tensor, or a list or tuple of tensors; all else is returned as it is.
+
+    Returns:
+        The same values.
+    """
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if type(value) in {list, tuple} and any(isinstance(own, Tensor) and own.is_inference() for own in value):
+        return type(value)(map(recordable, value))
+    return value

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.network import Network
-from pathlift.precision import plainly
+from pathlift.precision import overwrite, plainly
 from pathlift.reading import verify
 from pathlift.symmetry import RescaledState, Symmetries
 from pathlift.symmetry.kernel import kernel_diagonal
@@ -50,7 +50,7 @@ def rescale_in_place(groups: Symmetries, state: RescaledState, optimizer: Optimi
         _rescale_memory(optimizer, {id(own): factors[name] for name, own in trained.items() if name in factors})
     for name, tensor in state.items():
         if name in factors:
-            network.state[name].copy_(tensor)
+            overwrite(network.state[name], tensor)
 
 
 def _trained(optimizer: Optimizer, network: Network) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def _rescale_memory(optimizer: Optimizer, known: Mapping[int, Tensor]) -> None:
                 normalised = name == "momentum_buffer" and isinstance(optimizer, torch.optim.RMSprop)  # of g/√v
                 chosen.append((value, factor.to(value.device) ** (0 if normalised else DEGREES[name])))
     for value, divisor in chosen:
-        value.copy_(value.double() / divisor)
+        overwrite(value, value.double() / divisor)
 
 
 @public
@@ -163,6 +163,6 @@ def path_sgd(optimizer: Optimizer, network: Network) -> RemovableHandle:
         for name, kernel in kernel_diagonal(network).items():
             gradient = trained[name].grad if name in trained else None
             if gradient is not None:
-                gradient.copy_(torch.where(kernel > 0, gradient.double() / kernel, gradient.double()))
+                overwrite(gradient, torch.where(kernel > 0, gradient.double() / kernel, gradient.double()))
 
     return optimizer.register_step_pre_hook(before)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pathlift.errors import CallError, InputError, nearest, shortage
-from pathlift.precision import plainly
+from pathlift.precision import plainly, recordable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +59,11 @@ class Door:
             with plainly():
                 yield
         except Exception as error:
+            if isinstance(error, RuntimeError) and "saved tensor hooks" in str(error):
+                raise InputError(
+                    f"{self.name} differentiates by torch.func, which PyTorch does not allow inside saved_tensors_hooks or "
+                    "save_on_cpu. Call it outside of them."
+                ) from error
             short = shortage(error, self.name)
             if short is None:
                 raise
@@ -84,7 +89,7 @@ class Door:
         for name, kind in self.kinds.items():
             if name in given:
                 try:
-                    given[name] = kind(name, given[name])
+                    given[name] = recordable(kind(name, given[name]))
                 except InputError as error:
                     raise InputError(f"{error}{self._fitting(name, given[name])}") from error.__cause__
         check_together(self.name, given, self.defaults)

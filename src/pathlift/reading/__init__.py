@@ -17,7 +17,7 @@ from pathlift.reading.alike import check_graph
 from pathlift.reading.apart import apart
 from pathlift.reading.check import check
 from pathlift.reading.examples import Inputs, example_tensors
-from pathlift.reading.export import export_graph
+from pathlift.reading.export import export_graph, sources_forgotten
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.freeze import check_modules, frozen_view, run_copy
 from pathlift.reading.hooks import idle_hooks, without
@@ -77,10 +77,11 @@ def program_of(model: nn.Module) -> str:
 def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
     examples = example_tensors(model, inputs)
     check_modules(model)
-    with torch.random.fork_rng(devices=[]):  # a forward pass may seed, or draw
-        return apart(lambda: _read(model, examples, until), examples[0].device)
+    return apart(lambda: _read(model, examples, until), examples[0].device)
 
 
+@torch.random.fork_rng(devices=[])  # a forward pass may seed, or draw
+@sources_forgotten()
 def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> Lowered:
     idle = idle_hooks(model, examples)
     view, copier = frozen_view(model)

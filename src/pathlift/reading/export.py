@@ -7,9 +7,11 @@ slower, removes it.
 
 from __future__ import annotations
 
+import linecache
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +147,19 @@ def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) 
         if _mutates_shared_memory(program.graph):
             program = program.run_decompositions({})
     return Exported(program, frozenset(reading.baked))
+
+
+@contextmanager
+def sources_forgotten() -> Iterator[None]:
+    """Forget the sources of the graphs that are made inside: PyTorch keeps each for the lines of a traceback, for ever."""
+    kept: dict[str, str] = fx.graph_module._loader.eval_cache
+    known = set(kept)
+    try:
+        yield
+    finally:
+        for name in kept.keys() - known:
+            kept.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}

@@ -36,6 +36,7 @@ class PathLifting:
     realisation: Tensor | None = None
     _starts: Tensor | None = field(default=None, repr=False)
 
+    @public
     def reconstruction(self) -> Tensor:
         """Return Σ_p Φ_p(θ)·a_p(θ,x)·x̄(p₀) per output: the right side of the key identity (4), (4').
 

@@ -6,6 +6,7 @@ factor and leaves the function as it is; the factors of a network are a vector Î
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,14 @@ class RescaledState(dict[str, Tensor]):
             An ordered dictionary; ``factors`` are left behind.
         """
         return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RescaledState:
+        """Copy all of it, ``factors`` too."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.update(copy.deepcopy(dict(self), memo))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
 
 class BalancedState(RescaledState):
