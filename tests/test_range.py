@@ -9,10 +9,12 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
+from pathlift.reference.probe import dag_of
 
 # ---- exact arithmetic on perceptrons
 
@@ -198,3 +200,41 @@ def test_a_weight_that_is_not_finite_is_still_named() -> None:
         model[2].bias[0] = math.nan
     with pytest.raises(pathlift.NumericalError, match=r"2\.bias"):
         pathlift.path_norm(model, (3,))
+
+
+AFFINE_SOMEWHERE: dict[str, Callable[[Tensor], Tensor]] = {
+    "square": lambda x: x * x,
+    "two of one": lambda x: (x + 1) * (x - 1),
+    "soft shrink": lambda x: F.softshrink(x, 1e5),
+    "hard shrink": lambda x: F.hardshrink(x, 1e8),
+    "soft shrink near 0": lambda x: F.softshrink(x, 1e-5),
+    "threshold": lambda x: F.threshold(x, 1e5, 0.0),
+    "threshold near 0": lambda x: F.threshold(x, 1e-7, 0.0),
+    "hard swish": F.hardswish,
+    "hard swish of a hard swish": lambda x: F.hardswish(F.hardswish(x)),
+    "soft sign": lambda x: F.softsign(1e-7 * x),
+    "round": lambda x: torch.round(x * 2.0**40) / 2.0**40 + torch.round(x / 2.0**10),
+    "remainder": lambda x: torch.remainder(x, 1e6),
+    "sine": torch.sin,
+}
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", AFFINE_SOMEWHERE)
+def test_what_is_affine_somewhere_is_not_taken_for_affine(name: str) -> None:
+    with pytest.raises(pathlift.InputError, match="is not"):
+        dag_of(Applied(AFFINE_SOMEWHERE[name]), torch.zeros(1, 2))
+
+
+def test_what_reads_a_neuron_twice_is_affine_all_the_same() -> None:
+    dag = dag_of(Applied(lambda x: torch.cat([x + x, 3 * x - x], 1)), torch.zeros(1, 2))
+    states = dag.states([5.0, -7.0])
+    assert [states[out].value for out in dag.outputs] == [10, -14, 10, -14]

@@ -30,8 +30,8 @@ SMALLEST = {"amin", "min", "minimum", "fmin"}
 MOVES = {"view", "reshape", "t", "transpose", "permute", "slice", "select", "cat", "unsqueeze", "squeeze", "expand"}
 MOVES |= {"clone", "contiguous", "detach", "alias", "flatten", "numpy_T", "_unsafe_view", "narrow", "stack"}
 FAR = 1e30
-JUMP = 1e4
-"""As far from 0 as an affine operator is asked whether it is one."""
+SCALES = (1.0, 1e-12, 1e-6, 1e4, 1e9)
+"""How far from 0 an operator is asked whether it is affine, or homogeneous."""
 NONE = -1
 """In place of the number of a neuron: there is none."""
 
@@ -260,9 +260,10 @@ class Probe:
         ids = op.activations[0]
         if bool((ids == NONE).any()):
             raise InputError(f"{node.target} reads a border of −inf.")
-        plus, minus, double = (float(op(torch.full(ids.shape, v, dtype=torch.float64))[0].reshape(-1)[0]) for v in (1, -1, 2))
-        if abs(double - 2 * plus) > 1e-12:
-            raise InputError(f"{node.target} is not positively homogeneous.")
+        plus, minus = (_at_one(op, ids, sign) for sign in (1.0, -1.0))
+        for far in (2.0, *SCALES):
+            if max(abs(_at_one(op, ids, far) - far * plus), abs(_at_one(op, ids, -far) - far * minus)) > 1e-12 * far:
+                raise InputError(f"{node.target} is not positively homogeneous.")
         gain = max(1.0, abs(plus), abs(minus))
         slopes = (plus / gain, 0.0 - minus / gain)
         flat = ids.reshape(-1).tolist()
@@ -439,22 +440,21 @@ class Probe:
                 edges[out].append(Edge(below[position], weight, labels[index]))
 
     def _verify(self, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
-        for scale in (1.0, JUMP):
+        for scale in SCALES:
             self._verify_at(scale, node, op, edges, biases)
 
     def _verify_at(self, scale: float, node: fx.Node, op: _Operator, edges: list[list[Edge]], biases: list[list[Bias]]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = [scale * torch.randn(ids.shape, generator=generator, dtype=torch.float64) for ids in op.activations]
-        value: dict[int, float] = {}
-        for ids, tensor in zip(op.activations, x, strict=True):
-            value.update(zip(ids.reshape(-1).tolist(), tensor.reshape(-1).tolist(), strict=True))
-        if len(set(torch.cat([ids.reshape(-1) for ids in op.activations]).tolist())) < sum(i.numel() for i in op.activations):
-            return  # the same neuron is read twice: independent random numbers do not apply
-        truth = op.flat(*x).tolist()
+        value = scale * torch.randn(len(self.neurons), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        truth = op.flat(*(value[ids] for ids in op.activations)).tolist()  # a neuron that is read twice is one number
         for out, (incoming, own) in enumerate(zip(edges, biases, strict=True)):
-            mine = sum(value[e.source] * float(e.weight) for e in incoming) + sum(float(b.value) for b in own)
-            if abs(mine - truth[out]) > 1e-9 * max(scale, abs(truth[out])):
+            mine = sum(float(value[e.source]) * float(e.weight) for e in incoming) + sum(float(b.value) for b in own)
+            if not abs(mine - truth[out]) <= 1e-9 * max(scale, abs(truth[out])) + 1e-14:
                 raise InputError(f"{node.target} is not affine in its activations.")
+
+
+def _at_one(op: _Operator, ids: Tensor, value: float) -> float:
+    """Return what an operator that acts element by element makes of a number."""
+    return float(op(torch.full(ids.shape, value, dtype=torch.float64))[0].reshape(-1)[0])
 
 
 class _Operator:
