@@ -20,6 +20,7 @@ from torch import nn
 
 import pathlift
 import pathlift.pruning
+from lines import LINES, MODEL, commands, ended, files, tries
 from pathlift.arguments.kinds import shown
 from pathlift.arguments.table import EXCLUDED, KINDS, NEEDED, kind_of
 from pathlift.errors import shortage
@@ -28,6 +29,9 @@ from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tri
 FUNCTIONS = surface()
 EACH = int(os.environ.get("PATHLIFT_WRONG", "4"))
 """Wrong values that are tried for each argument, drawn from a seed; `make hunt` tries all."""
+
+LINES_EACH = 6 * EACH
+"""Bad lines that are tried for each command."""
 
 SLOW = {"capture", "check_support", "path_lifting", "certify"}
 """Functions of which a few arguments are enough when not hunting."""
@@ -191,6 +195,42 @@ def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
     refused("t has shape", method.compute_mask, torch.ones(1, 4), torch.ones(2, 4))
 
 
+def test_no_order_makes_a_norm_vanish() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    network = pathlift.capture(model, (2,))
+    top = pathlift.path_norm(network, q=float("inf")).log10
+    for q in (300.0, 1000.0, 10_000.0, 1e30):
+        try:
+            assert abs(pathlift.path_norm(network, q=q).log10 - top) < 0.01
+        except pathlift.PathliftError:
+            continue
+
+
+def test_moments_of_small_inputs_do_not_vanish() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    network, other = pathlift.capture(model, (2,)), {name: own * 1.1 for name, own in model.state_dict().items()}
+    x = torch.tensor([[1e-3, 2e-3], [3e-3, 0.0], [2e-3, 1e-3]])
+    with torch.no_grad():
+        changed = (model(x) - pathlift.with_state(model, other)(x)).abs().double()
+    for q in (1.0, 2.0, 40.0, 200.0, 1000.0):
+        mean = float(changed.amax() * ((changed / changed.amax()) ** q).mean() ** (1 / q))
+        found = float(pathlift.expected_bound(network, other, [x[:1], x[1:]], q=q))
+        assert mean <= found <= 1.01 * float(pathlift.lipschitz_bound(network, other, x, kind="per_input").max())
+
+
+def test_distances_of_high_order_do_not_vanish() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    near = {"weight": model.weight.detach() + 1e-5}
+    network = pathlift.capture(model, (2,))
+    assert float(pathlift.rescaling_distance(network, near, p=100.0)) == pytest.approx(1e-5, rel=0.05)
+
+
+def test_inputs_whose_powers_vanish_have_no_shares() -> None:
+    network = pathlift.capture(nn.Linear(2, 1), (2,))
+    with pytest.raises(pathlift.NumericalError, match="smaller q"):
+        pathlift.path_magnitude(network, x=torch.full((1, 2), 1e-10), q=60.0)
+
+
 def test_whole_numbers_for_weights_are_what_the_model_would_load() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     ones = {name: torch.ones_like(own) for name, own in model.state_dict().items()}
@@ -205,6 +245,38 @@ def test_nan_is_refused_where_paths_are_listed_and_gradients_taken() -> None:
     for call in (lambda: pathlift.path_lifting(model, (2,)), lambda: pathlift.gradient_norms(model, torch.ones(1, 2))):
         with pytest.raises(pathlift.NumericalError):
             call()
+
+
+# --------------------------------------------------------------------------------------------------------- command lines
+
+
+def test_every_command_has_a_right_line() -> None:
+    assert set(commands()) == set(LINES)
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_a_bad_command_line_ends_in_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path)
+    own = [line for line in tries() if line[0] == command]
+    for line in random.Random(command).sample(own, min(len(own), LINES_EACH)):
+        end = ended(*line)
+        assert end.how in {"refused", "answered"}, f"{end.line}: {end.how}, {end.text}"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("norm torch.nn:Linear --q 0.5", "q must be a number"),
+        ("metric torch.nn:Linear " + "x" * 5000, "name must be torchvision:NAME"),
+        ("rescale torch.nn:Linear --p 3", "--p has no effect without --to balanced"),
+        ("rescale torch.nn:Linear --to random --p 3", "--p has no effect without --to balanced"),
+        ("rescale torch.nn:Linear --to balanced --choices 1,2", "--choices has no effect without --to random"),
+    ],
+)
+def test_what_a_bad_command_line_says(line: str, words: str) -> None:
+    end = ended("", "", [*line.split(), *MODEL[1:]], "")
+    assert end.how == "refused" and words in end.text
 
 
 # ------------------------------------------------------------------------------------------------ what memory cannot hold

@@ -112,8 +112,12 @@ scores = mapping("a mapping from parameter names to scores", ranked)
 least_zero = number("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 positive = number("a positive finite number", lambda v: 0 < v < math.inf)
 share = number("a share in [0, 1)", lambda v: 0 <= v < 1)
-order = number("a number with 1 <= q <= inf", lambda v: v >= 1)
-finite_order = number("a finite number of at least 1", lambda v: 1 <= v < math.inf)
+LARGEST_ORDER = 1000
+"""Powers of a larger order leave every range; infinity has a way of its own."""
+
+order = number("a number with 1 <= q <= 1000, or inf", lambda v: 1 <= v <= LARGEST_ORDER or v == math.inf)
+finite_order = number("a finite number from 1 to 1000", lambda v: 1 <= v <= LARGEST_ORDER)
+power = number("a positive number of at most 100", lambda v: 0 < v <= 100)
 one_or_two = number("1 or 2 for the path-metric", lambda v: v in {1, 2})
 count = whole("a whole number of at least 0", lambda v: v >= 0)
 positive_count = whole("a positive whole number", lambda v: v >= 1)
@@ -239,8 +243,8 @@ KINDS: Mapping[str, Kind] = {
     "path_magnitude.q": finite_order,
     "path_metric.q": one_or_two,
     "path_metrics.q": one_or_two,
-    "p": finite_order,
-    "Symmetries.balance.p": positive,
+    "p": number("a number from 1 to 100", lambda v: 1 <= v <= 100),
+    "Symmetries.balance.p": power,
     "r": number("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "Absolute.r": least_zero,
     "Relative.r": least_zero,
@@ -278,6 +282,9 @@ KINDS: Mapping[str, Kind] = {
     "per": choice("channel", "tensor"),
     "needs": choice("nothing", "inputs", "loss"),
     "name": text("a name"),
+    "Network.kind_of.name": text("the name of a parameter or buffer"),
+    "default_shape.name": text("torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 file"),
+    "load_model.name": text("torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 file"),
     "what": text("a line of text"),
     "module": text("the path of a module"),
     # pruning

@@ -63,17 +63,21 @@ def expected_bound(
     stream = [batches] if isinstance(batches, Tensor) else batches
     network: Network | None = capture(model) if isinstance(model, Network) else None
     sums: dict[str, Tensor] = {}
+    largest: dict[str, Tensor] = {}
     count = 0
     for batch in stream:
         samples = (batch,) if isinstance(batch, Tensor) else tuple(batch)
         network = captured_on(model, samples) if network is None else network
         for name, x in feed_of(network, samples).items():
-            own = x.abs().pow(q).sum(0, keepdim=True)
-            sums[name] = sums[name] + own if name in sums else own
+            size = x.abs()
+            top = torch.maximum(size.amax(0, keepdim=True), largest.get(name, size[:1])).clamp(min=torch.finfo(x.dtype).tiny)
+            before = sums[name] * (largest[name] / top).pow(q) if name in sums else 0.0
+            sums[name], largest[name] = before + (size / top).pow(q).sum(0, keepdim=True), top
         count += len(samples[0])
     if network is None or count == 0:
         raise InputError("batches is empty: give at least one batch of inputs.")
-    moments = {name: (total / count).pow(1 / q) * (1 + (count + 8) * 2.0**-53) for name, total in sums.items()}
+    rounded_up = 1 + (4 * count + 16) * 2.0**-53
+    moments = {name: largest[name] * (total / count).pow(1 / q) * rounded_up for name, total in sums.items()}
     return per_input(spread_of(network, other), Ball(moments, 0.0))[0]
 
 

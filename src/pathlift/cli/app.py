@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ from pathlift.cli.common import (
     app,
     arguments_of,
     captured,
+    check_used,
     err,
     hollow,
     number,
@@ -74,7 +76,8 @@ def main() -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    err.print(f"pathlift: {sentence}", style="red", markup=False, highlight=False)
+    shortened = re.sub(r"\S{300,}", lambda long: f"{long[0][:100]}…", sentence)  # what was written may be a whole file
+    err.print(f"pathlift: {shortened}", style="red", markup=False, highlight=False)
     sys.exit(2)
 
 
@@ -211,6 +214,8 @@ def certify(
     from pathlift.data import load_data
     from pathlift.models import load_state
 
+    check_used({"--per": per != "channel", "--step": step != 0.5}, "--bits", there=bits is not None)
+    check_used({"--criterion": criterion != "path_magnitude"}, "--prune", there=prune is not None)
     chosen: dict[str, pathlift.Tolerance | dict[str, Tensor]] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]

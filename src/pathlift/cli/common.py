@@ -9,6 +9,7 @@ import ast
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,13 @@ def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> 
     return load_model(name, arguments=arguments, trust=trust)
 
 
+def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:
+    """Refuse options that were given and have no effect, since what they are about is not there."""
+    for option, given in options.items():
+        if given and not there:
+            raise InputError(f"{option} has no effect without {where}: leave it out.")
+
+
 def number(value: float) -> float | str:
     """JSON has no inf and no NaN."""
     return value if math.isfinite(value) else str(value)
@@ -187,5 +195,5 @@ def second_network(name: str, seed: int, model_arg: list[str] | None, *, trust: 
     from pathlift.models import load_model, load_state
 
     suffix = Path(name).suffix.lower()
-    of_weights = suffix in {".safetensors", ".pt", ".pth"} or (Path(name).is_file() and suffix not in {".onnx", ".pt2"})
+    of_weights = suffix in {".safetensors", ".pt", ".pth"} or (os.path.isfile(name) and suffix not in {".onnx", ".pt2"})
     return load_state(Path(name)) if of_weights else load_model(name, None, seed, arguments_of(model_arg), trust=trust)

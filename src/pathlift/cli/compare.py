@@ -94,7 +94,7 @@ def metric(
             ratio=ratio,
             seconds=seconds,
             estimate=estimate,
-            seed=seed,
+            seed=seed if estimate else 0,
             progress=progress,
         )
         whole = pathlift.path_norm(network, q=q)

@@ -23,6 +23,7 @@ from pathlift.cli.common import (
     Weights,
     app,
     captured,
+    check_used,
     out,
     print_json,
     print_rows,
@@ -63,6 +64,9 @@ def rescale(
     """Rescaling groups of a network; with --to, other weights of the same function."""
     if out_file is not None and to is None:
         raise InputError("--out needs --to: random, normal, balanced, equalized or conditioned.")
+    drawing = {"--choices": choices is not None, "--sigma": sigma != 1.0}
+    check_used(drawing, "--to random", there=to is Target.random)
+    check_used({"--p": p != 2.0}, "--to balanced", there=to is Target.balanced)
     check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
     drawn = _choices(choices)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust)

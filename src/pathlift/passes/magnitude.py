@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.checkpoint import Checkpoint, ShardWriter
+from pathlift.errors import NumericalError
 from pathlift.network import Leaf, Network, Node, wide, widen
 from pathlift.passes.moving import is_moved, moved_back, moved_from
 from pathlift.passes.norm import to_float
@@ -154,8 +155,18 @@ def _scored(
 
 
 def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
-    """Return the mean of |x|^q over the samples, by input node."""
-    return {name: value.abs().pow(q).mean(0) for name, value in feed_of(network, samples).items()}
+    """Return the mean of |x|^q over the samples, by input node.
+
+    Raises:
+        NumericalError: It is 0 where x is not, or infinite.
+    """
+    found = {}
+    for name, value in feed_of(network, samples).items():
+        power = value.abs().pow(q)
+        if bool((torch.isinf(power) | ((power == 0) & (value != 0))).any()):
+            raise NumericalError(f"The inputs to the power q = {q:g} leave the range of float64. Choose a smaller q.")
+        found[name] = power.mean(0)
+    return found
 
 
 @public

@@ -285,10 +285,11 @@ def rescaling_distance(
         one, two = groups.balance(p), second.balance(p)
         if one.stopped or two.stopped:
             clock.check("The search for balanced representatives")
-    total = sum(
-        float((one[name].double() - two[name].double()).abs().pow(p).sum()) for name in groups.network.parameters if name in one
-    )
-    return float(total ** (1.0 / p))
+    apart = [(one[name].double() - two[name].double()).abs() for name in groups.network.parameters if name in one]
+    largest = max((float(own.max()) for own in apart), default=0.0)
+    if largest == 0.0:
+        return 0.0
+    return float(largest * sum(float((own / largest).pow(p).sum()) for own in apart) ** (1.0 / p))
 
 
 def _epsilon(first: Tensor, second: Tensor) -> float:
