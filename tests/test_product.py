@@ -57,7 +57,8 @@ class Switches(TorchDispatchMode):
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="switches of torch 2.9")
-def test_no_product_is_rounded_whatever_is_allowed() -> None:
+def test_no_product_is_rounded_whatever_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # without CUDA its switches are left alone
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
     x = torch.rand(2, 3, 8, 8)
     smaller = {name: own / 2 for name, own in model.state_dict().items()}
@@ -74,12 +75,14 @@ def test_no_product_is_rounded_whatever_is_allowed() -> None:
         after = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert switches.seen == {("ieee",) * 4}
+    assert len(switches.seen) == 1
+    assert set(*switches.seen) <= {"ieee", "none"}
     assert before == after == ("medium", True, True)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="switches of torch 2.9")
-def test_nested_passes_put_the_switches_back_once() -> None:
+def test_nested_passes_put_the_switches_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     convolutions: Any = torch.backends.cudnn.conv
     before = convolutions.fp32_precision, torch.backends.cudnn.allow_tf32
     with full_precision():
