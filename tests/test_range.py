@@ -135,6 +135,25 @@ def test_shares_are_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: in
             torch.testing.assert_close(units[name], own, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("small", [(1.0, 1.0), (1e-20, 1e-20), (1e-30, 1e-30), (1e-40, 1e-10), (1e10, 1e-30)])
+@pytest.mark.parametrize("q", [1, 2])
+def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None:
+    model = perceptron((3, 4, 4, 2), 0, torch.float32)
+    with torch.no_grad():  # a neuron that is fed little and heard little, an output of another size
+        model[0].weight[0] *= small[0]
+        model[0].bias[0] *= small[0]
+        model[2].weight[:, 0] *= small[1]
+        model[4].weight[1] *= small[1]
+        model[4].bias[1] *= small[1]
+    right = shares(model, q)
+    assert_shares(pathlift.path_magnitude(model, (3,), q=q), right, 1e-5)
+    units = pathlift.unit_path_magnitude(model, (3,))
+    for name, own in units.items() if q == 1 else ():
+        each = [sum(row) + bias[0] for row, bias in zip(right[f"{name}.weight"], right[f"{name}.bias"], strict=True)]
+        wanted = torch.tensor([float(value) for value in each], dtype=torch.float64)
+        torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("criterion", [path_magnitude_scores, relative_path_magnitude, synflow])
 def test_scores_are_those_of_the_rescaled_network(case: tuple[int, ...], criterion: Callable[..., dict[str, Tensor]]) -> None:

@@ -18,9 +18,9 @@ from pathlift.passes.moving import is_moved, moved_back, moved_from
 from pathlift.passes.norm import to_float
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.pull_back import PullBack
+from pathlift.passes.pull_back import SMALLEST, PullBack, small
 from pathlift.passes.realise import feed_of
-from pathlift.passes.scaled import Scaled
+from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 
@@ -93,7 +93,7 @@ def path_magnitude(
 
     Returns:
         Mapping from parameter name to a tensor of the parameter's shape, in its dtype or wider, on its device. Entries
-        lie in [0, 1]; shares below about 1e-30 may come out as 0 in float32. Parameters that no path uses get zeros.
+        lie in [0, 1], in float64 where float32 would lose some. Parameters that no path uses get zeros.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
@@ -144,7 +144,7 @@ def _scored(
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:
             writer.restart()
-        scores = _Scores(network, writer)
+        scores = _Scores(network, writer, values, dtype)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         if q == 2:
             program.transform = torch.square  # the same bits in one step
@@ -218,13 +218,17 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a leaf only moves them."""
 
-    def __init__(self, network: Network, writer: ShardWriter | None) -> None:
+    def __init__(self, network: Network, writer: ShardWriter | None, values: Values, dtype: torch.dtype) -> None:
         self.network = network
         self.writer = writer
+        self.values = values
+        self.dtype = dtype
         self.found: dict[str, Tensor] = {}
         self.open = Counter(name for leaf in _uses(network) for name in _names(network, leaf))
 
     def add(self, leaf: Leaf, share: Tensor) -> None:
+        if small(share, self.dtype) and bool(((share < SMALLEST) & (self.values[leaf].reshape(share.shape) != 0)).any()):
+            raise RangeError
         self._add_all(leaf, share)
         names = _names(self.network, leaf)
         self.open.subtract(names)

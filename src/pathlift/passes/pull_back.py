@@ -22,6 +22,22 @@ from pathlift.passes.recall import extremes
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
 from pathlift.precision import full_precision
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Below this a number has fewer digits in float32, or is 0."""
+
+
+def small(share: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are shares that float32 does not hold in full, if that is the precision.
+
+    Args:
+        share: Shares.
+        dtype: The precision.
+
+    Returns:
+        True when it must be asked whether they are 0 in truth.
+    """
+    return dtype == torch.float32 and share.numel() > 0 and extremes(share)[0] < SMALLEST
+
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
     """Add one track over all output neurons, in float64.
@@ -115,6 +131,8 @@ class PullBack:
     def _node(self, node: Node, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
         if self.unit is not None and node.unit_name is not None:
             mass = own.tensor.double() * above.tensor.double() * power(own.exponent + above.exponent)
+            if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (own.tensor > 0)).any()):
+                raise RangeError
             self.unit(node, mass.to(own.tensor.dtype))
         offset = 0
         for place, term in enumerate(node.terms):

@@ -20,13 +20,12 @@ from pathlift.arguments import public
 from pathlift.errors import InputError, PathliftWarning
 from pathlift.metric import path_metric
 from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude
+from pathlift.passes.magnitude import PathMagnitude, path_magnitude
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
-from pathlift.pruning.criteria.paths import full_range_shares
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
@@ -303,7 +302,7 @@ def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
 
 
 def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
-    before, after = full_range_shares(network), full_range_shares(pruned)
+    before, after = path_magnitude(network), path_magnitude(pruned)
     lost = sum(float(elsewhere(before[name], ~mask, 0.0).sum(dtype=torch.float64)) for name, mask in masks.items())
     cost = path_metric(network, dict(pruned.state))
     assert cost.exact

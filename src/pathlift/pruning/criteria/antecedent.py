@@ -57,19 +57,6 @@ def one_antecedent(network: Network) -> Network:
     return rewritten
 
 
-def in_float64(network: Network) -> Network:
-    """Return the same network with its weights in float64.
-
-    Args:
-        network: The network.
-
-    Returns:
-        A network whose passes run in float64.
-    """
-    wide = {name: own.double() if own.is_floating_point() else own for name, own in network.state.items()}
-    return network.holding(wide, network.device)
-
-
 def _rewritten(node: Node) -> Iterator[Node]:
     if not isinstance(node.nonlinearity, Extremum):
         yield node

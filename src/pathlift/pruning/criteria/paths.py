@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pathlift.network import Network, widen
-from pathlift.passes.magnitude import PathMagnitude, magnitudes, path_magnitude
+from pathlift.network import Network
+from pathlift.passes.magnitude import magnitudes, path_magnitude
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, channel_axes
-from pathlift.pruning.criteria.antecedent import in_float64, one_antecedent
+from pathlift.pruning.criteria.antecedent import one_antecedent
 from pathlift.pruning.scope import eligible
 from pathlift.symmetry import symmetries
 from pathlift.symmetry.kernel import on_paths
@@ -33,38 +32,8 @@ def path_magnitude_scores(network: Network, *, q: float = 1, x: Tensor | Sequenc
         InputError: ``q`` or ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    shares = full_range_shares(network, q=q, x=x)
-    return {name: shares[name] for name in eligible(network)}
-
-
-def full_range_shares(network: Network, *, q: float = 1, x: Tensor | Sequence[Tensor] | None = None) -> PathMagnitude:
-    """Return `pathlift.path_magnitude`, in float64 where shares of weights that are not 0 do not fit into float32.
-
-    Args:
-        network: The network.
-        q: Order.
-        x: See `pathlift.path_magnitude`.
-
-    Returns:
-        The shares.
-
-    Raises:
-        InputError: ``q`` or ``x`` is malformed.
-        NumericalError: A weight is NaN or infinite.
-    """
     shares = path_magnitude(network, q=q, x=x)
-    if network.dtype == torch.float64 or not any(_lost(network.state[name], shares[name]) for name in eligible(network)):
-        return shares
-    return path_magnitude(in_float64(network), q=q, x=x)
-
-
-def _lost(weight: Tensor, share: Tensor) -> bool:
-    return float(share.amin()) == 0 and _nonzero(share) < _nonzero(weight)
-
-
-def _nonzero(tensor: Tensor) -> int:
-    """Count what is not 0; NumPy is several times faster on the CPU."""
-    return int(torch.count_nonzero(tensor)) if tensor.device.type != "cpu" else int(np.count_nonzero(widen(tensor).numpy()))
+    return {name: shares[name] for name in eligible(network)}
 
 
 def relative_path_magnitude(network: Network, *, q: float = 2, x: Tensor | Sequence[Tensor] | None = None) -> dict[str, Tensor]:
