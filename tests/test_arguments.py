@@ -9,14 +9,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pathlift
 import pathlift.pruning
@@ -193,6 +193,59 @@ def test_a_radius_beyond_the_range_of_float32_still_has_a_bound(world: World) ->
 def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
     method = pathlift.pruning.ScorePruning(0.5)
     refused("t has shape", method.compute_mask, torch.ones(1, 4), torch.ones(2, 4))
+
+
+def test_a_state_of_something_else_does_not_go_into_a_model(world: World) -> None:
+    for prefix in ("other.", "encoder.0."):
+        with pytest.raises(pathlift.MismatchError, match="does not fit the model"):
+            pathlift.with_state(world.model, {prefix + name: own for name, own in world.state.items()})
+    pathlift.with_state(world.model, {"module." + name: own for name, own in world.state.items()})  # only a wrapper's
+
+
+class Constant(nn.Module):
+    """The same logits for any input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, 2.0, 4.0]]))
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.weight * 2
+
+
+def test_logits_that_depend_on_no_input_still_have_an_answer_for_each() -> None:
+    model, x = Constant(), torch.ones(3, 4)
+    for reach, stays in ((0.1, True), (0.9, False)):
+        found, search = (call(model, x, pathlift.Relative(reach)) for call in (pathlift.certify, pathlift.attack))
+        assert found.certified.tolist() == [stays] * 3 and search.changed.tolist() == [not stays] * 3
+    assert pathlift.gradient_norms(model, x).tolist() == [[0.0] * 3] * 3
+
+
+class Read(nn.Module):
+    """A model that takes a number out of its input and computes with it."""
+
+    def __init__(self, use: Callable[[Tensor, float], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.use = nn.Linear(4, 3), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.layer(x), x.sum().item())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y, number: y * number,
+        lambda y, number: y / number,
+        lambda y, number: y * (number + 1.0),
+        lambda y, number: torch.add(y, y, alpha=number),
+        lambda y, number: nn.functional.leaky_relu(y, number),
+    ],
+)
+def test_a_number_that_is_read_from_the_input_is_refused_where_it_is_read(use: Callable[[Tensor, float], Tensor]) -> None:
+    with pytest.raises(pathlift.UnsupportedModelError, match="item") as caught:
+        pathlift.path_norm(Read(use), (4,))
+    assert len(caught.value.problems) == 1
 
 
 def test_no_order_makes_a_norm_vanish() -> None:

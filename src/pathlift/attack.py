@@ -18,7 +18,7 @@ from pathlift.budget import Clock
 from pathlift.certify import logits_of
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
-from pathlift.passes.realise import feed_of, realise
+from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Tolerance
@@ -91,7 +91,8 @@ def attack(
     found, late = [], []
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
-        labels = realise(network, network.values(), samples, torch.float64)[name][:, 0].argmax(1)
+        outputs = realise(network, network.values(), samples, torch.float64)
+        labels = flat_outputs(network, outputs, len(samples[source])).argmax(1)
         for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
             start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}

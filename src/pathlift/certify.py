@@ -19,7 +19,7 @@ from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.realise import feed_of, realise
+from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.passes.rounding import Arithmetic, Format
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
@@ -174,7 +174,8 @@ class _Search:
         return margin, worst, predicted, stopped
 
     def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        nominal = realise(self.network, self.network.values(), feed, torch.float64)[self.logits][:, 0]
+        found = realise(self.network, self.network.values(), feed, torch.float64)
+        nominal = flat_outputs(self.network, found, len(next(iter(feed.values()))))  # one row each, also of constants
         top = nominal.topk(2, 1)
         predicted, margin = top.indices[:, 0], (top.values[:, 0] - top.values[:, 1]).nan_to_num(0.0)
         # How far the predicted logit stays above each other, at least; above itself it does by definition.

@@ -141,6 +141,8 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
     feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
     with torch.enable_grad():
         out = flat_outputs(network, realise(network, values, feed, torch.float64), len(samples[0]))
+        for own in feed.values():
+            out = out + 0 * own.flatten(1).sum(1, keepdim=True)  # an output may depend on none of them
         columns = []
         for column in range(out.shape[1]):
             found = torch.autograd.grad(out[:, column].sum(), list(feed.values()), retain_graph=True)

@@ -217,6 +217,7 @@ class _Lowering:
         self.nodes: list[Node] = []
         self.leaves: dict[tuple[Expression, str | None], Leaf] = {}
         self.problems: list[Problem] = []
+        self.unread: set[fx.Node] = set()  # numbers that a refused operator makes: what takes one has no value either
         self.operators = 0
         held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         named = [(name, tensor.detach()) for name, tensor in held]
@@ -351,13 +352,20 @@ class _Lowering:
         return self._static(constant, fake, moves=constant)
 
     def _guarded_call(self, node: fx.Node) -> Any:
+        fake = node.meta.get("val")
+        if any(below in self.unread for below in node.all_input_nodes):
+            if not isinstance(fake, Tensor):
+                self.unread.add(node)
+            return _placeholder_like(fake, node.name)
         try:
             return self._call(node)
         except Refusal as refusal:
             found = problem(self.origin.module, self.origin.op, self.origin.where, refusal)
             if found not in self.problems:
                 self.problems.append(found)
-            return _placeholder_like(node.meta.get("val"), node.name)
+            if not isinstance(fake, (Tensor, list, tuple)):
+                self.unread.add(node)
+            return _placeholder_like(fake, node.name)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:

@@ -72,7 +72,7 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in SEGMENTS)
 
 
-def names_of(expected: Iterable[str], given: Mapping[str, Value]) -> dict[str, Value]:
+def names_of(expected: Iterable[str], given: Mapping[str, Value], *, inside: bool = True) -> dict[str, Value]:
     """Give the entries of a mapping the names of a model.
 
     An entry keeps its name when the model knows it. Otherwise names are compared without the segments of wrappers; and when
@@ -82,6 +82,7 @@ def names_of(expected: Iterable[str], given: Mapping[str, Value]) -> dict[str, V
     Args:
         expected: The names of the model.
         given: The mapping.
+        inside: Whether the mapping may be that of a module around the model, or of a part of it.
 
     Returns:
         The same entries; one that fits nothing keeps its name.
@@ -97,7 +98,7 @@ def names_of(expected: Iterable[str], given: Mapping[str, Value]) -> dict[str, V
         if target in renamed:
             return dict(given)
         renamed[target] = value
-    if known.isdisjoint(renamed):
+    if inside and known.isdisjoint(renamed):
         needed = {bare(name): name for name in wanted if name.rpartition(".")[2] not in BESIDE}
         return _without_prefix(needed, {bare(name): value for name, value in given.items()}) or dict(given)
     return renamed

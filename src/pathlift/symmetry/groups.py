@@ -502,7 +502,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     made = cloned(model)
     own = made.state_dict()
-    found = names_of(own, state)
+    found = names_of(own, state, inside=False)
     missing, surplus = [name for name in own if name not in found], [name for name in found if name not in own]
     if missing or surplus:
         raise MismatchError(f"The state-dict does not fit the model. {name_differences(missing, surplus, 'the model')}.")
