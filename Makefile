@@ -22,7 +22,7 @@ test: $(STAMP)
 # Longer searches of the same kind as the tests: random networks that move their neurons between all layers, all that can stand
 # around a call or interrupt it.
 hunt: $(STAMP)
-	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py tests/test_process.py
+	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py tests/test_process.py tests/test_metric_hunt.py
 
 plain: $(STAMP)
 	rm -rf build/plain

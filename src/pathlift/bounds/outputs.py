@@ -175,7 +175,8 @@ def pivot(spread: Spread, ball: Ball) -> Tensor:
     thin = compact(spread)
     from_inputs = _metric(thin, None, from_biases=False)
     from_biases = _metric(thin, None, from_inputs=False)
-    scaled = torch.where(ball.largest > 0, ball.largest * from_inputs, 0.0)  # 0·inf is 0 here
+    there = (ball.largest > 0) & (from_inputs > 0)  # 0·inf is 0 here, and no product of positive numbers is 0
+    scaled = torch.where(there, (ball.largest * from_inputs).clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     return (scaled + from_biases) * (1.0 + 4 * 2.0**-53) + _around(spread, ball.radius)
 
 

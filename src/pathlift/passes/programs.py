@@ -131,7 +131,7 @@ class _ParametrisedProgram(Program):
         if self.feed is None:
             return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
         feed = self.feed[node.name]
-        if self.dtype != feed.dtype and too_small(feed, self.window):
+        if self.dtype != feed.dtype and too_small(feed, self.window.floor):
             raise RangeError
         return normalised(Scaled(feed.to(self.dtype), 0.0), self.window)[0]
 

