@@ -110,7 +110,7 @@ def _step(world: World, use: Callable[[torch.optim.Optimizer, nn.Module], object
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     use(optimizer, model)
     optimizer.step()
-    return model.state_dict(), [memory["momentum_buffer"] for memory in optimizer.state.values()]
+    return model.state_dict(), [memory["momentum_buffer"].tolist() for memory in optimizer.state.values()]
 
 
 def _regularised(world: World) -> object:
