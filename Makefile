@@ -23,6 +23,7 @@ test: $(STAMP)
 # around a call or interrupt it.
 hunt: $(STAMP)
 	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py tests/test_process.py tests/test_metric_hunt.py
+	PATHLIFT_WRONG=200 $(BIN)/python -m pytest -n 2 tests/test_arguments.py
 
 plain: $(STAMP)
 	rm -rf build/plain
