@@ -41,8 +41,7 @@ class PathMetric:
     Attributes:
         lower: Lower bound.
         upper: Upper bound.
-        exact: Whether the value is known up to rounding; then ``lower == upper == value`` for q = 1, and for q = 2 the
-            two enclose the value with its rounding error.
+        exact: Whether the value is known up to rounding; ``lower`` and ``upper`` enclose it with its rounding error.
         value: The path-metric when ``exact``, else NaN.
         log10_lower: log₁₀ of ``lower`` (−inf for 0).
         log10_upper: log₁₀ of ``upper``.
@@ -75,7 +74,7 @@ class PathMetric:
 
     @property
     def ratio(self) -> float:
-        """Upper over lower bound: 1 when exact, inf when the lower bound is 0 and the upper is not."""
+        """Upper over lower bound: 1 up to rounding when exact, inf when the lower bound is 0 and the upper is not."""
         return quotient(self.log10_lower, self.log10_upper)
 
     @property
@@ -116,10 +115,12 @@ def path_metric(
 ) -> PathMetric:
     """Compute the path-metric between two networks of one architecture.
 
-    For q = 2 it is exact for every pair and any signs. For q = 1 it is exact when the weights are ordered: |θ| ≥ |θ'| with no
-    sign changed, or the other way round (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked
-    on the weights as the theory sees them (a batch norm counts by its scale s and shift t), and again after a rescaling of θ',
-    so a pruned copy that was then rescaled is still known to be exact, up to the rounding of its rescaling.
+    The bounds are on exact real arithmetic on the weights as they are stored; those of a batch norm are its scale and shift as
+    evaluated in float64. For q = 2 the value is found for every pair and any signs, with its rounding error; ``exact`` is False
+    where that error is all there is. For q = 1 it is known up to rounding when the weights are ordered: |θ| ≥ |θ'| with no sign
+    changed, or the other way round (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked on the
+    weights as the theory sees them (a batch norm: scale s and shift t), and again after a rescaling of θ' by powers
+    of two. A copy rescaled by other factors has rounded weights: it is another network, and enclosed like any other.
 
     Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
     ``moments`` also by the moment sandwich and by affinities, neuron by neuron the best of what is computed. Unless
@@ -215,9 +216,8 @@ def _known(
     """Return a metric that is known up to a relative rounding error, with ends that enclose it."""
     value, log10 = to_float(total)
     ends = [_outward(value * factor, log10 + math.log10(factor), side) for factor, side in ((1 - error, -1), (1 + error, 1))]
-    per_output = tuple(
-        spread(network, log2 + math.log2(factor) + side * _blur(log2)) for factor, side in ((1 - error, -1), (1 + error, 1))
-    )
+    below, above = (log2 + math.log2(factor) + side * _blur(log2) for factor, side in ((1 - error, -1), (1 + error, 1)))
+    per_output = spread(network, below), spread(network, above)
     return PathMetric(
         ends[0][0],
         ends[1][0],
