@@ -66,14 +66,14 @@ class Counts:
 
 
 EXPECTED = {
-    ("resnet18", 224): (Counts(774.8, 230.2, 852), Counts(2323.8, 732.9, 980)),
-    ("resnet18", 512): (Counts(1485.7, 280.5, 853), Counts(4456.6, 865.7, 1001)),
-    ("alexnet", 224): (Counts(499.6, 1063.1, 2776), Counts(690.6, 2739.0, 438)),
-    ("densenet121", 224): (Counts(1373.6, 643.5, 2828), Counts(4113.9, 2279.3, 8893)),
-    ("mobilenet_v2", 224): (Counts(327.7, 243.3, 1628), Counts(488.1, 469.2, 2080)),
+    ("resnet18", 224): (Counts(774.8, 230.2, 852), Counts(2323.8, 831.2, 1570)),
+    ("resnet18", 512): (Counts(1485.7, 280.5, 853), Counts(4456.6, 923.8, 1581)),
+    ("alexnet", 224): (Counts(499.6, 1063.1, 2776), Counts(690.6, 2983.4, 521)),
+    ("densenet121", 224): (Counts(1373.6, 643.5, 2828), Counts(5488.5, 4493.1, 13589)),
+    ("mobilenet_v2", 224): (Counts(327.7, 243.3, 1628), Counts(488.1, 523.4, 3401)),
 }
 """Of the path-norm (two tracks: paths from inputs and from biases), and of all scores. When a change lowers a figure, write the
-lower one here."""
+lower one here. Shares are looked at once, for some that float32 does not hold; DenseNet has such shares and goes on in float64."""
 
 
 @pytest.mark.parametrize(("name", "size"), EXPECTED)
