@@ -73,7 +73,7 @@ EXPECTED = {
     ("mobilenet_v2", 224): (Counts(327.7, 243.3, 1628), Counts(488.1, 523.4, 3401)),
 }
 """Of the path-norm (two tracks: paths from inputs and from biases), and of all scores. When a change lowers a figure, write the
-lower one here. Shares are looked at once, for some that float32 does not hold; DenseNet has such shares and goes on in float64."""
+lower one here. Shares are looked at once, for some that float32 does not hold; DenseNet has some, and goes on in float64."""
 
 
 @pytest.mark.parametrize(("name", "size"), EXPECTED)
