@@ -157,7 +157,9 @@ def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
     model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
     x = torch.rand(1, 3, 64, 64)
     network = pathlift.capture(model, x)
-    walls = Enclosure(network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False)
+    walls = Enclosure(
+        network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False
+    )
     truth = realise(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
     single = realise(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
     for node in network.nodes:

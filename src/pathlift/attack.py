@@ -18,7 +18,7 @@ from pathlift.budget import Clock
 from pathlift.certify import logits_of
 from pathlift.network import Network
 from pathlift.passes.propagate import blame
-from pathlift.passes.realise import feed_of, flat_outputs, realise
+from pathlift.passes.realise import feed_of, flat_outputs, in_double, realise
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
 from pathlift.tolerance import Tolerance
@@ -91,11 +91,11 @@ def attack(
     found, late = [], []
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
-        outputs = realise(network, network.values(), samples, torch.float64)
+        outputs = realise(network, network.values(in_double(network.state)), samples, torch.float64)
         labels = flat_outputs(network, outputs, len(samples[source])).argmax(1)
         for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
-            start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
+            start = {key: state[key].expand(batch, *low[key].shape) for key in low}
             place = center
             if generator is not None:
                 start = {
@@ -129,11 +129,11 @@ def _set(
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return where a search starts, and the smallest and largest values of the parameters that move."""
     if tolerance is None:
-        return network.state, {}, {}
+        return in_double(network.state), {}, {}
     if not isinstance(tolerance, Tolerance):
-        return other_state(network, tolerance), {}, {}
+        return in_double(other_state(network, tolerance)), {}, {}
     ends = {name: pair for name, pair in tolerance.intervals(network).items() if not torch.equal(*pair)}
-    return network.state, {name: low for name, (low, _) in ends.items()}, {name: high for name, (_, high) in ends.items()}
+    return in_double(network.state), {name: low for name, (low, _) in ends.items()}, {name: high for name, (_, high) in ends.items()}
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

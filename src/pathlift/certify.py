@@ -19,7 +19,7 @@ from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.realise import feed_of, flat_outputs, realise
+from pathlift.passes.realise import feed_of, flat_outputs, in_double, realise
 from pathlift.passes.rounding import Arithmetic, Format
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
@@ -152,6 +152,7 @@ class _Search:
         self.progress = progress
         self.arithmetic = Arithmetic(network)
         self.weights = box_of(network, tolerance)
+        self.values = network.values(in_double(network.state))
         self.widest = max(math.prod(node.shape) for node in network.nodes)
         self.classes = network.node[self.logits].shape[-1]
 
