@@ -343,7 +343,6 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         (pathlift.InputError, "looks at data", None, {"criterion": "snip"}),
         (pathlift.InputError, "looks at data", None, {"criterion": "wanda"}),
         (pathlift.InputError, "a loss", None, {"criterion": "obd", "data": X}),
-        (pathlift.InputError, "4 inputs and 3 targets", None, {"criterion": "snip", "data": pathlift.Batch(X, Y[:3])}),
         (pathlift.InputError, "one number", None, {
             "criterion": "snip", "data": pathlift.Batch(X, Y, lambda out, y: out.sum(1))}),
         (pathlift.InputError, "at least one Batch", None, {"criterion": "snip", "data": []}),
@@ -368,6 +367,11 @@ def test_bad_input(error, message, make, arguments):
     model = perceptron(3, 3, 2) if make is None else make()
     with pytest.raises(error, match=message):
         prune(model, (3,), **{"amount": 0.5, **arguments})
+
+
+def test_a_batch_has_a_target_for_each_input():
+    with pytest.raises(pathlift.InputError, match="4 inputs and 3 targets"):
+        pathlift.Batch(X, Y[:3])
 
 
 def test_masks_of_another_model_are_refused():

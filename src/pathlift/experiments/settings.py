@@ -93,6 +93,9 @@ class Lottery:
             raise InputError(f"A batch of {self.batch} cannot be shared by {self.devices} devices.")
         if not self.criteria or not self.levels:
             raise InputError("Give at least one criterion and one level.")
+        for level in self.levels:
+            if not 0 <= level < 1:
+                raise InputError(f"levels must be shares in [0, 1), found {level:g}.")
         for name in self.criteria:
             criterion_of(name)
 
