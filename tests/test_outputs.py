@@ -138,7 +138,7 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
 
 def test_tensors_without_plain_memory_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for tensor in (torch.ones(2, device="meta"), torch.ones(2, 2).to_sparse()):
-        with pytest.raises(pathlift.InputError, match="cannot be written"):
+        with pytest.raises(pathlift.InputError, match=r"tensors\['a'\] .*(meta|sparse)"):
             save_tensors({"a": tensor}, tmp_path / "t.safetensors")
     assert not list(tmp_path.iterdir())
 

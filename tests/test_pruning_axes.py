@@ -477,7 +477,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         ("criterion must be", {"criterion": None}),
         ("criterion must be", {"criterion": 3}),
         ("gives a mapping", {"criterion": lambda network: None}),
-        ("tensor of real numbers", {"criterion": {"0.weight": [1.0], "2.weight": [1.0]}}),
+        ("must be a tensor", {"criterion": {"0.weight": [1.0], "2.weight": [1.0]}}),
         ("tensor of real numbers", {"criterion": lambda network: {n: network.state[n] + 0j for n in network.parameters}}),
         ("selection must be", {"selection": 4}),
         ("no bool mask", {"selection": lambda scores, amount: {}}),
@@ -493,9 +493,9 @@ def test_what_is_no_answer_is_refused(message, arguments):
 
 
 def test_batches_and_masks_are_checked_where_they_are_made(tmp_path):
-    with pytest.raises(pathlift.InputError, match="Batch takes"):
+    with pytest.raises(pathlift.InputError, match=r"x\[0\] must be a tensor"):
         pathlift.Batch([1.0], Y)
-    with pytest.raises(pathlift.InputError, match="Batch takes"):
+    with pytest.raises(pathlift.InputError, match="loss must be"):
         pathlift.Batch(X, Y, None)
     with pytest.raises(pathlift.InputError, match="other values"):
         pathlift.save_masks({"w": torch.tensor([0.5])}, tmp_path / "masks.safetensors")

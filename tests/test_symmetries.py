@@ -279,7 +279,7 @@ BAD = [
     ([1.0, 2.0], "shape"),
     ([1.0, 2.0, 3.0, 0.0], "positive and finite, found 0.0 at 3"),
     ([1.0, 2.0, -3.0, 1.0], "positive and finite, found -3.0 at 2"),
-    ([1.0, float("nan"), 3.0, 1.0], "positive and finite, found nan at 1"),
+    ([1.0, float("nan"), 3.0, 1.0], r"factors\[1\] must be a number, found nan"),
     ([1.0, float("inf"), 3.0, 1.0], "positive and finite, found inf at 1"),
     ({"2": 2.0}, "channel 0 of '2' is pinned (the output)"),
     ({"nowhere": 2.0}, "No module 'nowhere'"),

@@ -223,12 +223,17 @@ class _Scores:
         self.writer = writer
         self.values = values
         self.dtype = dtype
+        self.lost: Tensor | None = None
+        self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
         self.found: dict[str, Tensor] = {}
         self.open = Counter(name for leaf in _uses(network) for name in _names(network, leaf))
 
     def add(self, leaf: Leaf, share: Tensor) -> None:
-        if small(share, self.dtype) and bool(((share < SMALLEST) & (self.values[leaf].reshape(share.shape) != 0)).any()):
-            raise RangeError
+        if small(share, self.dtype):
+            lost = ((share < SMALLEST) & (self.values[leaf].reshape(share.shape) != 0)).any()
+            self.lost = lost if self.lost is None else self.lost | lost
+            if self.at_once:
+                self._check()
         self._add_all(leaf, share)
         names = _names(self.network, leaf)
         self.open.subtract(names)
@@ -252,8 +257,14 @@ class _Scores:
         else:
             self.found[name] += share.reshape(self.found[name].shape)
 
+    def _check(self) -> None:
+        """Go on in float64 when float32 has lost a share that is not 0."""
+        if self.lost is not None and bool(self.lost):
+            raise RangeError
+
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
+        self._check()
         reached = {name for leaf in self.network.leaves for name in leaf.requires}
         scored = {name for leaf in self.network.leaves if leaf.score_name is not None for name in _names(self.network, leaf)}
         ordered: dict[str, Tensor] = {}
