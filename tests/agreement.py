@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,13 @@ from pathlift.reference import Path, Probe
 
 RTOL = 1e-9
 """Models are compared in float64; what is left is rounding."""
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """A `DataParallel` that leaves its parameters where they are, on a machine with accelerators as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[nn.DataParallel.__module__], "_get_available_device_type", lambda: None)
+        return nn.DataParallel(model)
 
 
 def close(found: float, expected: float, rtol: float = RTOL) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -75,6 +75,28 @@ class Centred(nn.Module):
         return x @ (self.weight - self.weight.mean(1, keepdim=True)).t()
 
 
+class Wider(nn.Module):
+    """Linear interpolation to another length."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x.unsqueeze(1), size=self.size, mode="linear").squeeze(1)
+
+
+class Pick(nn.Module):
+    """Two of the values."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.places = [first, second]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, place] for place in self.places], 1)
+
+
 class Mean(nn.Module):
     """The mean of groups of neighbours."""
 
@@ -120,7 +142,11 @@ def rational(module: nn.Module, x: Vector) -> Vector:
     if isinstance(module, Divide):
         return [v / t for v, t in zip(x, numbers(module.t), strict=True)]
     if isinstance(module, Pairs):
-        return [max(pair) for pair in itertools.batched(x, 2)] if hasattr(itertools, "batched") else _pairs(x)
+        return [max(x[i], x[i + 1]) for i in range(0, len(x), 2)]
+    if isinstance(module, Wider):
+        return _interpolated(x, module.size)
+    if isinstance(module, Pick):
+        return [x[place] for place in module.places]
     if isinstance(module, Mean):
         return [sum(x[i : i + module.size], zero) / module.size for i in range(0, len(x), module.size)]
     if isinstance(module, nn.PReLU):
@@ -139,12 +165,18 @@ def rational(module: nn.Module, x: Vector) -> Vector:
         )
         scales = [g / _root(v + Fraction(module.eps)) for g, v in zip(gamma, variance, strict=True)]
         return [(v - m) * s + b for v, m, s, b in zip(x, mean, scales, beta, strict=True)]
-    assert isinstance(module, (Through, nn.Identity))
+    assert isinstance(module, (Through, nn.Sigmoid, nn.Softmax)), module  # what is behind the logits is increasing
     return x
 
 
-def _pairs(x: Vector) -> Vector:
-    return [max(x[i], x[i + 1]) for i in range(0, len(x), 2)]
+def _interpolated(x: Vector, size: int) -> Vector:
+    found = []
+    for place in range(size):
+        at = max(Fraction(0), (Fraction(2 * place + 1) * len(x) / size - 1) / 2)
+        low = min(int(at), len(x) - 1)
+        high = min(low + 1, len(x) - 1)
+        found.append(x[low] + (at - low) * (x[high] - x[low]))
+    return found
 
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {
@@ -162,6 +194,11 @@ MODELS: dict[str, Callable[[], nn.Sequential]] = {
     "centred": lambda: nn.Sequential(Centred(2, 2), nn.ReLU(), nn.Linear(2, 2)),
     "mean": lambda: nn.Sequential(nn.Linear(2, 8), Mean(4), nn.Linear(2, 2)),
     "cast": lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), Through(torch.bfloat16)),
+    "wider": lambda: nn.Sequential(nn.Linear(2, 60), Wider(97), Pick(90, 93)),
+    "bare": lambda: nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)),
+    "bent": lambda: nn.Sequential(nn.PReLU(2), nn.LeakyReLU(0.3)),
+    "sigmoid": lambda: nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()),
+    "softmax": lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)),
     "narrow": lambda: nn.Sequential(nn.Linear(2, 2), Through(torch.float16), nn.ReLU(), nn.Linear(2, 2)),
 }
 """The networks; each ends with two outputs."""
@@ -177,6 +214,7 @@ class Pool:
         self.dtype = dtype
         self.made = torch.Generator().manual_seed(seed)
         self.wild = False
+        self.unit = 1.0
         self.kept = torch.ones(1, dtype=torch.float64)
 
     def chance(self, share: float) -> bool:
@@ -188,7 +226,7 @@ class Pool:
     def one(self) -> float:
         """A number: small integers and simple fractions (ties), a copy or the opposite of an earlier one, or any power."""
         way = self.pick(8)
-        if way < 3:
+        if way < 2:
             value = (self.pick(9) - 4) / 2 ** self.pick(3)
         elif way < 5 and len(self.kept) > 1:
             value = float(self.kept[self.pick(len(self.kept))]) * (-1) ** self.pick(2)
@@ -199,8 +237,9 @@ class Pool:
         else:
             low, high = FEET[self.dtype]
             value = (1 + float(torch.rand((), generator=self.made))) * 10.0 ** (low + self.pick(high - low + 1))
+        value = value * (self.unit if way != 3 and way != 4 else 1.0)
         rounded = float(torch.tensor(value, dtype=torch.float64).to(self.dtype))
-        value = rounded if math.isfinite(rounded) else 1.0
+        value = rounded if abs(rounded) < torch.finfo(self.dtype).max / 16 else 1.0
         self.kept = torch.cat([self.kept[-16:], torch.tensor([value], dtype=torch.float64)])
         return value
 
@@ -211,7 +250,11 @@ class Pool:
 
 def fill(model: nn.Module, pool: Pool) -> None:
     """Give every parameter and buffer other numbers, in place."""
+    kind = torch.finfo(pool.dtype)
     pool.wild = pool.chance(0.5)
+    # The products of two numbers may be where numbers of the type end, or where they begin.
+    small, large = 2.0 ** int(math.log2(kind.tiny * kind.eps) / 2), 2.0 ** int(math.log2(kind.max) / 2)
+    pool.unit = (1.0, 1.0, 1.0, 1.0, small, large)[pool.pick(6)]
     with torch.no_grad():
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
             if tensor.is_floating_point():
@@ -220,14 +263,49 @@ def fill(model: nn.Module, pool: Pool) -> None:
         for module in model.modules():
             if isinstance(module, Divide):
                 module.t.copy_(torch.where(module.t == 0, torch.ones_like(module.t), module.t))
+            if isinstance(module, Centred):  # numbers that are nearly their mean
+                for row in module.weight:
+                    row.copy_(torch.stack([beside(row[0], pool.pick(4)) for _ in row]))
+            if isinstance(module, nn.BatchNorm1d) and pool.chance(0.6):  # μ·s and β nearly cancel, and so do x and μ
+                mean = torch.randn(2, generator=pool.made).to(pool.dtype) * pool.unit * 2.0 ** (4 + pool.pick(9))
+                module.running_mean.copy_(torch.where(torch.isfinite(mean), mean, module.running_mean))
+                scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()
+                shift = (module.running_mean.double() * scale).to(pool.dtype)
+                module.bias.copy_(torch.where(torch.isfinite(shift), shift, module.bias))
+        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+        if isinstance(model, nn.Sequential) and isinstance(model[-1], (nn.Sigmoid, nn.Softmax)):
+            last[0].weight[1] = last[0].weight[0]
+            last[0].bias[1] = beside(last[0].bias[0], 1 + pool.pick(30))
 
 
-def neighbours(model: nn.Module, pool: Pool) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Changes of one number of the model, one after the other, and back: the steps of a climb."""
-    parameters = list(model.parameters())
-    while True:
-        parameter = parameters[pool.pick(len(parameters))]
-        before = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.view(-1)[pool.pick(parameter.numel())] = pool.one() or 1.0
-        yield parameter, before
+def beside(value: Tensor, steps: int) -> Tensor:
+    """The number so many steps above."""
+    for _ in range(steps):
+        value = torch.nextafter(value, torch.full_like(value, torch.finfo(value.dtype).max))
+    return value
+
+
+def change(model: nn.Module, x: Tensor, pool: Pool) -> Callable[[], None]:
+    """Give one number of the model or of the input another value, in place: a step of a climb.
+
+    Returns:
+        What takes the step back.
+    """
+    places = [*model.parameters(), x]
+    tensor = places[pool.pick(len(places))].detach().view(-1)
+    place = pool.pick(len(tensor))
+    before = tensor[place].clone()
+    way = pool.pick(4)
+    if way == 0:
+        tensor[place] = before * 2.0 ** (pool.pick(9) - 4)
+    elif way == 1:
+        tensor[place] = torch.nextafter(before, torch.tensor(math.inf * (-1) ** pool.pick(2), dtype=before.dtype))
+    else:
+        tensor[place] = pool.one()
+    if not bool(tensor[place].abs() < torch.finfo(before.dtype).max / 16) or bool(tensor[place] == 0):
+        tensor[place] = 1.0
+
+    def back() -> None:
+        tensor[place] = before
+
+    return back

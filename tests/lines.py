@@ -197,8 +197,8 @@ def ended(command: str, option: str, line: list[str], value: str) -> End:
     shown = " ".join(word if len(word) < 60 else word[:60] + "…" for word in line)
     with _as_before(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         sys.argv = ["pathlift", *line]
-        before, common.err.file = common.err.file, said
-        outer, common.out.file = common.out.file, io.StringIO()
+        before, common.err._file = common.err._file, said  # the property `file` gives what stands for None
+        outer, common.out._file = common.out._file, io.StringIO()
         try:
             main()
             status: object = 0
@@ -207,7 +207,7 @@ def ended(command: str, option: str, line: list[str], value: str) -> End:
         except BaseException as error:
             return End(shown, "traceback", f"{type(error).__name__}: {str(error)[:200]}")
         finally:
-            common.err.file, common.out.file = before, outer
+            common.err._file, common.out._file = before, outer
     sentences = [row for row in said.getvalue().splitlines() if row.strip()]
     if status == 2:
         good = sentences and sentences[0].startswith("pathlift: ") and len("".join(sentences)) < 1500

@@ -99,7 +99,7 @@ def _weightless(draw: Draw, shape: Shape) -> nn.Module:
         kinds += ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),)
         return kinds[place - 2][spatial - 1](target)
     if place == 4:
-        low = draw(st.floats(-1, 0))
+        low = draw(st.integers(-64, 0)) / 64
         return nn.Hardtanh(low, low + draw(st.floats(0.1, 2)))
     if place == 5:
         return nn.PReLU(draw(st.sampled_from([1, shape[0]])))

@@ -206,7 +206,9 @@ def test_a_thousand_layers_of_weight_three_in_float32() -> None:
         pruned[1000].weight[0, 0] = 0
     metric = pathlift.path_metric(model, pruned, (2,))
     assert metric.exact
-    assert metric.log10_upper == pytest.approx(norm.log10 - math.log10(4), abs=1e-4)
+    assert metric.log10_lower <= norm.log10 - math.log10(4) <= metric.log10_upper
+    assert metric.log10_upper - metric.log10_lower < 3e-3, "float32, a thousand layers: what its roundings can do"
+    assert (metric.log10_lower + metric.log10_upper) / 2 == pytest.approx(norm.log10 - math.log10(4), abs=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
@@ -262,7 +264,8 @@ def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> 
     metric = pathlift.path_metric(network, state)
     share = math.log10(float(scores[name].flatten()[index]))
     assert metric.exact
-    assert metric.log10_upper == pytest.approx(norm.log10 + share, abs=1e-3)
+    assert metric.log10_lower <= norm.log10 + share <= metric.log10_upper
+    assert (metric.log10_lower + metric.log10_upper) / 2 == pytest.approx(norm.log10 + share, abs=1e-3)
 
 
 def test_half_precision_is_computed_in_float32() -> None:

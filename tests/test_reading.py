@@ -33,6 +33,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import pathlift
+from agreement import parallel
 from pathlift import InputError, MismatchError, NumericalError, PathliftError, UnsupportedModelError
 from pathlift.passes.realise import realise
 from test_untouched import same, snapshot
@@ -737,7 +738,7 @@ def _distributed(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, nn.DataParallel, _distributed]
+    "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, parallel, _distributed]
 )
 def test_a_wrapper_makes_no_difference(wrapper: Callable[[nn.Module], nn.Module]) -> None:
     model = Two()

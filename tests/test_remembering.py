@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import pathlift
+from agreement import parallel
 from pathlift import Network
 from pathlift.training import path_sgd, rescale_after_steps
 
@@ -340,7 +341,7 @@ class Wrapped(nn.Module):
         self.unrelated = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, Wrapped], ids=["compile", "data parallel", "wrapper"])
+@pytest.mark.parametrize("wrap", [torch.compile, parallel, Wrapped], ids=["compile", "data parallel", "wrapper"])
 def test_a_regulariser_sends_its_gradient_through_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = Model().double()
     network = pathlift.capture(model.eval(), torch.zeros(1, *SHAPE, dtype=torch.float64))

@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import pathlift
+from agreement import parallel
 from pathlift import MismatchError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -121,7 +122,7 @@ def test_no_comparison_overlooks_a_constant(name: str) -> None:
             COMPARISONS[name](*PAIRS[pair])
 
 
-@pytest.mark.parametrize("form", [lambda own: pathlift.capture(own, (4,)), torch.compile, nn.DataParallel, nn.Sequential])
+@pytest.mark.parametrize("form", [lambda own: pathlift.capture(own, (4,)), torch.compile, parallel, nn.Sequential])
 @pytest.mark.parametrize("pair", ["factor", "hook"])
 def test_no_form_of_the_second_network_hides_a_constant(pair: str, form: Callable[[nn.Module], Any]) -> None:
     model, other = PAIRS[pair]
@@ -243,7 +244,7 @@ SAME: dict[str, Callable[[nn.Sequential], nn.Module]] = {
     "sequential twice": lambda model: nn.Sequential(nn.Sequential(model)),
     "plain wrapper": Around,
     "plain wrapper of masks": lambda model: Around(_masked(model)),
-    "data parallel": nn.DataParallel,
+    "data parallel": parallel,
     "distributed": Parallel,
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "compiled in place": _changed(lambda model: model.compile(backend="eager")),
@@ -252,7 +253,7 @@ SAME: dict[str, Callable[[nn.Sequential], nn.Module]] = {
     "compiled wrapper": lambda model: torch.compile(Around(model), backend="eager"),
     "averaged": AveragedModel,
     "averaged wrapper": lambda model: AveragedModel(Around(model)),
-    "parallel and compiled": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "parallel and compiled": lambda model: parallel(torch.compile(model, backend="eager")),
     "recording hook": _changed(lambda model: model[0].register_forward_hook(lambda *given: None)),
     "order of registration": Functional,
 }

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from typer.testing import CliRunner
 
 import pathlift
+from pathlift import reading
 from pathlift.checkpoint import INDEX, Checkpoint
 from pathlift.cli import app
 
@@ -214,8 +215,8 @@ def test_a_model_larger_than_memory(tmp_path: Path) -> None:
 def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = trained(small())
     captured: list[object] = []
-    lower = pathlift.capture.__globals__["_lowered"]
-    monkeypatch.setitem(pathlift.capture.__globals__, "_lowered", lambda *a: (captured.append(a), lower(*a))[1])
+    lower = reading._lowered
+    monkeypatch.setattr(reading, "_lowered", lambda *a: (captured.append(a), lower(*a))[1])
     alive: list[weakref.ref[Tensor]] = []
 
     def checkpoints() -> object:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.budget import Clock
 from pathlift.certify import logits_of
-from pathlift.network import Network
+from pathlift.network import Network, StateTensor
 from pathlift.passes.propagate import blame
-from pathlift.passes.realise import feed_of, flat_outputs, in_double, realise
+from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
-from pathlift.tolerance import Tolerance
+from pathlift.tolerance import Tolerance, checked_intervals
 
 PARAMETERS = 1 << 24
 """Parameters of the networks, one for each sample, that are searched at a time."""
@@ -33,7 +33,7 @@ class Attack:
 
     Attributes:
         changed: (batch,) bool: a network of the set and an input of the ball with another arg-max were found.
-        margin: (batch,) float64: the smallest margin of the original class that was found, at most 0 where changed.
+        margin: (batch,) float64: the smallest margin of the original class that was found, below 0 where changed.
         stopped: (batch,) bool: the time was up before the last step.
     """
 
@@ -78,7 +78,7 @@ def attack(
     name, samples = logits_of(network), feed_of(network, (x,))
     (source,) = samples
     state, low, high = _set(network, tolerance)
-    blame(network.values(state))
+    blame({leaf: own for leaf, own in network.values(state).items() if isinstance(leaf.expression, StateTensor)})
 
     def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         values = network.values({**state, **moving})
@@ -91,11 +91,11 @@ def attack(
     found, late = [], []
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
-        outputs = realise(network, network.values(in_double(network.state)), samples, torch.float64)
+        outputs = realise(network, network.values(), samples, torch.float64)
         labels = flat_outputs(network, outputs, len(samples[source])).argmax(1)
         for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
-            start = {key: state[key].expand(batch, *low[key].shape) for key in low}
+            start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
             place = center
             if generator is not None:
                 start = {
@@ -121,7 +121,7 @@ def attack(
             found.append(best)
             late.append(torch.full_like(label, stopped, dtype=torch.bool))
     smallest = torch.cat(found)
-    return Attack(smallest <= 0, smallest, torch.cat(late))
+    return Attack(smallest < 0, smallest, torch.cat(late))
 
 
 def _set(
@@ -129,11 +129,16 @@ def _set(
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return where a search starts, and the smallest and largest values of the parameters that move."""
     if tolerance is None:
-        return in_double(network.state), {}, {}
+        return network.state, {}, {}
     if not isinstance(tolerance, Tolerance):
-        return in_double(other_state(network, tolerance)), {}, {}
-    ends = {name: pair for name, pair in tolerance.intervals(network).items() if not torch.equal(*pair)}
-    return in_double(network.state), {name: low for name, (low, _) in ends.items()}, {name: high for name, (_, high) in ends.items()}
+        return other_state(network, tolerance), {}, {}
+    ends = {
+        name: pair
+        for name, pair in checked_intervals(network, tolerance).items()
+        if not all(torch.equal(end, network.state[name].double()) for end in pair)
+    }
+    low, high = ({name: pair[end] for name, pair in ends.items()} for end in (0, 1))
+    return network.state, low, high
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

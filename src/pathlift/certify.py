@@ -19,7 +19,7 @@ from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.network import Network
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.realise import feed_of, flat_outputs, in_double, realise
+from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.passes.rounding import Arithmetic, Format
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
@@ -152,7 +152,8 @@ class _Search:
         self.progress = progress
         self.arithmetic = Arithmetic(network)
         self.weights = box_of(network, tolerance)
-        self.values = network.values(in_double(network.state))
+        own = self.weights if tolerance is None else point(network, network.state, arithmetic=True)
+        self.values = {leaf: low / 2 + own.upper[leaf] / 2 for leaf, low in own.lower.items()}
         self.widest = max(math.prod(node.shape) for node in network.nodes)
         self.classes = network.node[self.logits].shape[-1]
 
@@ -212,14 +213,13 @@ class _Search:
         batch, place = len(predicted), predicted.unsqueeze(1)
         own = enclosure.intervals[self.logits]
         low, high = own.low.reshape(batch, -1), own.high.reshape(batch, -1)
-        above = torch.maximum(above, low.gather(1, place) - high)
+        kind = self.arithmetic.of(self.network.node[self.logits])
+        needed = _resolution(self.network.left_off, own.size.reshape(batch, -1).amax(1), kind)[:, None]
+        above = torch.maximum(above, low.gather(1, place) - high - needed)
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
         order = above.argsort(1)[:, :-1]  # the predicted class comes last
         steps = STEPS if enclosure.refine else 0
         size = max(1, ELEMENTS // (batch * (self.widest if steps == 0 else 8 * self.widest)))
-        needed = _resolution(
-            self.network.left_off, own.size.flatten(1).amax(1), self.arithmetic.of(self.network.node[self.logits])
-        )
         late = False
         for columns in order.split(size, 1):
             if self.clock.over():
@@ -227,7 +227,7 @@ class _Search:
                 break
             rows = {self.logits: (identity[predicted].unsqueeze(1) - identity[columns]).unsqueeze(2)}
             found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows, joint=True)
-            found = torch.where(found.isnan(), -math.inf, found) - needed[:, None]
+            found = torch.where(found.isnan(), -math.inf, found) - needed
             above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), found))
             self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])
         above[enclosure.lost] = -math.inf

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.network import Apply, Constant, Expression, Leaf, StateTensor, substitute
+from pathlift.network import Apply, Constant, Expression, Leaf, StateTensor, evaluate, substitute
 from pathlift.passes.rounding import DOUBLE, FORMATS, Format
 from pathlift.rules import MOVEMENTS
 from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
 from pathlift.rules.replay import Operator
+from pathlift.rules.sampling import sampling
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,16 @@ class Ranges:
             value = expression.value
             return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
         assert isinstance(expression, Apply)
+        if self._constant(expression):
+            return self._held(evaluate(expression, {}))
         args = substitute(expression.args, self.value)
         kwargs = substitute(dict(expression.kwargs), self.value)
         given = [value for value in _flat([args, kwargs]) if isinstance(value, Interval)]
         name = _name(expression.function)
         if not given or (name in EXACT and all(value.exact for value in given)):
-            return self._held(expression.function(*_points(args), **_points(kwargs)), name, expression.dtype)
+            own = (substitute(part, self._as_computed) for part in (expression.args, dict(expression.kwargs)))
+            args, kwargs = own  # PyTorch rounds a number to the type of what it is compared with
+            return self._held(expression.function(*args, **kwargs))
         converts = name in ("to", "_to_copy", "type_as")
         dtype = next((own for own in _flat([args, kwargs]) if isinstance(own, torch.dtype)), expression.dtype)
         self._format = FORMATS.get(dtype) if dtype is not None and (self.arithmetic or converts) else None
@@ -136,23 +141,39 @@ class Ranges:
             value = self.interval(args[0])
             return value if self._format is DOUBLE else self.rounded(value)
         if name in MOVEMENTS or name in MOVES:
-            return self._moved(expression.function, name, args, kwargs)
+            return self._moved(expression.function, args, kwargs)
         if name not in OPERATIONS:
             raise _UnknownError(name)
         return OPERATIONS[name](self, *args, **kwargs)
 
     @staticmethod
-    def _held(value: Any, name: str, dtype: torch.dtype | None) -> Any:
+    def _held(value: Any) -> Any:
         """Keep a value that was computed exactly, or from constants alone."""
         if isinstance(value, (list, tuple)):
-            return type(value)(Ranges._held(own, name, dtype) for own in value)
+            return type(value)(Ranges._held(own) for own in value)
         return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
 
-    def _moved(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
+    def _as_computed(self, expression: Expression) -> Any:
+        """Return a value that is known exactly in the type that the model has it in."""
+        value = self.value(expression)
+        if not isinstance(value, Interval):
+            return value
+        if isinstance(expression, StateTensor):
+            return self.low[expression.name].detach()
+        kind = expression.value.dtype if isinstance(expression, Constant) else getattr(expression, "dtype", None)
+        return value.low if kind is None else value.low.to(kind)
+
+    def _constant(self, expression: Any) -> bool:
+        """Whether an expression reads no parameter and no buffer: PyTorch computes it as the model does."""
+        if isinstance(expression, Apply):
+            return all(self._constant(own) for own in _flat([expression.args, expression.kwargs]))
+        return not isinstance(expression, StateTensor)
+
+    def _moved(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Move both ends alike; a conversion to another type rounds."""
         given = [value for value in _flat([args, kwargs]) if isinstance(value, Interval)]
         if all(value.exact for value in given):
-            return self._held(function(*_points(args), **_points(kwargs)), name, None)
+            return self._held(function(*_points(args), **_points(kwargs)))
         low, high = (function(*_ends(args, end), **_ends(kwargs, end)) for end in ("low", "high"))
         if isinstance(low, Tensor):
             return Interval(low, high)
@@ -486,9 +507,18 @@ def _masked_fill(ranges: Ranges, x: Any, mask: Any, value: Any) -> Interval:
     return _where(ranges, mask, value, x)
 
 
+def _sampled(ranges: Ranges, grid: Any, sizes: Any, operator: Any, options: Any) -> Interval:
+    """The weights of pixels at given positions, which move with the last digit of a position; `Node.blur` has the model's."""
+    if not ranges.interval(grid).exact:
+        raise _UnknownError("sampling at positions that vary")
+    matrix = sampling(grid.low, sizes, operator, options)
+    off = torch.full_like(matrix, 64 * max(sizes) * DOUBLE.unit)
+    return Interval(matrix - off, matrix + off)
+
+
 def _batch_norm_scale(ranges: Ranges, weight: Any, variance: Any, epsilon: float) -> Interval:
-    """The scale s = γ/√(σ²+ε); where nothing varies the point itself, whose rounding is that of its layer."""
-    if all(own is None or own.exact for own in (weight, variance)):
+    """The scale s = γ/√(σ²+ε); in the model's arithmetic the point itself, whose rounding is that of its layer."""
+    if ranges.arithmetic and all(own is None or own.exact for own in (weight, variance)):
         return point(batch_norm_scale(None if weight is None else weight.low, variance.low, epsilon))
     spread = _reciprocal(ranges, _sqrt(ranges, _add(ranges, variance, epsilon)))
     return spread if weight is None else _mul(ranges, weight, spread)
@@ -497,10 +527,16 @@ def _batch_norm_scale(ranges: Ranges, weight: Any, variance: Any, epsilon: float
 def _batch_norm_shift(
     ranges: Ranges, scale: Interval, bias: Any, mean: Any, weight: Any, variance: Any, epsilon: float
 ) -> Interval:
-    """The shift t = β − μ·s; where nothing varies the point itself, as for s."""
-    given = (scale, bias, mean, weight, variance)
+    """The shift t = β − μ·s; in the model's arithmetic the point itself, as for s."""
+    given = (bias, mean, weight, variance)
     if all(own is None or own.exact for own in given):
-        return point(batch_norm_shift(*(None if own is None else own.low for own in given), epsilon))
+        known = (None if own is None else own.low for own in (scale, *given))
+        shift = batch_norm_shift(*known, epsilon)
+        if ranges.arithmetic:
+            return point(shift)
+        size = scale.size * mean.size + (0.0 if bias is None else bias.size)
+        off = 4 * DOUBLE.unit * shift.abs() + 2.0**-99 * size + DOUBLE.least
+        return Interval(shift - off, shift + off)
     return _sub(ranges, 0.0 if bias is None else bias, _mul(ranges, mean, scale))
 
 
@@ -519,6 +555,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "bmm": _product(torch.bmm), "dot": _product(torch.dot), "vdot": _product(torch.dot), "outer": _product(torch.outer),
     "linear": _linear, "addmm": _addmm, "addmv": _addmm, "baddbmm": _addmm, "einsum": _einsum, "where": _where,
     "_masked": _masked, "masked_fill": _masked_fill, "batch_norm_scale": _batch_norm_scale,
-    "batch_norm_shift": _batch_norm_shift,
+    "batch_norm_shift": _batch_norm_shift, "sampling": _sampled,
 }  # fmt: skip
 """What is known of operators, by name: arguments as in their schemas, intervals in the place of real tensors."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -575,12 +576,16 @@ class _Reading(Mapping[Leaf, Tensor]):
     def __init__(self, network: Network, state: LazyState) -> None:
         self.leaves = {leaf: None for leaf in network.leaves if leaf.scalar is None}
         self.state = state
+        self.held: WeakValueDictionary[Leaf, Tensor] = WeakValueDictionary()
         self.memo: dict[Any, Any] = {}
         for joint in network._together:
             joint.run(state, self.memo)
 
     def __getitem__(self, leaf: Leaf) -> Tensor:
-        """Evaluate a leaf."""
+        """Evaluate a leaf, unless somebody still holds what it was."""
+        value = self.held.get(leaf)
+        if value is not None:
+            return value
         if isinstance(leaf.expression, StateTensor):
             value = self.state[leaf.expression.name]
         elif leaf.expression in self.memo:
@@ -588,6 +593,7 @@ class _Reading(Mapping[Leaf, Tensor]):
         else:
             value = torch.as_tensor(evaluate(leaf.expression, self.state, dict(self.memo)))
         _refuse_hollow(leaf, value)
+        self.held[leaf] = value
         return value
 
     def __iter__(self) -> Iterator[Leaf]:

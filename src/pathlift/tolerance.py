@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathlift.arguments import public, public_constructor
 from pathlift.edges import Convolution, Dense
-from pathlift.errors import MismatchError, NumericalError
+from pathlift.errors import InputError, MismatchError, NumericalError
 from pathlift.intervals import Ranges
 from pathlift.network import Apply, Expression, Leaf, Network, StateTensor, widen
 from pathlift.passes.magnitude import path_magnitude
@@ -239,11 +239,44 @@ def box(network: Network, tolerance: Tolerance, *, arithmetic: bool = False) -> 
     """
     low = dict(network.state)
     high = dict(low)
-    for name, (least, most) in tolerance.intervals(network).items():
-        if not torch.equal(least, most):  # rounded outwards, save where nothing may move
+    for name, (least, most) in checked_intervals(network, tolerance).items():
+        if torch.equal(least, most):
+            low[name] = high[name] = low[name] if torch.equal(least, low[name].double()) else least
+        else:  # rounded outwards, save where nothing may move
             low[name] = torch.where(least == most, least, torch.nextafter(least, least.new_tensor(-math.inf)))
             high[name] = torch.where(least == most, most, torch.nextafter(most, most.new_tensor(math.inf)))
     return _box(network, Ranges(low, high, arithmetic=arithmetic))
+
+
+def checked_intervals(network: Network, tolerance: Tolerance) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the intervals of a tolerance, which may be a user's own.
+
+    Args:
+        network: The network around which the set lies.
+        tolerance: The set.
+
+    Returns:
+        See `Tolerance.intervals`.
+
+    Raises:
+        InputError: They are no pair of tensors of the parameter's shape, or a smallest value exceeds the largest.
+        NumericalError: One of them is NaN.
+    """
+    found = dict(tolerance.intervals(network))
+    for name, pair in found.items():
+        if name not in network.parameters:
+            raise InputError(f"The tolerance has an interval for '{name}', which is no parameter of the network.")
+        shape = network.state[name].shape
+        fair = (
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, Tensor) and end.shape == shape for end in pair)
+        )
+        if not fair:
+            raise InputError(f"The tolerance must give two tensors of shape {tuple(shape)} for '{name}', smallest and largest.")
+        if any(bool(end.isnan().any()) for end in pair):
+            raise NumericalError(f"The tolerance gives NaN for '{name}'.")
+        if bool((pair[0] > pair[1]).any()):
+            raise InputError(f"The tolerance gives '{name}' a smallest value above the largest.")
+    return {name: (low.double(), high.double()) for name, (low, high) in found.items()}
 
 
 def _box(network: Network, ranges: Ranges) -> Box:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.bounds import outputs, perceptron
-from pathlift.bounds.gauge import rounding_of_gauge
+from pathlift.bounds.gauge import rounding_of_computed, rounding_of_gauge
 from pathlift.bounds.metric import MetricBound, path_metric_bounds
 from pathlift.bounds.outputs import Ball
 from pathlift.bounds.spread import Spread, spread_of
@@ -176,7 +176,9 @@ def lipschitz_bound(
     names = applying(spread, ball) if kind == "auto" else [kind]
     found = {name: BOUNDS[name](spread, ball) for name in names}
     extra = rounding_of_gauge(spread, {name: size + ball.radius for name, size in ball.sizes.items()})
-    return _named({name: own + extra for name, own in found.items()})
+    extra = extra + rounding_of_computed(spread, ball)
+    whole = {name: own + extra for name, own in found.items()}
+    return _named({name: torch.where(own.isnan(), torch.inf, own) for name, own in whole.items()})
 
 
 __all__ = ["BOUNDS", "Kind", "LipschitzBound", "MetricBound", "lipschitz_bound", "path_metric_bounds"]

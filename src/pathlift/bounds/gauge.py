@@ -7,10 +7,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pathlift.bounds.outputs import run
+from pathlift.bounds.outputs import Ball, per_input, run
 from pathlift.bounds.spread import Spread
 from pathlift.passes.programs import NormProgram
 from pathlift.symmetry.aligned import moved
+
+
+def rounding_of_computed(spread: Spread, ball: Ball) -> Tensor:
+    """Bound how far both networks may be from what they are when weights are computed from parameters in exact arithmetic.
+
+    Args:
+        spread: The comparison.
+        ball: The inputs, each with everything around it.
+
+    Returns:
+        (samples, outputs); one 0 when no such weight differs.
+    """
+    zero = torch.zeros((), dtype=torch.float64, device=spread.network.device)
+    wide = Ball({name: size + ball.radius for name, size in ball.sizes.items()}, 0.0)
+    return sum((per_input(own, wide) for own in spread.computed), zero)
 
 
 def rounding_of_gauge(spread: Spread, feed: Mapping[str, Tensor] | None) -> Tensor:

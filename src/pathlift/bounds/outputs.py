@@ -20,7 +20,7 @@ from pathlift.passes.drift import Drift, Side
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.joint import HellingerProgram
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
-from pathlift.passes.propagate import Program, in_range, propagate
+from pathlift.passes.propagate import Program, TooWideError, in_range, propagate
 from pathlift.passes.realise import flat_outputs
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, power
@@ -104,7 +104,12 @@ def run(network: Network, make: Callable[[torch.dtype], Program], track: int, *v
         found = flat(network, [tracks[name][track] for name in network.outputs], program.batch)
         return found * (1.0 + rounding_factor(network, program.dtype))
 
-    return in_range(attempt, network.dtype, *values)
+    try:
+        return in_range(attempt, network.dtype, *values)
+    except TooWideError:  # an infinite bound holds
+        batch = make(torch.float64).batch
+        lead = () if batch is None else (batch,)
+        return torch.full((*lead, _outputs(network)), math.inf, dtype=torch.float64, device=network.device)
 
 
 CHUNK_ELEMENTS = 1 << 23
@@ -282,7 +287,10 @@ def three_step(spread: Spread, ball: Ball) -> Tensor:
         found = flat(network, signed, ball.batch)
         return (found - slack).clamp(min=0.0), found + slack
 
-    low, high = in_range(attempt, torch.float64, *middle)
+    try:
+        low, high = in_range(attempt, torch.float64, *middle)
+    except TooWideError:
+        return torch.full((ball.batch, _outputs(network)), math.inf, dtype=torch.float64, device=network.device)
     norms = [
         run(network, lambda dtype, own=own: NormProgram(network, own, dtype, feed=feed), 0, own)  # type: ignore[misc]
         for own in middle

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pathlift.network import Leaf, Network, widen
+from pathlift.intervals import Ranges
+from pathlift.network import Constant, Leaf, Network, StateTensor, widen
 from pathlift.passes.metric import checked_pair, differing, unequal
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
@@ -26,6 +28,8 @@ class Spread:
         values: θ.
         others: θ', None for a set.
         box: The set, None for one other network.
+        computed: For each side, how far the weights that are computed from parameters (s and t of a batch norm, say) may be
+            from what they are in exact arithmetic, where the two networks differ in them.
         roundings: θ' was brought into the gauge of θ; by how many units of float64 each of its weights may be off since then.
     """
 
@@ -34,6 +38,7 @@ class Spread:
     others: Values | None
     box: Box | None
     roundings: int = 0
+    computed: tuple[Spread, ...] = ()
 
     @cached_property
     def halves(self) -> tuple[tuple[Values, Values, set[Leaf]], ...]:
@@ -153,8 +158,39 @@ def spread_of(network: Network, other: Other | Tolerance) -> Spread:
     values, others = checked_pair(network, state)
     blame(values)
     blame(others)
+    computed = _computed_weights(network, state, values, others)
     found = aligned(network, state, others)
-    return Spread(network, values, found.values, None, found.roundings)
+    return Spread(network, values, found.values, None, found.roundings, computed)
+
+
+def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Values, others: Values) -> tuple[Spread, ...]:
+    """Enclose the weights that are computed from parameters in which two networks differ.
+
+    Args:
+        network: The graph with θ.
+        state: The parameters and buffers of θ'.
+        values: θ as evaluated.
+        others: θ' as evaluated.
+
+    Returns:
+        A comparison of each side, as evaluated, with all that it may be in exact arithmetic; none where nothing differs.
+    """
+    differ = {name for name in network.state if not torch.equal(network.state[name], state[name])}
+    plain = (StateTensor, Constant)
+    leaves = [leaf for leaf in values if leaf.requires & differ and not isinstance(leaf.expression, plain)]
+    sides = []
+    for own, evaluated in ((network.state, values), (state, others)):
+        ranges = Ranges(own, own, arithmetic=False)
+        found = {leaf: ranges.of(leaf) for leaf in leaves}
+        lower, upper = (
+            {
+                leaf: function(getattr(found[leaf], end), value.double()) if leaf in found else value.double()
+                for leaf, value in evaluated.items()
+            }
+            for end, function in (("low", torch.minimum), ("high", torch.maximum))
+        )
+        sides.append(Spread(network, evaluated, None, Box(lower, upper)))
+    return tuple(sides) if leaves else ()
 
 
 def compact(spread: Spread) -> Spread:
@@ -175,4 +211,4 @@ def compact(spread: Spread) -> Spread:
         lower = {leaf: weights.lower.get(leaf, value.double()) for leaf, value in own.items()}
         upper = {leaf: weights.upper.get(leaf, value.double()) for leaf, value in own.items()}
         weights = Box(lower, upper, weights.cancelled)
-    return Spread(network, values, others, weights, spread.roundings)
+    return Spread(network, values, others, weights, spread.roundings, spread.computed)

@@ -24,6 +24,9 @@ from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 
+PIECE = 1 << 22
+"""Shares that are compared with weights at a time."""
+
 
 class PathMagnitude(Mapping[str, Tensor]):
     """Shares of the path-norm by parameter name; multiply by the path-norm to get PathMag(θ, i) of equation (10).
@@ -230,8 +233,10 @@ class _Scores:
 
     def add(self, leaf: Leaf, share: Tensor) -> None:
         if small(share, self.dtype):
-            lost = ((share < SMALLEST) & (self.values[leaf].reshape(share.shape) != 0)).any()
-            self.lost = lost if self.lost is None else self.lost | lost
+            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[leaf]))
+            for part, weights in zip(*pieces, strict=True):
+                lost = ((part < SMALLEST) & (weights != 0)).any()
+                self.lost = lost if self.lost is None else self.lost | lost
             if self.at_once:
                 self._check()
         self._add_all(leaf, share)
@@ -240,7 +245,7 @@ class _Scores:
         if self.writer is not None:
             for name in names:
                 if self.open[name] == 0:
-                    self.writer.add(name, self.found.pop(name))
+                    self.writer.add(name, self._narrowed(self.found.pop(name)))
 
     def _add_all(self, leaf: Leaf, share: Tensor) -> None:
         if is_moved(self.network, leaf):
@@ -257,6 +262,12 @@ class _Scores:
         else:
             self.found[name] += share.reshape(self.found[name].shape)
 
+    def _narrowed(self, shares: Tensor) -> Tensor:
+        """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
+        if shares.dtype != torch.float64 or self.network.dtype == torch.float64:
+            return shares
+        return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
+
     def _check(self) -> None:
         """Go on in float64 when float32 has lost a share that is not 0."""
         if self.lost is not None and bool(self.lost):
@@ -271,9 +282,9 @@ class _Scores:
 
         def done(name: str, tensor: Tensor) -> None:
             if self.writer is None:
-                ordered[name] = tensor
+                ordered[name] = self._narrowed(tensor)
             else:
-                self.writer.add(name, tensor)
+                self.writer.add(name, self._narrowed(tensor))
 
         for name in self.network.parameters:
             if name in self.found:

@@ -116,6 +116,10 @@ _WIDE = ContextVar("wide", default=False)
 """Whether tracks have an exponent for each neuron."""
 
 
+class TooWideError(NumericalError):
+    """The values of one layer need more range than float64 has."""
+
+
 def is_wide() -> bool:
     """Return whether tracks have an exponent for each neuron: the last attempt of `in_range`."""
     return _WIDE.get()
@@ -139,7 +143,8 @@ def in_range(
         What the pass returns.
 
     Raises:
-        NumericalError: A weight is NaN or infinite, or float64 has not enough range either.
+        NumericalError: A weight is NaN or infinite.
+        TooWideError: Float64 has not enough range either.
     """
     for dtype in dict.fromkeys((first, torch.float64)):
         try:
@@ -157,7 +162,7 @@ def in_range(
         pass
     finally:
         _WIDE.reset(token)
-    raise NumericalError(
+    raise TooWideError(
         "The path activations inside one layer differ by more than the range of float64 (factors beyond 1e300). "
         "Rescale the network's neurons to comparable magnitudes first."
     )

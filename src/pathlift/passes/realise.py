@@ -48,18 +48,6 @@ def weighted(*values: Values, dtype: torch.dtype, transform: Callable[..., Tenso
     return lambda leaf: Weights(tuple(value_of(leaf, own) for own in values), transform, dtype)
 
 
-def in_double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return parameters and buffers in float64, so that weights computed from them are, too.
-
-    Args:
-        state: By canonical name.
-
-    Returns:
-        The same; integers and masks as they are.
-    """
-    return {name: own.detach().double() if own.is_floating_point() else own for name, own in state.items()}
-
-
 def along(term: Term, x: Tensor, weights: Weights | None) -> Tensor:
     """Carry values along one bundle of edges, sample by sample."""
     if len(x) == 1:

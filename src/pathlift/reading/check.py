@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.network import Expression, Network, evaluate
+from pathlift.network import Apply, Expression, Network, StateTensor, evaluate
 from pathlift.passes.realise import realise
 from pathlift.precision import full_precision
 from pathlift.reading.export import Exported
@@ -408,11 +408,21 @@ class _Traced(fx.Interpreter):
         program, known = self.exported.program, self.identified.get(name)
         found = program.constants.get(name) if known is None else evaluate(known, self.weights.state)
         dtype = self.weights.dtype
+        if known is not None and dtype is None and isinstance(found, Tensor):  # `evaluate` widens half precision
+            return found.to(self.weights.state[_root(known)].dtype)
         return found.to(dtype) if isinstance(found, Tensor) and found.dtype.is_floating_point and dtype is not None else found
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return an attribute of the traced module."""
         return self._held(str(target)) if str(target) in self.identified else super().get_attr(target, args, kwargs)
+
+
+def _root(expression: Expression) -> str:
+    """Return the name of the tensor that an expression is a part of."""
+    while isinstance(expression, Apply):
+        expression = expression.args[0]
+    assert isinstance(expression, StateTensor)
+    return expression.name
 
 
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:

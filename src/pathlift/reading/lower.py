@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from pathlift.edges import Identity
 from pathlift.errors import InputError, Problem, nearest
 from pathlift.network import (
     Apply,
@@ -27,6 +28,7 @@ from pathlift.network import (
     Node,
     Origin,
     StateTensor,
+    Term,
     evaluate,
 )
 from pathlift.reading.export import Exported
@@ -427,7 +429,10 @@ class _Lowering:
 
     def _left_off(self, node: fx.Node) -> Any:
         """Return what an activation at the end of the model is a function of."""
-        logits = self._resolve(node.args[0])
+        logits, result = self._resolve(node.args[0]), node.meta.get("val")
+        first = result[0] if isinstance(result, (tuple, list)) else result
+        if isinstance(logits, Activation) and isinstance(first, Tensor) and first.dtype != logits.dtype:
+            logits = self._append(Layer(logits.shape, first.dtype, (Term(logits.name, Identity()),), ()), node.name)
         return (logits, None) if isinstance(node.meta.get("val"), (tuple, list)) else logits
 
     def _keep(self, made: Layer | Forbidden, name: str) -> Activation | Forbidden:

@@ -149,6 +149,10 @@ def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> 
     else:
         found = translated(network, given)
         check_names(network, {**network.named(dict(network.state)), **found} if not _names_none(network, found) else found)
+    elsewhere = [name for name, tensor in found.items() if tensor.device.type != network.host.type]
+    if elsewhere:
+        device = found[elsewhere[0]].device
+        raise MismatchError(f"'{elsewhere[0]}' is on {device}, the network on {network.host}. Move one to the other's device.")
     return {network.aliases.get(name, name): tensor for name, tensor in found.items() if name not in network.views}
 
 

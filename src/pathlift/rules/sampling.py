@@ -37,7 +37,7 @@ def grid_sampler(call: Call) -> Layer:
         )
     options = {key: value for key, value in call.args.items() if key not in ("input", "grid")}
     arguments = (grid.expression, source.shape[2:], Operator.of(call.target), tuple(options.items()))
-    matrix = Static(Apply(_sampling, arguments), torch.empty((pixels, places), device="meta"))
+    matrix = Static(Apply(sampling, arguments), torch.empty((pixels, places), device="meta"))
     channels = source.shape[1]
     flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
     term = Term(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
@@ -47,8 +47,18 @@ def grid_sampler(call: Call) -> Layer:
     return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
 
 
-def _sampling(grid: Tensor, sizes: tuple[int, ...], operator: Operator, options: tuple[tuple[str, int], ...]) -> Tensor:
-    """Return the matrix (pixels, positions): what each pixel alone looks like when it is sampled."""
+def sampling(grid: Tensor, sizes: tuple[int, ...], operator: Operator, options: tuple[tuple[str, int], ...]) -> Tensor:
+    """Return the matrix (pixels, positions): what each pixel alone looks like when it is sampled.
+
+    Args:
+        grid: The positions.
+        sizes: Of the image.
+        operator: What samples.
+        options: Its options.
+
+    Returns:
+        The matrix, float64.
+    """
     count = math.prod(sizes)
     pixels = torch.eye(count, dtype=torch.float64, device=grid.device).reshape(1, count, *sizes)
     sampled: Tensor = operator(pixels, grid.double(), **dict(options))
