@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test hunt plain lint types check bench coverage clean
+.PHONY: demo test hunt search plain lint types check bench coverage clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,10 +19,14 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --doctest-modules src/pathlift -p no:randomly
 
-# Longer searches of the same kind as the tests: random networks that move their neurons between all layers, all that can stand
-# around a call or interrupt it.
+# Longer searches of the same kind as the tests, short enough for every change that lands.
 hunt: $(STAMP)
-	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py tests/test_process.py tests/test_metric_hunt.py
+	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py
+	PATHLIFT_PARTS=3 $(BIN)/python -m pytest -n 2 tests/test_hunt.py
+
+# The same for hours: every wrong value of every argument, every region around every call, adversarial weights.
+search: $(STAMP)
+	PATHLIFT_PARTS=30 $(BIN)/python -m pytest -n 2 tests/test_hunt.py tests/test_metric_hunt.py tests/test_process.py
 	PATHLIFT_WRONG=200 $(BIN)/python -m pytest -n 2 tests/test_arguments.py
 
 plain: $(STAMP)

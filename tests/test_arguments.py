@@ -28,7 +28,7 @@ from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tri
 
 FUNCTIONS = surface()
 EACH = int(os.environ.get("PATHLIFT_WRONG", "4"))
-"""Wrong values that are tried for each argument, drawn from a seed; `make hunt` tries all."""
+"""Wrong values that are tried for each argument, drawn from a seed; `make search` tries all."""
 
 LINES_EACH = 6 * EACH
 """Bad lines that are tried for each command."""
