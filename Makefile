@@ -22,7 +22,7 @@ test: $(STAMP)
 # Longer searches of the same kind as the tests, short enough for every change that lands.
 hunt: $(STAMP)
 	PATHLIFT_PARTS=12 $(BIN)/python -m pytest -n 2 tests/test_axes.py
-	PATHLIFT_PARTS=3 $(BIN)/python -m pytest -n 2 tests/test_hunt.py
+	PATHLIFT_PARTS=2 $(BIN)/python -m pytest -n 2 tests/test_hunt.py
 
 # The same for hours: every wrong value of every argument, every region around every call, adversarial weights.
 search: $(STAMP)

@@ -69,7 +69,8 @@ def test_metric_compares_with_a_file(tmp_path: Path) -> None:
         "1,3,3",
     )
     assert found["exact"]
-    assert found["upper"] == pytest.approx(pathlift.path_metric(model, state, (1, 3, 3)).value)
+    right = pathlift.path_metric(model, state, (1, 3, 3)).value
+    assert found["lower"] <= right <= found["upper"]
     assert one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--q", "2")["method"] == "l2 tracks"
 
 

@@ -2,7 +2,7 @@
 
 For each bound and precision, weights are drawn from what Gaussians never reach (1e-40 beside 1e30, cancelling pairs, ties,
 numbers below the normal range, zero variances, huge running means, slopes above 1 and below 0), and the second network from
-the first by rescaling, rounding, pruning, a step to the next number, a new draw. `make search` looks longer; with ``-s`` it tells
+the first by rescaling, rounding, pruning, a step to the next number, a new draw. `make search` looks longer; ``-s`` tells
 what it found.
 """
 
