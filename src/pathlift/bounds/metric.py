@@ -81,8 +81,8 @@ def path_metric_bounds(
         >>> model, pruned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
         >>> _ = pruned.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
-        >>> [(b.name, b.side) for b in path_metric_bounds(model, pruned, (2,)) if abs(b.log10) < 1e-9][-2:]
-        [('Lemma 4.2, exact', 'upper'), ('Lemma 4.2, exact', 'lower')]
+        >>> sorted((b.name, b.side) for b in path_metric_bounds(model, pruned, (2,)) if "exact" in b.name)
+        [('Lemma 4.2, exact', 'lower'), ('Lemma 4.2, exact', 'upper')]
     """
     network = capture(model, inputs)
     spread = spread_of(network, other)
