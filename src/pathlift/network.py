@@ -442,7 +442,7 @@ class Network:
     @property
     def dtype(self) -> torch.dtype:
         """float64 when a parameter is float64, else float32: the precision the passes start with."""
-        kinds = [self.kind_of(name) for name in self.state] or [dtype for _, dtype in self.examples]
+        kinds = [self._kind(name) for name in self.state] or [dtype for _, dtype in self.examples]
         return torch.float64 if torch.float64 in kinds else torch.float32
 
     @property
@@ -529,6 +529,9 @@ class Network:
     @public
     def kind_of(self, name: str) -> torch.dtype:
         """Return the dtype of a parameter or buffer without reading it."""
+        return self._kind(name)
+
+    def _kind(self, name: str) -> torch.dtype:
         return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
 
     @public

@@ -24,7 +24,7 @@ from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 
-PIECE = 1 << 22
+PIECE = 1 << 24
 """Shares that are compared with weights at a time."""
 
 
@@ -226,6 +226,7 @@ class _Scores:
         self.writer = writer
         self.values = values
         self.dtype = dtype
+        self.narrowest = network.dtype
         self.lost: Tensor | None = None
         self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
         self.found: dict[str, Tensor] = {}
@@ -235,7 +236,9 @@ class _Scores:
         if small(share, self.dtype):
             pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[leaf]))
             for part, weights in zip(*pieces, strict=True):
-                lost = ((part < SMALLEST) & (weights != 0)).any()
+                lost = (
+                    part < SMALLEST
+                ).count_nonzero() + weights.count_nonzero() > part.numel()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost
             if self.at_once:
                 self._check()
@@ -264,7 +267,7 @@ class _Scores:
 
     def _narrowed(self, shares: Tensor) -> Tensor:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
-        if shares.dtype != torch.float64 or self.network.dtype == torch.float64:
+        if shares.dtype != torch.float64 or self.narrowest == torch.float64:
             return shares
         return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
 
