@@ -32,6 +32,16 @@ MARK = "RAN"
 """The file that code in a hostile file would make."""
 
 
+def damaged(content: bytes) -> Iterator[bytes]:
+    """Yield a file with a few of its bytes changed, sixty times."""
+    draw = random.Random(0)
+    for _ in range(60):
+        changed = bytearray(content)
+        for _ in range(draw.choice([1, 5, 20])):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        yield bytes(changed)
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder in which no code may have left its mark."""
@@ -317,11 +327,7 @@ def test_cut_and_changed_files_are_refused_or_read(suffix: str, here: Path) -> N
         for read in readers:
             with pytest.raises(pathlift.InputError):
                 read(bad)
-    draw = random.Random(0)
-    for _ in range(60):
-        changed = bytearray(content)
-        for _ in range(draw.choice([1, 5, 20])):
-            changed[draw.randrange(len(changed))] = draw.randrange(256)
+    for changed in damaged(content):
         bad.write_bytes(changed)
         for read in readers:
             assert str(bad) in refusal_of(read, bad)
@@ -553,11 +559,7 @@ def test_an_onnx_file_that_is_cut_or_changed_is_refused_or_read(here: Path) -> N
         bad.write_bytes(content[:length])
         with pytest.raises(pathlift.InputError, match=r"bad\.onnx"):
             load_model(str(bad))
-    draw = random.Random(0)
-    for _ in range(60):
-        changed = bytearray(content)
-        for _ in range(draw.choice([1, 5, 20])):
-            changed[draw.randrange(len(changed))] = draw.randrange(256)
+    for changed in damaged(content):
         bad.write_bytes(changed)
         assert str(bad) in refusal_of(load_model, str(bad))
 

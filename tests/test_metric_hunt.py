@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
+from hunting import Skip
+from pathlift.bounds import BOUNDS
 
 PARTS = int(os.environ.get("PATHLIFT_PARTS", "1"))
 """Parts of `CASES` architectures, each with `PAIRS` pairs, for each precision."""
@@ -72,15 +74,6 @@ def slopes_of(module: nn.Module) -> tuple[Fraction, Fraction] | None:
     if isinstance(module, nn.ReLU):
         return Fraction(1), Fraction(0)
     return (Fraction(1), Fraction(module.negative_slope)) if isinstance(module, nn.LeakyReLU) else None
-
-
-class Skip(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
 
 
 def paths_through(one: nn.Module, two: nn.Module, below: list[Pairs]) -> list[Pairs]:
@@ -357,18 +350,7 @@ def outputs_within(
 ) -> None:
     x = torch.tensor([[draw.choice([0.0, draw.gauss(0, 1), 1e6, -1e-6]) for _ in range(math.prod(shape))] for _ in range(2)])
     x = x.double()
-    kinds = [
-        "auto",
-        "pivot",
-        "theorem",
-        "per_input",
-        "telescoping",
-        "three_step",
-        "activation",
-        "enclosure",
-        "prior",
-        "corollary_g1",
-    ]
+    kinds = ["auto", *BOUNDS]
     changes = []
     for row in x:
         one, two = (outputs_of(own, fractions(row)) for own in (model, other))
