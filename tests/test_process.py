@@ -233,7 +233,8 @@ def test_another_thread_hears_its_warnings_logs_and_errors_while_a_model_is_trac
         def emit(self, record: logging.LogRecord) -> None:
             heard.append(record.getMessage())
 
-    handler, logger, model = Handler(), logging.getLogger("torch.fx"), small_model()
+    handler, logger, model = Handler(), logging.getLogger("torch.heard_in_a_test"), small_model()  # no other test turns it off
+    logger.setLevel(logging.WARNING)
     pathlift.capture(model, SHAPE)  # PyTorch sets up its own loggers when it traces for the first time
     flags = (process_wide(), sys.stderr)
     over, said, changed = threading.Event(), 0, dict[str, object]()
