@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift import Relative, Rounding, Tolerance
-from pathlift.data import FASHION_MNIST, load_data
+from pathlift.storage.data import FASHION_MNIST, load_data
 
 SETS: tuple[tuple[str, Tolerance | None, float], ...] = (
     ("12 bits", Rounding(12), 0.0),

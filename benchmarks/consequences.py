@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pathlift
-from pathlift.data import load_data
+from pathlift.storage.data import load_data
 
 IMAGENET, BRIGHTEST = 1_281_167, 2.64
 """Training images of ImageNet-1k, and the largest magnitude of a normalised pixel."""

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 import pathlift
-from pathlift.data import load_data
+from pathlift.storage.data import load_data
 
 BITS = (8, 6, 5, 4, 3)
 

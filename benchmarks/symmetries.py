@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 import pathlift
+from pathlift.graph.compact import compacted
 
 FEW = ("resnet18", "resnet50", "mobilenet_v2")
 
@@ -61,7 +62,7 @@ def main() -> None:
         x = torch.randn(1, *shape)
         with torch.no_grad():
             forward = seconds(lambda model=model, x=x: model(x), 5)
-        network.compact  # noqa: B018 - part of the capture
+        compacted(network)
         spent = [seconds(lambda network=network: pathlift.symmetries(network))]
         groups = pathlift.symmetries(network)
         if not options.all:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift import Symmetries
-from pathlift.data import load_data
-from pathlift.training import path_sgd, rescale_after_steps, rescale_in_place
+from pathlift.rescaling.training import path_sgd, rescale_after_steps, rescale_in_place
+from pathlift.storage.data import load_data
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift import Symmetries
-from pathlift.training import path_sgd, rescale_after_steps, rescale_in_place
+from pathlift.rescaling.training import path_sgd, rescale_after_steps, rescale_in_place
 
 WAYS = ("plain SGD", "ℓ¹ path-norm regulariser", "ℓ² path-norm regulariser", "balanced (ENorm)", "path-conditioned", "Path-SGD")
 Penalty = Callable[[], Tensor]

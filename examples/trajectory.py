@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.data import handwritten_digits
 from pathlift.kernel import embedded
+from pathlift.storage.data import handwritten_digits
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.bounds import Kind
+from pathlift.lipschitz.bound import Kind
 
 FIGURE = Path("out/which_bound.png")
 KINDS = tuple(kind for kind in get_args(Kind) if kind != "auto")

@@ -17,7 +17,8 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, classify, compact_shape
 from pathlift.edges.base import Chain, Compact, Edges, Weights
 from pathlift.edges.unit import UnitEdges
-from pathlift.network import Network, Node, Term
+from pathlift.graph.layers import Node, Term
+from pathlift.graph.network import Network
 
 RTOL = 1e-11
 Axes = tuple[Axis, ...]

@@ -119,7 +119,7 @@ def _commands(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     import torch
 
-    from pathlift.models import load_state, save_tensors
+    from pathlift.storage.models import load_state, save_tensors
 
     save_tensors({"x": torch.rand(6, 4, generator=torch.Generator().manual_seed(0))}, folder / "data.safetensors")
     for code, arguments in WORK:

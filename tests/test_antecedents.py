@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.symmetry.relations import Classes, components
-from pathlift.symmetry.tying import MEMORY
+from pathlift.rescaling.constraints import _solved
+from pathlift.rescaling.relations import Classes, components
 from test_work import Work
 
 weight_norm = nn.utils.parametrizations.weight_norm
@@ -162,7 +162,7 @@ def spent(model: nn.Module, shape: tuple[int, ...]) -> Work:
     network = pathlift.capture(model.eval(), shape)
     pathlift.symmetries(network)  # the compact form is made once
     with Work() as counted:
-        network.__dict__.pop(MEMORY, None)
+        network.graph.known.pop(_solved, None)
         pathlift.symmetries(network)
     return counted
 

@@ -24,6 +24,7 @@ from lines import LINES, MODEL, commands, ended, files, tries
 from pathlift.arguments.kinds import shown
 from pathlift.arguments.table import EXCLUDED, KINDS, NEEDED, kind_of
 from pathlift.errors import shortage
+from pathlift.rescaling import training
 from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
 
 FUNCTIONS = surface()
@@ -173,16 +174,10 @@ def test_constants_of_loss_and_data_may_have_any_size(world: World) -> None:
 def test_an_optimiser_of_other_parameters_is_refused_at_once(world: World) -> None:
     other = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
     for call in (
-        lambda: pathlift_training().path_sgd(other, world.network),
-        lambda: pathlift_training().rescale_after_steps(other, world.groups, pathlift.Symmetries.balance),
+        lambda: training.path_sgd(other, world.network),
+        lambda: training.rescale_after_steps(other, world.groups, pathlift.Symmetries.balance),
     ):
         refused("trains none of the network's parameters", call)
-
-
-def pathlift_training() -> Any:
-    import pathlift.training
-
-    return pathlift.training
 
 
 def test_a_radius_beyond_the_range_of_float32_still_has_a_bound(world: World) -> None:

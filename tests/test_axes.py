@@ -18,6 +18,7 @@ from axes import all_kinds, assert_terms_respect_axes, kinds
 from cases import OPERATORS
 from moving import Function, Shape, Stage, as_path_program, moving_networks
 from networks import over
+from pathlift.graph.compact import compacted
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
 
@@ -149,7 +150,7 @@ def test_what_is_kept_with_a_network_does_not_depend_on_the_state_of_the_process
         found = pathlift.path_magnitude(network)
     for name, share in pathlift.path_magnitude(plain).items():
         torch.testing.assert_close(found[name].clone(), share)
-    sizes = [[node.shape for node in one.compact.nodes] for one in (network, plain)]
+    sizes = [[node.shape for node in compacted(one).nodes] for one in (network, plain)]
     assert sizes[0] == sizes[1]
     coarse = pathlift.capture(model, (2, 10, 8))
     torch.set_default_dtype(torch.bfloat16)
@@ -210,5 +211,5 @@ def test_every_kind_of_edge_map_respects_all_axes() -> None:
     for place, (operator, shape) in enumerate([*operators, (Walled(), (2, 4, 3))]):
         network = pathlift.capture(randomised(operator, place), examples(shape))
         assert_terms_respect_axes(network, place, draws=20)
-        found |= kinds(network) | kinds(network.compact)
+        found |= kinds(network) | kinds(compacted(network))
     assert found == all_kinds()

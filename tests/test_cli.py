@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pathlift
-from pathlift.models import load_state, save_tensors
+from pathlift.storage.models import load_state, save_tensors
 from plain import Done
 from plain import run as in_process
 

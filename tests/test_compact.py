@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import pathlift
 from agreement import assert_same, full, moved
 from pathlift.edges.axis import Axis, Strided, classify, plan_view
+from pathlift.graph.compact import compacted
 
 
 class Asymmetric(nn.Module):
@@ -131,7 +132,7 @@ def test_a_dense_block_agrees_with_its_full_form_and_repeats_no_layer() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2), DenseBlock(), nn.Conv2d(20, 2, 1)).double()
     network = pathlift.capture(model, (3, 30, 41))
-    assert not any("relu" in node.name for node in network.compact.nodes)
+    assert not any("relu" in node.name for node in compacted(network).nodes)
     upper, expected = assert_same(network, moved(network), 1e-11)
     assert math.isclose(upper, expected, rel_tol=1e-10)
 
@@ -147,7 +148,7 @@ def test_segmentation_agrees_with_its_full_form() -> None:
 
 def neurons(name: str, size: int) -> int:
     network = pathlift.capture(torchvision.models.get_model(name, weights=None), (3, size, size))
-    return sum(math.prod(node.shape) for node in network.compact.nodes)
+    return sum(math.prod(node.shape) for node in compacted(network).nodes)
 
 
 @pytest.mark.parametrize(("name", "count"), [("vgg11", 236_651), ("resnet18", 906_219)])

@@ -18,7 +18,7 @@ from pathlift import CRITERIA, Batch, prune
 from pathlift.experiments.networks import resnet
 from pathlift.pruning import criteria
 from pathlift.pruning.scope import prunable
-from pathlift.symmetry import with_state
+from pathlift.rescaling import with_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path runs through")
 CHOICES = (1.0, 128.0, 4096.0)

@@ -16,10 +16,10 @@ from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift.passes.box import Box, box
 from pathlift.passes.enclosure import Enclosure
-from pathlift.passes.realise import feed_of
+from pathlift.passes.forward import feed_of
 from pathlift.passes.rounding import Arithmetic
-from pathlift.tolerance import Box, box
 
 TOLERANCES: tuple[Tolerance, ...] = (Relative(0.05), Absolute(0.02), Rounding(4), Pruned(0.3), Pruned(0.5, "magnitude"))
 

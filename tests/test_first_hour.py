@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pathlift
-from pathlift.models import load_model, package
+from pathlift.storage.models import load_model, package
 from plain import make, run, run_all
 
 MODEL = """

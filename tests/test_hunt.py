@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import pathlift
 from hunting import FEET, MODELS, Divide, Pool, Through, beside, change, fill, numbers, rational
-from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance, intervals
-from pathlift.bounds import BOUNDS
-from pathlift.passes import enclosure, rounding
+from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift.lipschitz.bound import BOUNDS
+from pathlift.passes import enclosure, intervals, rounding
 
 PARTS = int(os.environ.get("PATHLIFT_PARTS", "1"))
 DTYPES = tuple(FEET)
@@ -290,7 +290,7 @@ def test_no_network_of_the_set_falls_below_what_is_certified(name: str, dtype: t
 
 def patched(patch: pytest.MonkeyPatch, what: str) -> None:
     """Take one of the fixes out."""
-    certify, tolerance = sys.modules["pathlift.certify"], sys.modules["pathlift.tolerance"]
+    certify, tolerance = sys.modules["pathlift.certification.certificates"], sys.modules["pathlift.certification.tolerances"]
     box, point, kind_of = tolerance.box, tolerance.point, rounding.Arithmetic.of
     if what == "underflow":
         patch.setattr(enclosure.Enclosure, "_underflow", lambda *_: 0.0)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import pathlift
 from hunting import Skip
-from pathlift.bounds import BOUNDS
+from pathlift.lipschitz.bound import BOUNDS
 
 PARTS = int(os.environ.get("PATHLIFT_PARTS", "1"))
 """Parts of `CASES` architectures, each with `PAIRS` pairs, for each precision."""

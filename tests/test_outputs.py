@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pathlift
-from pathlift.models import load_state, save_tensors
 from pathlift.output import check_folder_of_results, check_outputs, tensor_writer, write_outputs
+from pathlift.storage.models import load_state, save_tensors
 from plain import run
 
 WORK = b"months of work"

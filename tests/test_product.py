@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_no_product_is_rounded_whatever_is_allowed(monkeypatch: pytest.MonkeyPat
             pathlift.path_magnitude(network)
             pathlift.lipschitz_bound(network, smaller, x)
             with pytest.raises(pathlift.NumericalError):
-                pathlift.path_norm(network.holding({**network.state, "0.bias": torch.full((8,), torch.nan)}, network.device))
+                pathlift.path_norm(replace(network, state={**network.state, "0.bias": torch.full((8,), torch.nan)}))
         after = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 import pathlift
 from agreement import parallel
 from pathlift import InputError, MismatchError, NumericalError, PathliftError, UnsupportedModelError
-from pathlift.passes.realise import realise
+from pathlift.passes.forward import realise
 from test_untouched import same, snapshot
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -553,7 +553,7 @@ def test_numbers_of_a_buffer_are_part_of_the_graph_or_followed(how: str) -> None
     scaled = (model.w1 * float(NUMBERS[how](model.count)), *model.own()[1:])
     assert close(pathlift.path_norm(network).value, by_hand(scaled))
     other.count.zero_()
-    if network.baked:
+    if network.graph.baked:
         for second in (other, other.state_dict()):
             with pytest.raises(MismatchError, match="count"):
                 pathlift.path_metric(network, second)
@@ -646,7 +646,7 @@ def test_capture_is_the_same_in_any_mode(mode: str) -> None:
     with MODES[mode]():
         network = pathlift.capture(model, (4,))
         found = pathlift.path_norm(network).value
-    assert network.checked and close(found, by_hand(model.own()))
+    assert network.graph.checked and close(found, by_hand(model.own()))
 
 
 def test_capture_under_autocast_is_checked_in_full_precision() -> None:
@@ -976,7 +976,7 @@ def test_common_styles_are_captured(style: str) -> None:
     torch.manual_seed(1)
     model = make()
     network = pathlift.capture(model, shape)  # with weights of both signs, which the check compares
-    assert network.checked
+    assert network.graph.checked
     with torch.no_grad():
         for own in model.parameters():
             own.abs_()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pathlift
-from pathlift.models import load_model, save_tensors
+from pathlift.storage.models import load_model, save_tensors
 from plain import run
 from test_first_hour import network_is_down
 

@@ -13,7 +13,7 @@ import pathlift
 from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
-from pathlift.passes.realise import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, realise
 
 
 def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pathlift
-from pathlift.network import Network
+from pathlift.graph.network import Network, _memories
 
 
 class Waits(TorchDispatchMode):
@@ -49,7 +49,7 @@ def deep(layers: int) -> nn.Module:
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Network, "memory", lambda self, *key: self._memories.setdefault(key, {}))
+    monkeypatch.setattr(Network, "memory", lambda self, *key: self.remembered(_memories).setdefault(key, {}))
 
 
 def passes(network: Network) -> list[Callable[[], Any]]:
@@ -68,7 +68,7 @@ def same(one: Any, two: Any) -> bool:
 
 def test_the_number_of_waits_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [run() for run in passes(pathlift.capture(deep(40), (16,)))]
-    monkeypatch.setattr(Network, "memory", lambda self, *key: self._memories.setdefault(key, {}))
+    monkeypatch.setattr(Network, "memory", lambda self, *key: self.remembered(_memories).setdefault(key, {}))
     for run, wanted in zip(passes(pathlift.capture(deep(40), (16,))), expected, strict=True):
         first = waits(run)
         assert same(run(), wanted)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, prune
 import pathlift
 from agreement import parallel
 from pathlift import Network
-from pathlift.training import path_sgd, rescale_after_steps
+from pathlift.rescaling.training import path_sgd, rescale_after_steps
 
 
 class Model(nn.Module):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import pathlift
 from cases import perceptron
+from pathlift.passes.box import box
 from pathlift.passes.enclosure import Enclosure
-from pathlift.passes.realise import feed_of, realise
+from pathlift.passes.forward import feed_of, realise
 from pathlift.passes.rounding import Arithmetic, chain, rounding_factor
-from pathlift.tolerance import box
 
 Vector = list[Fraction]
 
@@ -127,7 +127,7 @@ def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_p
 
 def test_the_chain_counts_the_summands_of_each_layer() -> None:
     network = pathlift.capture(seeded(4, 7, 6, 3, dtype=torch.float64), (4,))
-    assert [network.fan_in[node.name] for node in network.nodes] == [0, 5, 1, 8, 1, 7]
+    assert [fan_in(network)[node.name] for node in network.nodes] == [0, 5, 1, 8, 1, 7]
     assert chain(network) == 5 + 1 + 8 + 1 + 7 + 6 * 8 + 3
     image = pathlift.capture(nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(3)), (3, 32, 32))
     assert [image.fan_in[node.name] for node in image.nodes] == [0, 76, 9]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import pathlift
 from agreement import close, examples, random_perceptron, randomised
 from networks import networks, operator_pairs, over
+from pathlift.metric.quadrature import overlap_above, overlap_below, root_above, root_below
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
-from pathlift.sandwich.quadrature import overlap_above, overlap_below, root_above, root_below
 
 SLACK = 1e-9
 Change = Callable[[Tensor, torch.Generator], Tensor]

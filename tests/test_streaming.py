@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import pathlift
 from pathlift import reading
-from pathlift.checkpoint import INDEX, Checkpoint
 from pathlift.cli import app
+from pathlift.storage.checkpoints import INDEX, Checkpoint
 
 
 class Tied(nn.Module):
@@ -156,7 +156,7 @@ def test_nothing_is_written_when_scoring_fails(tmp_path: Path) -> None:
 
 
 LIMITED = """
-import resource, sys, torch, pathlift
+import dataclasses, resource, sys, torch, pathlift
 from pathlib import Path
 from torch import nn
 torch.set_num_threads(2)
@@ -173,7 +173,8 @@ if what == "eager":
     state = {{}}
     for file in sorted(folder.glob("*.safetensors")):
         state |= {{name: own.clone() for name, own in load_file(file).items()}}
-    print(pathlift.path_norm(pathlift.capture(model, (3, 32, 32)).holding(state, torch.device("cpu"))).log10)
+    network = pathlift.capture(model, (3, 32, 32))
+    print(pathlift.path_norm(dataclasses.replace(network, state=state, device=torch.device("cpu"))).log10)
 else:
     network = pathlift.stream(model, (3, 32, 32), weights=folder)
     if what == "norm":

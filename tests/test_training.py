@@ -11,8 +11,8 @@ from torch import nn
 import pathlift
 from agreement import randomised
 from cases import Residual, perceptron
-from pathlift.symmetry import Symmetries
-from pathlift.training import path_sgd, rescale_after_steps, rescale_in_place
+from pathlift.rescaling import Symmetries
+from pathlift.rescaling.training import path_sgd, rescale_after_steps, rescale_in_place
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.graph.compact import compacted
 from pathlift.pruning import Batch, NofM, ScorePruning
 
 # ------------------------------------------------------------------------------------------------------------ the surface
@@ -37,8 +38,8 @@ from pathlift.pruning import Batch, NofM, ScorePruning
 MODULES = (
     "pathlift",
     "pathlift.pruning",
-    "pathlift.training",
-    "pathlift.models",
+    "pathlift.rescaling.training",
+    "pathlift.storage.models",
     "pathlift.lightning",
     "pathlift.pruning.torch_pruning",
 )
@@ -392,7 +393,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "sparse model": lambda: _model_with(lambda t: t.to_sparse()),
     "quantised model": lambda: _model_with(_quantised),
     "network of another model": lambda: pathlift.capture(nn.Linear(7, 7), (7,)),
-    "compact network": lambda: pathlift.capture(nn.Conv2d(1, 1, 3), (1, 8, 8)).compact,
+    "compact network": lambda: compacted(pathlift.capture(nn.Conv2d(1, 1, 3), (1, 8, 8))),
     "dtype": lambda: torch.float32,
     "device": lambda: torch.device("cpu"),
     "meta device": lambda: torch.device("meta"),

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FILES = frozenset({"attack", "certify", "sharpness"})
-"""Functions whose file has their name: the name stays that of the function when the file is imported first."""
-
 
 class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
@@ -32,11 +29,6 @@ class _Package(ModuleType):
             return vars(self)[name]
         except KeyError:
             raise AttributeError(f"module 'pathlift' has no attribute '{name}'") from None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Let the import of a file not hide the function of its name."""
-        if not (name in FILES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         """Return all names, the public ones too."""

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
-from pathlift.network import Network
-from pathlift.passes.metric import check_shapes, inner_product, squared_difference
-from pathlift.passes.norm import LOG10_OF_2
-from pathlift.passes.programs import Values
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.metric.exact import check_shapes, inner_product, squared_difference
+from pathlift.norm import LOG10_OF_2
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
+from pathlift.rescaling.equivalence import aligned
 from pathlift.streaming import Stored, held
-from pathlift.symmetry.compare import aligned
-from pathlift.symmetry.tying import MEMORY, Tied, tied
 
 NEAR = 1e-4
 """Where ‖Φ_i − Φ_j‖₂² is below this part of the larger norm squared, it is summed by tracks of its own."""
@@ -157,15 +156,14 @@ def path_kernel(
     pairs = [(i, j) for i in range(count) for j in (i, *range(i))]
     distance = torch.full_like(gram, -math.inf)
     cosine = torch.full_like(gram, math.nan)
-    relations: list[Tied] = []
     for done, (i, j) in enumerate(pairs, 1):
         if i == j:
             mine = held(network, models[i])
-            compact = mine.compact
+            compact = compacted(mine)
             own = compact.values()
             blame(own)
         other = mine if i == j else held(network, models[j])
-        values = own if i == j else other.compact.values()
+        values = own if i == j else compacted(other).values()
         check_shapes(compact, own, values)
         found, _ = inner_product(compact, own, values)
         passes += 2
@@ -177,7 +175,7 @@ def path_kernel(
         else:
             apart = _apart(gram[i, i], gram[j, j], gram[i, j], sign[i, j])
             if apart is None:
-                squared, *_ = squared_difference(compact, own, _brought(mine, other, values, relations))
+                squared, *_ = squared_difference(compact, own, aligned(mine, other.state, values).values)
                 apart = _log2(squared) if squared is not None and float(squared.tensor) > 0 else -math.inf
                 passes += 11
             distance[i, j] = distance[j, i] = apart / 2
@@ -185,15 +183,6 @@ def path_kernel(
         if progress is not None:
             progress(done, len(pairs))
     return PathKernel(cosine, gram * LOG10_OF_2, sign, distance * LOG10_OF_2, passes)
-
-
-def _brought(network: Network, other: Network, values: Values, relations: list[Tied]) -> Values:
-    """Return the weights of the second network in the gauge of the first; what ties channels is looked for once."""
-    if relations:
-        network.__dict__[MEMORY] = relations[0]
-    found = aligned(network, other.state, values).values
-    relations[:] = [tied(network)]
-    return found
 
 
 def _apart(first: Tensor, second: Tensor, product: Tensor, sign: Tensor) -> float | None:

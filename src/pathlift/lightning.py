@@ -8,10 +8,10 @@ import torch
 from torch.optim import Optimizer
 
 from pathlift.arguments import public
-from pathlift.models import MissingPackageError
 from pathlift.reading import Inputs
-from pathlift.symmetry import RescaledState, Symmetries, symmetries
-from pathlift.training import rescale_after_steps, rescale_in_place
+from pathlift.rescaling import RescaledState, Symmetries, symmetries
+from pathlift.rescaling.training import rescale_after_steps, rescale_in_place
+from pathlift.storage.models import MissingPackageError
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -1,10 +1,10 @@
 """Every public name of pathlift, as `pathlift` itself gives them; importing it loads PyTorch."""
 
-from pathlift.attack import Attack, attack
-from pathlift.bounds import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
-from pathlift.bounds.moments import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
-from pathlift.certify import Certificate, certify
-from pathlift.checkpoint import Checkpoint
+from pathlift.certification.attacks import Attack, attack
+from pathlift.certification.certificates import Certificate, certify
+from pathlift.certification.tolerances import Absolute, Pruned, Relative, Rounding
+from pathlift.consequences.flatness import Sharpness, box_path_metric, sharpness
+from pathlift.consequences.generalisation import GeneralisationBound, generalisation_bound
 from pathlift.errors import (
     CallError,
     InputError,
@@ -17,18 +17,18 @@ from pathlift.errors import (
     Problem,
     UnsupportedModelError,
 )
-from pathlift.generalisation import GeneralisationBound, generalisation_bound
+from pathlift.graph.network import Network
 from pathlift.kernel import PathKernel, path_kernel
-from pathlift.metric import Estimate, PathMetric, Step, path_metric
-from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
-from pathlift.passes.norm import PathNorm, log_path_norm, path_norm
+from pathlift.lipschitz.bound import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
+from pathlift.lipschitz.expected import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
+from pathlift.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
+from pathlift.metric.distance import Estimate, PathMetric, Step, path_metric
+from pathlift.norm import PathNorm, log_path_norm, path_norm
+from pathlift.passes.box import Tolerance
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reading import SupportReport, capture, check_support
 from pathlift.reference import PathLifting, path_lifting
-from pathlift.sharpness import Sharpness, box_path_metric, sharpness
-from pathlift.streaming import path_metrics, path_norms, stream
-from pathlift.symmetry import (
+from pathlift.rescaling import (
     BalancedState,
     Equivalence,
     RescaledState,
@@ -39,7 +39,8 @@ from pathlift.symmetry import (
     symmetries,
     with_state,
 )
-from pathlift.tolerance import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.streaming import path_metrics, path_norms, stream
 
 __all__ = [
     "CRITERIA",

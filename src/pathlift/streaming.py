@@ -7,6 +7,7 @@ weights hold one layer at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.checkpoint import Checkpoint
 from pathlift.errors import MismatchError
-from pathlift.metric import PathMetric, path_metric
-from pathlift.models import load_state
-from pathlift.network import LazyState, Network
-from pathlift.passes.norm import PathNorm, path_norm
+from pathlift.graph.network import LazyState, Network
+from pathlift.metric.distance import PathMetric, path_metric
+from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other, check_names, other_state
 from pathlift.reading.wrappers import names_of
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.storage.models import load_state
 
 Stored: TypeAlias = Other | Checkpoint | Path | str
 """A network to compare with or to measure: see `Other`; or a file or folder of weights."""
@@ -38,7 +39,7 @@ class _OnDisk(LazyState):
         self.checkpoint = checkpoint
         self.own = {name: network.state[name] for name, place in self.places.items() if place is None}
         check_names(network, {name: checkpoint.specs[place] for name, place in known.items()})
-        needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.baked)
+        needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.graph.baked)
         lost = sorted(name for name, tensor in self.own.items() if tensor.is_meta and name in needed)
         if lost:
             raise MismatchError(
@@ -48,7 +49,7 @@ class _OnDisk(LazyState):
         for alias, name in network.aliases.items():
             if alias in known and name in known and not torch.equal(checkpoint[known[alias]], checkpoint[known[name]]):
                 raise MismatchError(f"'{alias}' and '{name}' are one tensor in the model and differ in '{checkpoint.path}'.")
-        for name, value in network.baked.items():
+        for name, value in network.graph.baked.items():
             if value.is_meta or not torch.equal(self[name].cpu(), value.cpu()):
                 raise MismatchError(
                     f"The buffer '{name}' is part of the graph (an index): it must have the values of the checkpoint when the "
@@ -126,7 +127,7 @@ def stream(
 
 
 def _on_disk(network: Network, checkpoint: Checkpoint) -> Network:
-    return network.holding(_OnDisk(network, checkpoint), checkpoint.device)
+    return replace(network, state=_OnDisk(network, checkpoint), device=checkpoint.device)
 
 
 def held(network: Network, other: Stored) -> Network:
@@ -149,7 +150,7 @@ def held(network: Network, other: Stored) -> Network:
         other = load_state(Path(other))
     if isinstance(other, Checkpoint):
         return _on_disk(network, other)
-    return network.holding(other_state(network, other), network.host)
+    return replace(network, state=other_state(network, other), device=network.host)
 
 
 @public

@@ -40,15 +40,15 @@ from pathlift.arguments.kinds import (
     text,
     whole,
 )
-from pathlift.bounds import Kind as Bounds
-from pathlift.checkpoint import Checkpoint
+from pathlift.consequences.flatness import Loss
 from pathlift.errors import InputError, MismatchError, nearest
-from pathlift.network import LazyState, Network
+from pathlift.graph.network import LazyState, Network
+from pathlift.lipschitz.bound import Kind as Bounds
+from pathlift.passes.box import Tolerance
 from pathlift.pruning.catalogue import Criterion
 from pathlift.pruning.criteria import Batch
-from pathlift.sharpness import Loss
-from pathlift.symmetry import RescaledState, Symmetries
-from pathlift.tolerance import Tolerance
+from pathlift.rescaling import RescaledState, Symmetries
+from pathlift.storage.checkpoints import Checkpoint
 
 # ---- networks and their weights
 

@@ -70,7 +70,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        from pathlift.models import told
+        from pathlift.storage.models import told
 
         _refuse(f"There is not enough memory for this: {told(error)}")
 
@@ -211,8 +211,8 @@ def certify(
     trust: Trust = False,
 ) -> None:
     """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
-    from pathlift.data import load_data
-    from pathlift.models import load_state
+    from pathlift.storage.data import load_data
+    from pathlift.storage.models import load_state
 
     check_used({"--per": per != "channel", "--step": step != 0.5}, "--bits", there=bits is not None)
     check_used({"--criterion": criterion != "path_magnitude"}, "--prune", there=prune is not None)
@@ -230,8 +230,8 @@ def certify(
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
-    x, y = load_data(data, network.examples[0][0][1:], limit)
-    x = x.to(network.examples[0][1])
+    x, y = load_data(data, network.graph.examples[0][0][1:], limit)
+    x = x.to(network.graph.examples[0][1])
     with progress_bar() as progress:
         task = progress.add_task("certifying", total=len(x))
         found = pathlift.certify(
@@ -313,7 +313,7 @@ def support(
     model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None, trust: Trust = False
 ) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
-    from pathlift.models import load_model
+    from pathlift.storage.models import load_model
 
     with working(f"looking at {model}"):
         built = load_model(model, arguments=arguments_of(model_arg), trust=trust)

@@ -78,7 +78,7 @@ def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
 def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
     """Read --shape, or take the shape that the model's name tells."""
     if shape is None:
-        from pathlift.models import default_shape
+        from pathlift.storage.models import default_shape
 
         return default_shape(name)
     try:
@@ -120,7 +120,7 @@ def captured(
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
         return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=weights, device=device)
-    from pathlift.models import load_model
+    from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
         model = load_model(name, weights, seed, arguments_of(model_arg), trust=trust)
@@ -145,7 +145,7 @@ def hollow(name: str, shape: str | None, model_arg: list[str] | None, *, trust: 
 def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> nn.Module:
     import torch
 
-    from pathlift.models import load_model
+    from pathlift.storage.models import load_model
 
     with torch.device("meta"), contextlib.suppress(InputError):
         return load_model(name, arguments=arguments, trust=trust)
@@ -192,7 +192,7 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
 
 def second_network(name: str, seed: int, model_arg: list[str] | None, *, trust: bool) -> nn.Module | dict[str, Tensor]:
     """Read what a command compares with: a state-dict file, or a model by name."""
-    from pathlift.models import load_model, load_state
+    from pathlift.storage.models import load_model, load_state
 
     suffix = Path(name).suffix.lower()
     of_weights = suffix in {".safetensors", ".pt", ".pth"} or (os.path.isfile(name) and suffix not in {".onnx", ".pt2"})

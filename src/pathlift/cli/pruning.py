@@ -66,8 +66,8 @@ def prune(
     check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
     import torch
 
-    from pathlift.data import load_data
     from pathlift.pruning.catalogue import criterion_of
+    from pathlift.storage.data import load_data
 
     needs = criterion_of(criterion).needs
     if needs != "nothing" and data is None:
@@ -78,8 +78,8 @@ def prune(
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     seen: Data | None = None
     if data is not None:
-        x, y = load_data(data, network.examples[0][0][1:], limit)
-        x = x.to(network.examples[0][1])
+        x, y = load_data(data, network.graph.examples[0][0][1:], limit)
+        x = x.to(network.graph.examples[0][1])
         if needs == "loss" and y is None:
             raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")
         seen = pathlift.Batch(x, y) if needs == "loss" and y is not None else x

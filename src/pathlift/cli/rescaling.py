@@ -144,7 +144,7 @@ def _changes(network: pathlift.Network, made: pathlift.RescaledState) -> list[tu
 
 
 def _print_groups(model: str, groups: pathlift.Symmetries) -> None:
-    from pathlift.symmetry import axes_text
+    from pathlift.rescaling import axes_text
 
     table = Table(title=f"{model}: {len(groups):,} rescaling groups", title_justify="left", box=None, padding=(0, 2))
     table.add_column("groups", justify="right", no_wrap=True)

@@ -27,12 +27,12 @@ from pathlift.experiments.networks import build
 from pathlift.experiments.settings import Lottery
 from pathlift.experiments.sweep import Backend
 from pathlift.experiments.training import Run, tested
-from pathlift.network import Network
+from pathlift.graph.network import Network
 from pathlift.pruning import Batch, apply_masks, prune
 from pathlift.pruning.catalogue import Data as Seen
 from pathlift.pruning.catalogue import criterion_of
 from pathlift.reading import capture
-from pathlift.symmetry import symmetries, with_state
+from pathlift.rescaling import symmetries, with_state
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many are done, and of how many."""

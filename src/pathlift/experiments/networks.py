@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pathlift.errors import InputError
 from pathlift.experiments.settings import Lottery
-from pathlift.models import load_model
+from pathlift.storage.models import load_model
 
 
 class BasicBlock(nn.Module):

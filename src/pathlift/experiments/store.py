@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pathlift.checkpoint import load_plain
 from pathlift.errors import InputError
 from pathlift.output import write_outputs
+from pathlift.storage.checkpoints import load_plain
 
 
 def write(path: Path, content: bytes) -> None:

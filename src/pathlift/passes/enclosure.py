@@ -22,11 +22,10 @@ from torch import Tensor
 from pathlift.budget import Clock
 from pathlift.edges.base import Weights
 from pathlift.edges.contraction import Dense
-from pathlift.intervals import Interval
-from pathlift.network import Clamp, Extremum, Leaf, LearnedSlope, Network, Node, Slopes, Term
-from pathlift.passes.lines import Choice, Free, Lines, clamp_lines, slope_lines
-from pathlift.passes.propagate import walk
-from pathlift.passes.realise import (
+from pathlift.graph.layers import Clamp, Extremum, Leaf, LearnedSlope, Node, Slopes, Term
+from pathlift.graph.network import Network
+from pathlift.passes.box import Box
+from pathlift.passes.forward import (
     along,
     antecedents,
     carried,
@@ -36,8 +35,10 @@ from pathlift.passes.realise import (
     unchanged,
     weighted,
 )
-from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic
-from pathlift.tolerance import Box
+from pathlift.passes.intervals import Interval
+from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
+from pathlift.passes.propagate import walk
+from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic, fan_in
 
 ELEMENTS = 1 << 23
 """Coefficients that are worked on at a time (64 MiB)."""
@@ -108,14 +109,14 @@ class Enclosure:
 
     def _own_unit(self, node: Node) -> float:
         """Relative error of this computation at one layer: sums forwards and backwards."""
-        terms = self.network.fan_in[node.name] + math.prod(node.shape) + SPARE
+        terms = fan_in(self.network)[node.name] + math.prod(node.shape) + SPARE
         return 8 * terms * DOUBLE.unit
 
     def _model_unit(self, node: Node) -> float:
         """Relative error of the model's own arithmetic at one affine layer."""
         if self.arithmetic is None or self.arithmetic.exact(node):
             return 0.0
-        roundings = (self.network.fan_in[node.name] + SPARE) * self.arithmetic.of(node).unit
+        roundings = (fan_in(self.network)[node.name] + SPARE) * self.arithmetic.of(node).unit
         return (roundings + 2 * self.arithmetic.factors(node)) * 1.01
 
     def _bend_unit(self, node: Node) -> float:
@@ -128,7 +129,7 @@ class Enclosure:
         if self.arithmetic is not None and not self.arithmetic.exact(node):
             formats.append(self.arithmetic.of(node))
         total: Tensor | float = 0.0
-        count = self.network.fan_in[node.name] + SPARE
+        count = fan_in(self.network)[node.name] + SPARE
         for term in node.terms:
             weight, top = self._largest(term.weight), _per_sample(sizes[term.source], node)
             for own in formats:
@@ -138,7 +139,7 @@ class Enclosure:
     def _least(self, node: Node) -> float:
         """What underflow can do to a nonlinearity."""
         model = 0.0 if self.arithmetic is None else self.arithmetic.of(node).least
-        return (self.network.fan_in[node.name] + SPARE) * (DOUBLE.least + model)
+        return (fan_in(self.network)[node.name] + SPARE) * (DOUBLE.least + model)
 
     def _largest(self, leaf: Leaf | None) -> float:
         """The largest magnitude of a weight."""
@@ -162,7 +163,7 @@ class Enclosure:
             leaf = term.weight
             top = _per_sample(sizes[term.source], node).reshape(-1)
             if leaf is None or leaf.score_name is None:
-                inner = inner + top * (self.network.fan_in[node.name] * max(1.0, self._largest(leaf)))
+                inner = inner + top * (fan_in(self.network)[node.name] * max(1.0, self._largest(leaf)))
             if leaf is not None and leaf in self.box.peaks:
                 inner = inner + top * self.box.peaks[leaf]
         for start in node.starts:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Bundle, Entry, Weights
-from pathlift.network import Leaf, Network, Node
+from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.network import Network
 from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
 from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, too_small
 

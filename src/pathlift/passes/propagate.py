@@ -21,8 +21,9 @@ from torch import Tensor
 from pathlift.edges.base import Bundle, Edges, Support, Weights
 from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
-from pathlift.network import Leaf, Network, Node, Term
-from pathlift.passes.recall import Memory, remembering
+from pathlift.graph.layers import Leaf, Node, Term
+from pathlift.graph.network import Network
+from pathlift.graph.recall import Memory, remembering
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, raised, too_small, top, total
 from pathlift.precision import full_precision
 

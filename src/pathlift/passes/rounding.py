@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.convolution import Convolution
-from pathlift.network import Network, Node
+from pathlift.graph.compact import compacted
+from pathlift.graph.layers import Node
+from pathlift.graph.network import CompactNetwork, Network
+from pathlift.passes.forward import carried, weighted
 from pathlift.passes.propagate import walk
-from pathlift.passes.realise import carried, weighted
 from pathlift.precision import factor_units
 
 
@@ -67,16 +69,22 @@ SPARE = 8
 """Roundings per neuron besides those of its sum: weights made from parameters, exponents, a nonlinearity."""
 
 
-@torch.no_grad()
-def fan_in(network: Network) -> dict[str, int]:
+def fan_in(network: Network) -> Mapping[str, int]:
     """Count the summands of a neuron, for each node: edges into it and biases, at most.
 
     Args:
-        network: The graph; a compact one is cheaper and has the same counts.
+        network: The graph, compact or not.
 
     Returns:
         Node name to the largest count among its neurons.
     """
+    return network.remembered(_fan_in)
+
+
+@torch.no_grad()
+def _fan_in(network: Network) -> Mapping[str, int]:
+    if not isinstance(network, CompactNetwork):  # layers that repeat one have one summand
+        return {node.name: 1 for node in network.nodes} | dict(fan_in(compacted(network)))
     values = network.values()
     ones = weighted(values, dtype=torch.float64, transform=torch.ones_like)
     there = weighted(values, dtype=torch.float64, transform=_there)
@@ -86,7 +94,7 @@ def fan_in(network: Network) -> dict[str, int]:
         if node.kind == "input" or not node.terms:
             counts[node.name] = len(node.starts)
         else:
-            edges = carried(node, below, lambda leaf: ones(leaf) if leaf.score_name is not None else there(leaf))
+            edges = carried(node, below, lambda leaf: ones(leaf) if leaf.requires else there(leaf))
             counts[node.name] = int(edges.max()) + len(node.starts)
         return torch.ones((1, *node.shape), dtype=torch.float64, device=network.device)
 
@@ -112,7 +120,7 @@ def chain(network: Network, spare: int = SPARE) -> int:
     depth: dict[str, int] = {}
     for node in network.nodes:
         below = max((depth[term.source] for term in node.terms), default=0)
-        depth[node.name] = below + network.fan_in[node.name] + spare
+        depth[node.name] = below + fan_in(network)[node.name] + spare
     outputs = sum(math.prod(network.node[name].full_shape) for name in network.outputs)
     return max(depth[name] for name in network.outputs) + outputs
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import NumericalError
-from pathlift.passes.recall import RangeError, extremes
+from pathlift.graph.recall import RangeError, extremes
 
 
 @dataclass(frozen=True)

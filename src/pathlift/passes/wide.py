@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pathlift.edges.base import Weights
 from pathlift.edges.unit import Identity
-from pathlift.network import Node, Term
+from pathlift.graph.layers import Node, Term
 from pathlift.passes.propagate import Entries, Program, apply
 from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import full_precision
 
 if TYPE_CHECKING:
-    from pathlift.passes.pull_back import PullBack
+    from pathlift.passes.backward import PullBack
 
 BAND = 300
 """Bits of a band: the product of three of them is a float."""

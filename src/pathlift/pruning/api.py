@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, overload
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError, PathliftWarning
-from pathlift.metric import path_metric
-from pathlift.network import Network
-from pathlift.passes.magnitude import PathMagnitude, path_magnitude
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.magnitude import PathMagnitude, path_magnitude
+from pathlift.metric.distance import path_metric
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
@@ -235,7 +236,7 @@ def prune(
         select = chosen.selection if selection is None else selection_of(selection)
         share = _amount(amount, select)
         rounds = _rounds(_steps(chosen, select) if steps is None else steps, criterion, select)
-        blame(network.compact.values())
+        blame(compacted(network).values())
 
         axes = channel_axes(network, names) if _tells_channels(select) else {}
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
@@ -246,7 +247,7 @@ def prune(
                 scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
             found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
             masks = {name: found[name] & mask.to(found[name].device) for name, mask in masks.items()}
-            pruned = network.holding(masked(network.state, masks), network.device)
+            pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
         report = _report(network, pruned, masks, chosen.name, share)
@@ -309,7 +310,7 @@ def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criteri
     bound = max(before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf, cost.log10_upper)
     tensors = tuple(_tensor(name, mask, before, after) for name, mask in masks.items())
     norms = before.log10_path_norm, after.log10_path_norm
-    rounding = rounding_factor(network.compact, network.dtype)
+    rounding = rounding_factor(compacted(network), network.dtype)
     return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper, bound, rounding)
 
 

@@ -18,8 +18,11 @@ from torch import Tensor
 from pathlift.edges.base import Chain, Edges
 from pathlift.edges.pattern import Layout
 from pathlift.errors import InputError
-from pathlift.network import Leaf, Network, StateTensor, Term
-from pathlift.passes.moving import is_moved, origins
+from pathlift.graph.compact import compacted
+from pathlift.graph.expressions import StateTensor
+from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.network import Network
+from pathlift.graph.origins import is_moved, origins
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ def channel_axes(network: Network, names: Sequence[str]) -> dict[str, Axes]:
     """
     found: dict[str, list[tuple[str, Piece | str]]] = {name: [] for name in names}
     seen: set[tuple[Leaf, Layout]] = set()
-    for where, leaf, layout in _uses(network.compact, set(names)):
+    for where, leaf, layout in _uses(compacted(network), set(names)):
         if (leaf, layout) not in seen:
             seen.add((leaf, layout))
             for name, piece in _pieces(network, leaf, layout):
@@ -150,9 +153,9 @@ def layouts(network: Network) -> dict[str, Layout]:
     Returns:
         Name to layout; derived weights are among them.
     """
-    terms = [term for node in network.compact.nodes for term in node.terms]
+    terms = [term for node in compacted(network).nodes for term in node.terms]
     scored = [(term.weight.score_name, term) for term in terms if term.weight is not None]
-    return {name: weight_layout(network.compact, term) for name, term in scored if name is not None}
+    return {name: weight_layout(compacted(network), term) for name, term in scored if name is not None}
 
 
 def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:

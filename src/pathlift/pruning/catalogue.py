@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError, nearest
-from pathlift.network import Network
+from pathlift.graph.network import Network
 from pathlift.pruning import criteria
 from pathlift.pruning.criteria import Batch
 from pathlift.pruning.selection import Selection, select_global, select_lamp, select_per_output

@@ -11,11 +11,11 @@ from torch.nn.utils import prune as torch_prune
 
 from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError
-from pathlift.models import load_state, save_tensors
-from pathlift.network import evaluate
+from pathlift.graph.expressions import evaluate
 from pathlift.pruning.selection import keep_largest, kept_of
 from pathlift.reading.memory import Memory
-from pathlift.symmetry import with_state
+from pathlift.rescaling import with_state
+from pathlift.storage.models import load_state, save_tensors
 
 
 def checked_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

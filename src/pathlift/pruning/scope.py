@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from pathlift.edges.contraction import Contraction, Dense
 from pathlift.edges.convolution import Convolution
 from pathlift.errors import InputError
-from pathlift.network import Apply, Leaf, Network, StateTensor, Term
-from pathlift.passes.moving import is_moved
+from pathlift.graph.expressions import Apply, StateTensor
+from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.network import Network
+from pathlift.graph.origins import is_moved
 
 Scope: TypeAlias = "str | type[nn.Module] | nn.Module | Sequence[str | type[nn.Module] | nn.Module] | None"
 """Name patterns (``"layer4.*"``; ``"!fc.*"`` excludes), module types, and modules of the model with all that they hold; None:

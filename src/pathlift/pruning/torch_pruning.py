@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.edges.pattern import Layout
-from pathlift.models import MissingPackageError
-from pathlift.passes.magnitude import path_magnitude
+from pathlift.magnitude import path_magnitude
 from pathlift.pruning.axes import layouts
 from pathlift.reading import Inputs, capture
+from pathlift.storage.models import MissingPackageError
 
 try:
     from torch_pruning.dependency import Group

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, PathliftError, Problem, UnsupportedModelError
-from pathlift.network import Network
+from pathlift.graph.network import Network
 from pathlift.reading.alike import check_graph
 from pathlift.reading.apart import apart
 from pathlift.reading.check import check
@@ -94,8 +94,9 @@ def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> 
     network.state.remember(
         check(model, network, exported, lowered, examples, idle) if network.device.type != "meta" else frozenset()
     )
-    checked = replace(network, checked=network.device.type != "meta", program="" if until else program_of(model), until=until)
-    return replace(lowered, network=checked)
+    program = "" if until else program_of(model)
+    graph = replace(network.graph, checked=network.device.type != "meta", program=program, until=until)
+    return replace(lowered, network=replace(network, graph=graph))
 
 
 @public
@@ -153,13 +154,13 @@ def verify(network: Network) -> None:
     if not isinstance(state, LiveState):
         return
     state.verify()
-    for name, value in network.baked.items():
+    for name, value in network.graph.baked.items():
         if not torch.equal(state[name], value):
             raise MismatchError(f"The values of the buffer '{name}' are part of the graph and have changed. {AGAIN}")
     if (moved := state.moved) is not None:
-        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.examples)
+        examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.graph.examples)
         try:
-            check_graph(network, capture(state.root, examples, network.until), state)
+            check_graph(network, capture(state.root, examples, network.graph.until), state)
         except PathliftError as error:
             raise MismatchError(f"{moved}, and the graph is another one. {AGAIN}") from error
         state.remember(state.passing)

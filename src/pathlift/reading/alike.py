@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pathlift.edges.unit import Identity
 from pathlift.errors import MismatchError
-from pathlift.network import Apply, Constant, Expression, Leaf, Network, Node, StateTensor, Term, evaluate, substitute
+from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate, substitute
+from pathlift.graph.layers import Leaf, Node, Term
+from pathlift.graph.network import Network
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.wrappers import names_of
 

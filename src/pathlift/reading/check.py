@@ -19,8 +19,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.network import Apply, Expression, Network, StateTensor, evaluate
-from pathlift.passes.realise import realise
+from pathlift.graph.expressions import Apply, Expression, StateTensor, evaluate
+from pathlift.graph.network import Network
+from pathlift.passes.forward import realise
 from pathlift.precision import full_precision
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
@@ -137,7 +138,9 @@ class _Check:
         own = dict(self.network.state)
         with torch.no_grad(), full_precision(), torch.random.fork_rng(devices=[]):
             self._compare(Weights(own, None, "at its own weights", 0))
-            other = {name: tensor if name in self.network.baked else self._drawn(name, tensor) for name, tensor in own.items()}
+            other = {
+                name: tensor if name in self.network.graph.baked else self._drawn(name, tensor) for name, tensor in own.items()
+            }
             half = any(tensor.dtype in HALF for tensor in own.values())
             told = self._compare_in(torch.float32 if half else None, other)
             if not told:  # signals died or left the range on the way

@@ -19,18 +19,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from pathlift.edges import Identity
 from pathlift.errors import InputError, Problem, nearest
-from pathlift.network import (
-    Apply,
-    Constant,
-    Expression,
-    Leaf,
-    Network,
-    Node,
-    Origin,
-    StateTensor,
-    Term,
-    evaluate,
-)
+from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate
+from pathlift.graph.layers import Leaf, Node, Origin, Term
+from pathlift.graph.network import Graph, Network
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Copier
 from pathlift.reading.live import LiveState
@@ -259,22 +250,20 @@ class _Lowering:
         device = next(iter(devices))
         names = {name: self._root(name) for name in self.names}
         live_state = LiveState(self.model, names, device, tuple(self.used.values()))
-        network = Network(
+        graph = Graph(
             nodes=nodes,
             outputs=tuple(outputs),
             leaves=leaves,
-            state=live_state,
             aliases=self.aliases,
             parameters=self.parameters,
             examples=tuple((tuple(example.shape), example.dtype) for example in self.examples),
-            device=device,
             saved=self.saved,
             versions=self.versions,
             views=self.memory.views,
             baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
-            left_off=tuple(_base_name(node) for node in graph.nodes if node in self.cut.left_off),
+            left_off=tuple(_base_name(node) for node in self.program.graph.nodes if node in self.cut.left_off),
         )
-        return Lowered(network, (), self.operators, self.cut, self.identified)
+        return Lowered(Network(graph, live_state, device), (), self.operators, self.cut, self.identified)
 
     def _root(self, name: str) -> str:
         """Return the name that stands for the memory of a parameter or buffer."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.network import Apply, Expression, StateTensor
+from pathlift.graph.expressions import Apply, Expression, StateTensor
 
 
 @dataclass(frozen=True)

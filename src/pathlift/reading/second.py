@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.errors import MismatchError, name_differences
-from pathlift.network import Apply, Network, StateTensor, evaluate
+from pathlift.graph.expressions import Apply, StateTensor, evaluate
+from pathlift.graph.network import Network
 from pathlift.reading import capture, program_of, verify
 from pathlift.reading.alike import check_graph
 from pathlift.reading.wrappers import BESIDE, bare, names_of
@@ -37,7 +38,7 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         MismatchError: A name, a shape, a constant or the graph differs, or nothing is named as in the first network.
     """
     if isinstance(other, nn.Module):
-        if network.program and program_of(other) == network.program:
+        if network.graph.program and program_of(other) == network.graph.program:
             return fitted(network, named_tensors(other))
         check_names(network, translated(network, named_tensors(other)), strict=True)
         other = _captured_alike(network, other)
@@ -117,7 +118,7 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         places = (name, *(alias for alias, target in network.aliases.items() if target == name))
         place = next((place for place in places if place in given), None)
         state[name] = own if place is None else _as_weight(given[place].detach().to(network.host), own)
-    for name, value in network.baked.items():
+    for name, value in network.graph.baked.items():
         if not torch.equal(state[name].cpu(), value.cpu()):
             raise MismatchError(f"The values of the buffer '{name}' are part of the graph and differ between the networks.")
     return state
@@ -153,7 +154,7 @@ def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> 
     if elsewhere:
         device = found[elsewhere[0]].device
         raise MismatchError(f"'{elsewhere[0]}' is on {device}, the network on {network.host}. Move one to the other's device.")
-    return {network.aliases.get(name, name): tensor for name, tensor in found.items() if name not in network.views}
+    return {network.aliases.get(name, name): tensor for name, tensor in found.items() if name not in network.graph.views}
 
 
 def _names_none(network: Network, found: Mapping[str, Tensor]) -> bool:
@@ -174,11 +175,11 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
     aliases: dict[str, list[str]] = {}
     for alias, name in network.aliases.items():
         aliases.setdefault(name, []).append(alias)
-    needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.baked)
+    needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.graph.baked)
     wanted = [name for name in network.state if (strict or name in needed) and _kept(network, name, aliases)]
     wanted = [name for name in wanted if name in needed or name.rpartition(".")[2] not in BESIDE]
     missing = [name for name in wanted if name not in found and not any(alias in found for alias in aliases.get(name, ()))]
-    known = {*network.names, *network.saved}
+    known = {*network.names, *network.graph.saved}
     surplus = [name for name in found if name not in known and bare(name).rpartition(".")[2] not in BESIDE]
     if missing or surplus or _names_none(network, found):
         difference = name_differences(missing, surplus, "the first network") or "it names none of them"
@@ -198,7 +199,7 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
 
 def _kept(network: Network, name: str, aliases: Mapping[str, list[str]]) -> bool:
     """Whether a state-dict of the model has a tensor."""
-    return any(own in network.saved for own in (name, *aliases.get(name, ())))
+    return any(own in network.graph.saved for own in (name, *aliases.get(name, ())))
 
 
 def _check_shared(network: Network, found: Mapping[str, Tensor]) -> None:
@@ -206,7 +207,7 @@ def _check_shared(network: Network, found: Mapping[str, Tensor]) -> None:
     for alias, name in network.aliases.items():
         if alias in found and name in found and not _equal(found[alias], found[name]):
             raise MismatchError(f"'{alias}' and '{name}' are one tensor in the first network and differ in the second.")
-    for view, expression in network.views.items():
+    for view, expression in network.graph.views.items():
         (name,) = _names_in(expression)
         if view in found and name in found and not found[name].is_meta:
             held = evaluate(expression, {name: found[name]})
@@ -232,7 +233,7 @@ def _names_in(expression: Any) -> set[str]:
 
 def _captured_alike(network: Network, other: nn.Module) -> Network:
     """Capture the second model on inputs of the same shapes, where and as it keeps its own parameters."""
-    examples = tuple(torch.zeros(shape, dtype=dtype, device=network.host) for shape, dtype in network.examples)
+    examples = tuple(torch.zeros(shape, dtype=dtype, device=network.host) for shape, dtype in network.graph.examples)
     like = next((p for p in other.parameters() if p.dtype.is_floating_point), None)
     if like is not None:
         examples = tuple(example.to(like.device, like.dtype) for example in examples)

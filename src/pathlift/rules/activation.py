@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from pathlift.edges import Identity, Scale
-from pathlift.network import Bound, Clamp, Constant, LearnedSlope, Slopes, Start, Term, scalar_leaf
+from pathlift.graph.expressions import Constant
+from pathlift.graph.layers import Bound, Clamp, LearnedSlope, Slopes, Start, Term, scalar_leaf
 from pathlift.rules.affine import channels
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 

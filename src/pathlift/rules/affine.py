@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction, Convolution, Dense, Scale
-from pathlift.network import Apply, Expression, Term, elementwise
+from pathlift.graph.expressions import Apply, Expression, elementwise
+from pathlift.graph.layers import Term
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 
 BILINEAR = (

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from pathlift.edges import Identity, Scale
-from pathlift.network import Apply, Constant, Term, scalar_leaf
+from pathlift.graph.expressions import Apply, Constant
+from pathlift.graph.layers import Term, scalar_leaf
 from pathlift.rules.affine import BILINEAR
 from pathlift.rules.base import Activation, Call, Layer, Static, in_floating_point, rule
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pathlift.edges import Edges, Identity, Move
 from pathlift.edges.movement import Spatial
 from pathlift.errors import Problem
-from pathlift.network import Apply, Concat, Constant, Expression, Leaf, Nonlinearity, Start, Term, scalar_leaf
+from pathlift.graph.expressions import Apply, Constant, Expression
+from pathlift.graph.layers import Concat, Leaf, Nonlinearity, Start, Term, scalar_leaf
 from pathlift.rules.replay import Operator, replayed
 
 

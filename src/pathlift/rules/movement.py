@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pathlift.edges import Identity, Move, Overlap
 from pathlift.edges.movement import Spatial
-from pathlift.network import Apply, Concat, Start, Term
+from pathlift.graph.expressions import Apply
+from pathlift.graph.layers import Concat, Start, Term
 from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
 from pathlift.rules.replay import Operator, Replay, replayed
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from pathlift.edges import AxisMap, Reduce, Window
 from pathlift.edges.unit import UnitEdges
 from pathlift.edges.wall import Beside
-from pathlift.network import Apply, Constant, Extremum, Term
+from pathlift.graph.expressions import Apply, Constant
+from pathlift.graph.layers import Extremum, Term
 from pathlift.rules.base import Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
 from pathlift.rules.replay import replayed
 

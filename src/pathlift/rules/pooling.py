@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Reduce, Window
-from pathlift.network import Term, scalar_leaf
+from pathlift.graph.layers import Term, scalar_leaf
 from pathlift.rules.base import Call, Layer, rule
 from pathlift.rules.order import adaptive_windows, along_axes, constant, reduced_dims, window
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from pathlift.edges import AxisMap, Contraction, Move, Reduce
-from pathlift.network import Term
+from pathlift.graph.layers import Term
 from pathlift.rules.affine import BILINEAR, batch_norm
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 from pathlift.rules.order import constant

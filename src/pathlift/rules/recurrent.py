@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pathlift.edges import Dense, Identity
-from pathlift.network import Apply, Concat, Slopes, Term
+from pathlift.graph.expressions import Apply
+from pathlift.graph.layers import Concat, Slopes, Term
 from pathlift.rules.base import Activation, Call, Forbidden, Layer, Refusal, Static, rule
 from pathlift.rules.replay import replayed
 

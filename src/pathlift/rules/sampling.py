@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction
-from pathlift.network import Apply, Term
+from pathlift.graph.expressions import Apply
+from pathlift.graph.layers import Term
 from pathlift.rules.base import Activation, Call, Layer, Static, rule
 from pathlift.rules.replay import Operator, replayed
 

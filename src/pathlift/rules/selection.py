@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Identity, Move, Overlap, Scale
-from pathlift.network import Apply, Constant, Start, Term, scalar_leaf
+from pathlift.graph.expressions import Apply, Constant
+from pathlift.graph.layers import Start, Term, scalar_leaf
 from pathlift.rules.base import Activation, Call, Layer, Static, Walled, expansion, rule
 from pathlift.rules.movement import replay, walled
 from pathlift.rules.replay import Operator, Replay, replayed

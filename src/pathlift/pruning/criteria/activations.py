@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Weights
-from pathlift.network import Leaf, Network, Term
-from pathlift.passes.moving import is_moved, moved_back
+from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.network import Network
+from pathlift.graph.origins import is_moved, moved_back
+from pathlift.passes.forward import along, feed_of, realise, unchanged
 from pathlift.passes.propagate import blame
-from pathlift.passes.realise import along, feed_of, realise, unchanged
 from pathlift.pruning.scope import prunable
 
 

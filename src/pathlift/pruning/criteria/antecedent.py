@@ -11,7 +11,9 @@ from pathlift.edges.axis import Axis
 from pathlift.edges.base import Edges
 from pathlift.edges.movement import Move
 from pathlift.edges.unit import UnitEdges
-from pathlift.network import Concat, Extremum, Network, Node, Start, Term
+from pathlift.graph.compact import compacted
+from pathlift.graph.layers import Concat, Extremum, Node, Start, Term
+from pathlift.graph.network import Network
 
 
 class Largest(UnitEdges):
@@ -51,10 +53,9 @@ def one_antecedent(network: Network) -> Network:
     Returns:
         A network with the same weights, compact; only its path-magnitudes have a meaning.
     """
-    nodes = tuple(made for node in network.compact.nodes for made in _rewritten(node))
-    rewritten = replace(network.compact, nodes=nodes)
-    rewritten.__dict__["compact"] = rewritten
-    return rewritten
+    nodes = tuple(made for node in compacted(network).nodes for made in _rewritten(node))
+    compact = compacted(network)
+    return replace(compact, graph=replace(compact.graph, nodes=nodes))
 
 
 def _rewritten(node: Node) -> Iterator[Node]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError
-from pathlift.network import Network
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.passes.forward import feed_of, flat_outputs, realise
 from pathlift.passes.propagate import blame
-from pathlift.passes.realise import feed_of, flat_outputs, realise
 from pathlift.pruning.scope import eligible
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -70,7 +71,7 @@ class _Loss:
 
     def __init__(self, network: Network, batch: Batch) -> None:
         names = eligible(network)
-        blame(network.compact.values())
+        blame(compacted(network).values())
         self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
         found = realise(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
         self.value = _value(batch, flat_outputs(network, found, len(batch)))

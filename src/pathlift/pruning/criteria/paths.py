@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pathlift.network import Network
-from pathlift.passes.magnitude import magnitudes, path_magnitude
+from pathlift.graph.network import Network
+from pathlift.magnitude import magnitudes, path_magnitude
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, channel_axes
 from pathlift.pruning.criteria.antecedent import one_antecedent
 from pathlift.pruning.scope import eligible
-from pathlift.symmetry import symmetries
-from pathlift.symmetry.kernel import on_paths
+from pathlift.rescaling import symmetries
+from pathlift.rescaling.conditioning import on_paths
 
 
 def path_magnitude_scores(network: Network, *, q: float = 1, x: Tensor | Sequence[Tensor] | None = None) -> dict[str, Tensor]:

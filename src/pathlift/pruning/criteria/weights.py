@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pathlift.network import Network, widen
+from pathlift.graph.expressions import widen
+from pathlift.graph.network import Network
 from pathlift.pruning.scope import eligible
 
 

@@ -1,0 +1,1 @@
+"""Sets of networks around one, predictions that none of them changes, and the search for one that does (SPEC §5)."""

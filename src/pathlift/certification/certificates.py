@@ -1,0 +1,303 @@
+"""Certificates: the arg-max provably stays for every network of a set and every input of a ball (SPEC §5).
+
+With c the class that the model gives to x, each difference of two logits R_c − R_j is a linear functional of the last
+layer, so the enclosure bounds it from below as a whole: the row difference, not twice the bound on a logit. The class is
+certified when all of these lower bounds are positive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.arguments import public
+from pathlift.budget import Clock
+from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.graph.network import Network
+from pathlift.passes.box import Box, Tolerance, box, point
+from pathlift.passes.enclosure import ELEMENTS, Enclosure
+from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.rounding import Arithmetic, Format
+from pathlift.reading import captured_on
+from pathlift.reading.second import Other, other_state
+
+STEPS = 12
+"""Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is certified, sample by sample.
+
+    Attributes:
+        certified: (batch,) bool: the arg-max is the same for every network of the set and every input of the ball.
+        predicted: (batch,) int64: the arg-max of the model itself, in exact arithmetic.
+        margin: (batch,) float64: the model's largest logit minus its second largest, in exact arithmetic.
+        bound: (batch,) float64: how much that margin can shrink, at most; infinite where nothing is known, because a value
+            may leave the range of its type, say. ``certified`` is ``margin > bound``.
+        covers: What the class stays under, in words.
+        stopped: (batch,) bool: the time was up before this sample was done; more time may give a smaller bound.
+    """
+
+    certified: Tensor
+    predicted: Tensor
+    margin: Tensor
+    bound: Tensor
+    covers: str
+    stopped: Tensor
+
+    @property
+    def share(self) -> float:
+        """Share of samples that are certified."""
+        return float(self.certified.double().mean())
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        stopped = f"; {int(self.stopped.sum())} stopped for want of time" if bool(self.stopped.any()) else ""
+        counts = f"{int(self.certified.sum())} of {len(self.certified)} samples certified{stopped}"
+        return f"Certificate({counts}; covers {self.covers})"
+
+
+@public
+@torch.no_grad()
+def certify(
+    model: nn.Module | Network,
+    x: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    tolerance: Tolerance | Other | None = None,
+    radius: float = 0.0,
+    *,
+    seconds: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Certificate:
+    """Tell for which inputs the predicted class provably stays, for a whole set of networks and of inputs.
+
+    min over θ' in the set and ‖x' − x‖_∞ ≤ radius of R_θ'(x')_c − R_θ'(x')_j is bounded from below for each class j by
+    linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
+    interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own.
+
+    The certificate covers the model's own forward pass: the rounding of every layer in its own type, sums in any order,
+    underflow, casts, weights that are computed from parameters, and a softmax or the like behind the logits; a sample of
+    which any number may leave the range of its type is not certified. It covers TF32 and bfloat16 products where PyTorch's
+    switches allow them, but neither Winograd nor FFT convolutions. The computation here runs in float64, and its rounding is
+    covered as well. Without a tolerance and a radius it covers nothing else: only that the model's arithmetic gives the
+    class that exact arithmetic gives. `Certificate.covers` says it in words.
+
+    Memory stays within a few times that of all activations of one sample in float64: classes and neurons go in blocks.
+
+    Args:
+        model: A module, or a captured `Network`, that returns one vector of logits per sample.
+        x: Inputs with a batch dimension, shape (batch, …); or an iterable of such batches, such as a data loader, whose
+            batches may also be (inputs, labels). One batch is held at a time.
+        tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module or a
+            state-dict); None: the model alone.
+        radius: Largest change of each element of the input; 0: the input itself.
+        seconds: Time to spend; when it is up, the best bounds so far are returned, and batches of an iterable that were not
+            begun are left out. None: no limit.
+        progress: Called with the number of samples done since the last call, parts of one included, as the work goes on.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory, or does not return one vector of logits.
+        InputError: ``x``, ``tolerance`` or ``radius`` is malformed.
+        MismatchError: The other network has other parameters.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pathlift import Relative
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> certify(model, torch.tensor([[3.0, 1.0], [2.0, 1.9]]), Relative(0.1)).certified
+        tensor([ True, False])
+    """
+    reach, clock = float(radius), Clock(seconds)
+    batches = [x] if isinstance(x, Tensor) else (batch if isinstance(batch, Tensor) else batch[0] for batch in x)
+    search: _Search | None = None
+    found = []
+    for batch in batches:
+        if search is None:
+            search = _Search(captured_on(model, batch), tolerance, reach, clock, progress)
+        found.append(search.batch(batch))
+        if clock.over():
+            break
+    if search is None:
+        raise InputError("x is empty: give at least one batch of inputs.")
+    margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*found, strict=True))
+    bound = margin - worst
+    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped)
+
+
+class _Search:
+    """The search for the smallest margin in a set, batch by batch."""
+
+    def __init__(
+        self,
+        network: Network,
+        tolerance: Tolerance | Other | None,
+        radius: float,
+        clock: Clock,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.network = network
+        self.logits = logits_of(network)
+        self.radius = radius
+        self.clock = clock
+        self.progress = progress
+        self.arithmetic = Arithmetic(network)
+        self.weights = box_of(network, tolerance)
+        own = self.weights if tolerance is None else point(network, network.state, arithmetic=True)
+        self.values = {leaf: low / 2 + own.upper[leaf] / 2 for leaf, low in own.lower.items()}
+        self.widest = max(math.prod(node.shape) for node in network.nodes)
+        self.classes = network.node[self.logits].shape[-1]
+
+    def covers(self, tolerance: Tolerance | Other | None) -> str:
+        """Say what the certificate covers."""
+        rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
+        if self.network.left_off:
+            rounding += f", {' and '.join(own.strip('_') for own in self.network.left_off)} included"
+        given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
+        given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
+        return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
+
+    def batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return margin, smallest margin in the set, predicted class, and whether time was short, for each sample."""
+        feed = feed_of(self.network, (x,))
+        chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
+        pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
+        parts = [self._samples(dict(zip(feed, piece, strict=True))) for piece in pieces]
+        margin, worst, predicted, stopped = (torch.cat(own) for own in zip(*parts, strict=True))
+        return margin, worst, predicted, stopped
+
+    def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = realise(self.network, self.network.values(), feed, torch.float64)
+        nominal = flat_outputs(self.network, found, len(next(iter(feed.values()))))  # one row each, also of constants
+        top = nominal.topk(2, 1)
+        predicted, margin = top.indices[:, 0], (top.values[:, 0] - top.values[:, 1]).nan_to_num(0.0)
+        # How far the predicted logit stays above each other, at least; above itself it does by definition.
+        above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
+        stopped = torch.zeros_like(predicted, dtype=torch.bool)
+        chosen = torch.arange(len(predicted), device=predicted.device)
+        for refine in (False, True):
+            if len(chosen) == 0 or self.clock.over():
+                stopped[chosen] = True
+                break
+            # Narrower intervals cost a functional per neuron: a few samples at a time.
+            for part in chosen.split(max(1, ELEMENTS // (self.classes * self.widest * 8)) if refine else len(chosen)):
+                own = {name: value[part] for name, value in feed.items()}
+                enclosure = Enclosure(
+                    self.network, self.weights, own, self.radius, self.arithmetic, refine=refine, clock=self.clock
+                )
+                above[part], late = self._rows(enclosure, predicted[part], above[part])
+                stopped[part] |= late
+            chosen = (above.amin(1) <= 0).nonzero()[:, 0]
+        return margin, above.amin(1), predicted, stopped & (above.amin(1) <= 0)
+
+    def _rows(self, enclosure: Enclosure, predicted: Tensor, above: Tensor) -> tuple[Tensor, bool]:
+        """Bound the differences of logits from below, a few classes at a time, those that are in most danger first.
+
+        Args:
+            enclosure: The intervals of some samples.
+            predicted: Their classes.
+            above: What is known of the differences, (samples, classes).
+
+        Returns:
+            What is known now, and whether the time was up before all was done.
+        """
+        batch, place = len(predicted), predicted.unsqueeze(1)
+        own = enclosure.intervals[self.logits]
+        low, high = own.low.reshape(batch, -1), own.high.reshape(batch, -1)
+        kind = self.arithmetic.of(self.network.node[self.logits])
+        needed = _resolution(self.network.left_off, own.size.reshape(batch, -1).amax(1), kind)[:, None]
+        above = torch.maximum(above, low.gather(1, place) - high - needed)
+        identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
+        order = above.argsort(1)[:, :-1]  # the predicted class comes last
+        steps = STEPS if enclosure.refine else 0
+        size = max(1, ELEMENTS // (batch * (self.widest if steps == 0 else 8 * self.widest)))
+        late = False
+        for columns in order.split(size, 1):
+            if self.clock.over():
+                late = True
+                break
+            rows = {self.logits: (identity[predicted].unsqueeze(1) - identity[columns]).unsqueeze(2)}
+            found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows, joint=True)
+            found = torch.where(found.isnan(), -math.inf, found) - needed
+            above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), found))
+            self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])
+        above[enclosure.lost] = -math.inf
+        return above.scatter(1, place, math.inf), late
+
+    def _report(self, done: float) -> None:
+        if self.progress is not None:
+            self.progress(done)
+
+
+def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
+    """Return how far two logits must lie apart for what is behind them to tell them apart, rounded as it is.
+
+    Args:
+        left_off: The activations behind the logits.
+        size: Largest magnitude of a logit, (samples,).
+        kind: The type of the outputs.
+
+    Returns:
+        (samples,).
+    """
+    needed = torch.zeros_like(size)
+    for name in left_off:
+        if name in ("softmax", "_softmax"):  # 1 − e^−δ against the roundings of two exponentials and two quotients
+            own = torch.full_like(size, 32 * kind.unit)
+        elif name in ("log_softmax", "_log_softmax"):
+            own = 16 * kind.unit * (2 * size + 64)
+        else:  # sigmoid, tanh, log-sigmoid: the smallest slope between −size and size is at least e^−2·size / 4
+            own = 32 * kind.unit * (size + 1) * torch.exp(2 * size)
+        needed = needed + own + kind.least
+    return needed
+
+
+def logits_of(network: Network) -> str:
+    """Return the output node, which must hold one vector of at least two logits per sample.
+
+    Args:
+        network: The graph.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UnsupportedModelError: The network has several inputs, or other outputs.
+    """
+    name = network.outputs[0]
+    node = network.node[name]
+    inputs = sum(own.kind == "input" for own in network.nodes)
+    if len(network.outputs) == 1 and len(node.shape) == 2 and node.shape[0] == 1 and node.shape[1] > 1 and inputs == 1:
+        return name
+    shapes = ", ".join(str(network.node[own].shape) for own in network.outputs)
+    reason = f"A certificate is about the arg-max of one vector of logits per input; this model takes {inputs} inputs and "
+    reason += f"returns {len(network.outputs)} outputs of shape {shapes} per sample."
+    raise UnsupportedModelError((
+        Problem("", "output", "", reason, "Wrap the model so that it returns a tensor of shape (batch, classes)."),
+    ))
+
+
+def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:
+    """Return the set of networks that a user means.
+
+    Args:
+        network: The graph.
+        tolerance: See `certify`.
+
+    Returns:
+        The box.
+    """
+    if tolerance is None:
+        return point(network, network.state, arithmetic=True)
+    if isinstance(tolerance, Tolerance):
+        return box(network, tolerance, arithmetic=True)
+    return point(network, other_state(network, tolerance), arithmetic=True)

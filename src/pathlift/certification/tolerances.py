@@ -1,0 +1,163 @@
+"""Sets of weights around a network: what a certificate quantifies over (SPEC §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pathlift.arguments import public, public_constructor
+from pathlift.edges import Convolution, Dense
+from pathlift.errors import MismatchError
+from pathlift.graph.expressions import StateTensor, widen
+from pathlift.graph.network import Network
+from pathlift.magnitude import path_magnitude
+from pathlift.passes.box import Tolerance
+from pathlift.pruning.scope import prunable
+
+
+def _around(network: Network, reach: Callable[[str, Tensor], Tensor | float]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return θ − reach and θ + reach for every parameter."""
+    found = {}
+    for name, value in _values(network).items():
+        own = reach(name, value)
+        found[name] = (value - own, value + own)
+    return found
+
+
+def _values(network: Network) -> dict[str, Tensor]:
+    return {name: network.state[name].detach().double() for name in network.parameters}
+
+
+@public_constructor
+@dataclass(frozen=True)
+class Relative(Tolerance):
+    """|θ'_i − θ_i| ≤ r·|θ_i| for every parameter. The only tolerance here that no rescaling changes besides `Pruned`.
+
+    Attributes:
+        r: Relative change, at least 0.
+    """
+
+    r: float
+
+    @public
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda _, value: self.r * value.abs())
+
+
+@public_constructor
+@dataclass(frozen=True)
+class Absolute(Tolerance):
+    """|θ'_i − θ_i| ≤ r for every parameter.
+
+    Attributes:
+        r: Absolute change, at least 0.
+    """
+
+    r: float
+
+    @public
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda *_: self.r)
+
+
+@public_constructor
+@dataclass(frozen=True)
+class Rounding(Tolerance):
+    """Anything within ``step`` steps of the symmetric grid of each output channel: every way of rounding to ``bits``.
+
+    A channel's step is max|row|/(2^(bits−1)−1). A vector (bias, batch norm) counts as rows of one number. A weight whose
+    output channel is not its first axis (or the second of a transposed convolution) gets the grid of the whole tensor,
+    which is at least as coarse.
+
+    Attributes:
+        bits: Number of bits, at least 2.
+        per: One grid per output channel, or per tensor.
+        step: 0.5 for rounding to nearest, 1 for rounding up or down as one likes.
+    """
+
+    bits: int
+    per: Literal["channel", "tensor"] = "channel"
+    step: float = 0.5
+
+    @public
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        return _around(network, lambda name, value: self._reach(network, name, value))
+
+    def _reach(self, network: Network, name: str, value: Tensor) -> Tensor:
+        axis = _channel_axis(network, name, value) if self.per == "channel" else None
+        others = [dim for dim in range(value.dim()) if dim != axis]
+        largest = value.abs().amax(others, keepdim=True) if others else value.abs()
+        reach: Tensor = largest * (self.step / (2 ** (self.bits - 1) - 1))
+        return reach
+
+
+def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:
+    """Return the axis of a parameter that counts output channels, None when it is not known."""
+    if value.dim() == 1:
+        return 0
+    found: set[int | None] = set()
+    for node in network.nodes:
+        for term in node.terms:
+            if term.weight is not None and name in term.weight.requires:
+                plain = isinstance(term.weight.expression, StateTensor)
+                if plain and isinstance(term.edges, Convolution):
+                    found.add(1 if term.edges.transposed else 0)
+                else:
+                    found.add(0 if plain and isinstance(term.edges, Dense) else None)
+    return found.pop() if len(found) == 1 else None
+
+
+@public_constructor
+@dataclass(frozen=True, eq=False)
+class Pruned(Tolerance):
+    """Every mask that a ranking allows: any of the lowest ``amount`` of all weights may be set to 0, or shrunk.
+
+    Ranked together are all weights of convolutions and linear layers; weights that tie with the last one count as low.
+
+    Attributes:
+        amount: Share of weights, from 0 to 1.
+        criterion: ``path_magnitude``, ``magnitude``, or scores by parameter name.
+    """
+
+    amount: float
+    criterion: Literal["path_magnitude", "magnitude"] | Mapping[str, Tensor] = "path_magnitude"
+
+    def __repr__(self) -> str:
+        """Return one line; scores that were given are not written out."""
+        scores = repr(self.criterion) if isinstance(self.criterion, str) else "given scores"
+        return f"Pruned(amount={self.amount!r}, criterion={scores})"
+
+    @public
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        low = self._rank(network)
+        found = {}
+        for name, value in _values(network).items():
+            kept = torch.where(low[name], 0.0, value) if name in low else value
+            found[name] = (torch.minimum(value, kept), torch.maximum(value, kept))
+        return found
+
+    def _rank(self, network: Network) -> dict[str, Tensor]:
+        names = prunable(network)
+        if isinstance(self.criterion, Mapping):
+            scores: Mapping[str, Tensor] = self.criterion
+            missing = [name for name in names if name not in scores or scores[name].shape != network.state[name].shape]
+            if missing:
+                raise MismatchError(f"The criterion has no scores of the right shape for: {', '.join(missing[:5])}.")
+        elif self.criterion == "magnitude":
+            scores = {name: widen(network.state[name]).abs() for name in names}
+        else:
+            scores = path_magnitude(network)
+        flat = torch.cat([scores[name].detach().reshape(-1).double() for name in names]) if names else torch.zeros(0)
+        count = int(self.amount * len(flat) + 1e-9)
+        if count == 0:
+            return {}
+        limit = flat.kthvalue(count).values.to(network.device)
+        return {name: scores[name].detach().double().to(network.device) <= limit for name in names}

@@ -1,0 +1,1 @@
+"""What follows from the path-norm and the path-metric for training: flatness and generalisation (SPEC §7)."""

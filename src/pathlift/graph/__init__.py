@@ -1,0 +1,1 @@
+"""A model as the theory sees it: layers of neurons, edges between them, and expressions for their weights (SPEC §1)."""

@@ -1,0 +1,302 @@
+"""A captured model: a `Graph` without weights, and the `Network` that it is with some (SPEC §1)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from pathlift.arguments import public
+from pathlift.errors import NumericalError
+from pathlift.graph.expressions import Expression, StateTensor, Together, evaluate, together
+from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.recall import Memory
+
+R = TypeVar("R")
+
+
+class LazyState(Mapping[str, Tensor]):
+    """Parameters and buffers by canonical name that are too large to hold: each is read anew whenever it is asked for."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor without reading it.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The dtype.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Layers of neurons, the edges between them and the expressions of their weights; the same for every θ.
+
+    Attributes:
+        nodes: Layers of neurons in topological order, inputs first.
+        outputs: Names of the output nodes in the order in which the model returns them.
+        leaves: Every weight tensor that a node uses.
+        aliases: Further state-dict names of shared tensors, to the canonical one.
+        parameters: Canonical names of trainable parameters, in the model's order.
+        examples: Shapes (with batch 1) and dtypes of the inputs, to capture other models alike.
+        saved: The names in the model's state-dict; other buffers are not persistent.
+        versions: The ``_metadata`` of the model's state-dict, which some modules ask for when they load one.
+        views: Further state-dict names of tensors that lie in the memory of another: how they follow from it.
+        baked: Buffers whose values are part of the graph (constant indices), and those values.
+        left_off: Activations at the end of the model that are no part of the network (a softmax), with their modules.
+        checked: Whether the graph was compared with the model on random inputs; not so on the meta device.
+        program: A text that two modules share only when their forward pass is the same function of their parameters.
+        until: Where the reading ended, when it was told to.
+        known: What followed from the graph so far, by the function that computed it; see `Network.remembered`.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    leaves: tuple[Leaf, ...]
+    aliases: Mapping[str, str]
+    parameters: tuple[str, ...]
+    examples: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    saved: frozenset[str]
+    versions: Mapping[str, Any]
+    views: Mapping[str, Expression] = field(default_factory=dict)
+    baked: Mapping[str, Tensor] = field(default_factory=dict)
+    left_off: tuple[str, ...] = ()
+    checked: bool = False
+    program: str = ""
+    until: str | None = None
+    known: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be worked out again."""
+        return {name: value for name, value in vars(self).items() if name not in {"node", "joint_calls"}} | {"known": {}}
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def joint_calls(self) -> tuple[Together, ...]:
+        """Calls of elementwise functions among the expressions that are made together."""
+        return together([leaf.expression for leaf in self.leaves])
+
+
+class CompactGraph(Graph):
+    """A graph whose layers are stored by classes of equal positions (`pathlift.graph.compact`), for passes fed with ones."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Network:
+    """A captured model: an immutable graph, and parameters.
+
+    The tensors in ``state`` share their storage with the model's own: after a training step the same Network gives the
+    numbers of the new weights. Every public function of pathlift accepts a Network in place of ``(model, inputs)``. Another
+    θ on the same graph is ``dataclasses.replace(network, state=…)``; what is known of the graph is known of both.
+
+    Attributes:
+        graph: Layers, edges and expressions of weights.
+        state: Parameters and buffers by canonical state-dict name.
+        device: Where the parameters live and the passes run.
+    """
+
+    graph: Graph
+    state: Mapping[str, Tensor]
+    device: torch.device
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        sizes = f"{len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters"
+        left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
+        unchecked = "" if self.graph.checked else ", not compared with the model: it has no values"
+        return f"Network({sizes}{left_off}{unchecked})"
+
+    # ---- the graph
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Layers of neurons in topological order, inputs first."""
+        return self.graph.nodes
+
+    @property
+    def node(self) -> Mapping[str, Node]:
+        """The nodes by name."""
+        return self.graph.node
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output nodes."""
+        return self.graph.outputs
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Every weight tensor that a node uses."""
+        return self.graph.leaves
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Canonical names of trainable parameters, in the model's order."""
+        return self.graph.parameters
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Further state-dict names of shared tensors, to the canonical one."""
+        return self.graph.aliases
+
+    @property
+    def left_off(self) -> tuple[str, ...]:
+        """Activations at the end of the model that are no part of the network."""
+        return self.graph.left_off
+
+    def remembered(self, compute: Callable[[Network], R]) -> R:
+        """Return what follows from the graph alone, computed once for all networks of the graph.
+
+        Args:
+            compute: A function of a network whose result is the same for any values of its state.
+
+        Returns:
+            Its result, which nobody may change.
+        """
+        if compute not in self.graph.known:
+            self.graph.known[compute] = compute(self)
+        found: R = self.graph.known[compute]
+        return found
+
+    # ---- the state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 when a parameter is float64, else float32: the precision the passes start with."""
+        kinds = [self._kind(name) for name in self.state] or [dtype for _, dtype in self.graph.examples]
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that the model has for a parameter or buffer."""
+        return [*self.state, *self.graph.aliases, *self.graph.views]
+
+    @property
+    def host(self) -> torch.device:
+        """Where other weights for this graph are put: its own device, or the CPU when that is the meta device."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
+
+    @public
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return parameters and buffers under every name that the model has for them.
+
+        Args:
+            state: By canonical name, complete.
+
+        Returns:
+            The same, with aliases and with views of them.
+        """
+        aliases = {alias: state[name] for alias, name in self.graph.aliases.items()}
+        views = {name: evaluate(expression, state) for name, expression in self.graph.views.items()}
+        return {**state, **aliases, **views}
+
+    @public
+    def kind_of(self, name: str) -> torch.dtype:
+        """Return the dtype of a parameter or buffer without reading it."""
+        return self._kind(name)
+
+    def _kind(self, name: str) -> torch.dtype:
+        return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
+
+    @public
+    def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[Leaf, Tensor]:
+        """Evaluate every leaf.
+
+        Args:
+            state: Parameters and buffers by canonical name; the network's own when None.
+
+        Returns:
+            Leaf to tensor. Plain parameters are not copied. Of a state that is not held in memory, each is evaluated when it
+            is asked for.
+
+        Raises:
+            NumericalError: A tensor has no data (a model on the meta device).
+        """
+        state = self.state if state is None else state
+        if isinstance(state, LazyState):
+            return _Reading(self.graph, state)
+        memo: dict[Any, Any] = {}
+        values: dict[Leaf, Tensor] = {}
+        for joint in self.graph.joint_calls:
+            joint.run(state, memo)
+        for leaf in self.leaves:
+            if leaf.scalar is None:
+                if isinstance(leaf.expression, StateTensor):
+                    values[leaf] = state[leaf.expression.name]
+                else:
+                    values[leaf] = torch.as_tensor(evaluate(leaf.expression, state, memo))
+                _refuse_hollow(leaf, values[leaf])
+        return values
+
+    def memory(self, *key: object) -> Memory | None:
+        """Return what earlier passes of a kind saw, so that the next need not wait for an accelerator at every layer.
+
+        Args:
+            key: What tells the kind apart from others of this graph.
+
+        Returns:
+            The memory, changed by `pathlift.graph.recall`; None on the CPU, where nothing is gained.
+        """
+        return None if self.device.type == "cpu" else self.remembered(_memories).setdefault(key, {})
+
+
+def _memories(_: Network) -> dict[tuple[object, ...], Memory]:
+    return {}
+
+
+class CompactNetwork(Network):
+    """A network on a compact graph; passes do not know, and no function for users takes it."""
+
+
+def _refuse_hollow(leaf: Leaf, value: Tensor) -> None:
+    if value.is_meta:
+        raise NumericalError(
+            f"'{leaf.label}' is on the meta device and has no values. Load the weights first (model.to_empty(device=...) and "
+            "load_state_dict), or read them from disk as they are needed (pathlift.stream)."
+        )
+
+
+class _Reading(Mapping[Leaf, Tensor]):
+    """The values of leaves whose weights are read from disk: small ones are kept, the others evaluated when asked for."""
+
+    def __init__(self, graph: Graph, state: LazyState) -> None:
+        self.leaves = {leaf: None for leaf in graph.leaves if leaf.scalar is None}
+        self.state = state
+        self.held: WeakValueDictionary[Leaf, Tensor] = WeakValueDictionary()
+        self.memo: dict[Any, Any] = {}
+        for joint in graph.joint_calls:
+            joint.run(state, self.memo)
+
+    def __getitem__(self, leaf: Leaf) -> Tensor:
+        """Evaluate a leaf, unless somebody still holds what it was."""
+        value = self.held.get(leaf)
+        if value is not None:
+            return value
+        if isinstance(leaf.expression, StateTensor):
+            value = self.state[leaf.expression.name]
+        elif leaf.expression in self.memo:
+            value = self.memo[leaf.expression]
+        else:
+            value = torch.as_tensor(evaluate(leaf.expression, self.state, dict(self.memo)))
+        _refuse_hollow(leaf, value)
+        self.held[leaf] = value
+        return value
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Iterate over leaves."""
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        """Return the number of leaves."""
+        return len(self.leaves)

@@ -1,0 +1,320 @@
+"""Path-magnitude: each weight's share of the path-norm, all in one forward and one backward pass (SPEC §6, (10)–(14))."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.arguments import public
+from pathlift.errors import NumericalError
+from pathlift.graph.compact import compacted
+from pathlift.graph.expressions import wide, widen
+from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.network import Network
+from pathlift.graph.origins import is_moved, moved_back, moved_from
+from pathlift.norm import to_float
+from pathlift.passes.backward import SMALLEST, PullBack, small
+from pathlift.passes.forward import feed_of
+from pathlift.passes.programs import ScoreProgram, Values
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.scaled import RangeError, Scaled
+from pathlift.precision import without_autocast
+from pathlift.reading import Inputs, capture
+from pathlift.storage.checkpoints import Checkpoint, ShardWriter
+
+PIECE = 1 << 24
+"""Shares that are compared with weights at a time."""
+
+
+class PathMagnitude(Mapping[str, Tensor]):
+    """Shares of the path-norm by parameter name; multiply by the path-norm to get PathMag(θ, i) of equation (10).
+
+    A batch norm is scored as the theory sees it: ``bn.weight`` is the share of the paths through its scale
+    s = γ/√(σ²+ε), ``bn.bias`` that of the paths that start at its shift t = β − μ·s. A derived weight (weight_norm,
+    pruning masks, weight standardisation) is scored under the name of the module that owns it, such as ``conv.weight``.
+
+    Attributes:
+        log10_path_norm: log₁₀ of the whole that the shares are parts of: ‖Φ(θ)‖₁, or what `path_magnitude` was asked to
+            share out; −inf for 0.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], log10_path_norm: float) -> None:
+        """Wrap the scores.
+
+        Args:
+            scores: Name to share.
+            log10_path_norm: log₁₀ of the whole.
+        """
+        self._scores = scores
+        self.log10_path_norm = log10_path_norm
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the shares of one parameter."""
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over names."""
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._scores)
+
+    def __repr__(self) -> str:
+        """Return a one-line summary."""
+        count = sum(score.numel() for score in self._scores.values())
+        return f"PathMagnitude({len(self)} tensors, {count} shares, log10 of the path-norm {self.log10_path_norm:.6g})"
+
+
+@public
+@torch.no_grad()
+def path_magnitude(
+    model: nn.Module | Network,
+    inputs: Inputs | None = None,
+    *,
+    q: float = 1,
+    x: Tensor | Sequence[Tensor] | None = None,
+    out: Path | str | None = None,
+) -> PathMagnitude:
+    """Compute PathMag(θ, i)/‖Φ(θ)‖₁ for every parameter: the share of the path-norm that goes through it.
+
+    PathMag(θ, i) = ‖Φ(θ) − Φ(θ with θ_i = 0)‖₁ = |θ_i|·∂‖Φ(θ)‖₁/∂|θ_i| (equations (10)–(12), (14)). Invariant under
+    every neuron-wise rescaling. A tensor that is used several times has the sum over its uses, as in the derivative.
+
+    With ``q`` it shares out Σ_p |Φ_p|^q instead, and with ``x`` the mean over the samples of Σ_p |Φ_p·x[p₀]|^q, where a
+    path counts by the input pixel p₀ that it starts at (1 for a bias): also without labels, also invariant.
+
+    Args:
+        model: A module, or a captured `Network`.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, at least 1 and finite.
+        x: Inputs, shape (samples, …), one tensor per input of the model; None for ones.
+        out: A new folder to write the scores to as they come (safetensors files and their index); they are then read from
+            there when asked for, and never all in memory. Written whole or not at all.
+
+    Returns:
+        Mapping from parameter name to a tensor of the parameter's shape, in its dtype or wider, on its device. Entries
+        lie in [0, 1], in float64 where float32 would lose some. Parameters that no path uses get zeros.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs``, ``q`` or ``x`` is malformed, or ``out`` exists or cannot be written.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> path_magnitude(layer, (2,))["weight"]
+        tensor([[0.7500, 0.2500]])
+        >>> path_magnitude(layer, (2,), x=torch.tensor([[1.0, 3.0]]))["weight"]
+        tensor([[0.5000, 0.5000]])
+    """
+    with without_autocast():
+        return magnitudes(capture(model, inputs), q, x, out)
+
+
+def magnitudes(
+    whole: Network, q: float = 1.0, x: Tensor | Sequence[Tensor] | None = None, out: Path | str | None = None
+) -> PathMagnitude:
+    """Compute `path_magnitude` of a network as it stands, which may be a compact form.
+
+    Args:
+        whole: The network.
+        q: As for `path_magnitude`.
+        x: As for `path_magnitude`; not for a compact form.
+        out: As for `path_magnitude`.
+
+    Returns:
+        The shares.
+    """
+    network = compacted(whole) if x is None else whole
+    feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
+    values = network.values()
+    with nullcontext() if out is None else ShardWriter(out) as writer:
+        total, scores = _scored(network, values, q, feed, writer)
+    found = scores if out is None else Checkpoint(out, network.device)
+    return PathMagnitude(found, to_float(total)[1])
+
+
+def _scored(
+    network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: ShardWriter | None
+) -> tuple[Scaled | None, dict[str, Tensor]]:
+    """Return the whole, and its shares; those that a writer took are not among them."""
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
+        if writer is not None:
+            writer.restart()
+        scores = _Scores(network, writer, values, dtype)
+        program = ScoreProgram(network, values, dtype, q=q, starting=feed)
+        if q == 2:
+            program.transform = torch.square  # the same bits in one step
+        tracks = propagate(network, program, keep=True)
+        return PullBack(network, program, share=scores.add).run(tracks), scores.finished()
+
+    return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
+
+
+def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
+    """Return the mean of |x|^q over the samples, by input node.
+
+    Raises:
+        NumericalError: It is 0 where x is not, or infinite.
+    """
+    found = {}
+    for name, value in feed_of(network, samples).items():
+        power = value.abs().pow(q)
+        if bool((torch.isinf(power) | ((power == 0) & (value != 0))).any()):
+            raise NumericalError(f"The inputs to the power q = {q:g} leave the range of float64. Choose a smaller q.")
+        found[name] = power.mean(0)
+    return found
+
+
+@public
+@torch.no_grad()
+def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None) -> PathMagnitude:
+    """Compute the share of the path-norm that goes through each channel or neuron: A(v)·G(v)/‖Φ(θ)‖₁.
+
+    Args:
+        model: A module, or a captured `Network`.
+        inputs: As for `capture`; not needed for a Network.
+
+    Returns:
+        Mapping from module path (of each convolution, linear layer and batch norm) to a tensor with one share per output
+        channel or neuron, summed over spatial positions and over the calls of the module.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: ``inputs`` is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> shares = unit_path_magnitude(model, (2,))
+        >>> [name for name in shares], tuple(shares["0"].shape)
+        (['0', '2'], (3,))
+    """
+    network = compacted(capture(model, inputs))
+    values = network.values()
+
+    def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
+        shares: dict[str, Tensor] = {}
+
+        def unit(node: Node, mass: Tensor) -> None:
+            assert node.unit_name is not None
+            assert node.unit_dim is not None
+            summed = mass.sum([dim for dim in range(mass.dim()) if dim != node.unit_dim])
+            shares[node.unit_name] = shares[node.unit_name] + summed if node.unit_name in shares else summed
+
+        program = ScoreProgram(network, values, dtype)
+        tracks = propagate(network, program, keep=True)
+        return PullBack(network, program, unit=unit).run(tracks), shares
+
+    whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
+    order = dict.fromkeys(node.unit_name for node in network.nodes if node.unit_name is not None)
+    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
+
+
+class _Scores:
+    """Adds up the shares of each weight over its uses, moved back to the parameters where a leaf only moves them."""
+
+    def __init__(self, network: Network, writer: ShardWriter | None, values: Values, dtype: torch.dtype) -> None:
+        self.network = network
+        self.writer = writer
+        self.values = values
+        self.dtype = dtype
+        self.narrowest = network.dtype
+        self.lost: Tensor | None = None
+        self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
+        self.found: dict[str, Tensor] = {}
+        self.open = Counter(name for leaf in _uses(network) for name in _names(network, leaf))
+
+    def add(self, leaf: Leaf, share: Tensor) -> None:
+        if small(share, self.dtype):
+            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[leaf]))
+            for part, weights in zip(*pieces, strict=True):
+                lost = (
+                    part < SMALLEST
+                ).count_nonzero() + weights.count_nonzero() > part.numel()  # a weight of 0 has a share of 0
+                self.lost = lost if self.lost is None else self.lost | lost
+            if self.at_once:
+                self._check()
+        self._add_all(leaf, share)
+        names = _names(self.network, leaf)
+        self.open.subtract(names)
+        if self.writer is not None:
+            for name in names:
+                if self.open[name] == 0:
+                    self.writer.add(name, self._narrowed(self.found.pop(name)))
+
+    def _add_all(self, leaf: Leaf, share: Tensor) -> None:
+        if is_moved(self.network, leaf):
+            for name, part in moved_back(self.network, leaf, share).items():
+                self._add(name, part)
+        else:
+            self._add(_names(self.network, leaf)[0], share)
+
+    def _add(self, name: str, share: Tensor) -> None:
+        if name in self.network.state and share.dtype != torch.float64:
+            share = share.to(wide(self.network.kind_of(name)))
+        if name not in self.found:
+            self.found[name] = share
+        else:
+            self.found[name] += share.reshape(self.found[name].shape)
+
+    def _narrowed(self, shares: Tensor) -> Tensor:
+        """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
+        if shares.dtype != torch.float64 or self.narrowest == torch.float64:
+            return shares
+        return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
+
+    def _check(self) -> None:
+        """Go on in float64 when float32 has lost a share that is not 0."""
+        if self.lost is not None and bool(self.lost):
+            raise RangeError
+
+    def finished(self) -> dict[str, Tensor]:
+        """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
+        self._check()
+        reached = {name for leaf in self.network.leaves for name in leaf.requires}
+        scored = {name for leaf in self.network.leaves if leaf.score_name is not None for name in _names(self.network, leaf)}
+        ordered: dict[str, Tensor] = {}
+
+        def done(name: str, tensor: Tensor) -> None:
+            if self.writer is None:
+                ordered[name] = self._narrowed(tensor)
+            else:
+                self.writer.add(name, self._narrowed(tensor))
+
+        for name in self.network.parameters:
+            if name in self.found:
+                done(name, self.found.pop(name))
+            elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
+                done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
+        for leaf in self.network.leaves:  # weights that are no parameters
+            for name in _names(self.network, leaf) if leaf.score_name is not None else ():
+                if name in self.found:
+                    done(name, self.found.pop(name))
+        return ordered
+
+
+def _uses(network: Network) -> Iterator[Leaf]:
+    """Yield the scored weight of each bundle of edges and of each bias."""
+    for node in network.nodes:
+        for weight in (*(term.weight for term in node.terms), *(start.weight for start in node.starts)):
+            if weight is not None and weight.score_name is not None:
+                yield weight
+
+
+def _names(network: Network, leaf: Leaf) -> list[str]:
+    """Return the names under which a leaf is reported."""
+    if is_moved(network, leaf):
+        return moved_from(network, leaf)
+    assert leaf.score_name is not None
+    return [leaf.score_name if leaf.pull_back is None else f"{leaf.score_name}.derived"]

@@ -1,0 +1,132 @@
+"""Two networks in one gauge that depends on neither's: bounds compare weights one by one, Φ does not (SPEC §4, "Gauge").
+
+θ' is brought into the gauge of θ by medians of log-ratios, which follow a rescaling of either side exactly. Then both are
+rescaled alike, so that the path activations of θ grow evenly with depth: what is computed for (θ, λ∘θ') or (λ∘θ, θ') is
+what is computed for (θ, θ'), up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import PAIR_ELEMENTS
+from pathlift.graph.compact import compacted
+from pathlift.graph.expressions import StateTensor, widen
+from pathlift.graph.layers import Leaf
+from pathlift.graph.network import Network
+from pathlift.rescaling.alignment import ROUNDINGS, Rescaled, exact_scales
+from pathlift.rescaling.constraints import tied
+from pathlift.rescaling.fit import Pair
+from pathlift.rescaling.gauges import even
+
+STILL = 1e-9
+"""log₂ factors up to this are taken to be 0, so that weights that are equal stay equal."""
+
+SAMPLE = 1 << 11
+"""Weights of a tensor that are looked at to choose g."""
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""The multiples of this number spread most evenly over the unit circle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Two networks in one gauge; their weights are made when they are read, and never all at once.
+
+    Attributes:
+        network: The compact graph.
+        values: Leaf to weights in the common gauge, for each.
+        changed: The leaves where they differ, and all biases: what is compared weight by weight.
+        flips: Whether the sign of a weight differs.
+    """
+
+    network: Network
+    values: tuple[Rescaled, Rescaled]
+    changed: frozenset[Leaf]
+    flips: bool
+
+    @property
+    def roundings(self) -> int:
+        """By how many units of float64 a weight may be off since both networks were rescaled."""
+        return 0 if all(side.exact for side in self.values) else ROUNDINGS
+
+    def parts(self, leaf: Leaf) -> tuple[Tensor, ...]:
+        """Return what the weights of a leaf are made of, without copies of plain parameters; see `joined`."""
+        if not self._plain(leaf):
+            return tuple(side[leaf].double() for side in self.values)
+        raw = [widen(side.before[leaf].detach()) for side in self.values]
+        return (*raw, *(factor for side in self.values for factor in side.factors(leaf)))
+
+    def _plain(self, leaf: Leaf) -> bool:
+        scaling = self.values[0].relations.leaves.get(leaf)
+        return isinstance(leaf.expression, StateTensor) and scaling is not None and scaling.layout.shape[0] == 1
+
+    @staticmethod
+    def joined(*parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return θ and θ' in the common gauge from parts, or from the same slice of all parts."""
+        if len(parts) == 2:
+            return parts[0], parts[1]
+        first, second, up, down, other_up, other_down = parts
+        return first * (up * down), second * (other_up * other_down)
+
+    def sample(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        """Return some of the weights of a leaf, float64: evenly spread, and over the rows and columns too."""
+        parts = self.parts(leaf)
+        count = parts[0].numel()
+        index = torch.arange(min(count, SAMPLE), device=parts[0].device)
+        if count > SAMPLE:
+            index = ((index.double() * GOLDEN).frac() * count).long()
+        where = torch.unravel_index(index, parts[0].shape)
+        return self.joined(*(part[where].double() for part in parts))
+
+
+def frame(network: Network, compared: Pair) -> Frame:
+    """Bring two networks into one gauge.
+
+    Args:
+        network: The network as captured, with θ.
+        compared: θ and θ'.
+
+    Returns:
+        Both.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    compact, relations = compacted(network), tied(network)
+    apart = exact_scales(relations.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
+    mine = exact_scales(relations.solution, even(network, relations), whole=True)
+    raw = compact.values(), compact.values(compared.other)
+    for alike in ([mine], []):  # in the gauge of θ where the common one is out of reach
+        values = Rescaled(relations, raw[0], alike), Rescaled(relations, raw[1], [*alike, -apart])
+        if all(side.in_range() for side in values):
+            break
+    else:
+        values = Rescaled(relations, raw[0], []), Rescaled(relations, raw[1], [])
+    plain = Frame(compact, values, frozenset(), False)
+    changed, flips = {start.weight for node in compact.nodes for start in node.starts if start.weight.scalar is None}, False
+    for leaf in compact.leaves:
+        if leaf.scalar is None:
+            own = _difference(plain, leaf)
+            changed |= {leaf} if own[0] else set()
+            flips = flips or own[1]
+    return Frame(compact, values, frozenset(changed), flips)
+
+
+def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:
+    """Return whether the weights of a leaf differ, and whether a sign does; factors are positive."""
+    first, second, *factors = plain.parts(leaf)
+    up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
+    different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
+    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
+    for one, two in pairs:
+        if one.dtype == two.dtype and torch.equal(one, two):
+            continue
+        different = True
+        if bool((one.sign() * two.sign()).amin() < 0):
+            return True, True
+    return different, False

@@ -1,0 +1,217 @@
+"""What a bound compares: a network with one other, or with a whole set of networks and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.compact import compacted
+from pathlift.graph.expressions import Constant, StateTensor, widen
+from pathlift.graph.layers import Leaf
+from pathlift.graph.network import Network
+from pathlift.metric.exact import checked_pair, differing, unequal
+from pathlift.passes.box import Box, Tolerance, box
+from pathlift.passes.intervals import Ranges
+from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
+from pathlift.passes.propagate import blame
+from pathlift.reading.second import Other, other_state
+from pathlift.rescaling.equivalence import aligned
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """θ, and what it is compared with.
+
+    Attributes:
+        network: The graph, not compact.
+        values: θ.
+        others: θ', None for a set.
+        box: The set, None for one other network.
+        computed: For each side, how far the weights that are computed from parameters (s and t of a batch norm, say) may be
+            from what they are in exact arithmetic, where the two networks differ in them.
+        roundings: θ' was brought into the gauge of θ; by how many units of float64 each of its weights may be off since then.
+    """
+
+    network: Network
+    values: Values
+    others: Values | None
+    box: Box | None
+    roundings: int = 0
+    computed: tuple[Comparison, ...] = ()
+
+    @cached_property
+    def halves(self) -> tuple[tuple[Values, Values, set[Leaf]], ...]:
+        """Pairs (upper, lower, leaves that differ), |upper| ≥ |lower| and equal signs, whose path-metrics add up to a bound.
+
+        For a pair these are (θ, m) and (θ', m) with m the pivot. For a set, m is the smallest pivot and the largest
+        magnitudes M stand for θ'. When no sign can change one half is enough: (M, θ) where the set reaches at least as
+        far outwards as inwards, since |∏(1+e)−1| ≤ ∏(1+|e|)−1, and (θ, m) where it reaches inwards only.
+        """
+        if self.others is not None:
+            above, below = differing(self.network, self.values, self.others)
+            found = ((self.values, self.others, above), (self.others, self.values, below))
+            return tuple(half for half in found if half[2])
+        signed, most, least = self._signed(), self.most, self.least
+        outwards = inwards = True
+        for leaf in most:
+            size = signed[leaf].abs()
+            out, into = most[leaf].abs() - size, size - least[leaf].abs()
+            kept = self._keeps_signs(leaf)
+            outwards &= kept and bool((out >= into * (1 - 2.0**-50)).all())
+            inwards &= kept and not bool(out.any())
+        if inwards:
+            pairs = [(signed, least)]
+        elif outwards:
+            pairs = [(most, signed)]
+        else:
+            pairs = [(signed, least), (most, least)]
+        return tuple((first, second, unequal(first, second)) for first, second in pairs)
+
+    def _ends(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        assert self.box is not None
+        return self.box.lower[leaf], self.box.upper[leaf]
+
+    def _keeps_signs(self, leaf: Leaf) -> bool:
+        low, high = self._ends(leaf)
+        return not bool(((low < 0) & (high > 0)).any())
+
+    def _signed(self) -> Values:
+        """θ in float64; the numbers of the graph have no tensor."""
+        return {leaf: widen(value).double() for leaf, value in self.values.items()}
+
+    @property
+    def through(self) -> Through:
+        """How the halves compare: the lower one is the pivot itself for sets, and for pairs when there is one half."""
+        return ORDERED if self.box is not None or len(self.halves) < 2 else PIVOT
+
+    @cached_property
+    def most(self) -> Values:
+        """The largest magnitude of every weight on the other side, with the sign of θ."""
+        if self.others is not None:
+            return self.others
+        assert self.box is not None
+        found = {}
+        for leaf, value in self.values.items():
+            size = torch.maximum(self.box.lower[leaf].abs(), self.box.upper[leaf].abs())
+            found[leaf] = torch.where(value < 0, -size, size)
+        return found
+
+    @cached_property
+    def least(self) -> Values:
+        """The smallest pivot that a weight can have with θ, with the sign of θ."""
+        assert self.box is not None
+        found = {}
+        for leaf, value in self.values.items():
+            low, high = self.box.lower[leaf], self.box.upper[leaf]
+            size = torch.minimum(torch.minimum(low.abs(), high.abs()), value.double().abs())
+            same = (torch.sign(low) == torch.sign(high)) & (torch.sign(low) == torch.sign(value))
+            found[leaf] = torch.where(same, torch.where(value < 0, -size, size), 0.0)
+        return found
+
+    @cached_property
+    def gap(self) -> tuple[Values, ...]:
+        """|θ − θ'| at most; for a pair θ and θ' themselves."""
+        if self.others is not None:
+            return (self.values, self.others)
+        assert self.box is not None
+        return (
+            {
+                leaf: torch.maximum(self.box.upper[leaf] - value.double(), value.double() - self.box.lower[leaf]).clamp(min=0.0)
+                for leaf, value in self.values.items()
+            },
+        )
+
+    @cached_property
+    def changed(self) -> set[Leaf]:
+        """The leaves that are not the same on both sides."""
+        if self.others is not None:
+            return unequal(self.values, self.others)
+        return {leaf for leaf, value in self.gap[0].items() if bool(value.any())}
+
+    def flipped(self) -> tuple[Leaf, Tensor] | None:
+        """Return the first weight that can change its sign, and where; None when θθ' ≥ 0 throughout."""
+        for leaf, value in self.values.items():
+            low, high = (self.others[leaf],) * 2 if self.others is not None else self._ends(leaf)
+            signs = [torch.sign(own) for own in (value, low, high)]
+            where = (signs[0] * signs[1] < 0) | (signs[0] * signs[2] < 0) | (signs[1] * signs[2] < 0)
+            if bool(where.any()):
+                return leaf, where
+        return None
+
+
+def compared_with(network: Network, other: Other | Tolerance) -> Comparison:
+    """Read what a network is compared with.
+
+    Args:
+        network: The graph with θ.
+        other: θ', or a set of networks.
+
+    Returns:
+        Both sides, checked, and θ' in the gauge of θ: bounds compare weights one by one.
+    """
+    if isinstance(other, Tolerance):
+        values = network.values()
+        blame(values)
+        return Comparison(network, values, None, box(network, other))
+    state = other_state(network, other)
+    values, others = checked_pair(network, state)
+    blame(values)
+    blame(others)
+    computed = _computed_weights(network, state, values, others)
+    found = aligned(network, state, others)
+    return Comparison(network, values, found.values, None, found.roundings, computed)
+
+
+def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Values, others: Values) -> tuple[Comparison, ...]:
+    """Enclose the weights that are computed from parameters in which two networks differ.
+
+    Args:
+        network: The graph with θ.
+        state: The parameters and buffers of θ'.
+        values: θ as evaluated.
+        others: θ' as evaluated.
+
+    Returns:
+        A comparison of each side, as evaluated, with all that it may be in exact arithmetic; none where nothing differs.
+    """
+    differ = {name for name in network.state if not torch.equal(network.state[name], state[name])}
+    plain = (StateTensor, Constant)
+    leaves = [leaf for leaf in values if leaf.requires & differ and not isinstance(leaf.expression, plain)]
+    sides = []
+    for own, evaluated in ((network.state, values), (state, others)):
+        ranges = Ranges(own, own, arithmetic=False)
+        found = {leaf: ranges.of(leaf) for leaf in leaves}
+        lower, upper = (
+            {
+                leaf: function(getattr(found[leaf], end), value.double()) if leaf in found else value.double()
+                for leaf, value in evaluated.items()
+            }
+            for end, function in (("low", torch.minimum), ("high", torch.maximum))
+        )
+        sides.append(Comparison(network, evaluated, None, Box(lower, upper)))
+    return tuple(sides) if leaves else ()
+
+
+def compact(comparison: Comparison) -> Comparison:
+    """Return the same comparison on the compact network, for passes fed with ones.
+
+    Args:
+        comparison: The comparison.
+
+    Returns:
+        Its compact form; leaves whose weights the compact network rearranges are constants, the same on both sides.
+    """
+    network = compacted(comparison.network)
+    own = network.values()
+    values = {leaf: comparison.values.get(leaf, value) for leaf, value in own.items()}
+    others = None if comparison.others is None else {leaf: comparison.others.get(leaf, value) for leaf, value in own.items()}
+    weights = comparison.box
+    if weights is not None:
+        lower = {leaf: weights.lower.get(leaf, value.double()) for leaf, value in own.items()}
+        upper = {leaf: weights.upper.get(leaf, value.double()) for leaf, value in own.items()}
+        weights = Box(lower, upper, weights.cancelled)
+    return Comparison(network, values, others, weights, comparison.roundings, comparison.computed)

@@ -1,0 +1,343 @@
+"""The path-metric ‖Φ(θ) − Φ(θ')‖_q of any two networks of one architecture: exact, or enclosed from both sides (SPEC §4)."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.arguments import public
+from pathlift.budget import limited
+from pathlift.errors import InputError
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.metric.common_gauge import frame
+from pathlift.metric.exact import checked_pair, differing, ordered_difference, squared_difference, unequal
+from pathlift.metric.per_output import counts, laid, spread
+from pathlift.metric.sampling import Estimate, estimated
+from pathlift.metric.sandwich import Enclosed, Step, enclosed, quotient
+from pathlift.norm import LOG10_OF_2, to_float
+from pathlift.passes.backward import sum_of_outputs
+from pathlift.passes.programs import NormProgram, Values
+from pathlift.passes.propagate import blame, in_range, propagate
+from pathlift.passes.rounding import rounding_factor
+from pathlift.passes.scaled import Scaled
+from pathlift.reading import Inputs, capture
+from pathlift.reading.second import Other, other_state
+from pathlift.rescaling.alignment import Aligned, moved
+from pathlift.rescaling.equivalence import aligned, compared
+
+MOMENTS = (2, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
+
+    Attributes:
+        lower: Lower bound.
+        upper: Upper bound.
+        exact: Whether the value is known up to rounding; ``lower`` and ``upper`` enclose it with its rounding error.
+        value: The path-metric when ``exact``, else NaN.
+        log10_lower: log₁₀ of ``lower`` (−inf for 0).
+        log10_upper: log₁₀ of ``upper``.
+        method: How it was found: ``equal``, ``lemma 4.2``, ``l2 tracks``, or the bound from below and the one from above
+            (one name where they are the same); ``…, aligned`` after a rescaling of θ' that made it exact.
+        q: Order.
+        lower_by: The bound from below that gave most of ``lower``.
+        upper_by: The bound from above that gave most of ``upper``.
+        passes: How many sums over all paths were taken.
+        history: What each step of tightening reached.
+        estimate: The sampled estimate, when one was asked for and the metric is not exact.
+        stopped: The seconds were over before all was done that was asked for; the bounds are valid.
+    """
+
+    lower: float
+    upper: float
+    exact: bool
+    value: float
+    log10_lower: float
+    log10_upper: float
+    method: str
+    q: float
+    lower_by: str = ""
+    upper_by: str = ""
+    passes: int = 0
+    history: tuple[Step, ...] = ()
+    estimate: Estimate | None = None
+    stopped: bool = False
+    _log2_per_output: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ratio(self) -> float:
+        """Upper over lower bound: 1 up to rounding when exact, inf when the lower bound is 0 and the upper is not."""
+        return quotient(self.log10_lower, self.log10_upper)
+
+    @property
+    def log10_lower_per_output(self) -> Tensor:
+        """log₁₀ of the lower bound for the paths into each output neuron, float64, −inf for 0; only for q = 1.
+
+        Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
+        """
+        return self._per_output(0)
+
+    @property
+    def log10_upper_per_output(self) -> Tensor:
+        """log₁₀ of the upper bound for the paths into each output neuron; see `log10_lower_per_output`."""
+        return self._per_output(1)
+
+    def _per_output(self, end: int) -> Tensor:
+        if self._log2_per_output is None:
+            raise AttributeError("Bounds per output neuron are computed for q = 1 only.")
+        return self._log2_per_output[end] * LOG10_OF_2
+
+
+@public
+@torch.no_grad()
+def path_metric(
+    model: nn.Module | Network,
+    other: Other,
+    inputs: Inputs | None = None,
+    *,
+    q: float = 1,
+    moments: int | None = None,
+    tighten: int = 0,
+    ratio: float = 1.0,
+    seconds: float = math.inf,
+    estimate: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Callable[[Step], None] | None = None,
+) -> PathMetric:
+    """Compute the path-metric between two networks of one architecture.
+
+    The bounds are on exact real arithmetic on the weights as they are stored; those of a batch norm are its scale and shift as
+    evaluated in float64. For q = 2 the value is found for every pair and any signs, with its rounding error; ``exact`` is False
+    where that error is all there is. For q = 1 it is known up to rounding when the weights are ordered: |θ| ≥ |θ'| with no sign
+    changed, or the other way round (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked on the
+    weights as the theory sees them (a batch norm: scale s and shift t), and again after a rescaling of θ' by powers
+    of two. A copy rescaled by other factors has rounded weights: it is another network, and enclosed like any other.
+
+    Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
+    ``moments`` also by the moment sandwich and by affinities, neuron by neuron the best of what is computed. Unless
+    ``ratio`` or ``tighten`` asks for more, no moment that rounding spoils is summed anew once upper/lower is at most 1.4,
+    and no further kind of bound is computed then (for fewer than six moments: once it is at most 2). Then ``tighten``
+    improves the bounds step by step. Everything is computed in a gauge that depends on neither network's, so that
+    rescaling one of them changes nothing but rounding.
+
+    Args:
+        model: A module, or a captured `Network`: θ.
+        other: θ', see `Other`.
+        inputs: As for `capture`; not needed for a Network.
+        q: Order, 1 or 2.
+        moments: 2, 4, 6 or 8: the highest moment of (Φ'−Φ)/Φ(g), and the order of the affinities. None: 8 where ``tighten`` is
+            positive or ``ratio`` is above 1, else no moments.
+        tighten: At most so many steps that improve g and the dual certificate, each a few forward and backward passes.
+        ratio: Stop as soon as upper/lower is at most this.
+        seconds: Stop after this time with the best bounds so far, which take at least one pass of each network.
+        estimate: Number of paths to sample for an unbiased estimate; 0 for none.
+        confidence: Probability with which the interval of the estimate covers the truth.
+        seed: Of the sampling.
+        progress: Called with each `Step`.
+
+    Returns:
+        The metric.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        MismatchError: ``other`` has other parameters, shapes or another graph.
+        InputError: ``inputs`` or an option is malformed.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model, pruned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> _ = pruned.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
+        >>> path_metric(model, pruned, (2,)).value
+        1.0
+        >>> _ = pruned.weight.data.copy_(torch.tensor([[2.0, -1.5]]))
+        >>> found = path_metric(model, pruned, (2,), moments=8)
+        >>> found.lower <= 1.5 <= found.upper, found.ratio < 1.1
+        (True, True)
+    """
+    if q == 2 and (moments is not None or tighten or estimate):
+        raise InputError("For q = 2 the path-metric is exact: moments, tighten and estimate are for q = 1.")
+    start = time.monotonic()
+    network = capture(model, inputs)
+    state = other_state(network, other)
+    compact = compacted(network)
+    values, others = checked_pair(compact, state)
+    exact = None if q == 2 else _exact(compact, values, others, "")
+    if exact is not None:
+        return exact
+    blame(values)
+    blame(others)
+    both = compared(network, state)
+    matched = aligned(network, state, others, both)
+    if q == 2:
+        return _l2(compact, values, matched)
+    if matched.values is not others and not matched.roundings:
+        exact = _exact(compact, values, matched.values, ", aligned")
+        if exact is not None:
+            return exact
+    pair = frame(network, both)
+    order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
+    with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
+        found = enclosed(pair, order, tighten, ratio, progress)
+    sampled = None if not estimate else estimated(pair, found.reference, found.near, estimate, confidence, seed)
+    return _result(compact, found, sampled)
+
+
+def _exact(network: Network, values: Values, others: Values, suffix: str) -> PathMetric | None:
+    """Return the metric of equal or ordered networks, None for others."""
+    above, below = differing(network, values, others)
+    if above and below:
+        return None
+    if not above and not below:
+        blame(values)
+        nothing = torch.full((len(counts(network)),), -math.inf, dtype=torch.float64, device=network.device)
+        return _known(network, nothing, f"equal{suffix}", 0)
+    sides = (values, others) if above else (others, values)
+    tracks = ordered_difference(network, *sides, above or below)
+    tensor, exponent = laid(network, tracks, [1])
+    kinds = [own.tensor.dtype for name in network.outputs if (own := tracks[name][1]) is not None]
+    whole, error = sum_of_outputs(network, tracks, 1), rounding_factor(network, kinds[0]) if kinds else 0.0
+    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, whole, error)
+
+
+def _known(
+    network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None, error: float = 0.0
+) -> PathMetric:
+    """Return a metric that is known up to a relative rounding error, with ends that enclose it."""
+    value, log10 = to_float(total)
+    ends = [_outward(value * factor, log10 + math.log10(factor), side) for factor, side in ((1 - error, -1), (1 + error, 1))]
+    below, above = (log2 + math.log2(factor) + side * _blur(log2) for factor, side in ((1 - error, -1), (1 + error, 1)))
+    per_output = spread(network, below), spread(network, above)
+    return PathMetric(
+        ends[0][0],
+        ends[1][0],
+        True,
+        value,
+        ends[0][1],
+        ends[1][1],
+        method,
+        1.0,
+        method,
+        method,
+        passes,
+        _log2_per_output=per_output,
+    )
+
+
+BLUR = 2.0**-46
+"""What logarithms may lose to rounding, relative to 1 and to themselves."""
+
+LEAST, MOST = 2.0**-1074, sys.float_info.max
+
+
+def _blur(logs: Tensor) -> Tensor:
+    """Return what the logarithms of bounds are moved outwards by; 0 for those of 0 and inf."""
+    return torch.where(torch.isfinite(logs), BLUR * (1 + logs.abs()), 0.0)
+
+
+def _outward(value: float, log10: float, side: int) -> tuple[float, float]:
+    """Round a bound and its log₁₀ outwards (side −1: down, 1: up); 0 stays 0."""
+    if math.isinf(log10):
+        return value, log10
+    blurred = log10 + side * BLUR * (1 + abs(log10))
+    if side < 0:
+        return (MOST if math.isinf(value) else value * (1 - BLUR)), blurred
+    return max(value * (1 + BLUR), LEAST), blurred
+
+
+def _plain(log2: float, side: int) -> tuple[float, float]:
+    """Return 2**log2 as a float (inf past its range), and log₁₀ of it, rounded outwards."""
+    if log2 == -math.inf:
+        return 0.0, -math.inf
+    log2 += side * BLUR * (1 + abs(log2))
+    whole = math.floor(log2)
+    return _outward(
+        *to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole))), side
+    )
+
+
+def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> PathMetric:
+    (lower, log10_lower), (upper, log10_upper) = _plain(found.log2_lower, -1), _plain(found.log2_upper, 1)
+    names = list(dict.fromkeys((found.lower_by, found.upper_by)))
+    return PathMetric(
+        lower,
+        upper,
+        False,
+        math.nan,
+        log10_lower,
+        log10_upper,
+        " and ".join(names),
+        1.0,
+        found.lower_by,
+        found.upper_by,
+        found.passes,
+        found.history,
+        sampled,
+        found.stopped,
+        (spread(network, found.lower - _blur(found.lower)), spread(network, found.upper + _blur(found.upper))),
+    )
+
+
+def _l2(network: Network, values: Values, other: Aligned) -> PathMetric:
+    """Return ‖Φ(θ)−Φ(θ')‖₂ with its rounding error: of the sums, and of the weights of θ' in the gauge of θ."""
+    if other.values is values or not (unequal(values, other.values) or other.roundings):
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=0)
+    squared, magnitude, own = (_root(part) for part in squared_difference(network, values, other.values))
+    unit = max(magnitude, own)
+    if math.isinf(unit):  # one of both has no paths
+        unit = magnitude = squared = _root(_squares(network, other.values))
+    if math.isinf(unit):
+        return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
+    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, own))
+    error, spoilt = rounding_factor(network) * error, 2 * (math.sqrt(size) + math.sqrt(error))
+    slack = (moved(network, other.roundings) + UNDERFLOW) * spoilt
+    low, high = math.sqrt(max(square - error, 0.0)) - slack, math.sqrt(square + error) + slack
+    (lower, log10_lower), (upper, log10_upper) = (
+        _outward(*_times(end * (1 + side * OFF), unit), side) for end, side in ((max(low, 0.0), -1), (high, 1))
+    )
+    exact = high - low <= KNOWN * high
+    value = _times(math.sqrt(square), unit)[0] if exact else math.nan
+    return PathMetric(lower, upper, exact, value, log10_lower, log10_upper, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
+
+
+UNDERFLOW = 1e-140
+"""What squares of differences lose that fall below the range of float64, relative to ‖Φ‖₂."""
+
+
+def _root(value: Scaled | None) -> float:
+    """Return log₁₀ of the root of a number, −inf where there is none or rounding made it negative."""
+    return -math.inf if value is None or float(value.tensor) <= 0 else to_float(value, 2.0)[1]
+
+
+KNOWN = 1e-6
+"""A value whose rounding error is a smaller part of it is known."""
+
+OFF = 1e-12
+"""What powers of ten lose to rounding."""
+
+
+def _times(number: float, unit: float) -> tuple[float, float]:
+    """Return number·10**unit, inf past float64's range, and log₁₀ of it."""
+    log10 = math.log10(number) + unit if number > 0 else -math.inf
+    return (10.0**log10 if log10 < 308 else math.inf), log10
+
+
+def _squares(network: Network, values: Values) -> Scaled | None:
+    def attempt(_: torch.dtype) -> Scaled | None:
+        return sum_of_outputs(network, propagate(network, NormProgram(network, values, torch.float64, q=2.0)))
+
+    return in_range(attempt, torch.float64, values)
+
+
+__all__ = ["Estimate", "PathMetric", "Step", "path_metric"]

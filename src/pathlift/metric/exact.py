@@ -1,0 +1,168 @@
+"""The path-metric where it is known exactly: by Lemma 4.2 for ordered weights in ℓ¹, by three tracks in ℓ² (SPEC §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import PAIR_ELEMENTS
+from pathlift.errors import MismatchError
+from pathlift.graph.expressions import widen
+from pathlift.graph.layers import Leaf
+from pathlift.graph.network import Network
+from pathlift.passes.backward import sum_of_outputs
+from pathlift.passes.products import InnerProgram, SquaredDifferenceProgram
+from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
+from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.passes.scaled import Scaled
+
+
+def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[Values, Values]:
+    """Evaluate the weights of both networks.
+
+    Args:
+        network: The first network.
+        state: Parameters and buffers of the second (`other_state`).
+
+    Returns:
+        Leaf to tensor, for each.
+
+    Raises:
+        MismatchError: The shapes of a derived weight differ.
+    """
+    values, others = network.values(), network.values(state)
+    check_shapes(network, values, others)
+    return values, others
+
+
+def check_shapes(network: Network, values: Values, others: Values) -> None:
+    """Refuse weights of different shapes.
+
+    Args:
+        network: The graph.
+        values: Leaf to weights.
+        others: Those of the second network.
+
+    Raises:
+        MismatchError: The shapes of a weight differ.
+    """
+    for leaf in network.leaves:
+        if leaf.scalar is None and values[leaf].shape != others[leaf].shape:
+            raise MismatchError(
+                f"'{leaf.label}' has shape {tuple(values[leaf].shape)} in the first network and "
+                f"{tuple(others[leaf].shape)} in the second."
+            )
+
+
+def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
+    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
+    above, below, different = False, False, False
+    dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
+    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
+    for one, two in pairs:
+        one, two = one.to(dtype), two.to(dtype)
+        if torch.equal(one, two):
+            continue
+        different = True
+        step = one - two  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
+        above = above or bool((step * one.sign()).amax() > 0)
+        below = below or bool((step * two.sign()).amin() < 0)
+        if above and below:
+            break
+    return above, below, different
+
+
+def differing(network: Network, values: Values, other: Values) -> tuple[set[Leaf], set[Leaf]]:
+    """Return the leaves with |θ| > |m| somewhere, and those with |θ'| > |m| somewhere, m the pivot.
+
+    Args:
+        network: The graph.
+        values: θ.
+        other: θ'.
+
+    Returns:
+        Two sets; all leaves where a weight is not a number, so that a pass finds and names it.
+    """
+    above: set[Leaf] = set()
+    below: set[Leaf] = set()
+    for leaf in network.leaves:
+        if leaf.scalar is None:
+            larger, smaller, different = _differs(values[leaf], other[leaf])
+            above |= {leaf} if larger else set()
+            below |= {leaf} if smaller else set()
+            if different and not (larger or smaller):
+                return set(network.leaves), set(network.leaves)  # NaN compares with nothing
+    return above, below
+
+
+def unequal(values: Values, other: Values) -> set[Leaf]:
+    """Return the leaves whose weights are not the same on both sides.
+
+    Args:
+        values: θ.
+        other: θ'.
+
+    Returns:
+        The leaves.
+    """
+    return {leaf for leaf, value in values.items() if not torch.equal(widen(value).double(), widen(other[leaf]).double())}
+
+
+def ordered_difference(network: Network, larger: Values, smaller: Values, changed: set[Leaf]) -> dict[str, Tracks]:
+    """Compute Φ(θ) − Φ(θ') in magnitude for |θ| ≥ |θ'| with equal signs (Lemma 4.2), in the model's precision if it suffices.
+
+    Args:
+        network: The compact graph.
+        larger: θ.
+        smaller: θ'.
+        changed: The leaves where they differ.
+
+    Returns:
+        Output node to tracks; track 1 is the difference.
+    """
+
+    def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
+        return propagate(network, DifferenceProgram(network, larger, smaller, dtype, changed, through=ORDERED))
+
+    return in_range(attempt, network.dtype, larger, smaller, memory=network.memory("path_metric"))
+
+
+def squared_difference(network: Network, values: Values, other: Values) -> tuple[Scaled | None, ...]:
+    """Compute ‖Φ(θ) − Φ(θ')‖₂² for any pair.
+
+    Args:
+        network: The compact graph.
+        values: θ.
+        other: θ'.
+
+    Returns:
+        The square, what its rounding error is a multiple of, and ‖Φ(θ)‖₂².
+    """
+    changed = unequal(values, other)
+
+    def attempt(_: torch.dtype) -> tuple[Scaled | None, ...]:
+        tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
+        return tuple(sum_of_outputs(network, tracks, track) for track in (2, 4, 0))
+
+    return in_range(attempt, torch.float64, values, other)
+
+
+def inner_product(network: Network, values: Values, other: Values) -> tuple[Scaled | None, Scaled | None]:
+    """Compute ⟨Φ(θ), Φ(θ')⟩ for any pair.
+
+    Args:
+        network: The compact graph.
+        values: θ.
+        other: θ'.
+
+    Returns:
+        The inner product, and the sum of the magnitudes of its terms, which its rounding error is a multiple of.
+    """
+
+    def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
+        tracks = propagate(network, InnerProgram(network, values, other))
+        return sum_of_outputs(network, tracks, 0), sum_of_outputs(network, tracks, 1)
+
+    return in_range(attempt, torch.float64, values, other)

@@ -1,0 +1,80 @@
+"""Numbers per output neuron whose logarithms are known: bounds of any size, and their sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.network import Network
+from pathlift.passes.propagate import Tracks
+
+
+def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:
+    """Lay tracks of the outputs side by side in one unit.
+
+    Args:
+        network: The compact graph.
+        tracks: Output node to tracks.
+        which: The tracks.
+
+    Returns:
+        Shape (tracks, output neurons of the compact graph), float64, and the exponent of their unit, a power of two. What
+        is smaller than the largest by 2**-1000 may come out as 0.
+    """
+    known = [own for name in network.outputs for place in which if (own := tracks[name][place]) is not None]
+    exponent = max((own.exponent for own in known), default=0.0)
+    rows = []
+    for place in which:
+        pieces = []
+        for name in network.outputs:
+            own = tracks[name][place]
+            size = math.prod(network.node[name].shape)
+            if own is None:
+                pieces.append(torch.zeros(size, dtype=torch.float64, device=network.device))
+            else:
+                pieces.append(own.at(exponent).double().reshape(-1))
+        rows.append(torch.cat(pieces))
+    return torch.stack(rows), exponent
+
+
+def counts(network: Network) -> Tensor:
+    """Return how many output neurons each entry of `laid` stands for, float64."""
+    pieces = []
+    for name in network.outputs:
+        node = network.node[name]
+        count = node.multiplicity(network.device)
+        one = torch.ones(node.shape, dtype=torch.float64, device=network.device)
+        pieces.append((one if count is None else one * count).reshape(-1))
+    return torch.cat(pieces)
+
+
+def log2_sum(values: Tensor, count: Tensor) -> float:
+    """Return log₂ Σ count·2^value, −inf for 0."""
+    top = float(values.max()) if values.numel() else -math.inf
+    if not math.isfinite(top):
+        return top
+    return math.log2(float((count * torch.exp2(values - top)).sum())) + top
+
+
+def spread(network: Network, values: Tensor) -> Tensor:
+    """Return one entry per output neuron: of the output's shape, or flat over all when there are several outputs.
+
+    Args:
+        network: The compact graph.
+        values: One entry per output neuron of the compact graph.
+
+    Returns:
+        The values.
+    """
+    pieces, start = [], 0
+    for name in network.outputs:
+        node = network.node[name]
+        size = math.prod(node.shape)
+        pieces.append(node.spread(values[start : start + size].reshape(node.shape)))
+        start += size
+    if len(pieces) == 1:
+        return pieces[0][0] if pieces[0].dim() else pieces[0]
+    return torch.cat([piece.reshape(-1) for piece in pieces])

@@ -1,0 +1,388 @@
+"""An unbiased estimate of ‖Φ(θ)−Φ(θ')‖₁ from sampled paths (SPEC §4, "Unbiased estimate").
+
+Paths are drawn backwards from the outputs: at a neuron v the edge from u is taken with probability w(u→v)·A(u)/A(v), or a
+bias b with b/A(v), so a path has the probability of its product of w over the sum of all. Three samplers take turns, with
+w = |θ|, |θ'| and g, and each path counts by the mean of the three probabilities (the balance heuristic): no path of either
+network is missed, and the numbers that are averaged are bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Chain, Edges, Weights
+from pathlift.edges.movement import Move, StridedView
+from pathlift.edges.unit import Gather, Identity
+from pathlift.graph.layers import Leaf, Node, Start, Term
+from pathlift.graph.network import Network
+from pathlift.metric.common_gauge import Frame
+from pathlift.norm import LOG10_OF_2
+from pathlift.passes.products import CharacterProgram, Moments, Reference
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import Program, in_range, propagate
+from pathlift.passes.scaled import Scaled, power
+
+NEAR, FAR = (0.15, 0.15, 0.7), (0.45, 0.45, 0.1)
+"""Shares of the samples that |θ|, |θ'| and g draw, for networks near each other and far from each other."""
+
+CHUNK = 1 << 22
+"""Antecedents that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An unbiased estimate.
+
+    Attributes:
+        value: The estimate; inf past float64's range.
+        low: Lower end of the confidence interval.
+        high: Upper end.
+        log10_value: log₁₀ of the estimate; the ends likewise.
+        log10_low: −inf for 0.
+        log10_high: See ``log10_value``.
+        confidence: Probability with which such intervals cover the truth, for many samples (normal approximation).
+        samples: Number of sampled paths.
+        seed: Of the random numbers.
+    """
+
+    value: float
+    low: float
+    high: float
+    log10_value: float
+    log10_low: float
+    log10_high: float
+    confidence: float
+    samples: int
+    seed: int
+
+
+def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confidence: float, seed: int) -> Estimate:
+    """Estimate the path-metric.
+
+    Args:
+        pair: The networks.
+        reference: g.
+        near: Whether the networks are near each other; decides who draws how many paths.
+        samples: Number of paths.
+        confidence: Of the interval.
+        seed: Of the random numbers.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        NumericalError: A weight is not finite.
+    """
+    generator = torch.Generator(pair.network.device).manual_seed(seed)
+    draws = [_Draw(pair, reference, program, generator) for program in _programs(pair, reference)]
+    totals = [draw.total for draw in draws]
+    shares = [0.0 if math.isinf(total) else share for share, total in zip(NEAR if near else FAR, totals, strict=True)]
+    if not any(shares):
+        return Estimate(0.0, 0.0, 0.0, -math.inf, -math.inf, -math.inf, confidence, samples, seed)
+    counts = _apportioned(shares, samples)
+    drawn = [draw.paths(count) for draw, count in zip(draws, counts, strict=True)]
+    unit = max(totals)
+    means, variance = 0.0, 0.0
+    for paths in drawn:
+        if len(paths.first):
+            values = paths.weighted([count / samples for count in counts], totals, unit)
+            share = len(values) / samples
+            means += share * float(values.mean())
+            spread = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
+            variance += share**2 * spread / len(values)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
+    (value, log10), (low, log10_low), (high, log10_high) = (
+        _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
+    )
+    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples, seed)
+
+
+def _in_units(value: float, unit: float) -> tuple[float, float]:
+    """Return value·2**unit, inf past float64's range, and log₁₀ of it."""
+    log10 = math.log10(value) + unit * LOG10_OF_2 if value > 0 else -math.inf
+    return (10.0**log10 if log10 < 308 else math.inf), log10
+
+
+def _apportioned(shares: list[float], samples: int) -> list[int]:
+    """Split a number of samples; a sampler that is to draw draws at least two, or g alone does, which misses no path."""
+    whole = sum(shares)
+    counts = [max(2, int(samples * share / whole)) if share else 0 for share in shares]
+    most = max(range(len(shares)), key=shares.__getitem__)
+    counts[most] += samples - sum(counts)
+    return counts if counts[most] >= 2 else [0, 0, samples]
+
+
+def _programs(pair: Frame, reference: Reference) -> list[Program]:
+    """Return the path programs of |θ|, |θ'| and g."""
+    network = pair.network
+    found: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
+    return [*found, CharacterProgram(network, pair, [Moments(0, reference)])]
+
+
+class _Paths:
+    """What is known of sampled paths: log₂|Φ|, log₂ Φ(g), ln|Φ'/Φ| where both are not 0, log₂|Φ'|, and the sign of ΦΦ'."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        zeros = torch.zeros(count, dtype=torch.float64, device=device)
+        self.first, self.second, self.third, self.apart = (zeros.clone() for _ in range(4))
+        self.sign = torch.ones_like(zeros)
+
+    def step(self, samples: Tensor, a: Tensor, b: Tensor, g: Tensor) -> None:
+        """Multiply by the weights of one edge each."""
+        self.first[samples] += torch.log2(a.abs())
+        self.second[samples] += torch.log2(b.abs())
+        self.third[samples] += torch.log2(g)
+        self.sign[samples] *= torch.sign(a) * torch.sign(b)
+        ratio = (b - a) / torch.where(a != 0, a, 1.0)
+        same = a * b > 0
+        near = torch.log1p(torch.where(same, ratio, 0.0))
+        self.apart[samples] += torch.where(same, near, torch.log(b.abs()) - torch.log(a.abs()))
+
+    def weighted(self, shares: list[float], totals: list[float], unit: float) -> Tensor:
+        """Return |Φ'−Φ| over the mean probability, in units of 2**unit."""
+        a, b = self.first, self.second
+        larger = torch.maximum(a, b)
+        gap = torch.where(self.sign > 0, torch.expm1(-self.apart.abs()).abs(), 1.0 + torch.exp2(-(a - b).abs()))
+        gap = torch.where(torch.isinf(torch.minimum(a, b)), 1.0, gap)
+        logs = torch.stack([own - total for own, total in zip((a, b, self.third), totals, strict=True)])
+        logs = torch.where(torch.isnan(logs), -math.inf, logs)
+        weights = torch.tensor(shares, dtype=torch.float64, device=a.device)[:, None]
+        top = logs.amax(0)
+        density = torch.log2((weights * torch.exp2(logs - top)).sum(0)) + top
+        return torch.where(torch.isinf(larger), 0.0, gap * torch.exp2(larger - density - unit))
+
+
+class _Draw:
+    """One sampler."""
+
+    def __init__(self, pair: Frame, reference: Reference, program: Program, generator: torch.Generator) -> None:
+        self.pair = pair
+        self.network: Network = pair.network
+        self.reference = reference
+        self.program = program
+        self.generator = generator
+        self.tracks = in_range(lambda _: propagate(self.network, program, keep=True), torch.float64, *pair.values)
+        sums = []
+        for name in self.network.outputs:
+            node, value = self.network.node[name], self.tracks[name][0]
+            if value is not None:
+                count = node.multiplicity(self.network.device)
+                mass = (value.tensor if count is None else value.tensor * count).expand(node.shape)
+                sums.append((name, mass.reshape(-1), value.exponent))
+        self.outputs = sums
+        self.exponent = max((exponent for _, _, exponent in sums), default=0.0)
+        self.masses = torch.cat([mass * power(exponent - self.exponent) for _, mass, exponent in sums]) if sums else None
+
+    @property
+    def total(self) -> float:
+        """log₂ of the sum over all paths."""
+        if self.masses is None or float(self.masses.sum()) == 0.0:
+            return -math.inf
+        return math.log2(float(self.masses.sum())) + self.exponent
+
+    def paths(self, count: int) -> _Paths:
+        """Draw paths."""
+        device = self.network.device
+        found = _Paths(count, device)
+        if not count:
+            return found
+        assert self.masses is not None
+        chosen = _picked(self.masses.expand(1, -1), self._uniform(count))
+        waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        start = 0
+        for name, mass, _ in self.outputs:
+            here = ((chosen >= start) & (chosen < start + len(mass))).nonzero()[:, 0]
+            waiting.setdefault(name, []).append((here, chosen[here] - start))
+            start += len(mass)
+        for node in reversed(self.network.nodes):
+            arrived = waiting.pop(node.name, [])
+            if not arrived or node.kind == "input":
+                continue
+            samples, at = (torch.cat(own) for own in zip(*arrived, strict=True))
+            if len(samples):
+                self._node(node, samples, at, found, waiting)
+        return found
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.rand(count, dtype=torch.float64, device=self.network.device, generator=self.generator)
+
+    def _node(
+        self, node: Node, samples: Tensor, at: Tensor, found: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
+    ) -> None:
+        """Send the samples that have come to the neurons ``at`` of a node on, each along one edge or to a bias."""
+        choice = self._chosen(node, at)
+        options: list[Term | Start] = [*node.terms, *node.starts]
+        for place, option in enumerate(options):
+            here = (choice == place).nonzero()[:, 0]
+            if not len(here):
+                continue
+            own, spots = samples[here], at[here]
+            if isinstance(option, Start):
+                self._start(node, option, own, spots, found)
+                continue
+            term = option
+            if node.concat is not None:
+                index = torch.unravel_index(spots, node.shape)
+                first = sum(node.concat.sizes[:place])
+                shape = node.concat.shape(place, node.shape)
+                spots = _flat([axis - first if dim == node.concat.dim else axis for dim, axis in enumerate(index)], shape)
+            else:
+                shape = node.shape
+            waiting.setdefault(term.source, []).append((own, self._edge(term, shape, own, spots, found)))
+
+    def _chosen(self, node: Node, at: Tensor) -> Tensor:
+        """Choose for each sample which bundle of edges, or after them which bias, it goes along."""
+        if node.concat is not None:
+            along = torch.unravel_index(at, node.shape)[node.concat.dim]
+            ends = torch.tensor(node.concat.sizes, device=at.device).cumsum(0)
+            return torch.searchsorted(ends, along, right=True)
+        if len(node.terms) + len(node.starts) == 1:
+            return torch.zeros_like(at)
+        values = [self._brought(term) for term in node.terms] + [self._biases(start) for start in node.starts]
+        top = max((value.exponent for value in values if value is not None), default=0.0)
+        nothing = torch.zeros(len(at), dtype=torch.float64, device=at.device)
+        rows = [nothing if value is None else value.at(top).expand(node.shape).reshape(-1)[at] for value in values]
+        return _picked(torch.stack(rows, 1), self._uniform(len(at)))
+
+    def _brought(self, term: Term) -> Scaled | None:
+        below = self.tracks[term.source][0]
+        weights = self._weights(term)
+        if below is None:
+            return None
+        exponent = below.exponent + (0.0 if weights is None else weights.exponent)
+        return Scaled(term.edges.sum(below.tensor, weights), exponent)
+
+    def _weights(self, term: Term) -> Weights | None:
+        return None if term.weight is None else self.program.edge(term.weight)[0, 0]
+
+    def _biases(self, start: Start) -> Scaled | None:
+        weights = self.program.start(start.weight).get(0)
+        return None if weights is None else Scaled(weights.full().reshape(start.view), weights.exponent)
+
+    def _start(self, node: Node, start: Start, samples: Tensor, at: Tensor, found: _Paths) -> None:
+        leaf = start.weight
+        if leaf in self.pair.changed:
+            index = torch.arange(math.prod(leaf.shape), device=at.device).reshape(start.view).expand(node.shape)
+            found.step(samples, *self._values(leaf, torch.unravel_index(index.reshape(-1)[at], leaf.shape)))
+
+    def _values(self, leaf: Leaf, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return θ, θ' and g at some places of a leaf."""
+        a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(leaf)))
+        return a, b, self.reference(leaf, a, b, *(own[where] for own in self.reference.extras(leaf)))
+
+    def _edge(self, term: Term, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+        """Choose an antecedent for each sample; returns where it is below."""
+        below = self.tracks[term.source][0]
+        assert below is not None
+        links = term.edges.links if isinstance(term.edges, Chain) else (term.edges,)
+        weighted = term.edges.weighted if isinstance(term.edges, Chain) else 0
+        weights = self._weights(term)
+        values = [below.tensor]
+        for place, link in enumerate(links[:-1]):
+            values.append(link.sum(values[-1], weights if place == weighted else None))
+        shapes = [*(tuple(value.shape) for value in values[1:]), shape]
+        for place in reversed(range(len(links))):
+            own = weights if place == weighted else None
+            leaf = term.weight if place == weighted else None
+            if leaf is not None and leaf in self.pair.changed:
+                at = self._weighted(links[place], leaf, values[place], samples, at, found)
+            else:
+                at = self._unweighted(links[place], values[place], own, shapes[place], at)
+        return at
+
+    def _unweighted(self, edges: Edges, x: Tensor, w: Weights | None, shape: tuple[int, ...], at: Tensor) -> Tensor:
+        """Edges whose weights are the same in both networks: only where they lead to matters."""
+        if isinstance(edges, (Identity, Move, Gather, StridedView)):
+            places = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).reshape(x.shape)
+            return edges.gather(places).expand(shape).reshape(-1)[at].long() - 1
+        unique, which = torch.unique(at, return_inverse=True)
+        out = torch.empty_like(at)
+        uniform = self._uniform(len(at))
+        like = edges.sum(x, w)
+        for place, neuron in enumerate(unique.tolist()):
+            one = torch.zeros(shape, dtype=x.dtype, device=x.device)
+            one.view(-1)[neuron] = 1.0
+            back, _ = edges.adjoint(x, w, one.sum_to_size(like.shape), below=True, share=False)
+            assert back is not None
+            here = (which == place).nonzero()[:, 0]
+            out[here] = _picked((back * x).reshape(1, -1), uniform[here])
+        return out
+
+    def _weighted(self, edges: Edges, leaf: Leaf, x: Tensor, samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+        """Edges of weights that differ: the pattern of the map says which weight stands where."""
+        pattern = edges.pattern(tuple(x.shape), leaf.shape)
+        device = x.device
+        numbered = torch.arange(math.prod(pattern.above.whole), device=device).reshape(pattern.above.whole)
+        spots = _inverse(pattern.above.split(numbered))
+        group, out, place = (axis[at] for axis in spots)
+        taps, sources = _by_place(pattern.triples.to(device), pattern.above.shape[2])
+        below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.whole))
+        masses = pattern.below.split(x.reshape(pattern.below.whole))
+        index = pattern.weight.split(torch.arange(math.prod(leaf.shape), device=device).reshape(pattern.weight.whole))
+        result = torch.empty_like(at)
+        step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
+        for part in torch.arange(len(at), device=device).split(step):
+            g, o, p = group[part], out[part], place[part]
+            tap, source = taps[p], sources[p]  # (samples, most antecedents of a place)
+            there = tap >= 0
+            tap, source = tap.clamp(min=0), source.clamp(min=0)
+            ins = torch.arange(masses.shape[1], device=device)[None, :, None]
+            where = index[g[:, None, None], o[:, None, None], ins, tap[:, None, :]]
+            a, b, reference = self._values(leaf, torch.unravel_index(where, leaf.shape))
+            weight = self._own(a, b, reference)
+            offered = weight * masses[g[:, None, None], ins, source[:, None, :]] * there[:, None, :]
+            choice = _picked(offered.flatten(1), self._uniform(len(part)))
+            row = torch.arange(len(part), device=device)
+            i, t = choice // tap.shape[1], choice % tap.shape[1]
+            result[part] = below[g, i, source[row, t]]
+            found.step(samples[part], a[row, i, t], b[row, i, t], reference[row, i, t])
+        return result
+
+    def _own(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+        """Return the weights of this sampler."""
+        if isinstance(self.program, NormProgram):
+            return (a if self.program.values[0] is self.pair.values[0] else b).abs()
+        return g
+
+
+def _picked(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Choose a column for each row (or from one row for all), with probability proportional to its weight."""
+    sums = weights.cumsum(1)
+    targets = uniform * sums[:, -1]
+    # the first column whose sum exceeds the target: never one of weight 0
+    if len(weights) == 1:
+        found = torch.searchsorted(sums[0].contiguous(), targets, right=True)
+    else:
+        found = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
+    return found.clamp(max=weights.shape[1] - 1)
+
+
+def _flat(index: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    found = torch.zeros_like(index[0])
+    for axis, size in zip(index, shape, strict=True):
+        found = found * size + axis
+    return found
+
+
+def _inverse(laid: Tensor) -> tuple[Tensor, ...]:
+    """Return where each number 0, 1, … stands in a tensor of all of them."""
+    order = torch.empty(laid.numel(), dtype=torch.long, device=laid.device)
+    order[laid.reshape(-1)] = torch.arange(laid.numel(), device=laid.device)
+    return torch.unravel_index(order, laid.shape)
+
+
+def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Return the taps and the places below that each place above reads, padded with −1: (places above, most)."""
+    order = torch.argsort(triples[:, 2], stable=True)
+    tap, source, place = triples[order].T
+    counts = torch.bincount(place, minlength=places)
+    column = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
+    tables = [torch.full((places, max(1, int(counts.max()))), -1, dtype=torch.long, device=place.device) for _ in range(2)]
+    tables[0][place, column] = tap
+    tables[1][place, column] = source
+    return tables[0], tables[1]

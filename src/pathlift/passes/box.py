@@ -1,0 +1,159 @@
+"""Boxes: an interval for every weight as the theory sees it, and the sets of networks that they come from (SPEC §5).
+
+A set gives each parameter an interval. The box of a network is what these become for its weights: a batch norm's scale
+s = γ/√(σ²+ε) and shift t = β − μ·s vary with γ and β.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import InputError, NumericalError
+from pathlift.graph.expressions import Apply, Expression
+from pathlift.graph.layers import Leaf
+from pathlift.graph.network import Network
+from pathlift.passes.intervals import Ranges
+from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
+
+
+class Tolerance(ABC):
+    """An interval around every parameter."""
+
+    @abstractmethod
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the smallest and the largest value that each element of each parameter may take.
+
+        Args:
+            network: The network around which the set lies.
+
+        Returns:
+            Canonical name to two float64 tensors of the parameter's shape, for all of `Network.parameters`.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Intervals of all weights as the theory sees them.
+
+    Attributes:
+        lower: Leaf to smallest values, float64.
+        upper: Leaf to largest values; the same tensor where nothing varies.
+        cancelled: The leaf of a batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
+        peaks: The leaf of a batch norm's scale or shift to what its intermediate results can reach beyond its own values,
+            whatever the order of (x − μ)·γ/√(σ²+ε) + β.
+    """
+
+    lower: Mapping[Leaf, Tensor]
+    upper: Mapping[Leaf, Tensor]
+    cancelled: Mapping[Leaf, Tensor] = field(default_factory=dict)
+    peaks: Mapping[Leaf, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def point(network: Network, state: Mapping[str, Tensor], *, arithmetic: bool = False) -> Box:
+    """Return the box that holds one network.
+
+    Args:
+        network: The graph.
+        state: Its parameters and buffers.
+        arithmetic: Let weights that are computed from parameters be what the model computes in its own precision.
+
+    Returns:
+        The box.
+
+    Raises:
+        UnsupportedModelError: A weight is computed in a way that has no interval arithmetic.
+        NumericalError: A parameter or buffer is NaN or infinite.
+    """
+    return _box(network, Ranges(state, state, arithmetic=arithmetic))
+
+
+@torch.no_grad()
+def box(network: Network, tolerance: Tolerance, *, arithmetic: bool = False) -> Box:
+    """Carry the intervals of the parameters over to the weights of the theory.
+
+    Args:
+        network: The network around which the set lies.
+        tolerance: The intervals.
+        arithmetic: Let weights that are computed from parameters be what the model computes in its own precision.
+
+    Returns:
+        The box.
+
+    Raises:
+        UnsupportedModelError: A weight is computed in a way that has no interval arithmetic.
+        NumericalError: A parameter or buffer is NaN or infinite.
+    """
+    low = dict(network.state)
+    high = dict(low)
+    for name, (least, most) in checked_intervals(network, tolerance).items():
+        if torch.equal(least, most):
+            low[name] = high[name] = low[name] if torch.equal(least, low[name].double()) else least
+        else:  # rounded outwards, save where nothing may move
+            low[name] = torch.where(least == most, least, torch.nextafter(least, least.new_tensor(-math.inf)))
+            high[name] = torch.where(least == most, most, torch.nextafter(most, most.new_tensor(math.inf)))
+    return _box(network, Ranges(low, high, arithmetic=arithmetic))
+
+
+def checked_intervals(network: Network, tolerance: Tolerance) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the intervals of a tolerance, which may be a user's own.
+
+    Args:
+        network: The network around which the set lies.
+        tolerance: The set.
+
+    Returns:
+        See `Tolerance.intervals`.
+
+    Raises:
+        InputError: They are no pair of tensors of the parameter's shape, or a smallest value exceeds the largest.
+        NumericalError: One of them is NaN.
+    """
+    found = dict(tolerance.intervals(network))
+    for name, pair in found.items():
+        if name not in network.parameters:
+            raise InputError(f"The tolerance has an interval for '{name}', which is no parameter of the network.")
+        shape = network.state[name].shape
+        fair = (
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, Tensor) and end.shape == shape for end in pair)
+        )
+        if not fair:
+            raise InputError(f"The tolerance must give two tensors of shape {tuple(shape)} for '{name}', smallest and largest.")
+        if any(bool(end.isnan().any()) for end in pair):
+            raise NumericalError(f"The tolerance gives NaN for '{name}'.")
+        if bool((pair[0] > pair[1]).any()):
+            raise InputError(f"The tolerance gives '{name}' a smallest value above the largest.")
+    return {name: (low.double(), high.double()) for name, (low, high) in found.items()}
+
+
+def _box(network: Network, ranges: Ranges) -> Box:
+    for names in sorted({leaf.requires for leaf in network.leaves if leaf.requires}, key=sorted):
+        for name in sorted(names):
+            if not all(bool(torch.isfinite(end[name]).all()) for end in (ranges.low, ranges.high)):
+                raise NumericalError(f"'{name}' contains NaN or inf.")
+    found = {leaf: ranges.of(leaf) for leaf in network.leaves if leaf.scalar is None}
+    cancelled, peaks = {}, {}
+    for leaf in found:
+        expression = leaf.expression
+        if is_batch_norm_shift(expression):
+            scale, bias, mean, *rest = expression.args
+            sizes = ranges.interval(ranges.value(mean)).size
+            cancelled[leaf] = sizes * ranges.interval(ranges.value(scale)).size
+            shift = 0.0 if bias is None else float(ranges.interval(ranges.value(bias)).size.max())
+            peaks[leaf] = float(sizes.max()) * _peak(ranges, *rest) + shift
+        elif isinstance(expression, Apply) and expression.function is batch_norm_scale:
+            peaks[leaf] = _peak(ranges, *expression.args)
+    lower, upper = ({leaf: getattr(own, end) for leaf, own in found.items()} for end in ("low", "high"))
+    return Box(lower, upper, cancelled, peaks)
+
+
+def _peak(ranges: Ranges, weight: Expression | None, variance: Expression, epsilon: float) -> float:
+    """Return max(1, |γ|)·max(1, 1/√(σ²+ε)), which no intermediate factor of a batch norm exceeds."""
+    gamma = 1.0 if weight is None else float(ranges.interval(ranges.value(weight)).size.max())
+    return max(1.0, gamma) * max(1.0, float((ranges.interval(ranges.value(variance)).low + epsilon).rsqrt().max()))

@@ -1,0 +1,197 @@
+"""The activation bound: how far real activations can drift apart, for given inputs and any pair or set of weights (SPEC §5).
+
+With u(θ, x) the real activations, D(v) = f(D; |θ'|) + f(|u(θ, x)|; |θ−θ'|) + |Δb| bounds |u(θ, x) − u(θ', x)| at every neuron,
+since ReLU and its kin are 1-Lipschitz and a maximum moves by no more than what it is taken of. For a pair the same holds
+with both exchanged, and the smaller of the two is taken neuron by neuron, at every layer. Unchanged by every rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.graph.layers import Clamp, Extremum, Leaf, LearnedSlope, Node, Slopes
+from pathlift.graph.network import Network
+from pathlift.passes.forward import (
+    Below,
+    Values,
+    WeightsOf,
+    along,
+    carried,
+    ends,
+    largest,
+    placed,
+    respond,
+    weighted,
+)
+from pathlift.passes.propagate import walk
+from pathlift.passes.rounding import SPARE, UNIT, fan_in, rounding_factor
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of the bound.
+
+    Attributes:
+        own: The weights whose real activations are used.
+        most: The largest magnitudes of the weights on the other side.
+    """
+
+    own: Values
+    most: Values
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a layer.
+
+    Attributes:
+        real: Real activations, for each side, (samples, *shape).
+        error: Bound on their rounding error, for each side, (1, *shape), over all samples.
+        drift: Bound on the difference of exact activations, (samples, *shape).
+    """
+
+    real: tuple[Tensor, ...]
+    error: tuple[Tensor, ...]
+    drift: Tensor
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One computation of the bound.
+
+    Attributes:
+        network: The graph, not compact.
+        sides: One or two directions.
+        gap: |θ − θ'| at most, by leaf; or θ and θ'.
+        changed: The leaves whose gap is not 0.
+        feed: Input node to x, (samples, *shape).
+        radius: ‖x' − x‖_∞ at most.
+        dtype: Precision.
+    """
+
+    network: Network
+    sides: tuple[Side, ...]
+    gap: tuple[Values, ...]
+    changed: set[Leaf]
+    feed: Below
+    radius: float
+    dtype: torch.dtype
+
+    def bounds(self) -> dict[str, Tensor]:
+        """Bound |u(θ, x) − u(θ', x')| at the outputs.
+
+        Returns:
+            Output node to bounds, (samples, *shape).
+        """
+        rounded_up = 1.0 + rounding_factor(self.network, self.dtype)  # of the drift itself, a sum of non-negative terms
+        return {name: state.drift * rounded_up for name, state in walk(self.network, self._step).items()}
+
+    @cached_property
+    def _plain(self) -> list[WeightsOf]:
+        return [weighted(side.own, dtype=self.dtype) for side in self.sides]
+
+    @cached_property
+    def _sizes(self) -> list[WeightsOf]:
+        return [weighted(side.own, dtype=self.dtype, transform=torch.abs) for side in self.sides]
+
+    @cached_property
+    def _most(self) -> list[WeightsOf]:
+        return [weighted(side.most, dtype=self.dtype, transform=torch.abs) for side in self.sides]
+
+    def _gaps(self, leaf: Leaf) -> Weights | None:
+        transform = torch.abs if len(self.gap) == 1 else _distance
+        return weighted(*self.gap, dtype=self.dtype, transform=transform)(leaf) if leaf in self.changed else None
+
+    def _unit(self, node: Node) -> float:
+        return (fan_in(self.network)[node.name] + SPARE) * UNIT[self.dtype] * 1.01
+
+    def _step(self, node: Node, below: Mapping[str, State]) -> State:
+        sides = range(len(self.sides))
+        if node.kind == "input":
+            x = self.feed[node.name].to(self.dtype)
+            error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
+            drift = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(self.dtype)  # inf past it
+            return State((x,) * len(sides), (error,) * len(sides), drift)
+        real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
+        errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
+        drifts = {name: state.drift for name, state in below.items()}
+        if node.nonlinearity is None:
+            return self._affine(node, real, errors, drifts)
+        found = tuple(respond(node, real[side], self._plain[side]) for side in sides)
+        exact = isinstance(node.nonlinearity, Extremum) or node.nonlinearity == Slopes(1.0, 0.0)
+        rounding = tuple(
+            self._bent(node, real[side], errors[side], self._sizes[side], None)
+            + (0.0 if exact else self._unit(node) * _largest(found[side]))
+            for side in sides
+        )
+        if isinstance(node.nonlinearity, LearnedSlope):  # what a slope multiplies is exact to its error only
+            source = node.terms[0].source
+            real = tuple({source: own[source] - errors[side][source]} for side, own in enumerate(real))
+        return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self._most[s], self._gaps) for s in sides]))
+
+    def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
+        unit, found, error, each = self._unit(node), [], [], []
+        least = fan_in(self.network)[node.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
+        for side, below in enumerate(real):
+            found.append(carried(node, below, self._plain[side], biases=self._plain[side]))
+            tops = {name: _largest(x) for name, x in below.items()}
+            noisy = {name: errors[side][name] + unit * top for name, top in tops.items()}
+            own = carried(node, noisy, self._sizes[side])
+            for start in node.starts:
+                bias = self._sizes[side](start.weight)
+                assert bias is not None
+                own = own + unit * placed(start, bias)
+            error.append(own * (1 + unit))
+            out = carried(node, drifts, self._most[side])
+            if any(term.weight is not None and self._gaps(term.weight) is not None for term in node.terms):
+                sizes = {name: x.abs().add_(errors[side][name]) for name, x in below.items()}
+                out = out + carried(node, sizes, self._gaps, only_weighted=True)
+            for start in node.starts:
+                change = self._gaps(start.weight)
+                out = out if change is None else out + placed(start, change)
+            each.append(out + least)
+        return State(tuple(found), tuple(error), _smallest(each))
+
+    def _bent(self, node: Node, real: Below, moved: Below, weights_of: WeightsOf, gaps: WeightsOf | None) -> Tensor:
+        """How far a nonlinearity moves when what it reads moves by ``moved`` and its parameters by ``gaps``."""
+        kind = node.nonlinearity
+        if isinstance(kind, Extremum):
+            changes = [
+                placed(start, own) for start in node.starts if gaps is not None and (own := gaps(start.weight)) is not None
+            ]
+            return largest(node, moved, changes, Extremum(largest=True))
+        source = node.terms[0].source
+        if isinstance(kind, LearnedSlope):
+            slope = node.terms[1]
+            assert slope.weight is not None
+            steep = along(slope, moved[source], weights_of(slope.weight))
+            out = torch.maximum(moved[source].expand(steep.shape), steep)
+            change = None if gaps is None else gaps(slope.weight)
+            return out if change is None else out + along(slope, real[source].clamp(max=0.0).abs(), change)
+        out = carried(node, moved, weights_of)
+        if isinstance(kind, Slopes):
+            steepest = max(abs(kind.plus), abs(kind.minus))
+            return out if steepest == 1.0 else out * steepest
+        assert isinstance(kind, Clamp)
+        for end in ends(node, gaps) if gaps is not None else ():
+            out = out if end is None else torch.maximum(out, end.to(out))
+        return out
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).abs()
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Return the largest magnitude over all samples, (1, *shape)."""
+    return torch.maximum(x.amax(0, keepdim=True), -x.amin(0, keepdim=True))  # 7 times faster than aminmax along a dimension
+
+
+def _smallest(each: list[Tensor]) -> Tensor:
+    return each[0] if len(each) == 1 else torch.minimum(each[0], each[1])

@@ -1,0 +1,561 @@
+"""Interval arithmetic for weights that are computed from parameters: what an expression can be over a box (SPEC §5).
+
+Every operation is rounded outwards. With ``arithmetic`` the interval also holds what the model itself gets, which computes
+the expression in its own floating-point types: each operation may then be off by a relative unit of roundoff, each sum of
+n numbers by n of them in any order, and anything that underflows by the smallest number of the type. A quotient whose
+divisor may be 0 is unbounded, and so is what may leave the range of its type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pathlift.errors import Problem, UnsupportedModelError
+from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate, substitute
+from pathlift.graph.layers import Leaf
+from pathlift.passes.rounding import DOUBLE, FORMATS, Format
+from pathlift.rules import MOVEMENTS
+from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
+from pathlift.rules.replay import Operator
+from pathlift.rules.sampling import sampling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Smallest and largest values, float64 tensors of one shape; the same tensor where there is one value, known exactly."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def exact(self) -> bool:
+        """Whether it holds one value only."""
+        return self.low is self.high
+
+    @property
+    def middle(self) -> Tensor:
+        """Half way between both."""
+        return self.low if self.exact else self.low / 2 + self.high / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half their distance."""
+        return self.high / 2 - self.low / 2
+
+    @property
+    def size(self) -> Tensor:
+        """Largest magnitude."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+def point(value: Tensor) -> Interval:
+    """Return the interval that holds one value.
+
+    Args:
+        value: Any real tensor.
+
+    Returns:
+        The interval.
+    """
+    wide = value.detach().double()
+    return Interval(wide, wide)
+
+
+Args: TypeAlias = "Sequence[Any]"
+Names: TypeAlias = "Mapping[str, Any]"
+
+
+class Ranges:
+    """The intervals of expressions over a box of parameters and buffers."""
+
+    def __init__(self, low: Mapping[str, Tensor], high: Mapping[str, Tensor], *, arithmetic: bool) -> None:
+        """Describe the box.
+
+        Args:
+            low: Smallest values by canonical name.
+            high: Largest values; the same tensor where nothing varies.
+            arithmetic: Hold what the model gets in its own arithmetic as well.
+        """
+        self.low, self.high, self.arithmetic = low, high, arithmetic
+        self._memo: dict[Expression, Any] = {}
+        self._format: Format | None = None
+
+    def of(self, leaf: Leaf) -> Interval:
+        """Return the interval of a weight.
+
+        Args:
+            leaf: The weight, which is no number of the graph.
+
+        Returns:
+            Its interval, of the shape of the weight.
+
+        Raises:
+            UnsupportedModelError: It is computed by an operator that has no interval here.
+        """
+        try:
+            return self.interval(self.value(leaf.expression))
+        except _UnknownError as unknown:
+            names = ", ".join(sorted(leaf.requires)) or "constants"
+            reason = f"'{leaf.label}' is computed from {names} by '{unknown}', for which pathlift has no interval arithmetic."
+            advice = "Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
+            raise UnsupportedModelError((Problem(leaf.label.rpartition(".")[0], "tolerance", "", reason, advice),)) from None
+
+    def value(self, expression: Expression) -> Any:
+        """Return what an expression can be: an interval for real tensors, the value itself for indices, masks and sizes."""
+        if expression not in self._memo:
+            self._memo[expression] = self._computed(expression)
+        return self._memo[expression]
+
+    def _computed(self, expression: Expression) -> Any:
+        if isinstance(expression, StateTensor):
+            low = self.low[expression.name]
+            high = low if self.high is self.low else self.high[expression.name]
+            if not low.dtype.is_floating_point:
+                return low
+            return point(low) if low is high else Interval(low.detach().double(), high.detach().double())
+        if isinstance(expression, Constant):
+            value = expression.value
+            return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+        assert isinstance(expression, Apply)
+        if self._constant(expression):
+            return self._held(evaluate(expression, {}))
+        args = substitute(expression.args, self.value)
+        kwargs = substitute(dict(expression.kwargs), self.value)
+        given = [value for value in _flat([args, kwargs]) if isinstance(value, Interval)]
+        name = _name(expression.function)
+        if not given or (name in EXACT and all(value.exact for value in given)):
+            own = (substitute(part, self._as_computed) for part in (expression.args, dict(expression.kwargs)))
+            args, kwargs = own  # PyTorch rounds a number to the type of what it is compared with
+            return self._held(expression.function(*args, **kwargs))
+        converts = name in ("to", "_to_copy", "type_as")
+        dtype = next((own for own in _flat([args, kwargs]) if isinstance(own, torch.dtype)), expression.dtype)
+        self._format = FORMATS.get(dtype) if dtype is not None and (self.arithmetic or converts) else None
+        if converts:
+            if dtype is not None and self._format is None:
+                raise _UnknownError(f"a conversion to {dtype}")
+            value = self.interval(args[0])
+            return value if self._format is DOUBLE else self.rounded(value)
+        if name in MOVEMENTS or name in MOVES:
+            return self._moved(expression.function, args, kwargs)
+        if name not in OPERATIONS:
+            raise _UnknownError(name)
+        return OPERATIONS[name](self, *args, **kwargs)
+
+    @staticmethod
+    def _held(value: Any) -> Any:
+        """Keep a value that was computed exactly, or from constants alone."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(Ranges._held(own) for own in value)
+        return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+
+    def _as_computed(self, expression: Expression) -> Any:
+        """Return a value that is known exactly in the type that the model has it in."""
+        value = self.value(expression)
+        if not isinstance(value, Interval):
+            return value
+        if isinstance(expression, StateTensor):
+            return self.low[expression.name].detach()
+        kind = expression.value.dtype if isinstance(expression, Constant) else getattr(expression, "dtype", None)
+        return value.low if kind is None else value.low.to(kind)
+
+    def _constant(self, expression: Any) -> bool:
+        """Whether an expression reads no parameter and no buffer: PyTorch computes it as the model does."""
+        if isinstance(expression, Apply):
+            return all(self._constant(own) for own in _flat([expression.args, expression.kwargs]))
+        return not isinstance(expression, StateTensor)
+
+    def _moved(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Move both ends alike; a conversion to another type rounds."""
+        given = [value for value in _flat([args, kwargs]) if isinstance(value, Interval)]
+        if all(value.exact for value in given):
+            return self._held(function(*_points(args), **_points(kwargs)))
+        low, high = (function(*_ends(args, end), **_ends(kwargs, end)) for end in ("low", "high"))
+        if isinstance(low, Tensor):
+            return Interval(low, high)
+        return tuple(Interval(*pair) for pair in zip(low, high, strict=True))
+
+    # ---- the pieces that operations are made of
+
+    @staticmethod
+    def interval(value: Any) -> Interval:
+        """Return an argument as an interval."""
+        if isinstance(value, float):
+            return point(torch.tensor(value, dtype=torch.float64))
+        return value if isinstance(value, Interval) else point(torch.as_tensor(value))
+
+    def rounded(
+        self, value: Interval, *, count: float = 1.0, sizes: Tensor | None = None, positive: Tensor | None = None
+    ) -> Interval:
+        """Widen by what ``count`` roundings can do, here and in the model, to a sum whose summands add up to ``sizes``.
+
+        Args:
+            value: What float64 gave.
+            count: Number of roundings.
+            sizes: Of what they are relative errors; the value itself when None.
+            positive: Where the exact value is not negative, which no rounding changes.
+
+        Returns:
+            The wider interval, unbounded where it may leave the range.
+        """
+        sizes = value.size if sizes is None else sizes
+        off = sizes * (2 * count * DOUBLE.unit) + count * DOUBLE.least
+        if self._format is not None:
+            off = off * 2 + sizes * (count * self._format.unit * 1.01) + count * self._format.least
+        low, high = value.low - off, value.high + off
+        if positive is not None:
+            low = torch.where(positive, low.clamp(min=0.0), low)
+        lost = low.isnan() | high.isnan()
+        if self._format is not None:
+            lost = lost | ~(sizes + off < self._format.largest)
+        return Interval(torch.where(lost, -math.inf, low), torch.where(lost, math.inf, high))
+
+
+class _UnknownError(Exception):
+    """An operator without interval arithmetic."""
+
+
+def _name(function: Callable[..., Any]) -> str:
+    if isinstance(function, Operator):
+        base = function.name.partition("::")[2].partition(".")[0]
+        return base.rstrip("_") if not base.startswith("_") else base
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [item for own in value for item in _flat(own)] if isinstance(value, (list, tuple)) else [value]
+
+
+def _ends(value: Any, end: str) -> Any:
+    if isinstance(value, Interval):
+        return getattr(value, end)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_ends(item, end) for item in value)
+    return {key: _ends(item, end) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _points(value: Any) -> Any:
+    return _ends(value, "low")
+
+
+MOVES = {"taken", "strided_part", "on_device", "getitem", "as_number", "item"}
+"""Movements that are functions of this package or of Python."""
+
+EXACT = {
+    "_indicator", "_masked", "where", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "sign",
+    "floor", "ceil", "round", "trunc", "zeros", "zeros_like", "ones_like", "full_like", "new_zeros", "isfinite", "argmax",
+    "bool", "masked_fill", "heaviside", "copysign",
+}  # fmt: skip
+"""Operators that round nothing: of values that are known exactly they give a value that is."""
+
+
+# ---- operations
+
+
+def _monotone(function: Callable[[Tensor], Tensor], roundings: float = 4.0) -> Callable[..., Interval]:
+    """An increasing function of one argument, which is accurate to a few roundings."""
+
+    def operation(ranges: Ranges, x: Any, *_: Any) -> Interval:
+        x = ranges.interval(x)
+        return ranges.rounded(Interval(function(x.low), function(x.high)), count=roundings)
+
+    return operation
+
+
+def _add(ranges: Ranges, x: Any, y: Any, alpha: float = 1.0) -> Interval:
+    x, y = ranges.interval(x), ranges.interval(y)
+    y = y if alpha == 1.0 else _mul(ranges, y, alpha)
+    positive = (x.low >= 0) & (y.low >= 0)
+    return ranges.rounded(Interval(x.low + y.low, x.high + y.high), sizes=x.size + y.size, positive=positive)
+
+
+def _sub(ranges: Ranges, x: Any, y: Any, alpha: float = 1.0) -> Interval:
+    return _add(ranges, x, y, -alpha)
+
+
+def _rsub(ranges: Ranges, x: Any, y: Any, alpha: float = 1.0) -> Interval:
+    return _add(ranges, y, x, -alpha)
+
+
+def _neg(ranges: Ranges, x: Any) -> Interval:
+    x = ranges.interval(x)
+    return Interval(-x.high, -x.low)
+
+
+def _products(x: Interval, y: Interval) -> Interval:
+    found = torch.stack(torch.broadcast_tensors(x.low * y.low, x.low * y.high, x.high * y.low, x.high * y.high))
+    return Interval(found.amin(0), found.amax(0))  # 0·inf is NaN, which `rounded` takes for unbounded
+
+
+def _mul(ranges: Ranges, x: Any, y: Any) -> Interval:
+    x, y = ranges.interval(x), ranges.interval(y)
+    return ranges.rounded(_products(x, y), positive=(x.low >= 0) & (y.low >= 0))
+
+
+def _reciprocal(ranges: Ranges, x: Any) -> Interval:
+    x = ranges.interval(x)
+    through = (x.low <= 0) & (x.high >= 0)
+    low, high = torch.where(through, -math.inf, x.high.reciprocal()), torch.where(through, math.inf, x.low.reciprocal())
+    return ranges.rounded(Interval(low, high), positive=x.low > 0)
+
+
+def _div(ranges: Ranges, x: Any, y: Any, **options: Any) -> Interval:
+    if options.get("rounding_mode") is not None:
+        raise _UnknownError("div with rounding")
+    return _mul(ranges, x, _reciprocal(ranges, y))
+
+
+def _abs(ranges: Ranges, x: Any) -> Interval:
+    x = ranges.interval(x)
+    inner = torch.where((x.low <= 0) & (x.high >= 0), 0.0, torch.minimum(x.low.abs(), x.high.abs()))
+    return Interval(inner, x.size)
+
+
+def _square(ranges: Ranges, x: Any) -> Interval:
+    inner = _abs(ranges, x)
+    return ranges.rounded(Interval(inner.low.square(), inner.high.square()), positive=inner.low >= 0)
+
+
+def _pow(ranges: Ranges, x: Any, exponent: Any) -> Interval:
+    if isinstance(exponent, Interval) or isinstance(x, (int, float)):
+        raise _UnknownError("pow with an exponent that is a parameter")
+    if exponent == 2:
+        return _square(ranges, x)
+    if exponent == -1:
+        return _reciprocal(ranges, x)
+    if exponent == 0.5:
+        return _sqrt(ranges, x)
+    if exponent == -0.5:
+        return _reciprocal(ranges, _sqrt(ranges, x))
+    if isinstance(exponent, int) and exponent > 0 and exponent % 2 == 1:
+        return _monotone(lambda own: own.pow(exponent), 4.0 * exponent)(ranges, x)
+    inner = _abs(ranges, x)
+    if isinstance(exponent, int) and exponent > 0:
+        return ranges.rounded(Interval(inner.low.pow(exponent), inner.high.pow(exponent)), count=4.0 * exponent)
+    raise _UnknownError(f"pow to {exponent}")
+
+
+def _sqrt(ranges: Ranges, x: Any) -> Interval:
+    x = ranges.interval(x)
+    return ranges.rounded(Interval(x.low.sqrt(), x.high.sqrt()), positive=x.low >= 0)  # NaN below 0: unbounded
+
+
+def _rsqrt(ranges: Ranges, x: Any) -> Interval:
+    return _reciprocal(ranges, _sqrt(ranges, x))
+
+
+def _sum(ranges: Ranges, x: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Interval:
+    x = ranges.interval(x)
+    dims = tuple(range(x.low.dim())) if dim is None or dim == [] else dim
+    low, high, sizes = (own.sum(dims, keepdim=keepdim) if own.dim() else own for own in (x.low, x.high, x.size))
+    count = max(1.0, x.low.numel() / max(1, low.numel()))
+    positive = (x.low >= 0).all() if dims == () else (x.low >= 0).double().amin(dims, keepdim=keepdim) > 0
+    return ranges.rounded(Interval(low, high), count=count, sizes=sizes, positive=positive)
+
+
+def _mean(ranges: Ranges, x: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Interval:
+    total = _sum(ranges, x, dim, keepdim)
+    return _div(ranges, total, ranges.interval(x).low.numel() / max(1, total.low.numel()))
+
+
+def _norm(ranges: Ranges, x: Any, order: Any = 2, dim: Any = None, keepdim: bool = False, **named: Any) -> Interval:
+    order = named.get("ord", order)
+    if order == 1:
+        return _sum(ranges, _abs(ranges, x), dim, keepdim)
+    if order == math.inf:
+        return _extreme(torch.amax)(ranges, _abs(ranges, x), dim if dim is not None else (), keepdim)
+    if order not in (2, None):
+        raise _UnknownError(f"norm of order {order}")
+    return _sqrt(ranges, _sum(ranges, _square(ranges, x), dim, keepdim))
+
+
+def _plain_norm(ranges: Ranges, x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Interval:
+    return _norm(ranges, x, 2 if p in (None, "fro") else p, dim, keepdim)
+
+
+def _norm_except(ranges: Ranges, v: Any, order: int = 2, dim: int = 0) -> Interval:
+    if dim == -1:
+        return _norm(ranges, v, order)
+    rank = ranges.interval(v).low.dim()
+    dims = [own for own in range(rank) if own != dim % rank]
+    return _norm(ranges, v, order, dims, keepdim=True) if dims else _abs(ranges, v)
+
+
+def _weight_norm(ranges: Ranges, v: Any, g: Any, dim: int = 0) -> Interval:
+    return _mul(ranges, v, _div(ranges, g, _norm_except(ranges, v, 2, dim)))
+
+
+def _weight_norm_interface(ranges: Ranges, v: Any, g: Any, dim: int = 0) -> tuple[Interval, Interval]:
+    return _weight_norm(ranges, v, g, dim), _norm_except(ranges, v, 2, dim)
+
+
+def _variance(ranges: Ranges, x: Any, dim: Any = None, unbiased: Any = None, keepdim: Any = False, **options: Any) -> Interval:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    correction = options.get("correction", 1 if unbiased in (None, True) else 0)
+    centered = _sub(ranges, x, _mean(ranges, x, dim, True))
+    total = _sum(ranges, _square(ranges, centered), dim, keepdim)
+    count = ranges.interval(x).low.numel() / max(1, total.low.numel()) - (1 if correction is None else correction)
+    return _div(ranges, total, count)
+
+
+def _deviation(ranges: Ranges, *args: Any, **options: Any) -> Interval:
+    return _sqrt(ranges, _variance(ranges, *args, **options))
+
+
+def _both(function: Callable[..., Interval]) -> Callable[..., tuple[Interval, Interval]]:
+    def operation(ranges: Ranges, x: Any, dim: Any = None, unbiased: Any = None, keepdim: Any = False, **options: Any) -> Any:
+        if isinstance(dim, bool):
+            dim, unbiased = None, dim
+        return function(ranges, x, dim, unbiased, keepdim, **options), _mean(ranges, x, dim, bool(keepdim))
+
+    return operation
+
+
+def _extreme(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    def operation(ranges: Ranges, x: Any, dim: Any = (), keepdim: bool = False) -> Interval:
+        x = ranges.interval(x)
+        return Interval(function(x.low, dim, keepdim), function(x.high, dim, keepdim))
+
+    return operation
+
+
+def _pairwise(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    def operation(ranges: Ranges, x: Any, y: Any = None, *rest: Any, **options: Any) -> Interval:
+        if y is None:
+            return _extreme(torch.amax if function is torch.maximum else torch.amin)(ranges, x)
+        if rest or options or not isinstance(y, Interval):
+            raise _UnknownError("max along a dimension")
+        x, y = ranges.interval(x), ranges.interval(y)
+        return Interval(function(x.low, y.low), function(x.high, y.high))
+
+    return operation
+
+
+def _clamp(ranges: Ranges, x: Any, *ends: Any, **named: Any) -> Interval:
+    x = ranges.interval(x)
+    low, high = (named.get(name, ends[place] if place < len(ends) else None) for place, name in enumerate(("min", "max")))
+    for end, function in ((low, torch.maximum), (high, torch.minimum)):
+        if end is not None:
+            own = ranges.interval(end)
+            x = Interval(function(x.low, own.low.to(x.low)), function(x.high, own.high.to(x.high)))
+    found: Interval = x
+    return found
+
+
+def _bilinear(ranges: Ranges, multiply: Callable[[Tensor, Tensor], Tensor], x: Any, y: Any) -> Interval:
+    """A sum of products: middles multiply, radii pay."""
+    x, y = ranges.interval(x), ranges.interval(y)
+    middle = multiply(x.middle, y.middle)
+    sizes = multiply(x.size, y.size)
+    count = multiply(torch.ones_like(x.low), torch.ones_like(y.low)).max().item() if sizes.numel() else 1.0
+    off: Tensor | float = 0.0
+    if not (x.exact and y.exact):
+        rx, ry = (own.radius * (1 + 4 * DOUBLE.unit) + own.size * 2 * DOUBLE.unit for own in (x, y))
+        off = (multiply(x.middle.abs(), ry) + multiply(rx, y.middle.abs() + ry)) * (1 + 4 * count * DOUBLE.unit)
+    return ranges.rounded(Interval(middle - off, middle + off), count=2 * count, sizes=sizes)
+
+
+def _product(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Interval]:
+    return lambda ranges, x, y: _bilinear(ranges, function, x, y)
+
+
+def _linear(ranges: Ranges, x: Any, weight: Any, bias: Any = None) -> Interval:
+    found = _bilinear(ranges, torch.nn.functional.linear, x, weight)
+    return found if bias is None else _add(ranges, found, bias)
+
+
+def _addmm(ranges: Ranges, own: Any, x: Any, y: Any, beta: float = 1.0, alpha: float = 1.0) -> Interval:
+    product = _mul(ranges, _bilinear(ranges, torch.matmul, x, y), alpha)
+    return _add(ranges, product, _mul(ranges, own, beta))
+
+
+def _einsum(ranges: Ranges, equation: str, operands: Sequence[Any], **_: Any) -> Interval:
+    first, *rest = operands
+    if not rest:
+        raise _UnknownError("einsum of one tensor")
+    if len(rest) > 1:
+        raise _UnknownError("einsum of more than two tensors")
+    return _bilinear(ranges, lambda x, y: torch.einsum(equation, x, y), first, rest[0])
+
+
+def _where(ranges: Ranges, condition: Any, x: Any, y: Any) -> Interval:
+    mask = _mask(condition)
+    x, y = ranges.interval(x), ranges.interval(y)
+    return Interval(torch.where(mask, x.low, y.low.to(x.low)), torch.where(mask, x.high, y.high.to(x.high)))
+
+
+def _mask(condition: Any) -> Tensor:
+    if isinstance(condition, Interval):
+        if not condition.exact:
+            raise _UnknownError("a choice by a parameter")
+        return condition.low.bool()
+    return torch.as_tensor(condition).bool()
+
+
+def _masked(ranges: Ranges, mask: Any, sign: bool, value: Any) -> Interval:
+    return _where(ranges, _mask(mask) == sign, value, 0.0)
+
+
+def _masked_fill(ranges: Ranges, x: Any, mask: Any, value: Any) -> Interval:
+    return _where(ranges, mask, value, x)
+
+
+def _sampled(ranges: Ranges, grid: Any, sizes: Any, operator: Any, options: Any) -> Interval:
+    """The weights of pixels at given positions, which move with the last digit of a position; `Node.blur` has the model's."""
+    if not ranges.interval(grid).exact:
+        raise _UnknownError("sampling at positions that vary")
+    matrix = sampling(grid.low, sizes, operator, options)
+    off = torch.full_like(matrix, 64 * max(sizes) * DOUBLE.unit)
+    return Interval(matrix - off, matrix + off)
+
+
+def _batch_norm_scale(ranges: Ranges, weight: Any, variance: Any, epsilon: float) -> Interval:
+    """The scale s = γ/√(σ²+ε); in the model's arithmetic the point itself, whose rounding is that of its layer."""
+    if ranges.arithmetic and all(own is None or own.exact for own in (weight, variance)):
+        return point(batch_norm_scale(None if weight is None else weight.low, variance.low, epsilon))
+    spread = _reciprocal(ranges, _sqrt(ranges, _add(ranges, variance, epsilon)))
+    return spread if weight is None else _mul(ranges, weight, spread)
+
+
+def _batch_norm_shift(
+    ranges: Ranges, scale: Interval, bias: Any, mean: Any, weight: Any, variance: Any, epsilon: float
+) -> Interval:
+    """The shift t = β − μ·s; in the model's arithmetic the point itself, as for s."""
+    given = (bias, mean, weight, variance)
+    if all(own is None or own.exact for own in given):
+        known = (None if own is None else own.low for own in (scale, *given))
+        shift = batch_norm_shift(*known, epsilon)
+        if ranges.arithmetic:
+            return point(shift)
+        size = scale.size * mean.size + (0.0 if bias is None else bias.size)
+        off = 4 * DOUBLE.unit * shift.abs() + 2.0**-99 * size + DOUBLE.least
+        return Interval(shift - off, shift + off)
+    return _sub(ranges, 0.0 if bias is None else bias, _mul(ranges, mean, scale))
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": _add, "sub": _sub, "subtract": _sub, "rsub": _rsub, "neg": _neg, "negative": _neg, "mul": _mul, "multiply": _mul,
+    "truediv": _div, "div": _div, "divide": _div, "true_divide": _div, "reciprocal": _reciprocal, "abs": _abs,
+    "absolute": _abs, "square": _square, "pow": _pow, "sqrt": _sqrt, "rsqrt": _rsqrt, "sum": _sum, "mean": _mean,
+    "linalg_vector_norm": _norm, "norm": _plain_norm, "frobenius_norm": _plain_norm, "norm_except_dim": _norm_except,
+    "_weight_norm": _weight_norm, "_weight_norm_interface": _weight_norm_interface, "var": _variance, "std": _deviation,
+    "var_mean": _both(_variance), "std_mean": _both(_deviation), "amax": _extreme(torch.amax), "amin": _extreme(torch.amin),
+    "maximum": _pairwise(torch.maximum), "minimum": _pairwise(torch.minimum), "max": _pairwise(torch.maximum),
+    "min": _pairwise(torch.minimum), "clamp": _clamp, "clip": _clamp, "clamp_min": _clamp,
+    "clamp_max": lambda ranges, x, end: _clamp(ranges, x, None, end), "relu": _monotone(torch.relu, 0.0),
+    "exp": _monotone(torch.exp), "log": _monotone(torch.log), "sigmoid": _monotone(torch.sigmoid),
+    "tanh": _monotone(torch.tanh), "matmul": _product(torch.matmul), "mm": _product(torch.mm), "mv": _product(torch.mv),
+    "bmm": _product(torch.bmm), "dot": _product(torch.dot), "vdot": _product(torch.dot), "outer": _product(torch.outer),
+    "linear": _linear, "addmm": _addmm, "addmv": _addmm, "baddbmm": _addmm, "einsum": _einsum, "where": _where,
+    "_masked": _masked, "masked_fill": _masked_fill, "batch_norm_scale": _batch_norm_scale,
+    "batch_norm_shift": _batch_norm_shift, "sampling": _sampled,
+}  # fmt: skip
+"""What is known of operators, by name: arguments as in their schemas, intervals in the place of real tensors."""

@@ -1,0 +1,105 @@
+"""Lines below and above a nonlinearity on an interval, as CROWN draws them (SPEC §5).
+
+They depend on the interval relative to its own width, so nothing changes when neurons are rescaled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.passes.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines below and above a nonlinearity: lower_slope·z + lower ≤ y ≤ upper_slope·z + upper, each (samples, *shape)."""
+
+    lower_slope: Tensor
+    lower: Tensor
+    upper_slope: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class Free:
+    """Where the slope of the line below may be anything between two slopes, as below a ReLU whose sign is not known.
+
+    Attributes:
+        where: (samples, *shape) bool.
+        least: Smallest slope.
+        most: Largest slope.
+    """
+
+    where: Tensor
+    least: Tensor
+    most: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Bounds of an extremum: the antecedent ``chosen`` below, slope·antecedent + upper above; for minima of −z.
+
+    Attributes:
+        chosen: Number of the antecedent, (samples, *shape).
+        slope: Of the line above.
+        upper: Constant of the line above.
+    """
+
+    chosen: Tensor
+    slope: Tensor
+    upper: Tensor
+
+
+def slope_lines(z: Interval, plus: Tensor, minus: Tensor) -> Lines:
+    """Lines around y = plus·z⁺ + minus·z⁻ on an interval: exact where the sign of z is known."""
+    low, high = z.low, z.high
+    crossing = (low < 0) & (high > 0)
+    width = torch.where(crossing, high - low, 1.0)
+    own = torch.where(low >= 0, plus, minus)
+    chord = torch.where(crossing, (plus * high - minus * low) / width, own)
+    touch = torch.where(crossing, torch.where(high >= -low, plus, minus), own)
+    height = torch.where(crossing, torch.maximum((plus - chord) * high, (minus - chord) * low), 0.0)
+    depth = torch.where(crossing, torch.minimum((plus - chord) * high, (minus - chord) * low), 0.0)
+    convex = plus >= minus
+    zero = torch.zeros_like(low)
+    return Lines(
+        torch.where(convex, touch, chord),
+        torch.where(convex, zero, depth),
+        torch.where(convex, chord, touch),
+        torch.where(convex, height, zero),
+    )
+
+
+def clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
+    """Lines around y = min(max(z, low), high) on an interval."""
+    left, right = z.low, z.high
+    floor = torch.full_like(left, -math.inf) if low is None else low.to(left).expand(left.shape)
+    roof = torch.full_like(left, math.inf) if high is None else high.to(left).expand(left.shape)
+    floor = torch.minimum(floor, roof)  # torch.clamp gives the upper end where the ends are crossed
+    y_left, y_right = left.clamp(floor, roof), right.clamp(floor, roof)
+    under, over = left < floor, right > roof
+    flat = y_left == y_right
+    one, zero = torch.ones_like(left), torch.zeros_like(left)
+    # Above: from (left, y_left) to the corner under the roof; the identity when nothing is below the floor.
+    corner = torch.minimum(right, roof)
+    run = torch.where(corner > left, corner - left, 1.0)
+    rise = torch.where(corner > left, (corner - y_left) / run, 0.0)
+    concave = over & ~under
+    upper_slope = torch.where(under, rise.clamp(0.0, 1.0), one)
+    upper_slope = torch.where(concave & (right - roof > roof - left), zero, upper_slope)
+    # Below: from the corner on the floor to (right, y_right).
+    base = torch.maximum(left, floor)
+    run = torch.where(right > base, right - base, 1.0)
+    rise = torch.where(right > base, (y_right - base) / run, 0.0)
+    lower_slope = torch.where(over, rise.clamp(0.0, 1.0), one)
+    lower_slope = torch.where(under & ~over & (floor - left > right - floor), zero, lower_slope)
+    upper_slope, lower_slope = torch.where(flat, zero, upper_slope), torch.where(flat, zero, lower_slope)
+    # Constants: y is piecewise linear, so y − slope·z has its extremes at the ends and the corners.
+    points = [left, right, floor.clamp(left, right), roof.clamp(left, right)]
+    gaps_up = torch.stack([at.clamp(floor, roof) - upper_slope * at for at in points])
+    gaps_low = torch.stack([at.clamp(floor, roof) - lower_slope * at for at in points])
+    return Lines(lower_slope, gaps_low.amin(0), upper_slope, gaps_up.amax(0))

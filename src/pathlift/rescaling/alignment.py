@@ -1,0 +1,207 @@
+"""θ' in the gauge of θ, weight by weight of the graph, and what the rounding of it may have changed (SPEC §4, "Gauge").
+
+A rescaling that is only computed is none: λ∘θ' as rounded is another network than θ'. So the logarithms of λ are taken from a
+grid on which they add up exactly, each weight is multiplied once by a factor, and how often it was rounded is counted: not at
+all where all factors are powers of two, at most `ROUNDINGS` times otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.layers import Leaf
+from pathlift.graph.network import Network
+from pathlift.passes.programs import Values
+from pathlift.passes.rounding import UNIT
+from pathlift.rescaling.constraints import Tied
+from pathlift.rescaling.relations import Solution
+
+ROUNDINGS = 8
+"""Units by which a factor and a product with it may be off: two exponentials, their products, and room."""
+
+GRID, COARSE = 50, 44
+"""Bits of a logarithm in units of the largest; and where classes have the scales of several groups."""
+
+WIDEST = 800.0
+"""The largest log₂ of a factor that is applied."""
+
+LEAST, MOST = 2.0**-1000, 2.0**1000
+"""Where rescaled weights must stay: none may lose digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """λ∘θ'.
+
+    Attributes:
+        values: Leaf to weights; those that λ changes are float64.
+        roundings: By how many units of float64 a weight may be off; 0 when λ∘θ' is exact.
+    """
+
+    values: Values
+    roundings: int
+
+
+def exact_scales(solution: Solution, free: Tensor, *, whole: bool = False) -> Tensor:
+    """Return s = B·g for the g nearest to given ones with which s, and differences of two entries of it, are exact.
+
+    Args:
+        solution: B.
+        free: g, log₂ factors by group.
+        whole: Take whole numbers, so that all factors are powers of two.
+
+    Returns:
+        s by class; 0 everywhere when B has entries that are no fractions of small numbers.
+    """
+    entries = torch.unique(solution.entries).tolist()
+    fractions = [Fraction(entry).limit_denominator(64) for entry in entries]
+    if any(abs(float(fraction) - entry) > 1e-12 for fraction, entry in zip(fractions, entries, strict=True)):
+        return torch.zeros(solution.count, dtype=torch.float64, device="cpu")
+    multiple = math.lcm(*(fraction.denominator for fraction in fractions))
+    sums = torch.zeros(solution.count, dtype=torch.float64, device="cpu")
+    sums.index_add_(0, solution.rows, (solution.entries * free[solution.columns]).abs())
+    reach = max(1.0, float(sums.max()), float(free.abs().max()) if len(free) else 0.0)
+    step = 1.0 if whole else 2.0 ** (math.frexp(reach)[1] - (GRID if solution.plain else COARSE))
+    taken = torch.round(free / (multiple * step)) * (multiple * step)
+    return torch.round(solution.scales(taken) / step) * step
+
+
+class Rescaled(Mapping[Leaf, Tensor]):
+    """The weights λ∘θ of a graph, made when they are read; those that no λ changes are handed on as they are.
+
+    Attributes:
+        before: θ.
+        scales: Exact log₂ factors by class (`exact_scales`), applied one after the other.
+        exact: Whether all factors are powers of two.
+    """
+
+    def __init__(self, relations: Tied, values: Values, scales: Sequence[Tensor]) -> None:
+        """Take weights and factors.
+
+        Args:
+            relations: The symmetries of the graph.
+            values: Leaf to weights.
+            scales: See above.
+        """
+        self.relations = relations
+        self.before = values
+        self.scales = tuple(own for own in scales if bool(own.any()))
+        self._factors: dict[Leaf, tuple[Tensor, Tensor]] = {}
+        self.exact = all(bool((own == own.round()).all()) for own in self.scales)
+
+    def logs(self, leaf: Leaf) -> list[Tensor]:
+        """Return the log₂ factors of a leaf that are not 0 everywhere, each of its shape."""
+        scaling = self.relations.leaves.get(leaf)
+        if scaling is None:
+            return []
+        found = [own[scaling.above] - own[scaling.below] for own in self.scales]
+        return [scaling.join(own, leaf.shape) for own in found if bool(own.any())]
+
+    def factors(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        """Return what the ends above and below of a leaf that scales multiply it with, as views of its shape where they can.
+
+        Args:
+            leaf: The leaf.
+
+        Returns:
+            Two float64 tensors of its shape.
+        """
+        if leaf not in self._factors:
+            scaling, device = self.relations.leaves[leaf], self.before[leaf].device
+            above, below = (
+                part[classes].to(device) for part, classes in zip(self._parts, (scaling.above, scaling.below), strict=True)
+            )
+            self._factors[leaf] = scaling.join(above, leaf.shape), scaling.join(below, leaf.shape)
+        return self._factors[leaf]
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        """What the classes above and below multiply with."""
+        one = torch.ones(self.relations.solution.count, dtype=torch.float64, device="cpu")
+        up, down = one, one
+        for own in self.scales:
+            up, down = up * torch.exp2(own), down * torch.exp2(-own)
+        return up, down
+
+    def __getitem__(self, leaf: Leaf) -> Tensor:
+        """Return the weights of a leaf, float64 where λ changes them."""
+        value = self.before[leaf]
+        for own in self.logs(leaf):
+            value = value.double() * torch.exp2(own).to(value.device)
+        return value
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Iterate over leaves."""
+        return iter(self.before)
+
+    def __len__(self) -> int:
+        """Return the number of leaves."""
+        return len(self.before)
+
+    def in_range(self) -> bool:
+        """Whether no weight overflows or loses digits on the way, and no factor is beyond what a float holds."""
+        if any(float(own.abs().max()) > WIDEST for own in self.scales):
+            return False
+        for leaf in self:
+            value = self.before[leaf]
+            for own in self.logs(leaf):
+                value = value.double() * torch.exp2(own).to(value.device)
+                sizes = torch.where(value == 0, 1.0, value.abs())
+                if value.numel() and not (float(sizes.min()) >= LEAST and float(sizes.max()) <= MOST):
+                    return False
+        return True
+
+
+def rescaled(relations: Tied, values: Values, scales: Tensor) -> Aligned | None:
+    """Rescale the weights of a graph.
+
+    Args:
+        relations: Its symmetries.
+        values: Leaf to weights.
+        scales: Exact log₂ factors by class.
+
+    Returns:
+        The weights, None when one of them would leave the range of float64.
+    """
+    made = Rescaled(relations, values, [scales])
+    if not made.in_range():
+        return None
+    return Aligned(dict(made), 0 if made.exact else ROUNDINGS)
+
+
+def depth_of(network: Network) -> int:
+    """Return the largest number of weights on a path, the bias at its start included.
+
+    Args:
+        network: The graph.
+
+    Returns:
+        The number.
+    """
+    depth: dict[str, int] = {}
+    for node in network.nodes:
+        depth[node.name] = 1 + max((depth[term.source] for term in node.terms), default=0)
+    return 1 + max(depth[name] for name in network.outputs)
+
+
+def moved(network: Network, roundings: int) -> float:
+    """Return by what part of Σ|Φ'| rounded weights may have moved Φ': |∏(1+e)−1| ≤ (1+e)^depth − 1.
+
+    Args:
+        network: The graph.
+        roundings: Units of float64 by which each weight may be off.
+
+    Returns:
+        The part, 0 when nothing was rounded.
+    """
+    return 1.01 * roundings * depth_of(network) * UNIT[torch.float64]
+
+
+__all__ = ["ROUNDINGS", "Aligned", "Rescaled", "depth_of", "exact_scales", "moved", "rescaled"]

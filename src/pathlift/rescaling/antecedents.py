@@ -1,0 +1,213 @@
+"""Antecedents of one neuron that share a scale, tied map by map (SPEC §7).
+
+A maximum, a sum without weights, and weights that do not scale (constants, derived weights) give all antecedents of a
+neuron one s. Tying them costs about as much as listing the edges once, and less where a map is a product of maps along
+single dimensions, or where every neuron above reads all channels of a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Edges
+from pathlift.edges.contraction import AxisMap, Contraction, Dense, WeightedTaps
+from pathlift.edges.convolution import Convolution, GatheredConvolution
+from pathlift.edges.pattern import Pattern
+from pathlift.edges.unit import Overlap
+from pathlift.edges.wall import Beside
+from pathlift.edges.window import Counted, Reduce, Taps, Window
+from pathlift.rescaling.relations import NOTHING, Relations
+
+ELEMENTS = 1 << 20
+"""Edges are listed in blocks of about this many."""
+
+HIGH = 1 << 62
+"""Above every label."""
+
+PATTERNED = (Dense, Contraction, Convolution, GatheredConvolution)
+"""Maps with many weights to a neuron, which their patterns tell."""
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """What a map reads along one dimension.
+
+    Attributes:
+        dim: The dimension.
+        source: Positions below, one per edge.
+        place: Positions above, one per edge.
+        count: Number of positions above.
+    """
+
+    dim: int
+    source: Tensor
+    place: Tensor
+    count: int
+
+
+def lines(edges: Edges, below: tuple[int, ...], above: tuple[int, ...]) -> list[Line]:
+    """Write a map as maps along single dimensions, one after the other; none for a map that is no such product.
+
+    Args:
+        edges: The map.
+        below: Shape of the neurons below.
+        above: Shape of the neurons above.
+
+    Returns:
+        The maps.
+    """
+    if isinstance(edges, Beside):
+        return lines(edges.pool, below, above)
+    if isinstance(edges, (Reduce, Counted)):
+        return [_line(dim, torch.arange(below[dim], device="cpu")[None], below[dim]) for dim in edges.dims]
+    if isinstance(edges, AxisMap):
+        place, source = edges.matrix.cpu().nonzero().unbind(1)
+        return [Line(edges.dim, source, place, len(edges.matrix))]
+    if isinstance(edges, WeightedTaps):
+        return [_line(edges.dim, edges.table.index, below[edges.dim])]
+    if isinstance(edges, Taps):
+        return [_line(dim, table.index, below[dim]) for dim, table in edges.tables.items()]
+    if isinstance(edges, Window):
+        dims = range(len(below) - len(edges.kernel), len(below))
+        options = zip(dims, edges.kernel, edges.stride, edges.padding, edges.dilation, strict=True)
+        return [
+            _line(
+                dim,
+                (torch.arange(above[dim], device="cpu") * stride - padding)[:, None]
+                + dilation * torch.arange(kernel, device="cpu"),
+                below[dim],
+            )
+            for dim, kernel, stride, padding, dilation in options
+        ]
+    return []
+
+
+def _line(dim: int, table: Tensor, size: int) -> Line:
+    """Return a map from what each position above reads, shape (positions, taps); what lies outside is no neuron."""
+    place, tap = ((table >= 0) & (table < size)).nonzero().unbind(1)
+    return Line(dim, table[place, tap], place, len(table))
+
+
+def tie_lines(relations: Relations, found: list[Line], labels: Tensor) -> None:
+    """Tie what each neuron above reads through a product of maps along single dimensions.
+
+    Args:
+        relations: The unknowns.
+        found: The maps.
+        labels: Labels of the neurons below, of size 1 along dimensions of no map along which they only repeat themselves.
+    """
+    for line in found:  # what is not read along one dimension must not be tied along another
+        read = torch.zeros(labels.shape[line.dim], dtype=torch.bool, device="cpu").index_fill_(0, line.source, value=True)
+        if not bool(read.all()):
+            labels = labels.index_fill(line.dim, (~read).nonzero()[:, 0], NOTHING)
+    for line in found:
+        moved = labels.movedim(line.dim, -1)
+        low = tie_stars(relations, moved.reshape(-1, moved.shape[-1]), line.source, line.place, line.count)
+        labels = low.reshape(*moved.shape[:-1], line.count).movedim(-1, line.dim)
+
+
+def tie_overlap(relations: Relations, edges: Overlap, labels: Tensor, above: tuple[int, ...], device: torch.device) -> None:
+    """Tie what each neuron above reads, when each one below is read once at most.
+
+    Args:
+        relations: The unknowns.
+        edges: The map.
+        labels: Labels of the neurons below.
+        above: Shape of the neurons above.
+        device: Where the map works.
+    """
+    count = torch.Size(above).numel() + 1
+    places = torch.arange(1, count, dtype=torch.float64, device=device).reshape(above)
+    place = edges.transpose(places).long().reshape(-1).cpu()
+    source = (place > 0).nonzero()[:, 0]
+    tie_stars(relations, labels.reshape(1, -1), source, place[source], count)
+
+
+def tie_stars(relations: Relations, labels: Tensor, source: Tensor, place: Tensor, count: int) -> Tensor:
+    """Tie all that one place reads, row by row.
+
+    Args:
+        relations: The unknowns.
+        labels: Shape (rows, places below).
+        source: Place below of each edge.
+        place: Place above of each edge.
+        count: Number of places above.
+
+    Returns:
+        Labels above, shape (rows, count); `NOTHING` for a place that reads nothing.
+    """
+    out = torch.full((len(labels), count), HIGH, device="cpu")
+    for part in blocks(len(labels), len(source)):
+        read = relations.find(labels[part])[:, source]
+        low = out[part].scatter_reduce_(1, place.expand(read.shape), torch.where(read > NOTHING, read, HIGH), "amin")
+        low.masked_fill_(low == HIGH, NOTHING)
+        relations.tie(read, low[:, place])
+    return relations.find(out)
+
+
+def tie_pattern(relations: Relations, pattern: Pattern, there: Tensor | None, labels: Tensor) -> Tensor:
+    """Tie what each neuron above reads through weights that do not scale.
+
+    Args:
+        relations: The unknowns.
+        pattern: The map.
+        there: Where weights are not 0, (groups, outs, ins, taps); None for everywhere.
+        labels: Labels of the neurons below, (groups, ins, places), or with one place for all.
+
+    Returns:
+        Labels above, (groups, outs, places).
+    """
+    _, source, place = pattern.triples.unbind(1)
+    groups, outs, places = pattern.above.shape
+    if there is not None:
+        return _tie_masked(relations, pattern, there, labels)
+    if labels.shape[2] == 1:
+        source = torch.zeros_like(source)
+    read = torch.unique(source)
+    spread = torch.arange(labels.shape[1], device="cpu")
+    low = labels.new_zeros(groups, labels.shape[2])
+    rows = labels[:, :, read].movedim(1, 2).reshape(-1, labels.shape[1])
+    low[:, read] = tie_stars(relations, rows, spread, torch.zeros_like(spread), 1).reshape(groups, -1)
+    return tie_stars(relations, low, source, place, places)[:, None].expand(groups, outs, places)
+
+
+def _tie_masked(relations: Relations, pattern: Pattern, there: Tensor, labels: Tensor) -> Tensor:
+    """The same, edge by edge."""
+    tap, source, place = pattern.triples.unbind(1)
+    groups, outs, places = pattern.above.shape
+    if labels.shape[2] == 1:  # places that read by the same taps are alike
+        reads = torch.zeros(places, there.shape[3], dtype=torch.bool, device="cpu")
+        reads[place, tap] = True
+        kinds, kind = torch.unique(reads, dim=0, return_inverse=True)
+        place, tap = kinds.nonzero().unbind(1)
+        source = torch.zeros_like(tap)
+    else:
+        kinds, kind = torch.arange(places, device="cpu"), torch.arange(places, device="cpu")
+    out = torch.full((groups, outs, len(kinds)), HIGH, device="cpu")
+    edges = []
+    for own in range(there.shape[3]):
+        group, above, below = there[..., own].nonzero().unbind(1)
+        chosen = tap == own
+        edges += [
+            (group[part, None], above[part, None], below[part, None], source[chosen], place[chosen])
+            for part in blocks(len(group), int(chosen.sum()))
+        ]
+    for group, above, below, low, high in edges:
+        read = relations.find(labels[group, below, low])
+        index = (group * outs + above) * len(kinds) + high
+        out.view(-1).scatter_reduce_(0, index.reshape(-1), torch.where(read > NOTHING, read, HIGH).reshape(-1), "amin")
+    out.masked_fill_(out == HIGH, NOTHING)
+    for group, above, below, low, high in edges:
+        relations.tie(labels[group, below, low], out[group, above, high])
+    return relations.find(out)[:, :, kind]
+
+
+def blocks(size: int, each: int) -> Iterator[slice]:
+    """Yield slices of ``size`` rows with ``each`` elements, about `ELEMENTS` in all."""
+    step = max(1, ELEMENTS // max(each, 1))
+    for first in range(0, size, step):
+        yield slice(first, first + step)

@@ -1,0 +1,250 @@
+"""Choices of a representative in an orbit of rescalings: normal, balanced, equalised, path-conditioned (SPEC §4, §7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pathlift.budget import running
+from pathlift.edges.pattern import Layout
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.passes.backward import sum_of_outputs
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.rescaling.balance import Balance, Logarithmic, balanced
+from pathlift.rescaling.conditioning import kernel_diagonal, on_paths
+from pathlift.rescaling.constraints import Scaling, Tied
+from pathlift.rescaling.couplings import Dense, Sparse, coupling, sums
+from pathlift.rescaling.fit import projected
+
+EQUAL_ENOUGH = 1e-3
+"""log₂ of the ratio of two ranges at which equalisation ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge:
+    """Log₂ factors by group, and how good they are: see `pathlift.rescaling.groups.BalancedState`."""
+
+    free: Tensor
+    imbalance: float
+    left: tuple[int, ...]
+    steps: int
+    stopped: bool
+
+
+@torch.no_grad()
+def normal(network: Network, tied: Tied) -> Tensor:
+    """Return the factors that bring the largest path activation of each group to 1 (SPEC §4, N(θ)).
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+
+    Returns:
+        log₂ λ, shape (groups,).
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    largest, _ = _largest_activations(network, tied, torch.float64)
+    return -projected(tied.solution, largest)
+
+
+@torch.no_grad()
+def even(network: Network, tied: Tied) -> Tensor:
+    """Return the factors with which the largest path activation of a group is ‖Φ‖₁ to the power of its share of the depth.
+
+    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network.
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+
+    Returns:
+        log₂ λ, shape (groups,).
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    largest, whole = _largest_activations(network, tied, network.dtype)
+    depth: dict[str, int] = {}
+    for node in compacted(network).nodes:
+        below = max((depth[term.source] for term in node.terms), default=0)
+        depth[node.name] = below + any(term.weight is not None for term in node.terms)
+    deepest = max(depth[name] for name in compacted(network).outputs) or 1
+    place = torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu")
+    for name, labels in tied.labels.items():
+        classes = tied.solution.classes[labels].reshape(-1)
+        place.scatter_reduce_(
+            0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64, device="cpu"), "amax"
+        )
+    place[0] = 0.0
+    return projected(tied.solution, whole * place - largest)
+
+
+def _largest_activations(network: Network, tied: Tied, first: torch.dtype) -> tuple[Tensor, float]:
+    """Return log₂ of the largest path activation of each class, NaN where there is none, and log₂ ‖Φ‖₁ (0 for none)."""
+    compact = compacted(network)
+    values = compact.values()
+
+    def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
+        return propagate(compact, NormProgram(compact, values, dtype), keep=True)
+
+    tracks = in_range(attempt, first, values)
+    largest = torch.full((tied.solution.count,), -torch.inf, dtype=torch.float64, device="cpu")
+    for name, labels in tied.labels.items():
+        found = tracks[name][0]
+        if found is not None:
+            classes = tied.solution.classes[labels].expand(found.tensor.shape)
+            largest.scatter_reduce_(0, classes.reshape(-1), found.log2().cpu().reshape(-1), "amax")
+    largest[0] = 0.0
+    whole = sum_of_outputs(compact, tracks)
+    log2 = 0.0 if whole is None else math.log2(float(whole.tensor)) + whole.exponent
+    return torch.where(largest.isinf(), torch.nan, largest), log2
+
+
+def balance(network: Network, tied: Tied, p: float) -> Gauge:
+    """Minimise Σ|θ_i|^p over the orbit.
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+        p: Positive power.
+
+    Returns:
+        The gauge.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    there = on_paths(network)
+    couplings = [
+        coupling(scaling, _power(network.state[name].detach(), p) * there[name])
+        for name, scaling in tied.scalings.items()
+        if name in network.parameters and name in there
+    ]
+    held = _divided(tied)
+    found = balanced(couplings, tied.solution.without(held), p)
+    return _gauge(found, couplings, tied, held)
+
+
+def conditioned(network: Network, tied: Tied) -> Gauge:
+    """Minimise the log-det divergence between diag(∂Φᵀ∂Φ) and the identity over the orbit.
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+
+    Returns:
+        The gauge.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    solution = tied.solution
+    masses: list[Dense | Sparse] = []
+    counts: list[Dense | Sparse] = []
+    for name, diagonal in kernel_diagonal(network).items():
+        if name not in network.parameters:
+            continue
+        scaling = tied.scalings.get(name, STILL)
+        layout = replace(scaling, layout=Layout.plain(diagonal.shape)) if scaling is STILL else scaling
+        masses.append(coupling(layout, diagonal))
+        counts.append(coupling(layout, (diagonal > 0).double()))
+    coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64, device="cpu"))
+    number = float(coming.sum())
+    objective = Logarithmic(number, -solution.pulled_back(coming - going)) if number else None  # no paths: nothing to choose
+    found = balanced(masses, solution, -2.0, objective)
+    return _gauge(found, masses, tied, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
+
+
+STILL = Scaling(
+    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
+    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
+    Layout.plain(()),
+)
+"""How a parameter scales that does not."""
+
+
+def _power(tensor: Tensor, p: float) -> Tensor:
+    wide = tensor.abs().double()
+    return wide.square_() if p == 2.0 else wide.pow_(p)
+
+
+def _divided(tied: Tied) -> Tensor:
+    """Tell which groups scale a parameter that the network divides by: it can shrink with what it divides, without end."""
+    solution = tied.solution
+    touched = torch.zeros(solution.count, dtype=torch.bool, device="cpu")
+    for scaling in tied.scalings.values():
+        if scaling.divides:
+            touched[scaling.above.reshape(-1)] = True
+            touched[scaling.below.reshape(-1)] = True
+    held = torch.zeros(solution.dimension, dtype=torch.bool, device="cpu")
+    held[solution.columns[touched[solution.rows]]] = True
+    return held
+
+
+def _gauge(found: Balance, couplings: Sequence[Dense | Sparse], tied: Tied, held: Tensor) -> Gauge:
+    """Name the groups that were left: those that are held, and those without a mass."""
+    coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu"))
+    left = torch.nonzero(held | (tied.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
+    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps, found.stopped)
+
+
+def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
+    """Return the factors that give every channel equal ranges of incoming and outgoing weights.
+
+    Only weights of two or more dimensions have a range: biases and batch norms stay in floating point. A channel without
+    outgoing weights gets the range of the largest channel of its tensor. Equal ranges can be had in several ways; starting
+    from the balanced representative makes the answer the same for all networks of an orbit.
+
+    Args:
+        network: The network.
+        tied: Its symmetries.
+
+    Returns:
+        log₂ λ, shape (groups,), and whether the time of the call was up before the ranges were equal.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+    """
+    solution = tied.solution
+    free = balance(network, tied, 2.0).free
+    ends: list[tuple[Tensor, Tensor, Tensor]] = []
+    for name, scaling in tied.scalings.items():
+        tensor = network.state[name].detach()
+        if name in network.parameters and tensor.dim() > 1:
+            sizes = torch.log2(scaling.split(tensor.abs()).double().cpu())
+            if scaling.above.shape[3] == scaling.below.shape[3] == 1:
+                sizes = sizes.amax(3, keepdim=True)
+            ends.append((scaling.above, scaling.below, sizes))
+    for _ in range(200):
+        if running().over():
+            return free, True
+        scales = solution.scales(free)
+        coming, going = (torch.full((solution.count,), -torch.inf, dtype=torch.float64, device="cpu") for _ in range(2))
+        widest = coming.clone()
+        for above, below, sizes in ends:
+            ranges = sizes + scales[above] - scales[below]
+            _largest(coming, above, ranges)
+            _largest(going, below, ranges)
+            _largest(widest, above, ranges.amax().expand(ranges.shape))
+        step = torch.where(going.isinf(), widest - coming, (going - coming) / 2)
+        step = torch.where(coming.isinf(), 0.0, step)
+        step[0] = 0.0
+        if float(step.abs().max()) < EQUAL_ENOUGH:
+            break
+        free = free + projected(solution, step) / 2
+    return free, False
+
+
+def _largest(found: Tensor, classes: Tensor, values: Tensor) -> None:
+    """Raise entries of ``found`` to the largest value of their class."""
+    dims = [dim for dim in range(4) if classes.shape[dim] == 1]
+    values = values.amax(dims, keepdim=True) if dims else values
+    found.scatter_reduce_(0, classes.reshape(-1), values.reshape(-1), "amax")

@@ -1,0 +1,1 @@
+"""What lies in files: checkpoints, models by name, data, ONNX."""
