@@ -81,16 +81,16 @@ def paired(model: nn.Module) -> nn.Module:
     modules = dict(traced.named_modules())
     layers = (nn.Conv2d, nn.Linear)
     pairs = []
-    for node in traced.graph.nodes:
-        below = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(below, layers) or len(node.users) != 1:
+    for layer in traced.graph.layers:
+        below = modules.get(str(layer.target)) if layer.op == "call_module" else None
+        if not isinstance(below, layers) or len(layer.users) != 1:
             continue
-        (between,) = node.users
+        (between,) = layer.users
         if not isinstance(modules.get(str(between.target)), nn.ReLU) or len(between.users) != 1:
             continue
         (after,) = between.users
         if after.op == "call_module" and isinstance(modules.get(str(after.target)), nn.Conv2d):
-            pairs.append((str(node.target), str(after.target)))
+            pairs.append((str(layer.target), str(after.target)))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(50):
         for low, high in pairs:

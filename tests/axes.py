@@ -17,7 +17,7 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, classify, compact_shape
 from pathlift.edges.base import Chain, Compact, Edges, Weights
 from pathlift.edges.unit import UnitEdges
-from pathlift.graph.layers import Node, Term
+from pathlift.graph.layers import Connection, Layer
 from pathlift.graph.network import Network
 
 RTOL = 1e-11
@@ -125,40 +125,42 @@ def assert_pattern(edges: Edges, x: Tensor, weight: Tensor) -> None:
 
 
 def values_of(network: Network) -> dict[object, Tensor]:
-    """Values of all leaves, numbers among them."""
+    """Values of all weight tensors, numbers among them."""
     values = dict(network.values())
-    numbers = {leaf: torch.tensor(leaf.scalar, dtype=torch.float64) for leaf in network.leaves if leaf.scalar is not None}
-    return {leaf: value.detach().double() for leaf, value in (values | numbers).items()}
+    numbers = {
+        weight: torch.tensor(weight.scalar, dtype=torch.float64) for weight in network.weights if weight.scalar is not None
+    }
+    return {weight: value.detach().double() for weight, value in (values | numbers).items()}
 
 
-def terms(network: Network) -> Iterator[tuple[Node, Term, tuple[int, ...]]]:
+def connections(network: Network) -> Iterator[tuple[Layer, Connection, tuple[int, ...]]]:
     """Every bundle of edges, and the shape of what it brings."""
-    for node in network.nodes:
-        for place, term in enumerate(node.terms):
-            yield node, term, node.shape if node.concat is None else node.concat.shape(place, node.shape)
+    for layer in network.layers:
+        for place, connection in enumerate(layer.connections):
+            yield layer, connection, layer.shape if layer.concat is None else layer.concat.shape(place, layer.shape)
 
 
 def assert_terms_respect_axes(network: Network, seed: int, draws: int = 1) -> None:
     """Check every edge map of a network for random axes below it."""
     generator = torch.Generator().manual_seed(seed)
     values = values_of(network)
-    for node, term, out in terms(network):
-        shape = network.node[term.source].shape
-        weight = None if term.weight is None else values[term.weight]
+    for layer, connection, out in connections(network):
+        shape = network.layer[connection.source].shape
+        weight = None if connection.weight is None else values[connection.weight]
         for _ in range(draws):
             below = tuple(random_axis(size, generator) for size in shape)
-            scored = term.weight is not None and term.weight.score_name is not None
+            scored = connection.weight is not None and connection.weight.score_name is not None
             try:
-                assert_law(term.edges, below, out, weight, generator, scored=scored)
+                assert_law(connection.edges, below, out, weight, generator, scored=scored)
             except Exception as error:
                 classes = [axis.index.tolist() for axis in below]
-                raise AssertionError(f"{node.origin}: axes {classes} of {shape}") from error
+                raise AssertionError(f"{layer.origin}: axes {classes} of {shape}") from error
 
 
 def kinds(network: Network) -> set[type[Edges]]:
     """The kinds of maps that a network is made of."""
     found: set[type[Edges]] = set()
-    stack = [term.edges for _, term, _ in terms(network)]
+    stack = [connection.edges for _, connection, _ in connections(network)]
     while stack:
         edges = stack.pop()
         found.add(type(edges))

@@ -226,7 +226,7 @@ def contents(value: Any, inside: bool = False) -> Any:
         numbers = None if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), numbers, value.requires_grad
     if isinstance(value, pathlift.Network):
-        return repr(value), contents(dict(value.state)), value.graph.examples, [leaf.label for leaf in value.leaves]
+        return repr(value), contents(dict(value.state)), value.graph.examples, [weight.label for weight in value.weights]
     if isinstance(value, nn.Module):
         return contents(value.state_dict()), [module.training for module in value.modules()]
     if isinstance(value, pathlift.Symmetries):

@@ -150,7 +150,7 @@ def test_what_is_kept_with_a_network_does_not_depend_on_the_state_of_the_process
         found = pathlift.path_magnitude(network)
     for name, share in pathlift.path_magnitude(plain).items():
         torch.testing.assert_close(found[name].clone(), share)
-    sizes = [[node.shape for node in compacted(one).nodes] for one in (network, plain)]
+    sizes = [[layer.shape for layer in compacted(one).layers] for one in (network, plain)]
     assert sizes[0] == sizes[1]
     coarse = pathlift.capture(model, (2, 10, 8))
     torch.set_default_dtype(torch.bfloat16)

@@ -168,13 +168,13 @@ def test_an_onnx_file_is_read(tmp_path: Path) -> None:
     pytest.importorskip("onnx2torch")
     weight = onnx.numpy_helper.from_array(torch.tensor([[2.0, -3.0]]).numpy(), "w")
     bias = onnx.numpy_helper.from_array(torch.tensor([-1.0]).numpy(), "b")
-    nodes = [
+    layers = [
         onnx.helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
         onnx.helper.make_node("Relu", ["h"], ["y"]),
     ]
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1])
-    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [weight, bias])
+    graph = onnx.helper.make_graph(layers, "g", [x], [y], [weight, bias])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), tmp_path / "m.onnx")
     assert one_json("norm", str(tmp_path / "m.onnx"), "--shape", "2")["value"] == pytest.approx(6.0)
 

@@ -132,7 +132,7 @@ def test_a_dense_block_agrees_with_its_full_form_and_repeats_no_layer() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2), DenseBlock(), nn.Conv2d(20, 2, 1)).double()
     network = pathlift.capture(model, (3, 30, 41))
-    assert not any("relu" in node.name for node in compacted(network).nodes)
+    assert not any("relu" in layer.name for layer in compacted(network).layers)
     upper, expected = assert_same(network, moved(network), 1e-11)
     assert math.isclose(upper, expected, rel_tol=1e-10)
 
@@ -148,7 +148,7 @@ def test_segmentation_agrees_with_its_full_form() -> None:
 
 def neurons(name: str, size: int) -> int:
     network = pathlift.capture(torchvision.models.get_model(name, weights=None), (3, size, size))
-    return sum(math.prod(node.shape) for node in compacted(network).nodes)
+    return sum(math.prod(layer.shape) for layer in compacted(network).layers)
 
 
 @pytest.mark.parametrize(("name", "count"), [("vgg11", 236_651), ("resnet18", 906_219)])

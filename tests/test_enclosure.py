@@ -41,8 +41,8 @@ def ends(enclosure: Enclosure, joint: bool) -> tuple[Tensor, Tensor]:
     """Linear bounds of every output."""
     lows, highs = [], []
     for name in enclosure.network.outputs:
-        node = enclosure.network.node[name]
-        unit = torch.eye(torch.Size(node.shape).numel(), dtype=torch.float64).reshape(-1, *node.shape)
+        layer = enclosure.network.layer[name]
+        unit = torch.eye(torch.Size(layer.shape).numel(), dtype=torch.float64).reshape(-1, *layer.shape)
         unit = unit.expand(enclosure.batch, *unit.shape)
         lows.append(enclosure.lower({name: unit}, joint=joint))
         highs.append(-enclosure.lower({name: -unit}, joint=joint))
@@ -62,7 +62,7 @@ def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Toleran
     for refine in (False, True):
         enclosure = Enclosure(network, weights, feed_of(network, batch), radius, Arithmetic(network), refine=refine)
         if bool(enclosure.lost.any()):  # nothing is said: the model's own arithmetic has no bound here
-            assert any(math.isinf(node.blur) for node in network.nodes)
+            assert any(math.isinf(layer.blur) for layer in network.layers)
             return
         intervals = [torch.cat([getattr(enclosure.intervals[n], s).reshape(len(batch[0]), -1) for n in network.outputs], 1)
                      for s in ("low", "high")]  # fmt: skip

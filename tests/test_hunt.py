@@ -296,7 +296,7 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
         patch.setattr(enclosure.Enclosure, "_underflow", lambda *_: 0.0)
         patch.setattr(enclosure.Enclosure, "_least", lambda *_: 0.0)
     elif what == "overflow":
-        patch.setattr(rounding.Arithmetic, "of", lambda self, node: replace(kind_of(self, node), largest=math.inf))
+        patch.setattr(rounding.Arithmetic, "of", lambda self, layer: replace(kind_of(self, layer), largest=math.inf))
         patch.setattr(rounding.Arithmetic, "words", "")
         patch.setattr(enclosure.Enclosure, "_watch_range", lambda *_: None)
     elif what == "casts":

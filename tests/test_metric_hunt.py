@@ -49,8 +49,8 @@ def remember_norms(model: nn.Module, network: pathlift.Network) -> None:
     values = network.values(state)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm1d):
-            own = [leaf for leaf in values if f"{name}.running_var" in leaf.requires]
-            scale, shift = sorted(own, key=lambda leaf: f"{name}.running_mean" in leaf.requires)
+            own = [weight for weight in values if f"{name}.running_var" in weight.requires]
+            scale, shift = sorted(own, key=lambda weight: f"{name}.running_mean" in weight.requires)
             NORMS[id(module)] = values[scale].double(), values[shift].double()
 
 

@@ -89,14 +89,14 @@ def test_a_learned_state_starts_paths() -> None:
 def test_edges_are_values(case: Case) -> None:
     """They pickle and copy, and what comes back sends the same numbers along."""
     network = pathlift.capture(randomised(case.make()), examples(case.shape))
-    shapes = {node.name: node.shape for node in network.nodes}
-    for node in network.nodes:
-        for term in node.terms:
-            if term.weight is None:
-                below = torch.rand(shapes[term.source], dtype=torch.float64)
-                expected = term.edges.sum(below, None)
-                assert torch.equal(pickle.loads(pickle.dumps(term.edges)).sum(below, None), expected)
-                assert torch.equal(copy.deepcopy(term.edges).sum(below, None), expected)
+    shapes = {layer.name: layer.shape for layer in network.layers}
+    for layer in network.layers:
+        for connection in layer.connections:
+            if connection.weight is None:
+                below = torch.rand(shapes[connection.source], dtype=torch.float64)
+                expected = connection.edges.sum(below, None)
+                assert torch.equal(pickle.loads(pickle.dumps(connection.edges)).sum(below, None), expected)
+                assert torch.equal(copy.deepcopy(connection.edges).sum(below, None), expected)
 
 
 def test_operators_are_equal_by_name_and_calls_by_what_they_call() -> None:

@@ -123,11 +123,11 @@ def test_path_magnitude_of_any_order_on_data_by_enumeration(q):
 
     def whole(own: nn.Module) -> float:
         lifting = pathlift.path_lifting(own, (2,), x=torch.ones(1, 2, dtype=torch.float64))
-        starts = [1.0 if not inside else None for inside in lifting.starts_at_input.tolist()]
+        biases = [1.0 if not inside else None for inside in lifting.starts_at_input.tolist()]
         powers = x.abs().pow(q).mean(0)
         sizes = [
             value if value is not None else float(powers[int(name.partition("[")[2].partition("]")[0].split(",")[-1])])
-            for value, name in zip(starts, lifting.names, strict=True)
+            for value, name in zip(biases, lifting.names, strict=True)
         ]
         return float((lifting.phi.abs().pow(q) * torch.tensor(sizes, dtype=torch.float64)).sum())
 

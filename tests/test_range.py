@@ -55,9 +55,9 @@ def activations(model: nn.Sequential, q: int = 1, *, inputs: bool = True, biases
     found = [[Fraction(int(inputs))] * linear(model)[0].in_features]
     for layer in linear(model):
         weights, bias = exact(layer.weight, q), exact(layer.bias, q)
-        starts = [own[0] if biases else Fraction(0) for own in bias]
+        added = [own[0] if biases else Fraction(0) for own in bias]
         found.append([
-            sum((w * a for w, a in zip(row, found[-1], strict=True)), b) for row, b in zip(weights, starts, strict=True)
+            sum((w * a for w, a in zip(row, found[-1], strict=True)), b) for row, b in zip(weights, added, strict=True)
         ])
     return found
 

@@ -73,7 +73,7 @@ def close(one: float, two: float, tolerance: float = 1e-5) -> bool:
 def runs_as(model: nn.Module, network: pathlift.Network, shape: tuple[int, ...]) -> bool:
     """Whether a captured graph gives what the model itself gives, on inputs and weights of today."""
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(5))
-    name = next(node.name for node in network.nodes if node.kind == "input")
+    name = next(layer.name for layer in network.layers if layer.kind == "input")
     ours = realise(network, network.values(), {name: x.unsqueeze(1)}, torch.float32)[network.outputs[0]].squeeze(1)
     return torch.allclose(ours, model(x), rtol=1e-4, atol=1e-5)
 

@@ -15,7 +15,7 @@ from cases import perceptron
 from pathlift.passes.box import box
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.forward import feed_of, realise
-from pathlift.passes.rounding import Arithmetic, chain, rounding_factor
+from pathlift.passes.rounding import Arithmetic, chain, fan_in, rounding_factor
 
 Vector = list[Fraction]
 
@@ -127,10 +127,10 @@ def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_p
 
 def test_the_chain_counts_the_summands_of_each_layer() -> None:
     network = pathlift.capture(seeded(4, 7, 6, 3, dtype=torch.float64), (4,))
-    assert [fan_in(network)[node.name] for node in network.nodes] == [0, 5, 1, 8, 1, 7]
+    assert [fan_in(network)[layer.name] for layer in network.layers] == [0, 5, 1, 8, 1, 7]
     assert chain(network) == 5 + 1 + 8 + 1 + 7 + 6 * 8 + 3
     image = pathlift.capture(nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(3)), (3, 32, 32))
-    assert [image.fan_in[node.name] for node in image.nodes] == [0, 76, 9]
+    assert [image.fan_in[layer.name] for layer in image.layers] == [0, 76, 9]
 
 
 def test_float32_bounds_are_above_the_float64_ones_on_a_large_network() -> None:
@@ -162,7 +162,7 @@ def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
     )
     truth = realise(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
     single = realise(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
-    for node in network.nodes:
-        found = walls.intervals[node.name]
-        for value in (truth[node.name], single[node.name].double()):
-            assert bool(((found.low <= value) & (value <= found.high)).all()), node.name
+    for layer in network.layers:
+        found = walls.intervals[layer.name]
+        for value in (truth[layer.name], single[layer.name].double()):
+            assert bool(((found.low <= value) & (value <= found.high)).all()), layer.name

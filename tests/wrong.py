@@ -541,7 +541,7 @@ def shape_like(value: Any) -> bool:
 
 def network_like(value: Any) -> bool:
     """Whether a value is a network with one entry per neuron."""
-    return isinstance(value, pathlift.Network) and all(node.axes is None for node in value.nodes)
+    return isinstance(value, pathlift.Network) and all(layer.axes is None for layer in value.layers)
 
 
 def sizes_like(value: Any) -> bool:

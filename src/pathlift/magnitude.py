@@ -14,7 +14,7 @@ from pathlift.arguments import public
 from pathlift.errors import NumericalError
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import wide, widen
-from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
 from pathlift.norm import to_float
@@ -161,7 +161,7 @@ def _scored(
 
 
 def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
-    """Return the mean of |x|^q over the samples, by input node.
+    """Return the mean of |x|^q over the samples, by input layer.
 
     Raises:
         NumericalError: It is 0 where x is not, or infinite.
@@ -206,23 +206,23 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         shares: dict[str, Tensor] = {}
 
-        def unit(node: Node, mass: Tensor) -> None:
-            assert node.unit_name is not None
-            assert node.unit_dim is not None
-            summed = mass.sum([dim for dim in range(mass.dim()) if dim != node.unit_dim])
-            shares[node.unit_name] = shares[node.unit_name] + summed if node.unit_name in shares else summed
+        def unit(layer: Layer, mass: Tensor) -> None:
+            assert layer.unit_name is not None
+            assert layer.unit_dim is not None
+            summed = mass.sum([dim for dim in range(mass.dim()) if dim != layer.unit_dim])
+            shares[layer.unit_name] = shares[layer.unit_name] + summed if layer.unit_name in shares else summed
 
         program = ScoreProgram(network, values, dtype)
         tracks = propagate(network, program, keep=True)
         return PullBack(network, program, unit=unit).run(tracks), shares
 
     whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
-    order = dict.fromkeys(node.unit_name for node in network.nodes if node.unit_name is not None)
+    order = dict.fromkeys(layer.unit_name for layer in network.layers if layer.unit_name is not None)
     return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
 
 
 class _Scores:
-    """Adds up the shares of each weight over its uses, moved back to the parameters where a leaf only moves them."""
+    """Adds up the shares of each weight over its uses, moved back to the parameters where a weight tensor only moves them."""
 
     def __init__(self, network: Network, writer: ShardWriter | None, values: Values, dtype: torch.dtype) -> None:
         self.network = network
@@ -233,11 +233,11 @@ class _Scores:
         self.lost: Tensor | None = None
         self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
         self.found: dict[str, Tensor] = {}
-        self.open = Counter(name for leaf in _uses(network) for name in _names(network, leaf))
+        self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
 
-    def add(self, leaf: Leaf, share: Tensor) -> None:
+    def add(self, weight: WeightTensor, share: Tensor) -> None:
         if small(share, self.dtype):
-            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[leaf]))
+            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
                 lost = (
                     part < SMALLEST
@@ -245,20 +245,20 @@ class _Scores:
                 self.lost = lost if self.lost is None else self.lost | lost
             if self.at_once:
                 self._check()
-        self._add_all(leaf, share)
-        names = _names(self.network, leaf)
+        self._add_all(weight, share)
+        names = _names(self.network, weight)
         self.open.subtract(names)
         if self.writer is not None:
             for name in names:
                 if self.open[name] == 0:
                     self.writer.add(name, self._narrowed(self.found.pop(name)))
 
-    def _add_all(self, leaf: Leaf, share: Tensor) -> None:
-        if is_moved(self.network, leaf):
-            for name, part in moved_back(self.network, leaf, share).items():
+    def _add_all(self, weight: WeightTensor, share: Tensor) -> None:
+        if is_moved(self.network, weight):
+            for name, part in moved_back(self.network, weight, share).items():
                 self._add(name, part)
         else:
-            self._add(_names(self.network, leaf)[0], share)
+            self._add(_names(self.network, weight)[0], share)
 
     def _add(self, name: str, share: Tensor) -> None:
         if name in self.network.state and share.dtype != torch.float64:
@@ -282,8 +282,10 @@ class _Scores:
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
         self._check()
-        reached = {name for leaf in self.network.leaves for name in leaf.requires}
-        scored = {name for leaf in self.network.leaves if leaf.score_name is not None for name in _names(self.network, leaf)}
+        reached = {name for weight in self.network.weights for name in weight.requires}
+        scored = {
+            name for weight in self.network.weights if weight.score_name is not None for name in _names(self.network, weight)
+        }
         ordered: dict[str, Tensor] = {}
 
         def done(name: str, tensor: Tensor) -> None:
@@ -297,24 +299,24 @@ class _Scores:
                 done(name, self.found.pop(name))
             elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
                 done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
-        for leaf in self.network.leaves:  # weights that are no parameters
-            for name in _names(self.network, leaf) if leaf.score_name is not None else ():
+        for weight in self.network.weights:  # weights that are no parameters
+            for name in _names(self.network, weight) if weight.score_name is not None else ():
                 if name in self.found:
                     done(name, self.found.pop(name))
         return ordered
 
 
-def _uses(network: Network) -> Iterator[Leaf]:
+def _uses(network: Network) -> Iterator[WeightTensor]:
     """Yield the scored weight of each bundle of edges and of each bias."""
-    for node in network.nodes:
-        for weight in (*(term.weight for term in node.terms), *(start.weight for start in node.starts)):
+    for layer in network.layers:
+        for weight in (*(connection.weight for connection in layer.connections), *(bias.weight for bias in layer.biases)):
             if weight is not None and weight.score_name is not None:
                 yield weight
 
 
-def _names(network: Network, leaf: Leaf) -> list[str]:
-    """Return the names under which a leaf is reported."""
-    if is_moved(network, leaf):
-        return moved_from(network, leaf)
-    assert leaf.score_name is not None
-    return [leaf.score_name if leaf.pull_back is None else f"{leaf.score_name}.derived"]
+def _names(network: Network, weight: WeightTensor) -> list[str]:
+    """Return the names under which a weight tensor is reported."""
+    if is_moved(network, weight):
+        return moved_from(network, weight)
+    assert weight.score_name is not None
+    return [weight.score_name if weight.pull_back is None else f"{weight.score_name}.derived"]

@@ -14,7 +14,7 @@ from pathlift.arguments import public
 from pathlift.edges.axis import Axis, spread
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
-from pathlift.graph.layers import Node
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.backward import counted, sum_of_outputs
 from pathlift.passes.programs import NormProgram, PartsProgram, Values
@@ -130,7 +130,7 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     network = compacted(capture(model, inputs))
     values = network.values()
     parts = _run(network, values, order)
-    outputs = tuple(_Output.of(node, own, largest=math.isinf(order)) for node, own in parts)
+    outputs = tuple(_Output.of(layer, own, largest=math.isinf(order)) for layer, own in parts)
     whole, from_inputs, from_biases = (_whole(parts, place, order) for place in (None, 0, 1))
     root = 1.0 if math.isinf(order) else order
     (value, log10), (of_inputs, log10_of_inputs), (of_biases, log10_of_biases) = (
@@ -154,24 +154,24 @@ Parts: TypeAlias = "tuple[Scaled | None, Scaled | None]"
 """What the paths from inputs, and those from biases, bring to a layer."""
 
 
-def _run(network: Network, values: Values, q: float) -> list[tuple[Node, Parts]]:
-    """Return, for each output node, what its paths bring, told apart by where they start."""
+def _run(network: Network, values: Values, q: float) -> list[tuple[Layer, Parts]]:
+    """Return, for each output layer, what its paths bring, told apart by where they start."""
 
-    def attempt(dtype: torch.dtype) -> list[tuple[Node, Parts]]:
+    def attempt(dtype: torch.dtype) -> list[tuple[Layer, Parts]]:
         tracks = propagate(network, PartsProgram(network, values, dtype, q=q))
-        return [(network.node[name], (tracks[name][0], tracks[name][1])) for name in network.outputs]
+        return [(network.layer[name], (tracks[name][0], tracks[name][1])) for name in network.outputs]
 
     precision = network.dtype if q in {1.0, math.inf} else torch.float64
     return in_range(attempt, precision, values, memory=network.memory("path_norm", q))
 
 
-def _whole(parts: list[tuple[Node, Parts]], place: int | None, q: float) -> Scaled | None:
+def _whole(parts: list[tuple[Layer, Parts]], place: int | None, q: float) -> Scaled | None:
     """Sum, or maximum, over all outputs, of one part or of both."""
-    chosen = [(node, own) for node, both in parts for own in (both if place is None else (both[place],)) if own is not None]
+    chosen = [(layer, own) for layer, both in parts for own in (both if place is None else (both[place],)) if own is not None]
     if math.isinf(q):
         known = [Scaled(own.tensor.double().amax(), own.exponent) for _, own in chosen]
     else:
-        known = [counted(node, own) for node, own in chosen]
+        known = [counted(layer, own) for layer, own in chosen]
     return total(known, fresh=False, largest=math.isinf(q))[0] if known else None
 
 
@@ -201,11 +201,11 @@ class _Output:
     device: torch.device
 
     @staticmethod
-    def of(node: Node, parts: Parts, *, largest: bool) -> _Output:
+    def of(layer: Layer, parts: Parts, *, largest: bool) -> _Output:
         known = [Scaled(own.tensor.double(), own.exponent) for own in parts if own is not None]
         device = known[0].tensor.device if known else torch.device("cpu")
         value = total(known, fresh=False, largest=largest)[0] if known else None
-        return _Output(value, node.axes, node.full_shape, device)
+        return _Output(value, layer.axes, layer.full_shape, device)
 
     def spread(self, q: float, log10_scale: float) -> Tensor:
         """Return the values of all neurons, after the root, in a unit."""

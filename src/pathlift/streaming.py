@@ -39,7 +39,7 @@ class _OnDisk(LazyState):
         self.checkpoint = checkpoint
         self.own = {name: network.state[name] for name, place in self.places.items() if place is None}
         check_names(network, {name: checkpoint.specs[place] for name, place in known.items()})
-        needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.graph.baked)
+        needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
         lost = sorted(name for name, tensor in self.own.items() if tensor.is_meta and name in needed)
         if lost:
             raise MismatchError(

@@ -57,7 +57,7 @@ def captured(name: str, value: Any) -> Network:
     """A network with one entry per neuron."""
     if not isinstance(value, Network):
         raise refusal(name, "a captured Network (network = capture(model, inputs) once, then give the network)", value)
-    if any(node.axes is not None for node in value.nodes):
+    if any(layer.axes is not None for layer in value.layers):
         raise InputError(f"{name} is the compact form of a Network, which only passes over ones may read. Give the Network.")
     return value
 

@@ -79,7 +79,7 @@ def attack(
     name, samples = logits_of(network), feed_of(network, (x,))
     (source,) = samples
     state, low, high = _set(network, tolerance)
-    blame({leaf: own for leaf, own in network.values(state).items() if isinstance(leaf.expression, StateTensor)})
+    blame({weight: own for weight, own in network.values(state).items() if isinstance(weight.expression, StateTensor)})
 
     def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         values = network.values({**state, **moving})

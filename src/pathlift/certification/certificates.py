@@ -153,9 +153,9 @@ class _Search:
         self.arithmetic = Arithmetic(network)
         self.weights = box_of(network, tolerance)
         own = self.weights if tolerance is None else point(network, network.state, arithmetic=True)
-        self.values = {leaf: low / 2 + own.upper[leaf] / 2 for leaf, low in own.lower.items()}
-        self.widest = max(math.prod(node.shape) for node in network.nodes)
-        self.classes = network.node[self.logits].shape[-1]
+        self.values = {weight: low / 2 + own.upper[weight] / 2 for weight, low in own.lower.items()}
+        self.widest = max(math.prod(layer.shape) for layer in network.layers)
+        self.classes = network.layer[self.logits].shape[-1]
 
     def covers(self, tolerance: Tolerance | Other | None) -> str:
         """Say what the certificate covers."""
@@ -213,7 +213,7 @@ class _Search:
         batch, place = len(predicted), predicted.unsqueeze(1)
         own = enclosure.intervals[self.logits]
         low, high = own.low.reshape(batch, -1), own.high.reshape(batch, -1)
-        kind = self.arithmetic.of(self.network.node[self.logits])
+        kind = self.arithmetic.of(self.network.layer[self.logits])
         needed = _resolution(self.network.left_off, own.size.reshape(batch, -1).amax(1), kind)[:, None]
         above = torch.maximum(above, low.gather(1, place) - high - needed)
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
@@ -262,7 +262,7 @@ def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
 
 
 def logits_of(network: Network) -> str:
-    """Return the output node, which must hold one vector of at least two logits per sample.
+    """Return the output layer, which must hold one vector of at least two logits per sample.
 
     Args:
         network: The graph.
@@ -274,11 +274,11 @@ def logits_of(network: Network) -> str:
         UnsupportedModelError: The network has several inputs, or other outputs.
     """
     name = network.outputs[0]
-    node = network.node[name]
-    inputs = sum(own.kind == "input" for own in network.nodes)
-    if len(network.outputs) == 1 and len(node.shape) == 2 and node.shape[0] == 1 and node.shape[1] > 1 and inputs == 1:
+    layer = network.layer[name]
+    inputs = sum(own.kind == "input" for own in network.layers)
+    if len(network.outputs) == 1 and len(layer.shape) == 2 and layer.shape[0] == 1 and layer.shape[1] > 1 and inputs == 1:
         return name
-    shapes = ", ".join(str(network.node[own].shape) for own in network.outputs)
+    shapes = ", ".join(str(network.layer[own].shape) for own in network.outputs)
     reason = f"A certificate is about the arg-max of one vector of logits per input; this model takes {inputs} inputs and "
     reason += f"returns {len(network.outputs)} outputs of shape {shapes} per sample."
     raise UnsupportedModelError((

@@ -103,14 +103,14 @@ def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:
     if value.dim() == 1:
         return 0
     found: set[int | None] = set()
-    for node in network.nodes:
-        for term in node.terms:
-            if term.weight is not None and name in term.weight.requires:
-                plain = isinstance(term.weight.expression, StateTensor)
-                if plain and isinstance(term.edges, Convolution):
-                    found.add(1 if term.edges.transposed else 0)
+    for layer in network.layers:
+        for connection in layer.connections:
+            if connection.weight is not None and name in connection.weight.requires:
+                plain = isinstance(connection.weight.expression, StateTensor)
+                if plain and isinstance(connection.edges, Convolution):
+                    found.add(1 if connection.edges.transposed else 0)
                 else:
-                    found.add(0 if plain and isinstance(term.edges, Dense) else None)
+                    found.add(0 if plain and isinstance(connection.edges, Dense) else None)
     return found.pop() if len(found) == 1 else None
 
 

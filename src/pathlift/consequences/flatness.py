@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
@@ -46,10 +46,10 @@ class Sharpness:
     log10_path_metric: float
 
 
-def _grown(values: Values, r: float) -> tuple[dict[Leaf, Tensor], set[Leaf]]:
-    """Return (1+r)·θ, constants left alone, and the leaves that grew."""
-    moved = {leaf for leaf in values if leaf.score_name is not None}
-    return {leaf: value.double() * (1 + r) if leaf in moved else value for leaf, value in values.items()}, moved
+def _grown(values: Values, r: float) -> tuple[dict[WeightTensor, Tensor], set[WeightTensor]]:
+    """Return (1+r)·θ, constants left alone, and the weight tensors that grew."""
+    moved = {weight for weight in values if weight.score_name is not None}
+    return {weight: value.double() * (1 + r) if weight in moved else value for weight, value in values.items()}, moved
 
 
 @public
@@ -114,7 +114,7 @@ def sharpness(
     """
     network = captured_on(model, x)
     feed = feed_of(network, (x,))
-    values = {leaf: value.detach() for leaf, value in network.values().items()}
+    values = {weight: value.detach() for weight, value in network.values().items()}
     blame(values)
     y = y.detach().to(network.device)
     with torch.no_grad():
@@ -165,22 +165,22 @@ def _loss(logits: Tensor, y: Tensor, loss: str) -> Tensor:
 
 def _ascend(network: Network, values: Values, feed: Mapping[str, Tensor], y: Tensor, r: float, loss: str, steps: int) -> float:
     """Sign gradient ascent over relative changes in [−r, r]; the best increase of the loss seen."""
-    shares = {leaf: torch.zeros_like(v, dtype=torch.float64) for leaf, v in values.items() if leaf.score_name is not None}
+    shares = {weight: torch.zeros_like(v, dtype=torch.float64) for weight, v in values.items() if weight.score_name is not None}
     batch = len(y)
 
-    def risk(change: Mapping[Leaf, Tensor]) -> Tensor:
-        moved = {leaf: v.double() * (1 + change[leaf]) if leaf in change else v for leaf, v in values.items()}
+    def risk(change: Mapping[WeightTensor, Tensor]) -> Tensor:
+        moved = {weight: v.double() * (1 + change[weight]) if weight in change else v for weight, v in values.items()}
         return _loss(flat_outputs(network, realise(network, moved, feed, torch.float64), batch), y, loss)
 
     first, best = float(risk(shares)), 0.0
     size = 2.5 * r / max(steps, 1)
     for _ in range(steps):
         with torch.enable_grad():
-            leaves = {leaf: share.detach().requires_grad_() for leaf, share in shares.items()}
-            gradients = torch.autograd.grad(risk(leaves), list(leaves.values()), allow_unused=True)
+            weights = {weight: share.detach().requires_grad_() for weight, share in shares.items()}
+            gradients = torch.autograd.grad(risk(weights), list(weights.values()), allow_unused=True)
         shares = {
-            leaf: share if g is None else (share + size * torch.sign(g)).clamp(-r, r)
-            for (leaf, share), g in zip(shares.items(), gradients, strict=True)
+            weight: share if g is None else (share + size * torch.sign(g)).clamp(-r, r)
+            for (weight, share), g in zip(shares.items(), gradients, strict=True)
         }
         best = max(best, float(risk(shares)) - first)
     return best

@@ -18,7 +18,7 @@ from torch import nn
 from pathlift.arguments import public
 from pathlift.edges import Identity, Move
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.graph.layers import Extremum, Node, Slopes
+from pathlift.graph.layers import Extremum, Layer, Slopes
 from pathlift.graph.network import Network
 from pathlift.metric import perceptron
 from pathlift.norm import path_norm
@@ -103,10 +103,10 @@ def generalisation_bound(
     network = capture(model, inputs)
     _refuse_other_activations(network)
     depth, pools_on_a_path = _longest(network)
-    kinds = {kind for node in network.nodes if (kind := _pool_kind(network, node)) is not None}
+    kinds = {kind for layer in network.layers if (kind := _pool_kind(network, layer)) is not None}
     pools, kernel = len({k for k, _ in kinds}), max((size for _, size in kinds), default=1)
-    d_in = sum(math.prod(node.shape) for node in network.nodes if node.kind == "input")
-    d_out = sum(math.prod(network.node[name].shape) for name in network.outputs)
+    d_in = sum(math.prod(layer.shape) for layer in network.layers if layer.kind == "input")
+    d_out = sum(math.prod(network.layer[name].shape) for name in network.outputs)
     log10_norm = path_norm(network).log10
     log10_unit = math.log10(bound) + math.log10(loss_lipschitz)
     factor = math.log10(4) + log10_unit - math.log10(samples) / 2 + log10_norm
@@ -126,23 +126,23 @@ def generalisation_bound(
 
 def _refuse_other_activations(network: Network) -> None:
     problems = []
-    for node in network.nodes:
-        kind = node.nonlinearity
+    for layer in network.layers:
+        kind = layer.nonlinearity
         relu = isinstance(kind, Slopes) and (kind.plus, kind.minus) in {(1.0, 0.0), (1.0, 1.0)}
         if kind is not None and not isinstance(kind, Extremum) and not relu:
-            origin = node.origin
+            origin = layer.origin
             reason = "The generalisation bound is proved for ReLU, k-max-pooling and identity neurons."
             problems.append(Problem(origin.module, origin.op, origin.where, reason, "Use ReLU."))
     if problems:
         raise UnsupportedModelError(tuple(problems))
 
 
-def _pool_kind(network: Network, node: Node) -> tuple[int, int] | None:
+def _pool_kind(network: Network, layer: Layer) -> tuple[int, int] | None:
     """Return (k, antecedents) of a pooling layer."""
-    if not isinstance(node.nonlinearity, Extremum):
+    if not isinstance(layer.nonlinearity, Extremum):
         return None
-    size = fan_in(network)[node.name] + node.nonlinearity.zero
-    return (1 if node.nonlinearity.largest else size), size
+    size = fan_in(network)[layer.name] + layer.nonlinearity.zero
+    return (1 if layer.nonlinearity.largest else size), size
 
 
 def _longest(network: Network) -> tuple[int, int]:
@@ -152,24 +152,29 @@ def _longest(network: Network) -> tuple[int, int]:
     """
     depth: dict[str, int] = {}
     pools: dict[str, int] = {}
-    for node in network.nodes:
-        moves = all(isinstance(term.edges, (Identity, Move)) and term.weight is None for term in node.terms)
-        pooled = isinstance(node.nonlinearity, Extremum)
-        adds = pooled or not (moves and not node.starts and (node.concat is not None or len(node.terms) <= 1))
-        depth[node.name] = max((depth[term.source] for term in node.terms), default=0) + adds
-        pools[node.name] = max((pools[term.source] for term in node.terms), default=0) + pooled
+    for layer in network.layers:
+        moves = all(
+            isinstance(connection.edges, (Identity, Move)) and connection.weight is None for connection in layer.connections
+        )
+        pooled = isinstance(layer.nonlinearity, Extremum)
+        adds = pooled or not (moves and not layer.biases and (layer.concat is not None or len(layer.connections) <= 1))
+        depth[layer.name] = max((depth[connection.source] for connection in layer.connections), default=0) + adds
+        pools[layer.name] = max((pools[connection.source] for connection in layer.connections), default=0) + pooled
     return max(depth[name] for name in network.outputs), max(pools[name] for name in network.outputs)
 
 
 def _covering(network: Network, log10_norm: float, count: int) -> float:
     """2·Rademacher complexity/(K·B) by Dudley's integral over the quadrants of fixed signs, log₁₀; layered perceptrons only."""
     layers = perceptron.layers_of(network)
-    if isinstance(layers, Node) or not -300 < log10_norm < 300:
+    if isinstance(layers, Layer) or not -300 < log10_norm < 300:
         return math.nan
     r = max(10.0**log10_norm, 1e-300)
-    width = max(network.nodes[0].shape[-1], *(node.shape[-1] for node in layers)) + 1
+    width = max(network.layers[0].shape[-1], *(layer.shape[-1] for layer in layers)) + 1
     scale = width**2 + r * len(layers) * width
-    sizes = [sum(math.prod(leaf.shape) for leaf in (n.terms[0].weight, *(s.weight for s in n.starts)) if leaf) for n in layers]
+    sizes = [
+        sum(math.prod(weight.shape) for weight in (n.connections[0].weight, *(s.weight for s in n.biases)) if weight)
+        for n in layers
+    ]
     hidden, outer = sum(sizes[:-1]), sizes[-1]
 
     def entropy(epsilon: float) -> float:

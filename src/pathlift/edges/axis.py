@@ -230,9 +230,9 @@ def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
     """
     strides = _contiguous([axis.size for axis in axes])
     live = [dim for dim, axis in enumerate(axes) if axis.size > 1]
-    starts, rest = [0] * len(axes), view.offset
+    biases, rest = [0] * len(axes), view.offset
     for dim in live:
-        starts[dim], rest = divmod(rest, strides[dim])
+        biases[dim], rest = divmod(rest, strides[dim])
     walks: dict[int, tuple[int, int]] = {}  # dimension of the result → (dimension of the input, step)
     for place, (size, stride) in enumerate(zip(view.sizes, view.strides, strict=True)):
         if size > 1 and stride != 0:
@@ -244,7 +244,7 @@ def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
     carried, carry = False, 0
     for dim in reversed(live):
         own = [(place, step) for place, (at, step) in walks.items() if at == dim]
-        reach = starts[dim] + carry + sum(step * (view.sizes[place] - 1) for place, step in own)
+        reach = biases[dim] + carry + sum(step * (view.sizes[place] - 1) for place, step in own)
         overflow = reach >= axes[dim].size
         if axes[dim].classes is not None and (carried or overflow or len(own) > 1):
             spread.add(dim)
@@ -257,10 +257,10 @@ def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
     for dim, axis in enumerate(axes):
         if axis.classes is None or dim in spread:
             continue
-        positions = torch.tensor([starts[dim]])
+        positions = torch.tensor([biases[dim]])
         for place, (at, step) in walks.items():
             if at == dim:
-                positions = starts[dim] + step * torch.arange(view.sizes[place])
+                positions = biases[dim] + step * torch.arange(view.sizes[place])
                 result[place], first = classify(axis.classes[positions])
                 positions = positions[first]
         index[dim] = axis.classes[positions]
@@ -271,6 +271,6 @@ def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
         compact[walks[place][0]] * (1 if walks[place][0] in index else walks[place][1]) if place in walks else 1
         for place in range(len(sizes))
     ]
-    offset = sum(starts[dim] * compact[dim] for dim in live if dim not in index)
+    offset = sum(biases[dim] * compact[dim] for dim in live if dim not in index)
     kept = {dim: own for dim, own in index.items() if not torch.equal(own, torch.arange(axes[dim].count))}
     return ViewPlan(frozenset(spread), kept, Strided(sizes, tuple(moved), offset), tuple(result))

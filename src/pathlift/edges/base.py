@@ -382,11 +382,11 @@ class Edges(ABC):
             wanted.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = recordable(x).requires_grad_()
+            values = recordable(x).requires_grad_()
             weight = None if w is None else recordable(w.full()).requires_grad_()
             fixed = None if w is None or weight is None else Weights((weight,), _same, w.dtype)
-            out = self.sum(leaf, fixed)
-            wanted = ([leaf] if below else []) + ([weight] if share and weight is not None else [])
+            out = self.sum(values, fixed)
+            wanted = ([values] if below else []) + ([weight] if share and weight is not None else [])
             found = list(torch.autograd.grad(out, wanted, g))
         to_below = found.pop(0) if below else None
         to_weight = found.pop(0) * weight.detach() if share and weight is not None else None
@@ -394,7 +394,7 @@ class Edges(ABC):
 
 
 def recordable(x: Tensor) -> Tensor:
-    """Return the same values as a leaf that gradients may be recorded for; a tensor of inference mode has to be copied."""
+    """Return the same values as a leaf of autograd; a tensor of inference mode has to be copied."""
     return x.clone() if x.is_inference() else x.detach()
 
 

@@ -58,8 +58,8 @@ class UnitEdges(Edges):
             One number per neuron below.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = recordable(x).requires_grad_()
-            (out,) = torch.autograd.grad(self.gather(leaf), [leaf], g)
+            weight = recordable(x).requires_grad_()
+            (out,) = torch.autograd.grad(self.gather(weight), [weight], g)
         return out
 
     def adjoint(

@@ -116,8 +116,8 @@ class Window(UnitEdges):
             zip(self.kernel, self.stride, self.padding, self.dilation, strict=True)
         ):
             dim = first + place
-            starts = torch.arange(out[dim]) * stride - padding
-            taps = starts[:, None] + dilation * torch.arange(kernel)
+            biases = torch.arange(out[dim]) * stride - padding
+            taps = biases[:, None] + dilation * torch.arange(kernel)
             result[dim], tables[dim] = through_taps(axes[dim], taps)
             counts[dim] = axes[dim].count
         return Compact(Taps(tables, counts), tuple(result))

@@ -16,8 +16,8 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
 from pathlift.edges.base import Chain, Edges
 from pathlift.edges.unit import Gather, Identity, weighted_dims
-from pathlift.graph.expressions import Apply
-from pathlift.graph.layers import Node, Slopes, Term
+from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.layers import Connection, Layer, Slopes
 from pathlift.graph.network import CompactGraph, CompactNetwork, Graph, Network
 from pathlift.precision import plainly
 
@@ -29,7 +29,7 @@ def compacted(network: Network) -> CompactNetwork:
         network: As captured; a compact one is returned as it is.
 
     Returns:
-        A network with the same leaves (and some constants moved about) whose nodes have `Node.axes`.
+        A network with the same weight tensors (and some constants moved about) whose layers have `Layer.axes`.
     """
     if isinstance(network, CompactNetwork):
         return network
@@ -42,86 +42,89 @@ def _compact_graph(network: Network) -> CompactGraph:
 
 
 class _Compaction:
-    """The walk over the nodes."""
+    """The walk over the layers."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.axes: dict[str, tuple[Axis, ...]] = {}
-        self.leaves = list(graph.leaves)
+        self.weights = list(graph.weights)
         self.same: dict[str, str] = {}
 
     def run(self) -> CompactGraph:
-        nodes = []
-        for node in self.graph.nodes:
-            terms = tuple(replace(term, source=self.same.get(term.source, term.source)) for term in node.terms)
-            node = self._node(replace(node, terms=terms))
-            if node.name not in self.graph.outputs and _repeats(node):
-                self.same[node.name] = node.terms[0].source
+        layers = []
+        for layer in self.graph.layers:
+            connections = tuple(
+                replace(connection, source=self.same.get(connection.source, connection.source))
+                for connection in layer.connections
+            )
+            layer = self._node(replace(layer, connections=connections))
+            if layer.name not in self.graph.outputs and _repeats(layer):
+                self.same[layer.name] = layer.connections[0].source
             else:
-                nodes.append(node)
+                layers.append(layer)
         fields = {field.name: getattr(self.graph, field.name) for field in dataclasses.fields(Graph) if field.init}
-        return CompactGraph(**fields | {"nodes": tuple(nodes), "leaves": tuple(self.leaves)})
+        return CompactGraph(**fields | {"nodes": tuple(layers), "leaves": tuple(self.weights)})
 
-    def _node(self, node: Node) -> Node:
-        if node.kind == "input":
-            axes = tuple(Axis.full(size) if dim < 2 else Axis.constant(size) for dim, size in enumerate(node.shape))
-            terms: tuple[Term, ...] = ()
+    def _node(self, layer: Layer) -> Layer:
+        if layer.kind == "input":
+            axes = tuple(Axis.full(size) if dim < 2 else Axis.constant(size) for dim, size in enumerate(layer.shape))
+            connections: tuple[Connection, ...] = ()
         else:
-            found = [self._term(node, place, term) for place, term in enumerate(node.terms)]
-            axes = self._joined(node, [own for _, own in found])
-            terms = tuple(self._spread(node, term, own, axes) for term, own in found)
-        self.axes[node.name] = axes
-        return replace(node, shape=compact_shape(axes), axes=axes, terms=terms)
+            found = [self._connection(layer, place, connection) for place, connection in enumerate(layer.connections)]
+            axes = self._joined(layer, [own for _, own in found])
+            connections = tuple(self._spread(layer, connection, own, axes) for connection, own in found)
+        self.axes[layer.name] = axes
+        return replace(layer, shape=compact_shape(axes), axes=axes, connections=connections)
 
-    def _term(self, node: Node, place: int, term: Term) -> tuple[Term, tuple[Axis, ...]]:
-        """Return the compact form of a term, and the axes of what it brings."""
-        shape = node.shape if node.concat is None else node.concat.shape(place, node.shape)
-        below = self.axes[term.source]
-        weight = None if term.weight is None else term.weight.shape
-        compact = term.edges.compact(below, shape, weight)
+    def _connection(self, layer: Layer, place: int, connection: Connection) -> tuple[Connection, tuple[Axis, ...]]:
+        """Return the compact form of a connection, and the axes of what it brings."""
+        shape = layer.shape if layer.concat is None else layer.concat.shape(place, layer.shape)
+        below = self.axes[connection.source]
+        weight = connection.weight
+        extent = None if weight is None else weight.shape
+        compact = connection.edges.compact(below, shape, extent)
         before: Edges | None = None
         if isinstance(compact, frozenset):
             before = Gather({dim: below[dim].index for dim in compact})
             below = tuple(Axis.full(axis.size) if dim in compact else axis for dim, axis in enumerate(below))
-            compact = term.edges.compact(below, shape, weight)
+            compact = connection.edges.compact(below, shape, extent)
             assert not isinstance(compact, frozenset)
         edges = compact.edges if before is None else Chain(before, compact.edges, weighted=1)
-        leaf = term.weight
         if compact.weight is not None:
-            assert leaf is not None
-            assert leaf.score_name is None
-            leaf = replace(leaf, expression=Apply(compact.weight, (leaf.expression,)), shape=())
-            self.leaves.append(leaf)
-        return Term(term.source, edges, leaf), compact.axes
+            assert weight is not None
+            assert weight.score_name is None
+            weight = replace(weight, expression=FunctionCall(compact.weight, (weight.expression,)), shape=())
+            self.weights.append(weight)
+        return Connection(connection.source, edges, weight), compact.axes
 
-    def _joined(self, node: Node, found: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    def _joined(self, layer: Layer, found: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
         """Return the common refinement of all summands, full along what is concatenated and where biases vary."""
         if not found:
-            return full_axes(node.shape)
+            return full_axes(layer.shape)
         axes = [
-            Axis.full(size) if node.concat is not None and dim == node.concat.dim else refinement(own)
-            for dim, (size, own) in enumerate(zip(node.shape, zip(*found, strict=True), strict=True))
+            Axis.full(size) if layer.concat is not None and dim == layer.concat.dim else refinement(own)
+            for dim, (size, own) in enumerate(zip(layer.shape, zip(*found, strict=True), strict=True))
         ]
-        for start in node.starts:
-            for dim in weighted_dims(axes, start.view):
+        for bias in layer.biases:
+            for dim in weighted_dims(axes, bias.view):
                 axes[dim] = Axis.full(axes[dim].size)
         return tuple(axes)
 
-    def _spread(self, node: Node, term: Term, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Term:
-        """Bring what a term brings to the axes of the node."""
+    def _spread(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
+        """Bring what a connection brings to the axes of the layer."""
         index: dict[int, Tensor] = {}
         for dim, (axis, finer) in enumerate(zip(own, axes, strict=True)):
-            along = node.concat is not None and dim == node.concat.dim
+            along = layer.concat is not None and dim == layer.concat.dim
             chosen = choice(axis, Axis.full(axis.size) if along else finer)
             if chosen is not None:
                 index[dim] = chosen
-        return replace(term, edges=Chain(term.edges, Gather(index), weighted=0)) if index else term
+        return replace(connection, edges=Chain(connection.edges, Gather(index), weighted=0)) if index else connection
 
 
-def _repeats(node: Node) -> bool:
+def _repeats(layer: Layer) -> bool:
     """Whether the neurons of a layer have the path activations and the scales of those below, one by one."""
-    if node.starts or len(node.terms) != 1 or node.unit_name is not None:
+    if layer.biases or len(layer.connections) != 1 or layer.unit_name is not None:
         return False
-    (term,) = node.terms
-    same = term.weight is None and isinstance(term.edges, Identity)
-    return same and (node.nonlinearity is None or isinstance(node.nonlinearity, Slopes))
+    (connection,) = layer.connections
+    same = connection.weight is None and isinstance(connection.edges, Identity)
+    return same and (layer.nonlinearity is None or isinstance(layer.nonlinearity, Slopes))

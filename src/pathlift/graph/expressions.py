@@ -32,7 +32,7 @@ class Constant(Expression):
 
 
 @dataclass(frozen=True, eq=False)
-class Apply(Expression):
+class FunctionCall(Expression):
     """A function of other expressions, which may stand anywhere inside nested lists and tuples of arguments.
 
     Attributes:
@@ -88,7 +88,7 @@ def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Any
     elif isinstance(expression, Constant):
         value = expression.value
     else:
-        assert isinstance(expression, Apply)
+        assert isinstance(expression, FunctionCall)
         args = substitute(expression.args, lambda e: evaluate(e, state, memo))
         kwargs = substitute(dict(expression.kwargs), lambda e: evaluate(e, state, memo))
         value = expression.function(*args, **kwargs)
@@ -123,7 +123,7 @@ class Together:
     """
 
     function: Callable[..., Any]
-    calls: tuple[Apply, ...]
+    calls: tuple[FunctionCall, ...]
     columns: tuple[Any, ...]
 
     def run(self, state: Mapping[str, Tensor], memo: dict[Any, Any]) -> None:
@@ -155,13 +155,15 @@ def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:
     Returns:
         The joint calls, in an order in which they can be evaluated.
     """
-    chosen = [e for e in dict.fromkeys(expressions) if isinstance(e, Apply) and e.function in ELEMENTWISE and not e.kwargs]
+    chosen = [
+        e for e in dict.fromkeys(expressions) if isinstance(e, FunctionCall) and e.function in ELEMENTWISE and not e.kwargs
+    ]
     chosen = [e for e in chosen if any(isinstance(arg, Expression) for arg in e.args)]
     if not chosen:
         return ()
-    inner = together([arg for e in chosen for arg in e.args if isinstance(arg, Apply)])
+    inner = together([arg for e in chosen for arg in e.args if isinstance(arg, FunctionCall)])
     done = {call for joint in inner for call in joint.calls}
-    groups: dict[Any, list[Apply]] = {}
+    groups: dict[Any, list[FunctionCall]] = {}
     for expression in chosen:
         if expression not in done:
             kinds = tuple(Expression if isinstance(arg, Expression) else arg for arg in expression.args)

@@ -1,7 +1,7 @@
 """Layers of neurons and the edges between them (SPEC §1).
 
-A `Node` is a layer of neurons: the elements of one tensor. Its pre-activation is a sum over `terms` (edges from the
-elements of an earlier node, with weights) plus `starts` (biases, where paths of the set H begin). A `Leaf` is a weight
+A `Layer` is a layer of neurons: the elements of one tensor. Its pre-activation is a sum over `connections` (edges from the
+elements of an earlier layer, with weights) plus `starts` (biases, where paths of the set H begin). A `WeightTensor` is a weight
 tensor: a parameter, a constant, or something computed from them alone.
 """
 
@@ -20,7 +20,7 @@ from pathlift.graph.expressions import Constant, Expression
 
 
 @dataclass(frozen=True, eq=False)
-class Leaf:
+class WeightTensor:
     """One weight tensor of the theory: a parameter, a derived weight or a constant.
 
     Attributes:
@@ -46,29 +46,29 @@ class Leaf:
         return self.score_name or ", ".join(sorted(self.requires)) or "a constant of the graph"
 
 
-def scalar_leaf(value: float) -> Leaf:
-    """Return a constant leaf that holds one number."""
-    return Leaf(Constant(value), (), None, scalar=float(value))
+def scalar_weight(value: float) -> WeightTensor:
+    """Return a constant weight tensor that holds one number."""
+    return WeightTensor(Constant(value), (), None, scalar=float(value))
 
 
 @dataclass(frozen=True, eq=False)
-class Term:
+class Connection:
     """Edges from the neurons of ``source`` with weights from ``weight`` (None: every edge weighs 1)."""
 
     source: str
     edges: Edges
-    weight: Leaf | None = None
+    weight: WeightTensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """Biases: ``weight``, reshaped to ``view``, broadcasts over the node's shape."""
+class Bias:
+    """Biases: ``weight``, reshaped to ``view``, broadcasts over the layer's shape."""
 
-    weight: Leaf
+    weight: WeightTensor
     view: tuple[int, ...]
 
 
-Bound: TypeAlias = "Start | float | None"
+Bound: TypeAlias = "Bias | float | None"
 """One end of a clamp: biases, a number that is no path (0), or none."""
 
 
@@ -82,12 +82,12 @@ class Slopes:
 
 @dataclass(frozen=True)
 class LearnedSlope:
-    """PReLU: y = max(z, 0) + a·min(z, 0), where the node's second term carries a."""
+    """PReLU: y = max(z, 0) + a·min(z, 0), where the layer's second connection carries a."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clamp:
-    """y = min(max(z, low), high), where z is what the node's only term brings."""
+    """y = min(max(z, low), high), where z is what the layer's only connection brings."""
 
     low: Bound
     high: Bound
@@ -95,7 +95,7 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Extremum:
-    """y is the largest (or smallest) of everything that the terms and starts bring, and of 0 when ``zero``."""
+    """y is the largest (or smallest) of everything that the connections and biases bring, and of 0 when ``zero``."""
 
     largest: bool
     zero: bool = False
@@ -107,7 +107,7 @@ Nonlinearity: TypeAlias = "Slopes | LearnedSlope | Clamp | Extremum"
 
 @dataclass(frozen=True)
 class Concat:
-    """The terms of a node are pieces laid side by side along ``dim``; ``sizes`` are their lengths there."""
+    """The terms of a layer are pieces laid side by side along ``dim``; ``sizes`` are their lengths there."""
 
     dim: int
     sizes: tuple[int, ...]
@@ -117,7 +117,7 @@ class Concat:
 
         Args:
             piece: Which one.
-            whole: Shape of the node.
+            whole: Shape of the layer.
 
         Returns:
             Its shape.
@@ -127,7 +127,7 @@ class Concat:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a node comes from, for messages: module path, operator, source line."""
+    """Where a layer comes from, for messages: module path, operator, source line."""
 
     module: str
     op: str
@@ -135,18 +135,18 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class Layer:
     """A layer of neurons.
 
     Attributes:
         name: Unique name.
         shape: Shape of the tensor of neurons, batch dimension (1) included.
-        terms: Incoming edges.
-        starts: Biases.
-        concat: None when terms and starts add up; otherwise how the terms, one piece each, are laid side by side.
+        connections: Incoming edges.
+        biases: Biases.
+        concat: None when connections and biases add up; otherwise how the connections, one piece each, are laid side by side.
         origin: Module, operator and source line.
         nonlinearity: What the neurons do with their pre-activation; None for identity neurons.
-        unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this node.
+        unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this layer.
         unit_name: The module whose units these neurons are.
         axes: In a compact network, what each entry of the tensor stands for (`pathlift.edges.axis`); None: itself.
         dtype: The floating-point type in which the model itself computes this layer.
@@ -156,8 +156,8 @@ class Node:
 
     name: str
     shape: tuple[int, ...]
-    terms: tuple[Term, ...]
-    starts: tuple[Start, ...]
+    connections: tuple[Connection, ...]
+    biases: tuple[Bias, ...]
     origin: Origin
     concat: Concat | None = None
     nonlinearity: Nonlinearity | None = None
@@ -177,7 +177,7 @@ class Node:
         return None if self.axes is None else multiplicity(self.axes, device)
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """Return a compact tensor of this node with one entry per neuron."""
+        """Return a compact tensor of this layer with one entry per neuron."""
         return spread(self.axes, tensor)
 
     @cached_property
@@ -185,7 +185,12 @@ class Node:
         """Whether the layer only moves values of layers below about, and makes no new ones."""
         if self.concat is not None:
             return True
-        return len(self.terms) == 1 and not self.starts and self.terms[0].weight is None and not self.terms[0].edges.fresh
+        return (
+            len(self.connections) == 1
+            and not self.biases
+            and self.connections[0].weight is None
+            and not self.connections[0].edges.fresh
+        )
 
     @property
     def kind(self) -> Literal["input", "hidden"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pathlift.arguments import public
 from pathlift.errors import NumericalError
 from pathlift.graph.expressions import Expression, StateTensor, Together, evaluate, together
-from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.recall import Memory
 
 R = TypeVar("R")
@@ -41,9 +41,9 @@ class Graph:
     """Layers of neurons, the edges between them and the expressions of their weights; the same for every θ.
 
     Attributes:
-        nodes: Layers of neurons in topological order, inputs first.
-        outputs: Names of the output nodes in the order in which the model returns them.
-        leaves: Every weight tensor that a node uses.
+        layers: Layers of neurons in topological order, inputs first.
+        outputs: Names of the output layers in the order in which the model returns them.
+        weights: Every weight tensor that a layer uses.
         aliases: Further state-dict names of shared tensors, to the canonical one.
         parameters: Canonical names of trainable parameters, in the model's order.
         examples: Shapes (with batch 1) and dtypes of the inputs, to capture other models alike.
@@ -58,9 +58,9 @@ class Graph:
         known: What followed from the graph so far, by the function that computed it; see `Network.remembered`.
     """
 
-    nodes: tuple[Node, ...]
+    layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
-    leaves: tuple[Leaf, ...]
+    weights: tuple[WeightTensor, ...]
     aliases: Mapping[str, str]
     parameters: tuple[str, ...]
     examples: tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -79,14 +79,14 @@ class Graph:
         return {name: value for name, value in vars(self).items() if name not in {"node", "joint_calls"}} | {"known": {}}
 
     @cached_property
-    def node(self) -> Mapping[str, Node]:
-        """The nodes by name."""
-        return {node.name: node for node in self.nodes}
+    def layer(self) -> Mapping[str, Layer]:
+        """The layers by name."""
+        return {layer.name: layer for layer in self.layers}
 
     @cached_property
     def joint_calls(self) -> tuple[Together, ...]:
         """Calls of elementwise functions among the expressions that are made together."""
-        return together([leaf.expression for leaf in self.leaves])
+        return together([weight.expression for weight in self.weights])
 
 
 class CompactGraph(Graph):
@@ -113,7 +113,7 @@ class Network:
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        sizes = f"{len(self.nodes)} nodes, {len(self.leaves)} weight tensors, {len(self.parameters)} parameters"
+        sizes = f"{len(self.layers)} nodes, {len(self.weights)} weight tensors, {len(self.parameters)} parameters"
         left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
         unchecked = "" if self.graph.checked else ", not compared with the model: it has no values"
         return f"Network({sizes}{left_off}{unchecked})"
@@ -121,24 +121,24 @@ class Network:
     # ---- the graph
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """Layers of neurons in topological order, inputs first."""
-        return self.graph.nodes
+        return self.graph.layers
 
     @property
-    def node(self) -> Mapping[str, Node]:
-        """The nodes by name."""
-        return self.graph.node
+    def layer(self) -> Mapping[str, Layer]:
+        """The layers by name."""
+        return self.graph.layer
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the output nodes."""
+        """Names of the output layers."""
         return self.graph.outputs
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """Every weight tensor that a node uses."""
-        return self.graph.leaves
+    def weights(self) -> tuple[WeightTensor, ...]:
+        """Every weight tensor that a layer uses."""
+        return self.graph.weights
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -210,15 +210,15 @@ class Network:
         return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
 
     @public
-    def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[Leaf, Tensor]:
-        """Evaluate every leaf.
+    def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[WeightTensor, Tensor]:
+        """Evaluate every weight tensor.
 
         Args:
             state: Parameters and buffers by canonical name; the network's own when None.
 
         Returns:
-            Leaf to tensor. Plain parameters are not copied. Of a state that is not held in memory, each is evaluated when it
-            is asked for.
+            Weight tensor to values. Plain parameters are not copied. Of a state that is not held in memory, each is evaluated
+            when it is asked for.
 
         Raises:
             NumericalError: A tensor has no data (a model on the meta device).
@@ -227,16 +227,16 @@ class Network:
         if isinstance(state, LazyState):
             return _Reading(self.graph, state)
         memo: dict[Any, Any] = {}
-        values: dict[Leaf, Tensor] = {}
+        values: dict[WeightTensor, Tensor] = {}
         for joint in self.graph.joint_calls:
             joint.run(state, memo)
-        for leaf in self.leaves:
-            if leaf.scalar is None:
-                if isinstance(leaf.expression, StateTensor):
-                    values[leaf] = state[leaf.expression.name]
+        for weight in self.weights:
+            if weight.scalar is None:
+                if isinstance(weight.expression, StateTensor):
+                    values[weight] = state[weight.expression.name]
                 else:
-                    values[leaf] = torch.as_tensor(evaluate(leaf.expression, state, memo))
-                _refuse_hollow(leaf, values[leaf])
+                    values[weight] = torch.as_tensor(evaluate(weight.expression, state, memo))
+                _refuse_hollow(weight, values[weight])
         return values
 
     def memory(self, *key: object) -> Memory | None:
@@ -259,44 +259,44 @@ class CompactNetwork(Network):
     """A network on a compact graph; passes do not know, and no function for users takes it."""
 
 
-def _refuse_hollow(leaf: Leaf, value: Tensor) -> None:
+def _refuse_hollow(weight: WeightTensor, value: Tensor) -> None:
     if value.is_meta:
         raise NumericalError(
-            f"'{leaf.label}' is on the meta device and has no values. Load the weights first (model.to_empty(device=...) and "
+            f"'{weight.label}' is on the meta device and has no values. Load the weights first (model.to_empty(device=...) and "
             "load_state_dict), or read them from disk as they are needed (pathlift.stream)."
         )
 
 
-class _Reading(Mapping[Leaf, Tensor]):
-    """The values of leaves whose weights are read from disk: small ones are kept, the others evaluated when asked for."""
+class _Reading(Mapping[WeightTensor, Tensor]):
+    """The values of weights that are read from disk: small ones are kept, the others evaluated when asked for."""
 
     def __init__(self, graph: Graph, state: LazyState) -> None:
-        self.leaves = {leaf: None for leaf in graph.leaves if leaf.scalar is None}
+        self.weights = {weight: None for weight in graph.weights if weight.scalar is None}
         self.state = state
-        self.held: WeakValueDictionary[Leaf, Tensor] = WeakValueDictionary()
+        self.held: WeakValueDictionary[WeightTensor, Tensor] = WeakValueDictionary()
         self.memo: dict[Any, Any] = {}
         for joint in graph.joint_calls:
             joint.run(state, self.memo)
 
-    def __getitem__(self, leaf: Leaf) -> Tensor:
-        """Evaluate a leaf, unless somebody still holds what it was."""
-        value = self.held.get(leaf)
+    def __getitem__(self, weight: WeightTensor) -> Tensor:
+        """Evaluate a weight tensor, unless somebody still holds what it was."""
+        value = self.held.get(weight)
         if value is not None:
             return value
-        if isinstance(leaf.expression, StateTensor):
-            value = self.state[leaf.expression.name]
-        elif leaf.expression in self.memo:
-            value = self.memo[leaf.expression]
+        if isinstance(weight.expression, StateTensor):
+            value = self.state[weight.expression.name]
+        elif weight.expression in self.memo:
+            value = self.memo[weight.expression]
         else:
-            value = torch.as_tensor(evaluate(leaf.expression, self.state, dict(self.memo)))
-        _refuse_hollow(leaf, value)
-        self.held[leaf] = value
+            value = torch.as_tensor(evaluate(weight.expression, self.state, dict(self.memo)))
+        _refuse_hollow(weight, value)
+        self.held[weight] = value
         return value
 
-    def __iter__(self) -> Iterator[Leaf]:
-        """Iterate over leaves."""
-        return iter(self.leaves)
+    def __iter__(self) -> Iterator[WeightTensor]:
+        """Iterate over weight tensors."""
+        return iter(self.weights)
 
     def __len__(self) -> int:
-        """Return the number of leaves."""
-        return len(self.leaves)
+        """Return the number of weight tensors."""
+        return len(self.weights)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pathlift.graph.expressions import evaluate
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 
 EXACT = 1 << 22
@@ -59,38 +59,38 @@ class Origins:
         return found
 
 
-def moved_from(network: Network, leaf: Leaf) -> list[str]:
-    """Return the names of the parameters that a leaf moves, in the model's order."""
-    return [name for name in network.parameters if name in leaf.requires]
+def moved_from(network: Network, weight: WeightTensor) -> list[str]:
+    """Return the names of the parameters that a weight tensor moves, in the model's order."""
+    return [name for name in network.parameters if name in weight.requires]
 
 
-def origins(network: Network, leaf: Leaf) -> Origins | None:
+def origins(network: Network, weight: WeightTensor) -> Origins | None:
     """Find where each element of a moved weight comes from.
 
     Args:
         network: The network.
-        leaf: A weight with `Leaf.pull_back`.
+        weight: A weight with `WeightTensor.pull_back`.
 
     Returns:
         The origins; None when the weight is no movement after all: a cast to integers rounds.
     """
-    shapes = {name: network.state[name].shape for name in moved_from(network, leaf)}
+    shapes = {name: network.state[name].shape for name in moved_from(network, weight)}
     total = sum(shape.numel() for shape in shapes.values())
     for base in (max(total, 2), 64, 2):  # small numbers pass through any narrow type on the way
-        index = _numbered(network, leaf, shapes, total, base)
+        index = _numbered(network, weight, shapes, total, base)
         if index is not None:
             return Origins(shapes, index)
     return None
 
 
-def _numbered(network: Network, leaf: Leaf, shapes: Mapping[str, torch.Size], total: int, base: int) -> Tensor | None:
+def _numbered(network: Network, weight: WeightTensor, shapes: Mapping[str, torch.Size], total: int, base: int) -> Tensor | None:
     """Send the digits of the elements' numbers to some base through the movement; None when they do not arrive whole."""
     dtype = torch.float32 if base < EXACT else torch.float64
     numbers = torch.arange(total, device=network.device)
-    index, unit = torch.full(leaf.shape, -1, device=network.device), 1
+    index, unit = torch.full(weight.shape, -1, device=network.device), 1
     while unit < total or unit == 1:
         digits = (torch.div(numbers, unit, rounding_mode="floor") % base).to(dtype) + 1.5
-        plus, minus = (_evaluated(network, leaf, shapes, sign * digits).double() for sign in (1, -1))
+        plus, minus = (_evaluated(network, weight, shapes, sign * digits).double() for sign in (1, -1))
         moved = (plus == -minus) & (plus != 0)
         whole = moved & (torch.remainder(2 * plus, 2) == 1) & (plus >= 1.5) & (plus <= base + 0.5)
         if not torch.equal(moved, whole) or bool((~moved & (plus != minus)).any()):
@@ -101,30 +101,30 @@ def _numbered(network: Network, leaf: Leaf, shapes: Mapping[str, torch.Size], to
     return index
 
 
-def _evaluated(network: Network, leaf: Leaf, shapes: Mapping[str, torch.Size], flat: Tensor) -> Tensor:
+def _evaluated(network: Network, weight: WeightTensor, shapes: Mapping[str, torch.Size], flat: Tensor) -> Tensor:
     parts = flat.split([shape.numel() for shape in shapes.values()])
-    state = {name: network.state[name] for name in leaf.requires if name not in shapes}
+    state = {name: network.state[name] for name in weight.requires if name not in shapes}
     state |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    assert leaf.pull_back is not None
+    assert weight.pull_back is not None
     with torch.no_grad():
-        moved: Tensor = evaluate(leaf.pull_back, state)
-    return moved.expand(leaf.shape) if moved.shape != leaf.shape else moved
+        moved: Tensor = evaluate(weight.pull_back, state)
+    return moved.expand(weight.shape) if moved.shape != weight.shape else moved
 
 
-def moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor]:
+def moved_back(network: Network, weight: WeightTensor, share: Tensor) -> dict[str, Tensor]:
     """Send the shares of a moved weight back to the parameters; a plain view is written through.
 
     Args:
         network: The network.
-        leaf: A weight that `is_moved`.
+        weight: A weight that `is_moved`.
         share: One number per element.
 
     Returns:
         Parameter name to sums, of the parameter's shape.
     """
-    view = _view(network, leaf, share.dtype)
+    view = _view(network, weight, share.dtype)
     if view is None:
-        found = origins(network, leaf)
+        found = origins(network, weight)
         assert found is not None
         return found.back(share)
     sums = {name: torch.zeros(network.state[name].shape, dtype=share.dtype, device=share.device) for name in view[0]}
@@ -133,14 +133,14 @@ def moved_back(network: Network, leaf: Leaf, share: Tensor) -> dict[str, Tensor]
     return sums
 
 
-def _view(network: Network, leaf: Leaf, dtype: torch.dtype) -> tuple[list[str], str, Tensor] | None:
+def _view(network: Network, weight: WeightTensor, dtype: torch.dtype) -> tuple[list[str], str, Tensor] | None:
     """Return the parameter of which a weight is a view without repetitions, and the view; None when it is none."""
-    names = moved_from(network, leaf)
-    state = {name: network.state[name] for name in leaf.requires if name not in names}
+    names = moved_from(network, weight)
+    state = {name: network.state[name] for name in weight.requires if name not in names}
     blank = {name: torch.empty(network.state[name].shape, dtype=dtype, device=network.device) for name in names}
-    assert leaf.pull_back is not None
+    assert weight.pull_back is not None
     with torch.no_grad():
-        moved: Tensor = evaluate(leaf.pull_back, {**state, **blank})
+        moved: Tensor = evaluate(weight.pull_back, {**state, **blank})
     for name, own in blank.items():
         if moved.dtype == dtype and moved.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
             return (names, name, moved) if _apart(moved) and own.numel() else None
@@ -157,21 +157,21 @@ def _apart(view: Tensor) -> bool:
     return True
 
 
-_MOVED: WeakKeyDictionary[Leaf, bool] = WeakKeyDictionary()
+_MOVED: WeakKeyDictionary[WeightTensor, bool] = WeakKeyDictionary()
 
 
-def is_moved(network: Network, leaf: Leaf) -> bool:
+def is_moved(network: Network, weight: WeightTensor) -> bool:
     """Whether each element of a weight is one element of a parameter or a constant, up to a factor.
 
     Args:
         network: The network.
-        leaf: One of its leaves.
+        weight: One of its weight tensors.
 
     Returns:
         False for a parameter itself, a derived weight, and one that is rounded to integers on its way.
     """
-    if leaf.pull_back is None:
+    if weight.pull_back is None:
         return False
-    if leaf not in _MOVED:
-        _MOVED[leaf] = _view(network, leaf, torch.float32) is not None or origins(network, leaf) is not None
-    return _MOVED[leaf]
+    if weight not in _MOVED:
+        _MOVED[weight] = _view(network, weight, torch.float32) is not None or origins(network, weight) is not None
+    return _MOVED[weight]

@@ -138,7 +138,7 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
     """
     samples = (x,) if isinstance(x, Tensor) else tuple(x)
     network = captured_on(model, samples)
-    values = {leaf: value.detach() for leaf, value in network.values().items()}
+    values = {weight: value.detach() for weight, value in network.values().items()}
     blame(values)
     feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
     with torch.enable_grad():

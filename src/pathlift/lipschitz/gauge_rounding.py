@@ -34,7 +34,7 @@ def rounding_of_gauge(comparison: Comparison, feed: Mapping[str, Tensor] | None)
 
     Args:
         comparison: The comparison.
-        feed: Input node to |x|, (samples, *shape); None for ones, then it bounds ‖Φ(θ') − Φ(λ∘θ')‖₁ for each output.
+        feed: Input layer to |x|, (samples, *shape); None for ones, then it bounds ‖Φ(θ') − Φ(λ∘θ')‖₁ for each output.
 
     Returns:
         (samples, outputs) or (outputs,); one 0 when nothing was rounded.

@@ -30,7 +30,7 @@ class Ball:
     """A batch of inputs, each with everything around it.
 
     Attributes:
-        feed: Input node to x, float64, (samples, *shape).
+        feed: Input layer to x, float64, (samples, *shape).
         radius: ‖x' − x‖_∞ at most.
     """
 
@@ -39,7 +39,7 @@ class Ball:
 
     @property
     def sizes(self) -> dict[str, Tensor]:
-        """|x| by input node."""
+        """|x| by input layer."""
         return {name: x.abs() for name, x in self.feed.items()}
 
     @property
@@ -98,10 +98,10 @@ def theorem(comparison: Comparison, ball: Ball) -> Tensor:
     """
     flipped = comparison.flipped()
     if flipped is not None:
-        leaf, where = flipped
+        weight, where = flipped
         place = tuple(int(index) for index in torch.nonzero(where)[0])
         raise MismatchError(
-            f"Theorem 4.1 needs weights whose signs agree; '{leaf.label}' changes its sign in {int(where.sum())} of "
+            f"Theorem 4.1 needs weights whose signs agree; '{weight.label}' changes its sign in {int(where.sum())} of "
             f"{where.numel()} places, first at {place}. Use kind='pivot' or kind='per_input', which hold for any pair."
         )
     return pivot(comparison, ball)
@@ -137,7 +137,7 @@ def telescoping(comparison: Comparison, ball: Ball) -> Tensor:
         orders = [
             (
                 comparison.values,
-                {leaf: _signed_sum(value, comparison.gap[0][leaf]) for leaf, value in comparison.values.items()},
+                {weight: _signed_sum(value, comparison.gap[0][weight]) for weight, value in comparison.values.items()},
             )
         ]
     found = []
@@ -216,12 +216,16 @@ def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
     network, weights = comparison.network, comparison.box
     if weights is None:
         assert comparison.others is not None
-        ends = [(value.double(), comparison.others[leaf].double()) for leaf, value in comparison.values.items()]
+        ends = [(value.double(), comparison.others[weight].double()) for weight, value in comparison.values.items()]
         same = [bool(torch.equal(*pair)) for pair in ends]
-        lower = {leaf: a if eq else torch.minimum(a, b) for leaf, (a, b), eq in zip(comparison.values, ends, same, strict=True)}
-        upper = {leaf: a if eq else torch.maximum(a, b) for leaf, (a, b), eq in zip(comparison.values, ends, same, strict=True)}
+        lower = {
+            weight: a if eq else torch.minimum(a, b) for weight, (a, b), eq in zip(comparison.values, ends, same, strict=True)
+        }
+        upper = {
+            weight: a if eq else torch.maximum(a, b) for weight, (a, b), eq in zip(comparison.values, ends, same, strict=True)
+        }
         weights = Box(lower, upper)
-    alone = {leaf: value.double() for leaf, value in comparison.values.items()}
+    alone = {weight: value.double() for weight, value in comparison.values.items()}
     own = Enclosure(network, Box(alone, alone), ball.feed, 0.0, None, refine=False)
     least, most = (
         flat_outputs(network, {name: getattr(own.intervals[name], end) for name in network.outputs}, ball.batch)
@@ -230,8 +234,8 @@ def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
     walls = Enclosure(network, weights, ball.feed, ball.radius, None, refine=False)
     pieces = []
     for name in network.outputs:
-        node = network.node[name]
-        unit = torch.eye(math.prod(node.shape), dtype=torch.float64, device=network.device).reshape(-1, *node.shape)
+        layer = network.layer[name]
+        unit = torch.eye(math.prod(layer.shape), dtype=torch.float64, device=network.device).reshape(-1, *layer.shape)
         unit = unit.expand(ball.batch, *unit.shape)
         pieces.append((walls.lower({name: unit}, joint=True), -walls.lower({name: -unit}, joint=True)))
     low, high = torch.cat([piece[0] for piece in pieces], 1), torch.cat([piece[1] for piece in pieces], 1)

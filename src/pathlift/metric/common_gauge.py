@@ -16,7 +16,7 @@ from torch import Tensor
 from pathlift.edges.base import PAIR_ELEMENTS
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import StateTensor, widen
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.rescaling.alignment import ROUNDINGS, Rescaled, exact_scales
 from pathlift.rescaling.constraints import tied
@@ -39,14 +39,14 @@ class Frame:
 
     Attributes:
         network: The compact graph.
-        values: Leaf to weights in the common gauge, for each.
+        values: Weight tensor to weights in the common gauge, for each.
         changed: The leaves where they differ, and all biases: what is compared weight by weight.
         flips: Whether the sign of a weight differs.
     """
 
     network: Network
     values: tuple[Rescaled, Rescaled]
-    changed: frozenset[Leaf]
+    changed: frozenset[WeightTensor]
     flips: bool
 
     @property
@@ -54,16 +54,16 @@ class Frame:
         """By how many units of float64 a weight may be off since both networks were rescaled."""
         return 0 if all(side.exact for side in self.values) else ROUNDINGS
 
-    def parts(self, leaf: Leaf) -> tuple[Tensor, ...]:
-        """Return what the weights of a leaf are made of, without copies of plain parameters; see `joined`."""
-        if not self._plain(leaf):
-            return tuple(side[leaf].double() for side in self.values)
-        raw = [widen(side.before[leaf].detach()) for side in self.values]
-        return (*raw, *(factor for side in self.values for factor in side.factors(leaf)))
+    def parts(self, weight: WeightTensor) -> tuple[Tensor, ...]:
+        """Return what the weights of a weight tensor are made of, without copies of plain parameters; see `joined`."""
+        if not self._plain(weight):
+            return tuple(side[weight].double() for side in self.values)
+        raw = [widen(side.before[weight].detach()) for side in self.values]
+        return (*raw, *(factor for side in self.values for factor in side.factors(weight)))
 
-    def _plain(self, leaf: Leaf) -> bool:
-        scaling = self.values[0].relations.leaves.get(leaf)
-        return isinstance(leaf.expression, StateTensor) and scaling is not None and scaling.layout.shape[0] == 1
+    def _plain(self, weight: WeightTensor) -> bool:
+        scaling = self.values[0].relations.weights.get(weight)
+        return isinstance(weight.expression, StateTensor) and scaling is not None and scaling.layout.shape[0] == 1
 
     @staticmethod
     def joined(*parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,9 @@ class Frame:
         first, second, up, down, other_up, other_down = parts
         return first * (up * down), second * (other_up * other_down)
 
-    def sample(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
-        """Return some of the weights of a leaf, float64: evenly spread, and over the rows and columns too."""
-        parts = self.parts(leaf)
+    def sample(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
+        """Return some of the weights of a weight tensor, float64: evenly spread, and over the rows and columns too."""
+        parts = self.parts(weight)
         count = parts[0].numel()
         index = torch.arange(min(count, SAMPLE), device=parts[0].device)
         if count > SAMPLE:
@@ -108,18 +108,18 @@ def frame(network: Network, compared: Pair) -> Frame:
     else:
         values = Rescaled(relations, raw[0], []), Rescaled(relations, raw[1], [])
     plain = Frame(compact, values, frozenset(), False)
-    changed, flips = {start.weight for node in compact.nodes for start in node.starts if start.weight.scalar is None}, False
-    for leaf in compact.leaves:
-        if leaf.scalar is None:
-            own = _difference(plain, leaf)
-            changed |= {leaf} if own[0] else set()
+    changed, flips = {bias.weight for layer in compact.layers for bias in layer.biases if bias.weight.scalar is None}, False
+    for weight in compact.weights:
+        if weight.scalar is None:
+            own = _difference(plain, weight)
+            changed |= {weight} if own[0] else set()
             flips = flips or own[1]
     return Frame(compact, values, frozenset(changed), flips)
 
 
-def _difference(plain: Frame, leaf: Leaf) -> tuple[bool, bool]:
-    """Return whether the weights of a leaf differ, and whether a sign does; factors are positive."""
-    first, second, *factors = plain.parts(leaf)
+def _difference(plain: Frame, weight: WeightTensor) -> tuple[bool, bool]:
+    """Return whether the weights of a weight tensor differ, and whether a sign does; factors are positive."""
+    first, second, *factors = plain.parts(weight)
     up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
     different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)

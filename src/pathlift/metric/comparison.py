@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import Constant, StateTensor, widen
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.exact import checked_pair, differing, unequal
 from pathlift.passes.box import Box, Tolerance, box
@@ -44,7 +44,7 @@ class Comparison:
     computed: tuple[Comparison, ...] = ()
 
     @cached_property
-    def halves(self) -> tuple[tuple[Values, Values, set[Leaf]], ...]:
+    def halves(self) -> tuple[tuple[Values, Values, set[WeightTensor]], ...]:
         """Pairs (upper, lower, leaves that differ), |upper| ≥ |lower| and equal signs, whose path-metrics add up to a bound.
 
         For a pair these are (θ, m) and (θ', m) with m the pivot. For a set, m is the smallest pivot and the largest
@@ -57,10 +57,10 @@ class Comparison:
             return tuple(half for half in found if half[2])
         signed, most, least = self._signed(), self.most, self.least
         outwards = inwards = True
-        for leaf in most:
-            size = signed[leaf].abs()
-            out, into = most[leaf].abs() - size, size - least[leaf].abs()
-            kept = self._keeps_signs(leaf)
+        for weight in most:
+            size = signed[weight].abs()
+            out, into = most[weight].abs() - size, size - least[weight].abs()
+            kept = self._keeps_signs(weight)
             outwards &= kept and bool((out >= into * (1 - 2.0**-50)).all())
             inwards &= kept and not bool(out.any())
         if inwards:
@@ -71,17 +71,17 @@ class Comparison:
             pairs = [(signed, least), (most, least)]
         return tuple((first, second, unequal(first, second)) for first, second in pairs)
 
-    def _ends(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
+    def _ends(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
         assert self.box is not None
-        return self.box.lower[leaf], self.box.upper[leaf]
+        return self.box.lower[weight], self.box.upper[weight]
 
-    def _keeps_signs(self, leaf: Leaf) -> bool:
-        low, high = self._ends(leaf)
+    def _keeps_signs(self, weight: WeightTensor) -> bool:
+        low, high = self._ends(weight)
         return not bool(((low < 0) & (high > 0)).any())
 
     def _signed(self) -> Values:
         """θ in float64; the numbers of the graph have no tensor."""
-        return {leaf: widen(value).double() for leaf, value in self.values.items()}
+        return {weight: widen(value).double() for weight, value in self.values.items()}
 
     @property
     def through(self) -> Through:
@@ -95,9 +95,9 @@ class Comparison:
             return self.others
         assert self.box is not None
         found = {}
-        for leaf, value in self.values.items():
-            size = torch.maximum(self.box.lower[leaf].abs(), self.box.upper[leaf].abs())
-            found[leaf] = torch.where(value < 0, -size, size)
+        for weight, value in self.values.items():
+            size = torch.maximum(self.box.lower[weight].abs(), self.box.upper[weight].abs())
+            found[weight] = torch.where(value < 0, -size, size)
         return found
 
     @cached_property
@@ -105,11 +105,11 @@ class Comparison:
         """The smallest pivot that a weight can have with θ, with the sign of θ."""
         assert self.box is not None
         found = {}
-        for leaf, value in self.values.items():
-            low, high = self.box.lower[leaf], self.box.upper[leaf]
+        for weight, value in self.values.items():
+            low, high = self.box.lower[weight], self.box.upper[weight]
             size = torch.minimum(torch.minimum(low.abs(), high.abs()), value.double().abs())
             same = (torch.sign(low) == torch.sign(high)) & (torch.sign(low) == torch.sign(value))
-            found[leaf] = torch.where(same, torch.where(value < 0, -size, size), 0.0)
+            found[weight] = torch.where(same, torch.where(value < 0, -size, size), 0.0)
         return found
 
     @cached_property
@@ -120,26 +120,28 @@ class Comparison:
         assert self.box is not None
         return (
             {
-                leaf: torch.maximum(self.box.upper[leaf] - value.double(), value.double() - self.box.lower[leaf]).clamp(min=0.0)
-                for leaf, value in self.values.items()
+                weight: torch.maximum(self.box.upper[weight] - value.double(), value.double() - self.box.lower[weight]).clamp(
+                    min=0.0
+                )
+                for weight, value in self.values.items()
             },
         )
 
     @cached_property
-    def changed(self) -> set[Leaf]:
+    def changed(self) -> set[WeightTensor]:
         """The leaves that are not the same on both sides."""
         if self.others is not None:
             return unequal(self.values, self.others)
-        return {leaf for leaf, value in self.gap[0].items() if bool(value.any())}
+        return {weight for weight, value in self.gap[0].items() if bool(value.any())}
 
-    def flipped(self) -> tuple[Leaf, Tensor] | None:
+    def flipped(self) -> tuple[WeightTensor, Tensor] | None:
         """Return the first weight that can change its sign, and where; None when θθ' ≥ 0 throughout."""
-        for leaf, value in self.values.items():
-            low, high = (self.others[leaf],) * 2 if self.others is not None else self._ends(leaf)
+        for weight, value in self.values.items():
+            low, high = (self.others[weight],) * 2 if self.others is not None else self._ends(weight)
             signs = [torch.sign(own) for own in (value, low, high)]
             where = (signs[0] * signs[1] < 0) | (signs[0] * signs[2] < 0) | (signs[1] * signs[2] < 0)
             if bool(where.any()):
-                return leaf, where
+                return weight, where
         return None
 
 
@@ -180,20 +182,20 @@ def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Val
     """
     differ = {name for name in network.state if not torch.equal(network.state[name], state[name])}
     plain = (StateTensor, Constant)
-    leaves = [leaf for leaf in values if leaf.requires & differ and not isinstance(leaf.expression, plain)]
+    weights = [weight for weight in values if weight.requires & differ and not isinstance(weight.expression, plain)]
     sides = []
     for own, evaluated in ((network.state, values), (state, others)):
         ranges = Ranges(own, own, arithmetic=False)
-        found = {leaf: ranges.of(leaf) for leaf in leaves}
+        found = {weight: ranges.of(weight) for weight in weights}
         lower, upper = (
             {
-                leaf: function(getattr(found[leaf], end), value.double()) if leaf in found else value.double()
-                for leaf, value in evaluated.items()
+                weight: function(getattr(found[weight], end), value.double()) if weight in found else value.double()
+                for weight, value in evaluated.items()
             }
             for end, function in (("low", torch.minimum), ("high", torch.maximum))
         )
         sides.append(Comparison(network, evaluated, None, Box(lower, upper)))
-    return tuple(sides) if leaves else ()
+    return tuple(sides) if weights else ()
 
 
 def compact(comparison: Comparison) -> Comparison:
@@ -207,11 +209,13 @@ def compact(comparison: Comparison) -> Comparison:
     """
     network = compacted(comparison.network)
     own = network.values()
-    values = {leaf: comparison.values.get(leaf, value) for leaf, value in own.items()}
-    others = None if comparison.others is None else {leaf: comparison.others.get(leaf, value) for leaf, value in own.items()}
+    values = {weight: comparison.values.get(weight, value) for weight, value in own.items()}
+    others = (
+        None if comparison.others is None else {weight: comparison.others.get(weight, value) for weight, value in own.items()}
+    )
     weights = comparison.box
     if weights is not None:
-        lower = {leaf: weights.lower.get(leaf, value.double()) for leaf, value in own.items()}
-        upper = {leaf: weights.upper.get(leaf, value.double()) for leaf, value in own.items()}
+        lower = {weight: weights.lower.get(weight, value.double()) for weight, value in own.items()}
+        upper = {weight: weights.upper.get(weight, value.double()) for weight, value in own.items()}
         weights = Box(lower, upper, weights.cancelled)
     return Comparison(network, values, others, weights, comparison.roundings, comparison.computed)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.metric.common_gauge import Frame
 from pathlift.passes.programs import pivot
 
@@ -49,29 +49,29 @@ class Mixture:
     """g by formula.
 
     Attributes:
-        terms: c, e and f of each leaf whose weights are compared one by one.
+        mixtures: c, e and f of each weight tensor whose weights are compared one by one.
         likeness: The cosine of Φ(θ) and Φ(θ') by the same model: the product over the layers of the cosines of their weights.
         lopsided: |‖Φ‖₁ − ‖Φ'‖₁| relative to the sum of their distances from the pivot, by the same model.
     """
 
-    terms: Mapping[Leaf, tuple[float, float, float]]
+    mixtures: Mapping[WeightTensor, tuple[float, float, float]]
     likeness: float
     lopsided: float
 
     @property
     def covered(self) -> float:
         """A number such that |Φ_p| and |Φ'_p| are at most so many times Φ_p(g), for every path."""
-        return max(1.0, *(1 / f for _, _, f in self.terms.values())) if self.terms else 1.0
+        return max(1.0, *(1 / f for _, _, f in self.mixtures.values())) if self.mixtures else 1.0
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `pathlift.passes.products.Reference`."""
-        del leaf
+        del weight
         return ()
 
-    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
-        """Return g for weights θ and θ' of a leaf: 0 where both are 0, positive elsewhere."""
+    def __call__(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
+        """Return g for weights θ and θ' of a weight tensor: 0 where both are 0, positive elsewhere."""
         del extras
-        c, e, f = self.terms[leaf]
+        c, e, f = self.mixtures[weight]
         most = torch.maximum(a.abs(), b.abs())
         g = most + e
         if c:
@@ -88,45 +88,45 @@ def chosen(pair: Frame) -> Mixture:
     Returns:
         g.
     """
-    edges, starts = _layers(pair)
-    means: dict[Leaf, float] = {}
-    tables: dict[Leaf, Tensor] = {}
+    edges, biases = _layers(pair)
+    means: dict[WeightTensor, float] = {}
+    tables: dict[WeightTensor, Tensor] = {}
     likeness, other, common = 1.0, 1.0, 1.0  # ‖Φ'‖₁ and the path-norm of the pivot, in units of ‖Φ‖₁
-    for leaf in (*edges, *starts):
-        a, b = pair.sample(leaf)
-        means[leaf] = float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0
-        if float((b - a).abs().amax()) > SAME * means[leaf]:
-            tables[leaf] = _table(a, b, means[leaf])
-            if leaf not in starts:
+    for weight in (*edges, *biases):
+        a, b = pair.sample(weight)
+        means[weight] = float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0
+        if float((b - a).abs().amax()) > SAME * means[weight]:
+            tables[weight] = _table(a, b, means[weight])
+            if weight not in biases:
                 likeness *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
                 mine, theirs, shared = (float(own.sum()) for own in (a.abs(), b.abs(), pivot(a, b)))
                 other, common = (0.0, 0.0) if mine == 0 else (other * theirs / mine, common * shared / mine)
-    order = [leaf for leaf in edges if leaf in tables]
-    choice = _swept([tables[leaf] for leaf in order])
-    terms = {leaf: (*_of(place, means[leaf]), 1.0) for leaf, place in zip(order, choice, strict=True)}
+    order = [weight for weight in edges if weight in tables]
+    choice = _swept([tables[weight] for weight in order])
+    mixtures = {weight: (*_of(place, means[weight]), 1.0) for weight, place in zip(order, choice, strict=True)}
     above = [torch.ones(9, dtype=torch.float64, device="cpu")]
-    for leaf, place in zip(reversed(order), reversed(choice), strict=True):
-        above.append(_relative(above[-1] * tables[leaf][place]))
+    for weight, place in zip(reversed(order), reversed(choice), strict=True):
+        above.append(_relative(above[-1] * tables[weight][place]))
     whole = _distance(above[-1])
-    for leaf, below in starts.items():
+    for weight, below in biases.items():
         rest = above[len(order) - sum(own in tables for own in edges[:below])]
-        sums = tables.get(leaf, torch.ones(1, 9, dtype=torch.float64, device="cpu")) * rest
+        sums = tables.get(weight, torch.ones(1, 9, dtype=torch.float64, device="cpu")) * rest
         place = int(_looseness(sums).argmin())
         f = 2.0 ** round(math.log2(_distance(sums[place]) / whole)) if whole > 0 and _distance(sums[place]) > 0 else 1.0
-        terms[leaf] = (*(_of(place, means[leaf]) if leaf in tables else (0.0, SAME * means[leaf])), f)
-    still = {leaf: (0.0, SAME * means[leaf], 1.0) for leaf in edges if leaf not in tables}
+        mixtures[weight] = (*(_of(place, means[weight]) if weight in tables else (0.0, SAME * means[weight])), f)
+    still = {weight: (0.0, SAME * means[weight], 1.0) for weight in edges if weight not in tables}
     apart = 1 + other - 2 * common
-    return Mixture(terms | still, likeness, abs(1 - other) / apart if apart > 0 else 1.0)
+    return Mixture(mixtures | still, likeness, abs(1 - other) / apart if apart > 0 else 1.0)
 
 
-def _layers(pair: Frame) -> tuple[list[Leaf], dict[Leaf, int]]:
+def _layers(pair: Frame) -> tuple[list[WeightTensor], dict[WeightTensor, int]]:
     """Return the weights of edges that are compared, from the inputs up, and the biases with how many of them lie below."""
-    edges: dict[Leaf, None] = {}
-    starts: dict[Leaf, int] = {}
-    for node in pair.network.nodes:
-        edges |= dict.fromkeys(term.weight for term in node.terms if term.weight in pair.changed)
-        starts |= {start.weight: len(edges) for start in node.starts if start.weight in pair.changed}
-    return list(edges), {leaf: below for leaf, below in starts.items() if leaf not in edges}
+    edges: dict[WeightTensor, None] = {}
+    biases: dict[WeightTensor, int] = {}
+    for layer in pair.network.layers:
+        edges |= dict.fromkeys(connection.weight for connection in layer.connections if connection.weight in pair.changed)
+        biases |= {bias.weight: len(edges) for bias in layer.biases if bias.weight in pair.changed}
+    return list(edges), {weight: below for weight, below in biases.items() if weight not in edges}
 
 
 def _of(place: int, mean: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pathlift.edges.base import PAIR_ELEMENTS
 from pathlift.errors import MismatchError
 from pathlift.graph.expressions import widen
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.products import InnerProgram, SquaredDifferenceProgram
@@ -27,7 +27,7 @@ def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[Values,
         state: Parameters and buffers of the second (`other_state`).
 
     Returns:
-        Leaf to tensor, for each.
+        Weight tensor to tensor, for each.
 
     Raises:
         MismatchError: The shapes of a derived weight differ.
@@ -42,17 +42,17 @@ def check_shapes(network: Network, values: Values, others: Values) -> None:
 
     Args:
         network: The graph.
-        values: Leaf to weights.
+        values: Weight tensor to weights.
         others: Those of the second network.
 
     Raises:
         MismatchError: The shapes of a weight differ.
     """
-    for leaf in network.leaves:
-        if leaf.scalar is None and values[leaf].shape != others[leaf].shape:
+    for weight in network.weights:
+        if weight.scalar is None and values[weight].shape != others[weight].shape:
             raise MismatchError(
-                f"'{leaf.label}' has shape {tuple(values[leaf].shape)} in the first network and "
-                f"{tuple(others[leaf].shape)} in the second."
+                f"'{weight.label}' has shape {tuple(values[weight].shape)} in the first network and "
+                f"{tuple(others[weight].shape)} in the second."
             )
 
 
@@ -74,8 +74,8 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     return above, below, different
 
 
-def differing(network: Network, values: Values, other: Values) -> tuple[set[Leaf], set[Leaf]]:
-    """Return the leaves with |θ| > |m| somewhere, and those with |θ'| > |m| somewhere, m the pivot.
+def differing(network: Network, values: Values, other: Values) -> tuple[set[WeightTensor], set[WeightTensor]]:
+    """Return the weight tensors with |θ| > |m| somewhere, and those with |θ'| > |m| somewhere, m the pivot.
 
     Args:
         network: The graph.
@@ -83,22 +83,22 @@ def differing(network: Network, values: Values, other: Values) -> tuple[set[Leaf
         other: θ'.
 
     Returns:
-        Two sets; all leaves where a weight is not a number, so that a pass finds and names it.
+        Two sets; all weight tensors where a weight is not a number, so that a pass finds and names it.
     """
-    above: set[Leaf] = set()
-    below: set[Leaf] = set()
-    for leaf in network.leaves:
-        if leaf.scalar is None:
-            larger, smaller, different = _differs(values[leaf], other[leaf])
-            above |= {leaf} if larger else set()
-            below |= {leaf} if smaller else set()
+    above: set[WeightTensor] = set()
+    below: set[WeightTensor] = set()
+    for weight in network.weights:
+        if weight.scalar is None:
+            larger, smaller, different = _differs(values[weight], other[weight])
+            above |= {weight} if larger else set()
+            below |= {weight} if smaller else set()
             if different and not (larger or smaller):
-                return set(network.leaves), set(network.leaves)  # NaN compares with nothing
+                return set(network.weights), set(network.weights)  # NaN compares with nothing
     return above, below
 
 
-def unequal(values: Values, other: Values) -> set[Leaf]:
-    """Return the leaves whose weights are not the same on both sides.
+def unequal(values: Values, other: Values) -> set[WeightTensor]:
+    """Return the weight tensors whose weights are not the same on both sides.
 
     Args:
         values: θ.
@@ -107,10 +107,10 @@ def unequal(values: Values, other: Values) -> set[Leaf]:
     Returns:
         The leaves.
     """
-    return {leaf for leaf, value in values.items() if not torch.equal(widen(value).double(), widen(other[leaf]).double())}
+    return {weight for weight, value in values.items() if not torch.equal(widen(value).double(), widen(other[weight]).double())}
 
 
-def ordered_difference(network: Network, larger: Values, smaller: Values, changed: set[Leaf]) -> dict[str, Tracks]:
+def ordered_difference(network: Network, larger: Values, smaller: Values, changed: set[WeightTensor]) -> dict[str, Tracks]:
     """Compute Φ(θ) − Φ(θ') in magnitude for |θ| ≥ |θ'| with equal signs (Lemma 4.2), in the model's precision if it suffices.
 
     Args:
@@ -120,7 +120,7 @@ def ordered_difference(network: Network, larger: Values, smaller: Values, change
         changed: The leaves where they differ.
 
     Returns:
-        Output node to tracks; track 1 is the difference.
+        Output layer to tracks; track 1 is the difference.
     """
 
     def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
@@ -158,7 +158,7 @@ def inner_product(network: Network, values: Values, other: Values) -> tuple[Scal
         other: θ'.
 
     Returns:
-        The inner product, and the sum of the magnitudes of its terms, which its rounding error is a multiple of.
+        The inner product, and the sum of the magnitudes of its connections, which its rounding error is a multiple of.
     """
 
     def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.edges.base import Weights
 from pathlift.errors import UnsupportedModelError
-from pathlift.graph.layers import Node, Start, Term
+from pathlift.graph.layers import Bias, Connection, Layer
 from pathlift.graph.network import Network
 from pathlift.metric import perceptron
 from pathlift.metric.comparison import Comparison, compact, compared_with
@@ -159,7 +159,7 @@ def _log10(value: float) -> float:
 
 
 def _ones(network: Network) -> dict[str, Tensor]:
-    inputs = [node for node in network.nodes if node.kind == "input"]
+    inputs = [layer for layer in network.layers if layer.kind == "input"]
     return {n.name: torch.ones((1, *n.shape), dtype=torch.float64, device=network.device) for n in inputs}
 
 
@@ -181,7 +181,7 @@ def _telescoping(comparison: Comparison) -> float:
 def _sum(network: Network, outputs: Mapping[str, Tensor]) -> float:
     total = 0.0
     for name in network.outputs:
-        count = network.node[name].multiplicity(network.device)
+        count = network.layer[name].multiplicity(network.device)
         total += float((outputs[name] if count is None else outputs[name] * count).sum())
     return total * (1.0 + rounding_factor(network))
 
@@ -213,20 +213,24 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
     gaps = weighted(first, second, dtype=torch.float64, transform=_distance)
     ones = weighted(first, dtype=torch.float64, transform=torch.ones_like)
 
-    def step(node: Node, below: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def step(layer: Layer, below: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return D and A'."""
-        if node.kind == "input":
-            start = torch.ones(node.shape, dtype=torch.float64, device=network.device)
-            return torch.zeros_like(start), start
-        least = LEAST * fan_in(network)[node.name]  # what may have fallen below the range
-        mass = _carried(node, {name: own[1] for name, own in below.items()}, others) + least
-        changes = [_placed(start, gaps(start.weight)) for start in node.starts]
-        if not node.terms:
+        if layer.kind == "input":
+            bias = torch.ones(layer.shape, dtype=torch.float64, device=network.device)
+            return torch.zeros_like(bias), bias
+        least = LEAST * fan_in(network)[layer.name]  # what may have fallen below the range
+        mass = _carried(layer, {name: own[1] for name, own in below.items()}, others) + least
+        changes = [_placed(bias, gaps(bias.weight)) for bias in layer.biases]
+        if not layer.connections:
             return sum(changes, torch.zeros_like(mass)), mass
-        norm = _over(node, lambda term: term.edges.sum(torch.ones_like(below[term.source][0]), _weight(term, sizes)), torch.add)
-        change = _over(node, lambda term: _moved(term, below[term.source][0], gaps), torch.add)
-        farthest = _over(node, lambda term: _largest(term, below[term.source][0], ones), torch.maximum)
-        heaviest = _over(node, lambda term: _largest(term, below[term.source][1], ones), torch.maximum)
+        norm = _over(
+            layer,
+            lambda connection: connection.edges.sum(torch.ones_like(below[connection.source][0]), _weight(connection, sizes)),
+            torch.add,
+        )
+        change = _over(layer, lambda connection: _moved(connection, below[connection.source][0], gaps), torch.add)
+        farthest = _over(layer, lambda connection: _largest(connection, below[connection.source][0], ones), torch.maximum)
+        heaviest = _over(layer, lambda connection: _largest(connection, below[connection.source][1], ones), torch.maximum)
         return norm * farthest + change * heaviest + sum(changes, torch.zeros_like(mass)) + least, mass
 
     found = walk(network, step)
@@ -237,38 +241,42 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
     return (first.double() - second.double()).abs()
 
 
-def _weight(term: Term, weights_of: WeightsOf) -> Weights | None:
-    return None if term.weight is None else weights_of(term.weight)
+def _weight(connection: Connection, weights_of: WeightsOf) -> Weights | None:
+    return None if connection.weight is None else weights_of(connection.weight)
 
 
-def _placed(start: Start, weights: Weights | None) -> Tensor:
+def _placed(bias: Bias, weights: Weights | None) -> Tensor:
     assert weights is not None
-    return placed(start, weights)
+    return placed(bias, weights)
 
 
-def _carried(node: Node, below: Mapping[str, Tensor], weights_of: WeightsOf) -> Tensor:
-    return carried(node, {name: own.unsqueeze(0) for name, own in below.items()}, weights_of, biases=weights_of)[0]
+def _carried(layer: Layer, below: Mapping[str, Tensor], weights_of: WeightsOf) -> Tensor:
+    return carried(layer, {name: own.unsqueeze(0) for name, own in below.items()}, weights_of, biases=weights_of)[0]
 
 
-def _largest(term: Term, x: Tensor, ones: WeightsOf) -> Tensor:
+def _largest(connection: Connection, x: Tensor, ones: WeightsOf) -> Tensor:
     """Return the largest antecedent of each neuron, whatever the weights."""
-    return term.edges.max(x, _weight(term, ones))
+    return connection.edges.max(x, _weight(connection, ones))
 
 
-def _moved(term: Term, like: Tensor, gaps: WeightsOf) -> Tensor:
+def _moved(connection: Connection, like: Tensor, gaps: WeightsOf) -> Tensor:
     """Return ‖ΔW‖₁ of one bundle of edges; constants do not move."""
-    if term.weight is None or term.weight.scalar is not None:
-        return term.edges.sum(torch.zeros_like(like), _weight(term, gaps))
-    return term.edges.sum(torch.ones_like(like), gaps(term.weight))
+    if connection.weight is None or connection.weight.scalar is not None:
+        return connection.edges.sum(torch.zeros_like(like), _weight(connection, gaps))
+    return connection.edges.sum(torch.ones_like(like), gaps(connection.weight))
 
 
-def _over(node: Node, piece: Callable[[Term], Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine what the terms of a node bring, or lay it side by side."""
-    if node.concat is not None:
+def _over(layer: Layer, piece: Callable[[Connection], Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine what the terms of a layer bring, or lay it side by side."""
+    if layer.concat is not None:
         return torch.cat(
-            [piece(term).expand(node.concat.shape(place, node.shape)) for place, term in enumerate(node.terms)], node.concat.dim
+            [
+                piece(connection).expand(layer.concat.shape(place, layer.shape))
+                for place, connection in enumerate(layer.connections)
+            ],
+            layer.concat.dim,
         )
-    out, *rest = [piece(term).expand(node.shape) for term in node.terms]
+    out, *rest = [piece(connection).expand(layer.shape) for connection in layer.connections]
     for more in rest:
         out = combine(out, more)
     return out
@@ -295,7 +303,7 @@ def theorem_f2(comparison: Comparison) -> float:
     """
     network = comparison.network
     assert comparison.others is not None
-    read = {term.source for node in network.nodes for term in node.terms}
+    read = {connection.source for layer in network.layers for connection in layer.connections}
     if read & set(network.outputs):
         raise _NotApplicableError("It is stated for networks whose output neurons are read by no other neuron.")
     if not comparison.changed:
@@ -307,31 +315,33 @@ def theorem_f2(comparison: Comparison) -> float:
     blur = 2 * rounding_factor(network)
     tops, ends = [0.0], []
 
-    def step(node: Node, below: Mapping[str, Tensor]) -> Tensor:
+    def step(layer: Layer, below: Mapping[str, Tensor]) -> Tensor:
         """Return the largest sum of changes on a path that ends here."""
-        own = [_Mass.of(node, found[node.name][0]) for found in masses]
-        if node.kind == "input":
-            return torch.zeros(node.shape, dtype=torch.float64, device=network.device)
-        is_output = node.name in network.outputs
-        path = torch.zeros(node.shape, dtype=torch.float64, device=network.device)
-        if node.terms:
-            path = _over(node, lambda term: _largest(term, below[term.source], ones), torch.maximum).expand(node.shape)
+        own = [_Mass.of(layer, found[layer.name][0]) for found in masses]
+        if layer.kind == "input":
+            return torch.zeros(layer.shape, dtype=torch.float64, device=network.device)
+        is_output = layer.name in network.outputs
+        path = torch.zeros(layer.shape, dtype=torch.float64, device=network.device)
+        if layer.connections:
+            path = _over(layer, lambda connection: _largest(connection, below[connection.source], ones), torch.maximum).expand(
+                layer.shape
+            )
         # in units of the exponent of A(v) for outputs, of 1 for normalised neurons
         scales = [mass.tensor if not is_output else torch.ones_like(mass.tensor) for mass in own]
         scales = [torch.where(scale > 0, scale, 1.0) for scale in scales]
         if is_output:
             scales[1] = scales[1] * _shifted(own[0].exponent - own[1].exponent)
         change = _normalised_change(
-            node,
-            [{t.source: _Mass.of(network.node[t.source], found[t.source][0]) for t in node.terms} for found in masses],
+            layer,
+            [{t.source: _Mass.of(network.layer[t.source], found[t.source][0]) for t in layer.connections} for found in masses],
             own,
             signed,
             scales,
         )
         if is_output:
             slack = own[0].tensor + own[1].tensor * _shifted(own[1].exponent - own[0].exponent)
-            count = node.multiplicity(network.device)
-            whole = change + blur * slack + LEAST * fan_in(network)[node.name]
+            count = layer.multiplicity(network.device)
+            whole = change + blur * slack + LEAST * fan_in(network)[layer.name]
             ends.append(Scaled((whole if count is None else whole * count).sum(), own[0].exponent))
             tops.append(float(path.max()))
             return path
@@ -348,16 +358,16 @@ def theorem_f2(comparison: Comparison) -> float:
 
 @dataclass(frozen=True)
 class _Mass:
-    """Path activations of a node in units of 2**exponent."""
+    """Path activations of a layer in units of 2**exponent."""
 
     tensor: Tensor
     exponent: float
 
     @staticmethod
-    def of(node: Node, value: Scaled | None) -> _Mass:
+    def of(layer: Layer, value: Scaled | None) -> _Mass:
         if value is None:
-            return _Mass(torch.zeros(node.shape, dtype=torch.float64), 0.0)
-        return _Mass(value.tensor.double().expand(node.shape), value.exponent)
+            return _Mass(torch.zeros(layer.shape, dtype=torch.float64), 0.0)
+        return _Mass(value.tensor.double().expand(layer.shape), value.exponent)
 
 
 def _shifted(exponent: float) -> float:
@@ -369,39 +379,42 @@ def _shifted(exponent: float) -> float:
 
 
 def _normalised_change(
-    node: Node,
+    layer: Layer,
     below: Sequence[Mapping[str, _Mass]],
     own: Sequence[_Mass],
     signed: Sequence[WeightsOf],
     scales: list[Tensor],
 ) -> Tensor:
-    """Return ‖ΔN(v)‖₁ + |Δb̃(v)| for each neuron of a node, edge by edge."""
+    """Return ‖ΔN(v)‖₁ + |Δb̃(v)| for each neuron of a layer, edge by edge."""
     ratio, offset = scales[0] / scales[1], 0
 
-    def one(term: Term) -> Tensor:
+    def one(connection: Connection) -> Tensor:
         nonlocal offset
         part = ratio
-        if node.concat is not None:
-            size = node.concat.sizes[node.terms.index(term)]
-            part, offset = ratio.narrow(node.concat.dim, offset, size), offset + size
-        weights = [torch.ones((), dtype=torch.float64, device="cpu") if term.weight is None else _full(term, w) for w in signed]
+        if layer.concat is not None:
+            size = layer.concat.sizes[layer.connections.index(connection)]
+            part, offset = ratio.narrow(layer.concat.dim, offset, size), offset + size
+        weights = [
+            torch.ones((), dtype=torch.float64, device="cpu") if connection.weight is None else _full(connection, w)
+            for w in signed
+        ]
         x, y = (
-            masses[term.source].tensor * _shifted(masses[term.source].exponent - mass.exponent)
+            masses[connection.source].tensor * _shifted(masses[connection.source].exponent - mass.exponent)
             for masses, mass in zip(below, own, strict=True)
         )
-        return term.edges.gap(x, weights[0], y, weights[1], part)
+        return connection.edges.gap(x, weights[0], y, weights[1], part)
 
-    out = _over(node, one, torch.add) if node.terms else torch.zeros_like(ratio)
-    for start in node.starts:
+    out = _over(layer, one, torch.add) if layer.connections else torch.zeros_like(ratio)
+    for bias in layer.biases:
         first, second = (
-            _placed(start, weights(start.weight)) * _shifted(-mass.exponent) for weights, mass in zip(signed, own, strict=True)
+            _placed(bias, weights(bias.weight)) * _shifted(-mass.exponent) for weights, mass in zip(signed, own, strict=True)
         )
         out = out + (first - ratio * second).abs()
     return out / scales[0]
 
 
-def _full(term: Term, weights_of: WeightsOf) -> Tensor:
-    weights = _weight(term, weights_of)
+def _full(connection: Connection, weights_of: WeightsOf) -> Tensor:
+    weights = _weight(connection, weights_of)
     assert weights is not None
     return weights.full()
 
@@ -428,14 +441,16 @@ def lemma_4_3(comparison: Comparison) -> float:
     sides = (comparison.values, comparison.others)
     masses = [_norm(network, side, keep=True) for side in sides]
     blur, distance = 2 * rounding_factor(network), -math.inf
-    for place, node in enumerate(layers):
-        above = [_Mass.of(node, found[node.name][0]) for found in masses]
-        below = [_Mass.of(network.node[node.terms[0].source], found[node.terms[0].source][0]) for found in masses]
+    for place, layer in enumerate(layers):
+        above = [_Mass.of(layer, found[layer.name][0]) for found in masses]
+        below = [
+            _Mass.of(network.layer[layer.connections[0].source], found[layer.connections[0].source][0]) for found in masses
+        ]
         last = place == len(layers) - 1
         rows = []
         for side, low, high in zip(sides, below, above, strict=True):
-            leaves = [node.terms[0].weight, *(start.weight for start in node.starts)]
-            weight, *biases = [value_of(leaf, side).double() for leaf in leaves if leaf is not None]
+            weights = [layer.connections[0].weight, *(bias.weight for bias in layer.biases)]
+            weight, *biases = [value_of(weight, side).double() for weight in weights if weight is not None]
             parts = [weight * low.tensor.reshape(-1) * _shifted(low.exponent - high.exponent)]
             scaled = torch.cat([*parts, *(bias.reshape(-1, 1) * _shifted(-high.exponent) for bias in biases)], 1)
             unit = high.tensor.reshape(-1)

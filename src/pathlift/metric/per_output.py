@@ -17,7 +17,7 @@ def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -
 
     Args:
         network: The compact graph.
-        tracks: Output node to tracks.
+        tracks: Output layer to tracks.
         which: The tracks.
 
     Returns:
@@ -31,7 +31,7 @@ def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -
         pieces = []
         for name in network.outputs:
             own = tracks[name][place]
-            size = math.prod(network.node[name].shape)
+            size = math.prod(network.layer[name].shape)
             if own is None:
                 pieces.append(torch.zeros(size, dtype=torch.float64, device=network.device))
             else:
@@ -44,9 +44,9 @@ def counts(network: Network) -> Tensor:
     """Return how many output neurons each entry of `laid` stands for, float64."""
     pieces = []
     for name in network.outputs:
-        node = network.node[name]
-        count = node.multiplicity(network.device)
-        one = torch.ones(node.shape, dtype=torch.float64, device=network.device)
+        layer = network.layer[name]
+        count = layer.multiplicity(network.device)
+        one = torch.ones(layer.shape, dtype=torch.float64, device=network.device)
         pieces.append((one if count is None else one * count).reshape(-1))
     return torch.cat(pieces)
 
@@ -71,9 +71,9 @@ def spread(network: Network, values: Tensor) -> Tensor:
     """
     pieces, start = [], 0
     for name in network.outputs:
-        node = network.node[name]
-        size = math.prod(node.shape)
-        pieces.append(node.spread(values[start : start + size].reshape(node.shape)))
+        layer = network.layer[name]
+        size = math.prod(layer.shape)
+        pieces.append(layer.spread(values[start : start + size].reshape(layer.shape)))
         start += size
     if len(pieces) == 1:
         return pieces[0][0] if pieces[0].dim() else pieces[0]

@@ -14,7 +14,7 @@ import torch
 from pathlift.edges import Dense, Identity
 from pathlift.errors import Problem, UnsupportedModelError
 from pathlift.graph.expressions import widen
-from pathlift.graph.layers import Node
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.metric.comparison import Comparison
 
@@ -45,31 +45,31 @@ class Layered:
         return _power(self.radius, self.depth - 1) * self.distance * (1.0 + 8 * self.depth * 2.0**-53)
 
 
-def layers_of(network: Network) -> list[Node] | Node:
-    """Return the linear layers of a layered ReLU perceptron in order, or the first node that does not belong to one.
+def layers_of(network: Network) -> list[Layer] | Layer:
+    """Return the linear layers of a layered ReLU perceptron in order, or the first layer that does not belong to one.
 
     Args:
         network: The graph.
 
     Returns:
-        The layers, or the node.
+        The layers, or the layer.
     """
-    layers: list[Node] = []
-    below = network.nodes[0].name
-    for place, node in enumerate(network.nodes):
-        if node.kind == "input":
-            if place > 0 or len(node.shape) != 2:
-                return node
+    layers: list[Layer] = []
+    below = network.layers[0].name
+    for place, layer in enumerate(network.layers):
+        if layer.kind == "input":
+            if place > 0 or len(layer.shape) != 2:
+                return layer
             continue
-        if len(node.terms) != 1 or node.terms[0].source != below or node.concat is not None:
-            return node
-        term = node.terms[0]
-        if isinstance(term.edges, Dense) and all(start.weight.score_name is not None for start in node.starts):
-            layers.append(node)
-        elif not (isinstance(term.edges, Identity) and term.weight is None and not node.starts):
-            return node
-        below = node.name
-    return layers if layers and network.outputs == (below,) else network.nodes[-1]
+        if len(layer.connections) != 1 or layer.connections[0].source != below or layer.concat is not None:
+            return layer
+        connection = layer.connections[0]
+        if isinstance(connection.edges, Dense) and all(bias.weight.score_name is not None for bias in layer.biases):
+            layers.append(layer)
+        elif not (isinstance(connection.edges, Identity) and connection.weight is None and not layer.biases):
+            return layer
+        below = layer.name
+    return layers if layers and network.outputs == (below,) else network.layers[-1]
 
 
 def layered(comparison: Comparison) -> Layered:
@@ -85,26 +85,26 @@ def layered(comparison: Comparison) -> Layered:
         UnsupportedModelError: The model is no layered perceptron.
     """
     layers = layers_of(comparison.network)
-    if isinstance(layers, Node):
+    if isinstance(layers, Layer):
         reason = "This bound is for layered ReLU perceptrons: one chain of linear layers and ReLU, one vector as input."
         origin = layers.origin
         raise UnsupportedModelError((
             Problem(origin.module, origin.op, origin.where, reason, "Use kind='per_input' or kind='theorem'."),
         ))
     radius = 1.0
-    width = max(comparison.network.nodes[0].shape[-1], *(node.shape[-1] for node in layers))
-    for node in layers:
-        leaves = [node.terms[0].weight, *(start.weight for start in node.starts)]
+    width = max(comparison.network.layers[0].shape[-1], *(layer.shape[-1] for layer in layers))
+    for layer in layers:
+        weights = [layer.connections[0].weight, *(bias.weight for bias in layer.biases)]
         for found in (comparison.values, comparison.most):
-            sizes = [widen(found[leaf]).double().abs().reshape(node.shape[-1], -1).sum(1) for leaf in leaves if leaf]
+            sizes = [widen(found[weight]).double().abs().reshape(layer.shape[-1], -1).sum(1) for weight in weights if weight]
             radius = max(radius, float(torch.stack(sizes).sum(0).max()))
     gaps = [torch.zeros(1, dtype=torch.float64, device="cpu")]
-    for leaf in comparison.values:
-        first = comparison.gap[0][leaf].double()
-        gaps.append((first if len(comparison.gap) == 1 else first - comparison.gap[1][leaf].double()).abs().amax().reshape(1))
+    for weight in comparison.values:
+        first = comparison.gap[0][weight].double()
+        gaps.append((first if len(comparison.gap) == 1 else first - comparison.gap[1][weight].double()).abs().amax().reshape(1))
     up = 1.0 + 2 * (width + 2) * 2.0**-53  # of a sum of so many numbers
     distance = max(float(gap) for gap in gaps) * up
-    antecedents = width + any(node.starts for node in layers)
+    antecedents = width + any(layer.biases for layer in layers)
     return Layered(len(layers), width, antecedents, max(1.0, radius * up), distance, layers[-1].shape[-1])
 
 

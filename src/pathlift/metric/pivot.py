@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.metric.comparison import Comparison
 from pathlift.passes.products import HellingerProgram
 from pathlift.passes.programs import DifferenceProgram, NormProgram, Values
@@ -28,7 +28,7 @@ def difference(
 
     Args:
         comparison: Two networks, or a set.
-        feed: Input node to non-negative values, (samples, *shape); None for ones, without such a dimension.
+        feed: Input layer to non-negative values, (samples, *shape); None for ones, without such a dimension.
         from_inputs: Whether paths from inputs count.
         from_biases: Whether paths from biases count.
 
@@ -39,7 +39,9 @@ def difference(
     whole = torch.zeros((*lead, output_count(comparison.network)), dtype=torch.float64, device=comparison.network.device)
     for first, second, changed in comparison.halves:
 
-        def make(dtype: torch.dtype, first: Values = first, second: Values = second, changed: set[Leaf] = changed) -> Program:
+        def make(
+            dtype: torch.dtype, first: Values = first, second: Values = second, changed: set[WeightTensor] = changed
+        ) -> Program:
             return DifferenceProgram(
                 comparison.network,
                 first,
@@ -64,16 +66,18 @@ def three_step(comparison: Comparison, feed: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         comparison: Two networks.
-        feed: Input node to non-negative values, (samples, *shape).
+        feed: Input layer to non-negative values, (samples, *shape).
 
     Returns:
         (samples, outputs), rounded up.
     """
     assert comparison.others is not None
     network, batch = comparison.network, len(next(iter(feed.values())))
-    masks = {leaf: torch.sign(value) * torch.sign(comparison.others[leaf]) > 0 for leaf, value in comparison.values.items()}
+    masks = {
+        weight: torch.sign(value) * torch.sign(comparison.others[weight]) > 0 for weight, value in comparison.values.items()
+    }
     middle = [
-        {leaf: torch.where(masks[leaf], value, 0.0) for leaf, value in side.items()}
+        {weight: torch.where(masks[weight], value, 0.0) for weight, value in side.items()}
         for side in (comparison.values, comparison.others)
     ]
     outer = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from pathlift.edges.base import Chain, Edges, Weights
 from pathlift.edges.movement import Move, StridedView
 from pathlift.edges.unit import Gather, Identity
-from pathlift.graph.layers import Leaf, Node, Start, Term
+from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import Frame
 from pathlift.norm import LOG10_OF_2
@@ -169,10 +169,10 @@ class _Draw:
         self.tracks = in_range(lambda _: propagate(self.network, program, keep=True), torch.float64, *pair.values)
         sums = []
         for name in self.network.outputs:
-            node, value = self.network.node[name], self.tracks[name][0]
+            layer, value = self.network.layer[name], self.tracks[name][0]
             if value is not None:
-                count = node.multiplicity(self.network.device)
-                mass = (value.tensor if count is None else value.tensor * count).expand(node.shape)
+                count = layer.multiplicity(self.network.device)
+                mass = (value.tensor if count is None else value.tensor * count).expand(layer.shape)
                 sums.append((name, mass.reshape(-1), value.exponent))
         self.outputs = sums
         self.exponent = max((exponent for _, _, exponent in sums), default=0.0)
@@ -199,98 +199,98 @@ class _Draw:
             here = ((chosen >= start) & (chosen < start + len(mass))).nonzero()[:, 0]
             waiting.setdefault(name, []).append((here, chosen[here] - start))
             start += len(mass)
-        for node in reversed(self.network.nodes):
-            arrived = waiting.pop(node.name, [])
-            if not arrived or node.kind == "input":
+        for layer in reversed(self.network.layers):
+            arrived = waiting.pop(layer.name, [])
+            if not arrived or layer.kind == "input":
                 continue
             samples, at = (torch.cat(own) for own in zip(*arrived, strict=True))
             if len(samples):
-                self._node(node, samples, at, found, waiting)
+                self._node(layer, samples, at, found, waiting)
         return found
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, dtype=torch.float64, device=self.network.device, generator=self.generator)
 
     def _node(
-        self, node: Node, samples: Tensor, at: Tensor, found: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
+        self, layer: Layer, samples: Tensor, at: Tensor, found: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
     ) -> None:
-        """Send the samples that have come to the neurons ``at`` of a node on, each along one edge or to a bias."""
-        choice = self._chosen(node, at)
-        options: list[Term | Start] = [*node.terms, *node.starts]
+        """Send the samples that have come to the neurons ``at`` of a layer on, each along one edge or to a bias."""
+        choice = self._chosen(layer, at)
+        options: list[Connection | Bias] = [*layer.connections, *layer.biases]
         for place, option in enumerate(options):
             here = (choice == place).nonzero()[:, 0]
             if not len(here):
                 continue
             own, spots = samples[here], at[here]
-            if isinstance(option, Start):
-                self._start(node, option, own, spots, found)
+            if isinstance(option, Bias):
+                self._start(layer, option, own, spots, found)
                 continue
-            term = option
-            if node.concat is not None:
-                index = torch.unravel_index(spots, node.shape)
-                first = sum(node.concat.sizes[:place])
-                shape = node.concat.shape(place, node.shape)
-                spots = _flat([axis - first if dim == node.concat.dim else axis for dim, axis in enumerate(index)], shape)
+            connection = option
+            if layer.concat is not None:
+                index = torch.unravel_index(spots, layer.shape)
+                first = sum(layer.concat.sizes[:place])
+                shape = layer.concat.shape(place, layer.shape)
+                spots = _flat([axis - first if dim == layer.concat.dim else axis for dim, axis in enumerate(index)], shape)
             else:
-                shape = node.shape
-            waiting.setdefault(term.source, []).append((own, self._edge(term, shape, own, spots, found)))
+                shape = layer.shape
+            waiting.setdefault(connection.source, []).append((own, self._edge(connection, shape, own, spots, found)))
 
-    def _chosen(self, node: Node, at: Tensor) -> Tensor:
+    def _chosen(self, layer: Layer, at: Tensor) -> Tensor:
         """Choose for each sample which bundle of edges, or after them which bias, it goes along."""
-        if node.concat is not None:
-            along = torch.unravel_index(at, node.shape)[node.concat.dim]
-            ends = torch.tensor(node.concat.sizes, device=at.device).cumsum(0)
+        if layer.concat is not None:
+            along = torch.unravel_index(at, layer.shape)[layer.concat.dim]
+            ends = torch.tensor(layer.concat.sizes, device=at.device).cumsum(0)
             return torch.searchsorted(ends, along, right=True)
-        if len(node.terms) + len(node.starts) == 1:
+        if len(layer.connections) + len(layer.biases) == 1:
             return torch.zeros_like(at)
-        values = [self._brought(term) for term in node.terms] + [self._biases(start) for start in node.starts]
+        values = [self._brought(connection) for connection in layer.connections] + [self._biases(bias) for bias in layer.biases]
         top = max((value.exponent for value in values if value is not None), default=0.0)
         nothing = torch.zeros(len(at), dtype=torch.float64, device=at.device)
-        rows = [nothing if value is None else value.at(top).expand(node.shape).reshape(-1)[at] for value in values]
+        rows = [nothing if value is None else value.at(top).expand(layer.shape).reshape(-1)[at] for value in values]
         return _picked(torch.stack(rows, 1), self._uniform(len(at)))
 
-    def _brought(self, term: Term) -> Scaled | None:
-        below = self.tracks[term.source][0]
-        weights = self._weights(term)
+    def _brought(self, connection: Connection) -> Scaled | None:
+        below = self.tracks[connection.source][0]
+        weights = self._weights(connection)
         if below is None:
             return None
         exponent = below.exponent + (0.0 if weights is None else weights.exponent)
-        return Scaled(term.edges.sum(below.tensor, weights), exponent)
+        return Scaled(connection.edges.sum(below.tensor, weights), exponent)
 
-    def _weights(self, term: Term) -> Weights | None:
-        return None if term.weight is None else self.program.edge(term.weight)[0, 0]
+    def _weights(self, connection: Connection) -> Weights | None:
+        return None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
 
-    def _biases(self, start: Start) -> Scaled | None:
-        weights = self.program.start(start.weight).get(0)
-        return None if weights is None else Scaled(weights.full().reshape(start.view), weights.exponent)
+    def _biases(self, bias: Bias) -> Scaled | None:
+        weights = self.program.start(bias.weight).get(0)
+        return None if weights is None else Scaled(weights.full().reshape(bias.view), weights.exponent)
 
-    def _start(self, node: Node, start: Start, samples: Tensor, at: Tensor, found: _Paths) -> None:
-        leaf = start.weight
-        if leaf in self.pair.changed:
-            index = torch.arange(math.prod(leaf.shape), device=at.device).reshape(start.view).expand(node.shape)
-            found.step(samples, *self._values(leaf, torch.unravel_index(index.reshape(-1)[at], leaf.shape)))
+    def _start(self, layer: Layer, bias: Bias, samples: Tensor, at: Tensor, found: _Paths) -> None:
+        weight = bias.weight
+        if weight in self.pair.changed:
+            index = torch.arange(math.prod(weight.shape), device=at.device).reshape(bias.view).expand(layer.shape)
+            found.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
 
-    def _values(self, leaf: Leaf, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return θ, θ' and g at some places of a leaf."""
-        a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(leaf)))
-        return a, b, self.reference(leaf, a, b, *(own[where] for own in self.reference.extras(leaf)))
+    def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return θ, θ' and g at some places of a weight tensor."""
+        a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
+        return a, b, self.reference(weight, a, b, *(own[where] for own in self.reference.extras(weight)))
 
-    def _edge(self, term: Term, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
         """Choose an antecedent for each sample; returns where it is below."""
-        below = self.tracks[term.source][0]
+        below = self.tracks[connection.source][0]
         assert below is not None
-        links = term.edges.links if isinstance(term.edges, Chain) else (term.edges,)
-        weighted = term.edges.weighted if isinstance(term.edges, Chain) else 0
-        weights = self._weights(term)
+        links = connection.edges.links if isinstance(connection.edges, Chain) else (connection.edges,)
+        weighted = connection.edges.weighted if isinstance(connection.edges, Chain) else 0
+        weights = self._weights(connection)
         values = [below.tensor]
         for place, link in enumerate(links[:-1]):
             values.append(link.sum(values[-1], weights if place == weighted else None))
         shapes = [*(tuple(value.shape) for value in values[1:]), shape]
         for place in reversed(range(len(links))):
             own = weights if place == weighted else None
-            leaf = term.weight if place == weighted else None
-            if leaf is not None and leaf in self.pair.changed:
-                at = self._weighted(links[place], leaf, values[place], samples, at, found)
+            weight = connection.weight if place == weighted else None
+            if weight is not None and weight in self.pair.changed:
+                at = self._weighted(links[place], weight, values[place], samples, at, found)
             else:
                 at = self._unweighted(links[place], values[place], own, shapes[place], at)
         return at
@@ -313,9 +313,9 @@ class _Draw:
             out[here] = _picked((back * x).reshape(1, -1), uniform[here])
         return out
 
-    def _weighted(self, edges: Edges, leaf: Leaf, x: Tensor, samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _weighted(self, edges: Edges, weight: WeightTensor, x: Tensor, samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
         """Edges of weights that differ: the pattern of the map says which weight stands where."""
-        pattern = edges.pattern(tuple(x.shape), leaf.shape)
+        pattern = edges.pattern(tuple(x.shape), weight.shape)
         device = x.device
         numbered = torch.arange(math.prod(pattern.above.whole), device=device).reshape(pattern.above.whole)
         spots = _inverse(pattern.above.split(numbered))
@@ -323,7 +323,7 @@ class _Draw:
         taps, sources = _by_place(pattern.triples.to(device), pattern.above.shape[2])
         below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.whole))
         masses = pattern.below.split(x.reshape(pattern.below.whole))
-        index = pattern.weight.split(torch.arange(math.prod(leaf.shape), device=device).reshape(pattern.weight.whole))
+        index = pattern.weight.split(torch.arange(math.prod(weight.shape), device=device).reshape(pattern.weight.whole))
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):
@@ -333,9 +333,8 @@ class _Draw:
             tap, source = tap.clamp(min=0), source.clamp(min=0)
             ins = torch.arange(masses.shape[1], device=device)[None, :, None]
             where = index[g[:, None, None], o[:, None, None], ins, tap[:, None, :]]
-            a, b, reference = self._values(leaf, torch.unravel_index(where, leaf.shape))
-            weight = self._own(a, b, reference)
-            offered = weight * masses[g[:, None, None], ins, source[:, None, :]] * there[:, None, :]
+            a, b, reference = self._values(weight, torch.unravel_index(where, weight.shape))
+            offered = self._own(a, b, reference) * masses[g[:, None, None], ins, source[:, None, :]] * there[:, None, :]
             choice = _picked(offered.flatten(1), self._uniform(len(part)))
             row = torch.arange(len(part), device=device)
             i, t = choice // tap.shape[1], choice % tap.shape[1]

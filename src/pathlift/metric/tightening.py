@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import running
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.metric.common_gauge import Frame
 from pathlift.metric.comparison_weights import Mixture
 from pathlift.metric.moments import Sides, moment_bounds, summed
@@ -40,36 +40,38 @@ class _Learned:
 
     def __init__(self, start: Mixture, pair: Frame) -> None:
         self.pair = pair
-        self.layers: dict[Leaf, Tensor] = {}
-        self.channels: dict[Leaf, list[Tensor]] = {}
-        self.weights: dict[Leaf, Tensor] = {}
+        self.layers: dict[WeightTensor, Tensor] = {}
+        self.channels: dict[WeightTensor, list[Tensor]] = {}
+        self.weights: dict[WeightTensor, Tensor] = {}
         device = pair.network.device
-        for leaf, (c, e, f) in start.terms.items():
+        for weight, (c, e, f) in start.connections.items():
             logs = [math.log(max(c, 0.03)), math.log(e), math.log(f)]
-            self.layers[leaf] = torch.tensor(logs, dtype=torch.float64, device=device)
+            self.layers[weight] = torch.tensor(logs, dtype=torch.float64, device=device)
 
     def parameters(self, stage: Stage) -> list[Tensor]:
         """Return the parameters of a stage, made when it begins."""
         if stage == "layers":
             return list(self.layers.values())
-        for leaf in self.layers:
-            shape = self.pair.parts(leaf)[0].shape
-            if stage == "channels" and leaf not in self.channels:
+        for weight in self.layers:
+            shape = self.pair.parts(weight)[0].shape
+            if stage == "channels" and weight not in self.channels:
                 sizes = [[size if dim == own else 1 for dim, size in enumerate(shape)] for own in range(min(len(shape), 2))]
-                self.channels[leaf] = [torch.zeros(own, dtype=torch.float64, device=self.pair.network.device) for own in sizes]
-            if stage == "weights" and leaf not in self.weights:
-                self.weights[leaf] = torch.zeros(shape, dtype=torch.float64, device=self.pair.network.device)
+                self.channels[weight] = [
+                    torch.zeros(own, dtype=torch.float64, device=self.pair.network.device) for own in sizes
+                ]
+            if stage == "weights" and weight not in self.weights:
+                self.weights[weight] = torch.zeros(shape, dtype=torch.float64, device=self.pair.network.device)
         return [own for each in self.channels.values() for own in each] if stage == "channels" else list(self.weights.values())
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `pathlift.passes.products.Reference`."""
-        shape = self.pair.parts(leaf)[0].shape
-        found = [own.expand(shape) for own in self.channels.get(leaf, [])]
-        return (*found, *([self.weights[leaf]] if leaf in self.weights else []))
+        shape = self.pair.parts(weight)[0].shape
+        found = [own.expand(shape) for own in self.channels.get(weight, [])]
+        return (*found, *([self.weights[weight]] if weight in self.weights else []))
 
-    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
+    def __call__(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
         """Return g."""
-        c, e, f = self.layers[leaf].exp()
+        c, e, f = self.layers[weight].exp()
         most = torch.maximum(a.abs(), b.abs())
         g = f * (most + c * (b - a).abs() + e)
         if extras:
@@ -169,10 +171,10 @@ class Dual:
         self.pair = pair
         with torch.no_grad():
             self.free = {}
-            for leaf in pair.network.leaves:
-                if leaf in pair.changed:
-                    a, b = pair.joined(*(part.double() for part in pair.parts(leaf)))
-                    self.free[leaf] = 1.5 * torch.where(a == 0, b, a).sign()
+            for weight in pair.network.weights:
+                if weight in pair.changed:
+                    a, b = pair.joined(*(part.double() for part in pair.parts(weight)))
+                    self.free[weight] = 1.5 * torch.where(a == 0, b, a).sign()
         self.optimizer = torch.optim.Adam([own.requires_grad_() for own in self.free.values()], lr=RATE)
 
     def step(self) -> Sides:
@@ -184,7 +186,7 @@ class Dual:
         network = self.pair.network
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            program = DualProgram(network, self.pair, {leaf: torch.tanh(own) for leaf, own in self.free.items()})
+            program = DualProgram(network, self.pair, {weight: torch.tanh(own) for weight, own in self.free.items()})
             whole, exponent = laid(network, propagate(network, program), [1, 3])
             total = whole[0].abs().sum()
             balanced = float(total.detach()) == 0.0

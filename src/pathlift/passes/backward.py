@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathlift.graph.layers import Leaf, Node, Start, Term
+from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import extremes
 from pathlift.passes import wide
@@ -45,23 +45,23 @@ def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 
 
     Args:
         network: The graph.
-        tracks: Node name to tracks.
+        tracks: Layer name to tracks.
         track: Which track.
 
     Returns:
         A scalar, None when it is zero.
     """
-    values = ((network.node[name], tracks[name][track]) for name in network.outputs)
-    sums = [counted(node, value) for node, value in values if value is not None]
+    values = ((network.layer[name], tracks[name][track]) for name in network.outputs)
+    sums = [counted(layer, value) for layer, value in values if value is not None]
     if not sums:
         return None
     whole, _ = total(sums, fresh=False)
     return None if float(whole.tensor.detach()) == 0.0 else whole
 
 
-def counted(node: Node, value: Scaled) -> Scaled:
+def counted(layer: Layer, value: Scaled) -> Scaled:
     """Add up a layer, in float64; an entry of a compact tensor counts for each neuron that it stands for."""
-    count = node.multiplicity(value.tensor.device)
+    count = layer.multiplicity(value.tensor.device)
     tensor = value.tensor.double()
     return Scaled((tensor if count is None else tensor * count).sum(), value.exponent)
 
@@ -73,9 +73,9 @@ class PullBack:
         self,
         network: Network,
         program: Program,
-        share: Callable[[Leaf, Tensor], None] | None = None,
-        unit: Callable[[Node, Tensor], None] | None = None,
-        bias: Callable[[Leaf, Tensor], None] | None = None,
+        share: Callable[[WeightTensor, Tensor], None] | None = None,
+        unit: Callable[[Layer, Tensor], None] | None = None,
+        bias: Callable[[WeightTensor, Tensor], None] | None = None,
     ) -> None:
         """Describe what is wanted.
 
@@ -83,7 +83,7 @@ class PullBack:
             network: The graph.
             program: A program of one non-negative track.
             share: Called with each use of a scored weight and the share of the path mass that goes through it there.
-            unit: Called with each node that has units and its neurons' shares of the path mass.
+            unit: Called with each layer that has units and its neurons' shares of the path mass.
             bias: Called with each use of a scored bias and the derivative of the share by it: Σ G(v) over its neurons,
                 float64.
         """
@@ -101,7 +101,7 @@ class PullBack:
         """Go back; the tracks are let go as they are used up.
 
         Args:
-            tracks: The tracks of every node (``propagate(..., keep=True)``); emptied.
+            tracks: The tracks of every layer (``propagate(..., keep=True)``); emptied.
 
         Returns:
             The whole: the track summed over all outputs, None when it is zero.
@@ -116,43 +116,43 @@ class PullBack:
             return None
         self.tracks = tracks
         seed = 1.0 / float(whole.tensor)
-        for node in self.network.nodes:
-            for _ in range(self.network.outputs.count(node.name)):
-                ones = torch.full(node.shape, seed, dtype=self.program.dtype, device=self.network.device)
-                count = node.multiplicity(self.network.device)
+        for layer in self.network.layers:
+            for _ in range(self.network.outputs.count(layer.name)):
+                ones = torch.full(layer.shape, seed, dtype=self.program.dtype, device=self.network.device)
+                count = layer.multiplicity(self.network.device)
                 ones = ones if count is None else ones * count.to(ones.dtype)
-                self._accumulate(node.name, Scaled(ones, -whole.exponent))
+                self._accumulate(layer.name, Scaled(ones, -whole.exponent))
         with full_precision():
-            for node in reversed(self.network.nodes):
-                above, own = self._gathered(node.name), tracks.pop(node.name)[0]
+            for layer in reversed(self.network.layers):
+                above, own = self._gathered(layer.name), tracks.pop(layer.name)[0]
                 if above is not None and own is not None:
-                    self._node(node, above, own, tracks)
+                    self._node(layer, above, own, tracks)
         return whole
 
-    def _node(self, node: Node, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
-        if self.unit is not None and node.unit_name is not None:
+    def _node(self, layer: Layer, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
+        if self.unit is not None and layer.unit_name is not None:
             mass = own.tensor.double() * above.tensor.double() * power(own.exponent + above.exponent)
             if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (own.tensor > 0)).any()):
                 raise RangeError
-            self.unit(node, mass.to(own.tensor.dtype))
+            self.unit(layer, mass.to(own.tensor.dtype))
         offset = 0
-        for place, term in enumerate(node.terms):
+        for place, connection in enumerate(layer.connections):
             piece, part = above, own
-            if node.concat is not None:
-                size = node.concat.sizes[place]
+            if layer.concat is not None:
+                size = layer.concat.sizes[place]
                 piece, part = (
-                    whole._replace(tensor=whole.tensor.narrow(node.concat.dim, offset, size)) for whole in (above, own)
+                    whole._replace(tensor=whole.tensor.narrow(layer.concat.dim, offset, size)) for whole in (above, own)
                 )
                 offset += size
-            below = tracks[term.source][0]
+            below = tracks[connection.source][0]
             if below is not None:
-                self._term(term, piece, part, below)
-        for start in node.starts:
-            self._start(start, above)
+                self._term(connection, piece, part, below)
+        for bias in layer.biases:
+            self._start(bias, above)
 
-    def _term(self, term: Term, above: Scaled, own: Scaled, below: Scaled) -> None:
-        weights = None if term.weight is None else self.program.edge(term.weight)[0, 0]
-        scored = self.share is not None and term.weight is not None and term.weight.score_name is not None
+    def _term(self, connection: Connection, above: Scaled, own: Scaled, below: Scaled) -> None:
+        weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
+        scored = self.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
         g, whole = above, below
         if scored:
@@ -165,14 +165,14 @@ class PullBack:
             if top(above) - exponent <= least:
                 return
             g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
-        to_below, to_weight = term.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
+        to_below, to_weight = connection.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
         if below is not whole and to_below is not None:
             self._refuse_small(whole, self.window.least + self.window.wide, Scaled(to_below, g.exponent + shift))
         if to_below is not None:
             back = g if to_below is g.tensor else Scaled(to_below, g.exponent)
-            self._accumulate(term.source, back._replace(exponent=back.exponent + shift))
-        if to_weight is not None and term.weight is not None and self.share is not None:
-            self.share(term.weight, to_weight)
+            self._accumulate(connection.source, back._replace(exponent=back.exponent + shift))
+        if to_weight is not None and connection.weight is not None and self.share is not None:
+            self.share(connection.weight, to_weight)
 
     def _refuse_overflow(self, above: float, below: float, count: int) -> None:
         """Make sure that Σ A·G over ``count`` positions, before it meets a tiny weight, is a float."""
@@ -187,22 +187,22 @@ class PullBack:
         kept = F.threshold(below.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
         return Scaled(kept, below.exponent + shift, None if below.peak is None else below.peak - shift)
 
-    def _start(self, start: Start, above: Scaled) -> None:
-        if self.bias is not None and start.weight.score_name is not None:
-            shape = torch.empty(start.weight.shape, device="meta").reshape(start.view).shape
+    def _start(self, bias: Bias, above: Scaled) -> None:
+        if self.bias is not None and bias.weight.score_name is not None:
+            shape = torch.empty(bias.weight.shape, device="meta").reshape(bias.view).shape
             free = Scaled(above.tensor.double(), above.exponent).at(0.0).sum_to_size(shape)
-            self.bias(start.weight, free.reshape(start.weight.shape))
-        weights = self.program.start(start.weight).get(0)
-        if weights is None or start.weight.score_name is None or self.share is None:
+            self.bias(bias.weight, free.reshape(bias.weight.shape))
+        weights = self.program.start(bias.weight).get(0)
+        if weights is None or bias.weight.score_name is None or self.share is None:
             return
-        bias = weights.full()
-        placed = bias.reshape(start.view)
+        value = weights.full()
+        placed = value.reshape(bias.view)
         self._refuse_shift(above, -weights.exponent, Scaled(placed, weights.exponent))
         mass = above.at(-weights.exponent).sum_to_size(placed.shape) * placed
-        self.share(start.weight, mass.reshape(bias.shape))
+        self.share(bias.weight, mass.reshape(value.shape))
 
     def _accumulate(self, name: str, value: Scaled) -> None:
-        """Add to what has come back to a node; what an operator made is brought into its window first."""
+        """Add to what has come back to a layer; what an operator made is brought into its window first."""
         scaled = value if value.peak is not None else self._normalised(name, value)
         if scaled is None:
             return
@@ -216,7 +216,7 @@ class PullBack:
         self.gradients[name] = scaled
 
     def _normalised(self, name: str, value: Scaled) -> Scaled | None:
-        """Bring what has come back to a node into its window."""
+        """Bring what has come back to a layer into its window."""
         scaled, low = normalised(value, self.window)
         if scaled is not None and low >= torch.finfo(value.tensor.dtype).tiny:
             return scaled._replace(trough=math.frexp(low)[1] - 1)
@@ -248,6 +248,6 @@ class PullBack:
             raise RangeError
 
     def _gathered(self, name: str) -> Scaled | None:
-        """Take what has come back to a node."""
+        """Take what has come back to a layer."""
         value = self.gradients.pop(name, None)
         return self._normalised(name, value) if value is not None and name in self.summed else value

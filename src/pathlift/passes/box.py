@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError, NumericalError
-from pathlift.graph.expressions import Apply, Expression
-from pathlift.graph.layers import Leaf
+from pathlift.graph.expressions import Expression, FunctionCall
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.intervals import Ranges
 from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
@@ -42,17 +42,17 @@ class Box:
     """Intervals of all weights as the theory sees them.
 
     Attributes:
-        lower: Leaf to smallest values, float64.
-        upper: Leaf to largest values; the same tensor where nothing varies.
-        cancelled: The leaf of a batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
-        peaks: The leaf of a batch norm's scale or shift to what its intermediate results can reach beyond its own values,
-            whatever the order of (x − μ)·γ/√(σ²+ε) + β.
+        lower: Weight tensor to smallest values, float64.
+        upper: Weight tensor to largest values; the same tensor where nothing varies.
+        cancelled: A batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
+        peaks: A batch norm's scale or shift to what its intermediate results can reach beyond its own values, whatever
+            the order of (x − μ)·γ/√(σ²+ε) + β.
     """
 
-    lower: Mapping[Leaf, Tensor]
-    upper: Mapping[Leaf, Tensor]
-    cancelled: Mapping[Leaf, Tensor] = field(default_factory=dict)
-    peaks: Mapping[Leaf, float] = field(default_factory=dict)
+    lower: Mapping[WeightTensor, Tensor]
+    upper: Mapping[WeightTensor, Tensor]
+    cancelled: Mapping[WeightTensor, Tensor] = field(default_factory=dict)
+    peaks: Mapping[WeightTensor, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -133,23 +133,23 @@ def checked_intervals(network: Network, tolerance: Tolerance) -> dict[str, tuple
 
 
 def _box(network: Network, ranges: Ranges) -> Box:
-    for names in sorted({leaf.requires for leaf in network.leaves if leaf.requires}, key=sorted):
+    for names in sorted({weight.requires for weight in network.weights if weight.requires}, key=sorted):
         for name in sorted(names):
             if not all(bool(torch.isfinite(end[name]).all()) for end in (ranges.low, ranges.high)):
                 raise NumericalError(f"'{name}' contains NaN or inf.")
-    found = {leaf: ranges.of(leaf) for leaf in network.leaves if leaf.scalar is None}
+    found = {weight: ranges.of(weight) for weight in network.weights if weight.scalar is None}
     cancelled, peaks = {}, {}
-    for leaf in found:
-        expression = leaf.expression
+    for weight in found:
+        expression = weight.expression
         if is_batch_norm_shift(expression):
             scale, bias, mean, *rest = expression.args
             sizes = ranges.interval(ranges.value(mean)).size
-            cancelled[leaf] = sizes * ranges.interval(ranges.value(scale)).size
+            cancelled[weight] = sizes * ranges.interval(ranges.value(scale)).size
             shift = 0.0 if bias is None else float(ranges.interval(ranges.value(bias)).size.max())
-            peaks[leaf] = float(sizes.max()) * _peak(ranges, *rest) + shift
-        elif isinstance(expression, Apply) and expression.function is batch_norm_scale:
-            peaks[leaf] = _peak(ranges, *expression.args)
-    lower, upper = ({leaf: getattr(own, end) for leaf, own in found.items()} for end in ("low", "high"))
+            peaks[weight] = float(sizes.max()) * _peak(ranges, *rest) + shift
+        elif isinstance(expression, FunctionCall) and expression.function is batch_norm_scale:
+            peaks[weight] = _peak(ranges, *expression.args)
+    lower, upper = ({weight: getattr(own, end) for weight, own in found.items()} for end in ("low", "high"))
     return Box(lower, upper, cancelled, peaks)
 
 

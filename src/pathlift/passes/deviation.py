@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Weights
-from pathlift.graph.layers import Clamp, Extremum, Leaf, LearnedSlope, Node, Slopes
+from pathlift.graph.layers import Clamp, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import (
     Below,
@@ -68,9 +68,9 @@ class Drift:
     Attributes:
         network: The graph, not compact.
         sides: One or two directions.
-        gap: |θ − θ'| at most, by leaf; or θ and θ'.
+        gap: |θ − θ'| at most, by weight tensor; or θ and θ'.
         changed: The leaves whose gap is not 0.
-        feed: Input node to x, (samples, *shape).
+        feed: Input layer to x, (samples, *shape).
         radius: ‖x' − x‖_∞ at most.
         dtype: Precision.
     """
@@ -78,7 +78,7 @@ class Drift:
     network: Network
     sides: tuple[Side, ...]
     gap: tuple[Values, ...]
-    changed: set[Leaf]
+    changed: set[WeightTensor]
     feed: Below
     radius: float
     dtype: torch.dtype
@@ -87,7 +87,7 @@ class Drift:
         """Bound |u(θ, x) − u(θ', x')| at the outputs.
 
         Returns:
-            Output node to bounds, (samples, *shape).
+            Output layer to bounds, (samples, *shape).
         """
         rounded_up = 1.0 + rounding_factor(self.network, self.dtype)  # of the drift itself, a sum of non-negative terms
         return {name: state.drift * rounded_up for name, state in walk(self.network, self._step).items()}
@@ -104,82 +104,84 @@ class Drift:
     def _most(self) -> list[WeightsOf]:
         return [weighted(side.most, dtype=self.dtype, transform=torch.abs) for side in self.sides]
 
-    def _gaps(self, leaf: Leaf) -> Weights | None:
+    def _gaps(self, weight: WeightTensor) -> Weights | None:
         transform = torch.abs if len(self.gap) == 1 else _distance
-        return weighted(*self.gap, dtype=self.dtype, transform=transform)(leaf) if leaf in self.changed else None
+        return weighted(*self.gap, dtype=self.dtype, transform=transform)(weight) if weight in self.changed else None
 
-    def _unit(self, node: Node) -> float:
-        return (fan_in(self.network)[node.name] + SPARE) * UNIT[self.dtype] * 1.01
+    def _unit(self, layer: Layer) -> float:
+        return (fan_in(self.network)[layer.name] + SPARE) * UNIT[self.dtype] * 1.01
 
-    def _step(self, node: Node, below: Mapping[str, State]) -> State:
+    def _step(self, layer: Layer, below: Mapping[str, State]) -> State:
         sides = range(len(self.sides))
-        if node.kind == "input":
-            x = self.feed[node.name].to(self.dtype)
+        if layer.kind == "input":
+            x = self.feed[layer.name].to(self.dtype)
             error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
             drift = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(self.dtype)  # inf past it
             return State((x,) * len(sides), (error,) * len(sides), drift)
         real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
         errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
         drifts = {name: state.drift for name, state in below.items()}
-        if node.nonlinearity is None:
-            return self._affine(node, real, errors, drifts)
-        found = tuple(respond(node, real[side], self._plain[side]) for side in sides)
-        exact = isinstance(node.nonlinearity, Extremum) or node.nonlinearity == Slopes(1.0, 0.0)
+        if layer.nonlinearity is None:
+            return self._affine(layer, real, errors, drifts)
+        found = tuple(respond(layer, real[side], self._plain[side]) for side in sides)
+        exact = isinstance(layer.nonlinearity, Extremum) or layer.nonlinearity == Slopes(1.0, 0.0)
         rounding = tuple(
-            self._bent(node, real[side], errors[side], self._sizes[side], None)
-            + (0.0 if exact else self._unit(node) * _largest(found[side]))
+            self._bent(layer, real[side], errors[side], self._sizes[side], None)
+            + (0.0 if exact else self._unit(layer) * _largest(found[side]))
             for side in sides
         )
-        if isinstance(node.nonlinearity, LearnedSlope):  # what a slope multiplies is exact to its error only
-            source = node.terms[0].source
+        if isinstance(layer.nonlinearity, LearnedSlope):  # what a slope multiplies is exact to its error only
+            source = layer.connections[0].source
             real = tuple({source: own[source] - errors[side][source]} for side, own in enumerate(real))
-        return State(found, rounding, _smallest([self._bent(node, real[s], drifts, self._most[s], self._gaps) for s in sides]))
+        return State(found, rounding, _smallest([self._bent(layer, real[s], drifts, self._most[s], self._gaps) for s in sides]))
 
-    def _affine(self, node: Node, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
-        unit, found, error, each = self._unit(node), [], [], []
-        least = fan_in(self.network)[node.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
+    def _affine(self, layer: Layer, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
+        unit, found, error, each = self._unit(layer), [], [], []
+        least = fan_in(self.network)[layer.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
         for side, below in enumerate(real):
-            found.append(carried(node, below, self._plain[side], biases=self._plain[side]))
+            found.append(carried(layer, below, self._plain[side], biases=self._plain[side]))
             tops = {name: _largest(x) for name, x in below.items()}
             noisy = {name: errors[side][name] + unit * top for name, top in tops.items()}
-            own = carried(node, noisy, self._sizes[side])
-            for start in node.starts:
-                bias = self._sizes[side](start.weight)
-                assert bias is not None
-                own = own + unit * placed(start, bias)
+            own = carried(layer, noisy, self._sizes[side])
+            for bias in layer.biases:
+                size = self._sizes[side](bias.weight)
+                assert size is not None
+                own = own + unit * placed(bias, size)
             error.append(own * (1 + unit))
-            out = carried(node, drifts, self._most[side])
-            if any(term.weight is not None and self._gaps(term.weight) is not None for term in node.terms):
+            out = carried(layer, drifts, self._most[side])
+            if any(
+                connection.weight is not None and self._gaps(connection.weight) is not None for connection in layer.connections
+            ):
                 sizes = {name: x.abs().add_(errors[side][name]) for name, x in below.items()}
-                out = out + carried(node, sizes, self._gaps, only_weighted=True)
-            for start in node.starts:
-                change = self._gaps(start.weight)
-                out = out if change is None else out + placed(start, change)
+                out = out + carried(layer, sizes, self._gaps, only_weighted=True)
+            for bias in layer.biases:
+                change = self._gaps(bias.weight)
+                out = out if change is None else out + placed(bias, change)
             each.append(out + least)
         return State(tuple(found), tuple(error), _smallest(each))
 
-    def _bent(self, node: Node, real: Below, moved: Below, weights_of: WeightsOf, gaps: WeightsOf | None) -> Tensor:
+    def _bent(self, layer: Layer, real: Below, moved: Below, weights_of: WeightsOf, gaps: WeightsOf | None) -> Tensor:
         """How far a nonlinearity moves when what it reads moves by ``moved`` and its parameters by ``gaps``."""
-        kind = node.nonlinearity
+        kind = layer.nonlinearity
         if isinstance(kind, Extremum):
             changes = [
-                placed(start, own) for start in node.starts if gaps is not None and (own := gaps(start.weight)) is not None
+                placed(bias, own) for bias in layer.biases if gaps is not None and (own := gaps(bias.weight)) is not None
             ]
-            return largest(node, moved, changes, Extremum(largest=True))
-        source = node.terms[0].source
+            return largest(layer, moved, changes, Extremum(largest=True))
+        source = layer.connections[0].source
         if isinstance(kind, LearnedSlope):
-            slope = node.terms[1]
+            slope = layer.connections[1]
             assert slope.weight is not None
             steep = along(slope, moved[source], weights_of(slope.weight))
             out = torch.maximum(moved[source].expand(steep.shape), steep)
             change = None if gaps is None else gaps(slope.weight)
             return out if change is None else out + along(slope, real[source].clamp(max=0.0).abs(), change)
-        out = carried(node, moved, weights_of)
+        out = carried(layer, moved, weights_of)
         if isinstance(kind, Slopes):
             steepest = max(abs(kind.plus), abs(kind.minus))
             return out if steepest == 1.0 else out * steepest
         assert isinstance(kind, Clamp)
-        for end in ends(node, gaps) if gaps is not None else ():
+        for end in ends(layer, gaps) if gaps is not None else ():
             out = out if end is None else torch.maximum(out, end.to(out))
         return out
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate, substitute
-from pathlift.graph.layers import Leaf
+from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate, substitute
+from pathlift.graph.layers import WeightTensor
 from pathlift.passes.rounding import DOUBLE, FORMATS, Format
 from pathlift.rules import MOVEMENTS
 from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
@@ -86,11 +86,11 @@ class Ranges:
         self._memo: dict[Expression, Any] = {}
         self._format: Format | None = None
 
-    def of(self, leaf: Leaf) -> Interval:
+    def of(self, weight: WeightTensor) -> Interval:
         """Return the interval of a weight.
 
         Args:
-            leaf: The weight, which is no number of the graph.
+            weight: The weight, which is no number of the graph.
 
         Returns:
             Its interval, of the shape of the weight.
@@ -99,12 +99,12 @@ class Ranges:
             UnsupportedModelError: It is computed by an operator that has no interval here.
         """
         try:
-            return self.interval(self.value(leaf.expression))
+            return self.interval(self.value(weight.expression))
         except _UnknownError as unknown:
-            names = ", ".join(sorted(leaf.requires)) or "constants"
-            reason = f"'{leaf.label}' is computed from {names} by '{unknown}', for which pathlift has no interval arithmetic."
+            names = ", ".join(sorted(weight.requires)) or "constants"
+            reason = f"'{weight.label}' is computed from {names} by '{unknown}', for which pathlift has no interval arithmetic."
             advice = "Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
-            raise UnsupportedModelError((Problem(leaf.label.rpartition(".")[0], "tolerance", "", reason, advice),)) from None
+            raise UnsupportedModelError((Problem(weight.label.rpartition(".")[0], "tolerance", "", reason, advice),)) from None
 
     def value(self, expression: Expression) -> Any:
         """Return what an expression can be: an interval for real tensors, the value itself for indices, masks and sizes."""
@@ -122,7 +122,7 @@ class Ranges:
         if isinstance(expression, Constant):
             value = expression.value
             return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
-        assert isinstance(expression, Apply)
+        assert isinstance(expression, FunctionCall)
         if self._constant(expression):
             return self._held(evaluate(expression, {}))
         args = substitute(expression.args, self.value)
@@ -166,7 +166,7 @@ class Ranges:
 
     def _constant(self, expression: Any) -> bool:
         """Whether an expression reads no parameter and no buffer: PyTorch computes it as the model does."""
-        if isinstance(expression, Apply):
+        if isinstance(expression, FunctionCall):
             return all(self._constant(own) for own in _flat([expression.args, expression.kwargs]))
         return not isinstance(expression, StateTensor)
 
@@ -509,7 +509,7 @@ def _masked_fill(ranges: Ranges, x: Any, mask: Any, value: Any) -> Interval:
 
 
 def _sampled(ranges: Ranges, grid: Any, sizes: Any, operator: Any, options: Any) -> Interval:
-    """The weights of pixels at given positions, which move with the last digit of a position; `Node.blur` has the model's."""
+    """The weights of pixels at given positions, which move with the last digit of a position; `Layer.blur` has the model's."""
     if not ranges.interval(grid).exact:
         raise _UnknownError("sampling at positions that vary")
     matrix = sampling(grid.low, sizes, operator, options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Bundle, Entry, Weights
-from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values, _ParametrisedProgram, pivot
 from pathlift.passes.propagate import Entries, Tracks
@@ -26,11 +26,11 @@ from pathlift.passes.propagate import Entries, Tracks
 class Reference(Protocol):
     """g: one number for each weight, positive where it is not 0 in both networks."""
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
-        """Return what g depends on besides θ and θ', as tensors of the shape of the leaf."""
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
+        """Return what g depends on besides θ and θ', as tensors of the shape of the weight tensor."""
 
-    def __call__(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
-        """Return g from θ, θ' and the extras of a leaf, or from the same slice of all of them."""
+    def __call__(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
+        """Return g from θ, θ' and the extras of a weight tensor, or from the same slice of all of them."""
 
 
 class JointProgram(_ParametrisedProgram):
@@ -49,71 +49,71 @@ class JointProgram(_ParametrisedProgram):
 
         Args:
             network: The graph.
-            values: Leaf to weights, for each network.
-            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
+            values: Weight tensor to weights, for each network.
+            feed: Input layer to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
         """
         super().__init__(network, values, torch.float64, feed)
 
     @abstractmethod
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """Return the entries that are not 0 for a weight tensor.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
 
         Returns:
             Pairs (to, from) of tracks.
         """
 
     @abstractmethod
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """Compute them.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
             values: Its values, or those of a part of it, float64.
 
         Returns:
             A tensor of the same shape by key.
         """
 
-    def bundle(self, leaf: Leaf) -> Bundle | None:
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
         """See `Program.bundle`."""
-        if self.batch is not None or leaf.scalar in (1.0, -1.0):
+        if self.batch is not None or weight.scalar in (1.0, -1.0):
             return None
-        known = self.weights(leaf, torch.abs, self.degree)  # brings the values near 1
+        known = self.weights(weight, torch.abs, self.degree)  # brings the values near 1
 
         def entries(*values: Tensor) -> Mapping[Entry, Tensor]:
-            return self.entries(leaf, *values)
+            return self.entries(weight, *values)
 
         shift = known.exponent / self.degree
-        return Bundle(known.values, self.keys(leaf), entries, torch.float64, shift=shift, degree=self.degree)
+        return Bundle(known.values, self.keys(weight), entries, torch.float64, shift=shift, degree=self.degree)
 
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        if leaf.scalar in (1.0, -1.0):
+        if weight.scalar in (1.0, -1.0):
             return {(track, track): None for track in range(self.tracks)}
-        return {key: self._one(leaf, [key]) for key in self.keys(leaf)}
+        return {key: self._one(weight, [key]) for key in self.keys(weight)}
 
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`: a bias is an edge from a neuron that is 1, as the inputs are."""
         found: dict[int, list[Entry]] = {}
-        for to, source in self.keys(leaf):
+        for to, source in self.keys(weight):
             if source in self.started:
                 found.setdefault(to, []).append((to, source))
-        return {to: self._one(leaf, keys) for to, keys in found.items()}
+        return {to: self._one(weight, keys) for to, keys in found.items()}
 
-    def _one(self, leaf: Leaf, keys: Sequence[Entry]) -> Weights:
+    def _one(self, weight: WeightTensor, keys: Sequence[Entry]) -> Weights:
         def transform(*values: Tensor) -> Tensor:
-            found = self.entries(leaf, *values)
+            found = self.entries(weight, *values)
             first, *rest = (found[key] for key in keys)
             return sum(rest, first)
 
-        return self.weights(leaf, transform, self.degree)
+        return self.weights(weight, transform, self.degree)
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
-        return tuple(self.fed(node) if track in self.started else None for track in range(self.tracks))
+        return tuple(self.fed(layer) if track in self.started else None for track in range(self.tracks))
 
 
 class SquaredDifferenceProgram(JointProgram):
@@ -134,7 +134,7 @@ class SquaredDifferenceProgram(JointProgram):
         network: Network,
         values: Values,
         other: Values,
-        changed: set[Leaf],
+        changed: set[WeightTensor],
         *,
         feed: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -145,23 +145,23 @@ class SquaredDifferenceProgram(JointProgram):
             values: θ.
             other: θ'.
             changed: The leaves where θ and θ' differ.
-            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
+            feed: Input layer to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
         """
         super().__init__(network, (values, other), feed)
         self.changed = changed
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
-        return self.joined if leaf in self.changed else [(track, track) for track in range(5)]
+        return self.joined if weight in self.changed else [(track, track) for track in range(5)]
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b = values
-        return self._products(leaf, a, b, b - a)
+        return self._products(weight, a, b, b - a)
 
-    def _products(self, leaf: Leaf, a: Tensor, b: Tensor, d: Tensor) -> Mapping[Entry, Tensor]:
+    def _products(self, weight: WeightTensor, a: Tensor, b: Tensor, d: Tensor) -> Mapping[Entry, Tensor]:
         square = a * a
-        if leaf not in self.changed:
+        if weight not in self.changed:
             return {(track, track): square for track in range(5)}
         along, step, last, twice, gap = a * b, a * d, b * b, 2 * b * d, d * d
         return {
@@ -197,14 +197,14 @@ class InnerProgram(JointProgram):
         """
         super().__init__(network, (values, other))
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
-        del leaf
+        del weight
         return [(0, 0), (1, 1)]
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
-        del leaf
+        del weight
         product = values[0] * values[1]
         return {(0, 0): product, (1, 1): product.abs()}
 
@@ -214,13 +214,13 @@ class HellingerProgram(SquaredDifferenceProgram):
 
     degree = 1.0
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b = values
         first, second = a.abs().sqrt(), b.abs().sqrt()
         total = first + second
         gap = (b.abs() - a.abs()) / torch.where(total > 0, total, 1.0)  # √|b| − √|a| would lose its digits
-        return self._products(leaf, first, second, gap)
+        return self._products(weight, first, second, gap)
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,11 @@ class Moments:
         """The characters that may be negative, or so much smaller than Φ(g) that their range is not looked at."""
         return frozenset(range(1, self.count))
 
-    def of(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
         """Compute the characters of a weight tensor.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
             a: Values of θ.
             b: Values of θ'.
             extras: See `Reference`.
@@ -266,7 +266,7 @@ class Moments:
         Returns:
             One tensor per character.
         """
-        g = self.reference(leaf, a, b, *extras)
+        g = self.reference(weight, a, b, *extras)
         last = [g]
         found = [g]
         if self.order:
@@ -313,9 +313,9 @@ class Affinities:
         """The characters that may be negative, and those between the path-norms, which bound them."""
         return frozenset(range(self.count)) - {0, self.order}
 
-    def of(self, leaf: Leaf, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
         """See `Moments.of`."""
-        del leaf, extras
+        del weight, extras
         roots = [_root(value.abs(), self.order) for value in (a, b)]
         found = _powers(roots[0], roots[1], self.order)
         if self.split:
@@ -336,14 +336,14 @@ class Together(Protocol):
 
     @property
     def values(self) -> tuple[Values, Values]:
-        """Leaf to weights, for each."""
+        """Weight tensor to weights, for each."""
 
     @property
-    def changed(self) -> frozenset[Leaf]:
+    def changed(self) -> frozenset[WeightTensor]:
         """The leaves where they differ, and biases."""
 
-    def parts(self, leaf: Leaf) -> tuple[Tensor, ...]:
-        """Return what the weights of a leaf are made of."""
+    def parts(self, weight: WeightTensor) -> tuple[Tensor, ...]:
+        """Return what the weights of a weight tensor are made of."""
 
     def joined(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
         """Return θ and θ' from parts, or from the same slice of all parts."""
@@ -356,22 +356,22 @@ class _PairProgram(JointProgram):
         super().__init__(network, pair.values)
         self.pair = pair
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
-        """Return what the entries depend on besides θ and θ', as tensors of the shape of the leaf."""
-        del leaf
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
+        """Return what the entries depend on besides θ and θ', as tensors of the shape of the weight tensor."""
+        del weight
         return ()
 
-    def _sources(self, leaf: Leaf) -> tuple[tuple[Tensor, ...], Callable[..., Mapping[Entry, Tensor]]]:
-        """Return the tensors that the entries of a leaf are made of, and how; only constants are left as they are."""
-        if leaf.scalar is not None:
-            known = self.weights(leaf, torch.abs, self.degree)
-            return known.values, lambda *values: self.entries(leaf, *values)
-        extras = self.extras(leaf) if leaf in self.pair.changed else ()
-        parts = self.pair.parts(leaf)
+    def _sources(self, weight: WeightTensor) -> tuple[tuple[Tensor, ...], Callable[..., Mapping[Entry, Tensor]]]:
+        """Return the tensors that the entries of a weight tensor are made of, and how; only constants are left as they are."""
+        if weight.scalar is not None:
+            known = self.weights(weight, torch.abs, self.degree)
+            return known.values, lambda *values: self.entries(weight, *values)
+        extras = self.extras(weight) if weight in self.pair.changed else ()
+        parts = self.pair.parts(weight)
 
         def entries(*tensors: Tensor) -> Mapping[Entry, Tensor]:
             a, b = self.pair.joined(*tensors[: len(parts)])
-            return self.entries(leaf, a, b, *tensors[len(parts) :])
+            return self.entries(weight, a, b, *tensors[len(parts) :])
 
         return (*parts, *extras), entries
 
@@ -380,15 +380,15 @@ class _PairProgram(JointProgram):
         del values
         return 0.0
 
-    def bundle(self, leaf: Leaf) -> Bundle | None:
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
         """See `Program.bundle`."""
-        if leaf.scalar in (1.0, -1.0):
+        if weight.scalar in (1.0, -1.0):
             return None
-        values, entries = self._sources(leaf)
-        return Bundle(values, self.keys(leaf), entries, torch.float64)
+        values, entries = self._sources(weight)
+        return Bundle(values, self.keys(weight), entries, torch.float64)
 
-    def _one(self, leaf: Leaf, keys: Sequence[Entry]) -> Weights:
-        values, entries = self._sources(leaf)
+    def _one(self, weight: WeightTensor, keys: Sequence[Entry]) -> Weights:
+        values, entries = self._sources(weight)
 
         def transform(*tensors: Tensor) -> Tensor:
             found = entries(*tensors)
@@ -402,7 +402,7 @@ class CharacterProgram(_PairProgram):
     """Characters of pairs of weights, each summed over all paths by one track: T ← χ(θ, θ')·T, inputs and biases included."""
 
     def __init__(self, network: Network, pair: Together, families: Sequence[Moments | Affinities]) -> None:
-        """Take two networks; where a leaf is the same in both, g is taken to be |θ|, which is best.
+        """Take two networks; where a weight tensor is the same in both, g is taken to be |θ|, which is best.
 
         Args:
             network: The graph.
@@ -413,24 +413,24 @@ class CharacterProgram(_PairProgram):
         self.families = tuple(families)
         self.tracks = sum(family.count for family in families)
         self.started = frozenset(range(self.tracks))
-        starts = [sum(family.count for family in families[:place]) for place in range(len(families))]
-        self.signed = frozenset(start + own for start, family in zip(starts, families, strict=True) for own in family.signed)
+        biases = [sum(family.count for family in families[:place]) for place in range(len(families))]
+        self.signed = frozenset(bias + own for bias, family in zip(biases, families, strict=True) for own in family.signed)
         self.diagonal = [(track, track) for track in range(self.tracks)]
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `_PairProgram.extras`."""
-        return next((own.reference.extras(leaf) for own in self.families if isinstance(own, Moments)), ())
+        return next((own.reference.extras(weight) for own in self.families if isinstance(own, Moments)), ())
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
-        del leaf
+        del weight
         return self.diagonal
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
-        if leaf not in self.pair.changed:
+        if weight not in self.pair.changed:
             return dict.fromkeys(self.diagonal, values[0].abs())
-        found = [own for family in self.families for own in family.of(leaf, *values)]
+        found = [own for family in self.families for own in family.of(weight, *values)]
         return dict(zip(self.diagonal, found, strict=True))
 
 
@@ -440,17 +440,17 @@ class PivotProgram(_PairProgram):
     tracks = 4
     started = frozenset({0, 2})
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
         diagonal = [(track, track) for track in range(4)]
-        return [*diagonal, (1, 0), (3, 2)] if leaf in self.pair.changed else diagonal
+        return [*diagonal, (1, 0), (3, 2)] if weight in self.pair.changed else diagonal
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b = values
         first, second = a.abs(), b.abs()
-        if leaf not in self.pair.changed:
-            return dict.fromkeys(self.keys(leaf), first)
+        if weight not in self.pair.changed:
+            return dict.fromkeys(self.keys(weight), first)
         m = pivot(a, b)
         return {(0, 0): first, (1, 1): m, (1, 0): first - m, (2, 2): second, (3, 3): m, (3, 2): second - m}
 
@@ -462,31 +462,31 @@ class DualProgram(_PairProgram):
     started = frozenset({0, 2})
     signed = frozenset(range(4))
 
-    def __init__(self, network: Network, pair: Together, factors: Mapping[Leaf, Tensor]) -> None:
+    def __init__(self, network: Network, pair: Together, factors: Mapping[WeightTensor, Tensor]) -> None:
         """Take two networks and s.
 
         Args:
             network: The graph.
             pair: θ and θ'.
-            factors: s of each weight, of its shape; the sign of θ for a leaf that is not there.
+            factors: s of each weight, of its shape; the sign of θ for a weight tensor that is not there.
         """
         super().__init__(network, pair)
         self.factors = factors
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `_PairProgram.extras`."""
-        return (self.factors[leaf],) if leaf in self.factors else ()
+        return (self.factors[weight],) if weight in self.factors else ()
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
         diagonal = [(track, track) for track in range(4)]
-        return [*diagonal, (1, 0), (3, 2)] if leaf in self.pair.changed else diagonal
+        return [*diagonal, (1, 0), (3, 2)] if weight in self.pair.changed else diagonal
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b, *given = values
-        if leaf not in self.pair.changed:
-            return dict.fromkeys(self.keys(leaf), a.abs())
+        if weight not in self.pair.changed:
+            return dict.fromkeys(self.keys(weight), a.abs())
         s = given[0] if given else a.sign()
         first, along, step = a * s, b * s, (b - a) * s
         return {
@@ -510,7 +510,7 @@ class DifferenceMomentProgram(_PairProgram):
     started = frozenset({0})
 
     def __init__(self, network: Network, pair: Together, order: int, reference: Reference) -> None:
-        """Take two networks; where a leaf is the same in both, g is taken to be |θ|.
+        """Take two networks; where a weight tensor is the same in both, g is taken to be |θ|.
 
         Args:
             network: The graph.
@@ -526,20 +526,20 @@ class DifferenceMomentProgram(_PairProgram):
         lower = [(j, i) for j in range(order + 1) for i in range(j + 1)]
         self.joined = [*lower, *((order + j, order + i if i else 0) for j, i in lower if j)]
 
-    def keys(self, leaf: Leaf) -> Sequence[Entry]:
+    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
-        return self.joined if leaf in self.pair.changed else [(track, track) for track in range(self.tracks)]
+        return self.joined if weight in self.pair.changed else [(track, track) for track in range(self.tracks)]
 
-    def extras(self, leaf: Leaf) -> tuple[Tensor, ...]:
+    def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `_PairProgram.extras`."""
-        return self.reference.extras(leaf)
+        return self.reference.extras(weight)
 
-    def entries(self, leaf: Leaf, *values: Tensor) -> Mapping[Entry, Tensor]:
+    def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b, *extras = values
-        if leaf not in self.pair.changed:
-            return dict.fromkeys(self.keys(leaf), a.abs())
-        g = self.reference(leaf, a, b, *extras)
+        if weight not in self.pair.changed:
+            return dict.fromkeys(self.keys(weight), a.abs())
+        g = self.reference(weight, a, b, *extras)
         safe = torch.where(g > 0, g, 1.0)
         k = self.order
         first, second, gap = ([own**power for power in range(k + 1)] for own in (a / safe, b / safe, (b - a) / safe))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Bundle, Entry, Weights
-from pathlift.graph.layers import Leaf, Node
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
 from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, too_small
 
-Values = Mapping[Leaf, Tensor]
+Values = Mapping[WeightTensor, Tensor]
 
 SMALL_ELEMENTS = 1 << 13
 """Weights up to this size are transformed together."""
@@ -30,7 +30,7 @@ def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
     """Return the power of two that brings weights near 1; 0 in float32, where the range is watched instead.
 
     Args:
-        values: The weights of one leaf in each network.
+        values: The weights of one weight tensor in each network.
         dtype: Precision of the pass.
 
     Returns:
@@ -52,7 +52,7 @@ NEAR = 64
 
 
 class _ParametrisedProgram(Program):
-    """A program whose weights are functions of the same leaf in one or two networks."""
+    """A program whose weights are functions of the same weight tensor in one or two networks."""
 
     def __init__(
         self, network: Network, values: tuple[Values, ...], dtype: torch.dtype, feed: Mapping[str, Tensor] | None = None
@@ -62,51 +62,51 @@ class _ParametrisedProgram(Program):
         self.dtype = dtype
         self.feed = feed
         self.batch = None if feed is None else len(next(iter(feed.values())))
-        self._shifts: dict[Leaf, float] = {}
-        self._small: dict[Callable[..., Tensor], dict[Leaf, Tensor]] = {}
+        self._shifts: dict[WeightTensor, float] = {}
+        self._small: dict[Callable[..., Tensor], dict[WeightTensor, Tensor]] = {}
 
-    def _ready(self, transform: Callable[..., Tensor]) -> dict[Leaf, Tensor]:
+    def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Tensor]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
         if transform not in self._small:
             small = {
-                leaf: tuple(v[leaf] for v in self.values)
-                for leaf in self.network.leaves
-                if leaf.scalar is None and math.prod(leaf.shape) <= SMALL_ELEMENTS
+                weight: tuple(v[weight] for v in self.values)
+                for weight in self.network.weights
+                if weight.scalar is None and math.prod(weight.shape) <= SMALL_ELEMENTS
             }
-            found: dict[Leaf, Tensor] = {}
+            found: dict[WeightTensor, Tensor] = {}
             for dtypes in {tuple(value.dtype for value in values) for values in small.values()}:
-                alike = {leaf: own for leaf, own in small.items() if tuple(value.dtype for value in own) == dtypes}
+                alike = {weight: own for weight, own in small.items() if tuple(value.dtype for value in own) == dtypes}
                 flat = [torch.cat([value.reshape(-1) for value in values]) for values in zip(*alike.values(), strict=True)]
                 joined = Weights(tuple(flat), transform, self.dtype).full()
                 pieces = joined.split([own[0].numel() for own in alike.values()])
-                found |= {leaf: piece.view(own[0].shape) for (leaf, own), piece in zip(alike.items(), pieces, strict=True)}
+                found |= {weight: piece.view(own[0].shape) for (weight, own), piece in zip(alike.items(), pieces, strict=True)}
             self._small[transform] = found
         return self._small[transform]
 
-    def weights(self, leaf: Leaf, transform: Callable[..., Tensor], degree: float) -> Weights:
-        """Return a homogeneous function of the leaf's values.
+    def weights(self, weight: WeightTensor, transform: Callable[..., Tensor], degree: float) -> Weights:
+        """Return a homogeneous function of the weight tensor's values.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
             transform: Function of its value in each network.
             degree: Degree of homogeneity.
 
         Returns:
             The weights, not yet computed.
         """
-        if leaf.scalar is not None:
-            number = torch.tensor(leaf.scalar, dtype=torch.float64, device=self.network.device)
+        if weight.scalar is not None:
+            number = torch.tensor(weight.scalar, dtype=torch.float64, device=self.network.device)
             values: tuple[Tensor, ...] = (number,) * len(self.values)
         else:
-            values = tuple(v[leaf] for v in self.values)
-        if leaf.scalar is None and self.dtype == torch.float32 and not torch.is_grad_enabled():
-            ready = self._ready(transform).get(leaf)
+            values = tuple(v[weight] for v in self.values)
+        if weight.scalar is None and self.dtype == torch.float32 and not torch.is_grad_enabled():
+            ready = self._ready(transform).get(weight)
             if ready is not None:
                 return Weights(values, transform, self.dtype, ready=ready)
-        if leaf not in self._shifts:
-            self._shifts[leaf] = self.shift(values)
-            self._refuse_lost(values, self._shifts[leaf], degree)
-        return Weights(values, transform, self.dtype, shift=self._shifts[leaf], degree=degree)
+        if weight not in self._shifts:
+            self._shifts[weight] = self.shift(values)
+            self._refuse_lost(values, self._shifts[weight], degree)
+        return Weights(values, transform, self.dtype, shift=self._shifts[weight], degree=degree)
 
     def _refuse_lost(self, values: tuple[Tensor, ...], shift: float, degree: float) -> None:
         """Make sure that no weight vanishes beside the largest of its bundle: it may be the one that meets a large activation.
@@ -124,14 +124,14 @@ class _ParametrisedProgram(Program):
             raise RangeError
 
     def shift(self, values: tuple[Tensor, ...]) -> float:
-        """Return the power of two by which the weights of a leaf are divided: see `shift_of`."""
+        """Return the power of two by which the weights of a weight tensor are divided: see `shift_of`."""
         return shift_of(values, self.dtype)
 
-    def fed(self, node: Node) -> Scaled | None:
-        """Return what an input node starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
+    def fed(self, layer: Layer) -> Scaled | None:
+        """Return what an input layer starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
         if self.feed is None:
-            return Scaled(torch.ones(node.shape, dtype=self.dtype, device=self.network.device), 0.0)
-        feed = self.feed[node.name]
+            return Scaled(torch.ones(layer.shape, dtype=self.dtype, device=self.network.device), 0.0)
+        feed = self.feed[layer.name]
         if self.dtype != feed.dtype and too_small(feed, self.window.floor):
             raise RangeError
         return normalised(Scaled(feed.to(self.dtype), 0.0), self.window)[0]
@@ -155,12 +155,12 @@ class NormProgram(_ParametrisedProgram):
 
         Args:
             network: The graph.
-            values: Leaf to weights.
+            values: Weight tensor to weights.
             dtype: Precision.
             q: Order, 1 ≤ q ≤ ∞.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
-            feed: Input node to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
+            feed: Input layer to what its paths are weighted with, non-negative, (samples, *shape); ones when None.
         """
         super().__init__(network, (values,), dtype, feed)
         self.largest = math.isinf(q)
@@ -172,19 +172,19 @@ class NormProgram(_ParametrisedProgram):
     def _power(self, value: Tensor) -> Tensor:
         return value.abs().pow(self.degree)
 
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        if leaf.scalar in (1.0, -1.0):
+        if weight.scalar in (1.0, -1.0):
             return {(0, 0): None}
-        return {(0, 0): self.weights(leaf, self.transform, self.degree)}
+        return {(0, 0): self.weights(weight, self.transform, self.degree)}
 
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        return {0: self.weights(leaf, self.transform, self.degree)} if self.from_biases else {}
+        return {0: self.weights(weight, self.transform, self.degree)} if self.from_biases else {}
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
-        return (self.fed(node),) if self.from_inputs else (None,)
+        return (self.fed(layer),) if self.from_inputs else (None,)
 
 
 class PartsProgram(NormProgram):
@@ -193,16 +193,16 @@ class PartsProgram(NormProgram):
     tracks = 2
     ranges = True
 
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        own = None if leaf.scalar in {1.0, -1.0} else self.weights(leaf, self.transform, self.degree)
+        own = None if weight.scalar in {1.0, -1.0} else self.weights(weight, self.transform, self.degree)
         return {(0, 0): own, (1, 1): own}
 
-    def bundle(self, leaf: Leaf) -> Bundle | None:
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
         """See `Program.bundle`: a large weight is read once for both tracks."""
-        if self.largest or leaf.scalar is not None or math.prod(leaf.shape) <= SMALL_ELEMENTS:
+        if self.largest or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
             return None
-        values = (self.values[0][leaf],)
+        values = (self.values[0][weight],)
         self._refuse_lost(values, self.shift(values), self.degree)
         return Bundle(values, BOTH, self._entries, self.dtype, shift=self.shift(values), degree=self.degree)
 
@@ -210,13 +210,13 @@ class PartsProgram(NormProgram):
         own = self.transform(value)
         return {(0, 0): own, (1, 1): own}
 
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        return {1: self.weights(leaf, self.transform, self.degree)}
+        return {1: self.weights(weight, self.transform, self.degree)}
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
-        return (self.fed(node), None)
+        return (self.fed(layer), None)
 
 
 BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
@@ -240,19 +240,19 @@ class ScoreProgram(NormProgram):
 
         Args:
             network: The graph.
-            values: Leaf to weights.
+            values: Weight tensor to weights.
             dtype: Precision.
             q: Order, 1 ≤ q < ∞.
-            starting: Input node to non-negative values of its shape; ones when None.
+            starting: Input layer to non-negative values of its shape; ones when None.
         """
         super().__init__(network, values, dtype, q=q)
         self.starting = starting
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
         if self.starting is None:
-            return super().inputs(node)
-        return (normalised(Scaled(self.starting[node.name].to(self.dtype), 0.0), self.window)[0],)
+            return super().inputs(layer)
+        return (normalised(Scaled(self.starting[layer.name].to(self.dtype), 0.0), self.window)[0],)
 
     @property
     def window(self) -> Window:
@@ -315,7 +315,7 @@ class DifferenceProgram(_ParametrisedProgram):
         values: Values,
         other: Values,
         dtype: torch.dtype,
-        changed: set[Leaf],
+        changed: set[WeightTensor],
         *,
         feed: Mapping[str, Tensor] | None = None,
         from_inputs: bool = True,
@@ -330,7 +330,7 @@ class DifferenceProgram(_ParametrisedProgram):
             other: θ'.
             dtype: Precision.
             changed: The leaves where the weights from the first track into the second are not 0 everywhere.
-            feed: Input node to |x|, shape (samples, 1, …); ones, without samples, when None.
+            feed: Input layer to |x|, shape (samples, 1, …); ones, without samples, when None.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
             through: The weights of the second track.
@@ -340,26 +340,26 @@ class DifferenceProgram(_ParametrisedProgram):
         self.below, self.above = through
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        if leaf.scalar in (1.0, -1.0):
+        if weight.scalar in (1.0, -1.0):
             return {(0, 0): None, (1, 1): None}
-        own = self.weights(leaf, _first_magnitude, 1.0)
-        if leaf not in self.changed:
+        own = self.weights(weight, _first_magnitude, 1.0)
+        if weight not in self.changed:
             return {(0, 0): own, (1, 1): own}
         return {
             (0, 0): own,
-            (1, 1): self.weights(leaf, self.below, 1.0),
-            (1, 0): self.weights(leaf, self.above, 1.0),
+            (1, 1): self.weights(weight, self.below, 1.0),
+            (1, 0): self.weights(weight, self.above, 1.0),
         }
 
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
         if not self.from_biases:
             return {}
-        own = self.weights(leaf, _first_magnitude, 1.0)
-        return {0: own, 1: self.weights(leaf, self.above, 1.0)} if leaf in self.changed else {0: own}
+        own = self.weights(weight, _first_magnitude, 1.0)
+        return {0: own, 1: self.weights(weight, self.above, 1.0)} if weight in self.changed else {0: own}
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
-        return (self.fed(node) if self.from_inputs else None, None)
+        return (self.fed(layer) if self.from_inputs else None, None)

@@ -1,6 +1,6 @@
 """The one traversal of the graph: several linear tracks travel from the inputs to the outputs together.
 
-A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + starts. The
+A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + b(v). The
 path-norm is one track with M = |θ|^q (SPEC §3); the difference of two networks is a second track beside it with
 M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (SPEC §4); the ℓ² metric has three. A `Program` says what M is; this module moves the
 tracks through any graph, keeps them in range, and goes back for the scores.
@@ -21,7 +21,7 @@ from torch import Tensor
 from pathlift.edges.base import Bundle, Edges, Support, Weights
 from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
-from pathlift.graph.layers import Leaf, Node, Term
+from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import Memory, remembering
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, raised, too_small, top, total
@@ -42,7 +42,7 @@ class Program(ABC):
         signed: The tracks that may have negative entries.
         largest: Take maxima instead of sums (q = ∞).
         dtype: Precision of the tracks.
-        batch: Number of samples that travel together, along a dimension before those of the nodes; None for one without.
+        batch: Number of samples that travel together, along a dimension before those of the layers; None for one without.
         degree: Degree in which the tracks depend on the scale of the weights of one bundle of edges.
         ranges: Whether the tracks may have an exponent for each neuron (`pathlift.passes.wide`): non-negative ones.
     """
@@ -57,7 +57,7 @@ class Program(ABC):
 
     @property
     def lead(self) -> tuple[int, ...]:
-        """Sizes of the dimensions before those of the nodes."""
+        """Sizes of the dimensions before those of the layers."""
         return () if self.batch is None else (self.batch,)
 
     @property
@@ -66,45 +66,45 @@ class Program(ABC):
         return FORWARD_WINDOWS[self.dtype]
 
     @abstractmethod
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """Return M for the edges that carry this weight.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
 
         Returns:
             Its non-zero entries.
         """
 
-    def bundle(self, leaf: Leaf) -> Bundle | None:
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
         """Return all non-zero entries of M at once, for programs of many tracks.
 
         Args:
-            leaf: The weight.
+            weight: The weight.
 
         Returns:
             The entries; None to ask for them one by one (`edge`).
         """
-        del leaf
+        del weight
         return None
 
     @abstractmethod
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """Return what a bias adds to each track.
 
         Args:
-            leaf: The bias.
+            weight: The bias.
 
         Returns:
             Track to values; tracks that are not named get nothing.
         """
 
     @abstractmethod
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """Return the tracks of the input neurons.
 
         Args:
-            node: An input node.
+            layer: An input layer.
 
         Returns:
             The tracks.
@@ -129,7 +129,7 @@ def is_wide() -> bool:
 def in_range(
     attempt: Callable[[torch.dtype], Result],
     first: torch.dtype,
-    *values: Mapping[Leaf, Tensor],
+    *values: Mapping[WeightTensor, Tensor],
     memory: Memory | None = None,
 ) -> Result:
     """Run a pass in one precision, in float64 when its range does not suffice, and then with an exponent for each neuron.
@@ -169,24 +169,24 @@ def in_range(
     )
 
 
-def blame(values: Mapping[Leaf, Tensor]) -> None:
+def blame(values: Mapping[WeightTensor, Tensor]) -> None:
     """Name a weight that is not finite.
 
     Args:
-        values: Leaf to tensor.
+        values: Weight tensor to tensor.
 
     Raises:
         NumericalError: There is one.
     """
-    for leaf, value in values.items():
+    for weight, value in values.items():
         if bool(torch.isfinite(value.sum())):  # one cheap pass; a sum that overflows is looked at closely
             continue
         finite = torch.isfinite(value)
         if not bool(finite.all()):
             bad = value[~finite].reshape(-1)[0].item()
-            names = ", ".join(sorted(leaf.requires)) or leaf.label
+            names = ", ".join(sorted(weight.requires)) or weight.label
             raise NumericalError(
-                f"'{leaf.label}' (from {names}) contains {bad} in {int((~finite).sum())} of {value.numel()} places; "
+                f"'{weight.label}' (from {names}) contains {bad} in {int((~finite).sum())} of {value.numel()} places; "
                 "every weight must be finite. Restore a sound checkpoint."
             )
 
@@ -202,10 +202,10 @@ def propagate(
     Args:
         network: The graph.
         program: What travels.
-        keep: Keep the tracks of every node; otherwise only those of the outputs.
+        keep: Keep the tracks of every layer; otherwise only those of the outputs.
 
     Returns:
-        Node name to tracks.
+        Layer name to tracks.
 
     Raises:
         RangeError: The precision of the program does not suffice.
@@ -214,8 +214,8 @@ def propagate(
     if _WIDE.get():
         return _wide(network, program, keep=keep)
 
-    def step(node: Node, tracks: Mapping[str, Tracks]) -> Tracks:
-        return program.inputs(node) if node.kind == "input" else _step(node, tracks, program)
+    def step(layer: Layer, tracks: Mapping[str, Tracks]) -> Tracks:
+        return program.inputs(layer) if layer.kind == "input" else _step(layer, tracks, program)
 
     return walk(network, step, keep=keep)
 
@@ -226,66 +226,70 @@ def _wide(network: Network, program: Program, *, keep: bool) -> dict[str, Any]:
 
     if not program.ranges or program.batch is not None or torch.is_grad_enabled():
         raise RangeError
-    found = walk(network, lambda node, tracks: wide.step(node, tracks, program), keep=keep)
+    found = walk(network, lambda layer, tracks: wide.step(layer, tracks, program), keep=keep)
     if keep:
         return found
     return {name: tuple(None if own is None else own.scaled() for own in tracks) for name, tracks in found.items()}
 
 
-def walk(network: Network, step: Callable[[Node, Mapping[str, Result]], Result], *, keep: bool = False) -> dict[str, Result]:
-    """Go through the graph from the inputs to the outputs; what no later node reads is let go.
+def walk(network: Network, step: Callable[[Layer, Mapping[str, Result]], Result], *, keep: bool = False) -> dict[str, Result]:
+    """Go through the graph from the inputs to the outputs; what no later layer reads is let go.
 
     Args:
         network: The graph.
-        step: Computes what belongs to a node from what belongs to the nodes below.
-        keep: Keep what belongs to every node; otherwise only the outputs.
+        step: Computes what belongs to a layer from what belongs to the layers below.
+        keep: Keep what belongs to every layer; otherwise only the outputs.
 
     Returns:
-        Node name to result.
+        Layer name to result.
     """
     last_use = _last_uses(network)
     found: dict[str, Result] = {}
     with full_precision():
-        for place, node in enumerate(network.nodes):
-            found[node.name] = step(node, found)
+        for place, layer in enumerate(network.layers):
+            found[layer.name] = step(layer, found)
             if not keep:
-                for term in node.terms:
-                    if last_use[term.source] == place:
-                        found.pop(term.source, None)
+                for connection in layer.connections:
+                    if last_use[connection.source] == place:
+                        found.pop(connection.source, None)
     return found if keep else {name: found[name] for name in network.outputs}
 
 
 def _last_uses(network: Network) -> dict[str, int]:
     last: dict[str, int] = {}
-    for place, node in enumerate(network.nodes):
-        for term in node.terms:
-            last[term.source] = place
+    for place, layer in enumerate(network.layers):
+        for connection in layer.connections:
+            last[connection.source] = place
     for name in network.outputs:
-        last[name] = len(network.nodes)
+        last[name] = len(network.layers)
     return last
 
 
-def _step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
-    """Compute the tracks of one node, within range and checked for lost digits."""
+def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
+    """Compute the tracks of one layer, within range and checked for lost digits."""
     found: list[Scaled | None] = []
-    joint = {place: own for place, term in enumerate(node.terms) if (own := _joint(term, tracks, program)) is not None}
+    joint = {
+        place: own
+        for place, connection in enumerate(layer.connections)
+        if (own := _joint(connection, tracks, program)) is not None
+    }
     for track in range(program.tracks):
         arriving = [
-            joint[place].get(track, []) if place in joint else _edge_values(term, tracks, program, track)
-            for place, term in enumerate(node.terms)
+            joint[place].get(track, []) if place in joint else _edge_values(connection, tracks, program, track)
+            for place, connection in enumerate(layer.connections)
         ]
-        if node.concat is not None:
-            value, shifted = _concatenated(node, arriving, program)
+        if layer.concat is not None:
+            value, shifted = _concatenated(layer, arriving, program)
         else:
-            value, shifted = _summed(node, arriving, program, track)
-        if value is None or (node.moves and not shifted):
+            value, shifted = _summed(layer, arriving, program, track)
+        if value is None or (layer.moves and not shifted):
             found.append(value)
             continue
-        found.append(_checked(value, node, tracks, program, track))
+        found.append(_checked(value, layer, tracks, program, track))
     return tuple(found)
 
 
-def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:
+def _checked(value: Scaled, layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:
     """Bring a value into its window; make sure that small and zero entries are what they seem."""
     window = program.window
     scaled, smallest = normalised(value, window)
@@ -301,35 +305,35 @@ def _checked(value: Scaled, node: Node, tracks: Mapping[str, Tracks], program: P
         scaled = raised(scaled, window)
         if scaled is None:
             raise RangeError
-    if _vanished(node, tracks, program, track, value.tensor):
+    if _vanished(layer, tracks, program, track, value.tensor):
         raise RangeError
     return scaled
 
 
-def _vanished(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int, value: Tensor) -> bool:
+def _vanished(layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int, value: Tensor) -> bool:
     """Whether an entry is 0 although a path reaches it: some product fell below the smallest float."""
-    needed = {(term.source, below) for term in node.terms for below in _below(term, program, track)}
+    needed = {(connection.source, below) for connection in layer.connections for below in _below(connection, program, track)}
 
     def support(source: str, below: int, scaled: Scaled | None) -> Scaled | None:
         told = scaled is not None and (source, below) in needed
         return Scaled((scaled.tensor != 0).to(program.dtype), 0.0) if told and scaled is not None else None
 
     reached = {
-        term.source: tuple(support(term.source, below, own) for below, own in enumerate(tracks[term.source]))
-        for term in node.terms
+        connection.source: tuple(support(connection.source, below, own) for below, own in enumerate(tracks[connection.source]))
+        for connection in layer.connections
     }
     counting = SupportProgram(program)
-    arriving = [_edge_values(term, reached, counting, track) for term in node.terms]
-    if node.concat is not None:
-        count, _ = _concatenated(node, arriving, counting)
+    arriving = [_edge_values(connection, reached, counting, track) for connection in layer.connections]
+    if layer.concat is not None:
+        count, _ = _concatenated(layer, arriving, counting)
     else:
-        count, _ = _summed(node, arriving, counting, track)
+        count, _ = _summed(layer, arriving, counting, track)
     return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
 
 
-def _below(term: Term, program: Program, track: int) -> set[int]:
+def _below(connection: Connection, program: Program, track: int) -> set[int]:
     """Return the tracks that these edges carry into a track."""
-    return {track} if term.weight is None else {source for to, source in program.edge(term.weight) if to == track}
+    return {track} if connection.weight is None else {source for to, source in program.edge(connection.weight) if to == track}
 
 
 class SupportProgram(Program):
@@ -347,17 +351,17 @@ class SupportProgram(Program):
         self.dtype = program.dtype
         self.batch = program.batch
 
-    def inputs(self, node: Node) -> Tracks:
+    def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""
-        return self.program.inputs(node)
+        return self.program.inputs(layer)
 
-    def edge(self, leaf: Leaf) -> Entries:
+    def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        return {key: None if w is None else Support(w) for key, w in self.program.edge(leaf).items()}
+        return {key: None if w is None else Support(w) for key, w in self.program.edge(weight).items()}
 
-    def start(self, leaf: Leaf) -> Mapping[int, Weights]:
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
-        return {key: Support(w) for key, w in self.program.start(leaf).items()}
+        return {key: Support(w) for key, w in self.program.start(weight).items()}
 
 
 def apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
@@ -370,12 +374,12 @@ Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
 """What one bundle of edges brings to one track, and whether its memory is new."""
 
 
-def _joint(term: Term, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
+def _joint(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
     """Return what one bundle of edges brings to every track, when the program has all its entries at once."""
-    bundle = None if term.weight is None else program.bundle(term.weight)
+    bundle = None if connection.weight is None else program.bundle(connection.weight)
     if bundle is None:
         return None
-    below = {track: own for track, own in enumerate(tracks[term.source]) if own is not None}
+    below = {track: own for track, own in enumerate(tracks[connection.source]) if own is not None}
     keys = [key for key in bundle.keys if key[1] in below]
     if not keys:
         return {}
@@ -384,37 +388,37 @@ def _joint(term: Term, tracks: Mapping[str, Tracks], program: Program) -> dict[i
         exponents[to] = max(exponents.get(to, -math.inf), below[source].exponent)
     factors = {(to, source): power(below[source].exponent - exponents[to]) for to, source in keys}
     xs = {track: own.tensor for track, own in below.items()}
-    found = term.edges.sums(xs, bundle, factors)
+    found = connection.edges.sums(xs, bundle, factors)
     return {to: [(Scaled(tensor, exponents[to] + bundle.exponent), True)] for to, tensor in found.items()}
 
 
-def _edge_values(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
+def _edge_values(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
     """Return what one bundle of edges brings to one track, and whether its memory is new."""
-    if term.weight is None and isinstance(term.edges, Identity):
-        same = tracks[term.source][track]
+    if connection.weight is None and isinstance(connection.edges, Identity):
+        same = tracks[connection.source][track]
         return [] if same is None else [(same, False)]
-    entries: Entries = {(track, track): None} if term.weight is None else program.edge(term.weight)
+    entries: Entries = {(track, track): None} if connection.weight is None else program.edge(connection.weight)
     found: Arrival = []
     for (to, source), weights in entries.items():
-        below = tracks[term.source][source]
+        below = tracks[connection.source][source]
         if to == track and below is not None:
             exponent = below.exponent + (0.0 if weights is None else weights.exponent)
-            tensor = apply(term.edges, below.tensor, weights, program)
-            fresh = term.edges.fresh or weights is not None
+            tensor = apply(connection.edges, below.tensor, weights, program)
+            fresh = connection.edges.fresh or weights is not None
             found.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
     return found
 
 
-def _summed(node: Node, arriving: list[Arrival], program: Program, track: int) -> tuple[Scaled | None, bool]:
+def _summed(layer: Layer, arriving: list[Arrival], program: Program, track: int) -> tuple[Scaled | None, bool]:
     found = [item for own in arriving for item in own]
     parts, fresh = [part for part, _ in found], bool(found) and found[0][1]
-    for start in node.starts:
-        weights = program.start(start.weight).get(track)
+    for bias in layer.biases:
+        weights = program.start(bias.weight).get(track)
         if weights is not None:
-            parts.append(Scaled(weights.full().reshape(start.view), weights.exponent))
+            parts.append(Scaled(weights.full().reshape(bias.view), weights.exponent))
     if not parts:
         return None, False
-    shape = (*program.lead, *node.shape)
+    shape = (*program.lead, *layer.shape)
     if parts[0].tensor.shape != shape:
         parts[0], fresh = Scaled(parts[0].tensor.expand(shape), parts[0].exponent, parts[0].peak), False
     if len(parts) == 1:
@@ -422,8 +426,8 @@ def _summed(node: Node, arriving: list[Arrival], program: Program, track: int) -
     return total(parts, fresh=fresh, largest=program.largest)
 
 
-def _concatenated(node: Node, arriving: list[Arrival], program: Program) -> tuple[Scaled | None, bool]:
-    assert node.concat is not None
+def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tuple[Scaled | None, bool]:
+    assert layer.concat is not None
     pieces = [found[0][0] if found else None for found in arriving]
     known = [piece for piece in pieces if piece is not None]
     if not known:
@@ -432,14 +436,14 @@ def _concatenated(node: Node, arriving: list[Arrival], program: Program) -> tupl
     if shifted:
         exponent = _common_exponent(known, program.window)
     tensors = [
-        known[0].tensor.new_zeros((*program.lead, *node.concat.shape(place, node.shape))) if piece is None else piece.tensor
+        known[0].tensor.new_zeros((*program.lead, *layer.concat.shape(place, layer.shape))) if piece is None else piece.tensor
         for place, piece in enumerate(pieces)
     ]
-    along = len(program.lead) + node.concat.dim
+    along = len(program.lead) + layer.concat.dim
     joined = torch.cat(tensors, along)
     if shifted:
         shifts = [1.0 if piece is None else power(piece.exponent - exponent) for piece in pieces]
-        scales = joined.new_tensor(shifts).repeat_interleave(torch.tensor(node.concat.sizes, device=joined.device))
+        scales = joined.new_tensor(shifts).repeat_interleave(torch.tensor(layer.concat.sizes, device=joined.device))
         joined = joined * scales.reshape([-1 if dim == along else 1 for dim in range(joined.dim())])
     peaks = [top(piece) - exponent for piece in known] if all(piece.peak is not None for piece in known) else []
     peak = math.ceil(max(peaks)) if peaks else None

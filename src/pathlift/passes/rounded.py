@@ -27,7 +27,7 @@ def flat(network: Network, outputs: Sequence[Scaled | None], batch: int | None) 
 
     Args:
         network: The graph.
-        outputs: One value per output node, None for 0.
+        outputs: One value per output layer, None for 0.
         batch: Number of samples; None when the values have no such dimension.
 
     Returns:
@@ -36,12 +36,12 @@ def flat(network: Network, outputs: Sequence[Scaled | None], batch: int | None) 
     lead = () if batch is None else (batch,)
     pieces = []
     for name, value in zip(network.outputs, outputs, strict=True):
-        node = network.node[name]
+        layer = network.layer[name]
         if value is None:
-            pieces.append(torch.zeros((*lead, math.prod(node.full_shape)), dtype=torch.float64, device=network.device))
+            pieces.append(torch.zeros((*lead, math.prod(layer.full_shape)), dtype=torch.float64, device=network.device))
         else:
             tensor = plain(value)
-            pieces.append((node.spread(tensor) if batch is None else tensor).reshape(*lead, -1))
+            pieces.append((layer.spread(tensor) if batch is None else tensor).reshape(*lead, -1))
     return torch.cat(pieces, -1)
 
 
@@ -81,13 +81,13 @@ def in_chunks(network: Network, feed: Mapping[str, Tensor], one: Callable[[Mappi
 
     Args:
         network: The graph.
-        feed: Input node to values, (samples, *shape).
+        feed: Input layer to values, (samples, *shape).
         one: The computation for some of the samples, (samples, …).
 
     Returns:
         The results for all samples.
     """
-    step = max(1, CHUNK_ELEMENTS // max(math.prod(node.shape) for node in network.nodes))
+    step = max(1, CHUNK_ELEMENTS // max(math.prod(layer.shape) for layer in network.layers))
     pieces = zip(*(value.split(step) for value in feed.values()), strict=True)
     return torch.cat([one(dict(zip(feed, piece, strict=True))) for piece in pieces])
 
@@ -99,4 +99,4 @@ def never_nan(bound: Tensor) -> Tensor:
 
 def output_count(network: Network) -> int:
     """Return the number of output neurons."""
-    return sum(math.prod(network.node[name].full_shape) for name in network.outputs)
+    return sum(math.prod(network.layer[name].full_shape) for name in network.outputs)

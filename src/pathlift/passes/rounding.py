@@ -2,7 +2,7 @@
 
 A sum of n products computed in floating point, in any order, is the exact sum for weights that are off by a relative
 error of at most n·u (u: the unit roundoff). So rounding is a change of weights like any other: a pass of non-negative
-terms has a relative error of at most (roundings on the longest chain)·u, and a signed one is covered by letting every
+connections has a relative error of at most (roundings on the longest chain)·u, and a signed one is covered by letting every
 weight of a neuron vary by n·u. Winograd and FFT convolutions are outside this model of arithmetic; factors rounded to TF32
 or bfloat16, where PyTorch's switches allow it, are inside (`Arithmetic.factors`).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathlift.edges.convolution import Convolution
 from pathlift.graph.compact import compacted
-from pathlift.graph.layers import Node
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import CompactNetwork, Network
 from pathlift.passes.forward import carried, weighted
 from pathlift.passes.propagate import walk
@@ -70,13 +70,13 @@ SPARE = 8
 
 
 def fan_in(network: Network) -> Mapping[str, int]:
-    """Count the summands of a neuron, for each node: edges into it and biases, at most.
+    """Count the summands of a neuron, for each layer: edges into it and biases, at most.
 
     Args:
         network: The graph, compact or not.
 
     Returns:
-        Node name to the largest count among its neurons.
+        Layer name to the largest count among its neurons.
     """
     return network.remembered(_fan_in)
 
@@ -84,19 +84,19 @@ def fan_in(network: Network) -> Mapping[str, int]:
 @torch.no_grad()
 def _fan_in(network: Network) -> Mapping[str, int]:
     if not isinstance(network, CompactNetwork):  # layers that repeat one have one summand
-        return {node.name: 1 for node in network.nodes} | dict(fan_in(compacted(network)))
+        return {layer.name: 1 for layer in network.layers} | dict(fan_in(compacted(network)))
     values = network.values()
     ones = weighted(values, dtype=torch.float64, transform=torch.ones_like)
     there = weighted(values, dtype=torch.float64, transform=_there)
     counts: dict[str, int] = {}
 
-    def step(node: Node, below: Mapping[str, Tensor]) -> Tensor:
-        if node.kind == "input" or not node.terms:
-            counts[node.name] = len(node.starts)
+    def step(layer: Layer, below: Mapping[str, Tensor]) -> Tensor:
+        if layer.kind == "input" or not layer.connections:
+            counts[layer.name] = len(layer.biases)
         else:
-            edges = carried(node, below, lambda leaf: ones(leaf) if leaf.requires else there(leaf))
-            counts[node.name] = int(edges.max()) + len(node.starts)
-        return torch.ones((1, *node.shape), dtype=torch.float64, device=network.device)
+            edges = carried(layer, below, lambda weight: ones(weight) if weight.requires else there(weight))
+            counts[layer.name] = int(edges.max()) + len(layer.biases)
+        return torch.ones((1, *layer.shape), dtype=torch.float64, device=network.device)
 
     walk(network, step)
     return counts
@@ -118,10 +118,10 @@ def chain(network: Network, spare: int = SPARE) -> int:
         The number.
     """
     depth: dict[str, int] = {}
-    for node in network.nodes:
-        below = max((depth[term.source] for term in node.terms), default=0)
-        depth[node.name] = below + fan_in(network)[node.name] + spare
-    outputs = sum(math.prod(network.node[name].full_shape) for name in network.outputs)
+    for layer in network.layers:
+        below = max((depth[connection.source] for connection in layer.connections), default=0)
+        depth[layer.name] = below + fan_in(network)[layer.name] + spare
+    outputs = sum(math.prod(network.layer[name].full_shape) for name in network.outputs)
     return max(depth[name] for name in network.outputs) + outputs
 
 
@@ -152,38 +152,40 @@ class Arithmetic:
         self.network = network
         kinds = [network.kind_of(name) for name in network.parameters]
         coarsest = max((FORMATS[kind] for kind in kinds if kind in FORMATS), key=lambda own: own.unit, default=DOUBLE)
-        layers = [FORMATS.get(node.dtype, DOUBLE) for node in network.nodes]
+        layers = [FORMATS.get(layer.dtype, DOUBLE) for layer in network.layers]
         self._cast = None if any(own.unit >= coarsest.unit for own in layers) else coarsest  # a model cast after its capture
         self._factors = factor_units(network.device.type)
 
-    def of(self, node: Node) -> Format:
+    def of(self, layer: Layer) -> Format:
         """Return the type of a layer."""
-        own = FORMATS.get(node.dtype, DOUBLE)
+        own = FORMATS.get(layer.dtype, DOUBLE)
         return own if self._cast is None or own.unit >= self._cast.unit else self._cast
 
-    def inner(self, node: Node) -> Format:
+    def inner(self, layer: Layer) -> Format:
         """Return the type in which PyTorch's kernels hold what is between their operands and their results."""
-        own = self.of(node)
+        own = self.of(layer)
         return own if own.unit <= UNIT[torch.float32] else FORMATS[torch.float32]
 
-    def exact(self, node: Node) -> bool:
+    def exact(self, layer: Layer) -> bool:
         """Whether a layer hands on values as they are."""
-        own = self.of(node)
-        return node.moves and all(own.holds(self.of(self.network.node[term.source])) for term in node.terms)
+        own = self.of(layer)
+        return layer.moves and all(
+            own.holds(self.of(self.network.layer[connection.source])) for connection in layer.connections
+        )
 
-    def factors(self, node: Node) -> float:
+    def factors(self, layer: Layer) -> float:
         """Return what the factors of a layer's products are rounded to, 0 for nothing beyond the layer's own type."""
-        if self.of(node) is not FORMATS[torch.float32]:
+        if self.of(layer) is not FORMATS[torch.float32]:
             return 0.0
-        weighted_terms = [term for term in node.terms if term.weight is not None]
-        units = [self._factors[0 if isinstance(term.edges, Convolution) else 1] for term in weighted_terms]
+        weighted_terms = [connection for connection in layer.connections if connection.weight is not None]
+        units = [self._factors[0 if isinstance(connection.edges, Convolution) else 1] for connection in weighted_terms]
         return max(units, default=0.0)
 
     @property
     def words(self) -> str:
         """Name the types, the coarsest first."""
         named = {own: str(dtype).removeprefix("torch.") for dtype, own in FORMATS.items()}
-        kinds = sorted({self.of(node) for node in self.network.nodes}, key=lambda own: -own.unit)
+        kinds = sorted({self.of(layer) for layer in self.network.layers}, key=lambda own: -own.unit)
         plain = " and ".join(named[own] for own in kinds)
-        rounded = max((self.factors(node) for node in self.network.nodes), default=0.0)
+        rounded = max((self.factors(layer) for layer in self.network.layers), default=0.0)
         return plain if rounded == 0.0 else f"{plain} with factors rounded to a relative {rounded:.1g}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathlift.edges.base import Weights
 from pathlift.edges.unit import Identity
-from pathlift.graph.layers import Node, Term
+from pathlift.graph.layers import Connection, Layer
 from pathlift.passes.propagate import Entries, Program, apply
 from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import full_precision
@@ -148,12 +148,12 @@ def weight_bands(weights: Weights, degree: float) -> Iterator[Weights]:
 Tracks = tuple["Wide | None", ...]
 
 
-def step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
-    """Compute the tracks of one node.
+def step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
+    """Compute the tracks of one layer.
 
     Args:
-        node: The node.
-        tracks: Those of the nodes below.
+        layer: The layer.
+        tracks: Those of the layers below.
         program: What travels; non-negative, without samples.
 
     Returns:
@@ -162,26 +162,26 @@ def step(node: Node, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     Raises:
         RangeError: An operator of this network cannot be cut into bands.
     """
-    if node.kind == "input":
-        return tuple(None if own is None else Wide.of(own.tensor, own.exponent) for own in program.inputs(node))
-    return tuple(_track(node, tracks, program, track) for track in range(program.tracks))
+    if layer.kind == "input":
+        return tuple(None if own is None else Wide.of(own.tensor, own.exponent) for own in program.inputs(layer))
+    return tuple(_track(layer, tracks, program, track) for track in range(program.tracks))
 
 
-def _track(node: Node, tracks: Mapping[str, Tracks], program: Program, track: int) -> Wide | None:
-    pieces = [_together(_arriving(term, tracks, program, track), program) for term in node.terms]
-    if node.concat is not None:
+def _track(layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Wide | None:
+    pieces = [_together(_arriving(connection, tracks, program, track), program) for connection in layer.connections]
+    if layer.concat is not None:
         known = next((own.mantissa for own in pieces if own is not None), None)
         if known is None:
             return None
-        shapes = [node.concat.shape(place, node.shape) for place in range(len(pieces))]
+        shapes = [layer.concat.shape(place, layer.shape) for place in range(len(pieces))]
         full = [Wide.of(known.new_zeros(shape)) if own is None else own for own, shape in zip(pieces, shapes, strict=True)]
-        return Wide(*(torch.cat(parts, node.concat.dim) for parts in zip(*full, strict=True)))
-    for start in node.starts:
-        weights = program.start(start.weight).get(track)
+        return Wide(*(torch.cat(parts, layer.concat.dim) for parts in zip(*full, strict=True)))
+    for bias in layer.biases:
+        weights = program.start(bias.weight).get(track)
         if weights is not None:
             cut = weight_bands(weights, program.degree)
-            pieces += [Wide.of(own.full().reshape(start.view), own.exponent) for own in cut]
-    return _together((own.expanded(*node.shape) for own in pieces if own is not None), program)
+            pieces += [Wide.of(own.full().reshape(bias.view), own.exponent) for own in cut]
+    return _together((own.expanded(*layer.shape) for own in pieces if own is not None), program)
 
 
 def _together(parts: Iterable[Wide], program: Program) -> Wide | None:
@@ -192,26 +192,26 @@ def _together(parts: Iterable[Wide], program: Program) -> Wide | None:
     return found
 
 
-def _arriving(term: Term, tracks: Mapping[str, Tracks], program: Program, track: int) -> Iterator[Wide]:
+def _arriving(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Iterator[Wide]:
     """Yield what one bundle of edges brings to one track, band by band."""
-    entries: Entries = {(track, track): None} if term.weight is None else program.edge(term.weight)
+    entries: Entries = {(track, track): None} if connection.weight is None else program.edge(connection.weight)
     for (to, source), weights in entries.items():
-        below = tracks[term.source][source]
+        below = tracks[connection.source][source]
         if to != track or below is None:
             continue
-        if weights is None and isinstance(term.edges, Identity):
+        if weights is None and isinstance(connection.edges, Identity):
             yield below
             continue
-        _refuse_choice(term)
+        _refuse_choice(connection)
         for x, exponent in bands(below):
             for own in (None,) if weights is None else weight_bands(weights, program.degree):
                 shift = 0.0 if own is None else own.exponent
-                yield Wide.of(apply(term.edges, x, own, program), exponent + shift)
+                yield Wide.of(apply(connection.edges, x, own, program), exponent + shift)
 
 
-def _refuse_choice(term: Term) -> None:
+def _refuse_choice(connection: Connection) -> None:
     """Refuse edges that look at values to choose among them: bands do not add up there."""
-    if term.edges.chooses:
+    if connection.edges.chooses:
         raise RangeError
 
 
@@ -220,7 +220,7 @@ def pull_back(back: PullBack, tracks: dict[str, Tracks]) -> Scaled | None:
 
     Args:
         back: What is wanted.
-        tracks: The tracks of every node; emptied.
+        tracks: The tracks of every layer; emptied.
 
     Returns:
         The whole, None when it is zero.
@@ -233,9 +233,9 @@ def pull_back(back: PullBack, tracks: dict[str, Tracks]) -> Scaled | None:
     network, program = back.network, back.program
     above: dict[str, Wide] = {}
     for name in network.outputs:
-        own, count = tracks[name][0], network.node[name].multiplicity(network.device)
+        own, count = tracks[name][0], network.layer[name].multiplicity(network.device)
         if own is not None:
-            ones = torch.ones(network.node[name].shape, dtype=torch.float64, device=network.device)
+            ones = torch.ones(network.layer[name].shape, dtype=torch.float64, device=network.device)
             weight = Wide.of(ones if count is None else ones * count)
             above[name] = above[name].plus(weight) if name in above else weight
     whole = _together((own.times(above[name]).sum() for name in above if (own := tracks[name][0]) is not None), program)
@@ -244,49 +244,49 @@ def pull_back(back: PullBack, tracks: dict[str, Tracks]) -> Scaled | None:
     one = Wide(1.0 / whole.mantissa, -whole.exponent)
     above = {name: own.times(one) for name, own in above.items()}
     with full_precision():
-        for node in reversed(network.nodes):
-            own, g = tracks.pop(node.name)[0], above.pop(node.name, None)
+        for layer in reversed(network.layers):
+            own, g = tracks.pop(layer.name)[0], above.pop(layer.name, None)
             if own is not None and g is not None:
-                _node(back, node, g, own, tracks, above)
+                _node(back, layer, g, own, tracks, above)
     return Scaled(whole.mantissa, float(whole.exponent))
 
 
-def _node(back: PullBack, node: Node, g: Wide, own: Wide, tracks: Mapping[str, Tracks], above: dict[str, Wide]) -> None:
-    if back.unit is not None and node.unit_name is not None:
-        back.unit(node, own.times(g).at(0))
+def _node(back: PullBack, layer: Layer, g: Wide, own: Wide, tracks: Mapping[str, Tracks], above: dict[str, Wide]) -> None:
+    if back.unit is not None and layer.unit_name is not None:
+        back.unit(layer, own.times(g).at(0))
     offset = 0
-    for place, term in enumerate(node.terms):
+    for place, connection in enumerate(layer.connections):
         piece = g
-        if node.concat is not None:
-            piece = g.narrow(node.concat.dim, offset, node.concat.sizes[place])
-            offset += node.concat.sizes[place]
-        below = tracks[term.source][0]
+        if layer.concat is not None:
+            piece = g.narrow(layer.concat.dim, offset, layer.concat.sizes[place])
+            offset += layer.concat.sizes[place]
+        below = tracks[connection.source][0]
         if below is not None:
-            _term(back, term, piece, below, above)
-    for start in node.starts:
-        weights = back.program.start(start.weight).get(0)
-        if back.share is not None and weights is not None and start.weight.score_name is not None:
+            _term(back, connection, piece, below, above)
+    for bias in layer.biases:
+        weights = back.program.start(bias.weight).get(0)
+        if back.share is not None and weights is not None and bias.weight.score_name is not None:
             found = torch.zeros(weights.shape, dtype=torch.float64, device=g.mantissa.device)
             for w in weight_bands(weights, back.program.degree):
-                placed = w.full().reshape(start.view)
+                placed = w.full().reshape(bias.view)
                 for tensor, exponent in bands(g):
                     mass = tensor.sum_to_size(placed.shape) * placed
                     found += Wide.of(mass, exponent + w.exponent).at(0).reshape(weights.shape)
-            back.share(start.weight, found)
+            back.share(bias.weight, found)
 
 
-def _term(back: PullBack, term: Term, g: Wide, below: Wide, above: dict[str, Wide]) -> None:
+def _term(back: PullBack, connection: Connection, g: Wide, below: Wide, above: dict[str, Wide]) -> None:
     """Take what comes back through one bundle of edges to the layer below, and to its weights."""
-    _refuse_choice(term)
-    weights = None if term.weight is None else back.program.edge(term.weight)[0, 0]
-    scored = back.share is not None and term.weight is not None and term.weight.score_name is not None
+    _refuse_choice(connection)
+    weights = None if connection.weight is None else back.program.edge(connection.weight)[0, 0]
+    scored = back.share is not None and connection.weight is not None and connection.weight.score_name is not None
     found: Wide | None = None
     share: Tensor | None = None
     for w in (None,) if weights is None else weight_bands(weights, back.program.degree):
         shift = 0.0 if w is None else w.exponent
         for from_above, out in bands(g):
             for place, (x, into) in enumerate(bands(below)):
-                to_below, to_weight = term.edges.adjoint(x, w, from_above, below=place == 0, share=scored)
+                to_below, to_weight = connection.edges.adjoint(x, w, from_above, below=place == 0, share=scored)
                 if to_below is not None:
                     brought = Wide.of(to_below, out + shift)
                     found = brought if found is None else found.plus(brought)
@@ -296,6 +296,6 @@ def _term(back: PullBack, term: Term, g: Wide, below: Wide, above: dict[str, Wid
                 if not scored:
                     break
     if found is not None:
-        above[term.source] = above[term.source].plus(found) if term.source in above else found
-    if share is not None and term.weight is not None and back.share is not None:
-        back.share(term.weight, share)
+        above[connection.source] = above[connection.source].plus(found) if connection.source in above else found
+    if share is not None and connection.weight is not None and back.share is not None:
+        back.share(connection.weight, share)

@@ -20,7 +20,7 @@ from pathlift.edges.pattern import Layout
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import StateTensor
-from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, origins
 
@@ -96,26 +96,26 @@ def channel_axes(network: Network, names: Sequence[str]) -> dict[str, Axes]:
         Name to axes. A parameter on no edge has no pieces.
     """
     found: dict[str, list[tuple[str, Piece | str]]] = {name: [] for name in names}
-    seen: set[tuple[Leaf, Layout]] = set()
-    for where, leaf, layout in _uses(compacted(network), set(names)):
-        if (leaf, layout) not in seen:
-            seen.add((leaf, layout))
-            for name, piece in _pieces(network, leaf, layout):
+    seen: set[tuple[WeightTensor, Layout]] = set()
+    for where, weight, layout in _uses(compacted(network), set(names)):
+        if (weight, layout) not in seen:
+            seen.add((weight, layout))
+            for name, piece in _pieces(network, weight, layout):
                 if name in found:
                     found[name].append((where, piece))
     return {name: _joined(name, pieces) for name, pieces in found.items()}
 
 
-def _uses(network: Network, names: set[str]) -> Iterator[tuple[str, Leaf, Layout]]:
+def _uses(network: Network, names: set[str]) -> Iterator[tuple[str, WeightTensor, Layout]]:
     """Yield each use of a parameter as a weight: the module, the weight and its layout."""
-    for node in network.nodes:
-        where = f"'{node.origin.module}' ({node.origin.op})"
-        for term in node.terms:
-            if term.weight is not None and term.weight.requires & names:
-                yield where, term.weight, weight_layout(network, term)
-        for start in node.starts:
-            if start.weight.requires & names:
-                yield where, start.weight, elementwise_layout(start.weight.shape)
+    for layer in network.layers:
+        where = f"'{layer.origin.module}' ({layer.origin.op})"
+        for connection in layer.connections:
+            if connection.weight is not None and connection.weight.requires & names:
+                yield where, connection.weight, weight_layout(network, connection)
+        for bias in layer.biases:
+            if bias.weight.requires & names:
+                yield where, bias.weight, elementwise_layout(bias.weight.shape)
 
 
 def elementwise_layout(shape: Sequence[int]) -> Layout:
@@ -124,24 +124,24 @@ def elementwise_layout(shape: Sequence[int]) -> Layout:
     return replace(plain, shape=(plain.shape[1], 1, 1, 1))
 
 
-def weight_layout(network: Network, term: Term) -> Layout:
+def weight_layout(network: Network, connection: Connection) -> Layout:
     """Return how the weight of a bundle of edges is laid out, as its own pattern tells.
 
     Args:
         network: The network.
-        term: A bundle with a weight.
+        connection: A bundle with a weight.
 
     Returns:
         The layout, with the groups of elementwise weights told apart.
     """
-    assert term.weight is not None
-    x = torch.zeros(()).expand(network.node[term.source].shape)
-    links = _links(term.edges, weighted=True)
+    assert connection.weight is not None
+    x = torch.zeros(()).expand(network.layer[connection.source].shape)
+    links = _links(connection.edges, weighted=True)
     link, weighted = next(links)
     while not weighted:
         x = link.sum(x, None)
         link, weighted = next(links)
-    return link.pattern(tuple(x.shape), tuple(term.weight.shape)).weight
+    return link.pattern(tuple(x.shape), tuple(connection.weight.shape)).weight
 
 
 def layouts(network: Network) -> dict[str, Layout]:
@@ -153,9 +153,9 @@ def layouts(network: Network) -> dict[str, Layout]:
     Returns:
         Name to layout; derived weights are among them.
     """
-    terms = [term for node in compacted(network).nodes for term in node.terms]
-    scored = [(term.weight.score_name, term) for term in terms if term.weight is not None]
-    return {name: weight_layout(compacted(network), term) for name, term in scored if name is not None}
+    connections = [connection for layer in compacted(network).layers for connection in layer.connections]
+    scored = [(connection.weight.score_name, connection) for connection in connections if connection.weight is not None]
+    return {name: weight_layout(compacted(network), connection) for name, connection in scored if name is not None}
 
 
 def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
@@ -166,12 +166,12 @@ def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
         yield edges, weighted
 
 
-def _pieces(network: Network, leaf: Leaf, layout: Layout) -> Iterator[tuple[str, Piece | str]]:
+def _pieces(network: Network, weight: WeightTensor, layout: Layout) -> Iterator[tuple[str, Piece | str]]:
     """Yield the part of each parameter that a weight reads, or why it is no matrix."""
-    if isinstance(leaf.expression, StateTensor):
-        yield leaf.expression.name, Piece(layout, layout.kernel())
+    if isinstance(weight.expression, StateTensor):
+        yield weight.expression.name, Piece(layout, layout.kernel())
         return
-    found = origins(network, leaf) if is_moved(network, leaf) else None
+    found = origins(network, weight) if is_moved(network, weight) else None
     for name, places in ({} if found is None else found.places()).items():
         blocks = layout.split(places.cpu())
         there = blocks >= 0

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pathlift.edges.contraction import Contraction, Dense
 from pathlift.edges.convolution import Convolution
 from pathlift.errors import InputError
-from pathlift.graph.expressions import Apply, StateTensor
-from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.expressions import FunctionCall, StateTensor
+from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved
 
@@ -36,24 +36,24 @@ def eligible(network: Network) -> list[str]:
     Returns:
         Names; batch norms and parameters of derived weights are not among them.
     """
-    used = {name for leaf in network.leaves for name in leaf.requires}
-    elsewhere = {name for leaf in network.leaves if not _one_by_one(network, leaf) for name in leaf.requires}
+    used = {name for weight in network.weights for name in weight.requires}
+    elsewhere = {name for weight in network.weights if not _one_by_one(network, weight) for name in weight.requires}
     return [name for name in network.parameters if name in used and name not in elsewhere]
 
 
-def _one_by_one(network: Network, leaf: Leaf) -> bool:
+def _one_by_one(network: Network, weight: WeightTensor) -> bool:
     """Whether each element of a weight vanishes with one element of a parameter; one that is divided by does not."""
-    if isinstance(leaf.expression, Apply) and leaf.expression.function is torch.reciprocal:
+    if isinstance(weight.expression, FunctionCall) and weight.expression.function is torch.reciprocal:
         return False
-    return isinstance(leaf.expression, StateTensor) or is_moved(network, leaf)
+    return isinstance(weight.expression, StateTensor) or is_moved(network, weight)
 
 
-def _mixes(term: Term) -> bool:
+def _mixes(connection: Connection) -> bool:
     """Whether edges are those of a convolution, a linear layer or a matrix product."""
-    if isinstance(term.edges, Contraction):
-        operands, result = term.edges.equation.split("->")
+    if isinstance(connection.edges, Contraction):
+        operands, result = connection.edges.equation.split("->")
         return any(letter not in result for letter in operands.partition(",")[0])
-    return isinstance(term.edges, (Convolution, Dense))
+    return isinstance(connection.edges, (Convolution, Dense))
 
 
 def prunable(network: Network) -> list[str]:
@@ -67,10 +67,10 @@ def prunable(network: Network) -> list[str]:
     """
     used = {
         name
-        for node in network.nodes
-        for term in node.terms
-        if (leaf := term.weight) is not None and _mixes(term)
-        for name in leaf.requires
+        for layer in network.layers
+        for connection in layer.connections
+        if (weight := connection.weight) is not None and _mixes(connection)
+        for name in weight.requires
     }
     return [name for name in eligible(network) if name in used]
 
@@ -156,11 +156,11 @@ def _hint(network: Network, item: object, names: Sequence[str]) -> str:
 
 def _refuse_derived(network: Network) -> None:
     """A mask cannot be laid on a weight that is computed from others: name it rather than leave it out in silence."""
-    for term in (term for node in network.nodes for term in node.terms if _mixes(term)):
-        leaf = term.weight
-        if leaf is not None and not _one_by_one(network, leaf) and leaf.requires & set(network.parameters):
+    for connection in (connection for layer in network.layers for connection in layer.connections if _mixes(connection)):
+        weight = connection.weight
+        if weight is not None and not _one_by_one(network, weight) and weight.requires & set(network.parameters):
             raise InputError(
-                f"'{leaf.label}' is computed from {', '.join(sorted(leaf.requires))} and cannot be masked. Make it a plain "
+                f"'{weight.label}' is computed from {', '.join(sorted(weight.requires))} and cannot be masked. Make it a plain "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
             )
 

@@ -127,7 +127,7 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
     Example:
         >>> from torch import nn
         >>> capture(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), (2,))
-        Network(4 nodes, 4 weight tensors, 4 parameters)
+        Network(4 layers, 4 weight tensors, 4 parameters)
     """
     if isinstance(model, Network):
         verify(model)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pathlift.edges.unit import Identity
 from pathlift.errors import MismatchError
-from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate, substitute
-from pathlift.graph.layers import Leaf, Node, Term
+from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate, substitute
+from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.wrappers import names_of
@@ -36,10 +36,10 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
     names = {own: network.aliases.get(name, name) for own, name in names.items()}
     if len(network.outputs) != len(other.outputs):
         raise MismatchError(f"The first network has {len(network.outputs)} outputs, the second {len(other.outputs)}.")
-    one_input, two_input = ([node.name for node in own.nodes if node.kind == "input"] for own in (network, other))
+    one_input, two_input = ([layer.name for layer in own.layers if layer.kind == "input"] for own in (network, other))
     pairs = dict(zip(one_input, two_input, strict=True)) if len(one_input) == len(two_input) else {}
     stack = list(zip(network.outputs, other.outputs, strict=True))
-    leaves: dict[tuple[Leaf, Leaf], Node] = {}
+    weights: dict[tuple[WeightTensor, WeightTensor], Layer] = {}
     done: set[tuple[str, str]] = set()
     while stack:
         first, second = (_settled(own, name) for own, name in zip((network, other), stack.pop(), strict=True))
@@ -50,36 +50,36 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
             if pairs.get(first.name) != second.name:
                 raise MismatchError(_different(first, second))
             continue
-        for one, two in _leaf_pairs(first, second):
-            leaves.setdefault((one, two), first)
-        stack.extend((one.source, two.source) for one, two in zip(first.terms, second.terms, strict=True))
+        for one, two in _weight_pairs(first, second):
+            weights.setdefault((one, two), first)
+        stack.extend((one.source, two.source) for one, two in zip(first.connections, second.connections, strict=True))
     memos: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
-    for (one, two), node in leaves.items():
+    for (one, two), layer in weights.items():
         if not _same_weight(one, two, names, (state, other.state), memos):
             what = f"how the weight '{one.label}' is computed" if one.requires or two.requires else "a constant"
             raise MismatchError(
-                f"The two models have the same parameters, but {what} differs in {_place(node)}. Networks are compared that "
+                f"The two models have the same parameters, but {what} differs in {_place(layer)}. Networks are compared that "
                 "differ in their parameters only."
             )
 
 
-def _settled(network: Network, name: str) -> Node:
-    """Return a node, or the first one below it that is not merely handed on."""
-    node = network.node[name]
+def _settled(network: Network, name: str) -> Layer:
+    """Return a layer, or the first one below it that is not merely handed on."""
+    layer = network.layer[name]
     while (
-        len(node.terms) == 1
-        and not node.starts
-        and node.nonlinearity is None
-        and node.concat is None
-        and node.terms[0].weight is None
-        and type(node.terms[0].edges) is Identity
-        and network.node[node.terms[0].source].shape == node.shape
+        len(layer.connections) == 1
+        and not layer.biases
+        and layer.nonlinearity is None
+        and layer.concat is None
+        and layer.connections[0].weight is None
+        and type(layer.connections[0].edges) is Identity
+        and network.layer[layer.connections[0].source].shape == layer.shape
     ):
-        node = network.node[node.terms[0].source]
-    return node
+        layer = network.layer[layer.connections[0].source]
+    return layer
 
 
-def _leaf_pairs(first: Node, second: Node) -> Iterable[tuple[Leaf, Leaf]]:
+def _weight_pairs(first: Layer, second: Layer) -> Iterable[tuple[WeightTensor, WeightTensor]]:
     """Yield the weights of two layers that correspond; refuse layers that are not alike."""
     if _shape_of(first) != _shape_of(second):
         raise MismatchError(_different(first, second))
@@ -87,27 +87,29 @@ def _leaf_pairs(first: Node, second: Node) -> Iterable[tuple[Leaf, Leaf]]:
     return zip(one, two, strict=True)
 
 
-def _shape_of(node: Node) -> tuple[object, ...]:
+def _shape_of(layer: Layer) -> tuple[object, ...]:
     """Return all of a layer but its weights and what it reads."""
-    terms = tuple((fingerprint(term.edges), term.weight is None) for term in node.terms)
-    kind = node.nonlinearity
+    connections = tuple((fingerprint(connection.edges), connection.weight is None) for connection in layer.connections)
+    kind = layer.nonlinearity
     rest = {key: _without_weight(own) for key, own in vars(kind).items()} if kind is not None else {}
-    return (node.shape, terms, tuple(start.view for start in node.starts), node.concat, type(kind), tuple(rest.items()))
+    return (layer.shape, connections, tuple(bias.view for bias in layer.biases), layer.concat, type(kind), tuple(rest.items()))
 
 
 def _without_weight(value: object) -> object:
     return value.view if hasattr(value, "view") else value
 
 
-def _weights(node: Node) -> list[Leaf]:
-    ends = [own for own in vars(node.nonlinearity).values() if hasattr(own, "weight")] if node.nonlinearity is not None else []
-    terms: list[Term] = [term for term in node.terms if term.weight is not None]
-    return [own.weight for own in (*terms, *node.starts, *ends)]
+def _weights(layer: Layer) -> list[WeightTensor]:
+    ends = (
+        [own for own in vars(layer.nonlinearity).values() if hasattr(own, "weight")] if layer.nonlinearity is not None else []
+    )
+    connections: list[Connection] = [connection for connection in layer.connections if connection.weight is not None]
+    return [own.weight for own in (*connections, *layer.biases, *ends)]
 
 
 def _same_weight(
-    one: Leaf,
-    two: Leaf,
+    one: WeightTensor,
+    two: WeightTensor,
     names: Mapping[str, str],
     states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     memos: tuple[dict[Any, Any], dict[Any, Any]],
@@ -120,8 +122,8 @@ def _same_weight(
     if _written(one.expression, {}) == _written(two.expression, names):
         return True
     first, second = (
-        torch.as_tensor(evaluate(leaf.expression, state, memo) if leaf.scalar is None else leaf.scalar)
-        for leaf, state, memo in zip((one, two), states, memos, strict=True)
+        torch.as_tensor(evaluate(weight.expression, state, memo) if weight.scalar is None else weight.scalar)
+        for weight, state, memo in zip((one, two), states, memos, strict=True)
     )
     if first.is_meta or second.is_meta:
         return False
@@ -135,13 +137,13 @@ def _written(expression: Expression, names: Mapping[str, str]) -> str:
             return ("parameter", names.get(own.name, own.name))
         if isinstance(own, Constant):
             return ("constant", own.value)
-        assert isinstance(own, Apply)
+        assert isinstance(own, FunctionCall)
         return (own.function, substitute(own.args, write), substitute(dict(own.kwargs), write))
 
     return fingerprint(write(expression))
 
 
-def _different(first: Node, second: Node) -> str:
+def _different(first: Layer, second: Layer) -> str:
     return (
         "The two models have the same parameters but different graphs (another operator, order or constant): "
         f"{_place(first)} in the first, {_place(second)} in the second. Networks are compared that differ in their parameters "
@@ -149,7 +151,7 @@ def _different(first: Node, second: Node) -> str:
     )
 
 
-def _place(node: Node) -> str:
-    module = f" of module '{node.origin.module}'" if node.origin.module else ""
-    line = f" ({node.origin.where})" if node.origin.where else ""
-    return f"{node.origin.op}{module}{line}"
+def _place(layer: Layer) -> str:
+    module = f" of module '{layer.origin.module}'" if layer.origin.module else ""
+    line = f" ({layer.origin.where})" if layer.origin.where else ""
+    return f"{layer.origin.op}{module}{line}"

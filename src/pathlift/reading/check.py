@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.graph.expressions import Apply, Expression, StateTensor, evaluate
+from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
 from pathlift.passes.forward import realise
 from pathlift.precision import full_precision
@@ -306,15 +306,17 @@ class _Check:
                 module.register_forward_hook(note(path))
         twin(*(weights.chosen(x) for x in self._cast(self.inputs, weights)))
         graph = run.all()
-        last = {node.origin.module: node for node in self.network.nodes if node.origin.module}
-        for path, own in seen.items():
-            node = last.get(path)
-            if node is not None and tuple(own.shape) == node.shape and _apart(own, graph[node.name]) > max(1e-3, 0.01 * off):
-                where, module, op = node.origin.where, path, node.origin.op
+        last = {layer.origin.module: layer for layer in self.network.layers if layer.origin.module}
+        for path, values in seen.items():
+            layer = last.get(path)
+            if layer is None or tuple(values.shape) != layer.shape:
+                continue
+            if _apart(values, graph[layer.name]) > max(1e-3, 0.01 * off):
+                where, module, op = layer.origin.where, path, layer.origin.op
                 break
         else:
-            node = self.network.node[self.network.outputs[place]]
-            where, module, op = node.origin.where, node.origin.module, node.origin.op
+            layer = self.network.layer[self.network.outputs[place]]
+            where, module, op = layer.origin.where, layer.origin.module, layer.origin.op
         reason = (
             f"What can be read of it is not the model: on random inputs, {weights.what}, they differ by {off:.2g} relative, "
             "and this is the first layer that does."
@@ -328,10 +330,8 @@ class _Graph:
     def __init__(self, network: Network, weights: Weights, inputs: Sequence[Tensor]) -> None:
         self.network = network
         self.state = weights.state
-        nodes = [node for node in network.nodes if node.kind == "input"]
-        self.feed = {
-            node.name: weights.chosen(x).to(network.device).unsqueeze(1) for node, x in zip(nodes, inputs, strict=True)
-        }
+        names = [layer.name for layer in network.layers if layer.kind == "input"]
+        self.feed = {name: weights.chosen(x).to(network.device).unsqueeze(1) for name, x in zip(names, inputs, strict=True)}
         self.dtype = torch.float64 if torch.float64 in (weights.dtype, network.dtype) else torch.float32
         self.known: dict[torch.dtype, Mapping[str, Tensor]] = {}
 
@@ -422,7 +422,7 @@ class _Traced(fx.Interpreter):
 
 def _root(expression: Expression) -> str:
     """Return the name of the tensor that an expression is a part of."""
-    while isinstance(expression, Apply):
+    while isinstance(expression, FunctionCall):
         expression = expression.args[0]
     assert isinstance(expression, StateTensor)
     return expression.name

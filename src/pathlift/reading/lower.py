@@ -19,8 +19,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from pathlift.edges import Identity
 from pathlift.errors import InputError, Problem, nearest
-from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate
-from pathlift.graph.layers import Leaf, Node, Origin, Term
+from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate
+from pathlift.graph.layers import Connection, Layer, Origin, WeightTensor
 from pathlift.graph.network import Graph, Network
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Copier
@@ -33,8 +33,8 @@ from pathlift.rules import (
     RULES,
     Activation,
     Call,
+    Draft,
     Forbidden,
-    Layer,
     Refusal,
     Static,
     Walled,
@@ -207,8 +207,8 @@ class _Lowering:
         self.specs = {getattr(spec.arg, "name", ""): spec for spec in self.program.graph_signature.input_specs}
         self.constants = self.program.constants
         self.values: dict[fx.Node, Any] = {}
-        self.nodes: list[Node] = []
-        self.leaves: dict[tuple[Expression, str | None], Leaf] = {}
+        self.layers: list[Layer] = []
+        self.weights: dict[tuple[Expression, str | None], WeightTensor] = {}
         self.problems: list[Problem] = []
         self.unread: set[fx.Node] = set()  # numbers that a refused operator makes: what takes one has no value either
         self.operators = 0
@@ -242,18 +242,18 @@ class _Lowering:
         if len(devices) > 1:
             reason = f"Its parameters live on several devices ({', '.join(sorted(str(device) for device in devices))})."
             self.problems.append(Problem("", "export", "", reason, "Move the model to one device."))
-        nodes = () if self.problems else self._reachable(outputs)
-        leaves = self._used_leaves(nodes)
-        self._check_reads(leaves)
+        layers = () if self.problems else self._reachable(outputs)
+        weights = self._used_weights(layers)
+        self._check_reads(weights)
         if self.problems:
             return Lowered(None, tuple(self.problems), self.operators, self.cut, self.identified)
         device = next(iter(devices))
         names = {name: self._root(name) for name in self.names}
         live_state = LiveState(self.model, names, device, tuple(self.used.values()))
         graph = Graph(
-            nodes=nodes,
+            layers=layers,
             outputs=tuple(outputs),
-            leaves=leaves,
+            weights=weights,
             aliases=self.aliases,
             parameters=self.parameters,
             examples=tuple((tuple(example.shape), example.dtype) for example in self.examples),
@@ -270,9 +270,9 @@ class _Lowering:
         (own,) = self._requires(self.memory.expression(name))
         return own
 
-    def _check_reads(self, leaves: tuple[Leaf, ...]) -> None:
+    def _check_reads(self, weights: tuple[WeightTensor, ...]) -> None:
         """Refuse a model whose parameters the forward pass does not seem to read."""
-        if self.parameters and not self.problems and not any(leaf.requires & self.parameter_set for leaf in leaves):
+        if self.parameters and not self.problems and not any(weight.requires & self.parameter_set for weight in weights):
             shown = ", ".join(f"'{name}'" for name in self.parameters[:3])
             reason = f"It has {len(self.parameters)} parameters ({shown}, …), and its forward pass reads none of them."
             advice = "Let forward compute with the registered parameters themselves, not with copies of their values."
@@ -305,7 +305,7 @@ class _Lowering:
         if spec.kind == InputKind.USER_INPUT:
             assert isinstance(fake, Tensor)
             self.origin = Origin("", "input", "")
-            self.nodes.append(Node(node.name, tuple(fake.shape), (), (), self.origin, dtype=fake.dtype))
+            self.layers.append(Layer(node.name, tuple(fake.shape), (), (), self.origin, dtype=fake.dtype))
             return Activation(node.name, tuple(fake.shape), fake.dtype)
         assert spec.target is not None
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -363,8 +363,8 @@ class _Lowering:
             container, place = self._resolve(node.args[0]), node.args[1]
             if isinstance(container, Static):
                 fake = node.meta["val"]
-                expression = Apply(operator.getitem, (container.expression, place))
-                moves = None if container.moves is None else Apply(operator.getitem, (container.moves, place))
+                expression = FunctionCall(operator.getitem, (container.expression, place))
+                moves = None if container.moves is None else FunctionCall(operator.getitem, (container.moves, place))
                 return self._static(expression, fake, moves, self._requires(container.expression))
             return container[place]
         if node in self.cut.left_off:
@@ -421,23 +421,23 @@ class _Lowering:
         logits, result = self._resolve(node.args[0]), node.meta.get("val")
         first = result[0] if isinstance(result, (tuple, list)) else result
         if isinstance(logits, Activation) and isinstance(first, Tensor) and first.dtype != logits.dtype:
-            logits = self._append(Layer(logits.shape, first.dtype, (Term(logits.name, Identity()),), ()), node.name)
+            logits = self._append(Draft(logits.shape, first.dtype, (Connection(logits.name, Identity()),), ()), node.name)
         return (logits, None) if isinstance(node.meta.get("val"), (tuple, list)) else logits
 
-    def _keep(self, made: Layer | Forbidden, name: str) -> Activation | Forbidden:
+    def _keep(self, made: Draft | Forbidden, name: str) -> Activation | Forbidden:
         return made if isinstance(made, Forbidden) else self._append(made, name)
 
-    def _append(self, layer: Layer, name: str) -> Activation:
+    def _append(self, layer: Draft, name: str) -> Activation:
         if 0 in layer.shape:
             raise Refusal(f"its result of shape {layer.shape} has no elements.", "Leave out layers and slices of size 0.")
-        scored = [t.weight for t in layer.terms if t.weight is not None and t.weight.score_name is not None]
+        scored = [t.weight for t in layer.connections if t.weight is not None and t.weight.score_name is not None]
         unit = self.origin.module if layer.unit_dim is not None and scored else None
-        self.nodes.append(
-            Node(
+        self.layers.append(
+            Layer(
                 name,
                 layer.shape,
-                layer.terms,
-                layer.starts,
+                layer.connections,
+                layer.biases,
                 self.origin,
                 concat=layer.concat,
                 nonlinearity=layer.nonlinearity,
@@ -451,20 +451,20 @@ class _Lowering:
 
     # ---- the Builder that rules use
 
-    def add(self, layer: Layer) -> Activation:
-        return self._append(layer, f"{self.origin.op}_{len(self.nodes)}_between")
+    def add(self, layer: Draft) -> Activation:
+        return self._append(layer, f"{self.origin.op}_{len(self.layers)}_between")
 
-    def leaf(self, static: Static, name: str | None, like: Static | None = None) -> Leaf:
+    def weight(self, static: Static, name: str | None, like: Static | None = None) -> WeightTensor:
         key = (static.expression, name)
-        if key not in self.leaves:
-            self.leaves[key] = self._make_leaf(static, name, like)
-        return self.leaves[key]
+        if key not in self.weights:
+            self.weights[key] = self._make_weight(static, name, like)
+        return self.weights[key]
 
     def bake(self, static: Static) -> Any:
         self.baked.update(self._requires(static.expression))
         return evaluate(static.expression, self.state)
 
-    def _make_leaf(self, static: Static, role: str | None, like: Static | None) -> Leaf:
+    def _make_weight(self, static: Static, role: str | None, like: Static | None) -> WeightTensor:
         expression = static.expression
         requires = self._requires(expression)
         scored = requires & self.parameter_set
@@ -476,12 +476,12 @@ class _Lowering:
         if scalar is not None and not math.isfinite(scalar):
             raise Refusal(f"it uses the constant {scalar}.", "Use finite constants.")
         if not scored:
-            return Leaf(expression, static.shape, None, scalar=scalar, requires=requires)
+            return WeightTensor(expression, static.shape, None, scalar=scalar, requires=requires)
         if isinstance(expression, StateTensor):
-            return Leaf(expression, static.shape, expression.name, requires=requires)
+            return WeightTensor(expression, static.shape, expression.name, requires=requires)
         if static.moves is not None:
-            return Leaf(expression, static.shape, ", ".join(sorted(scored)), pull_back=static.moves, requires=requires)
-        return Leaf(expression, static.shape, self._derived_name(static, scored, role, like), requires=requires)
+            return WeightTensor(expression, static.shape, ", ".join(sorted(scored)), pull_back=static.moves, requires=requires)
+        return WeightTensor(expression, static.shape, self._derived_name(static, scored, role, like), requires=requires)
 
     def _derived_name(self, static: Static, scored: frozenset[str], role: str | None, like: Static | None) -> str:
         """Name a derived weight after the module that owns it."""
@@ -523,7 +523,7 @@ class _Lowering:
             return self.sources[expression]
         if isinstance(expression, StateTensor):
             found = frozenset({expression.name})
-        elif isinstance(expression, Apply):
+        elif isinstance(expression, FunctionCall):
             inner = _flatten([expression.args, *expression.kwargs.values()])
             found = frozenset().union(*(self._requires(e) for e in inner if isinstance(e, Expression)))
         else:
@@ -542,7 +542,7 @@ class _Lowering:
             raise Refusal("a size depends on the values of a tensor.", "Use fixed sizes.")
         statics = [value for value in _flatten(args.values()) if isinstance(value, Static)]
         function = as_number if name == "item" and isinstance(result, (float, torch.SymFloat)) else _function(node)
-        expression = Apply(
+        expression = FunctionCall(
             function,
             tuple(_to_expression(self._resolve(value)) for value in node.args),
             {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
@@ -575,7 +575,7 @@ class _Lowering:
             return statics[0].moves
         if name not in MOVEMENTS and name != "embedding":
             return None
-        return Apply(
+        return FunctionCall(
             _function(node),
             tuple(_to_expression(self._resolve(value), moves=True) for value in node.args),
             {key: _to_expression(self._resolve(value), moves=True) for key, value in node.kwargs.items()},
@@ -588,9 +588,9 @@ class _Lowering:
         """Read a call that looks at the shape, type or device of an activation only: zeros in its place."""
         statics = [value for value in _flatten(self._arguments(node).values()) if isinstance(value, Static)]
 
-        def written(*, moves: bool) -> Apply:
+        def written(*, moves: bool) -> FunctionCall:
             args, kwargs = (self._without_data(self._resolve(own), moves=moves) for own in (node.args, dict(node.kwargs)))
-            return Apply(_function(node), args, kwargs)
+            return FunctionCall(_function(node), args, kwargs)
 
         moved = name in LIKE_ANOTHER and all(static.moves is not None for static in statics)
         rounded = not node.meta["val"].dtype.is_floating_point and self._requires_parameters(statics)
@@ -599,7 +599,7 @@ class _Lowering:
     def _without_data(self, value: Any, *, moves: bool) -> Any:
         """Return arguments as expressions, activations as zeros."""
         if isinstance(value, Activation):
-            return Apply(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
+            return FunctionCall(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
         if isinstance(value, (list, tuple)):
             return type(value)(self._without_data(item, moves=moves) for item in value)
         if isinstance(value, dict):
@@ -647,26 +647,26 @@ class _Lowering:
             )
         return found
 
-    def _reachable(self, outputs: list[str]) -> tuple[Node, ...]:
-        by_name = {node.name: node for node in self.nodes}
-        live: set[str] = {node.name for node in self.nodes if node.kind == "input"}
+    def _reachable(self, outputs: list[str]) -> tuple[Layer, ...]:
+        by_name = {layer.name: layer for layer in self.layers}
+        live: set[str] = {layer.name for layer in self.layers if layer.kind == "input"}
         stack = list(outputs)
         while stack:
             name = stack.pop()
             if name not in live:
                 live.add(name)
-                stack.extend(term.source for term in by_name[name].terms)
-        return tuple(node for node in self.nodes if node.name in live)
+                stack.extend(connection.source for connection in by_name[name].connections)
+        return tuple(layer for layer in self.layers if layer.name in live)
 
     @staticmethod
-    def _used_leaves(nodes: tuple[Node, ...]) -> tuple[Leaf, ...]:
-        found: dict[Leaf, None] = {}
-        for node in nodes:
-            for term in node.terms:
-                if term.weight is not None:
-                    found[term.weight] = None
-            for start in node.starts:
-                found[start.weight] = None
+    def _used_weights(layers: tuple[Layer, ...]) -> tuple[WeightTensor, ...]:
+        found: dict[WeightTensor, None] = {}
+        for layer in layers:
+            for connection in layer.connections:
+                if connection.weight is not None:
+                    found[connection.weight] = None
+            for bias in layer.biases:
+                found[bias.weight] = None
         return tuple(found)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.graph.expressions import Apply, Expression, StateTensor
+from pathlift.graph.expressions import Expression, FunctionCall, StateTensor
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def view_of(whole: Tensor, part: Tensor, described: Expression) -> Expression | 
         return None
     offset //= whole.itemsize
     if whole.is_contiguous():
-        return Apply(strided_part, (described, tuple(part.shape), tuple(part.stride()), offset))
+        return FunctionCall(strided_part, (described, tuple(part.shape), tuple(part.stride()), offset))
     place = torch.full(((one.stop - one.start) // whole.itemsize,), -1)
     place[_elements(whole, one).reshape(-1)] = torch.arange(whole.numel())
     index = place[_elements(part, two) + offset]
-    return None if bool((index < 0).any()) else Apply(taken, (described, index))
+    return None if bool((index < 0).any()) else FunctionCall(taken, (described, index))
 
 
 def strided_part(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.errors import MismatchError, name_differences
-from pathlift.graph.expressions import Apply, StateTensor, evaluate
+from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
 from pathlift.reading import capture, program_of, verify
 from pathlift.reading.alike import check_graph
@@ -175,7 +175,7 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
     aliases: dict[str, list[str]] = {}
     for alias, name in network.aliases.items():
         aliases.setdefault(name, []).append(alias)
-    needed = {name for leaf in network.leaves for name in leaf.requires} | set(network.graph.baked)
+    needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
     wanted = [name for name in network.state if (strict or name in needed) and _kept(network, name, aliases)]
     wanted = [name for name in wanted if name in needed or name.rpartition(".")[2] not in BESIDE]
     missing = [name for name in wanted if name not in found and not any(alias in found for alias in aliases.get(name, ()))]
@@ -224,7 +224,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 def _names_in(expression: Any) -> set[str]:
     if isinstance(expression, StateTensor):
         return {expression.name}
-    if isinstance(expression, Apply):
+    if isinstance(expression, FunctionCall):
         return _names_in([*expression.args, *expression.kwargs.values()])
     if isinstance(expression, (list, tuple)):
         return {name for item in expression for name in _names_in(item)}

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pathlift.graph.layers import Leaf
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values
 from pathlift.passes.rounding import UNIT
@@ -41,7 +41,7 @@ class Aligned:
     """λ∘θ'.
 
     Attributes:
-        values: Leaf to weights; those that λ changes are float64.
+        values: Weight tensor to weights; those that λ changes are float64.
         roundings: By how many units of float64 a weight may be off; 0 when λ∘θ' is exact.
     """
 
@@ -73,7 +73,7 @@ def exact_scales(solution: Solution, free: Tensor, *, whole: bool = False) -> Te
     return torch.round(solution.scales(taken) / step) * step
 
 
-class Rescaled(Mapping[Leaf, Tensor]):
+class Rescaled(Mapping[WeightTensor, Tensor]):
     """The weights λ∘θ of a graph, made when they are read; those that no λ changes are handed on as they are.
 
     Attributes:
@@ -87,39 +87,39 @@ class Rescaled(Mapping[Leaf, Tensor]):
 
         Args:
             relations: The symmetries of the graph.
-            values: Leaf to weights.
+            values: Weight tensor to weights.
             scales: See above.
         """
         self.relations = relations
         self.before = values
         self.scales = tuple(own for own in scales if bool(own.any()))
-        self._factors: dict[Leaf, tuple[Tensor, Tensor]] = {}
+        self._factors: dict[WeightTensor, tuple[Tensor, Tensor]] = {}
         self.exact = all(bool((own == own.round()).all()) for own in self.scales)
 
-    def logs(self, leaf: Leaf) -> list[Tensor]:
-        """Return the log₂ factors of a leaf that are not 0 everywhere, each of its shape."""
-        scaling = self.relations.leaves.get(leaf)
+    def logs(self, weight: WeightTensor) -> list[Tensor]:
+        """Return the log₂ factors of a weight tensor that are not 0 everywhere, each of its shape."""
+        scaling = self.relations.weights.get(weight)
         if scaling is None:
             return []
         found = [own[scaling.above] - own[scaling.below] for own in self.scales]
-        return [scaling.join(own, leaf.shape) for own in found if bool(own.any())]
+        return [scaling.join(own, weight.shape) for own in found if bool(own.any())]
 
-    def factors(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
-        """Return what the ends above and below of a leaf that scales multiply it with, as views of its shape where they can.
+    def factors(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
+        """Return what both ends of a weight that scales multiply it with, as views of its shape where they can.
 
         Args:
-            leaf: The leaf.
+            weight: The weight tensor.
 
         Returns:
             Two float64 tensors of its shape.
         """
-        if leaf not in self._factors:
-            scaling, device = self.relations.leaves[leaf], self.before[leaf].device
+        if weight not in self._factors:
+            scaling, device = self.relations.weights[weight], self.before[weight].device
             above, below = (
                 part[classes].to(device) for part, classes in zip(self._parts, (scaling.above, scaling.below), strict=True)
             )
-            self._factors[leaf] = scaling.join(above, leaf.shape), scaling.join(below, leaf.shape)
-        return self._factors[leaf]
+            self._factors[weight] = scaling.join(above, weight.shape), scaling.join(below, weight.shape)
+        return self._factors[weight]
 
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor]:
@@ -130,28 +130,28 @@ class Rescaled(Mapping[Leaf, Tensor]):
             up, down = up * torch.exp2(own), down * torch.exp2(-own)
         return up, down
 
-    def __getitem__(self, leaf: Leaf) -> Tensor:
-        """Return the weights of a leaf, float64 where λ changes them."""
-        value = self.before[leaf]
-        for own in self.logs(leaf):
+    def __getitem__(self, weight: WeightTensor) -> Tensor:
+        """Return the weights of a weight tensor, float64 where λ changes them."""
+        value = self.before[weight]
+        for own in self.logs(weight):
             value = value.double() * torch.exp2(own).to(value.device)
         return value
 
-    def __iter__(self) -> Iterator[Leaf]:
-        """Iterate over leaves."""
+    def __iter__(self) -> Iterator[WeightTensor]:
+        """Iterate over weight tensors."""
         return iter(self.before)
 
     def __len__(self) -> int:
-        """Return the number of leaves."""
+        """Return the number of weight tensors."""
         return len(self.before)
 
     def in_range(self) -> bool:
         """Whether no weight overflows or loses digits on the way, and no factor is beyond what a float holds."""
         if any(float(own.abs().max()) > WIDEST for own in self.scales):
             return False
-        for leaf in self:
-            value = self.before[leaf]
-            for own in self.logs(leaf):
+        for weight in self:
+            value = self.before[weight]
+            for own in self.logs(weight):
                 value = value.double() * torch.exp2(own).to(value.device)
                 sizes = torch.where(value == 0, 1.0, value.abs())
                 if value.numel() and not (float(sizes.min()) >= LEAST and float(sizes.max()) <= MOST):
@@ -164,7 +164,7 @@ def rescaled(relations: Tied, values: Values, scales: Tensor) -> Aligned | None:
 
     Args:
         relations: Its symmetries.
-        values: Leaf to weights.
+        values: Weight tensor to weights.
         scales: Exact log₂ factors by class.
 
     Returns:
@@ -186,8 +186,8 @@ def depth_of(network: Network) -> int:
         The number.
     """
     depth: dict[str, int] = {}
-    for node in network.nodes:
-        depth[node.name] = 1 + max((depth[term.source] for term in node.terms), default=0)
+    for layer in network.layers:
+        depth[layer.name] = 1 + max((depth[connection.source] for connection in layer.connections), default=0)
     return 1 + max(depth[name] for name in network.outputs)
 
 

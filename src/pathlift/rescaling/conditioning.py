@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pathlift.graph.compact import compacted
-from pathlift.graph.expressions import Apply, StateTensor, evaluate
-from pathlift.graph.layers import Leaf
+from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import PullBack
 from pathlift.passes.programs import ScoreProgram
@@ -42,11 +42,13 @@ def on_paths(network: Network) -> dict[str, Tensor]:
     compact = compacted(network)
     values = dict(compact.values())
     blame(values)
-    for leaf in compact.leaves:
-        if is_batch_norm_shift(leaf.expression):
-            beta = leaf.expression.args[1]
-            values[leaf] = torch.zeros_like(values[leaf]) if beta is None else evaluate(beta, compact.state).to(values[leaf])
-    counts: dict[Leaf, Tensor] = {}
+    for weight in compact.weights:
+        if is_batch_norm_shift(weight.expression):
+            beta = weight.expression.args[1]
+            values[weight] = (
+                torch.zeros_like(values[weight]) if beta is None else evaluate(beta, compact.state).to(values[weight])
+            )
+    counts: dict[WeightTensor, Tensor] = {}
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
         counts.clear()
@@ -55,9 +57,9 @@ def on_paths(network: Network) -> dict[str, Tensor]:
 
     in_range(attempt, torch.float64, values)
     found: dict[str, Tensor] = {}
-    for leaf, count in counts.items():
-        for product in products(compact, leaf) or ():
-            for factor in product[:1] if is_batch_norm_shift(leaf.expression) else product:
+    for weight, count in counts.items():
+        for product in products(compact, weight) or ():
+            for factor in product[:1] if is_batch_norm_shift(weight.expression) else product:
                 _add(found, factor, compact.state[factor.name], count.double())
     return {name: value > 0 for name, value in found.items()}
 
@@ -78,8 +80,8 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
     """
     compact = compacted(network)
     values = compact.values()
-    shares: dict[Leaf, Tensor] = {}
-    biases: dict[Leaf, Tensor] = {}
+    shares: dict[WeightTensor, Tensor] = {}
+    biases: dict[WeightTensor, Tensor] = {}
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
         shares.clear()
@@ -90,40 +92,44 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
 
     in_range(attempt, torch.float64, values)
     found: dict[str, Tensor] = {}
-    starts = {start.weight for node in compact.nodes for start in node.starts}
-    for leaf, share in shares.items():
-        if leaf not in starts:
-            value = values[leaf].double()
-            _spread(compact, leaf, torch.where(value != 0, share.double() / value**2, 0.0), values, found)
-    for leaf, derivative in biases.items():
-        if is_batch_norm_shift(leaf.expression):
-            _through_shift(compact, leaf, derivative, values, found)
+    added = {bias.weight for layer in compact.layers for bias in layer.biases}
+    for weight, share in shares.items():
+        if weight not in added:
+            value = values[weight].double()
+            _spread(compact, weight, torch.where(value != 0, share.double() / value**2, 0.0), values, found)
+    for weight, derivative in biases.items():
+        if is_batch_norm_shift(weight.expression):
+            _through_shift(compact, weight, derivative, values, found)
         else:
-            _spread(compact, leaf, derivative, values, found)
+            _spread(compact, weight, derivative, values, found)
     return found
 
 
-def _adder(found: dict[Leaf, Tensor]) -> Callable[[Leaf, Tensor], None]:
-    def add(leaf: Leaf, value: Tensor) -> None:
-        found[leaf] = found[leaf] + value if leaf in found else value
+def _adder(found: dict[WeightTensor, Tensor]) -> Callable[[WeightTensor, Tensor], None]:
+    def add(weight: WeightTensor, value: Tensor) -> None:
+        found[weight] = found[weight] + value if weight in found else value
 
     return add
 
 
-def _spread(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:
-    """Send the kernel of a leaf that is a parameter up to a factor, or its inverse, to the parameter."""
-    for product in products(network, leaf) or ():
+def _spread(
+    network: Network, weight: WeightTensor, own: Tensor, values: Mapping[WeightTensor, Tensor], found: dict[str, Tensor]
+) -> None:
+    """Send the kernel of a weight tensor that is a parameter up to a factor, or its inverse, to the parameter."""
+    for product in products(network, weight) or ():
         for factor in product:
             parameter = network.state[factor.name]
             read = parameter.double() if factor.index is None else parameter.double().reshape(-1)[factor.index.to(own.device)]
-            slope = torch.where(read != 0, values[leaf].double() / read.reshape(own.shape), 1.0)
+            slope = torch.where(read != 0, values[weight].double() / read.reshape(own.shape), 1.0)
             _add(found, factor, parameter, own * (factor.degree * slope) ** 2)
 
 
-def _through_shift(network: Network, leaf: Leaf, own: Tensor, values: Mapping[Leaf, Tensor], found: dict[str, Tensor]) -> None:
+def _through_shift(
+    network: Network, weight: WeightTensor, own: Tensor, values: Mapping[WeightTensor, Tensor], found: dict[str, Tensor]
+) -> None:
     """For t = β − μ·s with s = γ/√(σ²+ε): the kernel of t goes to β, and with (μ/√(σ²+ε))² to γ."""
-    assert isinstance(leaf.expression, Apply)
-    scale, bias, mean = leaf.expression.args[:3]
+    assert isinstance(weight.expression, FunctionCall)
+    scale, bias, mean = weight.expression.args[:3]
     if isinstance(bias, StateTensor):
         _add(found, Factor(bias.name, None, 1), network.state[bias.name], own)
     gamma = scale.args[0]

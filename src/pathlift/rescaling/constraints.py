@@ -24,7 +24,7 @@ from pathlift.edges.pattern import Layout, Pattern
 from pathlift.edges.unit import Overlap
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import evaluate
-from pathlift.graph.layers import Clamp, Leaf, Node, Origin, Start, Term
+from pathlift.graph.layers import Bias, Clamp, Connection, Layer, Origin, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import value_of
 from pathlift.passes.propagate import walk
@@ -98,7 +98,7 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class _Use:
-    """One bundle of edges with a leaf: labels of the neurons below (groups, ins, places) and above (groups, outs, places)."""
+    """A connection with a weight: labels of the neurons below (groups, ins, places) and above (groups, outs, places)."""
 
     pattern: Pattern
     below: Tensor
@@ -133,8 +133,8 @@ class Tied:
     Attributes:
         solution: The general solution of all relations.
         scalings: How each parameter (and running mean) scales that takes part.
-        leaves: How each weight of the graph scales that does, however it follows from the parameters.
-        labels: Labels of the neurons of each node; broadcast to the shape of the compact node.
+        weights: How each weight of the graph scales that does, however it follows from the parameters.
+        labels: Labels of the neurons of each layer; broadcast to the shape of the compact layer.
         channels: Module to the label of each of its output channels or units, as it was when first given; `VARYING` where
             scales differ from place to place.
         relations: The relations, for reasons.
@@ -143,11 +143,11 @@ class Tied:
 
     solution: Solution
     scalings: Mapping[str, Scaling]
-    leaves: Mapping[Leaf, Scaling]
+    weights: Mapping[WeightTensor, Scaling]
     labels: Mapping[str, Tensor]
     channels: Mapping[str, Tensor]
     relations: Relations
-    supports: Mapping[Leaf, Tensor]
+    supports: Mapping[WeightTensor, Tensor]
 
     def hold_for(self, network: Network) -> bool:
         """Tell whether these are the relations of a network as it is now.
@@ -158,11 +158,11 @@ class Tied:
         Returns:
             True when its constants are zero where they were.
         """
-        return all(torch.equal(_constant_of(leaf, network) != 0, there) for leaf, there in self.supports.items())
+        return all(torch.equal(_constant_of(weight, network) != 0, there) for weight, there in self.supports.items())
 
 
-def _constant_of(leaf: Leaf, network: Network) -> Tensor:
-    return torch.as_tensor(evaluate(leaf.expression, network.state), device=network.device)
+def _constant_of(weight: WeightTensor, network: Network) -> Tensor:
+    return torch.as_tensor(evaluate(weight.expression, network.state), device=network.device)
 
 
 def tied(network: Network) -> Tied:
@@ -198,57 +198,57 @@ class _Tying:
         self.network = network
         self.device = network.device
         self.values = network.values()
-        self.supports: dict[Leaf, Tensor] = {}
+        self.supports: dict[WeightTensor, Tensor] = {}
         self.relations = Relations()
-        self.products: dict[Leaf, tuple[Product, ...]] = {}
+        self.products: dict[WeightTensor, tuple[Product, ...]] = {}
         self.derived: dict[str, str] = {}
         self.counts: dict[str, int] = {}
-        self._read_leaves()
-        self.definitions: list[tuple[Leaf, Product, Factor]] = []
+        self._read_weights()
+        self.definitions: list[tuple[WeightTensor, Product, Factor]] = []
         self.whole = self._owned()
         self.elements: dict[str, Tensor] = {}
-        self.leaf_labels: dict[Leaf, Tensor] = {}
-        self.uses: dict[Leaf, list[_Use]] = {}
+        self.weight_labels: dict[WeightTensor, Tensor] = {}
+        self.uses: dict[WeightTensor, list[_Use]] = {}
         self.units: dict[str, Tensor] = {}
         self.alive = self._alive()
 
     # ---- leaves
 
-    def _read_leaves(self) -> None:
-        for leaf in self.network.leaves:
-            found = products(self.network, leaf)
+    def _read_weights(self) -> None:
+        for weight in self.network.weights:
+            found = products(self.network, weight)
             if found is None:
-                self.derived.update(dict.fromkeys(leaf.requires & set(self.network.parameters), leaf.label))
+                self.derived.update(dict.fromkeys(weight.requires & set(self.network.parameters), weight.label))
             else:
-                self.products[leaf] = found
+                self.products[weight] = found
                 for factor in factors(found):
                     self.counts[factor.name] = self.counts.get(factor.name, 0) + 1
 
-    def _owned(self) -> dict[Leaf, Factor | None]:
-        """Find the leaves that scale freely, because each of their products has a parameter of its own.
+    def _owned(self) -> dict[WeightTensor, Factor | None]:
+        """Find the weight tensors that scale freely, because each of their products has a parameter of its own.
 
         Returns:
-            Leaf to the one parameter that it is, None when it is a sum.
+            Weight tensor to the one parameter that it is, None when it is a sum.
         """
-        open_products = {(leaf, product) for leaf, found in self.products.items() for product in found if product}
-        owners: dict[tuple[Leaf, Product], Factor] = {}
+        open_products = {(weight, product) for weight, found in self.products.items() for product in found if product}
+        owners: dict[tuple[WeightTensor, Product], Factor] = {}
         while True:
             settled = {pair: own for pair in open_products if (own := self._owner(pair[1])) is not None}
             if not settled:
                 break
-            for (leaf, product), own in settled.items():
-                open_products.discard((leaf, product))
-                owners[leaf, product] = own
+            for (weight, product), own in settled.items():
+                open_products.discard((weight, product))
+                owners[weight, product] = own
                 for factor in product:
                     self.counts[factor.name] -= 1
-        whole: dict[Leaf, Factor | None] = {}
-        for leaf, found in self.products.items():
-            if any((leaf, product) not in owners for product in found):
+        whole: dict[WeightTensor, Factor | None] = {}
+        for weight, found in self.products.items():
+            if any((weight, product) not in owners for product in found):
                 continue
-            own = owners[leaf, found[0]]
+            own = owners[weight, found[0]]
             single = len(found) == 1 and len(found[0]) == 1
-            whole[leaf] = own if single else None
-            self.definitions += [] if single else [(leaf, product, owners[leaf, product]) for product in found]
+            whole[weight] = own if single else None
+            self.definitions += [] if single else [(weight, product, owners[weight, product]) for product in found]
         return whole
 
     def _owner(self, product: Product) -> Factor | None:
@@ -258,9 +258,9 @@ class _Tying:
                 return factor
         return None
 
-    def _constant(self, leaf: Leaf) -> bool:
-        """Whether a leaf does not scale."""
-        return self.products.get(leaf, ((),)) == ((),)
+    def _constant(self, weight: WeightTensor) -> bool:
+        """Whether a weight tensor does not scale."""
+        return self.products.get(weight, ((),)) == ((),)
 
     def _element_labels(self, name: str) -> Tensor:
         """Return one label per element of a parameter that is used in several ways."""
@@ -272,24 +272,24 @@ class _Tying:
                 self.relations.fix(self.elements[name])
         return self.elements[name]
 
-    def _labels_of(self, leaf: Leaf) -> Tensor:
-        """Return labels for how the elements of a leaf scale."""
-        if leaf in self.leaf_labels:
-            return self.leaf_labels[leaf]
-        found = self.products[leaf]
-        shape = torch.Size(leaf.shape)
+    def _labels_of(self, weight: WeightTensor) -> Tensor:
+        """Return labels for how the elements of a weight tensor scale."""
+        if weight in self.weight_labels:
+            return self.weight_labels[weight]
+        found = self.products[weight]
+        shape = torch.Size(weight.shape)
         single = found[0][0] if len(found) == 1 and len(found[0]) == 1 else None
-        if leaf not in self.whole and single is not None and single.degree == 1:
+        if weight not in self.whole and single is not None and single.degree == 1:
             elements = self._element_labels(single.name)
             labels = elements if single.index is None else elements.reshape(-1)[single.index]
         else:
             labels = self.relations.new(shape.numel()).reshape(shape)
-            if leaf not in self.whole:
+            if weight not in self.whole:
                 for product in found:
                     own = [self._element_of(factor) for factor in product]
                     self.relations.equation([labels, *own], [1, *(-factor.degree for factor in product)])
-        self.leaf_labels[leaf] = labels.reshape(shape)
-        return self.leaf_labels[leaf]
+        self.weight_labels[weight] = labels.reshape(shape)
+        return self.weight_labels[weight]
 
     def _element_of(self, factor: Factor) -> Tensor:
         elements = self._element_labels(factor.name)
@@ -297,8 +297,8 @@ class _Tying:
 
     # ---- edge maps, link by link
 
-    def _links(self, term: Term) -> Iterator[tuple[Edges, bool]]:
-        """Yield the maps of a term one after the other, and whether each carries the weight."""
+    def _links(self, connection: Connection) -> Iterator[tuple[Edges, bool]]:
+        """Yield the maps of a connection one after the other, and whether each carries the weight."""
 
         def unrolled(edges: Edges, weighted: bool) -> Iterator[tuple[Edges, bool]]:
             if isinstance(edges, Chain):
@@ -307,30 +307,30 @@ class _Tying:
             else:
                 yield edges, weighted
 
-        yield from unrolled(term.edges, True)
+        yield from unrolled(connection.edges, True)
 
-    def _support(self, leaf: Leaf) -> Weights:
+    def _support(self, weight: WeightTensor) -> Weights:
         """Return 1 where a constant is not zero; derived weights and buffers, which may change, count as nowhere zero."""
-        value = value_of(leaf, self.values)
-        if leaf not in self.products or leaf.requires:
+        value = value_of(weight, self.values)
+        if weight not in self.products or weight.requires:
             value = torch.ones_like(value)
-        elif leaf.scalar is None:
-            self.supports[leaf] = value != 0
+        elif weight.scalar is None:
+            self.supports[weight] = value != 0
         return Support(Weights((value.detach().to(self.device),), torch.abs, torch.float64))
 
-    def _dense(self, leaf: Leaf) -> bool:
+    def _dense(self, weight: WeightTensor) -> bool:
         """Whether weights that do not scale count as nowhere zero."""
-        return leaf not in self.products or bool(leaf.requires) or bool((self._support(leaf).full() > 0).all())
+        return weight not in self.products or bool(weight.requires) or bool((self._support(weight).full() > 0).all())
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self.device).expand(shape)
 
-    def _steps(self, term: Term, shape: tuple[int, ...]) -> list[_Step]:
-        """Return the maps of a term, first to last."""
-        leaf = term.weight
+    def _steps(self, connection: Connection, shape: tuple[int, ...]) -> list[_Step]:
+        """Return the maps of a connection, first to last."""
+        weight = connection.weight
         steps: list[_Step] = []
-        for edges, weighted in self._links(term):
-            own = leaf if weighted else None
+        for edges, weighted in self._links(connection):
+            own = weight if weighted else None
             scales = own is not None and not self._constant(own)
             pattern = None
             if own is not None and (scales or isinstance(edges, PATTERNED)):
@@ -352,27 +352,27 @@ class _Tying:
     def _alive(self) -> dict[str, Tensor]:
         """Find the neurons from which an output can be reached, going backwards."""
         network = self.network
-        self.steps: dict[Term, list[_Step]] = {}
-        self.inner: dict[Term, list[Tensor]] = {}
+        self.steps: dict[Connection, list[_Step]] = {}
+        self.inner: dict[Connection, list[Tensor]] = {}
         none, every = torch.tensor(False, device="cpu"), torch.tensor(True, device="cpu")
-        alive = {node.name: (every if node.name in network.outputs else none).expand(node.shape) for node in network.nodes}
-        for node in reversed(network.nodes):
+        alive = {layer.name: (every if layer.name in network.outputs else none).expand(layer.shape) for layer in network.layers}
+        for layer in reversed(network.layers):
             running().check(SEARCH)
             offset = 0
-            for place, term in enumerate(node.terms):
-                above = alive[node.name]
-                if node.concat is not None:
-                    above = above.narrow(node.concat.dim, offset, node.concat.sizes[place])
-                    offset += node.concat.sizes[place]
-                self.steps[term] = self._steps(term, network.node[term.source].shape)
-                found = self._alive_below(term, above)
-                alive[term.source] = settled((thinned(alive[term.source]) | thinned(found)).expand(found.shape))
+            for place, connection in enumerate(layer.connections):
+                above = alive[layer.name]
+                if layer.concat is not None:
+                    above = above.narrow(layer.concat.dim, offset, layer.concat.sizes[place])
+                    offset += layer.concat.sizes[place]
+                self.steps[connection] = self._steps(connection, network.layer[connection.source].shape)
+                found = self._alive_below(connection, above)
+                alive[connection.source] = settled((thinned(alive[connection.source]) | thinned(found)).expand(found.shape))
         return alive
 
-    def _alive_below(self, term: Term, above: Tensor) -> Tensor:
+    def _alive_below(self, connection: Connection, above: Tensor) -> Tensor:
         kept: list[Tensor] = []
-        above = _summed_to(above, self.steps[term][-1].above)
-        for step in reversed(self.steps[term]):
+        above = _summed_to(above, self.steps[connection][-1].above)
+        for step in reversed(self.steps[connection]):
             kept.insert(0, above)
             if step.pattern is not None and step.weights is None:
                 above = step.pattern.below.join(_read(step.pattern, slim(step.pattern.above.split(above)).any(1)))
@@ -383,7 +383,7 @@ class _Tying:
                 above = settled(back.cpu() > 0)
             elif step.weights is not None:
                 above = _summed_to(above & (step.weights.full().cpu() > 0), step.below)
-        self.inner[term] = kept
+        self.inner[connection] = kept
         return above
 
     # ---- the walk upwards
@@ -391,13 +391,13 @@ class _Tying:
     def run(self) -> Tied:
         labels = walk(self.network, self._node, keep=True)
         self._share_uses()
-        for leaf, product, own in self.definitions:
-            self._define(leaf, product, own)
+        for weight, product, own in self.definitions:
+            self._define(weight, product, own)
         self.relations.neurons = list(labels.values())
         solution = self.relations.solve()
         channels = {name: self._channels(own) for name, own in self.units.items()}
-        leaves = self._leaf_scalings(solution)
-        return Tied(solution, self._scalings(solution, leaves), leaves, labels, channels, self.relations, self.supports)
+        weights = self._leaf_scalings(solution)
+        return Tied(solution, self._scalings(solution, weights), weights, labels, channels, self.relations, self.supports)
 
     def _channels(self, labels: Tensor) -> Tensor:
         """Return one label per channel from labels of shape (channels, places)."""
@@ -406,55 +406,55 @@ class _Tying:
         alike = ((own == first[:, None]) | (own == NOTHING)).all(1)
         return torch.where(alike, labels.amax(1), VARYING)
 
-    def _node(self, node: Node, below: Mapping[str, Tensor]) -> Tensor:
+    def _node(self, layer: Layer, below: Mapping[str, Tensor]) -> Tensor:
         running().check(SEARCH)
-        relations, alive = self.relations, thinned(self.alive[node.name])
-        if node.kind == "input":
+        relations, alive = self.relations, thinned(self.alive[layer.name])
+        if layer.kind == "input":
             return torch.where(alive, FIXED, NOTHING)
-        relations.reason = described(node.origin)
+        relations.reason = described(layer.origin)
         found: list[Tensor] = []
-        for place, term in enumerate(node.terms):
-            piece = self._term(term, below[term.source])
-            found.append(piece if node.concat is None else piece.expand(node.concat.shape(place, node.shape)))
-        if node.unit_name is not None and node.unit_dim is not None and node.unit_name not in self.units:
-            wide = list(thinned(found[0].expand(node.shape)).shape)
-            wide[node.unit_dim] = node.shape[node.unit_dim]
-            self.units[node.unit_name] = found[0].expand(wide).movedim(node.unit_dim, 0).reshape(wide[node.unit_dim], -1)
-        if node.concat is not None:
-            out = _side_by_side(found, node.concat.dim)
+        for place, connection in enumerate(layer.connections):
+            piece = self._term(connection, below[connection.source])
+            found.append(piece if layer.concat is None else piece.expand(layer.concat.shape(place, layer.shape)))
+        if layer.unit_name is not None and layer.unit_dim is not None and layer.unit_name not in self.units:
+            wide = list(thinned(found[0].expand(layer.shape)).shape)
+            wide[layer.unit_dim] = layer.shape[layer.unit_dim]
+            self.units[layer.unit_name] = found[0].expand(wide).movedim(layer.unit_dim, 0).reshape(wide[layer.unit_dim], -1)
+        if layer.concat is not None:
+            out = _side_by_side(found, layer.concat.dim)
         else:
-            found += [self._start(node, start) for start in node.starts]
-            out = found[0] if found else torch.zeros(node.shape, dtype=torch.long, device="cpu")
+            found += [self._start(layer, bias) for bias in layer.biases]
+            out = found[0] if found else torch.zeros(layer.shape, dtype=torch.long, device="cpu")
             for other in found[1:]:
                 relations.tie(out, other)
                 out = torch.maximum(relations.find(out), relations.find(other))
         out = torch.where(alive, relations.find(thinned(out)), NOTHING)
-        if node.name in self.network.outputs:
+        if layer.name in self.network.outputs:
             relations.reason = "the output"
             relations.fix(out)
         return relations.find(out)
 
-    def _start(self, node: Node, start: Start) -> Tensor:
-        leaf = start.weight
-        if self._constant(leaf):
-            there = self._support(leaf).full().cpu().reshape(start.view) != 0
-            what = "clamps at" if isinstance(node.nonlinearity, Clamp) else "brings in"
-            self.relations.reason = f"a constant that {described(node.origin)} {what}"
-            if leaf not in self.products:
-                self.relations.reason = f"the derived bias '{leaf.label}'"
+    def _start(self, layer: Layer, bias: Bias) -> Tensor:
+        weight = bias.weight
+        if self._constant(weight):
+            there = self._support(weight).full().cpu().reshape(bias.view) != 0
+            what = "clamps at" if isinstance(layer.nonlinearity, Clamp) else "brings in"
+            self.relations.reason = f"a constant that {described(layer.origin)} {what}"
+            if weight not in self.products:
+                self.relations.reason = f"the derived bias '{weight.label}'"
             out = torch.where(there, FIXED, NOTHING)
         else:
-            out = self._labels_of(leaf).reshape(start.view)
-        return torch.where(thinned(self.alive[node.name]), out, NOTHING)
+            out = self._labels_of(weight).reshape(bias.view)
+        return torch.where(thinned(self.alive[layer.name]), out, NOTHING)
 
-    def _term(self, term: Term, labels: Tensor) -> Tensor:
+    def _term(self, connection: Connection, labels: Tensor) -> Tensor:
         """Label what a bundle of edges brings, from thin labels of the neurons below; thin again."""
-        for step, alive in zip(self.steps[term], self.inner[term], strict=True):
+        for step, alive in zip(self.steps[connection], self.inner[connection], strict=True):
             labels = self.relations.find(labels)
             if step.scales:
-                assert term.weight is not None
+                assert connection.weight is not None
                 assert step.pattern is not None
-                labels = thinned(self._weighted(term.weight, step.pattern, labels.expand(step.below), alive))
+                labels = thinned(self._weighted(connection.weight, step.pattern, labels.expand(step.below), alive))
             elif isinstance(step.edges, Identity):
                 there = True if step.weights is None else step.weights.full().cpu() > 0
                 labels = torch.where(thinned(alive) & there, labels, NOTHING)
@@ -486,16 +486,16 @@ class _Tying:
                 return high.long()
             self.relations.tie(high[apart].long(), low[apart].long())
 
-    def _weighted(self, leaf: Leaf, pattern: Pattern, labels: Tensor, alive: Tensor) -> Tensor:
+    def _weighted(self, weight: WeightTensor, pattern: Pattern, labels: Tensor, alive: Tensor) -> Tensor:
         """Label the neurons above a map whose weights scale."""
         below, live = slim(pattern.below.split(labels)), slim(pattern.above.split(alive))
         above = self._uniform(pattern, below, live)
         if above is None:
             above = self._general(pattern, _wide(below, pattern.below), _wide(live, pattern.above))
         use = _Use(pattern, below, above)
-        self.uses.setdefault(leaf, []).append(use)
-        if leaf not in self.whole:
-            scale = pattern.weight.split(self._labels_of(leaf))
+        self.uses.setdefault(weight, []).append(use)
+        if weight not in self.whole:
+            scale = pattern.weight.split(self._labels_of(weight))
             top, bottom = _representatives(use)
             self.relations.equation([top, bottom, scale], [1, -1, -1])
         return pattern.above.join(above)
@@ -627,12 +627,12 @@ class _Tying:
 
     def _share_uses(self) -> None:
         """Make a weight that several bundles of edges use, or that is a bias too, scale in the same way everywhere."""
-        for leaf, uses in self.uses.items():
-            if leaf not in self.whole:
+        for weight, uses in self.uses.items():
+            if weight not in self.whole:
                 continue
             found = [_representatives(use) for use in uses]
-            if leaf in self.leaf_labels:
-                labels = uses[0].pattern.weight.split(self.leaf_labels[leaf])
+            if weight in self.weight_labels:
+                labels = uses[0].pattern.weight.split(self.weight_labels[weight])
                 for top, bottom in found:
                     self.relations.equation([top, bottom, labels], [1, -1, -1])
             for place, (top, bottom) in enumerate(found):
@@ -656,10 +656,10 @@ class _Tying:
                 self.relations.equation([high, low[:1], other_high, other_low[:1]], signs)
                 self.relations.equation([high[:1], low, other_high[:1], other_low], signs)
 
-    def _define(self, leaf: Leaf, product: Product, own: Factor) -> None:
-        """Write down how the parameter of its own scales that makes a product scale like its leaf."""
+    def _define(self, weight: WeightTensor, product: Product, own: Factor) -> None:
+        """Write down how the parameter of its own scales that makes a product scale like its weight tensor."""
         mine = self._element_of(own)
-        labels, signs = [self._labels_of(leaf), mine], [1, -own.degree]
+        labels, signs = [self._labels_of(weight), mine], [1, -own.degree]
         for factor in product:
             if factor is not own:
                 for part, sign in self._scale_of(factor):
@@ -669,40 +669,40 @@ class _Tying:
 
     def _scale_of(self, factor: Factor) -> list[tuple[Tensor, int]]:
         """Return how a factor scales, as labels and signs."""
-        for leaf, own in self.whole.items():
+        for weight, own in self.whole.items():
             if own is not None and own.name == factor.name and own.index is None:
-                if leaf not in self.uses:
+                if weight not in self.uses:
                     break
-                use = self.uses[leaf][0]
-                shape, layout = leaf.shape, use.pattern.weight
+                use = self.uses[weight][0]
+                shape, layout = weight.shape, use.pattern.weight
                 top, bottom = (layout.join(part.expand(layout.shape)).reshape(shape) for part in _representatives(use))
                 return [(top, own.degree), (bottom, -own.degree)]
         return [(self._element_of(factor), 1)]
 
     # ---- the result
 
-    def _leaf_scalings(self, solution: Solution) -> dict[Leaf, Scaling]:
+    def _leaf_scalings(self, solution: Solution) -> dict[WeightTensor, Scaling]:
         """Return how the weights of edges and the biases scale that do."""
-        found: dict[Leaf, Scaling] = {}
-        for leaf in dict.fromkeys([*self.uses, *self.leaf_labels]):
-            if leaf in self.uses:
-                top, bottom = self._joined(self.uses[leaf])
-                layout = self.uses[leaf][0].pattern.weight
+        found: dict[WeightTensor, Scaling] = {}
+        for weight in dict.fromkeys([*self.uses, *self.weight_labels]):
+            if weight in self.uses:
+                top, bottom = self._joined(self.uses[weight])
+                layout = self.uses[weight][0].pattern.weight
             else:
-                layout = Layout.plain(leaf.shape)
-                top = self._labels_of(leaf).reshape(layout.shape)
+                layout = Layout.plain(weight.shape)
+                top = self._labels_of(weight).reshape(layout.shape)
                 bottom = torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu")
-            found[leaf] = Scaling(_thin(solution.classes[top]), _thin(solution.classes[bottom]), layout)
-        return {leaf: scaling for leaf, scaling in found.items() if self._moves(scaling)}
+            found[weight] = Scaling(_thin(solution.classes[top]), _thin(solution.classes[bottom]), layout)
+        return {weight: scaling for weight, scaling in found.items() if self._moves(scaling)}
 
-    def _scalings(self, solution: Solution, leaves: Mapping[Leaf, Scaling]) -> dict[str, Scaling]:
+    def _scalings(self, solution: Solution, weights: Mapping[WeightTensor, Scaling]) -> dict[str, Scaling]:
         found: dict[str, Scaling] = {}
-        for leaf, own in self.whole.items():
-            if own is not None and leaf in leaves:
-                above, below = leaves[leaf].above, leaves[leaf].below
+        for weight, own in self.whole.items():
+            if own is not None and weight in weights:
+                above, below = weights[weight].above, weights[weight].below
                 if own.degree < 0:
                     above, below = below, above
-                found[own.name] = Scaling(above, below, leaves[leaf].layout, own.index, own.degree < 0)
+                found[own.name] = Scaling(above, below, weights[weight].layout, own.index, own.degree < 0)
         for name, labels in self.elements.items():
             layout = Layout.plain(labels.shape)
             above = solution.classes[labels.reshape(layout.shape)]

@@ -183,7 +183,7 @@ def aligned(network: Network, state: Mapping[str, Tensor], others: Values, pair:
     Args:
         network: The network with θ.
         state: θ' by canonical name.
-        others: θ' by leaf, of the network or of its compact form.
+        others: θ' by weight tensor, of the network or of its compact form.
         pair: Both, where they were compared before.
 
     Returns:
@@ -302,7 +302,7 @@ def _digits(first: Tensor, second: Tensor, units: int, half_units: int) -> float
 
 def _different_elsewhere(network: Network, relations: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
     """Compare what takes no part in the symmetry."""
-    needed = {name for leaf in network.leaves for name in leaf.requires}
+    needed = {name for weight in network.weights for name in weight.requires}
     for name, tensor in network.state.items():
         if name in relations.scalings or name not in needed:
             continue

@@ -73,9 +73,9 @@ def even(network: Network, tied: Tied) -> Tensor:
     """
     largest, whole = _largest_activations(network, tied, network.dtype)
     depth: dict[str, int] = {}
-    for node in compacted(network).nodes:
-        below = max((depth[term.source] for term in node.terms), default=0)
-        depth[node.name] = below + any(term.weight is not None for term in node.terms)
+    for layer in compacted(network).layers:
+        below = max((depth[connection.source] for connection in layer.connections), default=0)
+        depth[layer.name] = below + any(connection.weight is not None for connection in layer.connections)
     deepest = max(depth[name] for name in compacted(network).outputs) or 1
     place = torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu")
     for name, labels in tied.labels.items():

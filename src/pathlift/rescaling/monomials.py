@@ -1,7 +1,7 @@
-"""How a weight scales when parameters do: each leaf of a network as products of elements of parameters.
+"""How a weight scales when parameters do: each weight tensor of a network as products of elements of parameters.
 
-A leaf is a sum of products of powers of parameters, element by element (a bias of batch norm is β − μ·s). Scaled
-parameters scale it when all products scale alike. A leaf that is anything else (weight normalisation, a product of two
+A weight tensor is a sum of products of powers of parameters, element by element (a bias of batch norm is β − μ·s). Scaled
+parameters scale it when all products scale alike. A weight tensor that is anything else (weight normalisation, a product of two
 parameters) does not take part: it, and what it is computed from, is left as it is.
 """
 
@@ -15,8 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pathlift.graph.expressions import Apply, Constant, Expression, StateTensor, evaluate
-from pathlift.graph.layers import Leaf
+from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
@@ -27,7 +27,7 @@ class Factor:
 
     Attributes:
         name: The parameter, or the running mean of a batch norm.
-        index: For each element of the leaf the element of the flattened parameter; None when they are the same.
+        index: For each element of the weight tensor the element of the flattened parameter; None when they are the same.
         degree: The power.
     """
 
@@ -39,21 +39,21 @@ class Factor:
 Product: TypeAlias = "tuple[Factor, ...]"
 
 
-def products(network: Network, leaf: Leaf) -> tuple[Product, ...] | None:
-    """Write a leaf as a sum of products, constant factors left out.
+def products(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None:
+    """Write a weight tensor as a sum of products, constant factors left out.
 
     Args:
         network: The network.
-        leaf: One of its leaves.
+        weight: One of its weight tensors.
 
     Returns:
-        The products; an empty product for what holds no parameter; None when the leaf is nothing of the kind.
+        The products; an empty product for what holds no parameter; None when the weight tensor is nothing of the kind.
     """
-    if leaf.scalar is not None or not (leaf.requires & set(network.parameters) or is_batch_norm_shift(leaf.expression)):
+    if weight.scalar is not None or not (weight.requires & set(network.parameters) or is_batch_norm_shift(weight.expression)):
         return ((),)
-    if leaf.pull_back is not None:
-        return _moved(network, leaf)
-    return _read(network, leaf.expression, tuple(leaf.shape))
+    if weight.pull_back is not None:
+        return _moved(network, weight)
+    return _read(network, weight.expression, tuple(weight.shape))
 
 
 def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple[Product, ...] | None:
@@ -61,7 +61,7 @@ def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple
         return ((),)
     if isinstance(expression, StateTensor):
         return ((Factor(expression.name, None, 1),),) if expression.name in network.parameters else ((),)
-    assert isinstance(expression, Apply)
+    assert isinstance(expression, FunctionCall)
     if expression.function is batch_norm_scale:
         return _read(network, expression.args[0], shape)
     if is_batch_norm_shift(expression):
@@ -79,19 +79,19 @@ def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple
     return None
 
 
-def _moved(network: Network, leaf: Leaf) -> tuple[Product, ...] | None:
-    """Find the elements of the one parameter that a leaf moves around, up to a constant factor."""
-    names = [name for name in network.parameters if name in leaf.requires]
+def _moved(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None:
+    """Find the elements of the one parameter that a weight tensor moves around, up to a constant factor."""
+    names = [name for name in network.parameters if name in weight.requires]
     if len(names) != 1:
         return None
     (name,) = names
     shape = network.state[name].shape
     places = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").reshape(shape)
     device = {
-        other: torch.zeros(tensor.shape, device="cpu") for other, tensor in network.state.items() if other in leaf.requires
+        other: torch.zeros(tensor.shape, device="cpu") for other, tensor in network.state.items() if other in weight.requires
     }
-    moved = evaluate(leaf.pull_back, {**device, name: places}) if leaf.pull_back is not None else None
-    inverted = isinstance(leaf.expression, Apply) and leaf.expression.function is torch.reciprocal
+    moved = evaluate(weight.pull_back, {**device, name: places}) if weight.pull_back is not None else None
+    inverted = isinstance(weight.expression, FunctionCall) and weight.expression.function is torch.reciprocal
     assert isinstance(moved, Tensor)
     return ((Factor(name, moved.long(), -1 if inverted else 1),),)
 

@@ -75,19 +75,19 @@ def components(count: int, first: Tensor, second: Tensor) -> Tensor:
     """Number the connected components of a graph.
 
     Args:
-        count: Number of nodes.
+        count: Number of layers.
         first: One end of each edge.
         second: The other.
 
     Returns:
-        The component of each node, numbered in the order of their first nodes.
+        The component of each layer, numbered in the order of their first layers.
     """
     classes = Classes()
     classes.grow(max(count - classes.count, 0))
     classes.join(first, second)
-    nodes = torch.arange(count, device="cpu")
-    root = classes.find(nodes)
-    return (torch.cumsum(root == nodes, 0) - 1)[root]
+    layers = torch.arange(count, device="cpu")
+    root = classes.find(layers)
+    return (torch.cumsum(root == layers, 0) - 1)[root]
 
 
 @dataclass(frozen=True, eq=False)

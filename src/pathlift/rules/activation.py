@@ -6,34 +6,34 @@ import math
 
 from pathlift.edges import Identity, Scale
 from pathlift.graph.expressions import Constant
-from pathlift.graph.layers import Bound, Clamp, LearnedSlope, Slopes, Start, Term, scalar_leaf
+from pathlift.graph.layers import Bias, Bound, Clamp, Connection, LearnedSlope, Slopes, scalar_weight
 from pathlift.rules.affine import channels
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.rules.base import Activation, Call, Draft, Static, rule
 
 
-def _slopes(call: Call, source: Activation, minus: float) -> Layer:
+def _slopes(call: Call, source: Activation, minus: float) -> Draft:
     """Slope 1 above 0 and ``minus`` below: the path activation is multiplied by max(1, |minus|)."""
     gain = max(1.0, abs(minus))
     if not math.isfinite(gain):
         call.refuse("one of its slopes is not finite.", "Use finite slopes.")
-    weight = None if gain == 1.0 else scalar_leaf(gain)
-    return call.layer(Term(source.name, Identity(), weight), nonlinearity=Slopes(1.0 / gain, minus / gain))
+    weight = None if gain == 1.0 else scalar_weight(gain)
+    return call.layer(Connection(source.name, Identity(), weight), nonlinearity=Slopes(1.0 / gain, minus / gain))
 
 
 @rule("relu", "abs", "absolute")
-def relu(call: Call) -> Layer:
+def relu(call: Call) -> Draft:
     """ReLU and |x|: slopes of magnitude at most 1 leave path activations unchanged."""
     return _slopes(call, call.source("self"), 0.0 if call.name == "relu" else -1.0)
 
 
 @rule("leaky_relu")
-def leaky_relu(call: Call) -> Layer:
+def leaky_relu(call: Call) -> Draft:
     """Leaky ReLU."""
     return _slopes(call, call.source("self"), float(call.args["negative_slope"]))
 
 
 @rule("rrelu")
-def rrelu(call: Call) -> Layer:
+def rrelu(call: Call) -> Draft:
     """Randomised leaky ReLU in eval mode: the mean slope."""
     if call.args["training"]:
         call.refuse("it draws random slopes (training mode).", "Use nn.RReLU, which is deterministic in eval mode.")
@@ -41,7 +41,7 @@ def rrelu(call: Call) -> Layer:
 
 
 @rule("prelu", "_prelu_kernel")
-def prelu(call: Call) -> Layer:
+def prelu(call: Call) -> Draft:
     """PReLU: two neurons x⁺ and (−x)⁺ with outgoing edges 1 and −a, so A = (1+|a|)·A(u)."""
     source, weight = call.source("self"), call.static("weight")
     assert weight is not None
@@ -49,11 +49,13 @@ def prelu(call: Call) -> Layer:
     if call.name == "prelu":
         view = channels(weight, len(source.shape)) if len(source.shape) > 1 else weight.shape
     slope = call.weight(weight, "weight")
-    return call.layer(Term(source.name, Identity()), Term(source.name, Scale(view), slope), nonlinearity=LearnedSlope())
+    return call.layer(
+        Connection(source.name, Identity()), Connection(source.name, Scale(view), slope), nonlinearity=LearnedSlope()
+    )
 
 
 @rule("relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
-def clamp(call: Call) -> Layer:
+def clamp(call: Call) -> Draft:
     """A clamp between lo and hi: one edge active between the two, and biases lo and hi active beyond: A = A(u)+|lo|+|hi|."""
     source = call.source("self")
     if call.name == "relu6":
@@ -61,7 +63,7 @@ def clamp(call: Call) -> Layer:
     else:
         keys = ("min_val", "max_val") if call.name == "hardtanh" else ("min", "max")
         bounds = [_bound(call, key) for key in keys]
-    starts: tuple[Start, ...] = ()
+    biases: tuple[Bias, ...] = ()
     ends: list[Bound] = []
     for bound in bounds:
         value = bound.expression.value if bound is not None and isinstance(bound.expression, Constant) else None
@@ -71,19 +73,19 @@ def clamp(call: Call) -> Layer:
             ends.append(None)
             continue
         own = call.bias(bound)
-        starts += own
+        biases += own
         ends.append(own[0] if own else 0.0)
-    return call.layer(Term(source.name, Identity()), starts=starts, nonlinearity=Clamp(*ends))
+    return call.layer(Connection(source.name, Identity()), biases=biases, nonlinearity=Clamp(*ends))
 
 
 @rule("hardsigmoid")
-def hardsigmoid(call: Call) -> Layer:
+def hardsigmoid(call: Call) -> Draft:
     """Hard sigmoid: clamp(x/6 + 1/2, 0, 1)."""
     source = call.source("self")
-    line = call.layer(Term(source.name, Identity(), scalar_leaf(1 / 6)), starts=call.bias(call.number(0.5)))
+    line = call.layer(Connection(source.name, Identity(), scalar_weight(1 / 6)), biases=call.bias(call.number(0.5)))
     below = call.builder.add(line)
     top = call.bias(call.number(1.0))
-    return call.layer(Term(below.name, Identity()), starts=top, nonlinearity=Clamp(0.0, top[0]))
+    return call.layer(Connection(below.name, Identity()), biases=top, nonlinearity=Clamp(0.0, top[0]))
 
 
 def _bound(call: Call, key: str) -> Static | None:
@@ -94,7 +96,7 @@ def _bound(call: Call, key: str) -> Static | None:
 
 
 @rule("threshold")
-def threshold(call: Call) -> Layer:
+def threshold(call: Call) -> Draft:
     """Threshold at 0 with value 0 is ReLU."""
     if float(call.args["threshold"]) != 0.0 or float(call.args["value"]) != 0.0:
         call.refuse(

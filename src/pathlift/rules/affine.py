@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction, Convolution, Dense, Scale
-from pathlift.graph.expressions import Apply, Expression, elementwise
-from pathlift.graph.layers import Term
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.graph.expressions import Expression, FunctionCall, elementwise
+from pathlift.graph.layers import Connection
+from pathlift.rules.base import Activation, Call, Draft, Static, rule
 
 BILINEAR = (
     "it multiplies two activations (a bilinear form, as attention does).",
@@ -38,7 +38,7 @@ def channels(weight: Static, rank: int) -> tuple[int, ...]:
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
-def convolution(call: Call) -> Layer:
+def convolution(call: Call) -> Draft:
     """A convolution: edges share the kernel's weights, zero padding holds no neurons."""
     args = call.args
     weight = call.static("weight")
@@ -70,23 +70,23 @@ def convolution(call: Call) -> Layer:
     bias = call.bias(offset, None if offset is None else channels(offset, len(source.shape)), "bias")
     if len(source.shape) == spatial + 1:  # an unbatched input: (channels, …)
         call.refuse("its input has no batch dimension.", "Give the convolution an input of shape (batch, channels, …).")
-    return call.layer(Term(source.name, edges, call.weight(weight, "weight")), starts=bias, unit_dim=1)
+    return call.layer(Connection(source.name, edges, call.weight(weight, "weight")), biases=bias, unit_dim=1)
 
 
 @rule("linear")
-def linear(call: Call) -> Layer:
+def linear(call: Call) -> Draft:
     """A linear layer."""
     weight = call.static("weight")
     assert weight is not None
     if len(weight.shape) == 1:
         return _contraction(call, call.source("input"), weight, swapped=False)
     bias = call.bias(call.static("bias"), name="bias")
-    term = Term(call.source("input").name, Dense(), call.weight(weight, "weight"))
-    return call.layer(term, starts=bias, unit_dim=len(call.shape) - 1)
+    connection = Connection(call.source("input").name, Dense(), call.weight(weight, "weight"))
+    return call.layer(connection, biases=bias, unit_dim=len(call.shape) - 1)
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
-def matmul(call: Call) -> Layer:
+def matmul(call: Call) -> Draft:
     """A matrix product with a parameter or constant on one side."""
     first, second = (call.args[key] for key in list(call.args)[:2])
     if isinstance(first, Activation) and isinstance(second, Static):
@@ -97,20 +97,20 @@ def matmul(call: Call) -> Layer:
 
 
 @rule("addmm", "baddbmm", "addmv")
-def addmm(call: Call) -> Layer:
+def addmm(call: Call) -> Draft:
     """beta·input + alpha·(a @ b)."""
     keys = [key for key in call.args if key not in ("self", "input", "beta", "alpha", "out_dtype")]
     inner = Call(call.name, {key: call.args[key] for key in keys[:2]}, call.result, call.builder, call.target)
     product = matmul(inner)
-    assert isinstance(product, Layer)
+    assert isinstance(product, Draft)
     alpha, beta = float(call.args.get("alpha", 1)), float(call.args.get("beta", 1))
     if alpha != 1.0:
         call.refuse(f"it scales the product by alpha = {alpha}.", "Write the scaling as a separate multiplication.")
-    terms, starts = call.operand("self", beta)
-    return call.layer(*product.terms, *terms, starts=(*product.starts, *starts))
+    connections, biases = call.operand("self", beta)
+    return call.layer(*product.connections, *connections, biases=(*product.biases, *biases))
 
 
-def _contraction(call: Call, source: Activation, static: Static, *, swapped: bool) -> Layer:
+def _contraction(call: Call, source: Activation, static: Static, *, swapped: bool) -> Draft:
     """Write a matmul of any ranks as an explicit einsum, with broadcast batch dimensions spelled out."""
     ranks = (len(static.shape), len(source.shape)) if swapped else (len(source.shape), len(static.shape))
     batch = string.ascii_lowercase[: max(max(ranks) - 2, 0)]
@@ -118,11 +118,11 @@ def _contraction(call: Call, source: Activation, static: Static, *, swapped: boo
     right = (batch[len(batch) - (ranks[1] - 2) :] if ranks[1] > 2 else "") + ("ZX" if ranks[1] > 1 else "Z")
     out = batch + ("Y" if ranks[0] > 1 else "") + ("X" if ranks[1] > 1 else "")
     x, w = (right, left) if swapped else (left, right)
-    return call.layer(Term(source.name, Contraction(f"{x},{w}->{out}"), call.weight(static, "weight")))
+    return call.layer(Connection(source.name, Contraction(f"{x},{w}->{out}"), call.weight(static, "weight")))
 
 
 @rule("einsum")
-def einsum(call: Call) -> Layer:
+def einsum(call: Call) -> Draft:
     """An einsum of one activation with at most one parameter or constant."""
     equation, operands = str(call.args["equation"]).replace(" ", ""), list(call.args["tensors"])
     if "..." in equation:
@@ -142,15 +142,15 @@ def einsum(call: Call) -> Layer:
     others = [place for place in range(len(operands)) if place != active[0]]
     if not others:
         ones = call.number(1.0)
-        return call.layer(Term(source.name, Contraction(f"{letters[0]},->{out}"), call.weight(ones)))
+        return call.layer(Connection(source.name, Contraction(f"{letters[0]},->{out}"), call.weight(ones)))
     if len(others) > 1:
         call.refuse("it joins more than one parameter with the activation.", "Multiply the parameters first.")
-    term = Term(
+    connection = Connection(
         source.name,
         Contraction(f"{letters[active[0]]},{letters[others[0]]}->{out}"),
         call.weight(operands[others[0]], "weight"),
     )
-    return call.layer(term)
+    return call.layer(connection)
 
 
 def _spell_ellipsis(equation: str, ranks: list[int]) -> str:
@@ -228,13 +228,13 @@ def _halves(factor: Tensor) -> tuple[Tensor, Tensor]:
     return high, factor - high
 
 
-def is_batch_norm_shift(expression: Expression) -> TypeGuard[Apply]:
+def is_batch_norm_shift(expression: Expression) -> TypeGuard[FunctionCall]:
     """Whether an expression is the shift of a batch norm, which is a sum, unlike every other weight."""
-    return isinstance(expression, Apply) and expression.function is batch_norm_shift
+    return isinstance(expression, FunctionCall) and expression.function is batch_norm_shift
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
-def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
+def batch_norm(call: Call) -> Draft | tuple[Draft, ...]:
     """Frozen batch norm: identity neurons with edge weight s = γ/√(σ²+ε) and bias t = β − μ·s."""
     mean, variance = call.static("running_mean"), call.static("running_var")
     if call.args.get("training", False) or mean is None or variance is None:
@@ -247,14 +247,14 @@ def batch_norm(call: Call) -> Layer | tuple[Layer, ...]:
     weight, bias, epsilon = call.static("weight"), call.static("bias"), float(call.args["eps"])
     gamma = None if weight is None else weight.expression
     beta = None if bias is None else bias.expression
-    scale = Static(Apply(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
+    scale = Static(FunctionCall(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
     parts = (scale.expression, beta, mean.expression, gamma, variance.expression, epsilon)
-    shift = Static(Apply(batch_norm_shift, parts), mean.fake)
+    shift = Static(FunctionCall(batch_norm_shift, parts), mean.fake)
     source = call.source("input")
     view = channels(scale, len(source.shape))
     layer = call.layer(
-        Term(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
-        starts=call.bias(shift, view, "bias" if bias is not None else None, bias),
+        Connection(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
+        biases=call.bias(shift, view, "bias" if bias is not None else None, bias),
         shape=source.shape,
         unit_dim=1,
     )

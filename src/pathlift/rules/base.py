@@ -17,14 +17,14 @@ from torch import Tensor
 from pathlift.edges import Edges, Identity, Move
 from pathlift.edges.movement import Spatial
 from pathlift.errors import Problem
-from pathlift.graph.expressions import Apply, Constant, Expression
-from pathlift.graph.layers import Concat, Leaf, Nonlinearity, Start, Term, scalar_leaf
+from pathlift.graph.expressions import Constant, Expression, FunctionCall
+from pathlift.graph.layers import Bias, Concat, Connection, Nonlinearity, WeightTensor, scalar_weight
 from pathlift.rules.replay import Operator, replayed
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor that depends on the input: the node of that name."""
+    """A tensor that depends on the input: the layer of that name."""
 
     name: str
     shape: tuple[int, ...]
@@ -95,13 +95,13 @@ class Refusal(Exception):  # noqa: N818 - a signal to the lowering, never seen b
 
 
 @dataclass(frozen=True)
-class Layer:
+class Draft:
     """What a rule returns: one layer of neurons before it has a name."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    terms: tuple[Term, ...]
-    starts: tuple[Start, ...]
+    connections: tuple[Connection, ...]
+    biases: tuple[Bias, ...]
     concat: Concat | None = None
     unit_dim: int | None = None
     nonlinearity: Nonlinearity | None = None
@@ -111,10 +111,10 @@ class Layer:
 class Builder(Protocol):
     """The part of the lowering that rules may use."""
 
-    def leaf(self, static: Static, name: str | None, like: Static | None = None) -> Leaf:
-        """Return the leaf of a parameter expression; see `Call.weight`."""
+    def weight(self, static: Static, name: str | None, like: Static | None = None) -> WeightTensor:
+        """Return the weight tensor of a parameter expression; see `Call.weight`."""
 
-    def add(self, layer: Layer) -> Activation:
+    def add(self, layer: Draft) -> Activation:
         """Append a layer in between."""
 
     def bake(self, static: Static) -> Any:
@@ -206,8 +206,8 @@ class Call:
 
     # ---- building layers
 
-    def weight(self, static: Static, name: str | None = None, like: Static | None = None) -> Leaf:
-        """Return the leaf for a parameter expression.
+    def weight(self, static: Static, name: str | None = None, like: Static | None = None) -> WeightTensor:
+        """Return the weight tensor for a parameter expression.
 
         Args:
             static: The expression.
@@ -215,9 +215,9 @@ class Call:
             like: A derived weight stands for this argument and goes by its name, if it is a parameter.
 
         Returns:
-            The leaf.
+            The weight tensor.
         """
-        return self.builder.leaf(in_floating_point(static), name, like)
+        return self.builder.weight(in_floating_point(static), name, like)
 
     def bias(
         self,
@@ -225,7 +225,7 @@ class Call:
         view: Sequence[int] | None = None,
         name: str | None = None,
         like: Static | None = None,
-    ) -> tuple[Start, ...]:
+    ) -> tuple[Bias, ...]:
         """Return the biases of a layer, none for None or the number 0.
 
         Args:
@@ -239,29 +239,29 @@ class Call:
         """
         if static is None:
             return ()
-        leaf = self.weight(static, name, like)
-        if leaf.scalar == 0.0:
+        weight = self.weight(static, name, like)
+        if weight.scalar == 0.0:
             return ()
-        return (Start(leaf, tuple(leaf.shape if view is None else view)),)
+        return (Bias(weight, tuple(weight.shape if view is None else view)),)
 
     def layer(
         self,
-        *terms: Term,
-        starts: tuple[Start, ...] = (),
+        *connections: Connection,
+        biases: tuple[Bias, ...] = (),
         shape: Sequence[int] | None = None,
         concat: Concat | None = None,
         unit_dim: int | None = None,
         nonlinearity: Nonlinearity | None = None,
-    ) -> Layer:
+    ) -> Draft:
         """Describe the result of the call.
 
         Args:
-            terms: Incoming edges.
-            starts: Biases.
+            connections: Incoming edges.
+            biases: Biases.
             shape: Shape of the layer; that of the call's result when None.
-            concat: See `Node.concat`.
-            unit_dim: See `Node.unit_dim`.
-            nonlinearity: See `Node.nonlinearity`.
+            concat: See `Layer.concat`.
+            unit_dim: See `Layer.unit_dim`.
+            nonlinearity: See `Layer.nonlinearity`.
 
         Returns:
             The layer.
@@ -269,7 +269,7 @@ class Call:
         first = self.result[0] if isinstance(self.result, (list, tuple)) else self.result
         dtype = first.dtype if isinstance(first, Tensor) else torch.float32
         shape = self.shape if shape is None else tuple(shape)
-        return Layer(tuple(shape), dtype, terms, starts, concat, unit_dim, nonlinearity)
+        return Draft(tuple(shape), dtype, connections, biases, concat, unit_dim, nonlinearity)
 
     def moved(
         self,
@@ -277,7 +277,7 @@ class Call:
         function: Callable[[Tensor], Tensor],
         shape: Sequence[int] | None = None,
         spatial: Spatial = None,
-    ) -> Layer:
+    ) -> Draft:
         """Return a layer that only moves the neurons of ``source``.
 
         Args:
@@ -289,9 +289,9 @@ class Call:
         Returns:
             The layer.
         """
-        return self.layer(Term(source.name, Move(function, spatial)), shape=shape)
+        return self.layer(Connection(source.name, Move(function, spatial)), shape=shape)
 
-    def operand(self, key: str, coefficient: float = 1.0) -> tuple[tuple[Term, ...], tuple[Start, ...]]:
+    def operand(self, key: str, coefficient: float = 1.0) -> tuple[tuple[Connection, ...], tuple[Bias, ...]]:
         """Read one summand of a broadcasting sum: edges for an activation, biases for a parameter or constant.
 
         Args:
@@ -299,7 +299,7 @@ class Call:
             coefficient: Factor of this summand.
 
         Returns:
-            Terms and starts.
+            Connections and biases.
 
         Raises:
             Refusal: The argument may not be read.
@@ -310,8 +310,8 @@ class Call:
         if isinstance(value, Activation):
             shape = self.shape
             edges: Edges = Identity() if value.shape == shape else expansion(shape)
-            weight = None if coefficient == 1.0 else scalar_leaf(coefficient)
-            return (Term(value.name, edges, weight),), ()
+            weight = None if coefficient == 1.0 else scalar_weight(coefficient)
+            return (Connection(value.name, edges, weight),), ()
         static = self.static(key)
         if static is None:
             return (), ()
@@ -321,23 +321,23 @@ class Call:
                 static = self.number(static.expression.value * coefficient)
             else:
                 static = in_floating_point(static)
-                static = replace(static, expression=Apply(torch.mul, (static.expression, coefficient)))
+                static = replace(static, expression=FunctionCall(torch.mul, (static.expression, coefficient)))
         return (), self.bias(static)
 
-    def summed(self, *summands: tuple[str, float], nonlinearity: Nonlinearity | None = None) -> Layer:
+    def summed(self, *summands: tuple[str, float], nonlinearity: Nonlinearity | None = None) -> Draft:
         """Return the broadcasting sum (or, for maxima, the joint antecedents) of several arguments.
 
         Args:
             summands: Schema name and coefficient of each.
-            nonlinearity: See `Node.nonlinearity`.
+            nonlinearity: See `Layer.nonlinearity`.
 
         Returns:
             The layer.
         """
         operands = [self.operand(key, coefficient) for key, coefficient in summands]
-        terms = tuple(term for own, _ in operands for term in own)
-        starts = tuple(start for _, own in operands for start in own)
-        return self.layer(*terms, starts=starts, nonlinearity=nonlinearity)
+        connections = tuple(connection for own, _ in operands for connection in own)
+        biases = tuple(start for _, own in operands for start in own)
+        return self.layer(*connections, biases=biases, nonlinearity=nonlinearity)
 
     def as_activation(self, value: Value) -> Activation:
         """Return a value as a layer of neurons: constants become neurons with a bias and no edges.
@@ -357,7 +357,7 @@ class Call:
             return value
         assert isinstance(value, Static)
         start = self.bias(value)
-        return self.builder.add(Layer(value.shape, value.fake.dtype, (), start))
+        return self.builder.add(Draft(value.shape, value.fake.dtype, (), start))
 
 
 def expansion(shape: Sequence[int]) -> Move:
@@ -369,11 +369,11 @@ def in_floating_point(static: Static) -> Static:
     """Return an expression whose arithmetic is that of real numbers: masks and integers become float64."""
     if not isinstance(static.fake, Tensor) or static.fake.dtype.is_floating_point:
         return static
-    wide = Apply(Operator("aten::to.dtype"), (static.expression, torch.float64))
+    wide = FunctionCall(Operator("aten::to.dtype"), (static.expression, torch.float64))
     return replace(static, expression=wide, fake=static.fake.to(torch.float64))
 
 
-Rule: TypeAlias = Callable[[Call], "Layer | Forbidden | tuple[Layer | Forbidden, ...]"]
+Rule: TypeAlias = Callable[[Call], "Draft | Forbidden | tuple[Draft | Forbidden, ...]"]
 RULES: dict[str, Rule] = {}
 REASONS: dict[str, tuple[str, str]] = {}
 MOVEMENTS: set[str] = set()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pathlift.edges import Identity, Move, Overlap
 from pathlift.edges.movement import Spatial
-from pathlift.graph.expressions import Apply
-from pathlift.graph.layers import Concat, Start, Term
-from pathlift.rules.base import MOVEMENTS, Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
+from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.layers import Bias, Concat, Connection
+from pathlift.rules.base import MOVEMENTS, Activation, Call, Draft, Forbidden, Refusal, Static, Walled, rule
 from pathlift.rules.replay import Operator, Replay, replayed
 
 VIEWS = [
@@ -54,7 +54,7 @@ STACKS = {"stack": 0, "hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 
 
 MOVEMENTS.update(REPLAYED, SAME, RESHAPED_LIKE, SPLITS, INDEXED, STACKS, ("getitem", "cat", "concat", "concatenate", "pad"))
 
-Made: TypeAlias = "Layer | Forbidden | tuple[Layer | Forbidden, ...]"
+Made: TypeAlias = "Draft | Forbidden | tuple[Draft | Forbidden, ...]"
 
 
 def replay(call: Call, key: str, *zeros: str, without: tuple[str, ...] = ()) -> Replay:
@@ -122,7 +122,7 @@ def moves_walls(make: Callable[[Call], Made]) -> Callable[[Call], Made]:
     return carried
 
 
-def walled(call: Call, layer: Layer | Forbidden, wall: Tensor) -> Layer | Walled:
+def walled(call: Call, layer: Draft | Forbidden, wall: Tensor) -> Draft | Walled:
     """Return a layer with −inf in constant places, where nothing leads to.
 
     Args:
@@ -133,7 +133,7 @@ def walled(call: Call, layer: Layer | Forbidden, wall: Tensor) -> Layer | Walled
     Returns:
         The layer itself when there is no such place.
     """
-    assert isinstance(layer, Layer)
+    assert isinstance(layer, Draft)
     if not bool(wall.any()):
         return layer
     return Walled(
@@ -164,7 +164,7 @@ def _first(call: Call) -> str:
 
 @rule(*REPLAYED, walls=True)
 @moves_walls
-def move(call: Call) -> Layer:
+def move(call: Call) -> Draft:
     """The operator replayed on the path activations."""
     key = _first(call)
     if call.name in ("view", "_unsafe_view"):
@@ -177,7 +177,7 @@ def move(call: Call) -> Layer:
 
 
 @rule(*INDEXED)
-def index(call: Call) -> Layer:
+def index(call: Call) -> Draft:
     """Indexing with constant indices."""
     key = _first(call)
     return call.moved(call.source(key), replay(call, key))
@@ -185,7 +185,7 @@ def index(call: Call) -> Layer:
 
 @rule(*SPLITS, walls=True)
 @moves_walls
-def split(call: Call) -> tuple[Layer, ...]:
+def split(call: Call) -> tuple[Draft, ...]:
     """Pieces of a tensor: one layer each."""
     key = _first(call)
     source, function = call.source(key), replay(call, key)
@@ -195,7 +195,7 @@ def split(call: Call) -> tuple[Layer, ...]:
 
 
 @rule("broadcast_tensors")
-def broadcast_tensors(call: Call) -> tuple[Layer, ...]:
+def broadcast_tensors(call: Call) -> tuple[Draft, ...]:
     """Every tensor expanded to the shape that all have in common; constants become neurons with a bias."""
     pieces = [call.as_activation(value) for value in call.args["tensors"]]
     shape = tuple(call.result[0].shape)
@@ -203,7 +203,7 @@ def broadcast_tensors(call: Call) -> tuple[Layer, ...]:
 
 
 @rule("meshgrid")
-def meshgrid(call: Call) -> tuple[Layer, ...]:
+def meshgrid(call: Call) -> tuple[Draft, ...]:
     """Each vector laid along a dimension of its own."""
     pieces = [call.as_activation(value) for value in call.args["tensors"]]
     order = list(range(len(pieces)))
@@ -219,13 +219,13 @@ def meshgrid(call: Call) -> tuple[Layer, ...]:
 
 @rule(*SAME, walls=True)
 @moves_walls
-def same(call: Call) -> Layer:
+def same(call: Call) -> Draft:
     """The same neurons: copies, casts between floating-point types, layout changes."""
-    return call.layer(Term(call.source(_first(call)).name, Identity()))
+    return call.layer(Connection(call.source(_first(call)).name, Identity()))
 
 
 @rule(*RESHAPED_LIKE)
-def reshaped_like(call: Call) -> Layer:
+def reshaped_like(call: Call) -> Draft:
     """A reshape to the shape of another tensor, of which only the shape is used."""
     if call.name == "expand_as":
         return call.moved(call.source("self"), replayed("aten::expand", size=call.shape), spatial="view")
@@ -233,7 +233,7 @@ def reshaped_like(call: Call) -> Layer:
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
-def dropout(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
+def dropout(call: Call) -> Draft | tuple[Draft | Forbidden, ...]:
     """Dropout in eval mode is the identity."""
     if call.args["train"]:
         call.refuse(
@@ -241,14 +241,14 @@ def dropout(call: Call) -> Layer | tuple[Layer | Forbidden, ...]:
             "Pass training=self.training to the functional dropout, or use nn.Dropout.",
         )
     source = call.source(_first(call))
-    layer = call.layer(Term(source.name, Identity()), shape=source.shape)
+    layer = call.layer(Connection(source.name, Identity()), shape=source.shape)
     if call.name == "native_dropout":
         return layer, Forbidden("it reads a dropout mask.", "Do not use the mask.")
     return layer
 
 
 @rule("pad", "constant_pad_nd", walls=True)
-def pad(call: Call) -> Layer | Walled:
+def pad(call: Call) -> Draft | Walled:
     """Padding: reflected, replicated and wrapped borders are edges, a constant border is a bias, −inf is no neuron."""
     value, fill = call.args["self"], call.args.get("value")
     sizes = tuple(int(size) for size in call.args["pad"])
@@ -265,7 +265,7 @@ def pad(call: Call) -> Layer | Walled:
     return layer if wall is None else walled(call, layer, wall)
 
 
-def pad_of(call: Call, sizes: tuple[int, ...], fill: float | None) -> Layer:
+def pad_of(call: Call, sizes: tuple[int, ...], fill: float | None) -> Draft:
     """Return a padded activation, the border being a number, zero when there is none, or edges.
 
     Args:
@@ -281,11 +281,11 @@ def pad_of(call: Call, sizes: tuple[int, ...], fill: float | None) -> Layer:
         return call.moved(source, replay(call, "self"), spatial=spatial)
     if fill is not None and not math.isfinite(fill):
         call.refuse(f"it pads with {fill}.", "Pad with finite numbers, or with −inf before max-pooling.")
-    starts: tuple[Start, ...] = ()
+    biases: tuple[Bias, ...] = ()
     if fill:
-        border = Static(Apply(_border, (source.shape, sizes, float(fill), call.result.device)), call.result)
-        starts = call.bias(border)
-    return call.layer(Term(source.name, Move(replayed("aten::constant_pad_nd", pad=sizes), spatial)), starts=starts)
+        border = Static(FunctionCall(_border, (source.shape, sizes, float(fill), call.result.device)), call.result)
+        biases = call.bias(border)
+    return call.layer(Connection(source.name, Move(replayed("aten::constant_pad_nd", pad=sizes), spatial)), biases=biases)
 
 
 def _border(shape: tuple[int, ...], sizes: tuple[int, ...], value: float, device: torch.device) -> Tensor:
@@ -293,7 +293,7 @@ def _border(shape: tuple[int, ...], sizes: tuple[int, ...], value: float, device
 
 
 @rule("cat", "concat", "concatenate", walls=True)
-def cat(call: Call) -> Layer | Walled:
+def cat(call: Call) -> Draft | Walled:
     """Concatenation; parameters and constants among the pieces become neurons with a bias."""
     values = list(call.args["tensors"])
     walls = [value.wall if isinstance(value, Walled) else None for value in values]
@@ -306,14 +306,14 @@ def cat(call: Call) -> Layer | Walled:
     return walled(call, layer, torch.cat([part for part in parts if part.shape != (0,)], dim))
 
 
-def _joined(call: Call, pieces: list[Activation], dim: int) -> Layer:
+def _joined(call: Call, pieces: list[Activation], dim: int) -> Draft:
     pieces = [piece for piece in pieces if piece.shape != (0,)]  # legacy empty tensors are skipped by torch.cat
     sizes = tuple(piece.shape[dim] for piece in pieces)
-    return call.layer(*(Term(piece.name, Identity()) for piece in pieces), concat=Concat(dim, sizes))
+    return call.layer(*(Connection(piece.name, Identity()) for piece in pieces), concat=Concat(dim, sizes))
 
 
 @rule(*STACKS)
-def stack(call: Call) -> Layer:
+def stack(call: Call) -> Draft:
     """Tensors joined along a dimension that some of them do not have yet."""
     pieces = [call.as_activation(value) for value in call.args["tensors"]]
     rank = len(call.shape)
@@ -341,9 +341,9 @@ def _widened(name: str, shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
 
 
 @rule("col2im")
-def fold(call: Call) -> Layer:
+def fold(call: Call) -> Draft:
     """Fold: overlapping blocks add up."""
     source = call.source("self")
     options = {key: call.args[key] for key in ("kernel_size", "dilation", "padding", "stride")}
     edges = Overlap(replay(call, "self"), replayed("aten::im2col", **options))
-    return call.layer(Term(source.name, edges))
+    return call.layer(Connection(source.name, edges))

@@ -16,9 +16,9 @@ from torch import Tensor
 from pathlift.edges import AxisMap, Reduce, Window
 from pathlift.edges.unit import UnitEdges
 from pathlift.edges.wall import Beside
-from pathlift.graph.expressions import Apply, Constant
-from pathlift.graph.layers import Extremum, Term
-from pathlift.rules.base import Activation, Call, Forbidden, Layer, Refusal, Static, Walled, rule
+from pathlift.graph.expressions import Constant, FunctionCall
+from pathlift.graph.layers import Connection, Extremum
+from pathlift.rules.base import Activation, Call, Draft, Forbidden, Refusal, Static, Walled, rule
 from pathlift.rules.replay import replayed
 
 INDICES = Forbidden("it reads the indices of a maximum, which depend on the data.", "Do not use the indices in the model.")
@@ -66,7 +66,7 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...], b
     return Window(kernel, stride, front, dilation, extra)
 
 
-def _pooled(call: Call, out: tuple[int, ...]) -> Layer:
+def _pooled(call: Call, out: tuple[int, ...]) -> Draft:
     """Return the largest of each window; a border, of the operator's own or of −inf before it, holds no antecedents."""
     value, spatial = call.args["self"], int(call.name[8])
     if not isinstance(value, Walled):
@@ -92,7 +92,7 @@ def _pooled(call: Call, out: tuple[int, ...]) -> Layer:
     return _largest(call, core, window(call, core, spatial, out, low[rest:]), None, out)
 
 
-def _largest(call: Call, source: Activation, pool: UnitEdges, wall: Tensor | None, out: Sequence[int]) -> Layer:
+def _largest(call: Call, source: Activation, pool: UnitEdges, wall: Tensor | None, out: Sequence[int]) -> Draft:
     """Return the largest antecedent of each neuron above, after a look that each has one."""
     one = [1] * (len(source.shape) - len(pool.kernel)) if isinstance(pool, Window) else []
     there = torch.ones([*one, *source.shape[len(one) :]]) if wall is None else (~wall).float()
@@ -102,17 +102,17 @@ def _largest(call: Call, source: Activation, pool: UnitEdges, wall: Tensor | Non
             "Choose padding, dilation and stride so that each window reaches into the input.",
         )
     edges = pool if wall is None else Beside(pool, wall)
-    return call.layer(Term(source.name, edges), shape=out, nonlinearity=_extremum(call))
+    return call.layer(Connection(source.name, edges), shape=out, nonlinearity=_extremum(call))
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", walls=True)
-def max_pool(call: Call) -> Layer:
+def max_pool(call: Call) -> Draft:
     """Max-pooling: the sum over the window; padding holds no antecedents."""
     return _pooled(call, call.shape)
 
 
 @rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", walls=True)
-def max_pool_with_indices(call: Call) -> tuple[Layer | Forbidden, ...]:
+def max_pool_with_indices(call: Call) -> tuple[Draft | Forbidden, ...]:
     """Max-pooling that also returns indices, which nothing may read."""
     return _pooled(call, tuple(call.result[0].shape)), INDICES
 
@@ -139,7 +139,7 @@ def along_axes(
     matrices: dict[int, Tensor],
     nonlinearity: Extremum | None = None,
     blur: float = 0.0,
-) -> Layer:
+) -> Draft:
     """Apply one constant matrix per dimension; each but the last makes a layer in between.
 
     The map along several axes is the product of the maps along each, with exactly one path in between for each pair of
@@ -150,21 +150,21 @@ def along_axes(
         source: Its input.
         matrices: Dimension to constant matrix (out, in), on the CPU.
         nonlinearity: Take extrema along each dimension instead of sums.
-        blur: See `Node.blur`.
+        blur: See `Layer.blur`.
 
     Returns:
         The last layer.
     """
     assert matrices
     device = (call.result if isinstance(call.result, Tensor) else call.result[0]).device
-    layer: Layer | None = None
+    layer: Draft | None = None
     for dim, matrix in matrices.items():
         if layer is not None:
             source = call.builder.add(layer)
         shape = list(source.shape)
         shape[dim] = matrix.shape[0]
-        term = Term(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, device)))
-        layer = replace(call.layer(term, shape=shape, nonlinearity=nonlinearity), blur=blur)
+        connection = Connection(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, device)))
+        layer = replace(call.layer(connection, shape=shape, nonlinearity=nonlinearity), blur=blur)
     assert layer is not None
     return layer
 
@@ -179,7 +179,7 @@ def constant(matrix: Tensor, device: torch.device) -> Static:
     Returns:
         The constant.
     """
-    return Static(Apply(on_device, (Constant(matrix), device)), matrix)
+    return Static(FunctionCall(on_device, (Constant(matrix), device)), matrix)
 
 
 def on_device(matrix: Tensor, device: torch.device) -> Tensor:
@@ -196,7 +196,7 @@ def on_device(matrix: Tensor, device: torch.device) -> Tensor:
 
 
 @rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-def adaptive_max_pool(call: Call) -> tuple[Layer | Forbidden, ...]:
+def adaptive_max_pool(call: Call) -> tuple[Draft | Forbidden, ...]:
     """Adaptive max-pooling, divisible or not."""
     source, out = call.source("self"), tuple(call.result[0].shape)
     spatial = int(call.name[17])
@@ -228,7 +228,7 @@ def reduced_dims(call: Call, source: Activation, key: str = "dim") -> tuple[int,
 
 
 @rule("amax", "amin", "max", "min", walls=True)
-def largest(call: Call) -> Layer | Forbidden | tuple[Layer | Forbidden, ...]:
+def largest(call: Call) -> Draft | Forbidden | tuple[Draft | Forbidden, ...]:
     """The largest or smallest along dimensions; torch.max and torch.min also in their other forms: of all, of two tensors."""
     value = call.args["self"]
     wall = value.wall if isinstance(value, Walled) else None
@@ -248,12 +248,12 @@ def largest(call: Call) -> Layer | Forbidden | tuple[Layer | Forbidden, ...]:
 
 
 @rule("aminmax")
-def aminmax(call: Call) -> tuple[Layer, ...]:
+def aminmax(call: Call) -> tuple[Draft, ...]:
     """The smallest and the largest along a dimension."""
     source = call.source("self")
     reduce = Reduce(reduced_dims(call, source), bool(call.args.get("keepdim", False)))
     kinds = (Extremum(largest=False), Extremum(largest=True))
-    return tuple(call.layer(Term(source.name, reduce), shape=call.result[0].shape, nonlinearity=kind) for kind in kinds)
+    return tuple(call.layer(Connection(source.name, reduce), shape=call.result[0].shape, nonlinearity=kind) for kind in kinds)
 
 
 def _extremum(call: Call) -> Extremum:
@@ -263,6 +263,6 @@ def _extremum(call: Call) -> Extremum:
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
-def maximum(call: Call) -> Layer:
+def maximum(call: Call) -> Draft:
     """The larger or smaller of two tensors, one of which may be a parameter or constant (then it is a bias)."""
     return call.summed(("self", 1.0), ("other", 1.0), nonlinearity=_extremum(call))

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Reduce, Window
-from pathlift.graph.layers import Term, scalar_leaf
-from pathlift.rules.base import Call, Layer, rule
+from pathlift.graph.layers import Connection, scalar_weight
+from pathlift.rules.base import Call, Draft, rule
 from pathlift.rules.order import adaptive_windows, along_axes, constant, reduced_dims, window
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def avg_pool(call: Call) -> Layer:
+def avg_pool(call: Call) -> Draft:
     """Average pooling: the sum over the window times 1/divisor, which may differ at the borders."""
     source, spatial = call.source("self"), int(call.name[8])
     edges = window(call, source, spatial, call.shape)
     divisor = call.args.get("divisor_override")
     clipped = any(edges.extra) or (any(edges.padding) and not call.args["count_include_pad"])
     if divisor or not clipped:
-        weight = scalar_leaf(1.0 / (divisor or math.prod(edges.kernel)))
-        return call.layer(Term(source.name, edges, weight))
+        weight = scalar_weight(1.0 / (divisor or math.prod(edges.kernel)))
+        return call.layer(Connection(source.name, edges, weight))
     table = inverse_divisors(edges, source.shape[-spatial:], call.shape[-spatial:], bool(call.args["count_include_pad"]))
-    return call.layer(Term(source.name, edges, call.weight(constant(table, call.result.device))))
+    return call.layer(Connection(source.name, edges, call.weight(constant(table, call.result.device))))
 
 
 def inverse_divisors(edges: Window, sizes: tuple[int, ...], counts: tuple[int, ...], include_pad: bool) -> Tensor:
@@ -52,7 +52,7 @@ def inverse_divisors(edges: Window, sizes: tuple[int, ...], counts: tuple[int, .
 
 
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d")
-def adaptive_avg_pool(call: Call) -> Layer:
+def adaptive_avg_pool(call: Call) -> Draft:
     """Adaptive average pooling, divisible or not."""
     source = call.source("self")
     spatial = int(call.name[-2])
@@ -61,10 +61,10 @@ def adaptive_avg_pool(call: Call) -> Layer:
     if all(source.shape[dim] % call.shape[dim] == 0 for dim in dims):
         kernel = tuple(source.shape[dim] // call.shape[dim] for dim in dims)
         none = (0,) * spatial
-        weight = scalar_leaf(1.0 / math.prod(kernel))
+        weight = scalar_weight(1.0 / math.prod(kernel))
         if all(call.shape[dim] == 1 for dim in dims):
-            return call.layer(Term(source.name, Reduce(tuple(dims), True), weight))
-        return call.layer(Term(source.name, Window(kernel, kernel, none, (1,) * spatial, none), weight))
+            return call.layer(Connection(source.name, Reduce(tuple(dims), True), weight))
+        return call.layer(Connection(source.name, Window(kernel, kernel, none, (1,) * spatial, none), weight))
     matrices = {}
     for dim in dims:
         matrix = adaptive_windows(source.shape[dim], call.shape[dim])
@@ -73,12 +73,12 @@ def adaptive_avg_pool(call: Call) -> Layer:
 
 
 @rule("mean", "sum", "nansum")
-def mean(call: Call) -> Layer:
+def mean(call: Call) -> Draft:
     """Mean and sum over any dimensions."""
     source = call.source("self")
     dims = reduced_dims(call, source)
     reduce = Reduce(dims, bool(call.args.get("keepdim", False)))
     if call.name != "mean":
-        return call.layer(Term(source.name, reduce))
+        return call.layer(Connection(source.name, reduce))
     count = math.prod(source.shape[dim] for dim in dims)
-    return call.layer(Term(source.name, reduce, scalar_leaf(1.0 / count)))
+    return call.layer(Connection(source.name, reduce, scalar_weight(1.0 / count)))

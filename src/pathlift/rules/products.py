@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 
 from pathlift.edges import AxisMap, Contraction, Move, Reduce
-from pathlift.graph.layers import Term
+from pathlift.graph.layers import Connection
 from pathlift.rules.affine import BILINEAR, batch_norm
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.rules.base import Activation, Call, Draft, Static, rule
 from pathlift.rules.order import constant
 from pathlift.rules.replay import replayed
 
 
-def _product(call: Call, keys: Sequence[str], first: str, second: str, out: str, shape: Sequence[int] | None = None) -> Layer:
+def _product(call: Call, keys: Sequence[str], first: str, second: str, out: str, shape: Sequence[int] | None = None) -> Draft:
     """Return the einsum of two arguments, exactly one of which is an activation."""
     values = [call.args[key] for key in keys]
     active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
@@ -25,7 +25,7 @@ def _product(call: Call, keys: Sequence[str], first: str, second: str, out: str,
     source, weight = values[active[0]], call.static(keys[1 - active[0]])
     assert weight is not None
     x, w = (first, second) if active == [0] else (second, first)
-    return call.layer(Term(source.name, Contraction(f"{x},{w}->{out}"), call.weight(weight, "weight")), shape=shape)
+    return call.layer(Connection(source.name, Contraction(f"{x},{w}->{out}"), call.weight(weight, "weight")), shape=shape)
 
 
 def _letters(count: int, skip: int = 0) -> str:
@@ -33,7 +33,7 @@ def _letters(count: int, skip: int = 0) -> str:
 
 
 @rule("inner")
-def inner(call: Call) -> Layer:
+def inner(call: Call) -> Draft:
     """Σ_k a[…, k]·b[…, k]."""
     ranks = [len(call.args[key].shape) for key in ("self", "other")]
     if not all(ranks):
@@ -43,19 +43,19 @@ def inner(call: Call) -> Layer:
 
 
 @rule("outer", "ger")
-def outer(call: Call) -> Layer:
+def outer(call: Call) -> Draft:
     """a[i]·b[j]."""
     return _product(call, ("self", "vec2"), "a", "b", "ab")
 
 
 @rule("vdot")
-def vdot(call: Call) -> Layer:
+def vdot(call: Call) -> Draft:
     """Σ_k a[k]·b[k]."""
     return _product(call, ("self", "other"), "a", "a", "")
 
 
 @rule("tensordot")
-def tensordot(call: Call) -> Layer:
+def tensordot(call: Call) -> Draft:
     """A product summed over pairs of dimensions."""
     ranks = [len(call.args[key].shape) for key in ("self", "other")]
     pairs = [[int(dim) % rank for dim in call.args[key]] for key, rank in zip(("dims_self", "dims_other"), ranks, strict=True)]
@@ -68,7 +68,7 @@ def tensordot(call: Call) -> Layer:
 
 
 @rule("kron")
-def kron(call: Call) -> Layer:
+def kron(call: Call) -> Draft:
     """The Kronecker product: an outer product, its dimensions joined in pairs."""
     shapes = [tuple(call.args[key].shape) for key in ("self", "other")]
     rank = max(len(shape) for shape in shapes)
@@ -83,7 +83,7 @@ def kron(call: Call) -> Layer:
 
 
 @rule("bilinear")
-def bilinear(call: Call) -> Layer:
+def bilinear(call: Call) -> Draft:
     """Σ_ij a[…, i]·W[k, i, j]·b[…, j] + c[k] with one activation among a, b and a constant weight; two steps."""
     active = [key for key in ("input1", "input2", "weight") if isinstance(call.args[key], Activation)]
     if len(active) != 1 or active == ["weight"]:
@@ -97,14 +97,14 @@ def bilinear(call: Call) -> Layer:
     x, y = ("I", "J") if key == "input1" else ("J", "I")
     pairs = Contraction(f"{batch}{x},{batch}{y}->{batch}IJ")
     size = (weight.shape[1], weight.shape[2])
-    product = call.layer(Term(source.name, pairs, call.weight(static)), shape=(*source.shape[:-1], *size))
+    product = call.layer(Connection(source.name, pairs, call.weight(static)), shape=(*source.shape[:-1], *size))
     joined = Contraction(f"{batch}IJ,KIJ->{batch}K")
-    term = Term(call.builder.add(product).name, joined, call.weight(weight, "weight"))
-    return call.layer(term, starts=call.bias(call.static("bias"), name="bias"))
+    connection = Connection(call.builder.add(product).name, joined, call.weight(weight, "weight"))
+    return call.layer(connection, biases=call.bias(call.static("bias"), name="bias"))
 
 
 @rule("linalg_multi_dot", "chain_matmul")
-def multi_dot(call: Call) -> Layer:
+def multi_dot(call: Call) -> Draft:
     """A product of matrices, one of which is an activation: one step for each other factor, from the inside out."""
     values = list(call.args["tensors" if "tensors" in call.args else "matrices"])
     active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
@@ -112,7 +112,7 @@ def multi_dot(call: Call) -> Layer:
         call.refuse(*BILINEAR)
     source = values[active[0]]
     assert isinstance(source, Activation)
-    layer: Layer | None = None
+    layer: Draft | None = None
     for static in values[active[0] + 1 :]:
         layer = _times(call, source, static, "ab"[2 - len(source.shape) :], "bc"[: len(static.shape)])
         source = call.builder.add(layer)
@@ -123,15 +123,15 @@ def multi_dot(call: Call) -> Layer:
     return layer
 
 
-def _times(call: Call, source: Activation, static: Static, x: str, w: str) -> Layer:
+def _times(call: Call, source: Activation, static: Static, x: str, w: str) -> Draft:
     out = "".join(sorted(set(x) ^ set(w)))
     sizes = {**dict(zip(x, source.shape, strict=True)), **dict(zip(w, static.shape, strict=True))}
     edges = Contraction(f"{x},{w}->{out}")
-    return call.layer(Term(source.name, edges, call.weight(static, "weight")), shape=[sizes[letter] for letter in out])
+    return call.layer(Connection(source.name, edges, call.weight(static, "weight")), shape=[sizes[letter] for letter in out])
 
 
 @rule("cumsum", "diff")
-def along_a_line(call: Call) -> Layer:
+def along_a_line(call: Call) -> Draft:
     """Running sums, and differences of neighbours: a constant matrix along one dimension."""
     source = call.source("self")
     if call.args.get("prepend") is not None or call.args.get("append") is not None:
@@ -141,35 +141,35 @@ def along_a_line(call: Call) -> Layer:
     dim = int(call.args["dim"]) % len(source.shape)
     identity = torch.eye(source.shape[dim], dtype=torch.float64)
     matrix = identity.cumsum(0) if call.name == "cumsum" else torch.diff(identity, n=int(call.args["n"]), dim=0)
-    return call.layer(Term(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, call.result.device))))
+    return call.layer(Connection(source.name, AxisMap(dim, matrix), call.weight(constant(matrix, call.result.device))))
 
 
 @rule("trace")
-def trace(call: Call) -> Layer:
+def trace(call: Call) -> Draft:
     """The sum of a diagonal."""
     source = call.source("self")
     size = min(source.shape)
     line = call.builder.add(call.moved(source, replayed("aten::diagonal"), (size,)))
-    return call.layer(Term(line.name, Reduce((0,), keepdim=False)))
+    return call.layer(Connection(line.name, Reduce((0,), keepdim=False)))
 
 
 @rule("block_diag")
-def block_diag(call: Call) -> Layer:
+def block_diag(call: Call) -> Draft:
     """Matrices along the diagonal of a larger one: the sum of each, padded with zeros."""
-    terms, row, column = [], 0, 0
+    connections, row, column = [], 0, 0
     rows, columns = call.shape
     for value in call.args["tensors"]:
         piece = call.as_activation(value)
         shape = ((1,) * (2 - len(piece.shape)) + piece.shape)[-2:]
         matrix = call.builder.add(call.moved(piece, replayed("aten::reshape", shape=shape), shape, "view"))
         pad = (column, columns - column - shape[1], row, rows - row - shape[0])
-        terms.append(Term(matrix.name, Move(replayed("aten::constant_pad_nd", pad=pad))))
+        connections.append(Connection(matrix.name, Move(replayed("aten::constant_pad_nd", pad=pad))))
         row, column = row + shape[0], column + shape[1]
-    return call.layer(*terms)
+    return call.layer(*connections)
 
 
 @rule("instance_norm")
-def instance_norm(call: Call) -> Layer:
+def instance_norm(call: Call) -> Draft:
     """With the statistics of training an instance norm is a batch norm; otherwise it uses those of the activations."""
     if call.args["use_input_stats"]:
         call.refuse(
@@ -177,5 +177,5 @@ def instance_norm(call: Call) -> Layer:
             "Only batch norm and instance norm with running statistics in eval mode are covered.",
         )
     made = batch_norm(replace(call, name="batch_norm", args={**call.args, "training": False}))
-    assert isinstance(made, Layer)
+    assert isinstance(made, Draft)
     return made

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pathlift.edges import Dense, Identity
-from pathlift.graph.expressions import Apply
-from pathlift.graph.layers import Concat, Slopes, Term
-from pathlift.rules.base import Activation, Call, Forbidden, Layer, Refusal, Static, rule
+from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.layers import Concat, Connection, Slopes
+from pathlift.rules.base import Activation, Call, Draft, Forbidden, Refusal, Static, rule
 from pathlift.rules.replay import replayed
 
 
@@ -23,7 +23,7 @@ class _Cell:
 
 
 @rule("rnn_relu")
-def recurrent(call: Call) -> tuple[Layer, ...]:
+def recurrent(call: Call) -> tuple[Draft, ...]:
     """All layers, directions and steps: h ← ReLU(U x + b + V h + c); the states over time, and the last of each layer."""
     if "batch_sizes" in call.args:
         call.refuse("it reads a packed sequence, whose lengths are data.", "Give it a tensor of one length per batch.")
@@ -54,7 +54,7 @@ def recurrent(call: Call) -> tuple[Layer, ...]:
 
 
 @rule("rnn_relu_cell")
-def recurrent_cell(call: Call) -> Layer:
+def recurrent_cell(call: Call) -> Draft:
     """One step."""
     source, weights = call.args["input"], [call.static(key) for key in ("w_ih", "w_hh")]
     assert weights[0] is not None
@@ -92,7 +92,7 @@ def _initial(call: Call, key: str, count: int, *, stacked: bool = True) -> list[
 
 def _is_zero(static: Static) -> bool:
     """Whether a tensor is made of zeros, as for a state that was not given."""
-    function = static.expression.function if isinstance(static.expression, Apply) else None
+    function = static.expression.function if isinstance(static.expression, FunctionCall) else None
     name = getattr(function, "name", None)
     return (name() if callable(name) else name) in ("aten::zeros", "aten::zeros_like", "aten::new_zeros")
 
@@ -105,22 +105,22 @@ def _run(call: Call, cell: _Cell, sequence: Sequence[Activation], state: Activat
     return states
 
 
-def _affine(call: Call, cell: _Cell, source: Activation, state: Activation | None) -> Layer:
+def _affine(call: Call, cell: _Cell, source: Activation, state: Activation | None) -> Draft:
     """U x + b + V h + c."""
     suffix = cell.suffix
-    terms = [Term(source.name, Dense(), call.weight(cell.input_weight, f"weight_ih{suffix}"))]
+    connections = [Connection(source.name, Dense(), call.weight(cell.input_weight, f"weight_ih{suffix}"))]
     if state is not None:
-        terms.append(Term(state.name, Dense(), call.weight(cell.hidden_weight, f"weight_hh{suffix}")))
-    starts = [
+        connections.append(Connection(state.name, Dense(), call.weight(cell.hidden_weight, f"weight_hh{suffix}")))
+    biases = [
         start
         for bias, role in zip(cell.biases, ("bias_ih", "bias_hh"), strict=False)
         for start in call.bias(bias, name=f"{role}{suffix}")
     ]
-    return call.layer(*terms, starts=tuple(starts), shape=(*source.shape[:-1], cell.input_weight.shape[0]))
+    return call.layer(*connections, biases=tuple(biases), shape=(*source.shape[:-1], cell.input_weight.shape[0]))
 
 
-def _relu(call: Call, below: Activation) -> Layer:
-    return call.layer(Term(below.name, Identity()), shape=below.shape, nonlinearity=Slopes(1.0, 0.0))
+def _relu(call: Call, below: Activation) -> Draft:
+    return call.layer(Connection(below.name, Identity()), shape=below.shape, nonlinearity=Slopes(1.0, 0.0))
 
 
 def _select(call: Call, source: Activation, dim: int, place: int) -> Activation:
@@ -137,8 +137,8 @@ def _side_by_side(call: Call, pieces: Sequence[Activation], dim: int) -> Activat
     return pieces[0] if len(pieces) == 1 else call.builder.add(_joined(call, pieces, dim))
 
 
-def _joined(call: Call, pieces: Sequence[Activation], dim: int) -> Layer:
+def _joined(call: Call, pieces: Sequence[Activation], dim: int) -> Draft:
     sizes = tuple(piece.shape[dim] for piece in pieces)
     shape = [*pieces[0].shape]
     shape[dim] = sum(sizes)
-    return call.layer(*(Term(piece.name, Identity()) for piece in pieces), shape=shape, concat=Concat(dim, sizes))
+    return call.layer(*(Connection(piece.name, Identity()) for piece in pieces), shape=shape, concat=Concat(dim, sizes))

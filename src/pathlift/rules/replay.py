@@ -22,7 +22,7 @@ class Operator:
         """Return an overload by name; of an operator that works in place, the one that returns its result.
 
         Args:
-            target: An overload, as the nodes of an exported graph name it.
+            target: An overload, as the layers of an exported graph name it.
 
         Returns:
             The operator.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pathlift.rules.base import Activation, Call, Layer, rule
+from pathlift.rules.base import Activation, Call, Draft, rule
 from pathlift.rules.order import along_axes
 
 
@@ -18,7 +18,7 @@ from pathlift.rules.order import along_axes
     "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa",
 )
-def upsample(call: Call) -> Layer:
+def upsample(call: Call) -> Draft:
     """Linear, bilinear, trilinear and bicubic interpolation: |weights|, one edge per non-zero entry."""
     key = next(iter(call.args))
     source = call.source(key)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction
-from pathlift.graph.expressions import Apply
-from pathlift.graph.layers import Term
-from pathlift.rules.base import Activation, Call, Layer, Static, rule
+from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.layers import Connection
+from pathlift.rules.base import Activation, Call, Draft, Static, rule
 from pathlift.rules.replay import Operator, replayed
 
 LARGEST = 1 << 26
@@ -19,7 +19,7 @@ LARGEST = 1 << 26
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sampler(call: Call) -> Layer:
+def grid_sampler(call: Call) -> Draft:
     """Bilinear, bicubic or nearest sampling at positions that do not depend on the input."""
     source, grid = call.source("input"), call.args["grid"]
     if isinstance(grid, Activation):
@@ -38,13 +38,13 @@ def grid_sampler(call: Call) -> Layer:
         )
     options = {key: value for key, value in call.args.items() if key not in ("input", "grid")}
     arguments = (grid.expression, source.shape[2:], Operator.of(call.target), tuple(options.items()))
-    matrix = Static(Apply(sampling, arguments), torch.empty((pixels, places), device="meta"))
+    matrix = Static(FunctionCall(sampling, arguments), torch.empty((pixels, places), device="meta"))
     channels = source.shape[1]
     flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
-    term = Term(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
+    connection = Connection(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
     # Nearest pixels jump with a position's last digit; the weights of others move with it.
     blur = math.inf if int(call.args["interpolation_mode"]) == 1 else 6.0 * 7 * max(source.shape[2:])
-    sampled = call.builder.add(replace(call.layer(term, shape=(1, channels, places)), blur=blur))
+    sampled = call.builder.add(replace(call.layer(connection, shape=(1, channels, places)), blur=blur))
     return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
 
 

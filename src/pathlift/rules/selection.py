@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Identity, Move, Overlap, Scale
-from pathlift.graph.expressions import Apply, Constant
-from pathlift.graph.layers import Start, Term, scalar_leaf
-from pathlift.rules.base import Activation, Call, Layer, Static, Walled, expansion, rule
+from pathlift.graph.expressions import Constant, FunctionCall
+from pathlift.graph.layers import Bias, Connection, scalar_weight
+from pathlift.rules.base import Activation, Call, Draft, Static, Walled, expansion, rule
 from pathlift.rules.movement import replay, walled
 from pathlift.rules.replay import Operator, Replay, replayed
 
 
 @rule("where")
-def where(call: Call) -> Layer | Walled:
+def where(call: Call) -> Draft | Walled:
     """A choice by a constant mask."""
     if "self" not in call.args:
         call.refuse("torch.where(condition) returns indices.", "Use constant indices.")
@@ -35,22 +35,22 @@ def where(call: Call) -> Layer | Walled:
 
 
 @rule("masked_fill")
-def masked_fill(call: Call) -> Layer | Walled:
+def masked_fill(call: Call) -> Draft | Walled:
     """Constant positions overwritten by a constant."""
     if not isinstance(call.args["mask"], Static):
         call.refuse("its mask depends on the input.", "Use a constant mask.")
     return _chosen(call, call.args["mask"], "value", "self")
 
 
-def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer | Walled:
-    terms: tuple[Term, ...] = ()
-    starts: tuple[Start, ...] = ()
+def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Draft | Walled:
+    connections: tuple[Connection, ...] = ()
+    biases: tuple[Bias, ...] = ()
     wall: Tensor | None = None
     for key, sign in ((when_true, True), (when_false, False)):
-        chosen = Static(Apply(_indicator, (mask.expression, sign)), torch.empty(mask.shape, device="meta"))
+        chosen = Static(FunctionCall(_indicator, (mask.expression, sign)), torch.empty(mask.shape, device="meta"))
         value = call.args[key]
         if isinstance(value, Activation):
-            terms += (Term(value.name, Scale(), call.weight(chosen)),)
+            connections += (Connection(value.name, Scale(), call.weight(chosen)),)
             continue
         static = call.static(key)
         assert static is not None
@@ -58,9 +58,9 @@ def _chosen(call: Call, mask: Static, when_true: str, when_false: str) -> Layer 
             wall = (call.builder.bake(mask).bool() == sign).expand(call.shape).cpu()
             continue
         shape = torch.broadcast_shapes(mask.shape, static.shape)
-        product = Static(Apply(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta"))
-        starts += call.bias(product)
-    layer = call.layer(*terms, starts=starts)
+        product = Static(FunctionCall(_masked, (mask.expression, sign, static.expression)), torch.empty(shape, device="meta"))
+        biases += call.bias(product)
+    layer = call.layer(*connections, biases=biases)
     return layer if wall is None else walled(call, layer, wall)
 
 
@@ -94,7 +94,7 @@ NOT_A_SUM = "It combines what it writes with what is there in another way than b
 
 
 @rule(*PATCHES)
-def patched(call: Call) -> Layer:
+def patched(call: Call) -> Draft:
     """Constant places of a tensor replaced, or added to: what an assignment to x[…] becomes in the exported graph."""
     key = "value" if "value" in call.args else PATCHES[call.name]
     call = _plain(call, key)
@@ -118,8 +118,8 @@ def patched(call: Call) -> Layer:
         written = written if call.name.endswith("index_put") else patch.shape
     if summed:
         assert back is not None
-        weight = None if alpha == 1.0 else scalar_leaf(alpha)
-        return call.layer(Term(base.name, Identity()), Term(patch.name, Overlap(place, back), weight))
+        weight = None if alpha == 1.0 else scalar_weight(alpha)
+        return call.layer(Connection(base.name, Identity()), Connection(patch.name, Overlap(place, back), weight))
     if back is not None and not _written_once(place, back, written):
         call.refuse(
             "it writes several values to one place: which of them stays is left open by PyTorch.",
@@ -127,8 +127,8 @@ def patched(call: Call) -> Layer:
         )
     keep = replace(place, key="self", zeros={key: patch.shape})
     if back is not None and not _written_once(place, back, patch.shape):
-        return call.layer(Term(base.name, Move(keep)), _last_written(call, patch, place))
-    return call.layer(Term(base.name, Move(keep)), Term(patch.name, Move(place)))
+        return call.layer(Connection(base.name, Move(keep)), _last_written(call, patch, place))
+    return call.layer(Connection(base.name, Move(keep)), Connection(patch.name, Move(place)))
 
 
 def _plain(call: Call, key: str) -> Call:
@@ -148,7 +148,7 @@ def _adds(call: Call) -> bool:
     return call.name in ("index_add", "scatter_add") or "reduce" in call.args or bool(call.args.get("accumulate", False))
 
 
-def _filled(call: Call, key: str) -> Layer:
+def _filled(call: Call, key: str) -> Draft:
     """Constant places overwritten by one number."""
     if "reduce" in call.args:
         call.refuse(NOT_A_SUM, "Only assignments and sums at constant indices are covered.")
@@ -159,8 +159,8 @@ def _filled(call: Call, key: str) -> Layer:
     call = replace(call, args={**call.args, "self": base, key: 0.0})
     keep = replay(call, "self")
     written = replace(keep, fixed={**keep.fixed, key: fill})
-    starts = call.bias(Static(Apply(_filling, (written, base.shape, call.result.device)), call.result)) if fill else ()
-    return call.layer(Term(base.name, Move(keep)), starts=starts)
+    biases = call.bias(Static(FunctionCall(_filling, (written, base.shape, call.result.device)), call.result)) if fill else ()
+    return call.layer(Connection(base.name, Move(keep)), biases=biases)
 
 
 def _filling(written: Replay, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -186,7 +186,7 @@ def _spread(call: Call, patch: Activation, back: Replay) -> Activation:
     if patch.shape == shape:
         return patch
     if call.name.endswith("index_put"):
-        return call.builder.add(call.layer(Term(patch.name, expansion(shape)), shape=shape))
+        return call.builder.add(call.layer(Connection(patch.name, expansion(shape)), shape=shape))
     movement = replayed("aten::reshape", shape=shape)
     if call.name.startswith("scatter"):  # it reads the corner of a larger tensor
         widths = [width for own, size in zip(patch.shape, shape, strict=True) for width in (size - own, 0)]
@@ -200,7 +200,7 @@ def _written_once(place: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
     return bool((back(place(numbers)) == numbers).all())
 
 
-def _last_written(call: Call, patch: Activation, place: Replay) -> Term:
+def _last_written(call: Call, patch: Activation, place: Replay) -> Connection:
     """Where one value is written to a place several times: a movement that reads it once, also when it is transposed."""
     count = math.prod(patch.shape)
     laid = place(torch.arange(1, count + 1, dtype=torch.float64).reshape(patch.shape))
@@ -209,12 +209,12 @@ def _last_written(call: Call, patch: Activation, place: Replay) -> Term:
     padded = call.builder.add(call.moved(flat, replayed("aten::constant_pad_nd", pad=(1, 0)), (count + 1,)))
     read = replayed("aten::index_select", dim=0, index=numbers)
     found = call.builder.add(call.moved(padded, read, tuple(numbers.shape)))
-    return Term(found.name, Move(replayed("aten::reshape", shape=tuple(laid.shape))))
+    return Connection(found.name, Move(replayed("aten::reshape", shape=tuple(laid.shape))))
 
 
 @rule("copy", "fill")
-def copy(call: Call) -> Layer:
+def copy(call: Call) -> Draft:
     """A tensor overwritten as a whole: only what is written counts."""
     value = call.args["src" if call.name == "copy" else "value"]
     patch = call.as_activation(value if not isinstance(value, (int, float)) else call.number(value))
-    return call.layer(Term(patch.name, expansion(call.shape)))
+    return call.layer(Connection(patch.name, expansion(call.shape)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.base import Weights
-from pathlift.graph.layers import Leaf, Term
+from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back
 from pathlift.passes.forward import along, feed_of, realise, unchanged
@@ -42,20 +42,20 @@ def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
         found = realise(network, values, feed_of(network, (x,) if isinstance(x, Tensor) else x), network.dtype, keep=True)
     squares: dict[str, Tensor] = {}
-    for node in network.nodes:
-        for term in node.terms:
-            if term.weight is not None and term.weight.requires & names:
-                own = _squares(network, term, term.weight, found[term.source])
+    for layer in network.layers:
+        for connection in layer.connections:
+            if connection.weight is not None and connection.weight.requires & names:
+                own = _squares(network, connection, connection.weight, found[connection.source])
                 for name, square in own.items():
                     squares[name] = squares[name] + square if name in squares else square
     size = {name: network.state[name].detach().double().abs() for name in network.parameters if name in squares}
     return {name: own * squares[name].sqrt() for name, own in size.items()}
 
 
-def _squares(network: Network, term: Term, leaf: Leaf, below: Tensor) -> dict[str, Tensor]:
+def _squares(network: Network, connection: Connection, weight: WeightTensor, below: Tensor) -> dict[str, Tensor]:
     """Σ u² over everything that a weight multiplies: the derivative by w of the layer run on u² and summed, in float64."""
     with torch.enable_grad():
-        ones = torch.ones(leaf.shape, dtype=torch.float64, device=network.device, requires_grad=True)
-        out = along(term, below.double().square(), Weights((ones,), unchanged, torch.float64)).sum()
+        ones = torch.ones(weight.shape, dtype=torch.float64, device=network.device, requires_grad=True)
+        out = along(connection, below.double().square(), Weights((ones,), unchanged, torch.float64)).sum()
         (found,) = torch.autograd.grad(out, ones)
-    return moved_back(network, leaf, found) if is_moved(network, leaf) else {leaf.label: found}
+    return moved_back(network, weight, found) if is_moved(network, weight) else {weight.label: found}

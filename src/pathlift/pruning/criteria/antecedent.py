@@ -12,7 +12,7 @@ from pathlift.edges.base import Edges
 from pathlift.edges.movement import Move
 from pathlift.edges.unit import UnitEdges
 from pathlift.graph.compact import compacted
-from pathlift.graph.layers import Concat, Extremum, Node, Start, Term
+from pathlift.graph.layers import Bias, Concat, Connection, Extremum, Layer
 from pathlift.graph.network import Network
 
 
@@ -53,29 +53,36 @@ def one_antecedent(network: Network) -> Network:
     Returns:
         A network with the same weights, compact; only its path-magnitudes have a meaning.
     """
-    nodes = tuple(made for node in compacted(network).nodes for made in _rewritten(node))
+    layers = tuple(made for layer in compacted(network).layers for made in _rewritten(layer))
     compact = compacted(network)
-    return replace(compact, graph=replace(compact.graph, nodes=nodes))
+    return replace(compact, graph=replace(compact.graph, layers=layers))
 
 
-def _rewritten(node: Node) -> Iterator[Node]:
-    if not isinstance(node.nonlinearity, Extremum):
-        yield node
+def _rewritten(layer: Layer) -> Iterator[Layer]:
+    if not isinstance(layer.nonlinearity, Extremum):
+        yield layer
         return
-    terms = [term if term.weight is not None else replace(term, edges=Largest(term.edges)) for term in node.terms]
-    if len(terms) == 1 and not node.starts:
-        yield replace(node, terms=tuple(terms))
+    connections = [
+        connection if connection.weight is not None else replace(connection, edges=Largest(connection.edges))
+        for connection in layer.connections
+    ]
+    if len(connections) == 1 and not layer.biases:
+        yield replace(layer, connections=tuple(connections))
         return
-    apart = replace(node, unit_dim=None, unit_name=None, concat=None, nonlinearity=None)
-    names = [f"{node.name} antecedent {place}" for place in range(len(terms) + len(node.starts))]
-    brought: list[tuple[tuple[Term, ...], tuple[Start, ...]]] = [((term,), ()) for term in terms]
-    brought += [((), (start,)) for start in node.starts]
-    parts = [replace(apart, name=name, terms=own, starts=starts) for name, (own, starts) in zip(names, brought, strict=True)]
+    apart = replace(layer, unit_dim=None, unit_name=None, concat=None, nonlinearity=None)
+    names = [f"{layer.name} antecedent {place}" for place in range(len(connections) + len(layer.biases))]
+    brought: list[tuple[tuple[Connection, ...], tuple[Bias, ...]]] = [((connection,), ()) for connection in connections]
+    brought += [((), (bias,)) for bias in layer.biases]
+    parts = [
+        replace(apart, name=name, connections=own, biases=biases) for name, (own, biases) in zip(names, brought, strict=True)
+    ]
     yield from parts
-    axes = None if node.axes is None else (Axis.full(len(parts)), *node.axes)
-    stacked = tuple(Term(part.name, Move(lambda x: x.unsqueeze(0))) for part in parts)
+    axes = None if layer.axes is None else (Axis.full(len(parts)), *layer.axes)
+    stacked = tuple(Connection(part.name, Move(lambda x: x.unsqueeze(0))) for part in parts)
     beside = Concat(0, (1,) * len(parts))
-    shape = (len(parts), *node.shape)
-    side = replace(apart, name=f"{node.name} antecedents", shape=shape, axes=axes, terms=stacked, starts=(), concat=beside)
+    shape = (len(parts), *layer.shape)
+    side = replace(
+        apart, name=f"{layer.name} antecedents", shape=shape, axes=axes, connections=stacked, biases=(), concat=beside
+    )
     yield side
-    yield replace(node, terms=(Term(side.name, First()),), starts=())
+    yield replace(layer, connections=(Connection(side.name, First()),), biases=())

@@ -195,7 +195,7 @@ def grasp(network: Network, batch: Batch) -> dict[str, Tensor]:
     """Score θ_i·(Hg)_i with g the gradient and H the Hessian of the loss: what keeps the gradient flowing stays.
 
     It is minus the score of the paper, which prunes the largest. Not invariant: a rescaling
-    multiplies the terms H_ij·g_j of one sum by different factors.
+    multiplies the connections H_ij·g_j of one sum by different factors.
 
     Args:
         network: The network.
