@@ -63,7 +63,7 @@ class _Compaction:
             else:
                 layers.append(layer)
         fields = {field.name: getattr(self.graph, field.name) for field in dataclasses.fields(Graph) if field.init}
-        return CompactGraph(**fields | {"nodes": tuple(layers), "leaves": tuple(self.weights)})
+        return CompactGraph(**fields | {"layers": tuple(layers), "weights": tuple(self.weights)})
 
     def _node(self, layer: Layer) -> Layer:
         if layer.kind == "input":

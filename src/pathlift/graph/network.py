@@ -76,7 +76,7 @@ class Graph:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be worked out again."""
-        return {name: value for name, value in vars(self).items() if name not in {"node", "joint_calls"}} | {"known": {}}
+        return {name: value for name, value in vars(self).items() if name not in {"layer", "joint_calls"}} | {"known": {}}
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -113,7 +113,7 @@ class Network:
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
-        sizes = f"{len(self.layers)} nodes, {len(self.weights)} weight tensors, {len(self.parameters)} parameters"
+        sizes = f"{len(self.layers)} layers, {len(self.weights)} weight tensors, {len(self.parameters)} parameters"
         left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
         unchecked = "" if self.graph.checked else ", not compared with the model: it has no values"
         return f"Network({sizes}{left_off}{unchecked})"

@@ -44,7 +44,7 @@ class _Learned:
         self.channels: dict[WeightTensor, list[Tensor]] = {}
         self.weights: dict[WeightTensor, Tensor] = {}
         device = pair.network.device
-        for weight, (c, e, f) in start.connections.items():
+        for weight, (c, e, f) in start.mixtures.items():
             logs = [math.log(max(c, 0.03)), math.log(e), math.log(f)]
             self.layers[weight] = torch.tensor(logs, dtype=torch.float64, device=device)
 
