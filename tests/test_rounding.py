@@ -130,7 +130,7 @@ def test_the_chain_counts_the_summands_of_each_layer() -> None:
     assert [fan_in(network)[layer.name] for layer in network.layers] == [0, 5, 1, 8, 1, 7]
     assert chain(network) == 5 + 1 + 8 + 1 + 7 + 6 * 8 + 3
     image = pathlift.capture(nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(3)), (3, 32, 32))
-    assert [image.fan_in[layer.name] for layer in image.layers] == [0, 76, 9]
+    assert [fan_in(image)[layer.name] for layer in image.layers] == [0, 76, 9]
 
 
 def test_float32_bounds_are_above_the_float64_ones_on_a_large_network() -> None:
