@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import pathlift
 from cases import Fn, Residual, Tied
 from pathlift.storage.data import load_data
-from pathlift.storage.models import load_model, load_state, package, save_tensors
+from pathlift.storage.models import load_model, load_state, save_tensors
+from pathlift.storage.packages import package
 
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import pathlift
-from pathlift.storage.models import load_model, package
+from pathlift.storage.models import load_model
+from pathlift.storage.packages import package
 from plain import make, run, run_all
 
 MODEL = """

@@ -207,3 +207,9 @@ class UnsupportedModelError(PathliftError):
             The constructor and its argument.
         """
         return type(self), (self.problems,)
+
+
+def told(error: BaseException) -> str:
+    """Return the type of an exception and the first line of what it says."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -11,7 +11,7 @@ from pathlift.arguments import public
 from pathlift.reading import Inputs
 from pathlift.rescaling import RescaledState, Symmetries, symmetries
 from pathlift.rescaling.training import rescale_after_steps, rescale_in_place
-from pathlift.storage.models import MissingPackageError
+from pathlift.storage.packages import MissingPackageError
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

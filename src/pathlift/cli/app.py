@@ -70,7 +70,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        from pathlift.storage.models import told
+        from pathlift.errors import told
 
         _refuse(f"There is not enough memory for this: {told(error)}")
 

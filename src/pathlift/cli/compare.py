@@ -188,7 +188,7 @@ def compare(
     """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
     check_outputs({"--plot": plot}, suffixes=PICTURES, replace=force)
     if plot is not None:
-        from pathlift.storage.models import package
+        from pathlift.storage.packages import package
 
         package("matplotlib", "experiments")
     network = hollow(model, shape, model_arg, trust=trust)
@@ -250,7 +250,7 @@ def picture(kernel: pathlift.PathKernel, names: list[str], kind: str) -> Writer:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    from pathlift.storage.models import package
+    from pathlift.storage.packages import package
 
     package("matplotlib", "experiments").use("Agg")
     plots = package("matplotlib.pyplot", "experiments")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from pathlift.errors import InputError
 from pathlift.experiments.settings import Lottery
 from pathlift.storage.data import fashion_mnist, handwritten_digits
-from pathlift.storage.models import package
+from pathlift.storage.packages import package
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

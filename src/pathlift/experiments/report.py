@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from pathlift.experiments import store
-from pathlift.storage.models import package
+from pathlift.storage.packages import package
 
 Row = dict[str, Any]
 COLUMNS = (

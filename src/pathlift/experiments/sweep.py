@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from pathlift.errors import InputError
-from pathlift.storage.models import package
+from pathlift.storage.packages import package
 
 Work = Callable[..., None]
 """A function of a module, whose arguments can be pickled and which leaves its result on disk."""

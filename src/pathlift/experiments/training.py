@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pathlift.experiments import store
 from pathlift.experiments.datasets import Data
 from pathlift.experiments.settings import Lottery
-from pathlift.storage.models import package
+from pathlift.storage.packages import package
 
 fabric = package("lightning.fabric", "experiments")
 strategies = package("lightning.fabric.strategies", "experiments")

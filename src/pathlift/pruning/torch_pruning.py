@@ -19,7 +19,7 @@ from pathlift.edges.pattern import Layout
 from pathlift.magnitude import path_magnitude
 from pathlift.pruning.axes import layouts
 from pathlift.reading import Inputs, capture
-from pathlift.storage.models import MissingPackageError
+from pathlift.storage.packages import MissingPackageError
 
 try:
     from torch_pruning.dependency import Group

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
-from pathlift.storage.models import load_state, package
+from pathlift.storage.models import load_state
+from pathlift.storage.packages import package
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""

@@ -12,7 +12,6 @@ import operator
 import os
 import pickle
 import sys
-import types
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pathlift.arguments import public
-from pathlift.errors import InputError, MismatchError, name_differences, nearest
+from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import check_unfolding, load_plain
+from pathlift.storage.onnx_file import read_onnx
+from pathlift.storage.packages import package
 
 DEFAULT_SHAPE = (3, 224, 224)
 
@@ -70,7 +71,7 @@ def load_model(
     if suffix in {".onnx", ".pt2"}:
         if arguments:
             raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
-        model = _from_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
+        model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
     else:
         library, _, entry = name.partition(":")
         if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
@@ -183,59 +184,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_outputs({path: tensor_writer(tensors)}, replace=True)
 
 
-class MissingPackageError(InputError, ImportError):
-    """A package is not installed that an extra of pathlift brings; also an `ImportError`, for code that can go on without."""
-
-    def __init__(self, name: str, extra: str, cause: ImportError) -> None:
-        """Say which.
-
-        Args:
-            name: The module that was wanted.
-            extra: Which extra of pathlift brings it.
-            cause: What the import raised.
-        """
-        package = name.partition(".")[0]
-        absent = isinstance(cause, ModuleNotFoundError) and (cause.name or package).partition(".")[0] == package
-        found = "is not installed" if absent else f"cannot be imported: {told(cause)}"
-        super().__init__(
-            f"The package '{package}' {found}{'' if found.endswith('.') else '.'} Run: pip install 'pathlift[{extra}]'"
-        )
-        self.arguments = name, extra, cause
-
-    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str, ImportError]]:
-        """Pickle by what it was made from.
-
-        Returns:
-            The constructor and its arguments.
-        """
-        return type(self), self.arguments
-
-
-def told(error: BaseException) -> str:
-    """Return the type of an exception and the first line of what it says."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
-def package(name: str, extra: str) -> types.ModuleType:
-    """Import a package that comes with an extra.
-
-    Args:
-        name: The module.
-        extra: Which extra of pathlift brings it.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingPackageError: It is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackageError(name, extra, error) from error
-
-
 def _builder(library: str, entry: str) -> Callable[..., object] | nn.Module:
     if library == "torchvision":
         return _torchvision_builder(entry)
@@ -309,12 +257,6 @@ def _check_arguments(name: str, builder: Callable[..., object], arguments: Mappi
             f"'{name}' cannot be called: {error}. Give its arguments as --model-arg NAME=VALUE, or name a "
             "function that needs none."
         ) from error
-
-
-def _from_onnx(path: Path) -> nn.Module:
-    from pathlift.storage.onnx_file import read_onnx  # which needs what stands here
-
-    return read_onnx(path)
 
 
 def _from_export(path: Path, *, trust: bool) -> nn.Module:

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, told
 from pathlift.storage.checkpoints import check_unfolding
-from pathlift.storage.models import package, told
+from pathlift.storage.packages import package
 
 STANDARD = ("", "ai.onnx")
 """The domains of the operators of the standard: two names of one."""
