@@ -190,7 +190,7 @@ INTERNAL = {
     "Tolerance.intervals",
     "Batch.loss",
     "Network.named",
-    "Network.holding",
+    "Network.remembered",
     "Network.memory",
     "Network.kind_of",
     "Network.values",

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 import pathlift
 import pathlift.pruning
 from lines import LINES, MODEL, commands, ended, files, tries
+from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import shown
-from pathlift.arguments.table import EXCLUDED, KINDS, NEEDED, kind_of
+from pathlift.arguments.registry import DECLARED, kind_of
 from pathlift.errors import shortage
 from pathlift.rescaling import training
+from rooms import imports
 from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
 
 FUNCTIONS = surface()
@@ -67,10 +69,56 @@ def test_every_public_function_stands_behind_the_door(name: str) -> None:
 def test_nothing_is_declared_that_no_function_has() -> None:
     known = {argument for name in FUNCTIONS for argument in arguments(FUNCTIONS[name])}
     known |= {f"{name}.{argument}" for name in FUNCTIONS for argument in arguments(FUNCTIONS[name])}
-    assert set(KINDS) <= known
+    for declared in DECLARED.values():
+        assert set(declared.kinds) <= known
+        assert {f"{name}.{argument}" for name, argument in (*declared.needed, *declared.excluded)} <= known
     assert set(CALLS) <= set(FUNCTIONS)
-    assert {f"{name}.{argument}" for name, argument in (*NEEDED, *EXCLUDED)} <= known
     assert set(FAIR) <= known
+
+
+def house() -> dict[str, set[str]]:
+    """Return what each module loads when it alone is imported: the modules that it imports, and the packages around them."""
+    imported = imports()
+    loaded = {}
+    for module in imported:
+        reached, rest = set(), [module]
+        while rest:
+            name = rest.pop()
+            if name in imported and name not in reached:
+                reached.add(name)
+                rest += [*imported[name], name.rpartition(".")[0]]
+        loaded[module] = reached
+    return loaded
+
+
+def test_whoever_imports_a_function_has_the_declarations_of_its_arguments() -> None:
+    """Not only those who import all of pathlift: the room that declares an argument stands below the function's own."""
+    loaded = house()
+    for name, made in FUNCTIONS.items():
+        module = (made.__init__ if inspect.isclass(made) else made).__module__  # type: ignore[misc]
+        for argument in arguments(made):
+            rooms = {room: declared.kinds for room, declared in DECLARED.items()}
+            (room,) = [r for r, kinds in rooms.items() if f"{name}.{argument}" in kinds] or [
+                r for r in rooms if argument in rooms[r]
+            ]
+            assert room in loaded[module], f"{module} does not import {room}, which declares '{argument}' of {name}"
+
+
+def test_an_argument_that_is_declared_twice_is_an_error_at_import() -> None:
+    kinds = DECLARED["pathlift.norm"].kinds
+    declare("pathlift.norm", kinds)  # a module may be loaded anew
+    with pytest.raises(ValueError, match=r"'q' is declared in pathlift.norm and again in pathlift.other"):
+        declare("pathlift.other", {"q": kinds["q"]})
+    assert "pathlift.other" not in DECLARED
+
+
+def test_an_argument_that_nobody_declared_is_an_error_at_the_first_call() -> None:
+    @public
+    def function(model: object, surprise: int) -> None:
+        """Do nothing."""
+
+    with pytest.raises(LookupError, match=r"'surprise' of .*function is declared by none of .*pathlift.norm"):
+        function(None, 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- wrong values

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift.graph.compact import compacted
+from pathlift.graph.network import CompactNetwork
 from pathlift.pruning import Batch, NofM, ScorePruning
 
 # ------------------------------------------------------------------------------------------------------------ the surface
@@ -53,7 +54,7 @@ MADE = {
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
 STEPS = {
-    "Network.holding": "how the library itself makes a network with other weights",
+    "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
     "PathMagnitudeImportance.__call__": "called by Torch-Pruning",
@@ -541,7 +542,7 @@ def shape_like(value: Any) -> bool:
 
 def network_like(value: Any) -> bool:
     """Whether a value is a network with one entry per neuron."""
-    return isinstance(value, pathlift.Network) and all(layer.axes is None for layer in value.layers)
+    return isinstance(value, pathlift.Network) and not isinstance(value, CompactNetwork)
 
 
 def sizes_like(value: Any) -> bool:

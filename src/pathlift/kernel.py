@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathlift.arguments import public
+from pathlift.arguments import declare, public
+from pathlift.arguments.common import done_of_all
+from pathlift.arguments.kinds import positive_count
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
@@ -20,10 +22,12 @@ from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
 from pathlift.rescaling.equivalence import aligned
-from pathlift.streaming import Stored, held
+from pathlift.streaming import Stored, held, several
 
 NEAR = 1e-4
 """Where ‖Φ_i − Φ_j‖₂² is below this part of the larger norm squared, it is summed by tracks of its own."""
+
+declare(__name__, {"models": several, "path_kernel.progress": done_of_all, "dimensions": positive_count})
 
 
 @dataclass(frozen=True, eq=False)

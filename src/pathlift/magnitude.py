@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pathlift.arguments import public
+from pathlift.arguments import declare, public
+from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import wide, widen
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
-from pathlift.norm import to_float
+from pathlift.norm import finite_order, to_float
 from pathlift.passes.backward import SMALLEST, PullBack, small
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
@@ -29,6 +30,8 @@ from pathlift.storage.checkpoints import Checkpoint, ShardWriter
 
 PIECE = 1 << 24
 """Shares that are compared with weights at a time."""
+
+declare(__name__, {"path_magnitude.q": finite_order, "out": file})
 
 
 class PathMagnitude(Mapping[str, Tensor]):

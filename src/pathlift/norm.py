@@ -10,9 +10,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.arguments import public
+from pathlift.arguments import declare, public
+from pathlift.arguments.kinds import number
 from pathlift.edges.axis import Axis, spread
 from pathlift.errors import InputError
+from pathlift.graph.arguments import weights
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
@@ -24,6 +26,17 @@ from pathlift.reading import Inputs, capture, verify
 from pathlift.reading.second import given_weights
 
 LOG10_OF_2 = math.log10(2.0)
+
+LARGEST_ORDER = 1000
+"""Powers of a larger order leave every range; infinity has a way of its own."""
+
+finite_order = number("a finite number from 1 to 1000", lambda v: 1 <= v <= LARGEST_ORDER)
+
+declare(__name__, {
+    "q": number("a number with 1 <= q <= 1000, or inf", lambda v: 1 <= v <= LARGEST_ORDER or v == math.inf),
+    "log_path_norm.q": finite_order,
+    "log_path_norm.model": weights,
+})  # fmt: skip
 
 
 def to_float(value: Scaled | None, root: float = 1.0) -> tuple[float, float]:

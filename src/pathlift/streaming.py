@@ -6,7 +6,7 @@ weights hold one layer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,9 +14,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pathlift.arguments import public
+from pathlift.arguments import declare, public
+from pathlift.arguments.kinds import either, file, module_with_values
+from pathlift.arguments.kinds import stream as stream_of
 from pathlift.errors import MismatchError
+from pathlift.graph.arguments import captured, state
 from pathlift.graph.network import LazyState, Network
+from pathlift.metric.arguments import one_or_two
 from pathlift.metric.distance import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
@@ -27,6 +31,13 @@ from pathlift.storage.models import load_state
 
 Stored: TypeAlias = Other | Checkpoint | Path | str
 """A network to compare with or to measure: see `Other`; or a file or folder of weights."""
+
+several = stream_of("modules, state-dicts or files of weights, in a list or another iterable", either(
+    "a module, a captured Network, a state-dict or a file of weights",
+    (nn.Module, module_with_values), (Network, captured), (Mapping, state), ((str, Path), file),
+))  # fmt: skip
+
+declare(__name__, {"others": several, "path_metrics.q": one_or_two})
 
 
 class _OnDisk(LazyState):

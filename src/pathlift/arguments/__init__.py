@@ -1,9 +1,9 @@
 """The door of the library: what a public function is given is used or refused, by one mechanism.
 
-`public` stands above every function that a user may call. It looks each argument up by its name in `pathlift.arguments.table`,
-which says once for the whole library what is accepted and in which words anything else is refused. Regions around the call,
-autocast say, end at the door (`pathlift.precision.plainly`). On the way out a lack of memory becomes an error of pathlift's own
-that says how much was asked for.
+`public` stands above every function that a user may call. It looks each argument up by its name in
+`pathlift.arguments.registry`, where the rooms say, once for the whole library, what is accepted and in which words anything
+else is refused. Regions around the call, autocast say, end at the door (`pathlift.precision.plainly`). On the way out a lack of
+memory becomes an error of pathlift's own that says how much was asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
+from pathlift.arguments import common as common
+from pathlift.arguments.registry import check_together, declare, kind_of
 from pathlift.errors import CallError, InputError, nearest, shortage
 from pathlift.precision import plainly, recordable
 
@@ -27,7 +29,7 @@ class Door:
 
     Attributes:
         function: The function.
-        name: Its name in the table and in messages; that of the class for a constructor.
+        name: Its name in declarations and in messages; that of the class for a constructor.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -41,9 +43,7 @@ class Door:
 
     @functools.cached_property
     def kinds(self) -> dict[str, Callable[[str, Any], Any]]:
-        """What each argument may be, by its name; loaded with the first call, when all that it speaks of is there."""
-        from pathlift.arguments.table import kind_of
-
+        """What each argument may be, by its name; looked up at the first call, when every room has declared its own."""
         names = [name for name in self.signature.parameters if name != "self"]
         return {name: kind_of(self.name, name, may_be_none=self.signature.parameters[name].default is None) for name in names}
 
@@ -82,8 +82,6 @@ class Door:
         Raises:
             InputError: One of them is refused.
         """
-        from pathlift.arguments.table import check_together
-
         bound = self._bound(args, kwargs)
         given = bound.arguments
         for name, kind in self.kinds.items():
@@ -124,10 +122,10 @@ def _written(signature: inspect.Signature) -> str:
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function one that users call: its arguments pass the table, and what the machine cannot hold is said.
+    """Make a function one that users call: its arguments are looked at, and what the machine cannot hold is said.
 
     Args:
-        function: A function, a method or a constructor. Every argument must stand in the table.
+        function: A function, a method or a constructor. Every argument must have been declared.
 
     Returns:
         The function, of the same name, documentation and signature.
@@ -169,4 +167,4 @@ def public_constructor(made: C) -> C:
     return made
 
 
-__all__ = ["Door", "public", "public_constructor"]
+__all__ = ["Door", "declare", "public", "public_constructor"]

@@ -137,6 +137,12 @@ def numbers(what: str, each: Kind | None = None, least: int = 0) -> Kind:
     return checked
 
 
+least_zero = number("a finite number of at least 0", lambda v: 0 <= v < math.inf)
+positive = number("a positive finite number", lambda v: 0 < v < math.inf)
+count = whole("a whole number of at least 0", lambda v: v >= 0)
+positive_count = whole("a positive whole number", lambda v: v >= 1)
+
+
 def flag(name: str, value: Any) -> bool:
     """A truth value."""
     if not isinstance(value, (bool, np.bool_)):
@@ -191,6 +197,10 @@ def either(what: str, *kinds: tuple[type | tuple[type, ...], Kind]) -> Kind:
         raise refusal(name, what, value)
 
     return checked
+
+
+module = instance("a torch.nn.Module", nn.Module)
+"""One that cannot be read is refused, or reported, with its problems."""
 
 
 def subclass(what: str, of: type) -> Kind:

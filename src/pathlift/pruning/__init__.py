@@ -1,5 +1,6 @@
 """Pruning that no rescaling can fool: criteria, selections, masks, and what a mask costs (SPEC §6)."""
 
+from pathlift.pruning import arguments as arguments
 from pathlift.pruning.api import PrunedTensor, PruneReport, prune
 from pathlift.pruning.catalogue import CRITERIA, Criterion
 from pathlift.pruning.criteria import Batch

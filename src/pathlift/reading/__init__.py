@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, PathliftError, Problem, UnsupportedModelError
 from pathlift.graph.network import Network
+from pathlift.reading import arguments as arguments
 from pathlift.reading.alike import check_graph
 from pathlift.reading.apart import apart
 from pathlift.reading.check import check

@@ -1,5 +1,6 @@
 """Rescaling symmetries: the groups of a network, representatives of its orbit, and comparing networks modulo rescaling."""
 
+from pathlift.rescaling import arguments as arguments
 from pathlift.rescaling.equivalence import Equivalence, align, equivalent, rescaling_distance
 from pathlift.rescaling.groups import (
     BalancedState,

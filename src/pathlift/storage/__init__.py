@@ -1,1 +1,3 @@
 """What lies in files: checkpoints, models by name, data, ONNX."""
+
+from pathlift.storage import arguments as arguments

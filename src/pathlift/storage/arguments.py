@@ -1,0 +1,22 @@
+"""What files, and what is read from them or written to them, may be."""
+
+from __future__ import annotations
+
+from pathlift.arguments import declare
+from pathlift.arguments.kinds import anything, either, file, flag, mapping, plain_tensor, text
+from pathlift.storage.checkpoints import Checkpoint
+
+model_name = text("torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 file")
+
+declare(__name__, {
+    "path": file,
+    "weights": either(
+        "a .safetensors file, an index, a folder with either, or a Checkpoint", (Checkpoint, anything), (object, file)
+    ),
+    "load_model.weights": file,
+    "load_model.name": model_name,
+    "default_shape.name": model_name,
+    "arguments": mapping("a mapping from names to values", anything),
+    "trust": flag,
+    "tensors": mapping("a mapping from names to tensors", plain_tensor),
+})  # fmt: skip
