@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 import pathlift
 from agreement import parallel
 from pathlift import InputError, MismatchError, NumericalError, PathliftError, UnsupportedModelError
-from pathlift.passes.forward import realise
+from pathlift.passes.forward import forward
 from test_untouched import same, snapshot
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -74,7 +74,7 @@ def runs_as(model: nn.Module, network: pathlift.Network, shape: tuple[int, ...])
     """Whether a captured graph gives what the model itself gives, on inputs and weights of today."""
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(5))
     name = next(layer.name for layer in network.layers if layer.kind == "input")
-    ours = realise(network, network.values(), {name: x.unsqueeze(1)}, torch.float32)[network.outputs[0]].squeeze(1)
+    ours = forward(network, network.values(), {name: x.unsqueeze(1)}, torch.float32)[network.outputs[0]].squeeze(1)
     return torch.allclose(ours, model(x), rtol=1e-4, atol=1e-5)
 
 

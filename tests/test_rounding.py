@@ -14,7 +14,7 @@ import pathlift
 from cases import perceptron
 from pathlift.passes.box import box
 from pathlift.passes.enclosure import Enclosure
-from pathlift.passes.forward import feed_of, realise
+from pathlift.passes.forward import feed_of, forward
 from pathlift.passes.rounding import Arithmetic, chain, fan_in, rounding_factor
 
 Vector = list[Fraction]
@@ -160,8 +160,8 @@ def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
     walls = Enclosure(
         network, box(network, pathlift.Relative(0.0)), feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False
     )
-    truth = realise(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
-    single = realise(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
+    truth = forward(network, network.values(), feed_of(network, (x,)), torch.float64, keep=True)
+    single = forward(network, network.values(), feed_of(network, (x,)), torch.float32, keep=True)
     for layer in network.layers:
         found = walls.intervals[layer.name]
         for value in (truth[layer.name], single[layer.name].double()):

@@ -19,7 +19,7 @@ from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
 from pathlift.norm import finite_order, to_float
-from pathlift.passes.backward import SMALLEST, PullBack, small
+from pathlift.passes.backward import SMALLEST, Backward, small
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
@@ -158,7 +158,7 @@ def _scored(
         if q == 2:
             program.transform = torch.square  # the same bits in one step
         tracks = propagate(network, program, keep=True)
-        return PullBack(network, program, share=scores.add).run(tracks), scores.finished()
+        return Backward(network, program, share=scores.add).run(tracks), scores.finished()
 
     return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
@@ -217,7 +217,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 
         program = ScoreProgram(network, values, dtype)
         tracks = propagate(network, program, keep=True)
-        return PullBack(network, program, unit=unit).run(tracks), shares
+        return Backward(network, program, unit=unit).run(tracks), shares
 
     whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
     order = dict.fromkeys(layer.unit_name for layer in network.layers if layer.unit_name is not None)

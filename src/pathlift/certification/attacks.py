@@ -19,7 +19,7 @@ from pathlift.certification.certificates import logits_of
 from pathlift.graph.expressions import StateTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import Tolerance, checked_intervals
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
@@ -83,7 +83,7 @@ def attack(
 
     def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         values = network.values({**state, **moving})
-        out = realise(network, values, {source: sample[None]}, torch.float64)[name].reshape(-1)
+        out = forward(network, values, {source: sample[None]}, torch.float64)[name].reshape(-1)
         mine = torch.arange(len(out), device=out.device) == label
         return torch.where(mine, out, 0.0).sum() - out.masked_fill(mine, -torch.inf).amax()
 
@@ -92,7 +92,7 @@ def attack(
     found, late = [], []
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
-        outputs = realise(network, network.values(), samples, torch.float64)
+        outputs = forward(network, network.values(), samples, torch.float64)
         labels = flat_outputs(network, outputs, len(samples[source])).argmax(1)
         for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)

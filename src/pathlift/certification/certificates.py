@@ -20,7 +20,7 @@ from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.rounding import Arithmetic, Format
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
@@ -176,7 +176,7 @@ class _Search:
         return margin, worst, predicted, stopped
 
     def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        found = realise(self.network, self.network.values(), feed, torch.float64)
+        found = forward(self.network, self.network.values(), feed, torch.float64)
         nominal = flat_outputs(self.network, found, len(next(iter(feed.values()))))  # one row each, also of constants
         top = nominal.topk(2, 1)
         predicted, margin = top.indices[:, 0], (top.values[:, 0] - top.values[:, 1]).nan_to_num(0.0)

@@ -18,7 +18,7 @@ from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
 from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.rounded import rounded_up
@@ -118,7 +118,7 @@ def sharpness(
     blame(values)
     y = y.detach().to(network.device)
     with torch.no_grad():
-        logits = flat_outputs(network, realise(network, values, feed, torch.float64), len(x))
+        logits = flat_outputs(network, forward(network, values, feed, torch.float64), len(x))
         _check_targets(logits, y, loss)
         log10 = box_path_metric(network, r)
         whole = 10**log10 * (1 + rounding_factor(network, network.dtype)) if log10 < 308 else math.inf
@@ -170,7 +170,7 @@ def _ascend(network: Network, values: Values, feed: Mapping[str, Tensor], y: Ten
 
     def risk(change: Mapping[WeightTensor, Tensor]) -> Tensor:
         moved = {weight: v.double() * (1 + change[weight]) if weight in change else v for weight, v in values.items()}
-        return _loss(flat_outputs(network, realise(network, moved, feed, torch.float64), batch), y, loss)
+        return _loss(flat_outputs(network, forward(network, moved, feed, torch.float64), batch), y, loss)
 
     first, best = float(risk(shares)), 0.0
     size = 2.5 * r / max(steps, 1)

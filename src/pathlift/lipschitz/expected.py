@@ -19,7 +19,7 @@ from pathlift.graph.network import Network
 from pathlift.lipschitz.outputs import Ball, per_input
 from pathlift.metric.comparison import compared_with
 from pathlift.passes.box import Tolerance
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounded import rounded_up
@@ -142,7 +142,7 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
     blame(values)
     feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
     with torch.enable_grad():
-        out = flat_outputs(network, realise(network, values, feed, torch.float64), len(samples[0]))
+        out = flat_outputs(network, forward(network, values, feed, torch.float64), len(samples[0]))
         for own in feed.values():
             out = out + 0 * own.flatten(1).sum(1, keepdim=True)  # an output may depend on none of them
         columns = []

@@ -17,7 +17,7 @@ from pathlift.errors import InputError, MismatchError
 from pathlift.metric import pivot as pivot_sums
 from pathlift.metric.comparison import Comparison, compact
 from pathlift.passes.box import Box
-from pathlift.passes.deviation import Drift, Side
+from pathlift.passes.deviation import Deviation, Side
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.forward import flat_outputs
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
@@ -194,7 +194,7 @@ def activation(comparison: Comparison, ball: Ball) -> Tensor:
 
     def one(feed: Mapping[str, Tensor]) -> Tensor:
         for dtype in dict.fromkeys((network.dtype, torch.float64)):
-            found = Drift(network, sides, comparison.gap, comparison.changed, feed, ball.radius, dtype).bounds()
+            found = Deviation(network, sides, comparison.gap, comparison.changed, feed, ball.radius, dtype).bounds()
             bound = flat_outputs(network, found, len(next(iter(feed.values())))).double()
             if bool(torch.isfinite(bound).all()):
                 break

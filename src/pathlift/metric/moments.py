@@ -13,7 +13,7 @@ from torch import Tensor
 from pathlift.metric.common_gauge import Frame
 from pathlift.metric.per_output import laid
 from pathlift.metric.quadrature import MARGIN, root_above, root_below
-from pathlift.passes.products import Affinities, CharacterProgram, DifferenceMomentProgram, Moments, Reference
+from pathlift.passes.products import Affinities, CharacterProgram, ComparisonWeights, DifferenceMomentProgram, Moments
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import SPARE, rounding_factor
 
@@ -86,7 +86,7 @@ def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tu
     return in_range(attempt, torch.float64, *pair.values)
 
 
-def moment_sums(pair: Frame, highest: int, reference: Reference) -> dict[int, Sum]:
+def moment_sums(pair: Frame, highest: int, reference: ComparisonWeights) -> dict[int, Sum]:
     """Compute M_0, M_2, … with their rounding errors.
 
     M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1), which cancels for networks near each other: see `near_moment`. A
@@ -136,7 +136,7 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
     return found
 
 
-def near_moment(pair: Frame, order: int, reference: Reference) -> tuple[Sum, int]:
+def near_moment(pair: Frame, order: int, reference: ComparisonWeights) -> tuple[Sum, int]:
     """Compute M_k by the recursion in which only Φ' − Φ itself cancels, which takes far more products.
 
     Args:

@@ -23,7 +23,7 @@ from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.forward import WeightsOf, carried, placed, value_of, weighted
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
-from pathlift.passes.propagate import Tracks, in_range, propagate, walk
+from pathlift.passes.propagate import Tracks, in_forward_order, in_range, propagate
 from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture
@@ -233,7 +233,7 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
         heaviest = _over(layer, lambda connection: _largest(connection, below[connection.source][1], ones), torch.maximum)
         return norm * farthest + change * heaviest + sum(changes, torch.zeros_like(mass)) + least, mass
 
-    found = walk(network, step)
+    found = in_forward_order(network, step)
     return _sum(network, {name: own[0] for name, own in found.items()})
 
 
@@ -348,7 +348,7 @@ def theorem_f2(comparison: Comparison) -> float:
         return path + change + blur
 
     try:
-        walk(network, step)
+        in_forward_order(network, step)
     except NotImplementedError as error:
         raise _NotApplicableError(f"The edges of an operator ({error}) are not listed one by one.") from error
     least = min(_log10_of(sum_of_outputs(network, found)) for found in masses)

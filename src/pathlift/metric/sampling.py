@@ -22,7 +22,7 @@ from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import Frame
 from pathlift.norm import LOG10_OF_2
-from pathlift.passes.products import CharacterProgram, Moments, Reference
+from pathlift.passes.products import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import Program, in_range, propagate
 from pathlift.passes.scaled import Scaled, power
@@ -61,7 +61,7 @@ class Estimate:
     seed: int
 
 
-def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confidence: float, seed: int) -> Estimate:
+def estimated(pair: Frame, reference: ComparisonWeights, near: bool, samples: int, confidence: float, seed: int) -> Estimate:
     """Estimate the path-metric.
 
     Args:
@@ -117,7 +117,7 @@ def _apportioned(shares: list[float], samples: int) -> list[int]:
     return counts if counts[most] >= 2 else [0, 0, samples]
 
 
-def _programs(pair: Frame, reference: Reference) -> list[Program]:
+def _programs(pair: Frame, reference: ComparisonWeights) -> list[Program]:
     """Return the path programs of |θ|, |θ'| and g."""
     network = pair.network
     found: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
@@ -160,7 +160,7 @@ class _Paths:
 class _Draw:
     """One sampler."""
 
-    def __init__(self, pair: Frame, reference: Reference, program: Program, generator: torch.Generator) -> None:
+    def __init__(self, pair: Frame, reference: ComparisonWeights, program: Program, generator: torch.Generator) -> None:
         self.pair = pair
         self.network: Network = pair.network
         self.reference = reference

@@ -20,7 +20,7 @@ from pathlift.metric.moments import Sides, moment_bounds, moment_sums, near_mome
 from pathlift.metric.per_output import counts, laid, log2_sum
 from pathlift.metric.tightening import Dual, Tightened
 from pathlift.norm import LOG10_OF_2
-from pathlift.passes.products import PivotProgram, Reference
+from pathlift.passes.products import ComparisonWeights, PivotProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.rescaling.alignment import moved
@@ -96,7 +96,7 @@ class Enclosed:
     upper_by: str
     passes: int
     history: tuple[Step, ...]
-    reference: Reference
+    reference: ComparisonWeights
     near: bool
     stopped: bool
 
@@ -175,7 +175,7 @@ class _Best:
         parts = torch.zeros(len(self.names), dtype=torch.float64, device=shares.device)
         return self.names[int(parts.index_add_(0, self.sources[end], torch.nan_to_num(shares)).argmax())]
 
-    def result(self, reference: Reference, near: bool) -> Enclosed:
+    def result(self, reference: ComparisonWeights, near: bool) -> Enclosed:
         return Enclosed(
             self.lower,
             self.upper,
@@ -268,7 +268,7 @@ def enclosed(pair: Frame, order: int, tighten: int, ratio: float, progress: Call
     return best.result(reference, near)
 
 
-def _moments(pair: Frame, order: int, reference: Reference, covered: float | None) -> Iterator[tuple[Sides, int]]:
+def _moments(pair: Frame, order: int, reference: ComparisonWeights, covered: float | None) -> Iterator[tuple[Sides, int]]:
     """Yield bounds by moments, and how many sums they took; moments that rounding spoils are summed anew when more is asked."""
     sums = moment_sums(pair, order, reference)
     passes = sum(k + 1 for k in sums)

@@ -64,7 +64,7 @@ class _Learned:
         return [own for each in self.channels.values() for own in each] if stage == "channels" else list(self.weights.values())
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `pathlift.passes.products.Reference`."""
+        """See `pathlift.passes.products.ComparisonWeights`."""
         shape = self.pair.parts(weight)[0].shape
         found = [own.expand(shape) for own in self.channels.get(weight, [])]
         return (*found, *([self.weights[weight]] if weight in self.weights else []))

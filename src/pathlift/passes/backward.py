@@ -66,7 +66,7 @@ def counted(layer: Layer, value: Scaled) -> Scaled:
     return Scaled((tensor if count is None else tensor * count).sum(), value.exponent)
 
 
-class PullBack:
+class Backward:
     """One way back through the graph."""
 
     def __init__(

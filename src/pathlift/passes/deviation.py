@@ -1,4 +1,4 @@
-"""The activation bound: how far real activations can drift apart, for given inputs and any pair or set of weights (SPEC §5).
+"""The activation bound: how far real activations can deviation apart, for given inputs and any pair or set of weights (SPEC §5).
 
 With u(θ, x) the real activations, D(v) = f(D; |θ'|) + f(|u(θ, x)|; |θ−θ'|) + |Δb| bounds |u(θ, x) − u(θ', x)| at every neuron,
 since ReLU and its kin are 1-Lipschitz and a maximum moves by no more than what it is taken of. For a pair the same holds
@@ -29,7 +29,7 @@ from pathlift.passes.forward import (
     respond,
     weighted,
 )
-from pathlift.passes.propagate import walk
+from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import SPARE, UNIT, fan_in, rounding_factor
 
 
@@ -53,16 +53,16 @@ class State:
     Attributes:
         real: Real activations, for each side, (samples, *shape).
         error: Bound on their rounding error, for each side, (1, *shape), over all samples.
-        drift: Bound on the difference of exact activations, (samples, *shape).
+        deviation: Bound on the difference of exact activations, (samples, *shape).
     """
 
     real: tuple[Tensor, ...]
     error: tuple[Tensor, ...]
-    drift: Tensor
+    deviation: Tensor
 
 
 @dataclass(frozen=True)
-class Drift:
+class Deviation:
     """One computation of the bound.
 
     Attributes:
@@ -89,8 +89,8 @@ class Drift:
         Returns:
             Output layer to bounds, (samples, *shape).
         """
-        rounded_up = 1.0 + rounding_factor(self.network, self.dtype)  # of the drift itself, a sum of non-negative terms
-        return {name: state.drift * rounded_up for name, state in walk(self.network, self._step).items()}
+        rounded_up = 1.0 + rounding_factor(self.network, self.dtype)  # of the deviation itself, a sum of non-negative terms
+        return {name: state.deviation * rounded_up for name, state in in_forward_order(self.network, self._step).items()}
 
     @cached_property
     def _plain(self) -> list[WeightsOf]:
@@ -116,13 +116,15 @@ class Drift:
         if layer.kind == "input":
             x = self.feed[layer.name].to(self.dtype)
             error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
-            drift = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(self.dtype)  # inf past it
-            return State((x,) * len(sides), (error,) * len(sides), drift)
+            deviation = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(
+                self.dtype
+            )  # inf past it
+            return State((x,) * len(sides), (error,) * len(sides), deviation)
         real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
         errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
-        drifts = {name: state.drift for name, state in below.items()}
+        deviations = {name: state.deviation for name, state in below.items()}
         if layer.nonlinearity is None:
-            return self._affine(layer, real, errors, drifts)
+            return self._affine(layer, real, errors, deviations)
         found = tuple(respond(layer, real[side], self._plain[side]) for side in sides)
         exact = isinstance(layer.nonlinearity, Extremum) or layer.nonlinearity == Slopes(1.0, 0.0)
         rounding = tuple(
@@ -133,9 +135,11 @@ class Drift:
         if isinstance(layer.nonlinearity, LearnedSlope):  # what a slope multiplies is exact to its error only
             source = layer.connections[0].source
             real = tuple({source: own[source] - errors[side][source]} for side, own in enumerate(real))
-        return State(found, rounding, _smallest([self._bent(layer, real[s], drifts, self._most[s], self._gaps) for s in sides]))
+        return State(
+            found, rounding, _smallest([self._bent(layer, real[s], deviations, self._most[s], self._gaps) for s in sides])
+        )
 
-    def _affine(self, layer: Layer, real: tuple[Below, ...], errors: tuple[Below, ...], drifts: Below) -> State:
+    def _affine(self, layer: Layer, real: tuple[Below, ...], errors: tuple[Below, ...], deviations: Below) -> State:
         unit, found, error, each = self._unit(layer), [], [], []
         least = fan_in(self.network)[layer.name] * torch.finfo(self.dtype).tiny  # what may have fallen below the range
         for side, below in enumerate(real):
@@ -148,7 +152,7 @@ class Drift:
                 assert size is not None
                 own = own + unit * placed(bias, size)
             error.append(own * (1 + unit))
-            out = carried(layer, drifts, self._most[side])
+            out = carried(layer, deviations, self._most[side])
             if any(
                 connection.weight is not None and self._gaps(connection.weight) is not None for connection in layer.connections
             ):

@@ -37,7 +37,7 @@ from pathlift.passes.forward import (
 )
 from pathlift.passes.intervals import Interval
 from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
-from pathlift.passes.propagate import walk
+from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic, fan_in
 
 ELEMENTS = 1 << 23
@@ -99,7 +99,7 @@ class Enclosure:
         self.intervals: dict[str, Interval] = {}
         self.place = {layer.name: place for place, layer in enumerate(network.layers)}
         self._readers = self._nonlinear_readers()
-        walk(network, self._step)
+        in_forward_order(network, self._step)
 
     # ---- weights
 

@@ -17,7 +17,7 @@ from pathlift.edges.base import Weights
 from pathlift.errors import InputError
 from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.passes.propagate import walk
+from pathlift.passes.propagate import in_forward_order
 
 Values: TypeAlias = "Mapping[WeightTensor, Tensor]"
 Below: TypeAlias = "Mapping[str, Tensor]"
@@ -198,7 +198,7 @@ def _weight(connection: Connection) -> WeightTensor:
     return connection.weight
 
 
-def realise(network: Network, values: Values, feed: Below, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:
+def forward(network: Network, values: Values, feed: Below, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:
     """Run the network: real activations u(θ, x).
 
     Args:
@@ -220,7 +220,7 @@ def realise(network: Network, values: Values, feed: Below, dtype: torch.dtype, *
             return respond(layer, below, weights_of)
         return carried(layer, below, weights_of, biases=weights_of)
 
-    return walk(network, step, keep=keep)
+    return in_forward_order(network, step, keep=keep)
 
 
 def flat_outputs(network: Network, found: Mapping[str, Tensor], batch: int) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor
 from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.passes.programs import Values, _ParametrisedProgram, pivot
+from pathlift.passes.programs import Values, WeightedProgram, pivot
 from pathlift.passes.propagate import Entries, Tracks
 
 
-class Reference(Protocol):
+class ComparisonWeights(Protocol):
     """g: one number for each weight, positive where it is not 0 in both networks."""
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
@@ -33,7 +33,7 @@ class Reference(Protocol):
         """Return g from θ, θ' and the extras of a weight tensor, or from the same slice of all of them."""
 
 
-class JointProgram(_ParametrisedProgram):
+class ProductProgram(WeightedProgram):
     """A program that computes all its entries from the weights at once; always in float64.
 
     Attributes:
@@ -116,7 +116,7 @@ class JointProgram(_ParametrisedProgram):
         return tuple(self.fed(layer) if track in self.started else None for track in range(self.tracks))
 
 
-class SquaredDifferenceProgram(JointProgram):
+class SquaredDifferenceProgram(ProductProgram):
     """S = ΣΦ², X = Σ(Φ'−Φ)Φ, E = Σ(Φ'−Φ)² by one recursion without cancellation (SPEC §4), and two bounds beside them.
 
     With Δ = θ'−θ: S ← θ²S, X ← θθ'X + θΔS, E ← θ'²E + 2θ'ΔX + Δ²S; a bias starts them at b², bΔb, Δb². The tracks 3
@@ -151,11 +151,11 @@ class SquaredDifferenceProgram(JointProgram):
         self.changed = changed
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         return self.joined if weight in self.changed else [(track, track) for track in range(5)]
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         a, b = values
         return self._products(weight, a, b, b - a)
 
@@ -179,7 +179,7 @@ class SquaredDifferenceProgram(JointProgram):
         }
 
 
-class InnerProgram(JointProgram):
+class InnerProgram(ProductProgram):
     """⟨Φ(θ), Φ(θ')⟩: the path program of the products θθ', and beside it the sum of the magnitudes of all terms."""
 
     tracks = 2
@@ -198,12 +198,12 @@ class InnerProgram(JointProgram):
         super().__init__(network, (values, other))
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         del weight
         return [(0, 0), (1, 1)]
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         del weight
         product = values[0] * values[1]
         return {(0, 0): product, (1, 1): product.abs()}
@@ -215,7 +215,7 @@ class HellingerProgram(SquaredDifferenceProgram):
     degree = 1.0
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         a, b = values
         first, second = a.abs().sqrt(), b.abs().sqrt()
         total = first + second
@@ -233,7 +233,7 @@ class Moments:
     """
 
     order: int
-    reference: Reference
+    reference: ComparisonWeights
 
     @property
     def count(self) -> int:
@@ -261,7 +261,7 @@ class Moments:
             weight: The weight.
             a: Values of θ.
             b: Values of θ'.
-            extras: See `Reference`.
+            extras: See `ComparisonWeights`.
 
         Returns:
             One tensor per character.
@@ -331,7 +331,7 @@ def _root(value: Tensor, order: int) -> Tensor:
     return value if order == 1 else value.pow(1.0 / order)
 
 
-class Together(Protocol):
+class WeightPair(Protocol):
     """Two networks whose weights are compared one by one (`pathlift.metric.common_gauge`)."""
 
     @property
@@ -349,10 +349,10 @@ class Together(Protocol):
         """Return θ and θ' from parts, or from the same slice of all parts."""
 
 
-class _PairProgram(JointProgram):
+class PairProgram(ProductProgram):
     """A program over two networks in one gauge, whose weights are near 1 as they are."""
 
-    def __init__(self, network: Network, pair: Together) -> None:
+    def __init__(self, network: Network, pair: WeightPair) -> None:
         super().__init__(network, pair.values)
         self.pair = pair
 
@@ -398,10 +398,10 @@ class _PairProgram(JointProgram):
         return Weights(values, transform, torch.float64)
 
 
-class CharacterProgram(_PairProgram):
+class CharacterProgram(PairProgram):
     """Characters of pairs of weights, each summed over all paths by one track: T ← χ(θ, θ')·T, inputs and biases included."""
 
-    def __init__(self, network: Network, pair: Together, families: Sequence[Moments | Affinities]) -> None:
+    def __init__(self, network: Network, pair: WeightPair, families: Sequence[Moments | Affinities]) -> None:
         """Take two networks; where a weight tensor is the same in both, g is taken to be |θ|, which is best.
 
         Args:
@@ -418,35 +418,35 @@ class CharacterProgram(_PairProgram):
         self.diagonal = [(track, track) for track in range(self.tracks)]
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `_PairProgram.extras`."""
+        """See `PairProgram.extras`."""
         return next((own.reference.extras(weight) for own in self.families if isinstance(own, Moments)), ())
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         del weight
         return self.diagonal
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         if weight not in self.pair.changed:
             return dict.fromkeys(self.diagonal, values[0].abs())
         found = [own for family in self.families for own in family.of(weight, *values)]
         return dict(zip(self.diagonal, found, strict=True))
 
 
-class PivotProgram(_PairProgram):
+class PivotProgram(PairProgram):
     """Path activations A, A' and the difference tracks D = Φ(θ) − Φ(m), D' = Φ(θ') − Φ(m), m the pivot, side by side."""
 
     tracks = 4
     started = frozenset({0, 2})
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         diagonal = [(track, track) for track in range(4)]
         return [*diagonal, (1, 0), (3, 2)] if weight in self.pair.changed else diagonal
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         a, b = values
         first, second = a.abs(), b.abs()
         if weight not in self.pair.changed:
@@ -455,14 +455,14 @@ class PivotProgram(_PairProgram):
         return {(0, 0): first, (1, 1): m, (1, 0): first - m, (2, 2): second, (3, 3): m, (3, 2): second - m}
 
 
-class DualProgram(_PairProgram):
+class DualProgram(PairProgram):
     """⟨Φ(θ')−Φ(θ), Φ(s)⟩ for any numbers s: tracks ΣΦΦ(s) and Σ(Φ'−Φ)Φ(s), and both with the magnitude of every summand."""
 
     tracks = 4
     started = frozenset({0, 2})
     signed = frozenset(range(4))
 
-    def __init__(self, network: Network, pair: Together, factors: Mapping[WeightTensor, Tensor]) -> None:
+    def __init__(self, network: Network, pair: WeightPair, factors: Mapping[WeightTensor, Tensor]) -> None:
         """Take two networks and s.
 
         Args:
@@ -474,16 +474,16 @@ class DualProgram(_PairProgram):
         self.factors = factors
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `_PairProgram.extras`."""
+        """See `PairProgram.extras`."""
         return (self.factors[weight],) if weight in self.factors else ()
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         diagonal = [(track, track) for track in range(4)]
         return [*diagonal, (1, 0), (3, 2)] if weight in self.pair.changed else diagonal
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         a, b, *given = values
         if weight not in self.pair.changed:
             return dict.fromkeys(self.keys(weight), a.abs())
@@ -499,7 +499,7 @@ class DualProgram(_PairProgram):
         }
 
 
-class DifferenceMomentProgram(_PairProgram):
+class DifferenceMomentProgram(PairProgram):
     """M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1) without cancellation, for networks that are near each other (SPEC §4).
 
     The tracks T_j = Σ_p Φ^(k−j)·(Φ'−Φ)^j/Φ(g)^(k−1), j = 0…k, obey T_j ← Σ_{i≤j} C(j,i)·θ'^i·Δ^(j−i)·θ^(k−j)·g^(1−k)·T_i.
@@ -509,7 +509,7 @@ class DifferenceMomentProgram(_PairProgram):
 
     started = frozenset({0})
 
-    def __init__(self, network: Network, pair: Together, order: int, reference: Reference) -> None:
+    def __init__(self, network: Network, pair: WeightPair, order: int, reference: ComparisonWeights) -> None:
         """Take two networks; where a weight tensor is the same in both, g is taken to be |θ|.
 
         Args:
@@ -527,15 +527,15 @@ class DifferenceMomentProgram(_PairProgram):
         self.joined = [*lower, *((order + j, order + i if i else 0) for j, i in lower if j)]
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `JointProgram.keys`."""
+        """See `ProductProgram.keys`."""
         return self.joined if weight in self.pair.changed else [(track, track) for track in range(self.tracks)]
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `_PairProgram.extras`."""
+        """See `PairProgram.extras`."""
         return self.reference.extras(weight)
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
-        """See `JointProgram.entries`."""
+        """See `ProductProgram.entries`."""
         a, b, *extras = values
         if weight not in self.pair.changed:
             return dict.fromkeys(self.keys(weight), a.abs())

@@ -12,7 +12,7 @@ from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
-from pathlift.passes.scaled import WINDOWS, RangeError, Scaled, Window, normalised, too_small
+from pathlift.passes.scaled import WINDOWS, MantissaWindow, RangeError, Scaled, normalised, too_small
 
 Values = Mapping[WeightTensor, Tensor]
 
@@ -51,7 +51,7 @@ NEAR = 64
 """Weights up to 2**NEAR are left as they are."""
 
 
-class _ParametrisedProgram(Program):
+class WeightedProgram(Program):
     """A program whose weights are functions of the same weight tensor in one or two networks."""
 
     def __init__(
@@ -137,7 +137,7 @@ class _ParametrisedProgram(Program):
         return normalised(Scaled(feed.to(self.dtype), 0.0), self.window)[0]
 
 
-class NormProgram(_ParametrisedProgram):
+class NormProgram(WeightedProgram):
     """One track with weights |θ|^q: at the outputs it is Σ_p |Φ_p|^q, or max_p |Φ_p| for q = ∞ (SPEC §3)."""
 
     def __init__(
@@ -255,7 +255,7 @@ class ScoreProgram(NormProgram):
         return (normalised(Scaled(self.starting[layer.name].to(self.dtype), 0.0), self.window)[0],)
 
     @property
-    def window(self) -> Window:
+    def window(self) -> MantissaWindow:
         """See `Program.window`."""
         return WINDOWS[self.dtype]
 
@@ -299,7 +299,7 @@ TELESCOPING: Through = (_second_magnitude, _distance)
 """D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
 
 
-class DifferenceProgram(_ParametrisedProgram):
+class DifferenceProgram(WeightedProgram):
     """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (SPEC §4).
 
     D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms are non-negative, nothing is subtracted but weights. Other recursions of

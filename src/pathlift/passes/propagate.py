@@ -24,7 +24,18 @@ from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import Memory, remembering
-from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, Window, normalised, power, raised, too_small, top, total
+from pathlift.passes.scaled import (
+    FORWARD_WINDOWS,
+    MantissaWindow,
+    RangeError,
+    Scaled,
+    normalised,
+    power,
+    raised,
+    too_small,
+    top,
+    total,
+)
 from pathlift.precision import full_precision
 
 Tracks: TypeAlias = "tuple[Scaled | None, ...]"
@@ -61,7 +72,7 @@ class Program(ABC):
         return () if self.batch is None else (self.batch,)
 
     @property
-    def window(self) -> Window:
+    def window(self) -> MantissaWindow:
         """Where the mantissas of the tracks are kept."""
         return FORWARD_WINDOWS[self.dtype]
 
@@ -217,22 +228,24 @@ def propagate(
     def step(layer: Layer, tracks: Mapping[str, Tracks]) -> Tracks:
         return program.inputs(layer) if layer.kind == "input" else _step(layer, tracks, program)
 
-    return walk(network, step, keep=keep)
+    return in_forward_order(network, step, keep=keep)
 
 
 def _wide(network: Network, program: Program, *, keep: bool) -> dict[str, Any]:
-    """Carry tracks with an exponent for each neuron; all of them are kept as such, for `PullBack`."""
+    """Carry tracks with an exponent for each neuron; all of them are kept as such, for `Backward`."""
     from pathlift.passes import wide  # which needs what stands here
 
     if not program.ranges or program.batch is not None or torch.is_grad_enabled():
         raise RangeError
-    found = walk(network, lambda layer, tracks: wide.step(layer, tracks, program), keep=keep)
+    found = in_forward_order(network, lambda layer, tracks: wide.step(layer, tracks, program), keep=keep)
     if keep:
         return found
     return {name: tuple(None if own is None else own.scaled() for own in tracks) for name, tracks in found.items()}
 
 
-def walk(network: Network, step: Callable[[Layer, Mapping[str, Result]], Result], *, keep: bool = False) -> dict[str, Result]:
+def in_forward_order(
+    network: Network, step: Callable[[Layer, Mapping[str, Result]], Result], *, keep: bool = False
+) -> dict[str, Result]:
     """Go through the graph from the inputs to the outputs; what no later layer reads is let go.
 
     Args:
@@ -450,7 +463,7 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
     return Scaled(joined, exponent, peak), shifted
 
 
-def _common_exponent(pieces: list[Scaled], window: Window) -> float:
+def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:
     """Choose the exponent that most pieces have already, but keep the largest entry within range.
 
     Args:

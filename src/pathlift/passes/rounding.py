@@ -21,7 +21,7 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import CompactNetwork, Network
 from pathlift.passes.forward import carried, weighted
-from pathlift.passes.propagate import walk
+from pathlift.passes.propagate import in_forward_order
 from pathlift.precision import factor_units
 
 
@@ -98,7 +98,7 @@ def _fan_in(network: Network) -> Mapping[str, int]:
             counts[layer.name] = int(edges.max()) + len(layer.biases)
         return torch.ones((1, *layer.shape), dtype=torch.float64, device=network.device)
 
-    walk(network, step)
+    in_forward_order(network, step)
     return counts
 
 

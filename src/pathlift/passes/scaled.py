@@ -20,7 +20,7 @@ from pathlift.graph.recall import RangeError, extremes
 
 
 @dataclass(frozen=True)
-class Window:
+class MantissaWindow:
     """Where mantissas live, as powers of two.
 
     Attributes:
@@ -43,14 +43,14 @@ class Window:
 
 
 WINDOWS = {
-    torch.float32: Window(low=-30, high=20, target=0, wide=96, floor=-100, sound=-110, least=-120),
-    torch.float64: Window(low=-200, high=200, target=0, wide=900, floor=-900, sound=-990, least=-1000),
+    torch.float32: MantissaWindow(low=-30, high=20, target=0, wide=96, floor=-100, sound=-110, least=-120),
+    torch.float64: MantissaWindow(low=-200, high=200, target=0, wide=900, floor=-900, sound=-990, least=-1000),
 }
-"""A narrow window leaves room for the product of a path activation and what comes back for it (`PullBack`)."""
+"""A narrow window leaves room for the product of a path activation and what comes back for it (`Backward`)."""
 
 FORWARD_WINDOWS = {
-    torch.float32: Window(low=-60, high=90, target=0, wide=96, floor=-100, sound=-110, least=-120),
-    torch.float64: Window(low=-600, high=800, target=0, wide=900, floor=-900, sound=-990, least=-1000),
+    torch.float32: MantissaWindow(low=-60, high=90, target=0, wide=96, floor=-100, sound=-110, least=-120),
+    torch.float64: MantissaWindow(low=-600, high=800, target=0, wide=900, floor=-900, sound=-990, least=-1000),
 }
 """Without a way back, values may wander further before they are brought back."""
 
@@ -121,7 +121,7 @@ def top(value: Scaled) -> float:
     return math.frexp(max(abs(low), abs(high)))[1] + value.exponent
 
 
-def normalised(value: Scaled, window: Window) -> tuple[Scaled | None, float]:
+def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, float]:
     """Bring a value into the window by an exact power of two.
 
     Args:
@@ -158,7 +158,7 @@ def too_small(tensor: Tensor, floor: float) -> bool:
     return positive.numel() > 0 and float(positive.min()) < power(floor)
 
 
-def raised(value: Scaled, window: Window) -> Scaled | None:
+def raised(value: Scaled, window: MantissaWindow) -> Scaled | None:
     """Bring a non-negative value as high as its range allows, where entries have come near its lower end but lost no digit.
 
     Args:
@@ -179,9 +179,9 @@ def raised(value: Scaled, window: Window) -> Scaled | None:
 __all__ = [
     "FORWARD_WINDOWS",
     "WINDOWS",
+    "MantissaWindow",
     "RangeError",
     "Scaled",
-    "Window",
     "normalised",
     "power",
     "raised",

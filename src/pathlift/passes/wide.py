@@ -23,7 +23,7 @@ from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import full_precision
 
 if TYPE_CHECKING:
-    from pathlift.passes.backward import PullBack
+    from pathlift.passes.backward import Backward
 
 BAND = 300
 """Bits of a band: the product of three of them is a float."""
@@ -215,8 +215,8 @@ def _refuse_choice(connection: Connection) -> None:
         raise RangeError
 
 
-def pull_back(back: PullBack, tracks: dict[str, Tracks]) -> Scaled | None:
-    """Go back as `PullBack.run` does.
+def pull_back(back: Backward, tracks: dict[str, Tracks]) -> Scaled | None:
+    """Go back as `Backward.run` does.
 
     Args:
         back: What is wanted.
@@ -251,7 +251,7 @@ def pull_back(back: PullBack, tracks: dict[str, Tracks]) -> Scaled | None:
     return Scaled(whole.mantissa, float(whole.exponent))
 
 
-def _node(back: PullBack, layer: Layer, g: Wide, own: Wide, tracks: Mapping[str, Tracks], above: dict[str, Wide]) -> None:
+def _node(back: Backward, layer: Layer, g: Wide, own: Wide, tracks: Mapping[str, Tracks], above: dict[str, Wide]) -> None:
     if back.unit is not None and layer.unit_name is not None:
         back.unit(layer, own.times(g).at(0))
     offset = 0
@@ -275,7 +275,7 @@ def _node(back: PullBack, layer: Layer, g: Wide, own: Wide, tracks: Mapping[str,
             back.share(bias.weight, found)
 
 
-def _term(back: PullBack, connection: Connection, g: Wide, below: Wide, above: dict[str, Wide]) -> None:
+def _term(back: Backward, connection: Connection, g: Wide, below: Wide, above: dict[str, Wide]) -> None:
     """Take what comes back through one bundle of edges to the layer below, and to its weights."""
     _refuse_choice(connection)
     weights = None if connection.weight is None else back.program.edge(connection.weight)[0, 0]

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from pathlift.errors import Problem, UnsupportedModelError
 from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
-from pathlift.passes.forward import realise
+from pathlift.passes.forward import forward
 from pathlift.precision import full_precision
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
@@ -339,7 +339,7 @@ class _Graph:
         state = self.state
         if dtype == torch.float64:
             state = {name: own.double() if own.dtype.is_floating_point else own for name, own in state.items()}
-        found = realise(self.network, self.network.values(state), self.feed, dtype, keep=keep)
+        found = forward(self.network, self.network.values(state), self.feed, dtype, keep=keep)
         return {name: own[0] for name, own in found.items()}
 
     def values(self, name: str, *, fine: bool = False, coarse: bool = False) -> Tensor:

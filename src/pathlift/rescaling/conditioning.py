@@ -16,7 +16,7 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
-from pathlift.passes.backward import PullBack
+from pathlift.passes.backward import Backward
 from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import SupportProgram, blame, in_range, propagate
 from pathlift.passes.scaled import Scaled
@@ -53,7 +53,7 @@ def on_paths(network: Network) -> dict[str, Tensor]:
     def attempt(dtype: torch.dtype) -> Scaled | None:
         counts.clear()
         program = SupportProgram(ScoreProgram(compact, values, dtype))
-        return PullBack(compact, program, share=_adder(counts)).run(propagate(compact, program, keep=True))
+        return Backward(compact, program, share=_adder(counts)).run(propagate(compact, program, keep=True))
 
     in_range(attempt, torch.float64, values)
     found: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
         shares.clear()
         biases.clear()
         program = ScoreProgram(compact, values, dtype, q=2.0)
-        back = PullBack(compact, program, share=_adder(shares), bias=_adder(biases))
+        back = Backward(compact, program, share=_adder(shares), bias=_adder(biases))
         return back.run(propagate(compact, program, keep=True))
 
     in_range(attempt, torch.float64, values)

@@ -27,7 +27,7 @@ from pathlift.graph.expressions import evaluate
 from pathlift.graph.layers import Bias, Clamp, Connection, Layer, Origin, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import value_of
-from pathlift.passes.propagate import walk
+from pathlift.passes.propagate import in_forward_order
 from pathlift.rescaling.antecedents import PATTERNED, blocks, lines, tie_lines, tie_overlap, tie_pattern, tie_stars
 from pathlift.rescaling.monomials import Factor, Product, factors, products
 from pathlift.rescaling.relations import FIXED, NOTHING, SEARCH, Relations, Solution, components
@@ -389,7 +389,7 @@ class _Tying:
     # ---- the walk upwards
 
     def run(self) -> Tied:
-        labels = walk(self.network, self._node, keep=True)
+        labels = in_forward_order(self.network, self._node, keep=True)
         self._share_uses()
         for weight, product, own in self.definitions:
             self._define(weight, product, own)

@@ -11,7 +11,7 @@ from pathlift.edges.base import Weights
 from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back
-from pathlift.passes.forward import along, feed_of, realise, unchanged
+from pathlift.passes.forward import along, feed_of, forward, unchanged
 from pathlift.passes.propagate import blame
 from pathlift.pruning.scope import prunable
 
@@ -40,7 +40,7 @@ def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
     values = network.values()
     blame(values)
     with torch.no_grad():
-        found = realise(network, values, feed_of(network, (x,) if isinstance(x, Tensor) else x), network.dtype, keep=True)
+        found = forward(network, values, feed_of(network, (x,) if isinstance(x, Tensor) else x), network.dtype, keep=True)
     squares: dict[str, Tensor] = {}
     for layer in network.layers:
         for connection in layer.connections:

@@ -17,7 +17,7 @@ from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.pruning.scope import eligible
 
@@ -73,7 +73,7 @@ class _Loss:
         names = eligible(network)
         blame(compacted(network).values())
         self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
-        found = realise(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
+        found = forward(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
         self.value = _value(batch, flat_outputs(network, found, len(batch)))
 
     def gradient(self, *, again: bool = False) -> list[Tensor]:

@@ -13,13 +13,13 @@ import pathlift
 from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
 from networks import networks
-from pathlift.passes.forward import feed_of, flat_outputs, realise
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 
 
 def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
     batch = samples(shape)
     network = pathlift.capture(model, examples(shape))
-    found = realise(network, network.values(), feed_of(network, batch), torch.float64)
+    found = forward(network, network.values(), feed_of(network, batch), torch.float64)
     expected = outputs(model, batch)
     torch.testing.assert_close(flat_outputs(network, found, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
 
@@ -47,6 +47,6 @@ def test_classifiers_run_in_float32(name: str) -> None:
     model = torchvision.models.get_model(name, weights=None, **options).eval()
     x = torch.randn(2, 3, 64, 64)
     network = pathlift.capture(model, (3, 64, 64))
-    found = realise(network, network.values(), feed_of(network, (x,)), torch.float32)
+    found = forward(network, network.values(), feed_of(network, (x,)), torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(flat_outputs(network, found, 2), model(x), rtol=1e-3, atol=1e-4)
