@@ -20,14 +20,15 @@ from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
 from pathlift.rescaling.equivalence import aligned
+from pathlift.results import Result
 from pathlift.streaming import Stored, held
 
 NEAR = 1e-4
 """Where ‖Φ_i − Φ_j‖₂² is below this part of the larger norm squared, it is summed by tracks of its own."""
 
 
-@dataclass(frozen=True, eq=False)
-class PathKernel:
+@dataclass(frozen=True, eq=False, repr=False)
+class PathKernel(Result):
     """Inner products of the path-liftings of N networks; all tensors have shape (N, N), float64, on the CPU.
 
     Nothing changes when a network is rescaled.
