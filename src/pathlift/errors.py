@@ -49,7 +49,7 @@ class PathliftWarning(UserWarning):
 
 
 @dataclass(frozen=True, repr=False)
-class Problem(Result):
+class Problem(Result, line=("module", "op", "reason", "advice")):
     """One reason why a model lies outside the theory.
 
     Attributes:

@@ -23,6 +23,9 @@ FEW = 4
 ROWS = 20
 """Rows of a table within a table."""
 
+MISSING = object()
+"""In place of an attribute that a result does not have."""
+
 
 class Result:
     """What a public function returns; `bool` of it raises TypeError where it is neither a verdict nor a mapping."""
@@ -60,7 +63,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return a table, for a notebook."""
-        rows = [f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>" for name, value in self._attributes().items()]
+        shown = {name: value for name, value in self._attributes().items() if not _nothing(value)}
+        rows = [f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>" for name, value in shown.items()]
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
 
     def __bool__(self) -> bool:
@@ -82,8 +86,9 @@ class Result:
         kinds = [kind for kind in reversed(type(self).__mro__) if issubclass(kind, Result)]
         computed = [name for kind in kinds for name, value in vars(kind).items() if isinstance(value, property)]
         names = self._shows or [name for name in (*self._stored(), *computed) if not name.startswith("_")]
-        shown: dict[str, object] = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return shown | {"tensors": dict(self)} if isinstance(self, Mapping) else shown
+        values = {name: getattr(self, name, MISSING) for name in names}
+        values |= {"tensors": dict(self)} if isinstance(self, Mapping) else {}
+        return {name: value for name, value in values.items() if value is not MISSING}
 
 
 def verdict_of_one(result: Result, name: str) -> bool:
@@ -143,7 +148,7 @@ def _short_tensor(tensor: Any) -> str:
     shape = "×".join(map(str, tensor.shape))
     if str(tensor.dtype) == "torch.bool":
         return f"{int(tensor.sum())} of {shape} true"
-    return f"{shape} from {_short(tensor.min().item())} to {_short(tensor.max().item())}"
+    return f"{shape} values from {_short(tensor.min().item())} to {_short(tensor.max().item())}"
 
 
 def _cell(value: object) -> str:

@@ -36,7 +36,7 @@ CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, repr=False)
-class Estimate(Result):
+class Estimate(Result, line=("value", "low", "high", "confidence", "samples")):
     """An unbiased estimate.
 
     Attributes:

@@ -28,7 +28,7 @@ from pathlift.results import Result
 
 
 @dataclass(frozen=True, repr=False)
-class SupportReport(Result):
+class SupportReport(Result, line=("supported", "operators", "left_off", "problems")):
     """Whether a model lies inside the theory, and every reason why not.
 
     Attributes:

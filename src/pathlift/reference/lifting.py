@@ -17,7 +17,7 @@ from pathlift.results import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathLifting(Result):
+class PathLifting(Result, line=("phi", "starts_at_input", "activations", "realisation")):
     """All paths of a small network.
 
     Attributes:
