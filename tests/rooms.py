@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
 
 FLOORS = (
-    ("errors", "forks", "precision", "budget", "arguments", "output", "storage"),
+    ("results", "errors", "forks", "precision", "budget", "arguments", "output", "storage"),
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "metric", "streaming", "kernel", "pruning"),
     ("lipschitz", "certification", "consequences", "reference"),

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pathlift.results import Result
+
 
 class PathliftError(Exception):
     """Base class of every error that pathlift raises on purpose."""
@@ -46,8 +48,8 @@ class PathliftWarning(UserWarning):
     """The answer is right, and probably not what was wanted."""
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(Result, line=("module", "op", "reason", "advice")):
     """One reason why a model lies outside the theory.
 
     Attributes:

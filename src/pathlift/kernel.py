@@ -22,6 +22,7 @@ from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
 from pathlift.rescaling.equivalence import aligned
+from pathlift.results import Result
 from pathlift.streaming import Stored, held, several
 
 NEAR = 1e-4
@@ -30,8 +31,8 @@ NEAR = 1e-4
 declare(__name__, {"models": several, "path_kernel.progress": done_of_all, "dimensions": positive_count})
 
 
-@dataclass(frozen=True, eq=False)
-class PathKernel:
+@dataclass(frozen=True, eq=False, repr=False)
+class PathKernel(Result):
     """Inner products of the path-liftings of N networks; all tensors have shape (N, N), float64, on the CPU.
 
     Nothing changes when a network is rescaled.

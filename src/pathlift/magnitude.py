@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import RangeError, Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
+from pathlift.results import Result
 from pathlift.storage.checkpoints import Checkpoint, ShardWriter
 
 PIECE = 1 << 24
@@ -34,7 +36,8 @@ PIECE = 1 << 24
 declare(__name__, {"path_magnitude.q": finite_order, "out": file})
 
 
-class PathMagnitude(Mapping[str, Tensor]):
+@dataclass(frozen=True, eq=False, repr=False)
+class PathMagnitude(Result, Mapping[str, Tensor]):
     """Shares of the path-norm by parameter name; multiply by the path-norm to get PathMag(θ, i) of equation (10).
 
     A batch norm is scored as the theory sees it: ``bn.weight`` is the share of the paths through its scale
@@ -46,15 +49,8 @@ class PathMagnitude(Mapping[str, Tensor]):
             share out; −inf for 0.
     """
 
-    def __init__(self, scores: Mapping[str, Tensor], log10_path_norm: float) -> None:
-        """Wrap the scores.
-
-        Args:
-            scores: Name to share.
-            log10_path_norm: log₁₀ of the whole.
-        """
-        self._scores = scores
-        self.log10_path_norm = log10_path_norm
+    _scores: Mapping[str, Tensor]
+    log10_path_norm: float
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the shares of one parameter."""
@@ -67,11 +63,6 @@ class PathMagnitude(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self._scores)
-
-    def __repr__(self) -> str:
-        """Return a one-line summary."""
-        count = sum(score.numel() for score in self._scores.values())
-        return f"PathMagnitude({len(self)} tensors, {count} shares, log10 of the path-norm {self.log10_path_norm:.6g})"
 
 
 @public

@@ -24,6 +24,7 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture, verify
 from pathlift.reading.second import given_weights
+from pathlift.results import Result
 
 LOG10_OF_2 = math.log10(2.0)
 
@@ -60,7 +61,7 @@ def to_float(value: Scaled | None, root: float = 1.0) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, repr=False)
-class PathNorm:
+class PathNorm(Result, line=("value", "log10", "q", "input_part", "bias_part", "left_off")):
     """The path-norm ‖Φ(θ)‖_q.
 
     Attributes:
@@ -96,12 +97,6 @@ class PathNorm:
         if len(pieces) == 1:
             return pieces[0][0] if pieces[0].dim() else pieces[0]
         return torch.cat([piece.reshape(-1) for piece in pieces])
-
-    def __repr__(self) -> str:
-        """Return one line."""
-        parts = f"from inputs {self.input_part:.6g}, from biases {self.bias_part:.6g}"
-        left_off = f", without the last {' and '.join(self.left_off)}" if self.left_off else ""
-        return f"PathNorm(value={self.value:.6g}, log10={self.log10:.6f}, q={self.q:g}, {parts}{left_off})"
 
     def __float__(self) -> float:
         """Return `value`."""

@@ -23,13 +23,14 @@ from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
+from pathlift.results import Result, verdict_of_one
 
 PARAMETERS = 1 << 24
 """Parameters of the networks, one for each sample, that are searched at a time."""
 
 
-@dataclass(frozen=True)
-class Attack:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attack(Result):
     """What was found, sample by sample.
 
     Attributes:
@@ -41,6 +42,10 @@ class Attack:
     changed: Tensor
     margin: Tensor
     stopped: Tensor
+
+    def __bool__(self) -> bool:
+        """Return whether another class was found for the sample; of several, or none, TypeError."""
+        return verdict_of_one(self, "changed")
 
 
 @public

@@ -24,13 +24,14 @@ from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.rounding import Arithmetic, Format
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other, other_state
+from pathlift.results import Result, verdict_of_one
 
 STEPS = 12
 """Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Result, line=("certified", "covers", "margin", "bound")):
     """What is certified, sample by sample.
 
     Attributes:
@@ -55,11 +56,9 @@ class Certificate:
         """Share of samples that are certified."""
         return float(self.certified.double().mean())
 
-    def __repr__(self) -> str:
-        """Return a one-line summary."""
-        stopped = f"; {int(self.stopped.sum())} stopped for want of time" if bool(self.stopped.any()) else ""
-        counts = f"{int(self.certified.sum())} of {len(self.certified)} samples certified{stopped}"
-        return f"Certificate({counts}; covers {self.covers})"
+    def __bool__(self) -> bool:
+        """Return whether the sample is certified; of several, or none, TypeError."""
+        return verdict_of_one(self, "certified")
 
 
 @public

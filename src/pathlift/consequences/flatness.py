@@ -25,12 +25,13 @@ from pathlift.passes.rounded import rounded_up
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture, captured_on
+from pathlift.results import Result
 
 Loss = Literal["cross_entropy", "mse"]
 
 
-@dataclass(frozen=True)
-class Sharpness:
+@dataclass(frozen=True, repr=False)
+class Sharpness(Result):
     """max_{|δ| ≤ r|θ|} L(θ+δ) − L(θ) on a data set: bounds, and a value that was found.
 
     Attributes:

@@ -24,10 +24,11 @@ from pathlift.metric import perceptron
 from pathlift.norm import path_norm
 from pathlift.passes.rounding import fan_in
 from pathlift.reading import Inputs, capture
+from pathlift.results import Result
 
 
-@dataclass(frozen=True)
-class GeneralisationBound:
+@dataclass(frozen=True, repr=False)
+class GeneralisationBound(Result):
     """Bounds on the expected generalisation gap, as log₁₀; a value above log₁₀ of the loss's range says nothing.
 
     Attributes:

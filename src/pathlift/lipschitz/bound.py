@@ -20,6 +20,7 @@ from pathlift.passes.box import Tolerance
 from pathlift.passes.forward import feed_of
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other
+from pathlift.results import Result
 
 Kind: TypeAlias = Literal[
     "auto",
@@ -65,7 +66,7 @@ def applying(comparison: Comparison, ball: Ball) -> list[str]:
     return names + (["prior", "corollary_g1"] if layered else [])
 
 
-class LipschitzBound(Tensor):
+class LipschitzBound(Result, Tensor, line=("bounds", "winner")):  # type: ignore[misc]  # Tensor.__repr__ has an option
     """A float64 tensor (batch, outputs) of bounds that knows which bound gave each entry.
 
     Arithmetic with it gives plain tensors.
@@ -81,24 +82,33 @@ class LipschitzBound(Tensor):
     which: Tensor
 
     @property
+    def bounds(self) -> Tensor:
+        """The bounds as a plain tensor, of the same memory."""
+        return self.as_subclass(Tensor)
+
+    @property
     def winner(self) -> str:
         """Name of the bound that gave most entries."""
         counts = torch.bincount(self.which.reshape(-1), minlength=len(self.kinds))
         return self.kinds[int(counts.argmax())]
 
+    def __str__(self) -> str:
+        """Return all bounds."""
+        return str(self.bounds)
+
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         """Pickle as a plain tensor and what it knows."""
         del protocol
-        return _bound, (self.as_subclass(Tensor), self.kinds, self.which)
+        return _bound, (self.bounds, self.kinds, self.which)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LipschitzBound:
         """Copy the tensor and what it knows."""
-        copied = memo[id(self)] = _bound(self.as_subclass(Tensor).clone(), self.kinds, self.which.clone())
+        copied = memo[id(self)] = _bound(self.bounds.clone(), self.kinds, self.which.clone())
         return copied
 
     def __copy__(self) -> LipschitzBound:
         """Return the same tensor with what it knows."""
-        return _bound(self.as_subclass(Tensor), self.kinds, self.which)
+        return _bound(self.bounds, self.kinds, self.which)
 
 
 def _bound(values: Tensor, kinds: tuple[str, ...], which: Tensor) -> LipschitzBound:

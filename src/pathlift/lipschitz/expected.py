@@ -25,6 +25,7 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.rounded import rounded_up
 from pathlift.reading import Inputs, capture, captured_on
 from pathlift.reading.second import Other
+from pathlift.results import Result
 
 
 @public
@@ -83,8 +84,8 @@ def expected_bound(
     return per_input(compared_with(network, other), Ball(moments, 0.0))[0]
 
 
-@dataclass(frozen=True)
-class InputLipschitz:
+@dataclass(frozen=True, eq=False, repr=False)
+class InputLipschitz(Result, line=("total", "per_output")):
     """Lipschitz constants of x ↦ R_θ(x) for ‖·‖_∞ on the input.
 
     Attributes:

@@ -31,12 +31,13 @@ from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other, other_state
 from pathlift.rescaling.alignment import Aligned, moved
 from pathlift.rescaling.equivalence import aligned, compared
+from pathlift.results import Result
 
 MOMENTS = (2, 4, 6, 8)
 
 
-@dataclass(frozen=True)
-class PathMetric:
+@dataclass(frozen=True, repr=False)
+class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estimate")):
     """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
 
     Attributes:

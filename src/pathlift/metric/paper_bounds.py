@@ -29,10 +29,11 @@ from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other
 from pathlift.rescaling.alignment import moved
+from pathlift.results import Result
 
 
-@dataclass(frozen=True)
-class MetricBound:
+@dataclass(frozen=True, repr=False)
+class MetricBound(Result):
     """One bound on the path-metric.
 
     Attributes:

@@ -26,6 +26,7 @@ from pathlift.passes.products import CharacterProgram, ComparisonWeights, Moment
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import Program, in_range, propagate
 from pathlift.passes.scaled import Scaled, power
+from pathlift.results import Result
 
 NEAR, FAR = (0.15, 0.15, 0.7), (0.45, 0.45, 0.1)
 """Shares of the samples that |θ|, |θ'| and g draw, for networks near each other and far from each other."""
@@ -34,8 +35,8 @@ CHUNK = 1 << 22
 """Antecedents that are looked at together."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Result, line=("value", "low", "high", "confidence", "samples")):
     """An unbiased estimate.
 
     Attributes:

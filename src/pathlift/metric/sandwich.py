@@ -24,6 +24,7 @@ from pathlift.passes.products import ComparisonWeights, PivotProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.rescaling.alignment import moved
+from pathlift.results import Result
 
 SHARP, LOOSE = 1.4, 2.0
 """Up to the first ratio (for fewer than six moments the second) one kind of bound is enough if no more is asked; above the
@@ -39,8 +40,8 @@ LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by a rough model) are compared by affinities first."""
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Result):
     """What a step reached.
 
     Attributes:

@@ -31,13 +31,14 @@ from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
 from pathlift.reading import Inputs, capture
+from pathlift.results import Result
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
 """A name of `CRITERIA`, a criterion, a function of the network, or scores by parameter name."""
 
 
-@dataclass(frozen=True)
-class PrunedTensor:
+@dataclass(frozen=True, repr=False)
+class PrunedTensor(Result):
     """What became of one tensor.
 
     Attributes:
@@ -67,8 +68,8 @@ class PrunedTensor:
         return self.share > 0 and self.left == 0
 
 
-@dataclass(frozen=True, eq=False)
-class PruneReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cost", "log10_bound", "collapsed")):
     """What was pruned and what it costs.
 
     Attributes:

@@ -25,10 +25,11 @@ from pathlift.reading.hooks import idle_hooks, without
 from pathlift.reading.live import AGAIN, LiveState
 from pathlift.reading.lower import Lowered, lower
 from pathlift.reading.memory import Memory
+from pathlift.results import Result
 
 
-@dataclass(frozen=True)
-class SupportReport:
+@dataclass(frozen=True, repr=False)
+class SupportReport(Result, line=("supported", "operators", "left_off", "problems")):
     """Whether a model lies inside the theory, and every reason why not.
 
     Attributes:

@@ -13,10 +13,11 @@ from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import example_tensors
 from pathlift.reference.dag import Dag, Path, TooManyPathsError
 from pathlift.reference.probe import dag_of
+from pathlift.results import Result
 
 
-@dataclass(frozen=True)
-class PathLifting:
+@dataclass(frozen=True, eq=False, repr=False)
+class PathLifting(Result, line=("phi", "starts_at_input", "activations", "realisation")):
     """All paths of a small network.
 
     Attributes:

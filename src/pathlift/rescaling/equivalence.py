@@ -19,14 +19,15 @@ from pathlift.rescaling.alignment import Aligned, exact_scales, rescaled
 from pathlift.rescaling.constraints import Tied, tied
 from pathlift.rescaling.fit import Pair, scaled
 from pathlift.rescaling.groups import RescaledState, Symmetries, symmetries
+from pathlift.results import Result
 
 ULPS, HALF_ULPS = 64, 4
 """Default tolerance of `equivalent`, in units of the last digit of the coarser of the two types; and of types of two bytes, of
 which 64 units are half of a weight."""
 
 
-@dataclass(frozen=True, eq=False)
-class Equivalence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Equivalence(Result):
     """Whether two networks are rescalings of each other; truthy when they are.
 
     Attributes:

@@ -28,12 +28,13 @@ from pathlift.reading.wrappers import names_of
 from pathlift.rescaling import gauges
 from pathlift.rescaling.constraints import VARYING, Tied, tied
 from pathlift.rescaling.relations import FIXED, NOTHING, Solution
+from pathlift.results import Result
 
 Factors: TypeAlias = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float] | float]
 """One positive number per group; or module name to one per output channel, for as many modules as wanted."""
 
 
-class RescaledState(dict[str, Tensor]):
+class RescaledState(Result, dict[str, Tensor]):
     """A state-dict of the same function: what `load_state_dict` takes.
 
     Attributes:
@@ -64,10 +65,16 @@ class RescaledState(dict[str, Tensor]):
         """
         return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
+    def __copy__(self) -> RescaledState:
+        """Return the same tensors, with ``factors`` and all else that it knows."""
+        made = type(self).__new__(type(self))
+        made.update(self)
+        vars(made).update(vars(self))
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RescaledState:
         """Copy all of it, ``factors`` too."""
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
+        made = memo[id(self)] = self.__copy__()
         made.update(copy.deepcopy(dict(self), memo))
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
@@ -98,8 +105,8 @@ class BalancedState(RescaledState):
         self.steps = gauge.steps
 
 
-@dataclass(frozen=True)
-class Family:
+@dataclass(frozen=True, repr=False)
+class Family(Result):
     """Groups that scale the same axes of the same tensors, each its own channel.
 
     Attributes:
@@ -113,8 +120,8 @@ class Family:
     divided: tuple[tuple[str, int | None], ...]
 
 
-@dataclass(frozen=True)
-class Pinned:
+@dataclass(frozen=True, repr=False)
+class Pinned(Result):
     """Output channels of a module whose factor must be 1.
 
     Attributes:
@@ -129,8 +136,8 @@ class Pinned:
 
 
 @public_constructor
-@dataclass(frozen=True, eq=False)
-class Symmetries:
+@dataclass(frozen=True, eq=False, repr=False)
+class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "families", "pinned")):
     """The group of positive neuron-wise rescalings of a network; ``len`` is its dimension.
 
     A group is a set of channels that must share one factor λ, because they are added, concatenated and read together,
@@ -150,17 +157,14 @@ class Symmetries:
         with plainly():  # the network remembers them
             return tied(self.network)
 
-    def __len__(self) -> int:
-        """Return the dimension: the number of factors that can be chosen."""
+    @property
+    def dimension(self) -> int:
+        """The number of groups: of factors that can be chosen."""
         return self.tied.solution.dimension
 
-    def __bool__(self) -> bool:
-        """Return True: also a network without any symmetry has been looked at."""
-        return True
-
-    def __repr__(self) -> str:
-        """Return a one-line summary."""
-        return f"Symmetries({len(self)} groups, {len(self.tied.scalings)} tensors)"
+    def __len__(self) -> int:
+        """Return the dimension."""
+        return self.dimension
 
     def __str__(self) -> str:
         """Return a table of families of groups and of pinned channels."""

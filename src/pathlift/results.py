@@ -1,0 +1,169 @@
+"""One kind of result: a line for people, a table in a notebook, a dictionary for JSON and data frames.
+
+What a public function returns is a `Result`: a frozen dataclass, or a mapping or tensor that knows more than its entries.
+It shows its public attributes, properties among them, and a mapping also its ``tensors``. A class says nothing more than
+which of them stand in its line, and which are shown at all, where these are not all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LINE = 200
+"""Characters of a line, at most."""
+
+FEW = 4
+"""Up to so many numbers or items are written out in a line."""
+
+ROWS = 20
+"""Rows of a table within a table."""
+
+MISSING = object()
+"""In place of an attribute that a result does not have."""
+
+
+class Result:
+    """What a public function returns; `bool` of it raises TypeError where it is neither a verdict nor a mapping."""
+
+    _line: ClassVar[tuple[str, ...]] = ()
+    _shows: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, line: tuple[str, ...] = (), shows: tuple[str, ...] = (), **others: Any) -> None:
+        """Take what the class says of itself.
+
+        Args:
+            line: Attributes that stand in its line, in this order; none: all that are not computed.
+            shows: Attributes that are shown at all; none: all.
+            others: For further base classes.
+        """
+        super().__init_subclass__(**others)
+        cls._line, cls._shows = line or cls._line, shows or cls._shows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that the result shows as what ``json.dumps`` and data frames take.
+
+        Returns:
+            Attribute to its value: tensors and tuples are lists, results within it are dictionaries, numbers that are not
+            finite stay Python's. What this result does not have (bounds per output neuron for q = 2, say) is left out.
+        """
+        return {name: _plain(value) for name, value in self._attributes().items()}
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        size = [f"{len(self)} tensors"] if isinstance(self, Mapping) else []
+        values = {name: getattr(self, name) for name in self._line or self._stored()}
+        parts = size + [f"{name}={_short(value)}" for name, value in values.items() if not _nothing(value)]
+        line = f"{type(self).__name__}({', '.join(parts)})"
+        return line if len(line) <= LINE else f"{line[: LINE - 2]}…)"
+
+    def _repr_html_(self) -> str:
+        """Return a table, for a notebook."""
+        shown = {name: value for name, value in self._attributes().items() if not _nothing(value)}
+        rows = [f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>" for name, value in shown.items()]
+        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+
+    def __bool__(self) -> bool:
+        """Return whether a mapping holds anything; any other result is neither true nor false.
+
+        Raises:
+            TypeError: This is no mapping.
+        """
+        if isinstance(self, Mapping):
+            return len(self) > 0
+        name = type(self).__name__
+        raise TypeError(f"{name} is neither true nor false. Ask for what you mean: {', '.join(self._attributes())}.")
+
+    def _stored(self) -> list[str]:
+        return [name for name in vars(self) if not name.startswith("_")]
+
+    def _attributes(self) -> dict[str, object]:
+        """Return what is shown, by name; a property that this result does not have raises AttributeError and is left out."""
+        kinds = [kind for kind in reversed(type(self).__mro__) if issubclass(kind, Result)]
+        computed = [name for kind in kinds for name, value in vars(kind).items() if isinstance(value, property)]
+        names = self._shows or [name for name in (*self._stored(), *computed) if not name.startswith("_")]
+        values = {name: getattr(self, name, MISSING) for name in names}
+        values |= {"tensors": dict(self)} if isinstance(self, Mapping) else {}
+        return {name: value for name, value in values.items() if value is not MISSING}
+
+
+def verdict_of_one(result: Result, name: str) -> bool:
+    """Return the verdict of a result that has one for each sample, when there is one sample.
+
+    Args:
+        result: The result.
+        name: Its attribute, a bool tensor of shape (samples,).
+
+    Returns:
+        The verdict.
+
+    Raises:
+        TypeError: There are several samples, or none.
+    """
+    verdicts: Tensor = getattr(result, name)
+    if len(verdicts) != 1:
+        raise TypeError(
+            f"{type(result).__name__} speaks of {len(verdicts)} samples, and is true or false for a single one. Ask "
+            f"{name}.all(), {name}.any() or {name}[sample]."
+        )
+    return bool(verdicts[0])
+
+
+def _plain(value: object) -> Any:
+    """Return a value as JSON has it."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _nothing(value: object) -> bool:
+    return value is None or (isinstance(value, (str, tuple, list)) and not value)
+
+
+def _short(value: object) -> str:
+    """Return a value in a few words."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Result):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_short, value))})" if len(value) <= FEW else f"{len(value)} items"
+    return _short_tensor(value) if hasattr(value, "tolist") else repr(value)
+
+
+def _short_tensor(tensor: Any) -> str:
+    """Return the entries of a small tensor, or what a large one holds."""
+    if tensor.numel() <= FEW:
+        return ", ".join(map(_short, tensor.reshape(-1).tolist())).join("[]" if tensor.dim() else ("", ""))
+    shape = "×".join(map(str, tensor.shape))
+    if str(tensor.dtype) == "torch.bool":
+        return f"{int(tensor.sum())} of {shape} true"
+    return f"{shape} values from {_short(tensor.min().item())} to {_short(tensor.max().item())}"
+
+
+def _cell(value: object) -> str:
+    """Return a value for a table: results in a tuple, and the entries of a mapping, are rows of a table of its own."""
+    if isinstance(value, Mapping):
+        return _rows(("", ""), [(str(name), value[name]) for name in list(value)[:ROWS]], len(value))
+    if isinstance(value, tuple) and value and all(isinstance(item, Result) for item in value):
+        records = [item._attributes() for item in value[:ROWS]]
+        return _rows(list(records[0]), [list(record.values()) for record in records], len(value))
+    return escape(value if isinstance(value, str) else _short(value))
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[object]], count: int) -> str:
+    titles = f"<tr>{''.join(f'<th>{escape(title)}</th>' for title in header)}</tr>" if any(header) else ""
+    cells = [[escape(value if isinstance(value, str) else _short(value)) for value in row] for row in rows]
+    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells]
+    more = f"… and {count - len(rows)} more" if count > len(rows) else ""
+    return f"<table>{titles}{''.join(lines)}</table>{more}"

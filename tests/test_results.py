@@ -1,0 +1,220 @@
+"""Every result is of one kind: a line, a table in a notebook, a dictionary for JSON, pickled and copied, no accidental bool."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import html.parser
+import io
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.results import LINE, Result
+from process import FUNCTIONS, METHODS, World
+
+MODELS = (pathlift.Network, pathlift.Checkpoint, pathlift.Batch)
+"""What a call gives to be handed to another one: no results."""
+
+TRUE_OR_FALSE = {"SupportReport", "Equivalence", "PathMagnitude", "RescaledState", "BalancedState"}
+"""Those of which `bool` says what their documentation says: a verdict, or whether they hold anything."""
+
+
+def inside(value: object) -> list[object]:
+    """Return every object of a class of pathlift in what a call returned; what models are made of is not looked into."""
+    if isinstance(value, MODELS):
+        return []
+    own = [value] if type(value).__module__.startswith("pathlift") else []
+    if isinstance(value, pathlift.Symmetries):
+        return [*own, *inside(value.families), *inside(value.pinned)]
+    if isinstance(value, (list, tuple)):
+        return [*own, *(other for item in value for other in inside(item))]
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if not field.name.startswith("_")]
+        return [*own, *(other for name in names for other in inside(getattr(value, name)))]
+    return own
+
+
+@functools.cache
+def results() -> dict[str, Any]:
+    """One result of each class, by the name of the class."""
+    torch.manual_seed(0)
+    world = World()
+    found: dict[str, Any] = {}
+    for call in (FUNCTIONS | METHODS).values():
+        for value in inside(call(world)):
+            found.setdefault(type(value).__name__, value)
+    return found
+
+
+def classes() -> list[str]:
+    """Every class of results that pathlift names, and those that results are made of."""
+    kinds = {name: kind for name in pathlift.__all__ if isinstance(kind := getattr(pathlift, name), type)}
+    return sorted({*(name for name, kind in kinds.items() if issubclass(kind, Result)), "PrunedTensor", "Family", "Pinned"})
+
+
+def test_every_result_of_a_public_function_is_a_result() -> None:
+    strangers = [name for name, value in results().items() if not isinstance(value, Result)]
+    assert not strangers
+    assert set(classes()) == set(results())
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_prints_as_one_line(name: str) -> None:
+    line = repr(results()[name])
+    assert line.startswith(f"{name}(") and line.endswith(")")
+    assert "\n" not in line and len(line) <= LINE == 200
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_becomes_json_and_comes_back(name: str) -> None:
+    result = results()[name]
+    plain = result.to_dict()
+    again = json.loads(json.dumps(plain))
+    assert list(again) == list(plain) and len(plain) > 0
+    assert all(not isinstance(value, Tensor) for value in plain.values())
+    for key, value in vars(result).items():
+        if isinstance(value, (float, int, str, bool)) and not key.startswith("_"):
+            assert plain[key] == value or value != value, key
+        if isinstance(value, Tensor) and not key.startswith("_"):
+            assert torch.equal(torch.tensor(plain[key], dtype=value.dtype).nan_to_num(), value.nan_to_num()), key
+
+
+class Tags(html.parser.HTMLParser):
+    """Counts what is opened and not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tables += tag == "table"
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_is_a_small_table_in_a_notebook(name: str) -> None:
+    text = results()[name]._repr_html_()
+    tags = Tags(text)
+    assert tags.tables >= 1 and not tags.open and name in text
+    assert len(text) < 20_000
+
+
+def pickled(result: Result) -> Any:
+    return pickle.loads(pickle.dumps(result))
+
+
+@pytest.mark.parametrize("name", classes())
+@pytest.mark.parametrize("make", [copy.deepcopy, copy.copy, pickled])
+def test_a_result_is_pickled_and_copied(name: str, make: Any) -> None:
+    result = results()[name]
+    made = make(result)
+    if isinstance(made, Result):
+        assert type(made) is type(result) and str(made.to_dict()) == str(result.to_dict())
+    else:  # a state-dict pickles as one, for torch.load(…, weights_only=True)
+        assert isinstance(result, dict)
+        assert all(torch.equal(made[key], value) for key, value in result.items())
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_cannot_be_changed(name: str) -> None:
+    result = results()[name]
+    if isinstance(result, (dict, Tensor)):
+        pytest.skip("a state-dict, or a tensor, with what it knows of itself")
+    for key in vars(result):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(result, key, None)
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_is_true_or_false_where_that_means_something(name: str) -> None:
+    result = results()[name]
+    if name in TRUE_OR_FALSE:
+        assert "Return" in (type(result).__bool__.__doc__ or "")
+        assert isinstance(bool(result), bool)
+        return
+    with pytest.raises(TypeError, match=f"{name} is neither true nor false|{name} speaks of 3 samples"):
+        bool(result)
+
+
+def test_bool_of_one_sample_is_its_verdict_and_that_of_several_is_refused() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(2, 3)
+    certificate = pathlift.certify(model, x[:1])
+    assert bool(certificate) is bool(certificate.certified)
+    search = pathlift.attack(model, x[:1], pathlift.Relative(0.0), steps=1)
+    assert bool(search) is bool(search.changed) is False
+    for several in (pathlift.certify(model, x), pathlift.attack(model, x, pathlift.Relative(0.1), steps=1)):
+        with pytest.raises(TypeError, match=r"2 samples.*\.all\(\)"):
+            bool(several)
+
+
+def test_bool_of_a_verdict_and_of_a_mapping() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    assert bool(pathlift.check_support(model, (2,))) and not bool(pathlift.check_support(nn.GELU(), (2,)))
+    assert bool(pathlift.equivalent(model, model, (2,)))
+    assert bool(pathlift.path_magnitude(model, (2,)))
+
+
+def test_large_results_stay_short() -> None:
+    """A report on many large tensors is a line, and its table is cut off."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(30)))
+    _, report = pathlift.prune(model, (64,), 0.5)
+    assert len(repr(report)) <= LINE
+    assert repr(report).startswith("PruneReport(criterion='relative_path_magnitude', sparsity=0.5")
+    assert len(report._repr_html_()) < 20_000 and "and 10 more" in report._repr_html_()
+    assert len(repr(pathlift.path_magnitude(model, (64,)))) <= LINE
+    problem = pathlift.Problem("a.b", "aten.gelu", "model.py:3", "reason " * 100, "advice")
+    assert len(repr(problem)) <= LINE and repr(problem).endswith("…)")
+
+
+def test_numbers_that_are_not_finite_stay_numbers() -> None:
+    bound = pathlift.MetricBound("x", "y", "lower", -math.inf, invariant=True)
+    plain = {"name": "x", "reference": "y", "side": "lower", "log10": -math.inf, "invariant": True, "reason": ""}
+    assert bound.to_dict() == plain == json.loads(json.dumps(plain))
+
+
+def test_names_are_escaped_in_a_table() -> None:
+    problem = pathlift.Problem("<b>", "op & co", "", "a < b", "")
+    text = problem._repr_html_()
+    assert "<b>" not in text and "&lt;b&gt;" in text and "op &amp; co" in text
+
+
+def test_what_is_not_there_is_left_out_of_the_dictionary() -> None:
+    """Bounds per output neuron are for q = 1."""
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    assert "log10_upper_per_output" in pathlift.path_metric(model, other, (2,)).to_dict()
+    assert "log10_upper_per_output" not in pathlift.path_metric(model, other, (2,), q=2).to_dict()
+
+
+def test_results_go_into_a_data_frame_row_by_row() -> None:
+    """A list of dictionaries with the same keys, as data frames take it."""
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    rows = [bound.to_dict() for bound in pathlift.path_metric_bounds(model, other, (2,))]
+    assert len({tuple(row) for row in rows}) == 1 and all(isinstance(row["log10"], float) for row in rows)
+
+
+def test_states_are_mappings_that_torch_loads_as_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    state = pathlift.symmetries(model, (2,)).normalize()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    model.load_state_dict(state)
+    assert isinstance(state, dict) and isinstance(pathlift.path_magnitude(model, (2,)), Mapping)
+    flat = copy.copy(state)
+    assert type(flat) is type(state) and torch.equal(flat.factors, state.factors) and flat["0.weight"] is state["0.weight"]
