@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -205,10 +206,10 @@ def test_a_thousand_layers_of_weight_three_in_float32() -> None:
     with torch.no_grad():
         pruned[1000].weight[0, 0] = 0
     metric = pathlift.path_metric(model, pruned, (2,))
+    truth = Decimal(6**999 * 3).log10()
     assert metric.exact
-    assert metric.log10_lower <= norm.log10 - math.log10(4) <= metric.log10_upper
-    assert metric.log10_upper - metric.log10_lower < 3e-3, "float32, a thousand layers: what its roundings can do"
-    assert (metric.log10_lower + metric.log10_upper) / 2 == pytest.approx(norm.log10 - math.log10(4), abs=1e-4)
+    assert Decimal(metric.log10_lower) <= truth <= Decimal(metric.log10_upper)
+    assert metric.log10_upper - metric.log10_lower < 1e-10
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
@@ -264,8 +265,27 @@ def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> 
     metric = pathlift.path_metric(network, state)
     share = math.log10(float(scores[name].flatten()[index]))
     assert metric.exact
-    assert metric.log10_lower <= norm.log10 + share <= metric.log10_upper
-    assert (metric.log10_lower + metric.log10_upper) / 2 == pytest.approx(norm.log10 + share, abs=1e-3)
+    assert metric.log10_upper == pytest.approx(norm.log10 + share, abs=1e-4)
+    assert metric.log10_lower == pytest.approx(metric.log10_upper, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_metric_of_a_pruned_resnet_is_enclosed_to_nine_digits_whatever_the_precision(dtype: torch.dtype) -> None:
+    model = trained_like("resnet18").to(dtype)
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            if parameter.dim() > 1:
+                parameter[parameter.abs() < parameter.abs().mean()] = 0
+    metric, wide = (pathlift.path_metric(*pair, SHAPE) for pair in ((model, pruned), doubled(model, pruned)))
+    assert metric.exact
+    assert metric.lower <= wide.upper
+    assert wide.lower <= metric.upper
+    assert metric.ratio < 1 + 1e-9
+
+
+def doubled(*models: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(copy.deepcopy(model).double() for model in models)
 
 
 def test_half_precision_is_computed_in_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -44,3 +45,48 @@ def test_tightening_leaves_a_balance_of_gains_and_losses() -> None:
     model.weight.data.copy_(torch.tensor([[1.0, 1.0]])), other.weight.data.copy_(torch.tensor([[2.0, 0.0]]))
     metric = pathlift.path_metric(model, other, (2,), tighten=3)
     assert metric.lower <= 2 <= metric.upper < 2.001
+
+
+def test_an_exact_metric_of_millions_of_outputs_has_ends() -> None:
+    model = nn.Linear(1, 4_500_000, bias=False)
+    model.weight.data.fill_(0.75)
+    pruned = copy.deepcopy(model)
+    pruned.weight.data[0] = 0
+    metric = pathlift.path_metric(model, pruned, (1,))
+    assert metric.lower <= metric.value == 0.75 <= metric.upper < 0.75 * (1 + 1e-6)
+
+
+class Scaled(nn.Module):
+    """A layer whose weight is a parameter times one third: rounded in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(nn.functional.linear(x, self.weight * 0.3))
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 5)), Scaled])
+def test_the_rounding_of_computed_weights_that_both_networks_share_is_enclosed(layer: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), *(layer() for _ in range(6)), nn.Linear(5, 2))
+    pruned = pathlift.with_state(model, model.state_dict())
+    pruned[-1].weight.data[0, :3] = 0
+    metric = pathlift.path_metric(model, pruned, (3,))
+    wide = pathlift.path_metric(*(pathlift.with_state(own, own.state_dict()).double() for own in (model, pruned)), (3,))
+    assert metric.exact
+    assert metric.lower <= wide.lower
+    assert wide.upper <= metric.upper < metric.lower * (1 + 1e-4)
+
+
+def test_a_mask_rounds_no_weight() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, part in zip(models, (0.0, 0.5), strict=True):
+        nn.utils.prune.random_unstructured(model[0], "weight", part)
+    metric = pathlift.path_metric(*models, (3,))
+    assert metric.exact
+    assert metric.value > 0
+    assert metric.ratio < 1 + 1e-12

@@ -113,13 +113,17 @@ def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         The magnitudes, valid until the next call.
     """
-    buffers: dict[tuple[torch.device, torch.dtype], Tensor] = _SCRATCH.__dict__.setdefault("buffers", {})
-    buffer, count = buffers.get((value.device, dtype)), value.numel()
-    if buffer is None or buffer.numel() < count:
-        buffer = torch.empty(max(count, BLOCK_ELEMENTS), dtype=dtype, device=value.device)
-        buffers[value.device, dtype] = buffer
-    out = buffer[:count].view(value.shape)
+    out = _scratch(value, dtype, BLOCK_ELEMENTS, 0)
     return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
+
+
+def _scratch(like: Tensor, dtype: torch.dtype, least: int, slot: int) -> Tensor:
+    """Return scratch memory of this thread of a tensor's shape, at least for so many elements at once."""
+    buffers: dict[tuple[int, torch.device, torch.dtype], Tensor] = _SCRATCH.__dict__.setdefault("buffers", {})
+    buffer, count = buffers.get((slot, like.device, dtype)), like.numel()
+    if buffer is None or buffer.numel() < count:
+        buffer = buffers[slot, like.device, dtype] = torch.empty(max(count, least), dtype=dtype, device=like.device)
+    return buffer[:count].view(like.shape)
 
 
 JOINT_ELEMENTS, LAUNCHED_ELEMENTS = 1 << 16, 1 << 22
@@ -144,6 +148,7 @@ class Bundle:
         *,
         shift: float = 0.0,
         degree: float = 1.0,
+        overwrites: bool = False,
     ) -> None:
         """Describe the functions.
 
@@ -154,8 +159,10 @@ class Bundle:
             dtype: Precision of the results.
             shift: The values are divided by 2**shift before ``entries`` sees them.
             degree: Degree of homogeneity.
+            overwrites: The functions write to the tensors that they are given, which are copies, and to one more.
         """
         self.values = values
+        self.overwrites = overwrites
         self.keys = tuple(keys)
         self.entries = entries
         self.dtype = dtype
@@ -202,8 +209,18 @@ class Bundle:
             first = last
 
     def _apply(self, values: tuple[Tensor, ...]) -> Mapping[Entry, Tensor]:
+        if self.overwrites:
+            copies = [self._room(value, slot).copy_(value) for slot, value in enumerate(values, 1)]
+            scaled = copies if self.scale == 1.0 else [copy.mul_(self.scale) for copy in copies]
+            return self.entries(*scaled, self._room(values[0], 0))
         wide = tuple(value.to(self.dtype) for value in values)
         return self.entries(*(wide if self.scale == 1.0 else (value * self.scale for value in wide)))
+
+    def _room(self, like: Tensor, slot: int) -> Tensor:
+        """Return memory for a block of weights; on a processor that of the block before, which is done with."""
+        if torch.is_grad_enabled() or like.device.type != "cpu" or like.numel() > 2 * JOINT_ELEMENTS:
+            return torch.empty_like(like, dtype=self.dtype)
+        return _scratch(like, self.dtype, 2 * JOINT_ELEMENTS, slot)
 
 
 class Support(Weights):

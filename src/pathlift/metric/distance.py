@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from pathlift.arguments import public
 from pathlift.budget import limited
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
+from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import frame
 from pathlift.metric.exact import checked_pair, differing, ordered_difference, squared_difference, unequal
@@ -23,9 +26,10 @@ from pathlift.metric.sampling import Estimate, estimated
 from pathlift.metric.sandwich import Enclosed, Step, enclosed, quotient
 from pathlift.norm import LOG10_OF_2, to_float
 from pathlift.passes.backward import sum_of_outputs
+from pathlift.passes.intervals import unrounded
 from pathlift.passes.programs import NormProgram, Values
 from pathlift.passes.propagate import blame, in_range, propagate
-from pathlift.passes.rounding import rounding_factor
+from pathlift.passes.rounding import rounding_factor, weights_factor
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other, other_state
@@ -118,11 +122,12 @@ def path_metric(
     """Compute the path-metric between two networks of one architecture.
 
     The bounds are on exact real arithmetic on the weights as they are stored; those of a batch norm are its scale and shift as
-    evaluated in float64. For q = 2 the value is found for every pair and any signs, with its rounding error; ``exact`` is False
-    where that error is all there is. For q = 1 it is known up to rounding when the weights are ordered: |θ| ≥ |θ'| with no sign
-    changed, or the other way round (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked on the
-    weights as the theory sees them (a batch norm: scale s and shift t), and again after a rescaling of θ' by powers
-    of two. A copy rescaled by other factors has rounded weights: it is another network, and enclosed like any other.
+    evaluated in float64, and others that a model computes from parameters (weight_norm) are taken as evaluated. For q = 2 the
+    value is found for every pair and any signs, with its rounding error; ``exact`` is False where that error is all there is.
+    For q = 1 it is known up to rounding when the weights are ordered: |θ| ≥ |θ'| with no sign changed, or the other way round
+    (Lemma 4.2: pruning, rounding towards or away from zero). The condition is checked on the weights as the theory sees them
+    (a batch norm: scale s and shift t), and again after a rescaling of θ' by powers of two. A copy rescaled by other factors
+    has rounded weights: it is another network, and enclosed like any other.
 
     Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
     ``moments`` also by the moment sandwich and by affinities, neuron by neuron the best of what is computed. Unless
@@ -174,7 +179,8 @@ def path_metric(
     state = other_state(network, other)
     compact = compacted(network)
     values, others = checked_pair(compact, state)
-    exact = None if q == 2 else _exact(compact, values, others, "")
+    states = network.state, state
+    exact = None if q == 2 else _exact(compact, states, values, others, "")
     if exact is not None:
         return exact
     blame(values)
@@ -184,7 +190,7 @@ def path_metric(
     if q == 2:
         return _l2(compact, values, matched)
     if matched.values is not others and not matched.roundings:
-        exact = _exact(compact, values, matched.values, ", aligned")
+        exact = _exact(compact, states, values, matched.values, ", aligned")
         if exact is not None:
             return exact
     pair = frame(network, both)
@@ -195,7 +201,7 @@ def path_metric(
     return _result(compact, found, sampled)
 
 
-def _exact(network: Network, values: Values, others: Values, suffix: str) -> PathMetric | None:
+def _exact(network: Network, states: States, values: Values, others: Values, suffix: str) -> PathMetric | None:
     """Return the metric of equal or ordered networks, None for others."""
     above, below = differing(network, values, others)
     if above and below:
@@ -207,18 +213,35 @@ def _exact(network: Network, values: Values, others: Values, suffix: str) -> Pat
     sides = (values, others) if above else (others, values)
     tracks = ordered_difference(network, *sides, above or below)
     tensor, exponent = laid(network, tracks, [1])
-    kinds = [own.tensor.dtype for name in network.outputs if (own := tracks[name][1]) is not None]
-    whole, error = sum_of_outputs(network, tracks, 1), rounding_factor(network, kinds[0]) if kinds else 0.0
-    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, whole, error)
+    error = rounding_factor(network) + weights_factor(network, _rounded(network, states, values))
+    return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, sum_of_outputs(network, tracks, 1), error)
+
+
+States: TypeAlias = "tuple[Mapping[str, Tensor], Mapping[str, Tensor]]"
+"""Parameters and buffers of both networks."""
+
+
+def _rounded(network: Network, states: States, values: Values) -> dict[WeightTensor, torch.dtype]:
+    """Return the weights that are computed from parameters in fewer digits than float64 has, and their types."""
+    computed = {
+        weight: values[weight].dtype
+        for weight in network.weights
+        if isinstance(weight.expression, FunctionCall) and weight.requires
+    }
+    return {
+        weight: dtype
+        for weight, dtype in computed.items()
+        if dtype != torch.float64 and not all(unrounded(weight.expression, state) for state in states)
+    }
 
 
 def _known(
     network: Network, log2: Tensor, method: str, passes: int, total: Scaled | None = None, error: float = 0.0
 ) -> PathMetric:
-    """Return a metric that is known up to a relative rounding error, with ends that enclose it."""
+    """Return a metric that is known up to a factor between exp(−error) and exp(error), with ends that enclose it."""
     value, log10 = to_float(total)
-    ends = [_outward(value * factor, log10 + math.log10(factor), side) for factor, side in ((1 - error, -1), (1 + error, 1))]
-    below, above = (log2 + math.log2(factor) + side * _blur(log2) for factor, side in ((1 - error, -1), (1 + error, 1)))
+    ends = [_outward(value * math.exp(side * error), log10 + side * error / math.log(10), side) for side in (-1, 1)]
+    below, above = (log2 + side * (error / math.log(2) + _blur(log2)) for side in (-1, 1))
     per_output = spread(network, below), spread(network, above)
     return PathMetric(
         ends[0][0],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -69,6 +70,33 @@ def point(value: Tensor) -> Interval:
 
 Args: TypeAlias = "Sequence[Any]"
 Names: TypeAlias = "Mapping[str, Any]"
+
+
+def unrounded(expression: Expression, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether an expression is evaluated without a rounding, as movements, choices and products with a mask are.
+
+    Args:
+        expression: The expression.
+        state: Parameters and buffers by canonical name.
+
+    Returns:
+        False also where that is not known.
+    """
+    if not isinstance(expression, FunctionCall):
+        return True
+    inner = [own for own in _flat([expression.args, expression.kwargs]) if isinstance(own, Expression)]
+    if not all(unrounded(own, state) for own in inner):
+        return False
+    name = _name(expression.function)
+    if name in ("mul", "multiply"):  # a product of two numbers of float32 is a number of float64
+        first, second = (torch.as_tensor(own).double() for own in substitute(expression.args, partial(evaluate, state=state)))
+        return torch.equal(evaluate(expression, state).double(), first * second)
+    if name in CONVERSIONS:
+        return torch.equal(evaluate(expression, state).double(), evaluate(inner[0], state).double())
+    return name in MOVEMENTS or name in MOVES or name in EXACT
+
+
+CONVERSIONS = ("to", "_to_copy", "type_as")
 
 
 class Ranges:
@@ -133,7 +161,7 @@ class Ranges:
             own = (substitute(part, self._as_computed) for part in (expression.args, dict(expression.kwargs)))
             args, kwargs = own  # PyTorch rounds a number to the type of what it is compared with
             return self._held(expression.function(*args, **kwargs))
-        converts = name in ("to", "_to_copy", "type_as")
+        converts = name in CONVERSIONS
         dtype = next((own for own in _flat([args, kwargs]) if isinstance(own, torch.dtype)), expression.dtype)
         self._format = FORMATS.get(dtype) if dtype is not None and (self.arithmetic or converts) else None
         if converts:

@@ -54,6 +54,8 @@ class ProductProgram(WeightedProgram):
         """
         super().__init__(network, values, torch.float64, feed)
 
+    _joins = False
+
     @abstractmethod
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """Return the entries that are not 0 for a weight tensor.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +53,13 @@ NEAR = 64
 """Weights up to 2**NEAR are left as they are."""
 
 
+def _near_one(weights: Tensor) -> bool:
+    """Whether all weights but zeros are within 2**±NEAR."""
+    sizes = weights.abs()
+    low, high = torch.aminmax(torch.where(sizes > 0, sizes, 1.0))
+    return bool((low >= 2.0**-NEAR) & (high <= 2.0**NEAR))
+
+
 class WeightedProgram(Program):
     """A program whose weights are functions of the same weight tensor in one or two networks."""
 
@@ -68,20 +77,26 @@ class WeightedProgram(Program):
     def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Tensor]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
         if transform not in self._small:
-            small = {
-                weight: tuple(v[weight] for v in self.values)
-                for weight in self.network.weights
-                if weight.scalar is None and math.prod(weight.shape) <= SMALL_ELEMENTS
-            }
             found: dict[WeightTensor, Tensor] = {}
-            for dtypes in {tuple(value.dtype for value in values) for values in small.values()}:
-                alike = {weight: own for weight, own in small.items() if tuple(value.dtype for value in own) == dtypes}
-                flat = [torch.cat([value.reshape(-1) for value in values]) for values in zip(*alike.values(), strict=True)]
-                joined = Weights(tuple(flat), transform, self.dtype).full()
-                pieces = joined.split([own[0].numel() for own in alike.values()])
-                found |= {weight: piece.view(own[0].shape) for (weight, own), piece in zip(alike.items(), pieces, strict=True)}
+            for alike, flat in self._joined:
+                own = [self.values[0][weight] for weight in alike]
+                pieces = Weights(flat, transform, self.dtype).full().split([value.numel() for value in own])
+                found |= {weight: piece.view(value.shape) for weight, value, piece in zip(alike, own, pieces, strict=True)}
             self._small[transform] = found
         return self._small[transform]
+
+    @cached_property
+    def _joined(self) -> list[tuple[list[WeightTensor], tuple[Tensor, ...]]]:
+        """The small weights of the same types, and their values in each network end to end; without those to be shifted."""
+        alike: dict[tuple[torch.dtype, ...], list[WeightTensor]] = {}
+        for weight in self.network.weights:
+            if weight.scalar is None and math.prod(weight.shape) <= SMALL_ELEMENTS:
+                alike.setdefault(tuple(own[weight].dtype for own in self.values), []).append(weight)
+        found = [
+            (weights, tuple(torch.cat([own[weight].reshape(-1) for weight in weights]) for own in self.values))
+            for weights in alike.values()
+        ]
+        return found if self.dtype == torch.float32 else [own for own in found if all(_near_one(flat) for flat in own[1])]
 
     def weights(self, weight: WeightTensor, transform: Callable[..., Tensor], degree: float) -> Weights:
         """Return a homogeneous function of the weight tensor's values.
@@ -99,14 +114,23 @@ class WeightedProgram(Program):
             values: tuple[Tensor, ...] = (number,) * len(self.values)
         else:
             values = tuple(v[weight] for v in self.values)
-        if weight.scalar is None and self.dtype == torch.float32 and not torch.is_grad_enabled():
+        if weight.scalar is None and self._joins and not torch.is_grad_enabled():
             ready = self._ready(transform).get(weight)
             if ready is not None:
                 return Weights(values, transform, self.dtype, ready=ready)
+        return Weights(values, transform, self.dtype, shift=self._shift_of(weight, values, degree), degree=degree)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether small weights may be transformed together, without a shift."""
+        return self.dtype == torch.float32 or (self.degree == 1.0 and not is_wide())
+
+    def _shift_of(self, weight: WeightTensor, values: tuple[Tensor, ...], degree: float) -> float:
+        """Return what `shift` does, once for each weight, and make sure that no weight is lost."""
         if weight not in self._shifts:
             self._shifts[weight] = self.shift(values)
             self._refuse_lost(values, self._shifts[weight], degree)
-        return Weights(values, transform, self.dtype, shift=self._shifts[weight], degree=degree)
+        return self._shifts[weight]
 
     def _refuse_lost(self, values: tuple[Tensor, ...], shift: float, degree: float) -> None:
         """Make sure that no weight vanishes beside the largest of its bundle: it may be the one that meets a large activation.
@@ -125,7 +149,8 @@ class WeightedProgram(Program):
 
     def shift(self, values: tuple[Tensor, ...]) -> float:
         """Return the power of two by which the weights of a weight tensor are divided: see `shift_of`."""
-        return shift_of(values, self.dtype)
+        narrow = self.degree == 1.0 and all(SPANS.get(value.dtype, LOST) < LOST for value in values)
+        return 0.0 if narrow else shift_of(values, self.dtype)
 
     def fed(self, layer: Layer) -> Scaled | None:
         """Return what an input layer starts with: the non-negative ``feed``, (samples, *shape), or 1 for every neuron."""
@@ -203,8 +228,8 @@ class PartsProgram(NormProgram):
         if self.largest or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
             return None
         values = (self.values[0][weight],)
-        self._refuse_lost(values, self.shift(values), self.degree)
-        return Bundle(values, BOTH, self._entries, self.dtype, shift=self.shift(values), degree=self.degree)
+        shift = self._shift_of(weight, values, self.degree)
+        return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree)
 
     def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
         own = self.transform(value)
@@ -220,6 +245,13 @@ class PartsProgram(NormProgram):
 
 
 BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
+
+ALL: tuple[Entry, ...] = ((0, 0), (1, 1), (1, 0))
+
+
+def _size(value: Tensor, _room: Tensor) -> Mapping[Entry, Tensor]:
+    size = value.abs_()
+    return {(0, 0): size, (1, 1): size}
 
 
 class ScoreProgram(NormProgram):
@@ -286,16 +318,42 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).abs()
 
 
-Through = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""The weights of the second track of a `DifferenceProgram`: along it, and from the first track into it."""
+def _pivoted(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    below, size = pivot(first, second), first.abs_()
+    return size, below, torch.sub(size, below, out=room)
 
-PIVOT: Through = (pivot, above_pivot)
+
+def _ordered(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    size, below = first.abs_(), second.abs_()
+    return size, below, torch.sub(size, below, out=room)
+
+
+def _telescoping(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    above = torch.sub(first, second, out=room).abs_()
+    return first.abs_(), second.abs_(), above
+
+
+class Through(NamedTuple):
+    """The weights of the second track of a `DifferenceProgram`.
+
+    Attributes:
+        below: Along it.
+        above: From the first track into it.
+        all: |θ| and these two at once, of θ, θ' and a tensor of their shape; it overwrites them.
+    """
+
+    below: Callable[[Tensor, Tensor], Tensor]
+    above: Callable[[Tensor, Tensor], Tensor]
+    all: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+PIVOT = Through(pivot, above_pivot, _pivoted)
 """D = Φ(θ) − Φ(m), m the pivot of θ and θ'."""
 
-ORDERED: Through = (_second_magnitude, _above_second)
+ORDERED = Through(_second_magnitude, _above_second, _ordered)
 """The same where θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it."""
 
-TELESCOPING: Through = (_second_magnitude, _distance)
+TELESCOPING = Through(_second_magnitude, _distance, _telescoping)
 """D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
 
 
@@ -337,7 +395,7 @@ class DifferenceProgram(WeightedProgram):
         """
         super().__init__(network, (values, other), dtype, feed)
         self.changed = changed
-        self.below, self.above = through
+        self.through = through
         self.from_inputs, self.from_biases = from_inputs, from_biases
 
     def edge(self, weight: WeightTensor) -> Entries:
@@ -349,16 +407,31 @@ class DifferenceProgram(WeightedProgram):
             return {(0, 0): own, (1, 1): own}
         return {
             (0, 0): own,
-            (1, 1): self.weights(weight, self.below, 1.0),
-            (1, 0): self.weights(weight, self.above, 1.0),
+            (1, 1): self.weights(weight, self.through.below, 1.0),
+            (1, 0): self.weights(weight, self.through.above, 1.0),
         }
+
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
+        """See `Program.bundle`: large weights are read once for both tracks."""
+        if self.batch is not None or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
+            return None
+        if torch.is_grad_enabled():
+            return None
+        values = tuple(own[weight] for own in self.values)
+        shift = self._shift_of(weight, values, 1.0)
+        if weight not in self.changed:
+            return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True)
+        return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True)
+
+    def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Mapping[Entry, Tensor]:
+        return dict(zip(ALL, self.through.all(first, second, room), strict=True))
 
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
         if not self.from_biases:
             return {}
         own = self.weights(weight, _first_magnitude, 1.0)
-        return {0: own, 1: self.weights(weight, self.above, 1.0)} if weight in self.changed else {0: own}
+        return {0: own, 1: self.weights(weight, self.through.above, 1.0)} if weight in self.changed else {0: own}
 
     def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""

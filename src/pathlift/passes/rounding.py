@@ -10,7 +10,7 @@ or bfloat16, where PyTorch's switches allow it, are inside (`Arithmetic.factors`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathlift.edges.convolution import Convolution
 from pathlift.graph.compact import compacted
-from pathlift.graph.layers import Layer
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import CompactNetwork, Network
 from pathlift.passes.forward import carried, weighted
 from pathlift.passes.propagate import in_forward_order
@@ -117,12 +117,17 @@ def chain(network: Network, spare: int = SPARE) -> int:
     Returns:
         The number.
     """
+    outputs = sum(math.prod(network.layer[name].full_shape) for name in network.outputs)
+    summands = fan_in(network)
+    return _longest(network, lambda layer: summands[layer.name] + spare) + outputs
+
+
+def _longest(network: Network, count: Callable[[Layer], int]) -> int:
+    """Add up what each layer counts on the way from an input to an output where that is most."""
     depth: dict[str, int] = {}
     for layer in network.layers:
-        below = max((depth[connection.source] for connection in layer.connections), default=0)
-        depth[layer.name] = below + fan_in(network)[layer.name] + spare
-    outputs = sum(math.prod(network.layer[name].full_shape) for name in network.outputs)
-    return max(depth[name] for name in network.outputs) + outputs
+        depth[layer.name] = max((depth[connection.source] for connection in layer.connections), default=0) + count(layer)
+    return max(depth[name] for name in network.outputs)
 
 
 def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE) -> float:
@@ -138,6 +143,26 @@ def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks
         The bound.
     """
     return tracks * chain(network, spare) * UNIT[dtype]
+
+
+def weights_factor(network: Network, rounded: Mapping[WeightTensor, torch.dtype]) -> float:
+    """Bound what path activations are off by, relatively, because weights were computed from parameters in few digits.
+
+    Args:
+        network: The graph.
+        rounded: Those weights, and their types. Each is taken to be off by as many units of it as its neuron has summands,
+            which is what a norm over them does (weight_norm), and `SPARE` more.
+
+    Returns:
+        The bound.
+    """
+    units = {UNIT.get(dtype, 0.0) for dtype in rounded.values()}
+
+    def count(layer: Layer) -> int:
+        weights = [connection.weight for connection in layer.connections] + [bias.weight for bias in layer.biases]
+        return fan_in(network)[layer.name] + SPARE if any(own in rounded for own in weights) else 0
+
+    return 2 * _longest(network, count) * max(units, default=0.0)
 
 
 class Arithmetic:
