@@ -72,7 +72,7 @@ class _Compaction:
         else:
             found = [self._connection(layer, place, connection) for place, connection in enumerate(layer.connections)]
             axes = self._joined(layer, [own for _, own in found])
-            connections = tuple(self._spread(layer, connection, own, axes) for connection, own in found)
+            connections = tuple(self._expanded(layer, connection, own, axes) for connection, own in found)
         self.axes[layer.name] = axes
         return replace(layer, shape=compact_shape(axes), axes=axes, connections=connections)
 
@@ -110,7 +110,7 @@ class _Compaction:
                 axes[dim] = Axis.full(axes[dim].size)
         return tuple(axes)
 
-    def _spread(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
+    def _expanded(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
         """Bring what a connection brings to the axes of the layer."""
         index: dict[int, Tensor] = {}
         for dim, (axis, finer) in enumerate(zip(own, axes, strict=True)):
