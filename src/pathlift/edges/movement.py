@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, through_taps
-from pathlift.edges.base import Chain, Compact
+from pathlift.edges.base import Compact
+from pathlift.edges.chain import Chain
 from pathlift.edges.unit import Gather, UnitEdges
 from pathlift.edges.view import Strided, plan_view
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
-from pathlift.edges.base import Chain, Edges
+from pathlift.edges.base import Edges
+from pathlift.edges.chain import Chain
 from pathlift.edges.unit import Gather, Identity, weighted_dims
 from pathlift.graph.expressions import FunctionCall
 from pathlift.graph.layers import Connection, Layer, Slopes

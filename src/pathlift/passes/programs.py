@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Bundle, Entry, Weights
+from pathlift.edges.weights import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
