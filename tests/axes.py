@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, classify, compact_shape
-from pathlift.edges.base import Chain, Compact, Edges, Weights
+from pathlift.edges.base import Compact, Edges
+from pathlift.edges.chain import Chain
 from pathlift.edges.unit import UnitEdges
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer
 from pathlift.graph.network import Network
 

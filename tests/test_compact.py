@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import pathlift
 from agreement import assert_same, full, moved
-from pathlift.edges.axis import Axis, Strided, classify, plan_view
+from pathlift.edges.axis import Axis, classify
+from pathlift.edges.view import Strided, plan_view
 from pathlift.graph.compact import compacted
 
 
@@ -172,9 +173,9 @@ def test_a_view_that_mixes_a_compact_dimension_expands_it() -> None:
     axes = (Axis.full(2), Axis.constant(3), Axis.constant(4))
     flattened = plan_view(axes, Strided((2, 12), (12, 1), 0))
     assert flattened is not None
-    assert flattened.spread == {1, 2}
+    assert flattened.expanded == {1, 2}
     transposed = plan_view(axes, Strided((4, 2, 3), (1, 12, 4), 0))
     assert transposed is not None
-    assert not transposed.spread
+    assert not transposed.expanded
     assert transposed.strided.sizes == (1, 2, 1)
     assert plan_view(axes, Strided((3,), (13,), 0)) is None  # a diagonal

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import number
-from pathlift.edges.axis import Axis, spread
+from pathlift.edges.axis import Axis, expand
 from pathlift.errors import InputError
 from pathlift.graph.arguments import weights
 from pathlift.graph.compact import compacted
@@ -93,7 +93,7 @@ class PathNorm(Result, line=("value", "log10", "q", "input_part", "bias_part", "
 
         Of the output's shape without the batch dimension, or flat over all outputs when the model returns several.
         """
-        pieces = [output.spread(self.q, self.log10_scale) for output in self._outputs]
+        pieces = [output.expand(self.q, self.log10_scale) for output in self._outputs]
         if len(pieces) == 1:
             return pieces[0][0] if pieces[0].dim() else pieces[0]
         return torch.cat([piece.reshape(-1) for piece in pieces])
@@ -215,11 +215,11 @@ class _Output:
         value = total(known, fresh=False, largest=largest)[0] if known else None
         return _Output(value, layer.axes, layer.full_shape, device)
 
-    def spread(self, q: float, log10_scale: float) -> Tensor:
+    def expand(self, q: float, log10_scale: float) -> Tensor:
         """Return the values of all neurons, after the root, in a unit."""
         if self.value is None:
             return torch.zeros(self.shape, dtype=torch.float64, device=self.device)
-        return spread(self.axes, self._in_units(self.value, 1.0 if math.isinf(q) else q, log10_scale))
+        return expand(self.axes, self._in_units(self.value, 1.0 if math.isinf(q) else q, log10_scale))
 
     @staticmethod
     def _in_units(value: Scaled, root: float, log10_scale: float) -> Tensor:

@@ -5,11 +5,12 @@ An edge map is bilinear: out[v] = Σ_{u→v} x[u]·w[k(u→v)]. It knows the wir
 Next to the sum each map has its (max, ×) form, for q = ∞.
 """
 
-from pathlift.edges.base import Edges, Weights
+from pathlift.edges.base import Edges
 from pathlift.edges.contraction import AxisMap, Contraction, Dense
 from pathlift.edges.convolution import Convolution
 from pathlift.edges.movement import Move
 from pathlift.edges.unit import Identity, Overlap, Scale
+from pathlift.edges.weights import Weights
 from pathlift.edges.window import Reduce, Window
 
 __all__ = [

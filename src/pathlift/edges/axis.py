@@ -86,7 +86,7 @@ def multiplicity(axes: Sequence[Axis], device: torch.device) -> Tensor | None:
     return out
 
 
-def spread(axes: Sequence[Axis] | None, tensor: Tensor) -> Tensor:
+def expand(axes: Sequence[Axis] | None, tensor: Tensor) -> Tensor:
     """Return a compact tensor with one entry per position.
 
     Args:
@@ -180,97 +180,3 @@ class Table:
         if device not in self._placed:
             self._placed[device] = self.index.to(device)
         return self._placed[device]
-
-
-@dataclass(frozen=True)
-class Strided:
-    """A view of a contiguous tensor, as `torch.as_strided` takes it."""
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """How a view acts on a compact tensor.
-
-    Attributes:
-        spread: Dimensions that have to be expanded first, because the view mixes them with others.
-        index: Dimension to the classes that the view keeps.
-        strided: The view of what is left.
-        axes: Axes of the result.
-    """
-
-    spread: frozenset[int]
-    index: dict[int, Tensor]
-    strided: Strided
-    axes: tuple[Axis, ...]
-
-
-def _contiguous(shape: Sequence[int]) -> list[int]:
-    strides = [1] * len(shape)
-    for dim in range(len(shape) - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * shape[dim + 1]
-    return strides
-
-
-def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
-    """Carry a view of the full tensor over to the compact one.
-
-    An element of the result reads ``offset + Σ_e i_e·stride_e`` of the full tensor. A compact dimension stays compact when
-    one dimension of the result walks along it and along nothing else.
-
-    Args:
-        axes: Axes of the input.
-        view: The view of the full, contiguous input.
-
-    Returns:
-        The plan; None when the view is not made of steps along single dimensions.
-    """
-    strides = _contiguous([axis.size for axis in axes])
-    live = [dim for dim, axis in enumerate(axes) if axis.size > 1]
-    biases, rest = [0] * len(axes), view.offset
-    for dim in live:
-        biases[dim], rest = divmod(rest, strides[dim])
-    walks: dict[int, tuple[int, int]] = {}  # dimension of the result → (dimension of the input, step)
-    for place, (size, stride) in enumerate(zip(view.sizes, view.strides, strict=True)):
-        if size > 1 and stride != 0:
-            along = next((dim for dim in live if strides[dim] <= stride), None)
-            if along is None or stride % strides[along]:
-                return None
-            walks[place] = (along, stride // strides[along])
-    spread: set[int] = set()
-    carried, carry = False, 0
-    for dim in reversed(live):
-        own = [(place, step) for place, (at, step) in walks.items() if at == dim]
-        reach = biases[dim] + carry + sum(step * (view.sizes[place] - 1) for place, step in own)
-        overflow = reach >= axes[dim].size
-        if axes[dim].classes is not None and (carried or overflow or len(own) > 1):
-            spread.add(dim)
-        carried, carry = overflow, reach // axes[dim].size if overflow else 0
-    index: dict[int, Tensor] = {}
-    counts = [axis.size if axis.classes is None or dim in spread else 1 for dim, axis in enumerate(axes)]
-    result: list[Axis] = [
-        Axis.constant(size) if stride == 0 else Axis.full(size) for size, stride in zip(view.sizes, view.strides, strict=True)
-    ]
-    for dim, axis in enumerate(axes):
-        if axis.classes is None or dim in spread:
-            continue
-        positions = torch.tensor([biases[dim]])
-        for place, (at, step) in walks.items():
-            if at == dim:
-                positions = biases[dim] + step * torch.arange(view.sizes[place])
-                result[place], first = classify(axis.classes[positions])
-                positions = positions[first]
-        index[dim] = axis.classes[positions]
-        counts[dim] = len(positions)
-    compact = _contiguous(counts)
-    sizes = compact_shape(result)
-    moved = [
-        compact[walks[place][0]] * (1 if walks[place][0] in index else walks[place][1]) if place in walks else 1
-        for place in range(len(sizes))
-    ]
-    offset = sum(biases[dim] * compact[dim] for dim in live if dim not in index)
-    kept = {dim: own for dim, own in index.items() if not torch.equal(own, torch.arange(axes[dim].count))}
-    return ViewPlan(frozenset(spread), kept, Strided(sizes, tuple(moved), offset), tuple(result))

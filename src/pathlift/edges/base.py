@@ -1,246 +1,32 @@
-"""The interface of an edge map, and the weights that a pass sends along it."""
+"""The interface of an edge map: what every kind of edges between two layers can do.
+
+A map knows its edges u → v and, for each, the number k of the weight that stands on it. Everything else follows:
+
+    sum       out[v] = Σ_{u→v} x[u]·w[k]                        path-norm, path-metric: any pass that adds up paths
+    max       out[v] = max_{u→v} x[u]·w[k]                      the path-norm for q = ∞
+    adjoint   below[u] = Σ_{u→v} g[v]·w[k]                      the transpose of `sum` in x …
+              share[k] = w[k]·Σ_{edges of k} x[u]·g[v]          … and in w, times w: what goes through each weight
+    gap       out[v] = Σ_{u→v} |x[u]·w[k] − ratio·y[u]·z[k]|    the distance of two stars of edges
+    pattern   k, u and v of all edges                           rescaling groups
+    compact   the map between tensors that store equal positions once
+
+Example: `Dense` with w = [[1, 2], [0, 3]] joins u_0, u_1 to v_0, v_1. For x = (5, 7): sum is (1·5 + 2·7, 0·5 + 3·7) =
+(19, 21), max is (14, 21). For g = (1, 10), adjoint sends g·w = (1, 32) below, and to the weights w ⊙ (g ⊗ x) =
+[[5, 14], [0, 210]]: its sum 229 is g·out, because every path crosses one of the weights.
+"""
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, full_axes
 from pathlift.edges.pattern import Pattern
-
-BLOCK_ELEMENTS = 1 << 21
-"""Weights are transformed in blocks of at most this many elements where a map can work block by block (8 MiB in float32)."""
-
-PAIR_ELEMENTS = BLOCK_ELEMENTS // 4
-"""The same where two tensors are compared, which has results of the same size between."""
-
-
-class Weights:
-    """The tensor f(θ, θ', …)·2^(-exponent) for an elementwise f, computed when asked for, whole or in blocks of rows.
-
-    The value that travels along an edge is ``full() * 2**exponent``. Nothing of the size of the parameters is kept.
-    """
-
-    def __init__(
-        self,
-        values: tuple[Tensor, ...],
-        transform: Callable[..., Tensor],
-        dtype: torch.dtype,
-        *,
-        shift: float = 0.0,
-        degree: float = 1.0,
-        ready: Tensor | None = None,
-    ) -> None:
-        """Describe the weights.
-
-        Args:
-            values: Tensors of one shape (θ, θ', …).
-            transform: Elementwise and homogeneous function of them.
-            dtype: Precision of the result.
-            shift: The values are divided by 2**shift before ``transform`` sees them.
-            degree: Degree of homogeneity of ``transform``.
-            ready: The weights, if they have been computed already; never written to.
-        """
-        self.values = values
-        self.transform = transform
-        self.dtype = dtype
-        self.scale = 2.0**-shift
-        self.exponent = shift * degree
-        self.ready = ready
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the weights."""
-        return self.values[0].shape
-
-    def full(self) -> Tensor:
-        """Return the whole tensor, not to be written to."""
-        return self._apply(self.values) if self.ready is None else self.ready
-
-    def brief(self) -> Tensor:
-        """Return the whole tensor for use at once: the next call of `brief` or `rows` may overwrite it."""
-        return self._apply(self.values, brief=True) if self.ready is None else self.ready
-
-    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the first dimension and their weights, each for use at once.
-
-        Args:
-            multiple: The length of a slice is a multiple of this.
-
-        Yields:
-            A slice of at most about `BLOCK_ELEMENTS` weights, all alike in size (of all when gradients are recorded), and
-            the weights.
-        """
-        count = self.shape[0]
-        if self.ready is not None:
-            yield slice(0, count), self.ready
-            return
-        units = max(1, count // multiple)
-        size = BLOCK_ELEMENTS if len(self.values) == 1 else PAIR_ELEMENTS
-        blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
-        step = -(-units // max(blocks, 1)) * multiple
-        first = 0
-        for values in zip(*(value.split(step) for value in self.values), strict=True):
-            last = first + len(values[0])
-            yield slice(first, last), self._apply(values, brief=True)
-            first = last
-
-    def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
-        if brief and self.transform is torch.abs and self.scale == 1.0 and not torch.is_grad_enabled():
-            return magnitude(values[0], self.dtype)
-        values = tuple(value.to(torch.promote_types(value.dtype, self.dtype)) for value in values)
-        if self.scale != 1.0:
-            values = tuple(value * self.scale for value in values)
-        return self.transform(*values).to(self.dtype)
-
-
-_SCRATCH = threading.local()
-
-
-def magnitude(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return |value| in scratch memory of this thread; fresh memory would cost more than the arithmetic.
-
-    Args:
-        value: Any tensor.
-        dtype: Precision of the result.
-
-    Returns:
-        The magnitudes, valid until the next call.
-    """
-    out = _scratch(value, dtype, BLOCK_ELEMENTS, 0)
-    return torch.abs(value if value.dtype == dtype else out.copy_(value), out=out)
-
-
-def _scratch(like: Tensor, dtype: torch.dtype, least: int, slot: int) -> Tensor:
-    """Return scratch memory of this thread of a tensor's shape, at least for so many elements at once."""
-    buffers: dict[tuple[int, torch.device, torch.dtype], Tensor] = _SCRATCH.__dict__.setdefault("buffers", {})
-    buffer, count = buffers.get((slot, like.device, dtype)), like.numel()
-    if buffer is None or buffer.numel() < count:
-        buffer = buffers[slot, like.device, dtype] = torch.empty(max(count, least), dtype=dtype, device=like.device)
-    return buffer[:count].view(like.shape)
-
-
-JOINT_ELEMENTS, LAUNCHED_ELEMENTS = 1 << 16, 1 << 22
-"""The same where many functions of the same weights are computed at once; and where each operation has to be launched."""
-
-Entry: TypeAlias = "tuple[int, int]"
-"""(to, from): the tracks that a function of the weights joins."""
-
-
-class Bundle:
-    """Several functions of the same weights: what a pass of several tracks sends along an edge, computed block by block.
-
-    Reading and preparing the weights is done once for all tracks. The value of an entry is ``tensor * 2**exponent``.
-    """
-
-    def __init__(
-        self,
-        values: tuple[Tensor, ...],
-        keys: Sequence[Entry],
-        entries: Callable[..., Mapping[Entry, Tensor]],
-        dtype: torch.dtype,
-        *,
-        shift: float = 0.0,
-        degree: float = 1.0,
-        overwrites: bool = False,
-    ) -> None:
-        """Describe the functions.
-
-        Args:
-            values: Tensors of one shape (θ, θ', …).
-            keys: The tracks that the functions join.
-            entries: Elementwise and homogeneous functions of the values, by key.
-            dtype: Precision of the results.
-            shift: The values are divided by 2**shift before ``entries`` sees them.
-            degree: Degree of homogeneity.
-            overwrites: The functions write to the tensors that they are given, which are copies, and to one more.
-        """
-        self.values = values
-        self.overwrites = overwrites
-        self.keys = tuple(keys)
-        self.entries = entries
-        self.dtype = dtype
-        self.scale = 2.0**-shift
-        self.exponent = shift * degree
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the weights."""
-        return self.values[0].shape
-
-    def full(self) -> Mapping[Entry, Tensor]:
-        """Return the whole tensors."""
-        return self._apply(self.values)
-
-    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
-        """Yield slices of the first dimension and their entries; see `Weights.rows`.
-
-        Args:
-            multiple: The length of a slice is a multiple of this.
-
-        Yields:
-            A slice of about `JOINT_ELEMENTS` weights (of all when gradients are recorded), and the entries.
-        """
-        units = max(1, self.shape[0] // multiple)
-        step = -(-units // min(units, self.blocks)) * multiple
-        yield from self._split(step, 0)
-
-    def antecedents(self) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
-        """Yield slices of the second dimension and their entries, as `rows` does of the first."""
-        yield from self._split(-(-self.shape[1] // min(self.shape[1], self.blocks)), 1)
-
-    @property
-    def blocks(self) -> int:
-        """How many parts of about `JOINT_ELEMENTS` the weights have; one when gradients are recorded."""
-        size = JOINT_ELEMENTS if self.values[0].device.type == "cpu" else LAUNCHED_ELEMENTS
-        return 1 if torch.is_grad_enabled() else max(1, -(-self.shape.numel() // size))
-
-    def _split(self, step: int, dim: int) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
-        first = 0
-        for values in zip(*(value.split(step, dim) for value in self.values), strict=True):
-            last = first + values[0].shape[dim]
-            yield slice(first, last), self._apply(values)
-            first = last
-
-    def _apply(self, values: tuple[Tensor, ...]) -> Mapping[Entry, Tensor]:
-        if self.overwrites:
-            copies = [self._room(value, slot).copy_(value) for slot, value in enumerate(values, 1)]
-            scaled = copies if self.scale == 1.0 else [copy.mul_(self.scale) for copy in copies]
-            return self.entries(*scaled, self._room(values[0], 0))
-        wide = tuple(value.to(self.dtype) for value in values)
-        return self.entries(*(wide if self.scale == 1.0 else (value * self.scale for value in wide)))
-
-    def _room(self, like: Tensor, slot: int) -> Tensor:
-        """Return memory for a block of weights; on a processor that of the block before, which is done with."""
-        if torch.is_grad_enabled() or like.device.type != "cpu" or like.numel() > 2 * JOINT_ELEMENTS:
-            return torch.empty_like(like, dtype=self.dtype)
-        return _scratch(like, self.dtype, 2 * JOINT_ELEMENTS, slot)
-
-
-class Support(Weights):
-    """1 where a weight is not zero and 0 elsewhere: which edges are there at all."""
-
-    def __init__(self, weights: Weights) -> None:
-        """Wrap weights.
-
-        Args:
-            weights: The weights whose support this is.
-        """
-        super().__init__(weights.values, weights.transform, weights.dtype)
-        self.scale = weights.scale
-        self.exponent = 0.0
-
-    def _apply(self, values: tuple[Tensor, ...], *, brief: bool = False) -> Tensor:
-        del brief
-        if len(values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
-            return (values[0] != 0).to(self.dtype)
-        return (self.transform(*(value.double() for value in values)) != 0).to(self.dtype)
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, computed
 
 
 @dataclass(frozen=True)
@@ -287,12 +73,11 @@ class Edges(ABC):
         Returns:
             Track to values of the neurons above, new memory.
         """
-        found: dict[int, Tensor] = {}
-        for entry, weight in bundle.full().items():
-            if entry in factors:
-                part = self.sum(xs[entry[1]], Weights((weight,), _same, bundle.dtype, ready=weight))
-                add_scaled(found, entry[0], part, factors[entry])
-        return found
+        above: dict[int, Tensor] = {}
+        for (to, source), weight in bundle.full().items():
+            if (to, source) in factors:
+                add_scaled(above, to, self.sum(xs[source], computed(weight)), factors[to, source])
+        return above
 
     @abstractmethod
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
@@ -369,6 +154,8 @@ class Edges(ABC):
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """Return the same map between compact tensors (`pathlift.edges.axis`).
 
+        Its law: with E the expansion of a compact tensor, E(compact(x)) = map(E(x)) for every x, whatever the weights are.
+
         Args:
             axes: Axes of the neurons below.
             out: Full shape of the neurons above.
@@ -401,80 +188,14 @@ class Edges(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             values = recordable(x).requires_grad_()
             weight = None if w is None else recordable(w.full()).requires_grad_()
-            fixed = None if w is None or weight is None else Weights((weight,), _same, w.dtype)
-            out = self.sum(values, fixed)
+            out = self.sum(values, None if weight is None else computed(weight))
             wanted = ([values] if below else []) + ([weight] if share and weight is not None else [])
-            found = list(torch.autograd.grad(out, wanted, g))
-        to_below = found.pop(0) if below else None
-        to_weight = found.pop(0) * weight.detach() if share and weight is not None else None
+            slopes = list(torch.autograd.grad(out, wanted, g))
+        to_below = slopes.pop(0) if below else None
+        to_weight = slopes.pop(0) * weight.detach() if share and weight is not None else None
         return to_below, to_weight
 
 
 def recordable(x: Tensor) -> Tensor:
     """Return the same values as a leaf of autograd; a tensor of inference mode has to be copied."""
     return x.clone() if x.is_inference() else x.detach()
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
-def add_scaled(found: dict[int, Tensor], key: int, part: Tensor, factor: float) -> None:
-    """Add ``factor * part`` to an entry of ``found``, whose memory is free to be overwritten.
-
-    Args:
-        found: Where to add.
-        key: Which entry.
-        part: New memory.
-        factor: A number.
-    """
-    grad = torch.is_grad_enabled()
-    if key not in found:
-        found[key] = part if factor == 1.0 else part * factor if grad else part.mul_(factor)
-    else:
-        found[key] = torch.add(found[key], part, alpha=factor) if grad else found[key].add_(part, alpha=factor)
-
-
-class Chain(Edges):
-    """Edge maps one after the other, of which at most one carries the weight."""
-
-    def __init__(self, *links: Edges, weighted: int) -> None:
-        """Describe the map.
-
-        Args:
-            links: The maps, first to last.
-            weighted: Which one has the weight.
-        """
-        self.links = links
-        self.weighted = weighted
-        self.fresh = any(link.fresh for link in links)
-
-    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
-        for place, link in enumerate(self.links):
-            x = link.sum(x, w if place == self.weighted else None)
-        return x
-
-    def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
-        for place, link in enumerate(self.links):
-            x = link.max(x, w if place == self.weighted else None)
-        return x
-
-    def adjoint(
-        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
-        values = [x]
-        for place, link in enumerate(self.links[:-1]):
-            values.append(link.sum(values[-1], w if place == self.weighted else None))
-        to_weight: Tensor | None = None
-        for place in reversed(range(len(self.links))):
-            own = place == self.weighted
-            wanted = below or place > 0
-            to_below, found = self.links[place].adjoint(values[place], w if own else None, g, below=wanted, share=share and own)
-            to_weight = found if own else to_weight
-            if to_below is None:
-                return None, to_weight
-            g = to_below
-        return g, to_weight

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, classify
-from pathlift.edges.base import Bundle, Compact, Edges, Entry, Weights, add_scaled
+from pathlift.edges.base import Compact, Edges
 from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
 from pathlift.edges.window import along
 
 

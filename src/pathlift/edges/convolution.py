@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, through_taps
-from pathlift.edges.base import Bundle, Compact, Edges, Entry, Weights, add_scaled
+from pathlift.edges.base import Compact, Edges
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.product import product, turned_product
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
 
 SMALL_WEIGHT = 1 << 18
 """Where no positions are equal, weights up to this size are left to PyTorch's convolution."""

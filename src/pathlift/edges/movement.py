@@ -8,9 +8,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pathlift.edges.axis import Axis, Strided, plan_view, through_taps
-from pathlift.edges.base import Chain, Compact
+from pathlift.edges.axis import Axis, through_taps
+from pathlift.edges.base import Compact
+from pathlift.edges.chain import Chain
 from pathlift.edges.unit import Gather, UnitEdges
+from pathlift.edges.view import Strided, plan_view
 
 Spatial: TypeAlias = "Literal['view'] | tuple[int, ...] | None"
 """How a movement treats space: it only views the tensor; it acts along these dimensions, each by itself, and leaves all
@@ -53,9 +55,9 @@ class Move(UnitEdges):
         plan = plan_view(axes, Strided(tuple(view.shape), view.stride(), int(view.storage_offset())))
         if plan is None:
             return super().compact_unit(axes, out)
-        if plan.spread:
-            return plan.spread
-        links = (*([Gather(plan.index)] if plan.index else []), StridedView(plan.strided))
+        if plan.expanded:
+            return plan.expanded
+        links = (*([Gather(plan.read)] if plan.read else []), StridedView(plan.strided))
         return Compact(Chain(*links, weighted=len(links) - 1), plan.axes)
 
     def _compact_axes(self, axes: tuple[Axis, ...], dims: Sequence[int]) -> Compact:

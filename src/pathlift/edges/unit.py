@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, Table, full_axes
-from pathlift.edges.base import Chain, Compact, Edges, Weights, recordable
+from pathlift.edges.base import Compact, Edges, recordable
+from pathlift.edges.chain import Chain
 from pathlift.edges.pattern import Pattern, product_pattern
+from pathlift.edges.weights import Weights
 
 
 class UnitEdges(Edges):

@@ -14,7 +14,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from pathlift.edges.axis import Axis, choice, compact_shape, full_axes, refinement
-from pathlift.edges.base import Chain, Edges
+from pathlift.edges.base import Edges
+from pathlift.edges.chain import Chain
 from pathlift.edges.unit import Gather, Identity, weighted_dims
 from pathlift.graph.expressions import FunctionCall
 from pathlift.graph.layers import Connection, Layer, Slopes
@@ -72,7 +73,7 @@ class _Compaction:
         else:
             found = [self._connection(layer, place, connection) for place, connection in enumerate(layer.connections)]
             axes = self._joined(layer, [own for _, own in found])
-            connections = tuple(self._spread(layer, connection, own, axes) for connection, own in found)
+            connections = tuple(self._expanded(layer, connection, own, axes) for connection, own in found)
         self.axes[layer.name] = axes
         return replace(layer, shape=compact_shape(axes), axes=axes, connections=connections)
 
@@ -110,7 +111,7 @@ class _Compaction:
                 axes[dim] = Axis.full(axes[dim].size)
         return tuple(axes)
 
-    def _spread(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
+    def _expanded(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
         """Bring what a connection brings to the axes of the layer."""
         index: dict[int, Tensor] = {}
         for dim, (axis, finer) in enumerate(zip(own, axes, strict=True)):

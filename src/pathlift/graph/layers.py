@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Edges
-from pathlift.edges.axis import Axis, multiplicity, spread
+from pathlift.edges.axis import Axis, expand, multiplicity
 from pathlift.graph.expressions import Constant, Expression
 
 
@@ -176,9 +176,9 @@ class Layer:
         """Return how many neurons each entry stands for, None for one each; see `pathlift.edges.axis.multiplicity`."""
         return None if self.axes is None else multiplicity(self.axes, device)
 
-    def spread(self, tensor: Tensor) -> Tensor:
+    def expand(self, tensor: Tensor) -> Tensor:
         """Return a compact tensor of this layer with one entry per neuron."""
-        return spread(self.axes, tensor)
+        return expand(self.axes, tensor)
 
     @cached_property
     def moves(self) -> bool:

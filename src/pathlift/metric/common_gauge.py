@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import PAIR_ELEMENTS
+from pathlift.edges.weights import PAIR_ELEMENTS
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import StateTensor, widen
 from pathlift.graph.layers import WeightTensor

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import PAIR_ELEMENTS
+from pathlift.edges.weights import PAIR_ELEMENTS
 from pathlift.errors import MismatchError
 from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
 from pathlift.errors import UnsupportedModelError
 from pathlift.graph.layers import Bias, Connection, Layer
 from pathlift.graph.network import Network

@@ -73,7 +73,7 @@ def spread(network: Network, values: Tensor) -> Tensor:
     for name in network.outputs:
         layer = network.layer[name]
         size = math.prod(layer.shape)
-        pieces.append(layer.spread(values[start : start + size].reshape(layer.shape)))
+        pieces.append(layer.expand(values[start : start + size].reshape(layer.shape)))
         start += size
     if len(pieces) == 1:
         return pieces[0][0] if pieces[0].dim() else pieces[0]

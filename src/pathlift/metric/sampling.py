@@ -15,9 +15,11 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Chain, Edges, Weights
+from pathlift.edges.base import Edges
+from pathlift.edges.chain import Chain
 from pathlift.edges.movement import Move, StridedView
 from pathlift.edges.unit import Gather, Identity
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import Frame

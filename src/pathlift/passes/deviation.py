@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Clamp, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import (

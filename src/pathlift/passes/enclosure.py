@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import Clock
-from pathlift.edges.base import Weights
 from pathlift.edges.contraction import Dense
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
 from pathlift.errors import InputError
 from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Bundle, Entry, Weights
+from pathlift.edges.weights import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import Entries, Program, Tracks, is_wide

@@ -18,8 +18,9 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Bundle, Edges, Support, Weights
+from pathlift.edges.base import Edges
 from pathlift.edges.unit import Identity
+from pathlift.edges.weights import Bundle, Support, Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network

@@ -41,7 +41,7 @@ def flat(network: Network, outputs: Sequence[Scaled | None], batch: int | None) 
             pieces.append(torch.zeros((*lead, math.prod(layer.full_shape)), dtype=torch.float64, device=network.device))
         else:
             tensor = plain(value)
-            pieces.append((layer.spread(tensor) if batch is None else tensor).reshape(*lead, -1))
+            pieces.append((layer.expand(tensor) if batch is None else tensor).reshape(*lead, -1))
     return torch.cat(pieces, -1)
 
 

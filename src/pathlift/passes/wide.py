@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
 from pathlift.edges.unit import Identity
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer
 from pathlift.passes.propagate import Entries, Program, apply
 from pathlift.passes.scaled import RangeError, Scaled

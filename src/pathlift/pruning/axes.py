@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Chain, Edges
+from pathlift.edges.base import Edges
+from pathlift.edges.chain import Chain
 from pathlift.edges.pattern import Layout
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from pathlift.budget import running
 from pathlift.edges import Edges, Identity, Weights
-from pathlift.edges.base import Chain, Support
+from pathlift.edges.chain import Chain
 from pathlift.edges.pattern import Layout, Pattern
 from pathlift.edges.unit import Overlap
+from pathlift.edges.weights import Support
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import evaluate
 from pathlift.graph.layers import Bias, Clamp, Connection, Layer, Origin, WeightTensor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back
