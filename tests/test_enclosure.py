@@ -37,15 +37,15 @@ def corner(model: nn.Module, network: pathlift.Network, tolerance: Tolerance, ge
     return other
 
 
-def ends(enclosure: Enclosure, joint: bool) -> tuple[Tensor, Tensor]:
+def ends(enclosure: Enclosure) -> tuple[Tensor, Tensor]:
     """Linear bounds of every output."""
     lows, highs = [], []
     for name in enclosure.network.outputs:
         layer = enclosure.network.layer[name]
         unit = torch.eye(torch.Size(layer.shape).numel(), dtype=torch.float64).reshape(-1, *layer.shape)
         unit = unit.expand(enclosure.batch, *unit.shape)
-        lows.append(enclosure.lower({name: unit}, joint=joint))
-        highs.append(-enclosure.lower({name: -unit}, joint=joint))
+        lows.append(enclosure.lower({name: unit}))
+        highs.append(-enclosure.lower({name: -unit}))
     return torch.cat(lows, 1), torch.cat(highs, 1)
 
 
@@ -66,7 +66,7 @@ def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Toleran
             return
         intervals = [torch.cat([getattr(enclosure.intervals[n], s).reshape(len(batch[0]), -1) for n in network.outputs], 1)
                      for s in ("low", "high")]  # fmt: skip
-        bounds += [("interval", *intervals), ("linear", *ends(enclosure, False)), ("joint", *ends(enclosure, True))]
+        bounds += [("interval", *intervals), ("linear", *ends(enclosure))]
     for _ in range(draws):
         other = corner(model, network, tolerance, generator)
         moved = tuple(x + radius * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype).round() - 1) for x in batch)
@@ -103,6 +103,6 @@ def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network
     network = pathlift.capture(model, (1, 5, 5))
     batch = samples((1, 5, 5))
     enclosure = Enclosure(network, box(network, Relative(0.0)), feed_of(network, batch), 0.0, Arithmetic(network), refine=False)
-    low, high = ends(enclosure, True)
+    low, high = ends(enclosure)
     torch.testing.assert_close(low, high, rtol=0.0, atol=1e-9)
     torch.testing.assert_close(low, outputs(model, batch), rtol=0.0, atol=1e-9)

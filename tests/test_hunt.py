@@ -23,7 +23,8 @@ import pathlift
 from hunting import FEET, MODELS, Divide, Pool, Through, beside, change, fill, numbers, rational
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
 from pathlift.lipschitz.bound import BOUNDS
-from pathlift.passes import enclosure, intervals, rounding
+from pathlift.passes import intervals, rounding
+from pathlift.passes.enclosure.roundoff import Roundoff
 
 PARTS = int(os.environ.get("PATHLIFT_PARTS", "1"))
 DTYPES = tuple(FEET)
@@ -293,12 +294,12 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
     certify, tolerance = sys.modules["pathlift.certification.certificates"], sys.modules["pathlift.certification.tolerances"]
     box, point, kind_of = tolerance.box, tolerance.point, rounding.Arithmetic.of
     if what == "underflow":
-        patch.setattr(enclosure.Enclosure, "_underflow", lambda *_: 0.0)
-        patch.setattr(enclosure.Enclosure, "_least", lambda *_: 0.0)
+        patch.setattr(Roundoff, "underflow", lambda *_: 0.0)
+        patch.setattr(Roundoff, "underflow_of_bend", lambda *_: 0.0)
     elif what == "overflow":
         patch.setattr(rounding.Arithmetic, "of", lambda self, layer: replace(kind_of(self, layer), largest=math.inf))
         patch.setattr(rounding.Arithmetic, "words", "")
-        patch.setattr(enclosure.Enclosure, "_watch_range", lambda *_: None)
+        patch.setattr(Roundoff, "out_of_range", lambda *_: False)
     elif what == "casts":
 
         def of_parameters(self: rounding.Arithmetic, _: object) -> rounding.Format:
@@ -321,14 +322,14 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
         patch.setattr(certify, "box", lambda *a, **k: replace(box(*a, **k), cancelled={}))
         patch.setattr(certify, "point", lambda *a, **k: replace(point(*a, **k), cancelled={}))
     elif what == "positions between pixels":
-        patch.setattr(enclosure.Enclosure, "_blur", lambda *_: 0.0)
+        patch.setattr(Roundoff, "positions", lambda *_: 0.0)
     elif what == "what is behind the logits":
         patch.setattr(certify, "_resolution", lambda left_off, size, kind: torch.zeros_like(size))
     elif what == "rounding of sums":
-        patch.setattr(enclosure.Enclosure, "_model_unit", lambda *_: 0.0)
+        patch.setattr(Roundoff, "model_sum", lambda *_: 0.0)
     else:
         assert what == "rounding of nonlinearities"
-        patch.setattr(enclosure.Enclosure, "_bend_unit", lambda *_: 0.0)
+        patch.setattr(Roundoff, "model_bend", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ class _Search:
                 late = True
                 break
             rows = {self.logits: (identity[predicted].unsqueeze(1) - identity[columns]).unsqueeze(2)}
-            found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows, joint=True)
+            found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows)
             found = torch.where(found.isnan(), -math.inf, found) - needed
             above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), found))
             self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])

@@ -237,7 +237,7 @@ def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
         layer = network.layer[name]
         unit = torch.eye(math.prod(layer.shape), dtype=torch.float64, device=network.device).reshape(-1, *layer.shape)
         unit = unit.expand(ball.batch, *unit.shape)
-        pieces.append((walls.lower({name: unit}, joint=True), -walls.lower({name: -unit}, joint=True)))
+        pieces.append((walls.lower({name: unit}), -walls.lower({name: -unit})))
     low, high = torch.cat([piece[0] for piece in pieces], 1), torch.cat([piece[1] for piece in pieces], 1)
     found = torch.maximum(most - low, high - least) * (1.0 + 4 * 2.0**-53)
     return never_nan(torch.where((own.lost | walls.lost)[:, None], math.inf, found))

@@ -1,4 +1,4 @@
-"""The activation bound: how far real activations can drift apart, for given inputs and any pair or set of weights (SPEC §5).
+"""The activation bound: how far real activations can move apart, for given inputs and any pair or set of weights (SPEC §5).
 
 With u(θ, x) the real activations, D(v) = f(D; |θ'|) + f(|u(θ, x)|; |θ−θ'|) + |Δb| bounds |u(θ, x) − u(θ', x)| at every neuron,
 since ReLU and its kin are 1-Lipschitz and a maximum moves by no more than what it is taken of. For a pair the same holds

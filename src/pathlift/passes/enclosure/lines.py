@@ -1,6 +1,12 @@
-"""Lines below and above a nonlinearity on an interval, as CROWN draws them (SPEC §5).
+"""Lines below and above a nonlinearity on an interval [l, h], as CROWN draws them (Zhang et al., 2018; SPEC §5).
 
-They depend on the interval relative to its own width, so nothing changes when neurons are rescaled.
+A piecewise linear function lies between lines of any slope once their constants are its smallest and largest distance from
+them, which it takes at the ends and the corners. So slopes may be rounded as they like; only the constants have to be right.
+
+An example: ReLU on [−1, 3]. Above the chord through both ends, 3/4·(z + 1); below z itself, as 3 ≥ 1 makes that the line with
+the smaller area between (0 would hold as well). On [−3, 1] the line below is 0.
+
+Slopes depend on the interval relative to its own width, so nothing changes when neurons are rescaled.
 """
 
 from __future__ import annotations
@@ -55,13 +61,26 @@ class Choice:
 
 
 def slope_lines(z: Interval, plus: Tensor, minus: Tensor) -> Lines:
-    """Lines around y = plus·z⁺ + minus·z⁻ on an interval: exact where the sign of z is known."""
+    """Lines around y = plus·z⁺ + minus·z⁻ on an interval: exact where the sign of z is known.
+
+    Where it is not, y is convex if plus ≥ minus: the chord from (l, minus·l) to (h, plus·h) is above it, and below is a line
+    through 0 with a slope between both, the one of the longer side. If plus < minus, above and below change places.
+
+    Args:
+        z: The interval.
+        plus: The slope right of 0.
+        minus: The slope left of 0.
+
+    Returns:
+        The lines.
+    """
     low, high = z.low, z.high
     crossing = (low < 0) & (high > 0)
     width = torch.where(crossing, high - low, 1.0)
-    own = torch.where(low >= 0, plus, minus)
-    chord = torch.where(crossing, (plus * high - minus * low) / width, own)
-    touch = torch.where(crossing, torch.where(high >= -low, plus, minus), own)
+    known = torch.where(low >= 0, plus, minus)
+    chord = torch.where(crossing, (plus * high - minus * low) / width, known)
+    touch = torch.where(crossing, torch.where(high >= -low, plus, minus), known)
+    # y − chord·z is (plus − chord)·h at h, (minus − chord)·l at l and 0 between: the same at both ends but for rounding.
     height = torch.where(crossing, torch.maximum((plus - chord) * high, (minus - chord) * low), 0.0)
     depth = torch.where(crossing, torch.minimum((plus - chord) * high, (minus - chord) * low), 0.0)
     convex = plus >= minus
@@ -84,14 +103,16 @@ def clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
     under, over = left < floor, right > roof
     flat = y_left == y_right
     one, zero = torch.ones_like(left), torch.zeros_like(left)
-    # Above: from (left, y_left) to the corner under the roof; the identity when nothing is below the floor.
+    # Above: from (left, y_left) to the corner under the roof y is convex, so a chord is above it; beyond, y is flat and the
+    # chord rises. Where nothing is below the floor y is concave: the identity or the roof, whichever part of the interval is
+    # longer.
     corner = torch.minimum(right, roof)
     run = torch.where(corner > left, corner - left, 1.0)
     rise = torch.where(corner > left, (corner - y_left) / run, 0.0)
     concave = over & ~under
     upper_slope = torch.where(under, rise.clamp(0.0, 1.0), one)
     upper_slope = torch.where(concave & (right - roof > roof - left), zero, upper_slope)
-    # Below: from the corner on the floor to (right, y_right).
+    # Below: the same turned upside down, from the corner on the floor to (right, y_right).
     base = torch.maximum(left, floor)
     run = torch.where(right > base, right - base, 1.0)
     rise = torch.where(right > base, (y_right - base) / run, 0.0)

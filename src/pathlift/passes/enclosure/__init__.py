@@ -1,0 +1,135 @@
+"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (SPEC §5).
+
+In reading order:
+
+- `weights`: the box as middles and radii; `roundoff`: what rounding adds, there and here,
+- `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
+- `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
+- `tightening`: narrower intervals and better slopes by optimisation.
+
+Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.budget import Clock
+from pathlift.graph.layers import Layer
+from pathlift.graph.network import Network
+from pathlift.passes.box import Box
+from pathlift.passes.enclosure.affine import affine_interval
+from pathlift.passes.enclosure.nonlinear import nonlinear_interval
+from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.roundoff import Roundoff
+from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
+from pathlift.passes.enclosure.tightening import ascended, narrowed
+from pathlift.passes.enclosure.weights import BoxWeights
+from pathlift.passes.intervals import Interval
+from pathlift.passes.propagate import in_forward_order
+from pathlift.passes.rounding import DOUBLE, Arithmetic
+
+
+class Enclosure:
+    """Intervals of all layers over a box of weights and a ball of inputs, and linear bounds from them.
+
+    Attributes:
+        network: The graph.
+        batch: Number of samples.
+        refine: Whether intervals were narrowed.
+        intervals: Layer name to interval, (samples, *shape).
+        lost: The samples of which nothing is said, because a value may leave the range of its type, (samples,) bool.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        box: Box,
+        feed: Mapping[str, Tensor],
+        radius: float,
+        arithmetic: Arithmetic | None,
+        *,
+        refine: bool,
+        clock: Clock | None = None,
+    ) -> None:
+        """Compute the intervals of every layer.
+
+        Args:
+            network: The graph, not compact.
+            box: The weights.
+            feed: Input layer to x, float64, (samples, *shape).
+            radius: Largest change of an input, in ℓ^∞.
+            arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
+            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
+            clock: Intervals stay as wide as they are when its time is up.
+        """
+        self.network = network
+        self.refine = refine
+        weights = BoxWeights(box)
+        self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
+        self._radius = radius
+        self._arithmetic = arithmetic
+        self._clock = clock or Clock()
+        self._readers = _nonlinear_readers(network) if refine else {}
+        self.batch = self._relaxation.batch
+        self.lost = torch.zeros(self.batch, dtype=torch.bool, device=network.device)
+        self.intervals = self._relaxation.intervals
+        in_forward_order(network, self._step)
+
+    def _step(self, layer: Layer, _: Mapping[str, Interval]) -> Interval:
+        if layer.kind == "input":
+            x = self._relaxation.feed[layer.name]
+            reach = self._radius + 4 * DOUBLE.unit * (x.abs() + self._radius)
+            interval = Interval(x - reach, x + reach)
+        elif layer.nonlinearity is None:
+            interval, out_of_range = affine_interval(self._relaxation, layer)
+            self.lost |= out_of_range
+            if layer.name in self._readers:
+                self.intervals[layer.name] = interval
+                interval = narrowed(self._relaxation, layer, interval, self._readers[layer.name], self._clock)
+        else:
+            interval = nonlinear_interval(self._relaxation, layer)
+        limit = math.inf if self._arithmetic is None else self._arithmetic.of(layer).largest
+        self.lost |= ~(interval.size.reshape(len(interval.low), -1).amax(1) < limit)  # NaN is lost, too
+        self.intervals[layer.name] = interval
+        return interval
+
+    def lower(self, functionals: Mapping[str, Tensor]) -> Tensor:
+        """Bound linear functionals of layers from below: see `substitution`.
+
+        Args:
+            functionals: Layer name to coefficients, (samples, functionals, *shape).
+
+        Returns:
+            Shape (samples, functionals).
+        """
+        return lower_bound(self._relaxation, functionals)
+
+    def tightened(self, functionals: Mapping[str, Tensor], *, steps: int) -> Tensor:
+        """Bound linear functionals as `lower` does, and raise what is not positive by ascent: see `tightening`.
+
+        Args:
+            functionals: Layer name to coefficients, (samples, functionals, *shape).
+            steps: Steps of gradient ascent.
+
+        Returns:
+            Shape (samples, functionals).
+        """
+        return ascended(self._relaxation, functionals, steps=steps, clock=self._clock)
+
+
+def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:
+    """Return the layers with a nonlinearity that read each layer."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in network.layers:
+        if layer.nonlinearity is not None:
+            for connection in layer.connections:
+                readers.setdefault(connection.source, []).append(layer)
+    return readers
+
+
+__all__ = ["ELEMENTS", "Enclosure", "Interval"]

@@ -1,0 +1,57 @@
+"""The linear relaxation of a network over a box and a ball: what is known of each layer, from the inputs up to where we are.
+
+Of the neurons v of a layer it holds
+
+- an interval with v(θ', x') inside, for every network of the box and every input of the ball,
+- the slack e of an affine layer: v = f(u'; c) + b_c + (what shared weights move) + s with |s| ≤ e (`affine`),
+- the lines of a nonlinearity: lower_slope·z + lower − e ≤ v ≤ upper_slope·z + upper + e on the interval of z (`nonlinear`).
+
+`substitution` goes back through it with a linear functional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pathlift.graph.network import Network
+from pathlift.passes.enclosure.lines import Choice, Free, Lines
+from pathlift.passes.enclosure.roundoff import Roundoff
+from pathlift.passes.enclosure.weights import BoxWeights
+from pathlift.passes.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What is known of the layers so far; filled in forward order.
+
+    Attributes:
+        network: The graph, not compact.
+        feed: Input layer to x, float64, (samples, *shape).
+        weights: The weights of the box.
+        roundoff: What rounding adds.
+        intervals: By layer, (samples, *shape); those of a constant may have one sample.
+        slack: What is to be paid per unit of coefficient at a layer.
+        lines: By layer with a nonlinearity.
+        free: Where the slope of a lower line may be chosen.
+    """
+
+    network: Network
+    feed: Mapping[str, Tensor]
+    weights: BoxWeights
+    roundoff: Roundoff
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    slack: dict[str, Tensor] = field(default_factory=dict)
+    lines: dict[str, Lines | Choice] = field(default_factory=dict)
+    free: dict[str, Free] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.feed.values())))
+
+    def for_all(self, tensor: Tensor) -> Tensor:
+        """Give a value that is the same for all samples one entry for each."""
+        return tensor if len(tensor) == self.batch else tensor.expand(self.batch, *tensor.shape[1:])

@@ -1,0 +1,196 @@
+"""Backwards through the relaxation: a lower bound of a linear functional Σ_v a(v)·v of any layer (SPEC §5).
+
+The functional is handed down layer by layer until it reads only inputs, whose interval is known. At a layer with coefficients a
+
+- affine, v = f(u; c) + b_c + (weights that move) + s, |s| ≤ slack: Σ a·v ≥ Σ (aᵀc)·u + Σ a·b_c − Σ|a|·slack − (what each shared
+  weight can move, see `affine`). The coefficients of the layer below are aᵀc, signs kept: terms that cancel do so here.
+- a nonlinearity between lines, lower_slope·z + lower ≤ v ≤ upper_slope·z + upper: where a ≥ 0 the line below bounds a·v from
+  below, where a < 0 the line above does. So z gets a⁺·lower_slope + a⁻·upper_slope and the bound a⁺·lower + a⁻·upper.
+- an input x' in [x − ε, x + ε]: Σ a·x − Σ|a|·ε.
+
+An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals give [0, 1] − [−1/2, 1/2] = [−1/2, 3/2]. Backwards, x/2
+− v has a = −1 at v; the line above ReLU is x/2 + 1/2, so x/2 − v ≥ x/2 − x/2 − 1/2 = −1/2: v − x/2 ≤ 1/2, which is attained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.graph.layers import Connection, Extremum, Layer
+from pathlift.passes.enclosure.affine import may_be_shared
+from pathlift.passes.enclosure.lines import Choice, Lines
+from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.forward import placed, unchanged
+from pathlift.passes.rounding import DOUBLE
+
+ELEMENTS = 1 << 23
+"""Coefficients that are worked on at a time (64 MiB)."""
+
+
+def lower_bound(
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], *, tilts: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Bound linear functionals of layers from below, over the box and the ball.
+
+    Args:
+        relaxation: What is known of all layers up to the functionals.
+        functionals: Layer name to coefficients, (samples, functionals, *shape).
+        tilts: Where the free slopes lie between their ends, in [0, 1], (samples, functionals, *shape), by layer.
+
+    Returns:
+        Shape (samples, functionals).
+    """
+    coefficients = dict(functionals)
+    first = next(iter(coefficients.values()))
+    bound = first.new_zeros(first.shape[:2])
+    for layer in reversed(relaxation.network.layers):
+        a = coefficients.pop(layer.name, None)
+        if a is None:
+            continue
+        if layer.kind == "input":
+            bound = bound + _at_input(relaxation, layer, a)
+        elif layer.nonlinearity is None:
+            bound = bound + _through_affine(relaxation, layer, a, coefficients)
+        else:
+            bound = bound + _through_lines(relaxation, layer, a, coefficients, (tilts or {}).get(layer.name))
+    return bound
+
+
+def _at_input(relaxation: Relaxation, layer: Layer, a: Tensor) -> Tensor:
+    middle = _dot(a, relaxation.feed[layer.name])
+    interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
+    return middle - _dot(a.abs(), interval.radius * (1 + rounding) + rounding * interval.size)
+
+
+def _dot(a: Tensor, values: Tensor) -> Tensor:
+    """Return Σ_v a(v)·values(v) of every functional, (samples, functionals)."""
+    values = values.expand(len(a), *values.shape[1:]).reshape(len(a), -1)
+    return torch.einsum("brn,bn->br", a.reshape(*a.shape[:2], -1), values)
+
+
+def _add(coefficients: dict[str, Tensor], name: str, more: Tensor) -> None:
+    coefficients[name] = coefficients[name] + more if name in coefficients else more
+
+
+def transposed(function: Callable[[Tensor], Tensor], blank: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return a linear function's value at ``blank``, and its transpose as a function of rows (rows, *shape of the result)."""
+    out, pull, *_ = torch.func.vjp(function, blank)
+    return out, torch.vmap(lambda row: pull(row)[0])
+
+
+def _hand_down(
+    relaxation: Relaxation, connection: Connection, shape: tuple[int, ...], a: Tensor, coefficients: dict[str, Tensor]
+) -> None:
+    """Add aᵀc to the coefficients of the layer below."""
+    weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)
+    below = relaxation.network.layer[connection.source]
+    blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
+    _, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
+    _add(coefficients, connection.source, back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
+
+
+def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
+    weights = relaxation.weights
+    bound = -_dot(a.abs(), relaxation.slack[layer.name])
+    for bias in layer.biases:
+        bound = bound + _dot(a, placed(bias, weights.middles(bias.weight)).expand(1, *layer.shape))
+        radius = weights.radii(bias.weight)
+        if radius is not None:
+            bound = bound - _shared_bias(a, placed(bias, radius), layer.shape)
+    offset = 0
+    for position, connection in enumerate(layer.connections):
+        piece, shape = a, layer.shape
+        if layer.concat is not None:
+            shape = layer.concat.shape(position, layer.shape)
+            piece = a.narrow(2 + layer.concat.dim, offset, layer.concat.sizes[position])
+            offset += layer.concat.sizes[position]
+        _hand_down(relaxation, connection, shape, piece, coefficients)
+        if weights.varies(connection.weight) and may_be_shared(connection, layer):
+            bound = bound - _shared_weight(relaxation, connection, shape, piece)
+    return bound
+
+
+def _shared_bias(a: Tensor, radius: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Σ_k r_k·|Σ of a over the neurons that read bias k|: what biases that move alike can do."""
+    target = (1,) * (len(shape) - radius.dim()) + tuple(radius.shape)
+    sums = a.sum_to_size(*a.shape[:2], *target)
+    return (sums.abs() * radius.reshape(target)).flatten(2).sum(2)
+
+
+def _shared_weight(relaxation: Relaxation, connection: Connection, shape: tuple[int, ...], a: Tensor) -> Tensor:
+    """Σ_k r_k·|Σ over the edges of k of a(v)·m(u)|: the inner sum is the derivative of Σ_v a(v)·v(m; w) by w_k."""
+    assert connection.weight is not None
+    value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
+    assert radius is not None
+    middle = relaxation.intervals[connection.source].middle
+
+    def of_sample(x: Tensor, functionals: Tensor) -> Tensor:
+        _, back = transposed(
+            lambda weight: connection.edges.sum(x, Weights((weight,), unchanged, torch.float64)).expand(shape), value
+        )
+        return (back(functionals).abs() * radius).flatten(1).sum(1)
+
+    step = max(1, ELEMENTS // max(1, a.shape[1] * value.numel()))
+    rounded_up = 1 + 8 * DOUBLE.unit * (value.numel() + math.prod(shape))
+    samples = zip(middle.split(step), a.split(step), strict=True)
+    return rounded_up * torch.cat([torch.vmap(of_sample)(x, functionals) for x, functionals in samples])
+
+
+def _through_lines(
+    relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor], tilt: Tensor | None
+) -> Tensor:
+    lines = relaxation.lines[layer.name]
+    if isinstance(lines, Choice):
+        return _through_extremum(relaxation, layer, lines, a, coefficients)
+    positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+    bound = _dot(positive, lines.lower) + _dot(negative, lines.upper)
+    bound = bound - _dot(a.abs(), relaxation.for_all(relaxation.slack[layer.name]))
+    z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
+    _hand_down(relaxation, layer.connections[0], layer.shape, z, coefficients)
+    return bound
+
+
+def _lower_slope(relaxation: Relaxation, layer: Layer, lines: Lines, tilt: Tensor | None) -> Tensor:
+    """Return the slopes of the lines below, moved where they are free."""
+    slope = lines.lower_slope.unsqueeze(1)
+    if tilt is None:
+        return slope
+    free = relaxation.free[layer.name]
+    least, most = free.least.unsqueeze(1), free.most.unsqueeze(1)
+    return torch.where(free.where.unsqueeze(1), least + tilt * (most - least), slope)
+
+
+def _through_extremum(
+    relaxation: Relaxation, layer: Layer, lines: Choice, a: Tensor, coefficients: dict[str, Tensor]
+) -> Tensor:
+    """z_c ≤ y ≤ slope·z_c + upper for the chosen antecedent c: all coefficients go down to it; see `nonlinear`."""
+    kind = layer.nonlinearity
+    assert isinstance(kind, Extremum)
+    sign = 1.0 if kind.largest else -1.0
+    a = sign * a
+    positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+    bound = _dot(negative, lines.upper) - _dot(a.abs(), relaxation.slack[layer.name])
+    z = positive + negative * lines.slope.unsqueeze(1)
+    number = 0  # of the antecedent, in the order in which `antecedents` lays them side by side
+    for connection in layer.connections:
+        below = relaxation.network.layer[connection.source]
+        blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
+        out, back = transposed(connection.edges.antecedents, blank)
+        count = len(out)
+        taken = [(lines.chosen == number + offset).unsqueeze(1) for offset in range(count)]
+        parts = torch.stack([(z * chosen).sum_to_size(*a.shape[:2], *out.shape[1:]) for chosen in taken], 2)
+        _add(coefficients, connection.source, sign * back(parts.flatten(0, 1)).unflatten(0, a.shape[:2]))
+        number += count
+    for bias in layer.biases:
+        middle, radius = relaxation.weights.middles(bias.weight), relaxation.weights.radii(bias.weight)
+        part = z * (lines.chosen == number).unsqueeze(1)
+        bound = bound + _dot(part, sign * placed(bias, middle).expand(1, *layer.shape))
+        if radius is not None:
+            bound = bound - _dot(part.abs(), placed(bias, radius).expand(1, *layer.shape))
+        number += 1
+    return bound

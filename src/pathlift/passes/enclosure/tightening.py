@@ -1,0 +1,145 @@
+"""Tightening by optimisation: narrower intervals at kinks, and slopes that are chosen for the functional (SPEC §5).
+
+Both only add bounds to bounds. An interval and a linear bound of the same neuron both hold, so their intersection does. The
+line below a ReLU on an interval across 0 may have any slope t in [0, 1], as ReLU(z) ≥ t·z for all z: so every step of the
+ascent over these slopes gives a bound that holds, and the best of all steps is kept.
+
+An example: z in [−1, 1], the functional ReLU(z) − z/4. With t = 1 the rest 3z/4 is at least −3/4, with t = 0 the rest −z/4 is
+at least −1/4, with t = 1/4 it is 0, which is attained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pathlift.budget import Clock
+from pathlift.graph.layers import Clamp, Extremum, Layer
+from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound, transposed
+from pathlift.passes.forward import ends
+from pathlift.passes.intervals import Interval
+
+RATE = 0.25
+"""Of the ascent over slopes, which lie in [0, 1]."""
+
+
+def ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps: int, clock: Clock) -> Tensor:
+    """Bound linear functionals from below, and raise what is not positive by ascent over the free slopes.
+
+    Args:
+        relaxation: What is known of all layers.
+        functionals: Layer name to coefficients, (samples, functionals, *shape).
+        steps: Steps of gradient ascent.
+        clock: The ascent ends when its time is up.
+
+    Returns:
+        Shape (samples, functionals).
+    """
+    best = lower_bound(relaxation, functionals)
+    if not relaxation.free or bool((best > 0).all()):
+        return best
+    rows = next(iter(functionals.values())).shape[1]
+    tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
+    with torch.enable_grad():
+        parameters = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
+        ascent = torch.optim.Adam(parameters.values(), lr=RATE, maximize=True)
+        for _ in range(steps):
+            if clock.over():
+                return best
+            ascent.zero_grad()
+            bound = lower_bound(relaxation, functionals, tilts=parameters)
+            best = torch.maximum(best, bound.detach())
+            bound.sum().backward()
+            ascent.step()
+            with torch.no_grad():
+                for tilt in parameters.values():
+                    tilt.clamp_(0.0, 1.0)
+    last = {name: tilt.detach() for name, tilt in parameters.items()}
+    return torch.maximum(best, lower_bound(relaxation, functionals, tilts=last))
+
+
+def _first_tilt(relaxation: Relaxation, name: str, rows: int) -> Tensor:
+    """Return where CROWN's slopes lie between their ends, once for every functional."""
+    lines, free = relaxation.lines[name], relaxation.free[name]
+    assert isinstance(lines, Lines)
+    tilt = ((lines.lower_slope - free.least) / (free.most - free.least).clamp(min=1e-300)).clamp(0.0, 1.0)
+    return tilt.unsqueeze(1).repeat(1, rows, *[1] * (tilt.dim() - 1))
+
+
+def narrowed(relaxation: Relaxation, layer: Layer, interval: Interval, readers: list[Layer], clock: Clock) -> Interval:
+    """Narrow the interval of neurons at a kink of what reads them by linear bounds of their own, ±v.
+
+    Args:
+        relaxation: What is known of all layers up to this one.
+        layer: The layer.
+        interval: Its interval.
+        readers: The nonlinearities that read it.
+        clock: Neurons keep their intervals when its time is up.
+
+    Returns:
+        The intersection of both.
+    """
+    wanted = _at_kinks(relaxation, interval, readers).flatten(1)
+    most = int(wanted.sum(1).max())
+    if most == 0:
+        return interval
+    batch = relaxation.batch
+    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    low, high = interval.low.flatten(1).clone(), interval.high.flatten(1).clone()
+    samples = max(1, ELEMENTS // (2 * _widest_below(relaxation, layer)))
+    rows = max(1, samples // batch)
+    for first in range(0, most, rows):
+        if clock.over():
+            break
+        neurons = order[:, first : first + rows]
+        unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=low.device)
+        unit.scatter_(2, neurons.unsqueeze(2), 1.0)
+        unit = unit.unflatten(2, layer.shape)
+        below, above = lower_bound(relaxation, {layer.name: torch.cat([unit, -unit], 1)}).split(neurons.shape[1], 1)
+        low.scatter_(1, neurons, torch.maximum(low.gather(1, neurons), below))
+        high.scatter_(1, neurons, torch.minimum(high.gather(1, neurons), -above))
+    return Interval(low.reshape(interval.low.shape), torch.maximum(low, high).reshape(interval.high.shape))
+
+
+def _at_kinks(relaxation: Relaxation, interval: Interval, readers: list[Layer]) -> Tensor:
+    """Tell for which neurons a narrower interval helps: those at a kink of what reads them."""
+    wanted = torch.zeros_like(interval.low, dtype=torch.bool)
+    for reader in readers:
+        kind = reader.nonlinearity
+        if isinstance(kind, Clamp):
+            for end in ends(reader, relaxation.weights.middles):
+                if end is not None:
+                    wanted |= (interval.low < end.to(interval.low)) & (interval.high > end.to(interval.low))
+        elif isinstance(kind, Extremum):
+            if len(reader.connections) == 1:
+                wanted |= _undecided(reader, interval, kind)
+        else:
+            wanted |= (interval.low < 0) & (interval.high > 0)
+    return wanted
+
+
+def _undecided(reader: Layer, interval: Interval, kind: Extremum) -> Tensor:
+    """Tell which neurons may be the extremum of a window without surely being it."""
+    connection = reader.connections[0]
+    least, most = (interval.low, interval.high) if kind.largest else (-interval.high, -interval.low)
+    tops = torch.vmap(connection.edges.antecedents)(most)
+    bottom = torch.vmap(connection.edges.antecedents)(least).amax(1, keepdim=True)
+    candidates = (tops >= bottom).to(torch.float64)
+    several = candidates.sum(1, keepdim=True) > 1
+    _, back = transposed(connection.edges.antecedents, torch.zeros_like(interval.low[0]))
+    return back(candidates * several) > 0
+
+
+def _widest_below(relaxation: Relaxation, layer: Layer) -> int:
+    """Return the largest number of neurons of a layer on the way back from this one."""
+    widest = 0
+    for below in relaxation.network.layers:
+        widest = max(widest, math.prod(below.shape))
+        if below.name == layer.name:
+            break
+    return widest

@@ -1,0 +1,66 @@
+"""The weights of a box as middle and radius: θ' = c + δ with |δ| ≤ r for every network of the box (SPEC §5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.base import Weights
+from pathlift.graph.layers import WeightTensor
+from pathlift.passes.box import Box
+from pathlift.passes.forward import unchanged, value_of
+from pathlift.passes.intervals import Interval
+from pathlift.passes.rounding import DOUBLE
+
+
+class BoxWeights:
+    """The middle c and the radius r of every weight tensor.
+
+    Attributes:
+        box: The box.
+        middle: Weight tensor to c.
+        radius: Weight tensor to r; None where nothing varies.
+    """
+
+    def __init__(self, box: Box) -> None:
+        """Take the middle of every interval.
+
+        The middle m = low/2 + high/2 is rounded, so both ends lie within (high − low)/2 + u·|m| of it; the computed radius is
+        itself rounded. Hence r = radius·(1 + 4u) + size·2u, which covers both with room.
+
+        Args:
+            box: The box.
+        """
+        self.box = box
+        self.middle: dict[WeightTensor, Tensor] = {}
+        self.radius: dict[WeightTensor, Tensor | None] = {}
+        self._largest: dict[WeightTensor, float] = {}
+        for weight, low in box.lower.items():
+            interval = Interval(low, box.upper[weight])
+            radius = interval.radius * (1 + 4 * DOUBLE.unit) + interval.size * (2 * DOUBLE.unit)
+            self.middle[weight] = interval.middle
+            self.radius[weight] = None if interval.exact else radius
+            self._largest[weight] = float(interval.size.max())
+
+    def varies(self, weight: WeightTensor | None) -> bool:
+        """Whether a weight may take more than one value."""
+        return weight is not None and self.radius.get(weight) is not None
+
+    def middles(self, weight: WeightTensor) -> Weights:
+        """Return the weights c as they travel along edges."""
+        return Weights((value_of(weight, self.middle),), unchanged, torch.float64)
+
+    def sizes(self, weight: WeightTensor) -> Weights:
+        """Return the weights |c| as they travel along edges."""
+        return Weights((value_of(weight, self.middle),), torch.abs, torch.float64)
+
+    def radii(self, weight: WeightTensor) -> Weights | None:
+        """Return the weights r as they travel along edges; None where they are 0."""
+        radius = self.radius.get(weight)
+        return None if radius is None else Weights((radius,), unchanged, torch.float64)
+
+    def largest(self, weight: WeightTensor | None) -> float:
+        """Return the largest magnitude that an element of a weight tensor may have; 1 for edges without one."""
+        if weight is None:
+            return 1.0
+        return abs(weight.scalar) if weight.scalar is not None else self._largest[weight]
