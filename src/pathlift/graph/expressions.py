@@ -1,20 +1,142 @@
 """Expressions: tensors that follow from parameters and constants alone, such as a batch norm's scale γ/√(σ²+ε).
 
-The graph holds expressions, not values, so that it serves any parameter vector θ' of the same architecture.
+The graph holds expressions, not values, so that it serves any parameter vector θ' of the same architecture. An expression
+answers for itself what is asked of it: its value (`evaluate`), its interval over a box of parameters, how far its
+intermediate results reach, and of which products it is the sum. What a rule knows of a function beyond its values it declares
+once, with the function, as a `Formula`; nobody else asks which function it is.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from pathlift.graph.interval import Interval, IntervalArithmetic
+
 
 class Expression:
     """A tensor that depends on parameters and constants only."""
+
+    def peak(self, _: IntervalArithmetic) -> float | None:
+        """Return what its intermediate results reach beyond its own values over a box; see `Formula.peak`."""
+        return None
+
+    def cancelled(self, _: IntervalArithmetic) -> Tensor | None:
+        """Return what cancels in it over a box; see `Formula.cancelled`."""
+        return None
+
+    def summands(self) -> tuple[Summand, ...] | None:
+        """Return the products that it is the sum of, None where none are declared; see `Formula.summands`."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """A product of expressions, up to a constant factor for each element.
+
+    Attributes:
+        factors: What is multiplied.
+        buffer: A further factor, no parameter, which a rescaling has to change as well for the product to scale as it must:
+            a running mean is the mean of an activation.
+    """
+
+    factors: tuple[Expression, ...]
+    buffer: Expression | None = None
+
+
+class Formula(ABC):
+    """A function of which a rule knows more than its values.
+
+    A formula without fields is its own name: `dataclass(frozen=True)` makes any two of a kind equal, copied and pickled
+    ones too.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Difference(Formula):
+        ...     def __call__(self, a, b):
+        ...         return a - b
+        ...
+        ...     def interval(self, arithmetic, a, b):
+        ...         return arithmetic.operator("sub", a, b)
+        ...
+        ...     def cancelled(self, a, b):
+        ...         return torch.maximum(a.size, b.size)
+        ...
+        ...     def summands(self, a, b):
+        ...         return Summand((a,)), Summand((b,))
+        >>> weight = FunctionCall(Difference(), (StateTensor("a"), StateTensor("b")))
+        >>> evaluate(weight, {"a": torch.tensor(3.0), "b": torch.tensor(1.0)})
+        tensor(2.)
+        >>> [summand.factors[0].name for summand in weight.summands()]
+        ['a', 'b']
+    """
+
+    elementwise: ClassVar[bool] = False
+    """Whether it works element by element on vectors of one length and numbers, so that calls of it may be joined."""
+
+    @abstractmethod
+    def __call__(self, *args: Any) -> Tensor:
+        """Return the value.
+
+        Args:
+            args: Tensors, numbers and None.
+
+        Returns:
+            The value, float64 or as wide as its arguments.
+        """
+
+    @abstractmethod
+    def interval(self, arithmetic: IntervalArithmetic, *args: Any) -> Interval:
+        """Enclose the exact values and, where ``arithmetic`` says so, what the model gets.
+
+        Args:
+            arithmetic: The arithmetic of intervals.
+            args: As for a call, with intervals in the place of real tensors.
+
+        Returns:
+            The interval.
+
+        Raises:
+            NoIntervalError: There is none over so wide a box.
+        """
+
+    def peak(self, *_: Any) -> float | None:
+        """Return a bound of the model's intermediate results, which may leave the range of its type although values do not.
+
+        Args:
+            _: As for a call, with intervals in the place of expressions.
+
+        Returns:
+            The bound, None where intermediate results are no larger than the value.
+        """
+        return None
+
+    def cancelled(self, *_: Any) -> Tensor | None:
+        """Return the magnitude of summands that may cancel: the model rounds them all the same.
+
+        Args:
+            _: As for `peak`.
+
+        Returns:
+            A tensor of the shape of the value; None for what is no sum.
+        """
+        return None
+
+    def summands(self, *_: Any) -> tuple[Summand, ...] | None:
+        """Write the value as a sum of products, constants left out.
+
+        Args:
+            _: As for a call, with expressions in the place of tensors.
+
+        Returns:
+            The products; None when it is nothing of the kind.
+        """
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +168,21 @@ class FunctionCall(Expression):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
+
+    def peak(self, arithmetic: IntervalArithmetic) -> float | None:
+        """See `Formula.peak`."""
+        return self.function.peak(*self._enclosed(arithmetic)) if isinstance(self.function, Formula) else None
+
+    def cancelled(self, arithmetic: IntervalArithmetic) -> Tensor | None:
+        """See `Formula.cancelled`."""
+        return self.function.cancelled(*self._enclosed(arithmetic)) if isinstance(self.function, Formula) else None
+
+    def summands(self) -> tuple[Summand, ...] | None:
+        """See `Formula.summands`."""
+        return self.function.summands(*self.args) if isinstance(self.function, Formula) else None
+
+    def _enclosed(self, arithmetic: IntervalArithmetic) -> list[Any]:
+        return [arithmetic.enclosed(arg) if isinstance(arg, Expression) else arg for arg in self.args]
 
 
 def substitute(value: Any, replace: Callable[[Expression], Any]) -> Any:
@@ -96,22 +233,6 @@ def evaluate(expression: Expression, state: Mapping[str, Tensor], memo: dict[Any
     return value
 
 
-def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a function of vectors of one length and numbers that works element by element: calls of it may be joined.
-
-    Args:
-        function: The function.
-
-    Returns:
-        The same function.
-    """
-    ELEMENTWISE.add(function)
-    return function
-
-
-ELEMENTWISE: set[Callable[..., Any]] = set()
-
-
 @dataclass(frozen=True, eq=False)
 class Together:
     """Calls of one elementwise function on many small vectors, joined into one: a network has hundreds of batch norms.
@@ -155,9 +276,8 @@ def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:
     Returns:
         The joint calls, in an order in which they can be evaluated.
     """
-    chosen = [
-        e for e in dict.fromkeys(expressions) if isinstance(e, FunctionCall) and e.function in ELEMENTWISE and not e.kwargs
-    ]
+    calls = [e for e in dict.fromkeys(expressions) if isinstance(e, FunctionCall) and not e.kwargs]
+    chosen = [e for e in calls if isinstance(e.function, Formula) and e.function.elementwise]
     chosen = [e for e in chosen if any(isinstance(arg, Expression) for arg in e.args)]
     if not chosen:
         return ()

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError, NumericalError
-from pathlift.graph.expressions import Expression, FunctionCall
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.intervals import Ranges
-from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
 
 class Tolerance(ABC):
@@ -44,9 +42,9 @@ class Box:
     Attributes:
         lower: Weight tensor to smallest values, float64.
         upper: Weight tensor to largest values; the same tensor where nothing varies.
-        cancelled: A batch norm's shift t = β − μ·s to the largest |μ·s|, which rounds although it may cancel.
-        peaks: A batch norm's scale or shift to what its intermediate results can reach beyond its own values, whatever
-            the order of (x − μ)·γ/√(σ²+ε) + β.
+        cancelled: Weight tensor that is a sum to the size of what may cancel in it (`Formula.cancelled`): of a batch norm's
+            shift t = β − μ·s the largest |μ·s|.
+        peaks: Weight tensor to what intermediate results of the model can reach beyond its own values (`Formula.peak`).
     """
 
     lower: Mapping[WeightTensor, Tensor]
@@ -115,8 +113,8 @@ def checked_intervals(network: Network, tolerance: Tolerance) -> dict[str, tuple
         InputError: They are no pair of tensors of the parameter's shape, or a smallest value exceeds the largest.
         NumericalError: One of them is NaN.
     """
-    found = dict(tolerance.intervals(network))
-    for name, pair in found.items():
+    intervals = dict(tolerance.intervals(network))
+    for name, pair in intervals.items():
         if name not in network.parameters:
             raise InputError(f"The tolerance has an interval for '{name}', which is no parameter of the network.")
         shape = network.state[name].shape
@@ -129,7 +127,7 @@ def checked_intervals(network: Network, tolerance: Tolerance) -> dict[str, tuple
             raise NumericalError(f"The tolerance gives NaN for '{name}'.")
         if bool((pair[0] > pair[1]).any()):
             raise InputError(f"The tolerance gives '{name}' a smallest value above the largest.")
-    return {name: (low.double(), high.double()) for name, (low, high) in found.items()}
+    return {name: (low.double(), high.double()) for name, (low, high) in intervals.items()}
 
 
 def _box(network: Network, ranges: Ranges) -> Box:
@@ -137,23 +135,12 @@ def _box(network: Network, ranges: Ranges) -> Box:
         for name in sorted(names):
             if not all(bool(torch.isfinite(end[name]).all()) for end in (ranges.low, ranges.high)):
                 raise NumericalError(f"'{name}' contains NaN or inf.")
-    found = {weight: ranges.of(weight) for weight in network.weights if weight.scalar is None}
-    cancelled, peaks = {}, {}
-    for weight in found:
-        expression = weight.expression
-        if is_batch_norm_shift(expression):
-            scale, bias, mean, *rest = expression.args
-            sizes = ranges.interval(ranges.value(mean)).size
-            cancelled[weight] = sizes * ranges.interval(ranges.value(scale)).size
-            shift = 0.0 if bias is None else float(ranges.interval(ranges.value(bias)).size.max())
-            peaks[weight] = float(sizes.max()) * _peak(ranges, *rest) + shift
-        elif isinstance(expression, FunctionCall) and expression.function is batch_norm_scale:
-            peaks[weight] = _peak(ranges, *expression.args)
-    lower, upper = ({weight: getattr(own, end) for weight, own in found.items()} for end in ("low", "high"))
-    return Box(lower, upper, cancelled, peaks)
-
-
-def _peak(ranges: Ranges, weight: Expression | None, variance: Expression, epsilon: float) -> float:
-    """Return max(1, |γ|)·max(1, 1/√(σ²+ε)), which no intermediate factor of a batch norm exceeds."""
-    gamma = 1.0 if weight is None else float(ranges.interval(ranges.value(weight)).size.max())
-    return max(1.0, gamma) * max(1.0, float((ranges.interval(ranges.value(variance)).low + epsilon).rsqrt().max()))
+    intervals = {weight: ranges.of(weight) for weight in network.weights if weight.scalar is None}
+    cancelled = {weight: weight.expression.cancelled(ranges) for weight in intervals}
+    peaks = {weight: weight.expression.peak(ranges) for weight in intervals}
+    return Box(
+        {weight: interval.low for weight, interval in intervals.items()},
+        {weight: interval.high for weight, interval in intervals.items()},
+        {weight: size for weight, size in cancelled.items() if size is not None},
+        {weight: peak for weight, peak in peaks.items() if peak is not None},
+    )

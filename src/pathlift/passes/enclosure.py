@@ -17,11 +17,13 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
 from torch import Tensor
 
 from pathlift.budget import Clock
 from pathlift.edges.contraction import Dense
 from pathlift.edges.weights import Weights
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box
@@ -35,8 +37,6 @@ from pathlift.passes.forward import (
     unchanged,
     weighted,
 )
-from pathlift.passes.intervals import Interval
-from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic, fan_in
 

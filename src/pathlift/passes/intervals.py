@@ -10,66 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathlift.errors import Problem, UnsupportedModelError
-from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate, substitute
+from pathlift.graph.expressions import Constant, Expression, Formula, FunctionCall, StateTensor, evaluate, substitute
+from pathlift.graph.interval import Interval, NoIntervalError, point
 from pathlift.graph.layers import WeightTensor
 from pathlift.passes.rounding import DOUBLE, FORMATS, Format
 from pathlift.rules import MOVEMENTS
-from pathlift.rules.affine import batch_norm_scale, batch_norm_shift
 from pathlift.rules.replay import Operator
-from pathlift.rules.sampling import sampling
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Smallest and largest values, float64 tensors of one shape; the same tensor where there is one value, known exactly."""
-
-    low: Tensor
-    high: Tensor
-
-    @property
-    def exact(self) -> bool:
-        """Whether it holds one value only."""
-        return self.low is self.high
-
-    @property
-    def middle(self) -> Tensor:
-        """Half way between both."""
-        return self.low if self.exact else self.low / 2 + self.high / 2
-
-    @property
-    def radius(self) -> Tensor:
-        """Half their distance."""
-        return self.high / 2 - self.low / 2
-
-    @property
-    def size(self) -> Tensor:
-        """Largest magnitude."""
-        return torch.maximum(self.low.abs(), self.high.abs())
-
-
-def point(value: Tensor) -> Interval:
-    """Return the interval that holds one value.
-
-    Args:
-        value: Any real tensor.
-
-    Returns:
-        The interval.
-    """
-    wide = value.detach().double()
-    return Interval(wide, wide)
-
-
-Args: TypeAlias = "Sequence[Any]"
-Names: TypeAlias = "Mapping[str, Any]"
 
 
 def unrounded(expression: Expression, state: Mapping[str, Tensor]) -> bool:
@@ -127,12 +80,26 @@ class Ranges:
             UnsupportedModelError: It is computed by an operator that has no interval here.
         """
         try:
-            return self.interval(self.value(weight.expression))
-        except _UnknownError as unknown:
+            return self.enclosed(weight.expression)
+        except NoIntervalError as unknown:
             names = ", ".join(sorted(weight.requires)) or "constants"
             reason = f"'{weight.label}' is computed from {names} by '{unknown}', for which pathlift has no interval arithmetic."
             advice = "Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
             raise UnsupportedModelError((Problem(weight.label.rpartition(".")[0], "tolerance", "", reason, advice),)) from None
+
+    def enclosed(self, expression: Expression) -> Interval:
+        """Return the interval of an expression over the box.
+
+        Args:
+            expression: The expression.
+
+        Returns:
+            Its interval.
+
+        Raises:
+            NoIntervalError: It is computed by an operator that has no interval here.
+        """
+        return self.interval(self.value(expression))
 
     def value(self, expression: Expression) -> Any:
         """Return what an expression can be: an interval for real tensors, the value itself for indices, masks and sizes."""
@@ -158,28 +125,46 @@ class Ranges:
         given = [value for value in _flat([args, kwargs]) if isinstance(value, Interval)]
         name = _name(expression.function)
         if not given or (name in EXACT and all(value.exact for value in given)):
-            own = (substitute(part, self._as_computed) for part in (expression.args, dict(expression.kwargs)))
-            args, kwargs = own  # PyTorch rounds a number to the type of what it is compared with
+            # PyTorch rounds a number to the type of what it is compared with
+            args, kwargs = (substitute(part, self._as_computed) for part in (expression.args, dict(expression.kwargs)))
             return self._held(expression.function(*args, **kwargs))
         converts = name in CONVERSIONS
-        dtype = next((own for own in _flat([args, kwargs]) if isinstance(own, torch.dtype)), expression.dtype)
+        dtype = next((arg for arg in _flat([args, kwargs]) if isinstance(arg, torch.dtype)), expression.dtype)
         self._format = FORMATS.get(dtype) if dtype is not None and (self.arithmetic or converts) else None
         if converts:
             if dtype is not None and self._format is None:
-                raise _UnknownError(f"a conversion to {dtype}")
+                raise NoIntervalError(f"a conversion to {dtype}")
             value = self.interval(args[0])
             return value if self._format is DOUBLE else self.rounded(value)
         if name in MOVEMENTS or name in MOVES:
             return self._moved(expression.function, args, kwargs)
+        if isinstance(expression.function, Formula):
+            return expression.function.interval(self, *args, **kwargs)
+        return self.operator(name, *args, **kwargs)
+
+    def operator(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the interval of an operator.
+
+        Args:
+            name: Such as ``mul``.
+            args: As in its schema, with intervals in the place of real tensors.
+            kwargs: Those that are named.
+
+        Returns:
+            Its interval, or several.
+
+        Raises:
+            NoIntervalError: It has none.
+        """
         if name not in OPERATIONS:
-            raise _UnknownError(name)
+            raise NoIntervalError(name)
         return OPERATIONS[name](self, *args, **kwargs)
 
     @staticmethod
     def _held(value: Any) -> Any:
         """Keep a value that was computed exactly, or from constants alone."""
         if isinstance(value, (list, tuple)):
-            return type(value)(Ranges._held(own) for own in value)
+            return type(value)(Ranges._held(item) for item in value)
         return point(value) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
 
     def _as_computed(self, expression: Expression) -> Any:
@@ -195,7 +180,7 @@ class Ranges:
     def _constant(self, expression: Any) -> bool:
         """Whether an expression reads no parameter and no buffer: PyTorch computes it as the model does."""
         if isinstance(expression, FunctionCall):
-            return all(self._constant(own) for own in _flat([expression.args, expression.kwargs]))
+            return all(self._constant(arg) for arg in _flat([expression.args, expression.kwargs]))
         return not isinstance(expression, StateTensor)
 
     def _moved(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -244,10 +229,6 @@ class Ranges:
         return Interval(torch.where(lost, -math.inf, low), torch.where(lost, math.inf, high))
 
 
-class _UnknownError(Exception):
-    """An operator without interval arithmetic."""
-
-
 def _name(function: Callable[..., Any]) -> str:
     if isinstance(function, Operator):
         base = function.name.partition("::")[2].partition(".")[0]
@@ -258,7 +239,7 @@ def _name(function: Callable[..., Any]) -> str:
 def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         value = list(value.values())
-    return [item for own in value for item in _flat(own)] if isinstance(value, (list, tuple)) else [value]
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, (list, tuple)) else [value]
 
 
 def _ends(value: Any, end: str) -> Any:
@@ -318,8 +299,8 @@ def _neg(ranges: Ranges, x: Any) -> Interval:
 
 
 def _products(x: Interval, y: Interval) -> Interval:
-    found = torch.stack(torch.broadcast_tensors(x.low * y.low, x.low * y.high, x.high * y.low, x.high * y.high))
-    return Interval(found.amin(0), found.amax(0))  # 0·inf is NaN, which `rounded` takes for unbounded
+    corners = torch.stack(torch.broadcast_tensors(x.low * y.low, x.low * y.high, x.high * y.low, x.high * y.high))
+    return Interval(corners.amin(0), corners.amax(0))  # 0·inf is NaN, which `rounded` takes for unbounded
 
 
 def _mul(ranges: Ranges, x: Any, y: Any) -> Interval:
@@ -336,7 +317,7 @@ def _reciprocal(ranges: Ranges, x: Any) -> Interval:
 
 def _div(ranges: Ranges, x: Any, y: Any, **options: Any) -> Interval:
     if options.get("rounding_mode") is not None:
-        raise _UnknownError("div with rounding")
+        raise NoIntervalError("div with rounding")
     return _mul(ranges, x, _reciprocal(ranges, y))
 
 
@@ -353,7 +334,7 @@ def _square(ranges: Ranges, x: Any) -> Interval:
 
 def _pow(ranges: Ranges, x: Any, exponent: Any) -> Interval:
     if isinstance(exponent, Interval) or isinstance(x, (int, float)):
-        raise _UnknownError("pow with an exponent that is a parameter")
+        raise NoIntervalError("pow with an exponent that is a parameter")
     if exponent == 2:
         return _square(ranges, x)
     if exponent == -1:
@@ -363,11 +344,11 @@ def _pow(ranges: Ranges, x: Any, exponent: Any) -> Interval:
     if exponent == -0.5:
         return _reciprocal(ranges, _sqrt(ranges, x))
     if isinstance(exponent, int) and exponent > 0 and exponent % 2 == 1:
-        return _monotone(lambda own: own.pow(exponent), 4.0 * exponent)(ranges, x)
+        return _monotone(lambda base: base.pow(exponent), 4.0 * exponent)(ranges, x)
     inner = _abs(ranges, x)
     if isinstance(exponent, int) and exponent > 0:
         return ranges.rounded(Interval(inner.low.pow(exponent), inner.high.pow(exponent)), count=4.0 * exponent)
-    raise _UnknownError(f"pow to {exponent}")
+    raise NoIntervalError(f"pow to {exponent}")
 
 
 def _sqrt(ranges: Ranges, x: Any) -> Interval:
@@ -382,7 +363,7 @@ def _rsqrt(ranges: Ranges, x: Any) -> Interval:
 def _sum(ranges: Ranges, x: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Interval:
     x = ranges.interval(x)
     dims = tuple(range(x.low.dim())) if dim is None or dim == [] else dim
-    low, high, sizes = (own.sum(dims, keepdim=keepdim) if own.dim() else own for own in (x.low, x.high, x.size))
+    low, high, sizes = (part.sum(dims, keepdim=keepdim) if part.dim() else part for part in (x.low, x.high, x.size))
     count = max(1.0, x.low.numel() / max(1, low.numel()))
     positive = (x.low >= 0).all() if dims == () else (x.low >= 0).double().amin(dims, keepdim=keepdim) > 0
     return ranges.rounded(Interval(low, high), count=count, sizes=sizes, positive=positive)
@@ -400,7 +381,7 @@ def _norm(ranges: Ranges, x: Any, order: Any = 2, dim: Any = None, keepdim: bool
     if order == math.inf:
         return _extreme(torch.amax)(ranges, _abs(ranges, x), dim if dim is not None else (), keepdim)
     if order not in (2, None):
-        raise _UnknownError(f"norm of order {order}")
+        raise NoIntervalError(f"norm of order {order}")
     return _sqrt(ranges, _sum(ranges, _square(ranges, x), dim, keepdim))
 
 
@@ -412,7 +393,7 @@ def _norm_except(ranges: Ranges, v: Any, order: int = 2, dim: int = 0) -> Interv
     if dim == -1:
         return _norm(ranges, v, order)
     rank = ranges.interval(v).low.dim()
-    dims = [own for own in range(rank) if own != dim % rank]
+    dims = [other for other in range(rank) if other != dim % rank]
     return _norm(ranges, v, order, dims, keepdim=True) if dims else _abs(ranges, v)
 
 
@@ -460,7 +441,7 @@ def _pairwise(function: Callable[..., Tensor]) -> Callable[..., Interval]:
         if y is None:
             return _extreme(torch.amax if function is torch.maximum else torch.amin)(ranges, x)
         if rest or options or not isinstance(y, Interval):
-            raise _UnknownError("max along a dimension")
+            raise NoIntervalError("max along a dimension")
         x, y = ranges.interval(x), ranges.interval(y)
         return Interval(function(x.low, y.low), function(x.high, y.high))
 
@@ -472,10 +453,9 @@ def _clamp(ranges: Ranges, x: Any, *ends: Any, **named: Any) -> Interval:
     low, high = (named.get(name, ends[place] if place < len(ends) else None) for place, name in enumerate(("min", "max")))
     for end, function in ((low, torch.maximum), (high, torch.minimum)):
         if end is not None:
-            own = ranges.interval(end)
-            x = Interval(function(x.low, own.low.to(x.low)), function(x.high, own.high.to(x.high)))
-    found: Interval = x
-    return found
+            bound = ranges.interval(end)
+            x = Interval(function(x.low, bound.low.to(x.low)), function(x.high, bound.high.to(x.high)))
+    return Interval(x.low, x.high)
 
 
 def _bilinear(ranges: Ranges, multiply: Callable[[Tensor, Tensor], Tensor], x: Any, y: Any) -> Interval:
@@ -486,7 +466,7 @@ def _bilinear(ranges: Ranges, multiply: Callable[[Tensor, Tensor], Tensor], x: A
     count = multiply(torch.ones_like(x.low), torch.ones_like(y.low)).max().item() if sizes.numel() else 1.0
     off: Tensor | float = 0.0
     if not (x.exact and y.exact):
-        rx, ry = (own.radius * (1 + 4 * DOUBLE.unit) + own.size * 2 * DOUBLE.unit for own in (x, y))
+        rx, ry = (part.radius * (1 + 4 * DOUBLE.unit) + part.size * 2 * DOUBLE.unit for part in (x, y))
         off = (multiply(x.middle.abs(), ry) + multiply(rx, y.middle.abs() + ry)) * (1 + 4 * count * DOUBLE.unit)
     return ranges.rounded(Interval(middle - off, middle + off), count=2 * count, sizes=sizes)
 
@@ -496,21 +476,21 @@ def _product(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Inte
 
 
 def _linear(ranges: Ranges, x: Any, weight: Any, bias: Any = None) -> Interval:
-    found = _bilinear(ranges, torch.nn.functional.linear, x, weight)
-    return found if bias is None else _add(ranges, found, bias)
+    product = _bilinear(ranges, torch.nn.functional.linear, x, weight)
+    return product if bias is None else _add(ranges, product, bias)
 
 
-def _addmm(ranges: Ranges, own: Any, x: Any, y: Any, beta: float = 1.0, alpha: float = 1.0) -> Interval:
+def _addmm(ranges: Ranges, summand: Any, x: Any, y: Any, beta: float = 1.0, alpha: float = 1.0) -> Interval:
     product = _mul(ranges, _bilinear(ranges, torch.matmul, x, y), alpha)
-    return _add(ranges, product, _mul(ranges, own, beta))
+    return _add(ranges, product, _mul(ranges, summand, beta))
 
 
 def _einsum(ranges: Ranges, equation: str, operands: Sequence[Any], **_: Any) -> Interval:
     first, *rest = operands
     if not rest:
-        raise _UnknownError("einsum of one tensor")
+        raise NoIntervalError("einsum of one tensor")
     if len(rest) > 1:
-        raise _UnknownError("einsum of more than two tensors")
+        raise NoIntervalError("einsum of more than two tensors")
     return _bilinear(ranges, lambda x, y: torch.einsum(equation, x, y), first, rest[0])
 
 
@@ -523,7 +503,7 @@ def _where(ranges: Ranges, condition: Any, x: Any, y: Any) -> Interval:
 def _mask(condition: Any) -> Tensor:
     if isinstance(condition, Interval):
         if not condition.exact:
-            raise _UnknownError("a choice by a parameter")
+            raise NoIntervalError("a choice by a parameter")
         return condition.low.bool()
     return torch.as_tensor(condition).bool()
 
@@ -534,39 +514,6 @@ def _masked(ranges: Ranges, mask: Any, sign: bool, value: Any) -> Interval:
 
 def _masked_fill(ranges: Ranges, x: Any, mask: Any, value: Any) -> Interval:
     return _where(ranges, mask, value, x)
-
-
-def _sampled(ranges: Ranges, grid: Any, sizes: Any, operator: Any, options: Any) -> Interval:
-    """The weights of pixels at given positions, which move with the last digit of a position; `Layer.blur` has the model's."""
-    if not ranges.interval(grid).exact:
-        raise _UnknownError("sampling at positions that vary")
-    matrix = sampling(grid.low, sizes, operator, options)
-    off = torch.full_like(matrix, 64 * max(sizes) * DOUBLE.unit)
-    return Interval(matrix - off, matrix + off)
-
-
-def _batch_norm_scale(ranges: Ranges, weight: Any, variance: Any, epsilon: float) -> Interval:
-    """The scale s = γ/√(σ²+ε); in the model's arithmetic the point itself, whose rounding is that of its layer."""
-    if ranges.arithmetic and all(own is None or own.exact for own in (weight, variance)):
-        return point(batch_norm_scale(None if weight is None else weight.low, variance.low, epsilon))
-    spread = _reciprocal(ranges, _sqrt(ranges, _add(ranges, variance, epsilon)))
-    return spread if weight is None else _mul(ranges, weight, spread)
-
-
-def _batch_norm_shift(
-    ranges: Ranges, scale: Interval, bias: Any, mean: Any, weight: Any, variance: Any, epsilon: float
-) -> Interval:
-    """The shift t = β − μ·s; in the model's arithmetic the point itself, as for s."""
-    given = (bias, mean, weight, variance)
-    if all(own is None or own.exact for own in given):
-        known = (None if own is None else own.low for own in (scale, *given))
-        shift = batch_norm_shift(*known, epsilon)
-        if ranges.arithmetic:
-            return point(shift)
-        size = scale.size * mean.size + (0.0 if bias is None else bias.size)
-        off = 4 * DOUBLE.unit * shift.abs() + 2.0**-99 * size + DOUBLE.least
-        return Interval(shift - off, shift + off)
-    return _sub(ranges, 0.0 if bias is None else bias, _mul(ranges, mean, scale))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -583,7 +530,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "tanh": _monotone(torch.tanh), "matmul": _product(torch.matmul), "mm": _product(torch.mm), "mv": _product(torch.mv),
     "bmm": _product(torch.bmm), "dot": _product(torch.dot), "vdot": _product(torch.dot), "outer": _product(torch.outer),
     "linear": _linear, "addmm": _addmm, "addmv": _addmm, "baddbmm": _addmm, "einsum": _einsum, "where": _where,
-    "_masked": _masked, "masked_fill": _masked_fill, "batch_norm_scale": _batch_norm_scale,
-    "batch_norm_shift": _batch_norm_shift, "sampling": _sampled,
+    "_masked": _masked, "masked_fill": _masked_fill,
 }  # fmt: skip
 """What is known of operators, by name: arguments as in their schemas, intervals in the place of real tensors."""

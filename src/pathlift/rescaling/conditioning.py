@@ -7,13 +7,14 @@ function the chain rule adds (∂w/∂θ)².
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathlift.graph.compact import compacted
-from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
+from pathlift.graph.expressions import Expression, StateTensor, evaluate
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import Backward
@@ -21,14 +22,14 @@ from pathlift.passes.programs import ScoreProgram
 from pathlift.passes.propagate import SupportProgram, blame, in_range, propagate
 from pathlift.passes.scaled import Scaled
 from pathlift.rescaling.monomials import Factor, products
-from pathlift.rules.affine import is_batch_norm_shift
 
 
 @torch.no_grad()
 def on_paths(network: Network) -> dict[str, Tensor]:
     """Tell which elements of parameters lie on a path of non-zero weights, from an input or a bias to an output.
 
-    A batch norm's shift counts as a bias by its parameter β alone.
+    A bias that is a sum, the shift t = β − μ·s of a batch norm, counts by its parameters alone, β: what a buffer adds, μ·s, is
+    no weight that anybody chose, and the parameter in s counts where s stands on edges.
 
     Args:
         network: The network as captured.
@@ -43,11 +44,10 @@ def on_paths(network: Network) -> dict[str, Tensor]:
     values = dict(compact.values())
     blame(values)
     for weight in compact.weights:
-        if is_batch_norm_shift(weight.expression):
-            beta = weight.expression.args[1]
-            values[weight] = (
-                torch.zeros_like(values[weight]) if beta is None else evaluate(beta, compact.state).to(values[weight])
-            )
+        buffers = [summand.buffer for summand in weight.expression.summands() or () if summand.buffer is not None]
+        if buffers:
+            without: dict[Any, Any] = dict.fromkeys(buffers, torch.zeros_like(values[weight]))
+            values[weight] = evaluate(weight.expression, compact.state, without).to(values[weight])
     counts: dict[WeightTensor, Tensor] = {}
 
     def attempt(dtype: torch.dtype) -> Scaled | None:
@@ -56,12 +56,12 @@ def on_paths(network: Network) -> dict[str, Tensor]:
         return Backward(compact, program, share=_adder(counts)).run(propagate(compact, program, keep=True))
 
     in_range(attempt, torch.float64, values)
-    found: dict[str, Tensor] = {}
+    by_parameter: dict[str, Tensor] = {}
     for weight, count in counts.items():
         for product in products(compact, weight) or ():
-            for factor in product[:1] if is_batch_norm_shift(weight.expression) else product:
-                _add(found, factor, compact.state[factor.name], count.double())
-    return {name: value > 0 for name, value in found.items()}
+            for factor in [factor for factor in product if factor.buffer] or product:
+                _add(by_parameter, factor, compact.state[factor.name], count.double())
+    return {name: value > 0 for name, value in by_parameter.items()}
 
 
 @torch.no_grad()
@@ -91,57 +91,68 @@ def kernel_diagonal(network: Network) -> dict[str, Tensor]:
         return back.run(propagate(compact, program, keep=True))
 
     in_range(attempt, torch.float64, values)
-    found: dict[str, Tensor] = {}
+    diagonal: dict[str, Tensor] = {}
     added = {bias.weight for layer in compact.layers for bias in layer.biases}
     for weight, share in shares.items():
         if weight not in added:
             value = values[weight].double()
-            _spread(compact, weight, torch.where(value != 0, share.double() / value**2, 0.0), values, found)
-    for weight, derivative in biases.items():
-        if is_batch_norm_shift(weight.expression):
-            _through_shift(compact, weight, derivative, values, found)
+            _to_parameters(compact, weight, torch.where(value != 0, share.double() / value**2, 0.0), values, diagonal)
+    evaluated = {weight.expression: value for weight, value in values.items()}
+    for weight, kernel in biases.items():
+        if weight.expression.summands() is None:
+            _to_parameters(compact, weight, kernel, values, diagonal)
         else:
-            _spread(compact, weight, derivative, values, found)
-    return found
+            for name, slope in _slopes(compact, weight.expression, evaluated):
+                _add(diagonal, Factor(name, None, 1), compact.state[name], kernel * slope**2)
+    return diagonal
 
 
-def _adder(found: dict[WeightTensor, Tensor]) -> Callable[[WeightTensor, Tensor], None]:
+def _adder(sums: dict[WeightTensor, Tensor]) -> Callable[[WeightTensor, Tensor], None]:
     def add(weight: WeightTensor, value: Tensor) -> None:
-        found[weight] = found[weight] + value if weight in found else value
+        sums[weight] = sums[weight] + value if weight in sums else value
 
     return add
 
 
-def _spread(
-    network: Network, weight: WeightTensor, own: Tensor, values: Mapping[WeightTensor, Tensor], found: dict[str, Tensor]
+def _to_parameters(
+    network: Network, weight: WeightTensor, kernel: Tensor, values: Mapping[WeightTensor, Tensor], diagonal: dict[str, Tensor]
 ) -> None:
-    """Send the kernel of a weight tensor that is a parameter up to a factor, or its inverse, to the parameter."""
+    """Send the kernel of a weight tensor w that is a parameter up to a factor, w = c·θ^d, to θ: times (∂w/∂θ)² = (d·w/θ)²."""
     for product in products(network, weight) or ():
         for factor in product:
             parameter = network.state[factor.name]
-            read = parameter.double() if factor.index is None else parameter.double().reshape(-1)[factor.index.to(own.device)]
-            slope = torch.where(read != 0, values[weight].double() / read.reshape(own.shape), 1.0)
-            _add(found, factor, parameter, own * (factor.degree * slope) ** 2)
+            read = (
+                parameter.double() if factor.index is None else parameter.double().reshape(-1)[factor.index.to(kernel.device)]
+            )
+            slope = torch.where(read != 0, values[weight].double() / read.reshape(kernel.shape), 1.0)
+            _add(diagonal, factor, parameter, kernel * (factor.degree * slope) ** 2)
 
 
-def _through_shift(
-    network: Network, weight: WeightTensor, own: Tensor, values: Mapping[WeightTensor, Tensor], found: dict[str, Tensor]
-) -> None:
-    """For t = β − μ·s with s = γ/√(σ²+ε): the kernel of t goes to β, and with (μ/√(σ²+ε))² to γ."""
-    assert isinstance(weight.expression, FunctionCall)
-    scale, bias, mean = weight.expression.args[:3]
-    if isinstance(bias, StateTensor):
-        _add(found, Factor(bias.name, None, 1), network.state[bias.name], own)
-    gamma = scale.args[0]
-    if isinstance(gamma, StateTensor):
-        partner = next((other for other in values if other.expression is scale), None)
-        read = network.state[gamma.name].double()
-        if partner is not None:
-            slope = network.state[mean.name].double() * torch.where(read != 0, values[partner].double() / read, 0.0)
-            _add(found, Factor(gamma.name, None, 1), read, own * slope**2)
+def _slopes(
+    network: Network, expression: Expression, evaluated: Mapping[Expression, Tensor]
+) -> Iterator[tuple[str, Tensor | float]]:
+    """Yield the parameters θ of an expression w with |∂w/∂θ|, or its negative.
+
+    Of w = c·θ it is w/θ, and 0 where θ = 0, which counts as pruned; of a sum Σ μ·w it is μ·∂w/∂θ, summand by summand. So
+    t = β − μ·s with s = γ/√(σ²+ε) has 1 for β and μ·s/γ for γ.
+    """
+    summands = expression.summands() or ()
+    if isinstance(expression, StateTensor):
+        yield expression.name, 1.0
+    elif len(summands) == 1 and summands[0].buffer is None:
+        for parameter in summands[0].factors:
+            if isinstance(parameter, StateTensor) and expression in evaluated:
+                value = network.state[parameter.name].double()
+                yield parameter.name, torch.where(value != 0, evaluated[expression].double() / value, 0.0)
+    else:
+        for summand in summands:
+            buffer = network.state[summand.buffer.name].double() if isinstance(summand.buffer, StateTensor) else 1.0
+            for factor in summand.factors:
+                for name, slope in _slopes(network, factor, evaluated):
+                    yield name, buffer * slope
 
 
-def _add(found: dict[str, Tensor], factor: Factor, like: Tensor, values: Tensor) -> None:
-    out = found.setdefault(factor.name, torch.zeros(like.shape, dtype=torch.float64, device=like.device))
+def _add(sums: dict[str, Tensor], factor: Factor, like: Tensor, values: Tensor) -> None:
+    out = sums.setdefault(factor.name, torch.zeros(like.shape, dtype=torch.float64, device=like.device))
     places = torch.arange(like.numel(), device="cpu") if factor.index is None else factor.index.reshape(-1)
     out.view(-1).index_add_(0, places.to(like.device), values.reshape(-1))

@@ -1,8 +1,11 @@
 """How a weight scales when parameters do: each weight tensor of a network as products of elements of parameters.
 
-A weight tensor is a sum of products of powers of parameters, element by element (a bias of batch norm is β − μ·s). Scaled
-parameters scale it when all products scale alike. A weight tensor that is anything else (weight normalisation, a product of two
-parameters) does not take part: it, and what it is computed from, is left as it is.
+A weight tensor is a sum of products of powers of parameters, element by element. Scaled parameters scale it when all products
+scale alike. A weight tensor that is anything else (weight normalisation, a product of two parameters) does not take part: it,
+and what it is computed from, is left as it is.
+
+The shift of a batch norm, t = β − μ·γ/√(σ²+ε), is the sum of the products (β) and (μ, γ): t scales by 2^x when β does, and when
+the scale of μ and that of γ add up to x. The running mean μ is no parameter, but has to move along.
 """
 
 from __future__ import annotations
@@ -10,15 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate
+from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, Summand, evaluate
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
-from pathlift.rules.affine import batch_norm_scale, is_batch_norm_shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +29,22 @@ class Factor:
     """Elements of one parameter, to a power.
 
     Attributes:
-        name: The parameter, or the running mean of a batch norm.
+        name: The parameter, or a buffer that moves along with parameters.
         index: For each element of the weight tensor the element of the flattened parameter; None when they are the same.
         degree: The power.
+        buffer: Whether it is such a buffer (`Summand.buffer`).
     """
 
     name: str
     index: Tensor | None
     degree: int
+    buffer: bool = False
 
 
 Product: TypeAlias = "tuple[Factor, ...]"
+
+CONSTANT: tuple[Product, ...] = ((),)
+"""The one product of what holds no parameter: it is empty."""
 
 
 def products(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None:
@@ -49,34 +57,45 @@ def products(network: Network, weight: WeightTensor) -> tuple[Product, ...] | No
     Returns:
         The products; an empty product for what holds no parameter; None when the weight tensor is nothing of the kind.
     """
-    if weight.scalar is not None or not (weight.requires & set(network.parameters) or is_batch_norm_shift(weight.expression)):
-        return ((),)
+    summands = weight.expression.summands()
+    moves_along = summands is not None and any(summand.buffer is not None for summand in summands)
+    if weight.scalar is not None or not (weight.requires & set(network.parameters) or moves_along):
+        return CONSTANT
     if weight.pull_back is not None:
         return _moved(network, weight)
     return _read(network, weight.expression, tuple(weight.shape))
 
 
-def _read(network: Network, expression: object, shape: tuple[int, ...]) -> tuple[Product, ...] | None:
-    if expression is None or not isinstance(expression, Expression) or isinstance(expression, Constant):
-        return ((),)
+def _read(network: Network, expression: Expression, shape: tuple[int, ...]) -> tuple[Product, ...] | None:
     if isinstance(expression, StateTensor):
-        return ((Factor(expression.name, None, 1),),) if expression.name in network.parameters else ((),)
-    assert isinstance(expression, FunctionCall)
-    if expression.function is batch_norm_scale:
-        return _read(network, expression.args[0], shape)
-    if is_batch_norm_shift(expression):
-        scale, bias, mean, *_ = expression.args
-        factors, shift = _read(network, scale, shape), _read(network, bias, shape)
-        if factors is None or shift is None or not isinstance(mean, StateTensor):
-            return None
-        moved = tuple((Factor(mean.name, None, 1), *product) for product in factors)
-        return moved if bias is None else (*shift, *moved)
+        return ((Factor(expression.name, None, 1),),) if expression.name in network.parameters else CONSTANT
+    if not isinstance(expression, FunctionCall):
+        return CONSTANT
+    summands = expression.summands()
+    if summands is not None:
+        sums = [_multiplied(network, summand, shape) for summand in summands]
+        known = [found for found in sums if found is not None]
+        return tuple(chain.from_iterable(known)) if len(known) == len(sums) else None
     if expression.function is torch.ops.aten.mul.Tensor:  # a parameter and a mask of its shape
-        parts = [_read(network, part, shape) for part in expression.args]
-        moving = [part for part in parts if part != ((),)]
-        alike = all(not isinstance(part, StateTensor) or network.state[part.name].shape == shape for part in expression.args)
+        tensors = [part for part in expression.args if isinstance(part, Expression)]
+        moving = [found for part in tensors if (found := _read(network, part, shape)) != CONSTANT]
+        alike = all(not isinstance(part, StateTensor) or network.state[part.name].shape == shape for part in tensors)
         return moving[0] if len(moving) == 1 and alike else None
     return None
+
+
+def _multiplied(network: Network, summand: Summand, shape: tuple[int, ...]) -> tuple[Product, ...] | None:
+    """Multiply out a product of sums: one product for every choice of a product from each factor."""
+    buffer: Product = ()
+    if summand.buffer is not None:
+        if not isinstance(summand.buffer, StateTensor):
+            return None
+        buffer = (Factor(summand.buffer.name, None, 1, buffer=True),)
+    sums = [_read(network, factor, shape) for factor in summand.factors]
+    known = [found for found in sums if found is not None]
+    if len(known) < len(sums):
+        return None
+    return tuple((*buffer, *chain.from_iterable(choice)) for choice in product(*known))
 
 
 def _moved(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None:
@@ -98,5 +117,4 @@ def _moved(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None
 
 def factors(found: tuple[Product, ...]) -> Iterator[Factor]:
     """Yield all factors of all products."""
-    for product in found:
-        yield from product
+    return chain.from_iterable(found)

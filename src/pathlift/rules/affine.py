@@ -1,15 +1,11 @@
-"""Affine operators with parameters: convolutions, linear layers, matrix products, frozen batch norm (SPEC §1)."""
+"""Affine operators with parameters: convolutions, linear layers, matrix products (SPEC §1)."""
 
 from __future__ import annotations
 
 import string
-from typing import Any, TypeGuard
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from pathlift.edges import Contraction, Convolution, Dense, Scale
-from pathlift.graph.expressions import Expression, FunctionCall, elementwise
+from pathlift.edges import Contraction, Convolution, Dense
 from pathlift.graph.layers import Connection
 from pathlift.rules.base import Activation, Call, Draft, Static, rule
 
@@ -168,94 +164,3 @@ def _spell_ellipsis(equation: str, ranks: list[int]) -> str:
         joined = inputs.replace(",", "").replace("...", "")
         out = batch + "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
     return ",".join(parts) + "->" + out.replace("...", batch)
-
-
-@elementwise
-def batch_norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
-    """Return s = γ/√(σ²+ε) in float64."""
-    scale = torch.rsqrt(variance.double() + epsilon)
-    return scale if weight is None else weight.double() * scale
-
-
-@elementwise
-def batch_norm_shift(
-    scale: Tensor, bias: Tensor | None, mean: Tensor, weight: Tensor | None, variance: Tensor, epsilon: float
-) -> Tensor:
-    """Return t = β − μ·γ/√(σ²+ε) in float64, accurate also where β and μ·s cancel.
-
-    The error is at most 2u·|t| + 2⁻¹⁰⁰·(|β| + |μ·s|): s is carried as a sum of two float64 numbers, one Newton step beyond
-    the square root, and so are its product with μ and the difference. Gradients are those of the plain formula.
-    """
-    beta = torch.zeros_like(scale) if bias is None else bias.double()
-    plain = beta - mean.double() * scale
-    with torch.no_grad():
-        top, rest = _two_sum(variance.double(), torch.full_like(scale, epsilon))
-        root = torch.rsqrt(top)
-        square, more = _two_product(root, root)
-        product, error = _two_product(top, square)
-        missing = (1.0 - product) - (error + top * more + rest * square)  # 1 − (σ²+ε)·root²
-        correction = root * missing / 2
-        if weight is None:
-            high, low = root, correction
-        else:
-            high, low = _two_product(weight.double(), root)
-            low = low + weight.double() * correction
-        shift, tail = _two_product(mean.double(), high)
-        found, lost = _two_sum(beta, -shift)
-        found = found + (lost - tail - mean.double() * low)
-        found = torch.where(torch.isfinite(found), found, plain)
-    return found + (plain - plain.detach()) if torch.is_grad_enabled() else found
-
-
-def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a + b as rounded, and exactly what the rounding took."""
-    total = a + b
-    back = total - a
-    return total, (a - (total - back)) + (b - back)
-
-
-def _two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a·b as rounded, and exactly what the rounding took, by splitting the factors (Dekker)."""
-    product = a * b
-    (a_high, a_low), (b_high, b_low) = (_halves(factor) for factor in (a, b))
-    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-def _halves(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a number into two of 26 bits."""
-    scaled = factor * 134217729.0  # 2²⁷ + 1
-    high = scaled - (scaled - factor)
-    return high, factor - high
-
-
-def is_batch_norm_shift(expression: Expression) -> TypeGuard[FunctionCall]:
-    """Whether an expression is the shift of a batch norm, which is a sum, unlike every other weight."""
-    return isinstance(expression, FunctionCall) and expression.function is batch_norm_shift
-
-
-@rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
-def batch_norm(call: Call) -> Draft | tuple[Draft, ...]:
-    """Frozen batch norm: identity neurons with edge weight s = γ/√(σ²+ε) and bias t = β − μ·s."""
-    mean, variance = call.static("running_mean"), call.static("running_var")
-    if call.args.get("training", False) or mean is None or variance is None:
-        call.refuse(
-            "it normalises with the statistics of the batch, which is no path-lifting.",
-            "Use batch norm with running statistics (track_running_stats=True) in eval mode.",
-        )
-    assert mean is not None
-    assert variance is not None
-    weight, bias, epsilon = call.static("weight"), call.static("bias"), float(call.args["eps"])
-    gamma = None if weight is None else weight.expression
-    beta = None if bias is None else bias.expression
-    scale = Static(FunctionCall(batch_norm_scale, (gamma, variance.expression, epsilon)), variance.fake)
-    parts = (scale.expression, beta, mean.expression, gamma, variance.expression, epsilon)
-    shift = Static(FunctionCall(batch_norm_shift, parts), mean.fake)
-    source = call.source("input")
-    view = channels(scale, len(source.shape))
-    layer = call.layer(
-        Connection(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
-        biases=call.bias(shift, view, "bias" if bias is not None else None, bias),
-        shape=source.shape,
-        unit_dim=1,
-    )
-    return layer if call.name == "batch_norm" else (layer,)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from pathlift.edges import AxisMap, Contraction, Move, Reduce
 from pathlift.graph.layers import Connection
-from pathlift.rules.affine import BILINEAR, batch_norm
+from pathlift.rules.affine import BILINEAR
 from pathlift.rules.base import Activation, Call, Draft, Static, rule
 from pathlift.rules.order import constant
 from pathlift.rules.replay import replayed
@@ -166,16 +165,3 @@ def block_diag(call: Call) -> Draft:
         connections.append(Connection(matrix.name, Move(replayed("aten::constant_pad_nd", pad=pad))))
         row, column = row + shape[0], column + shape[1]
     return call.layer(*connections)
-
-
-@rule("instance_norm")
-def instance_norm(call: Call) -> Draft:
-    """With the statistics of training an instance norm is a batch norm; otherwise it uses those of the activations."""
-    if call.args["use_input_stats"]:
-        call.refuse(
-            "it normalises with statistics of the activations themselves.",
-            "Only batch norm and instance norm with running statistics in eval mode are covered.",
-        )
-    made = batch_norm(replace(call, name="batch_norm", args={**call.args, "training": False}))
-    assert isinstance(made, Draft)
-    return made

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathlift.edges import Contraction
-from pathlift.graph.expressions import FunctionCall
+from pathlift.graph.expressions import Formula, FunctionCall
+from pathlift.graph.interval import Interval, IntervalArithmetic, NoIntervalError
 from pathlift.graph.layers import Connection
 from pathlift.rules.base import Activation, Call, Draft, Static, rule
 from pathlift.rules.replay import Operator, replayed
@@ -38,7 +40,7 @@ def grid_sampler(call: Call) -> Draft:
         )
     options = {key: value for key, value in call.args.items() if key not in ("input", "grid")}
     arguments = (grid.expression, source.shape[2:], Operator.of(call.target), tuple(options.items()))
-    matrix = Static(FunctionCall(sampling, arguments), torch.empty((pixels, places), device="meta"))
+    matrix = Static(FunctionCall(SAMPLING, arguments), torch.empty((pixels, places), device="meta"))
     channels = source.shape[1]
     flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
     connection = Connection(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
@@ -48,19 +50,38 @@ def grid_sampler(call: Call) -> Draft:
     return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
 
 
-def sampling(grid: Tensor, sizes: tuple[int, ...], operator: Operator, options: tuple[tuple[str, int], ...]) -> Tensor:
-    """Return the matrix (pixels, positions): what each pixel alone looks like when it is sampled.
+@dataclass(frozen=True)
+class Sampling(Formula):
+    """The matrix (pixels, positions): what each pixel alone looks like when it is sampled."""
 
-    Args:
-        grid: The positions.
-        sizes: Of the image.
-        operator: What samples.
-        options: Its options.
+    def __call__(
+        self, grid: Tensor, sizes: tuple[int, ...], operator: Operator, options: tuple[tuple[str, int], ...]
+    ) -> Tensor:
+        """Return the matrix.
 
-    Returns:
-        The matrix, float64.
-    """
-    count = math.prod(sizes)
-    pixels = torch.eye(count, dtype=torch.float64, device=grid.device).reshape(1, count, *sizes)
-    sampled: Tensor = operator(pixels, grid.double(), **dict(options))
-    return sampled.reshape(count, -1)
+        Args:
+            grid: The positions.
+            sizes: Of the image.
+            operator: What samples.
+            options: Its options.
+
+        Returns:
+            The matrix, float64.
+        """
+        count = math.prod(sizes)
+        pixels = torch.eye(count, dtype=torch.float64, device=grid.device).reshape(1, count, *sizes)
+        sampled: Tensor = operator(pixels, grid.double(), **dict(options))
+        return sampled.reshape(count, -1)
+
+    def interval(
+        self, _: IntervalArithmetic, grid: Interval, sizes: tuple[int, ...], operator: Operator, options: Any
+    ) -> Interval:
+        """Enclose weights that move with the last digit of a position; `Layer.blur` has the model's."""
+        if not grid.exact:
+            raise NoIntervalError("sampling at positions that vary")
+        matrix = self(grid.low, sizes, operator, options)
+        off = torch.full_like(matrix, 32 * max(sizes) * torch.finfo(torch.float64).eps)
+        return Interval(matrix - off, matrix + off)
+
+
+SAMPLING = Sampling()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.passes.intervals import Interval
+from pathlift.graph.interval import Interval
 
 
 @dataclass(frozen=True)
