@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import Clock
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box
@@ -29,7 +30,6 @@ from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
 from pathlift.passes.enclosure.tightening import ascended, narrowed
 from pathlift.passes.enclosure.weights import BoxWeights
-from pathlift.passes.intervals import Interval
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import DOUBLE, Arithmetic
 

@@ -26,10 +26,10 @@ import math
 from torch import Tensor
 
 from pathlift.edges.contraction import Dense
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Connection, Layer
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.forward import Below, carried
-from pathlift.passes.intervals import Interval
 
 
 def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Tensor | bool]:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Clamp, Extremum, Layer, LearnedSlope, Slopes
 from pathlift.passes.enclosure.lines import Choice, Free, clamp_lines, slope_lines
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.forward import along, antecedents, clamped, ends, placed
-from pathlift.passes.intervals import Interval
 
 WIDEN = 2.0**-40
 """Relative widening of the intervals between which lines are drawn."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pathlift.graph.interval import Interval
 from pathlift.graph.network import Network
 from pathlift.passes.enclosure.lines import Choice, Free, Lines
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
-from pathlift.passes.intervals import Interval
 
 
 @dataclass(frozen=True)

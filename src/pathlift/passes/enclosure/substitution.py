@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Choice, Lines

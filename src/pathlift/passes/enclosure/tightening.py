@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import Clock
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Clamp, Extremum, Layer
 from pathlift.passes.enclosure.lines import Lines
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound, transposed
 from pathlift.passes.forward import ends
-from pathlift.passes.intervals import Interval
 
 RATE = 0.25
 """Of the ascent over slopes, which lie in [0, 1]."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Weights
+from pathlift.edges.weights import Weights
+from pathlift.graph.interval import Interval
 from pathlift.graph.layers import WeightTensor
 from pathlift.passes.box import Box
 from pathlift.passes.forward import unchanged, value_of
-from pathlift.passes.intervals import Interval
 from pathlift.passes.rounding import DOUBLE
 
 
