@@ -156,7 +156,7 @@ def test_an_interrupt_in_the_middle_of_tracing_leaves_the_model(error: type[Base
 
 @pytest.mark.parametrize("call", ["path_norm", "path_magnitude", "path_metric"])
 def test_an_interrupt_in_the_middle_of_a_pass_leaves_the_model(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlift.edges.convolution import GatheredConvolution
+    from pathlift.edges.gathered import GatheredConvolution
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

@@ -112,18 +112,15 @@ def classify(*keys: Tensor) -> tuple[Axis, Tensor]:
         The axis, and the first position of each class.
     """
     size = len(keys[0])
-    joined = torch.zeros(size, dtype=torch.long)
-    for key in keys:
-        for column in key.reshape(size, -1).unbind(1):
-            values, own = torch.unique(column, return_inverse=True)
-            joined = torch.unique(joined * len(values) + own, return_inverse=True)[1]
-    count = int(joined.max()) + 1 if size else 0
+    rows = torch.cat([key.reshape(size, -1).double() for key in keys], 1)
+    sorted_class = torch.unique(rows, dim=0, return_inverse=True)[1]  # numbered by the keys' values
+    count = int(sorted_class.max()) + 1 if size else 0
     if count == size:
         return Axis.full(size), torch.arange(size)
-    order = torch.argsort(Axis(size, joined, count).first)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(count)
-    axis = Axis(size, rank[joined], count)
+    appearance = torch.argsort(Axis(size, sorted_class, count).first)
+    rank = torch.empty_like(appearance)
+    rank[appearance] = torch.arange(count)
+    axis = Axis(size, rank[sorted_class], count)
     return axis, axis.first
 
 

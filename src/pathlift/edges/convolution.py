@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathlift.edges.axis import Axis, Table, through_taps
+from pathlift.edges.axis import Axis, through_taps
 from pathlift.edges.base import Compact, Edges
+from pathlift.edges.gathered import COLUMNS, GatheredConvolution
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
-from pathlift.edges.product import product, turned_product
-from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
+from pathlift.edges.weights import Weights, computed
 
 SMALL_WEIGHT = 1 << 18
 """Where no positions are equal, weights up to this size are left to PyTorch's convolution."""
-
-FEW = 64
-"""Places up to which columns are turned round before they are multiplied."""
-
-COLUMNS = 1 << 20
-"""Positions are gathered in chunks of about this many elements, which stay in a cache."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Convolution(Edges):
 
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
         """See `Edges.pattern`."""
-        places = tuple(self.sum(torch.empty(below, device="meta"), _meta(weight)).shape[2:])
+        places = tuple(self.sum(torch.empty(below, device="meta"), computed(torch.empty(weight, device="meta"))).shape[2:])
         tables = [self._taps(place, count, weight[2 + place]) for place, count in enumerate(places)]
         triples = tap_triples(tables, below[2:], below[0])
         return convolution_pattern(below, weight, places, self.groups, transposed=self.transposed, triples=triples)
@@ -174,251 +168,3 @@ class Convolution(Edges):
             gap * (size - 1) - pad for gap, size, pad in zip(self.dilation, weight.shape[2:], self.padding, strict=True)
         )
         return spread, kernels, padding
-
-
-def _meta(shape: Sequence[int]) -> Weights:
-    """Return weights without values, to ask for shapes."""
-    nothing = torch.empty(shape, device="meta")
-    return Weights((nothing,), torch.abs, nothing.dtype, ready=nothing)
-
-
-class GatheredConvolution(Edges):
-    """A convolution between compact tensors: gather what each class of positions reads, then one matrix product.
-
-    The weights are read once, in cache-sized blocks of rows; positions are worked off in chunks.
-    """
-
-    def __init__(self, tables: list[Tensor], counts: list[int], *, groups: int, transposed: bool) -> None:
-        """Describe the map.
-
-        Args:
-            tables: For each spatial dimension the classes that each output class reads, one per tap of the kernel, shape
-                (outputs, taps); the number of classes below stands for "no neuron".
-            counts: Number of classes below, for each spatial dimension.
-            groups: Groups of channels.
-            transposed: The weight has the channels below first, then those above in one group.
-        """
-        self.groups = groups
-        self.transposed = transposed
-        self.places = tuple(len(table) for table in tables)
-        self.taps = 1
-        self.below = 1
-        joined, none = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool)
-        for table, count in zip(tables, counts, strict=True):
-            # (taps so far, this tap) × (places so far, this place) → place in the flattened compact tensor
-            own = table.T
-            joined = joined[:, None, :, None] * count + own[None, :, None, :]
-            none = none[:, None, :, None] | (own == count)[None, :, None, :]
-            self.taps, self.below = self.taps * own.shape[0], self.below * count
-            joined = joined.reshape(self.taps, -1)
-            none = none.reshape(self.taps, -1)
-        joined = torch.where(none, self.below, joined)
-        self.padded = bool(none.any())
-        self.count = joined.shape[1]
-        self.plain = self.taps == 1 and torch.equal(joined[0], torch.arange(self.below))
-        self._index = joined
-        self._chunks: dict[int, list[tuple[slice, Table]]] = {}
-
-    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`."""
-        triples = tap_triples([self._index.T], [self.below], 1)
-        return convolution_pattern(below, weight, self.places, self.groups, transposed=self.transposed, triples=triples)
-
-    def _positions(self, rows: int) -> list[tuple[slice, Table]]:
-        """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""
-        if rows not in self._chunks:
-            step = self.count if self.plain or torch.is_grad_enabled() else max(64, COLUMNS // max(rows, 1))
-            self._chunks[rows] = [
-                (slice(first, min(first + step, self.count)), Table(self._index[:, first : first + step].reshape(1, -1)))
-                for first in range(0, self.count, step)
-            ]
-        return self._chunks[rows]
-
-    def _spread(self, x: Tensor) -> Tensor:
-        """Return x as (channels, positions), with a position that is always 0 at the end where one is needed."""
-        flat = x.reshape(x.shape[1], self.below)
-        return F.pad(flat, (0, 1)) if self.padded else flat
-
-    def _columns(self, flat: Tensor, table: Table) -> Tensor:
-        """Return what the places of a chunk read: shape (channels, taps, places)."""
-        if self.plain:
-            return flat.unsqueeze(1)
-        index = table.on(flat.device)
-        return flat.gather(1, index.expand(len(flat), -1)).view(len(flat), self.taps, -1)
-
-    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
-        assert w is not None
-        flat = self._spread(x)
-        above = w.shape[1] * self.groups if self.transposed else w.shape[0]
-        chunks = self._positions(x.shape[1] * self.taps)
-        pieces = [self._product(self._columns(flat, table), w) for _, table in chunks]
-        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-        return out.view(1, above, *self.places)
-
-    def _product(self, columns: Tensor, w: Weights) -> Tensor:
-        """Multiply the weights to the columns: (channels below, taps, places) → (channels above, places)."""
-        per_group = w.shape[0] // self.groups
-        parts: list[Tensor] = []
-        for rows, block in w.rows(1 if self.groups == 1 else per_group):
-            if self.groups > 1:
-                _, matrix, read = self._grouped(block, columns, rows, per_group)
-                parts.append(torch.matmul(matrix, read).flatten(0, -2))
-            elif self.transposed:
-                part = product(block.flatten(2).permute(1, 0, 2).flatten(1), columns[rows].flatten(0, 1))
-                parts = [part if not parts else parts[0] + part]
-            else:
-                parts.append(product(block.flatten(1), columns.flatten(0, 1)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
-        """See `Edges.sums`."""
-        flat = {track: self._spread(x) for track, x in xs.items()}
-        below = next(iter(xs.values())).shape[1]
-        above = bundle.shape[1] * self.groups if self.transposed else bundle.shape[0]
-        pieces: list[dict[int, Tensor]] = []
-        for _, table in self._positions(below * self.taps * max(1, len(xs) // 4)):
-            columns = {track: self._columns(own, table) for track, own in flat.items()}
-            pieces.append(self._products(columns, bundle, factors))
-        return {
-            track: (pieces[0][track] if len(pieces) == 1 else torch.cat([piece[track] for piece in pieces], 1)).view(
-                1, above, *self.places
-            )
-            for track in pieces[0]
-        }
-
-    def _products(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
-        """Multiply several weights to the columns of several tracks; see `_product`."""
-        plain = self.groups == 1 and not self.transposed
-        if plain and bundle.blocks > 1:
-            return self._accumulated({track: own.flatten(0, 1) for track, own in columns.items()}, bundle, factors)
-        per_group = bundle.shape[0] // self.groups
-        whole: dict[int, Tensor] = {}
-        parts: dict[int, list[Tensor]] = {}
-        for rows, block in bundle.rows(1 if self.groups == 1 else per_group):
-            found: dict[int, Tensor] = {}
-            for entry, weight in block.items():
-                if entry not in factors:
-                    continue
-                own = columns[entry[1]]
-                if self.groups > 1:
-                    _, matrix, read = self._grouped(weight, own, rows, per_group)
-                    add_scaled(found, entry[0], torch.matmul(matrix, read).flatten(0, -2), factors[entry])
-                elif self.transposed:
-                    part = torch.mm(weight.flatten(2).permute(1, 0, 2).flatten(1), own[rows].flatten(0, 1))
-                    add_scaled(whole, entry[0], part, factors[entry])
-                else:
-                    add_scaled(found, entry[0], torch.mm(weight.flatten(1), own.flatten(0, 1)), factors[entry])
-            for track, part in found.items():
-                parts.setdefault(track, []).append(part)
-        return whole or {track: own[0] if len(own) == 1 else torch.cat(own) for track, own in parts.items()}
-
-    @staticmethod
-    def _accumulated(columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
-        """Do the same in blocks of antecedents: tall blocks make faster products, for few places if columns lie end to end."""
-        turned = {track: own.T.contiguous().T if own.shape[1] <= FEW else own for track, own in columns.items()}
-        found: dict[int, Tensor] = {}
-        for part, block in bundle.antecedents():
-            for entry, weight in block.items():
-                if entry not in factors:
-                    continue
-                matrix = weight.flatten(1)
-                width = matrix.shape[1] // weight.shape[1]
-                own = turned[entry[1]][part.start * width : part.stop * width]
-                if entry[0] in found:
-                    found[entry[0]].addmm_(matrix, own, alpha=factors[entry])
-                else:
-                    add_scaled(found, entry[0], torch.mm(matrix, own), factors[entry])
-        return found
-
-    def _grouped(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
-        """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""
-        chosen = slice(rows.start // per_group, rows.stop // per_group)
-        read = columns.view(self.groups, -1, columns.shape[-1])[chosen]
-        matrix = block.view(len(read), per_group, *block.shape[1:]).flatten(3)
-        matrix = matrix.transpose(1, 2) if self.transposed else matrix
-        return chosen, matrix.flatten(2), read
-
-    def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
-        assert w is not None
-        flat = self._spread(x)
-        weight = w.full()
-        per_group = weight.shape[0] // self.groups
-        columns = self._columns(flat, Table(self._index.reshape(1, -1)))
-        _, matrix, read = self._grouped(weight, columns.contiguous(), slice(0, len(weight)), per_group)
-        step = max(1, COLUMNS * 4 // max(1, matrix[0].numel()))
-        pieces = [
-            torch.stack([(matrix[group, :, :, None] * part[group, None]).amax(1) for group in range(self.groups)])
-            for part in read.split(step, 2)
-        ]
-        return torch.cat(pieces, 2).reshape(1, -1, *self.places)
-
-    def adjoint(
-        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
-        assert w is not None
-        flat, above = self._spread(x), g.reshape(g.shape[1], self.count)
-        to_flat = torch.zeros_like(flat) if below else None
-        to_weight: Tensor | None = None
-        for part, table in self._positions(x.shape[1] * self.taps):
-            columns = self._columns(flat, table).contiguous()
-            back, found = self._back(columns, w, above[:, part].contiguous(), below=below, share=share)
-            if to_flat is not None and back is not None and self.plain:
-                to_flat = back.view(to_flat.shape)
-            elif to_flat is not None and back is not None:
-                index = table.on(flat.device)
-                to_flat.scatter_add_(1, index.expand(len(flat), -1), back.view(len(flat), -1))
-            if found is not None:
-                to_weight = found if to_weight is None else to_weight.add_(found)
-        if to_flat is not None:
-            to_flat = to_flat[:, : self.below].reshape(x.shape)
-        return to_flat, to_weight
-
-    def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The adjoint for one chunk of places: to the columns, and to the weights."""
-        to_weight = columns.new_empty(w.shape) if share else None
-        if self.groups > 1:
-            per_group = w.shape[0] // self.groups
-            to_columns = torch.zeros_like(columns) if below else None
-            for rows, block in w.rows(per_group):
-                target = None if to_weight is None else to_weight[rows]
-                self._back_grouped(block, rows, per_group, columns, g, to_columns, target)
-            return to_columns, to_weight
-        back: list[Tensor] = []
-        for rows, block in w.rows():
-            # (channels above, channels below · taps), or its transpose block by block
-            matrix = block.flatten(2).transpose(0, 1).flatten(1) if self.transposed else block.flatten(1)
-            read, rest = (columns[rows], g) if self.transposed else (columns, g[rows])
-            if below:
-                part = turned_product(matrix, rest)
-                back = [*back, part] if self.transposed or not back else [back[0].add_(part)]
-            if to_weight is not None:
-                found = product(rest, read.flatten(0, 1).T)
-                if self.transposed:
-                    found = found.unflatten(1, (-1, self.taps)).transpose(0, 1)
-                torch.mul(found.reshape(block.shape), block, out=to_weight[rows])
-        joined = None if not back else back[0] if len(back) == 1 else torch.cat(back)
-        return None if joined is None else joined.view(columns.shape), to_weight
-
-    def _back_grouped(
-        self,
-        block: Tensor,
-        rows: slice,
-        per_group: int,
-        columns: Tensor,
-        g: Tensor,
-        to_columns: Tensor | None,
-        to_weight: Tensor | None,
-    ) -> None:
-        """The same for the groups of one block of weights; writes into what is wanted."""
-        chosen, matrix, read = self._grouped(block, columns, rows, per_group)
-        rest = g.view(self.groups, -1, g.shape[-1])[chosen]
-        if to_columns is not None:
-            to_columns.view(self.groups, -1, g.shape[-1])[chosen].baddbmm_(matrix.transpose(1, 2), rest)
-        if to_weight is not None:
-            found = torch.bmm(rest, read.transpose(1, 2))
-            if self.transposed:
-                found = found.unflatten(2, (-1, self.taps)).transpose(1, 2)
-            torch.mul(found.reshape(block.shape), block, out=to_weight)

@@ -3,21 +3,32 @@
 Every weighted map is a stack of dense blocks. With the neurons below laid out as (groups, ins, places below), those above
 as (groups, outs, places above) and the weights as (groups, outs, ins, taps), weight [g, o, i, t] stands on the edge from
 [g, i, q] to [g, o, p] for each triple (t, q, p), and on no other.
+
+Example: a convolution of 2 channels into 4, of kernel 2 along 3 positions, in 2 groups. It has 1 channel below and 2 above
+in each group, so ins = 1, outs = 2, taps = 2, 3 places below, 2 above. Place p above reads place p + t below with tap t:
+the triples (t, q, p) are (0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 2, 1), the same for every group, out and in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor of shape ``whole`` in another order: reshaped to ``sizes``, permuted by ``order``, reshaped to ``shape``."""
+    """A tensor of shape ``whole`` in another order: reshaped to ``sizes``, permuted by ``order``, reshaped to ``shape``.
+
+    Each dimension of the whole tensor is made of some consecutive ``sizes``, its digits, and each digit goes into one
+    dimension of the result. The weight (4, 1, 2) of the example above has the digits ``sizes`` = (2, 2, 1, 2): groups, outs,
+    ins, taps. They stand in the right order already; a transposed convolution has (groups, ins, outs, taps) instead, and
+    ``order`` = (0, 2, 1, 3).
+    """
 
     whole: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -36,31 +47,37 @@ class Layout:
     def axes(self) -> tuple[int | None, int | None]:
         """Return the dimension of the whole tensor that moves the outs, and the one that moves the ins, of four dimensions.
 
-        None for one that no single dimension moves.
-        """
-        moved: tuple[list[int], list[int]] = ([], [])
-        for dim in range(len(self.whole)):
-            group, out, into, _ = self._end(dim)
-            moved[0].extend([dim] if out or group else [])
-            moved[1].extend([dim] if into or group else [])
-        first, second = (found[0] if len(found) == 1 else None for found in moved)
-        if second is None and len(moved[1]) == 2 and first in moved[1]:  # groups of channels: told by the outs already
-            second = next(dim for dim in moved[1] if dim != first)
-        return first, second
+        A channel above is a pair (group, out), one below a pair (group, in). The weight (groups·outs, ins, …) of a
+        convolution moves the channels above by dimension 0 alone, those below by dimension 1 and, through the groups, by
+        dimension 0 as well. That one tells the outs, so dimension 1 tells the ins.
 
-    def _end(self, dim: int) -> tuple[int, int, int, int]:
-        """Return the place, in the new order of four dimensions, of the last entry along one dimension of the whole tensor."""
-        flat = (self.whole[dim] - 1) * math.prod(self.whole[dim + 1 :])
-        spots = [flat // math.prod(self.sizes[place + 1 :]) % self.sizes[place] for place in self.order]
-        flat = sum(spot * math.prod(self.sizes[later] for later in self.order[place + 1 :]) for place, spot in enumerate(spots))
-        _, outs, ins, taps = self.shape
-        return flat // (outs * ins * taps), flat // (ins * taps) % outs, flat // taps % ins, flat % taps
+        Returns:
+            Two dimensions; None for one that no single dimension moves.
+        """
+        moved = [self._last(dim) for dim in range(len(self.whole))]
+        above = [dim for dim, (group, out, _, _) in enumerate(moved) if group or out]
+        below = [dim for dim, (group, _, into, _) in enumerate(moved) if group or into]
+        outs = above[0] if len(above) == 1 else None
+        if len(below) == 2 and outs in below:
+            below.remove(outs)
+        return outs, below[0] if len(below) == 1 else None
 
     def kernel(self) -> tuple[int, ...]:
         """Return the sides of the block of taps, of four dimensions: those of the whole tensor that move nothing else."""
-        ends = [self._end(dim) for dim in range(len(self.whole))]
-        sides = [size for size, (*channels, tap) in zip(self.whole, ends, strict=True) if tap and not any(channels)]
+        moved = [self._last(dim) for dim in range(len(self.whole))]
+        sides = [size for size, (*channels, tap) in zip(self.whole, moved, strict=True) if tap and not any(channels)]
         return tuple(sides) if math.prod(sides) == self.shape[3] else (self.shape[3],)
+
+    def _last(self, dim: int) -> tuple[int, ...]:
+        """Return where `split` takes the last entry along a dimension of the whole tensor, the first along all others.
+
+        All digits of the dimension have their largest value there, so the coordinates that it moves are those that are not 0.
+        """
+        corner = [size - 1 if other == dim else 0 for other, size in enumerate(self.whole)]
+        digits = np.unravel_index(np.ravel_multi_index(corner, self.whole), self.sizes)
+        order = list(self.order)
+        memory = np.ravel_multi_index([digits[place] for place in order], [self.sizes[place] for place in order])
+        return tuple(map(int, np.unravel_index(memory, self.shape)))
 
     @staticmethod
     def plain(shape: Sequence[int]) -> Layout:
@@ -91,58 +108,79 @@ def product_pattern(
 ) -> Pattern:
     """Return the pattern of an einsum, broadcasting included.
 
+    An edge stands for each value of all letters, and each letter has one part in the pattern, told by where it occurs. A
+    dimension of size 1 that is broadcast counts as none.
+
+        ================  ===========  ======================================================================
+        neurons, weight   in the sum   part
+        ================  ===========  ======================================================================
+        both              no           groups
+        both              yes          ins
+        weight alone      no           outs
+        weight alone      yes          taps: several weights on edges between the same two neurons
+        neurons alone     no           places, above and below
+        neurons alone     yes          merged places: neurons below that one above reads with the same weight
+        ================  ===========  ======================================================================
+
     Args:
         below: Shape of the neurons below.
         weight: Shape of the weight.
         letters: Names of the dimensions of the neurons below, of the weight and of the neurons above.
 
     Returns:
-        The pattern. Dimensions that all three share are groups; those that only the weight has are taps; those that only
-        the neurons below have are places that one neuron above reads with one weight.
+        The pattern.
+
+    Example:
+        A linear layer, ``"bi,oi->bo"``, on 2 rows of 3 neurons: i is summed, o is the weight's, b are places. Weight [o, i]
+        joins [i, b] to [o, b]:
+
+        >>> pattern = product_pattern((2, 3), (4, 3), ("bi", "oi", "bo"))
+        >>> pattern.below.shape, pattern.above.shape, pattern.weight.shape, pattern.triples.tolist()
+        ((1, 3, 2), (1, 4, 2), (1, 4, 3, 1), [[0, 0, 0], [0, 1, 1]])
     """
-    first, second, out = letters
+    names_below, names_weight, names_above = letters
     size: dict[object, int] = {}
-    for names, shape in ((first, below), (second, weight)):
+    for names, shape in ((names_below, below), (names_weight, weight)):
         for letter, extent in zip(names, shape, strict=True):
             size[letter] = max(size.get(letter, 1), extent)
-    wide_x = {letter for letter, extent in zip(first, below, strict=True) if extent == size[letter]}
-    wide_w = {letter for letter, extent in zip(second, weight, strict=True) if extent == size[letter]}
-    kept = set(out)
-    both = [letter for letter in size if letter in wide_x and letter in wide_w]
-    groups, ins = [c for c in both if c in kept], [c for c in both if c not in kept]
-    outs, taps = _told_apart([letter for letter in size if letter in wide_w and letter not in wide_x], kept)
-    places, merged = _told_apart([letter for letter in size if letter in wide_x and letter not in wide_w], kept)
+    of_neurons = {letter for letter, extent in zip(names_below, below, strict=True) if extent == size[letter]}
+    of_weight = {letter for letter, extent in zip(names_weight, weight, strict=True) if extent == size[letter]}
+    kept = set(names_above)
+    groups, ins = _partition([letter for letter in size if letter in of_neurons & of_weight], kept)
+    outs, taps = _partition([letter for letter in size if letter in of_weight - of_neurons], kept)
+    places, merged = _partition([letter for letter in size if letter in of_neurons - of_weight], kept)
 
-    def layout(names: Sequence[object], whole: Sequence[int], wide: set[object], *blocks: list[object]) -> Layout:
-        order = [letter for block in blocks for letter in block if letter in wide]
-        narrow = [letter for letter in names if letter not in order]  # of size 1 here
-        places_of = {letter: place for place, letter in enumerate(names)}
-        shape = tuple(math.prod(size[letter] for letter in block) for block in blocks)
-        sizes = tuple(size[letter] if letter in order else 1 for letter in names)
-        return Layout(tuple(whole), sizes, tuple(places_of[letter] for letter in (*order, *narrow)), shape)
+    def count(part: Iterable[object]) -> int:
+        return math.prod(size[letter] for letter in part)
 
-    count, apart = math.prod(size[c] for c in places), math.prod(size[c] for c in merged)
-    tap_count = math.prod(size[c] for c in taps)
-    tap, place = torch.arange(tap_count, device="cpu"), torch.arange(count * apart, device="cpu")
-    triples = torch.stack([
-        tap.repeat_interleave(len(place)),
-        place.repeat(tap_count),
-        torch.div(place, apart, rounding_mode="floor").repeat(tap_count),
-    ])
+    def layout(names: Sequence[object], whole: Sequence[int], extents: set[object], *parts: list[object]) -> Layout:
+        """Bring the dimensions of a tensor, those of size 1 at the end, into the order of the parts."""
+        order = [letter for part in parts for letter in part if letter in extents]
+        order += [letter for letter in names if letter not in order]
+        sizes = tuple(size[letter] if letter in extents else 1 for letter in names)
+        return Layout(tuple(whole), sizes, tuple(list(names).index(letter) for letter in order), tuple(map(count, parts)))
+
+    tap, place = torch.meshgrid(
+        torch.arange(count(taps), device="cpu"), torch.arange(count(places + merged), device="cpu"), indexing="ij"
+    )
     return Pattern(
-        layout(first, below, wide_x, groups, ins, [*places, *merged]),
-        layout(out, [size[letter] for letter in out], kept, groups, outs, places),
-        layout(second, weight, wide_w, groups, outs, ins, taps),
-        triples.T,
+        layout(names_below, below, of_neurons, groups, ins, places + merged),
+        layout(names_above, [size[letter] for letter in names_above], kept, groups, outs, places),
+        layout(names_weight, weight, of_weight, groups, outs, ins, taps),
+        torch.stack([tap.flatten(), place.flatten(), place.flatten() // count(merged)]).T,
     )
 
 
-def _told_apart(letters: list[object], kept: set[object]) -> tuple[list[object], list[object]]:
-    return [c for c in letters if c in kept], [c for c in letters if c not in kept]
+def _partition(letters: list[object], kept: set[object]) -> tuple[list[object], list[object]]:
+    """Return the letters that the result of an einsum keeps, and those that it sums."""
+    return [letter for letter in letters if letter in kept], [letter for letter in letters if letter not in kept]
 
 
 def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) -> Tensor:
     """Return the triples of a windowed map from one table per spatial dimension.
+
+    Along several dimensions the edges are all combinations of one edge along each: taps, places below and places above are
+    numbers of which each dimension gives one digit, the last dimension the last.
 
     Args:
         tables: For each dimension the position that each position above reads with each tap, shape (above, taps); an
@@ -152,14 +190,19 @@ def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) 
 
     Returns:
         Shape (triples, 3).
+
+    Example:
+        Kernel 2 along 3 positions, see the head of this module:
+
+        >>> tap_triples([torch.tensor([[0, 1], [1, 2]])], [3]).tolist()
+        [[0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 2, 1]]
     """
     tap, source, place = (torch.zeros(1, dtype=torch.long, device="cpu") for _ in range(3))
     for table, size in zip(tables, below, strict=True):
-        spot, own = torch.nonzero((table >= 0) & (table < size), as_tuple=True)
-        read = table[spot, own]
-        tap = (tap[:, None] * table.shape[1] + own).reshape(-1)
-        source = (source[:, None] * size + read).reshape(-1)
-        place = (place[:, None] * table.shape[0] + spot).reshape(-1)
+        reader, reading = torch.nonzero((table >= 0) & (table < size), as_tuple=True)  # places above, and their taps
+        tap = (tap[:, None] * table.shape[1] + reading).reshape(-1)
+        source = (source[:, None] * size + table[reader, reading]).reshape(-1)
+        place = (place[:, None] * table.shape[0] + reader).reshape(-1)
     count_below, count_above = math.prod(below), math.prod(table.shape[0] for table in tables)
     sample = torch.arange(batch, device="cpu")[:, None]
     return torch.stack([

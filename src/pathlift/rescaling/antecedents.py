@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pathlift.edges import Edges
 from pathlift.edges.contraction import AxisMap, Contraction, Dense, WeightedTaps
-from pathlift.edges.convolution import Convolution, GatheredConvolution
+from pathlift.edges.convolution import Convolution
+from pathlift.edges.gathered import GatheredConvolution
 from pathlift.edges.pattern import Pattern
 from pathlift.edges.unit import Overlap
 from pathlift.edges.wall import Beside

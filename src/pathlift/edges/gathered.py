@@ -1,0 +1,301 @@
+"""Convolutions between compact tensors: each class of positions reads its window once, then one matrix product.
+
+A convolution is a matrix product of the weights (channels above, channels below · taps) with columns (channels below · taps,
+places): column p holds what place p reads. Where positions below are stored by classes, so are places above, and a column is
+gathered once for each class of places: `through_taps` says, along each dimension, which classes these read.
+
+Example: one dimension, kernel 3, padding 1, 224 equal positions below, stored as one value x. There are three classes of
+places: the left end reads (none, x, x), the right end (x, x, none), all others (x, x, x). So there are 3 columns instead of
+224, whatever the size of the image. With two dimensions there are 3 · 3 classes, the pairs of one along each.
+
+The weights are read once, in blocks of rows that stay in a cache, and places are worked off in chunks whose columns do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathlift.edges.axis import Table
+from pathlift.edges.base import Edges
+from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
+from pathlift.edges.product import product, turned_product
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
+
+FEW = 64
+"""Places up to which columns are turned round before they are multiplied."""
+
+COLUMNS = 1 << 20
+"""Positions are gathered in chunks of about this many elements, which stay in a cache."""
+
+
+class GatheredConvolution(Edges):
+    """A convolution between compact tensors; see the head of this module."""
+
+    def __init__(self, tables: Sequence[Tensor], counts: Sequence[int], *, groups: int, transposed: bool) -> None:
+        """Describe the map.
+
+        Args:
+            tables: For each spatial dimension the classes that each output class reads, one per tap of the kernel, shape
+                (outputs, taps); the number of classes below stands for "no neuron".
+            counts: Number of classes below, for each spatial dimension.
+            groups: Groups of channels.
+            transposed: The weight has the channels below first, then those above in one group.
+        """
+        self.groups = groups
+        self.transposed = transposed
+        self.places = tuple(len(table) for table in tables)
+        self.below = math.prod(counts)
+        self._index = joined_taps(tables, counts)
+        self.taps, self.count = self._index.shape
+        self.padded = bool((self._index == self.below).any())
+        self.plain = self.taps == 1 and torch.equal(self._index[0], torch.arange(self.below))
+        self._chunks: dict[int, list[tuple[slice, Table]]] = {}
+
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        """See `Edges.pattern`."""
+        triples = tap_triples([self._index.T], [self.below], 1)
+        return convolution_pattern(below, weight, self.places, self.groups, transposed=self.transposed, triples=triples)
+
+    # ---- columns: what places read
+
+    def _positions(self, rows: int) -> list[tuple[slice, Table]]:
+        """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""
+        if rows not in self._chunks:
+            step = self.count if self.plain or torch.is_grad_enabled() else max(64, COLUMNS // max(rows, 1))
+            self._chunks[rows] = [
+                (slice(first, min(first + step, self.count)), Table(self._index[:, first : first + step].reshape(1, -1)))
+                for first in range(0, self.count, step)
+            ]
+        return self._chunks[rows]
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Return x as (channels, positions), with a position that is always 0 at the end where one is needed."""
+        flat = x.reshape(x.shape[1], self.below)
+        return F.pad(flat, (0, 1)) if self.padded else flat
+
+    def _columns(self, flat: Tensor, table: Table) -> Tensor:
+        """Return what the places of a chunk read: shape (channels, taps, places)."""
+        if self.plain:
+            return flat.unsqueeze(1)
+        index = table.on(flat.device)
+        return flat.gather(1, index.expand(len(flat), -1)).view(len(flat), self.taps, -1)
+
+    # ---- the matrix of weights, and the columns that a block of its rows meets
+
+    def _per_group(self, weight: Sequence[int]) -> int:
+        """Return how many rows of the weight belong to a group: channels above, or below if ``transposed``."""
+        return weight[0] // self.groups
+
+    def _multiple(self, weight: Sequence[int]) -> int:
+        """Return what the length of a block of rows is a multiple of: a group is not cut, unless it is the only one."""
+        return 1 if self.groups == 1 else self._per_group(weight)
+
+    def _matrix(self, block: Tensor, columns: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return a block as a matrix (above, below·taps), and the columns that it meets; for one group.
+
+        Rows are channels above, and the block gives all that comes to these. With ``transposed`` they are channels below, and
+        it gives to all channels above the part that comes from these: parts that are to be added.
+        """
+        if self.transposed:
+            return block.flatten(2).transpose(0, 1).flatten(1), columns[rows].flatten(0, 1)
+        return block.flatten(1), columns.flatten(0, 1)
+
+    def _matrices(self, block: Tensor, columns: Tensor, rows: slice, per_group: int) -> tuple[slice, Tensor, Tensor]:
+        """Return the groups in a block, their matrices (groups, above, below·taps), and the columns that they meet."""
+        chosen = slice(rows.start // per_group, rows.stop // per_group)
+        read = columns.view(self.groups, -1, columns.shape[-1])[chosen]
+        matrix = block.view(len(read), per_group, *block.shape[1:]).flatten(3)
+        matrix = matrix.transpose(1, 2) if self.transposed else matrix
+        return chosen, matrix.flatten(2), read
+
+    @property
+    def _adds(self) -> bool:
+        """Whether blocks of rows give parts of a sum, rather than some channels above each."""
+        return self.transposed and self.groups == 1
+
+    # ---- up: sums and largest
+
+    def sum(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.sum`."""
+        assert w is not None
+        flat = self._flat(x)
+        pieces: list[Tensor] = []
+        for _, table in self._positions(x.shape[1] * self.taps):
+            columns = self._columns(flat, table)
+            parts: list[Tensor] = []
+            for rows, block in w.rows(self._multiple(w.shape)):
+                part = self._part(block, columns, rows, self._per_group(w.shape), product)
+                parts = [parts[0] + part] if self._adds and parts else [*parts, part]
+            pieces.append(_side_by_side(parts, 0))
+        return _side_by_side(pieces, 1).view(1, -1, *self.places)
+
+    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """See `Edges.sums`."""
+        flat = {track: self._flat(x) for track, x in xs.items()}
+        below = next(iter(xs.values())).shape[1]
+        tall = self.groups == 1 and not self.transposed and bundle.blocks > 1
+        pieces: dict[int, list[Tensor]] = {}
+        for _, table in self._positions(below * self.taps * max(1, len(xs) // 4)):
+            columns = {track: self._columns(values, table) for track, values in flat.items()}
+            above = (self._by_antecedents if tall else self._by_rows)(columns, bundle, factors)
+            for track, piece in above.items():
+                pieces.setdefault(track, []).append(piece)
+        return {track: _side_by_side(piece, 1).view(1, -1, *self.places) for track, piece in pieces.items()}
+
+    def _part(
+        self, block: Tensor, columns: Tensor, rows: slice, per_group: int, multiply: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Return what a block of weights gives to a chunk of places: (channels above, places)."""
+        if self.groups == 1:
+            return multiply(*self._matrix(block, columns, rows))
+        _, matrices, read = self._matrices(block, columns, rows, per_group)
+        return torch.matmul(matrices, read).flatten(0, -2)
+
+    def _by_rows(self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """Multiply several weights to the columns of several tracks, in blocks of rows."""
+        added: dict[int, Tensor] = {}
+        parts: dict[int, list[Tensor]] = {}
+        for rows, block in bundle.rows(self._multiple(bundle.shape)):
+            above = added if self._adds else {}
+            for (to, source), weight in block.items():
+                if (to, source) in factors:
+                    part = self._part(weight, columns[source], rows, self._per_group(bundle.shape), torch.mm)
+                    add_scaled(above, to, part, factors[to, source])
+            if not self._adds:
+                for track, part in above.items():
+                    parts.setdefault(track, []).append(part)
+        return added or {track: _side_by_side(several, 0) for track, several in parts.items()}
+
+    def _by_antecedents(
+        self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]
+    ) -> dict[int, Tensor]:
+        """Do the same in blocks of channels below: tall blocks make faster products, and so do columns end to end if few."""
+        flat = {track: values.flatten(0, 1) for track, values in columns.items()}
+        turned = {track: values.T.contiguous().T if values.shape[1] <= FEW else values for track, values in flat.items()}
+        above: dict[int, Tensor] = {}
+        for channels, block in bundle.antecedents():
+            for (to, source), weight in block.items():
+                if (to, source) not in factors:
+                    continue
+                read = turned[source][channels.start * self.taps : channels.stop * self.taps]
+                if to in above:
+                    above[to].addmm_(weight.flatten(1), read, alpha=factors[to, source])
+                else:
+                    add_scaled(above, to, torch.mm(weight.flatten(1), read), factors[to, source])
+        return above
+
+    def max(self, x: Tensor, w: Weights | None) -> Tensor:
+        """See `Edges.max`."""
+        assert w is not None
+        weight = w.full()
+        columns = self._columns(self._flat(x), Table(self._index.reshape(1, -1))).contiguous()
+        _, matrices, read = self._matrices(weight, columns, slice(0, len(weight)), self._per_group(weight.shape))
+        step = max(1, COLUMNS * 4 // max(1, matrices[0].numel()))
+        pieces = [
+            torch.stack([(matrices[group, :, :, None] * part[group, None]).amax(1) for group in range(self.groups)])
+            for part in read.split(step, 2)
+        ]
+        return torch.cat(pieces, 2).reshape(1, -1, *self.places)
+
+    # ---- back
+
+    def adjoint(
+        self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`: the transposed product goes to the columns, and each entry of these to where it was gathered."""
+        assert w is not None
+        flat, above = self._flat(x), g.reshape(g.shape[1], self.count)
+        to_flat = torch.zeros_like(flat) if below else None
+        to_weight: Tensor | None = None
+        go_back = self._back if self.groups == 1 else self._back_by_groups
+        for places, table in self._positions(x.shape[1] * self.taps):
+            columns = self._columns(flat, table).contiguous()
+            to_columns, shares = go_back(columns, w, above[:, places].contiguous(), below=below, share=share)
+            if to_flat is not None and to_columns is not None and self.plain:
+                to_flat = to_columns.view(to_flat.shape)
+            elif to_flat is not None and to_columns is not None:
+                index = table.on(flat.device)
+                to_flat.scatter_add_(1, index.expand(len(flat), -1), to_columns.view(len(flat), -1))
+            if shares is not None:
+                to_weight = shares if to_weight is None else to_weight.add_(shares)
+        if to_flat is not None:
+            to_flat = to_flat[:, : self.below].reshape(x.shape)
+        return to_flat, to_weight
+
+    def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The adjoint for one chunk of places: to the columns, and to the weights."""
+        # On the way back channels above are what is summed. So it is rows of channels above that give parts to be added, and
+        # with ``transposed`` each block gives some channels below.
+        to_weight = columns.new_empty(w.shape) if share else None
+        to_columns: list[Tensor] = []
+        for rows, block in w.rows():
+            matrix, read = self._matrix(block, columns, rows)
+            from_above = g if self.transposed else g[rows]
+            if below:
+                part = turned_product(matrix, from_above)
+                to_columns = [*to_columns, part] if self.transposed or not to_columns else [to_columns[0].add_(part)]
+            if to_weight is not None:
+                torch.mul(self._as_weight(product(from_above, read.T), block), block, out=to_weight[rows])
+        return (_side_by_side(to_columns, 0).view(columns.shape) if below else None), to_weight
+
+    def _back_by_groups(
+        self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The same for several groups: a block of rows has all that goes between the channels of its groups."""
+        per_group = self._per_group(w.shape)
+        to_weight = columns.new_empty(w.shape) if share else None
+        to_columns = columns.new_zeros(self.groups, len(columns) // self.groups * self.taps, g.shape[-1]) if below else None
+        for rows, block in w.rows(per_group):
+            chosen, matrices, read = self._matrices(block, columns, rows, per_group)
+            from_above = g.view(self.groups, -1, g.shape[-1])[chosen]
+            if to_columns is not None:
+                to_columns[chosen].baddbmm_(matrices.transpose(1, 2), from_above)
+            if to_weight is not None:
+                slopes = torch.bmm(from_above, read.transpose(1, 2))
+                torch.mul(self._as_weight(slopes, block), block, out=to_weight[rows])
+        return (None if to_columns is None else to_columns.view(columns.shape)), to_weight
+
+    def _as_weight(self, matrix: Tensor, block: Tensor) -> Tensor:
+        """Undo what `_matrix` and `_matrices` do to a block of weights."""
+        if self.transposed:
+            matrix = matrix.unflatten(-1, (-1, self.taps)).transpose(-3, -2)
+        return matrix.reshape(block.shape)
+
+
+def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Return what each place reads with each tap of a kernel of several dimensions, from what it reads along each.
+
+    Taps, places and entries of the flattened compact tensor are numbers of which each dimension gives one digit.
+
+    Args:
+        tables: For each dimension the classes that each output class reads, shape (outputs, taps); the number of classes
+            below stands for "no neuron".
+        counts: Number of classes below, for each dimension.
+
+    Returns:
+        Entries of the flattened compact tensor, shape (taps, places); their number stands for "no neuron".
+
+    Example:
+        Two columns of the last dimension, each read by one place; two rows, of which the only place reads the second and
+        nothing:
+
+        >>> joined_taps([torch.tensor([[1, 2]]), torch.tensor([[0], [1]])], [2, 2]).tolist()
+        [[2, 3], [4, 4]]
+    """
+    index, there = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    for table, count in zip(tables, counts, strict=True):
+        digit = table.T  # (taps, places) of this dimension
+        shape = (len(index) * len(digit), -1)
+        index = (index[:, None, :, None] * count + digit[None, :, None, :]).reshape(shape)
+        there = (there[:, None, :, None] & (digit < count)[None, :, None, :]).reshape(shape)
+    return torch.where(there, index, math.prod(counts))
+
+
+def _side_by_side(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    """Join pieces; a single one is not copied."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
