@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import pathlift
 from agreement import assert_same, full, moved
+from habit import LONGER
 from pathlift.edges.axis import Axis, Strided, classify, plan_view
 from pathlift.graph.compact import compacted
 
@@ -80,7 +80,7 @@ def windowed(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     return nn.Sequential(lead, *layers, tail), (2, *size)
 
 
-@pytest.mark.parametrize("part", range(int(os.environ.get("PATHLIFT_PARTS", "4"))))
+@pytest.mark.parametrize("part", range(4 * LONGER))
 def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
     @seed(part)
     @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -98,10 +98,10 @@ def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
 
 
 CLASSIFIERS = ("resnet18", "googlenet", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf")
-ZOO = tuple(torchvision.models.list_models(torchvision.models)) if os.environ.get("PATHLIFT_ZOO") else CLASSIFIERS
+ZOO = tuple(torchvision.models.list_models(torchvision.models)) if LONGER > 1 else CLASSIFIERS
 
 
-@pytest.mark.parametrize("name", ZOO)  # PATHLIFT_ZOO=1: every classifier of torchvision that is supported
+@pytest.mark.parametrize("name", ZOO)  # in a search: every classifier of torchvision that is supported
 def test_classifiers_agree_with_their_full_form(name: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
