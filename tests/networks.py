@@ -15,8 +15,8 @@ from cases import OPERATORS, Fn, _ops
 
 Shape: TypeAlias = "tuple[int, ...]"
 Draw: TypeAlias = "Callable[[st.SearchStrategy[object]], object]"
-PER_PART, PARTS = 65, 13
-"""Random networks per test and number of tests over `networks`; with three over `operator_pairs` more than a thousand."""
+PER_PART = 20
+"""Random networks per test."""
 
 
 class Stage(nn.Module):

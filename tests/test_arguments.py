@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import pathlift
 import pathlift.pruning
+from habit import LONGER
 from lines import LINES, MODEL, commands, ended, files, tries
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import shown
@@ -30,8 +31,8 @@ from rooms import imports
 from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
 
 FUNCTIONS = surface()
-EACH = int(os.environ.get("PATHLIFT_WRONG", "4"))
-"""Wrong values that are tried for each argument, drawn from a seed; `make search` tries all."""
+EACH = 4 * LONGER
+"""Wrong values that are tried for each argument, drawn from a seed; `make search` tries many more."""
 
 LINES_EACH = 6 * EACH
 """Bad lines that are tried for each command."""
@@ -133,7 +134,7 @@ def test_a_right_call_is_answered(world: World, name: str) -> None:
 def test_a_wrong_value_ends_in_an_error_of_pathlift_or_in_the_right_answer(world: World, name: str) -> None:
     drawn = random.Random(name)
     for argument in arguments(FUNCTIONS[name]):
-        for label in drawn.sample(list(VALUES), min(len(VALUES), EACH if name not in SLOW or EACH > 4 else 2)):
+        for label in drawn.sample(list(VALUES), min(len(VALUES), EACH if name not in SLOW or LONGER > 1 else 2)):
             ending = tried(world, name, FUNCTIONS[name], argument, label)
             assert ending.how in {"refused", "answered"}, f"{ending.call}: {ending.how}, {ending.text[:500]}"
 
@@ -350,6 +351,7 @@ def test_every_command_has_a_right_line() -> None:
     assert set(commands()) == set(LINES)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("command", LINES)
 def test_a_bad_command_line_ends_in_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -455,6 +457,7 @@ for name, call in CALLS.items():
 """
 
 
+@pytest.mark.hunt
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space are those of Linux")
 def test_a_call_that_memory_cannot_hold_says_how_much_it_asked_for() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -16,13 +15,12 @@ import pathlift
 from agreement import assert_agrees, assert_same, examples, moved, outputs, perturbed, randomised
 from axes import all_kinds, assert_terms_respect_axes, kinds
 from cases import OPERATORS
+from habit import LONGER
 from moving import Function, Shape, Stage, as_path_program, moving_networks
 from networks import over
 from pathlift.graph.compact import compacted
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
-
-PARTS = int(os.environ.get("PATHLIFT_PARTS", "2"))  # more: a longer search
 
 
 def prepared(model: nn.Module, seed: int) -> nn.Module:
@@ -179,14 +177,16 @@ def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.one_in(24)
+@pytest.mark.parametrize("part", range(24 * LONGER))
 def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
-    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program, 20)
+    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program, 10)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.one_in(24)
+@pytest.mark.parametrize("part", range(24 * LONGER))
 def test_moving_networks_agree_with_the_paths(part: int) -> None:
-    over(moving_networks(stages=(1, 3), most=36), part, _against_the_paths, 15)
+    over(moving_networks(stages=(1, 3), most=36), 1_000 + part, _against_the_paths, 8)
 
 
 MAPS = (

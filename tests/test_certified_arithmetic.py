@@ -70,6 +70,7 @@ MASKS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("number", [0.1, 0.3, 0.7])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pathlift
-from agreement import assert_same, full, moved
-from pathlift.edges.axis import Axis, classify
+from agreement import assert_same, full, moved, randomised
+from habit import LONGER
+from networks import over
+from pathlift.edges.axis import Axis, Strided, classify, plan_view
 from pathlift.edges.view import Strided, plan_view
 from pathlift.graph.compact import compacted
 
@@ -81,28 +81,27 @@ def windowed(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     return nn.Sequential(lead, *layers, tail), (2, *size)
 
 
-@pytest.mark.parametrize("part", range(int(os.environ.get("PATHLIFT_PARTS", "4"))))
-def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
-    @seed(part)
-    @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    @given(windowed())
-    def check(case: tuple[nn.Module, tuple[int, int, int]]) -> None:
-        model, shape = case
-        try:
-            network = pathlift.capture(model.double(), shape)
-        except pathlift.InputError:  # the image became too small
-            return
-        upper, expected = assert_same(network, moved(network), 1e-11)
-        assert math.isclose(upper, expected, rel_tol=1e-10)
+def _as_in_full(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
+    try:
+        network = pathlift.capture(randomised(model, weights), shape)
+    except pathlift.InputError:  # the image became too small
+        return
+    upper, expected = assert_same(network, moved(network), 1e-11)
+    assert math.isclose(upper, expected, rel_tol=1e-10)
 
-    check()
+
+@pytest.mark.one_in(15)
+@pytest.mark.parametrize("part", range(15 * LONGER))
+def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
+    over(windowed(), part, _as_in_full)
 
 
 CLASSIFIERS = ("resnet18", "googlenet", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf")
-ZOO = tuple(torchvision.models.list_models(torchvision.models)) if os.environ.get("PATHLIFT_ZOO") else CLASSIFIERS
+ZOO = tuple(torchvision.models.list_models(torchvision.models)) if LONGER > 1 else CLASSIFIERS
 
 
-@pytest.mark.parametrize("name", ZOO)  # PATHLIFT_ZOO=1: every classifier of torchvision that is supported
+@pytest.mark.one_in(5, first=2)
+@pytest.mark.parametrize("name", ZOO)  # in a search: every classifier of torchvision that is supported
 def test_classifiers_agree_with_their_full_form(name: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
@@ -138,6 +137,7 @@ def test_a_dense_block_agrees_with_its_full_form_and_repeats_no_layer() -> None:
     assert math.isclose(upper, expected, rel_tol=1e-10)
 
 
+@pytest.mark.hunt
 def test_segmentation_agrees_with_its_full_form() -> None:
     torch.manual_seed(0)
     model = torchvision.models.get_model("fcn_resnet50", weights=None, weights_backbone=None, num_classes=2)
@@ -152,12 +152,14 @@ def neurons(name: str, size: int) -> int:
     return sum(math.prod(layer.shape) for layer in compacted(network).layers)
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize(("name", "count"), [("vgg11", 236_651), ("resnet18", 906_219)])
 def test_the_size_of_the_compact_network_is_what_it_was(name: str, count: int) -> None:
     """A regression guard without a clock: entries of path activations at 224²."""
     assert neurons(name, 224) == count
 
 
+@pytest.mark.hunt
 def test_the_size_of_the_compact_network_does_not_grow_with_the_image() -> None:
     assert neurons("vgg11", 2048) <= 1.02 * neurons("vgg11", 512)
 

@@ -53,6 +53,7 @@ def pruned(network: pathlift.Network, name: str, amount: float) -> pathlift.Prun
     return prune(network, amount=amount, criterion=name, data=seen(name), generator=torch.Generator().manual_seed(3))[1]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_masks_are_identical_under_rescaling_exactly_for_the_invariant_criteria(name):
     """Bit for bit under {1, 128, 4096} (App. D). Magnitude, OBD by one vector and GraSP are moved."""
@@ -66,6 +67,7 @@ def test_masks_are_identical_under_rescaling_exactly_for_the_invariant_criteria(
     assert all(same) == CRITERIA[name].invariant
 
 
+@pytest.mark.one_in(3, first=1)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_needs_are_what_the_table_says(name):
     """Without what it needs a criterion refuses; what it does not need does not change its scores."""
@@ -83,6 +85,7 @@ def test_needs_are_what_the_table_says(name):
     assert all(torch.equal(one[key], two[key]) for key in one) == (criterion.needs != "loss")
 
 
+@pytest.mark.one_in(3, first=2)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_scores_bound_the_change_of_the_function_exactly_for_path_magnitudes(name):
     """Their sum times the path-norm bounds the drift; the sum of any other score is beaten by the drift of some network."""

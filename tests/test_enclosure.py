@@ -7,14 +7,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import assume
 from torch import Tensor, nn
 
 import pathlift
 from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
-from networks import networks
+from habit import LONGER
+from networks import networks, over
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
 from pathlift.passes.box import Box, box
 from pathlift.passes.enclosure import Enclosure
@@ -49,9 +49,9 @@ def ends(enclosure: Enclosure) -> tuple[Tensor, Tensor]:
     return torch.cat(lows, 1), torch.cat(highs, 1)
 
 
-def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Tolerance, radius: float, draws: int = 3) -> None:
-    network = pathlift.capture(model, examples(shape))
-    batch = samples(shape)
+def assert_encloses(
+    model: nn.Module, network: pathlift.Network, batch: tuple[Tensor, ...], tolerance: Tolerance, radius: float
+) -> None:
     try:
         weights: Box = box(network, tolerance)
     except pathlift.UnsupportedModelError:
@@ -67,7 +67,7 @@ def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Toleran
         intervals = [torch.cat([getattr(enclosure.intervals[n], s).reshape(len(batch[0]), -1) for n in network.outputs], 1)
                      for s in ("low", "high")]  # fmt: skip
         bounds += [("interval", *intervals), ("linear", *ends(enclosure))]
-    for _ in range(draws):
+    for _ in range(3):
         other = corner(model, network, tolerance, generator)
         moved = tuple(x + radius * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype).round() - 1) for x in batch)
         with torch.no_grad():
@@ -77,25 +77,28 @@ def assert_encloses(model: nn.Module, shape: tuple[int, ...], tolerance: Toleran
             assert bool((found <= high).all()), (kind, tolerance, float((found - high).max()))
 
 
+@pytest.mark.one_in(8, first=1)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_stays_inside(case: Case) -> None:
     model = randomised(case.make())
-    for place, tolerance in enumerate(TOLERANCES):
-        assert_encloses(model, case.shape, tolerance, 0.05 * (place % 2))
+    network, batch = pathlift.capture(model, examples(case.shape)), samples(case.shape)
+    for number, tolerance in enumerate(TOLERANCES):
+        assert_encloses(model, network, batch, tolerance, 0.05 * (number % 2))
 
 
-@pytest.mark.parametrize("part", range(3))
+def _inside(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
+    model, batch = randomised(model, weights), samples(shape)
+    with torch.no_grad():
+        assume(bool(torch.isfinite(outputs(model, batch)).all()))
+    kind, moved = divmod(weights, 2)
+    network = pathlift.capture(model, examples(shape))
+    assert_encloses(model, network, batch, TOLERANCES[kind % len(TOLERANCES)], 0.05 * moved)
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize("part", range(9 * LONGER))
 def test_random_networks_stay_inside(part: int) -> None:
-    @seed(400 + part)
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    @given(networks(), st.integers(0, 2**16), st.sampled_from(TOLERANCES), st.sampled_from((0.0, 0.05)))
-    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int, tolerance: Tolerance, radius: float) -> None:
-        model = randomised(network[0], weights)
-        with torch.no_grad():
-            assume(bool(torch.isfinite(outputs(model, samples(network[1]))).all()))
-        assert_encloses(model, network[1], tolerance, radius)
-
-    check()
+    over(networks(), 400 + part, _inside)
 
 
 def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network() -> None:

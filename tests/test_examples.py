@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.hunt
 def test_training_in_a_gauge_prints_one_row_per_way() -> None:
     script = Path(__file__).parent.parent / "examples" / "train_in_a_gauge.py"
     done = subprocess.run([sys.executable, str(script), "--epochs", "1"], capture_output=True, text=True, check=False)
@@ -18,6 +19,7 @@ def test_training_in_a_gauge_prints_one_row_per_way() -> None:
     assert all(way in done.stdout for way in ("plain SGD", "path-norm regulariser", "ENorm", "path-conditioned", "Path-SGD"))
 
 
+@pytest.mark.hunt
 def test_the_path_picture_of_a_trajectory_does_not_move(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     script = Path(__file__).parent.parent / "examples" / "trajectory.py"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import pathlift
 from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
-from networks import networks
+from habit import LONGER
+from networks import networks, over
 from pathlift.passes.forward import feed_of, flat_outputs, forward
 
 
@@ -24,22 +23,19 @@ def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(flat_outputs(network, found, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.one_in(8, first=4)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_the_graph_computes_what_the_model_computes(case: Case) -> None:
     assert_runs(randomised(case.make()), case.shape)
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.one_in(10)
+@pytest.mark.parametrize("part", range(10 * LONGER))
 def test_random_graphs_compute_what_the_model_computes(part: int) -> None:
-    @seed(300 + part)
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    @given(networks(), st.integers(0, 2**16))
-    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
-        assert_runs(randomised(network[0], weights), network[1])
-
-    check()
+    over(networks(), 300 + part, lambda model, shape, weights: assert_runs(randomised(model, weights), shape))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_classifiers_run_in_float32(name: str) -> None:
     torch.manual_seed(0)

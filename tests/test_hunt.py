@@ -2,14 +2,13 @@
 
 Weights are what Gaussians never give (`hunting.Pool`): 1e-40 beside 1e30, ties, opposites, neighbours in floating point,
 denormals, variances of 0. What is true is worked out in rational arithmetic, or by the model itself in its own precision.
-`PATHLIFT_PARTS` makes the search longer.
+`PATHLIFT_SEARCH` makes the search longer.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
+from habit import LONGER
 from hunting import FEET, MODELS, Divide, Pool, Through, beside, change, fill, numbers, rational
 from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
 from pathlift.lipschitz.bound import BOUNDS
 from pathlift.passes import intervals, rounding
 from pathlift.passes.enclosure.roundoff import Roundoff
 
-PARTS = int(os.environ.get("PATHLIFT_PARTS", "1"))
 DTYPES = tuple(FEET)
 
 
@@ -271,22 +270,25 @@ def assert_held(found: Mapping[str, Found]) -> None:
     assert not [words for own in found.values() for words in own.broken]
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", EXACT)
 def test_bounds_on_two_networks_cover_the_exact_change(name: str, dtype: torch.dtype) -> None:
-    assert_held(pairs(Hunted(name, dtype), tuple(BOUNDS), 0, 2 * PARTS))
+    assert_held(pairs(Hunted(name, dtype), tuple(BOUNDS), 0, 4 * LONGER))
 
 
+@pytest.mark.one_in(7, first=3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", EXACT)
 def test_bounds_on_sets_cover_every_network_and_input_of_them(name: str, dtype: torch.dtype) -> None:
-    assert_held(sets(Hunted(name, dtype), SETS, 1, 2 * PARTS))
+    assert_held(sets(Hunted(name, dtype), SETS, 1, 4 * LONGER))
 
 
+@pytest.mark.one_in(9, first=5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_no_network_of_the_set_falls_below_what_is_certified(name: str, dtype: torch.dtype) -> None:
-    assert_held({"certificate": certificates(Hunted(name, dtype), 2, PARTS)})
+    assert_held({"certificate": certificates(Hunted(name, dtype), 2, 2 * LONGER)})
 
 
 def patched(patch: pytest.MonkeyPatch, what: str) -> None:

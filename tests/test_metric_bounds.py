@@ -7,14 +7,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import assume
 from torch import nn
 
 import pathlift
 from agreement import examples, perturbed, random_perceptron, randomised
 from cases import NETWORKS, OPERATORS, Case
-from networks import networks
+from habit import LONGER
+from networks import networks, over
 from pathlift.reference import Probe
 
 UPPER = {"pivot", "telescoping", "Hellinger in three steps", "Lemma F.1", "Theorem F.2"}
@@ -46,22 +46,22 @@ def assert_enclosed(model: nn.Module, shape: tuple[int, ...], hows: tuple[str, .
         )
 
 
+@pytest.mark.one_in(8, first=3)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_bounds_on_the_metric_hold_for_every_operator(case: Case) -> None:
     assert_enclosed(randomised(case.make()), case.shape, ("moved",))
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
-    @seed(500 + part)
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    @given(networks(), st.integers(0, 2**16))
-    def check(network: tuple[nn.Module, tuple[int, ...]], weights: int) -> None:
-        model = randomised(network[0], weights)
-        assume(Probe(model, *examples(network[1])).dag().count() < 3_000)
-        assert_enclosed(model, network[1])
+def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
+    model = randomised(model, weights)
+    assume(Probe(model, *examples(shape)).dag().count() < 3_000)
+    assert_enclosed(model, shape)
 
-    check()
+
+@pytest.mark.one_in(6)
+@pytest.mark.parametrize("part", range(6 * LONGER))
+def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
+    over(networks(), 500 + part, _enclosed)
 
 
 def by_name(model: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> dict[str, pathlift.MetricBound]:

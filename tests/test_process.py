@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import pathlift
+from habit import LONGER
 from pathlift.cli.pruning import CRITERIA
 from pathlift.reading.quiet import WARNINGS
 from process import (
@@ -92,8 +93,8 @@ def test_names_come_when_they_are_asked_for_and_files_do_not_hide_them() -> None
 
 # ------------------------------------------------------------------------------------------------------- around every call
 
-HUNT = int(os.environ.get("PATHLIFT_PARTS", "0"))
-"""How thorough: 0 in the suite, which tries a part of all pairs."""
+SEARCH = LONGER > 1
+"""Whether all pairs are tried, instead of some of them."""
 
 
 @functools.cache
@@ -113,8 +114,8 @@ def outcome(name: str, own: pathlift.Network | None = None) -> object:
 
 
 def chosen(share: int, place: int = 0) -> list[str]:
-    """Every call in a hunt, else one of so many, others at each place."""
-    return list(CALLS) if HUNT else list(CALLS)[place % share :: share]
+    """Every call in a search, else one of so many, others at each place."""
+    return list(CALLS) if SEARCH else list(CALLS)[place % share :: share]
 
 
 def test_every_public_function_and_method_is_tried() -> None:
@@ -130,6 +131,7 @@ def test_every_public_function_and_method_is_tried() -> None:
     assert methods - INTERNAL <= set(METHODS)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("around", CIRCUMSTANCES)
 def test_a_call_gives_the_same_bits_or_is_refused_whatever_is_around_it(around: str) -> None:
     refused = []
@@ -210,7 +212,7 @@ def test_threads_capture_at_once_and_leave_the_process_as_it_was() -> None:
     works = [lambda m=m, s=s: contents(pathlift.path_norm(m, s)) for m, s in zip(models, shapes, strict=True)]
     right = [work() for work in works]
     before = state_of_the_process()
-    found = together(works, 20 if HUNT else 2)
+    found = together(works, 20 if SEARCH else 2)
     assert not differences(before, state_of_the_process())
     assert found == [own for own in right for _ in range(len(found) // len(right))]
 
@@ -257,7 +259,7 @@ def test_another_thread_hears_its_warnings_logs_and_errors_while_a_model_is_trac
         thread = threading.Thread(target=talk)
         thread.start()
         try:
-            for _ in range(20 if HUNT else 3):
+            for _ in range(20 if SEARCH else 3):
                 pathlift.capture(model, SHAPE)
         finally:
             over.set()
@@ -279,7 +281,7 @@ NO_COPY = {"stream"}
 @pytest.mark.parametrize("part", range(4))
 def test_results_and_arguments_survive_pickle_and_deepcopy(part: int) -> None:
     for name in list(CALLS)[part::4]:
-        if not HUNT and name.startswith("prune by"):
+        if not SEARCH and name.startswith("prune by"):
             continue
         world = World(network())
         found = CALLS[name](world)
@@ -323,7 +325,7 @@ def test_no_public_function_checks_its_arguments_by_an_assert() -> None:
             assert not given & named, (file.name, function.name)
 
 
-@pytest.mark.skipif(not HUNT, reason="compiles all of PyTorch anew")
+@pytest.mark.skipif(not SEARCH, reason="compiles all of PyTorch anew")
 def test_python_without_asserts_gives_the_same() -> None:
     code = (
         "import sys, hashlib; sys.path.insert(0, %r)\n"
@@ -369,7 +371,7 @@ def test_a_forked_child_captures_and_computes_while_other_threads_of_the_parent_
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        for _ in range(10 if HUNT else 2):
+        for _ in range(10 if SEARCH else 2):
             forked(child)
     finally:
         over.set()
@@ -384,7 +386,7 @@ def test_an_interrupt_at_any_line_comes_out_and_leaves_everything_as_it_was() ->
     for name in chosen(9, 2):
         first = World(network())
         lines = interrupted(lambda name=name, world=first: CALLS[name](world), 0)
-        for line in sorted({1, *(draw.randint(1, lines) for _ in range(max(2, HUNT)))}):
+        for line in sorted({1, *(draw.randint(1, lines) for _ in range(2 * LONGER))}):
             world = World(network())
             kept = [own.clone() for own in world.tensors()]
             before = state_of_the_process()
@@ -402,7 +404,7 @@ def test_ctrl_c_while_a_model_is_traced() -> None:
     pathlift.capture(model, SHAPE)
     usual = time.monotonic() - begun
     before, kept = state_of_the_process(), [own.clone() for own in model.state_dict().values()]
-    for _ in range(60 if HUNT else 3):
+    for _ in range(60 if SEARCH else 3):
         came = False
         timer = threading.Timer(draw.random() * usual, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         try:
@@ -429,7 +431,7 @@ SHARED = {"Batch.split", "pruning.importance_scores"}
 
 def test_a_result_holds_no_more_than_it_shows() -> None:
     for name in CALLS:
-        if name in HOLDERS or (not HUNT and name.startswith("prune by")):
+        if name in HOLDERS or (not SEARCH and name.startswith("prune by")):
             continue
         world = World(network())
         arguments = storages((world.model, world.other, world.x, world.y, world.near, world.masks, world.network))
@@ -453,7 +455,7 @@ def test_captures_leave_nothing_behind() -> None:
     for _ in range(3):
         once()
     tensors, objects = live_tensors(), len(gc.get_objects())
-    times = 100 if HUNT else 5
+    times = 100 if SEARCH else 5
     for _ in range(times):
         once()
     assert live_tensors() == tensors

@@ -17,6 +17,7 @@ from torch.nn.utils import prune as torch_prune
 import pathlift
 from agreement import RTOL, close, outputs, randomised, samples
 from cases import Residual, Tied, perceptron
+from habit import LONGER
 from networks import networks, over
 from pathlift import apply_masks, prune
 from pathlift.pruning import NofM, ScorePruning, from_torch_prune, importance_scores, to_torch_prune
@@ -56,10 +57,13 @@ def check_costs(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert bool((drift <= size * report.cost * (1 + RTOL) + 1e-12).all())
 
 
-def test_drift_joint_cost_and_bound_are_in_order_on_random_networks():
-    over(networks(), 400, check_costs)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("part", range(3 * LONGER))
+def test_drift_joint_cost_and_bound_are_in_order_on_random_networks(part):
+    over(networks(), 400 + part, check_costs)
 
 
+@pytest.mark.hunt
 def test_costs_of_the_network_with_shared_and_of_that_with_residual_weights():
     for make, shape in ((Residual, (1, 3, 3)), (Tied, (3,))):
         for seed in range(3):
@@ -75,6 +79,7 @@ def test_bound_is_exact_for_weights_of_one_layer():
     assert both.cost < both.bound * (1 - 1e-6)
 
 
+@pytest.mark.hunt
 def test_one_weight_a_round_is_greedy_on_the_path_metric():
     """Each round removes the weight that adds least to ‖Φ(θ) − Φ(θ')‖₁, which is what one finds by trying all."""
     model = randomised(perceptron(2, 3, 2), 3)
@@ -115,6 +120,7 @@ def test_one_weight_a_round_is_greedy_on_the_path_metric():
         assert close(sum(costs), report.cost)  # the costs of single steps add up to the joint cost
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("q", [1, 2, 3.5])
 def test_path_magnitude_of_any_order_on_data_by_enumeration(q):
     """The share of the mean over samples of Σ_p |Φ_p·x[p₀]|^q that is gone without the weight."""

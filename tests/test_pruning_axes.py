@@ -99,6 +99,7 @@ def places_by(channel: int, joined: list[tuple[int, int] | None]) -> list[list[i
     return [found[key] for key in sorted(found)]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", SINGLE)
 def test_selections_by_channel_follow_the_neurons(name, seed):
@@ -161,6 +162,7 @@ def test_relative_path_magnitude_is_relative_to_the_channels_of_the_neurons(name
         assert math.isclose(float(found[place]), math.sqrt(float(shares[place]) / math.sqrt(into * out_of)), rel_tol=1e-5)
 
 
+@pytest.mark.one_in(5, first=1)
 @pytest.mark.parametrize("selection", ["channels", "per_output", "erk", "lamp", "2:4", "global"])
 @pytest.mark.parametrize("criterion", ["path_magnitude", "relative_path_magnitude", "magnitude"])
 def test_a_transposed_layer_is_pruned_as_the_plain_one_with_swapped_axes(criterion, selection):
@@ -408,6 +410,7 @@ def test_synflow_lets_the_largest_antecedent_through():
     assert [round(float(flow[name]), 6) for name in "abh"] == [0.0, 1.0, 1.0]
 
 
+@pytest.mark.hunt
 def test_synflow_at_any_depth():
     """A chain of 300 layers whose path-norm leaves float64: one weight of each layer is 64 times smaller, and goes first."""
     layers = []

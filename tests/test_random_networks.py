@@ -7,7 +7,8 @@ from hypothesis import assume
 from torch import nn
 
 from agreement import assert_agrees, examples, randomised
-from networks import PARTS, networks, operator_pairs, over
+from habit import LONGER
+from networks import networks, operator_pairs, over
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
 
@@ -22,11 +23,13 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.one_in(42)
+@pytest.mark.parametrize("part", range(42 * LONGER))
 def test_random_networks_agree_with_the_paths(part: int) -> None:
     over(networks(), part, _check)
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.one_in(10)
+@pytest.mark.parametrize("part", range(10 * LONGER))
 def test_pairs_of_operators_agree_with_the_paths(part: int) -> None:
-    over(operator_pairs(), 100 + part, _check)
+    over(operator_pairs(), 10_000 + part, _check)

@@ -104,6 +104,7 @@ def test_the_norm_of_a_spread_layer() -> None:
     assert pathlift.path_norm(model, (1,)).value == pytest.approx(1e-104, rel=1e-14)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("q", [1, 2, 5])
 def test_the_norm_is_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
@@ -121,6 +122,7 @@ def test_the_norm_is_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: i
     assert pathlift.path_norm(model, (case[0],), q=math.inf).log10 == pytest.approx(plain.log10, abs=1e-12)
 
 
+@pytest.mark.one_in(4, first=2)
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("q", [1, 2])
 def test_shares_are_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
@@ -154,6 +156,7 @@ def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None
         torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
 
 
+@pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("criterion", [path_magnitude_scores, relative_path_magnitude, synflow])
 def test_scores_are_those_of_the_rescaled_network(case: tuple[int, ...], criterion: Callable[..., dict[str, Tensor]]) -> None:

@@ -213,6 +213,7 @@ def _numpy_first(model: Two) -> Any:
 HOLDING["one NumPy view"] = _numpy_first
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("way", HOLDING)
 def test_a_weight_is_the_parameter_however_forward_reaches_it(way: str) -> None:
     model, other = Two(HOLDING[way]), Two(seed=1)

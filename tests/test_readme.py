@@ -31,7 +31,7 @@ STAND_INS = {"checkpoint": "torchvision:resnet18", "mlp": "mypackage.nets:mlp", 
 """The files of a reader."""
 
 
-@pytest.mark.slow
+@pytest.mark.hunt
 def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with nothing but the files that a reader has: checkpoints, and a package with a model."""
     for name in ("torchvision", "timm", "sklearn", "lightning", "matplotlib"):
@@ -54,7 +54,7 @@ def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path, monkeypa
     assert not tried
 
 
-@pytest.mark.slow
+@pytest.mark.hunt
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert not tried
 
 
-@pytest.mark.slow
+@pytest.mark.hunt
 def test_the_demo_prints_the_table_of_the_readme(tmp_path: Path) -> None:
     """All but times and the last digits: the rows, and that nothing of ours changes."""
     pytest.importorskip("sklearn")

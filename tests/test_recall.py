@@ -66,6 +66,7 @@ def same(one: Any, two: Any) -> bool:
     return all(map(torch.equal, one, two)) if isinstance(one, list) else one == two
 
 
+@pytest.mark.hunt
 def test_the_number_of_waits_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [run() for run in passes(pathlift.capture(deep(40), (16,)))]
     monkeypatch.setattr(Network, "memory", lambda self, *key: self.remembered(_memories).setdefault(key, {}))

@@ -220,6 +220,7 @@ def answer(question: Callable[[Network], Any], network: Network) -> list[Any] | 
         return type(error)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change: Callable[[Model], None]) -> None:
     model = Model().eval()
@@ -239,6 +240,7 @@ def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change:
                 )
 
 
+@pytest.mark.one_in(5, first=2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_symmetries_found_before_a_change_give_states_of_the_model_as_it_is(change: Callable[[Model], None]) -> None:
     model = Model().eval()
@@ -341,6 +343,7 @@ class Wrapped(nn.Module):
         self.unrelated = nn.Linear(2, 2)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("wrap", [torch.compile, parallel, Wrapped], ids=["compile", "data parallel", "wrapper"])
 def test_a_regulariser_sends_its_gradient_through_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = Model().double()
@@ -555,6 +558,7 @@ def test_results_pickle_copy_and_have_no_attribute_that_raises() -> None:
             assert isinstance(dataclasses.asdict(result), dict), name
 
 
+@pytest.mark.hunt
 def test_results_keep_their_numbers_and_no_weights_when_the_model_changes() -> None:
     model = Model().eval()
     made = {name: (result, numbers(result)) for name, (result, numbers) in _of(model).items()}
@@ -598,6 +602,7 @@ def test_a_copied_network_is_a_snapshot() -> None:
     assert pathlift.path_metric(snapshots[0], model.eval()).upper > 0.0
 
 
+@pytest.mark.hunt
 def test_results_cross_into_another_process_and_back() -> None:
     made = results()
     chosen = {name: made[name][0] for name in ("network", "norm", "bound", "symmetries", "certificate")}

@@ -106,6 +106,7 @@ COMPARISONS: dict[str, Callable[[nn.Module, Any], object]] = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_networks_that_differ_in_a_constant_are_never_equal(pair: str) -> None:
     model, other = PAIRS[pair]
@@ -263,6 +264,7 @@ def _alike(one: float, two: float) -> bool:
     return abs(one - two) <= 1e-5 * max(abs(one), abs(two))
 
 
+@pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("way", SAME)
 def test_what_surrounds_a_network_makes_no_difference(way: str) -> None:
     model, first, second = SAME[way](plain()), plain(), moved()
@@ -331,6 +333,7 @@ DIFFERENT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.one_in(4, first=2)
 @pytest.mark.parametrize("how", DIFFERENT)
 def test_another_function_of_the_same_parameters_is_an_error(how: str) -> None:
     for one, two in ((plain(), DIFFERENT[how]()), (DIFFERENT[how](), plain())):

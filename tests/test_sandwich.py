@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import pathlift
 from agreement import close, examples, random_perceptron, randomised
+from habit import LONGER
 from networks import networks, operator_pairs, over
 from pathlift.metric.quadrature import overlap_above, overlap_below, root_above, root_below
 from pathlift.reference import Probe
@@ -116,9 +116,6 @@ def test_overlaps_are_enclosed(order: int, spread: float) -> None:
 
 # Random networks over all operators
 
-NETWORKS = int(os.environ.get("PATHLIFT_PAIRS", "2"))
-"""Parts of 65 random networks; 16 are more than a thousand."""
-
 
 def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dict[str, list[tuple[float, float]]]) -> None:
     model = randomised(model, weights)
@@ -144,7 +141,8 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
         found["estimate"].append((abs(estimate.value - value), 2 * half))
 
 
-@pytest.mark.parametrize("part", range(NETWORKS))
+@pytest.mark.one_in(6)
+@pytest.mark.parametrize("part", range(6 * LONGER))
 def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     over(networks(), 500 + part, lambda m, s, w: _enclosed(m, s, w, found))
@@ -155,9 +153,11 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     assert sum(within) >= 0.95 * len(within)  # a rare path that makes all the difference may be missed
 
 
-def test_pairs_of_operators_are_enclosed() -> None:
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("part", range(3 * LONGER))
+def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    over(operator_pairs(), 600, lambda m, s, w: _enclosed(m, s, w, found))
+    over(operator_pairs(), 600 + part, lambda m, s, w: _enclosed(m, s, w, found))
 
 
 @pytest.mark.parametrize("how", CHANGES)

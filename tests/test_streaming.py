@@ -185,6 +185,7 @@ else:
 """
 
 
+@pytest.mark.hunt
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_a_model_larger_than_memory(tmp_path: Path) -> None:
     """Four layers of 75 to 144 MiB, and no more memory for data than one layer and its scores take."""

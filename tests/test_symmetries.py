@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import pathlift
 from agreement import examples, outputs, randomised
 from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
+from habit import LONGER
 from networks import networks, operator_pairs, over
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
@@ -26,6 +26,7 @@ def generator(start: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(start)
 
 
+@pytest.mark.one_in(8, first=5)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_ties_what_its_paths_tie(case: Case) -> None:
     torch.manual_seed(0)
@@ -49,18 +50,20 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.parametrize("part", range(int(os.environ.get("PATHLIFT_PARTS", "6"))))  # 13 are over a thousand networks
+@pytest.mark.one_in(15)
+@pytest.mark.parametrize("part", range(15 * LONGER))
 def test_random_networks(part: int) -> None:
-    over(networks(), 200 + part, _check)
+    over(networks(), 20_000 + part, _check)
 
 
 def _check_invariance(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert_symmetric(randomised(model, weights), examples(shape), generator(weights))
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize("part", range(9 * LONGER))
 def test_pairs_of_operators(part: int) -> None:
-    over(operator_pairs(), 300 + part, _check_invariance)
+    over(operator_pairs(), 30_000 + part, _check_invariance)
 
 
 def rescaled(model: nn.Module, inputs: tuple[Tensor, ...], start: int = 5, sigma: float = 2.0) -> nn.Module:

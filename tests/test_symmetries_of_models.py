@@ -86,11 +86,12 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         other = pathlift.with_state(model, state)
         after = run(other, x)
         assert float((after - before).abs().max()) <= (0.0 if exact else 1e-5) * float(before.abs().max())
-        other_norm = pathlift.path_norm(other, shape)
+        rescaled = pathlift.capture(other, shape)
+        other_norm = pathlift.path_norm(rescaled)
         assert abs(other_norm.log10 - norm.log10) < 1e-6
         if state is states[0]:  # nothing wider than float32, which would go to float64
             assert other_norm.value == norm.value
-        other_shares = pathlift.path_magnitude(other, shape) if state is not states[1] else shares
+        other_shares = pathlift.path_magnitude(rescaled) if state is not states[1] else shares
         for name, share in shares.items():  # a shift β − μ·s may cancel, and then carries the rounding of its rescaling
             slack = 1e-30 if exact else max(1e-30, 1e-4 * float(share.max()))
             torch.testing.assert_close(other_shares[name].double(), share.double(), rtol=1e-5, atol=slack)
@@ -99,6 +100,7 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(found.factors, state.factors, rtol=1e-4, atol=0)
 
 
+@pytest.mark.one_in(16)  # the smallest
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rescaling_of_a_known_architecture_is_seen(name: str) -> None:
     check(*build(name))

@@ -89,6 +89,7 @@ def test_channels_that_nothing_reads_count_by_what_makes_them():
     assert torch.allclose(PathMagnitudeImportance(model, (3,))(last), expected.double(), rtol=1e-5)
 
 
+@pytest.mark.hunt
 def test_channels_chosen_are_the_same_after_a_rescaling():
     model = network()
     state = pathlift.symmetries(model, (1, 8, 8)).randomize((1.0, 128.0, 4096.0), torch.Generator().manual_seed(0))
