@@ -160,7 +160,7 @@ def tie_through(
     several = lines(edges, below, above)
     if several:
         thin, dims = thinned(labels), {line.dim for line in several}
-        wide = [size if dim in dims else one for dim, (size, one) in enumerate(zip(below, thin.shape, strict=True))]
+        wide = [size if dim in dims else thin_size for dim, (size, thin_size) in enumerate(zip(below, thin.shape, strict=True))]
         tie_lines(relations, several, thin.expand(wide))
     elif isinstance(edges, Overlap):
         tie_overlap(relations, edges, labels, above, device)
@@ -237,9 +237,9 @@ def _tie_masked(relations: Relations, pattern: Pattern, there: Tensor, labels: T
         kinds, kind = torch.arange(places, device="cpu"), torch.arange(places, device="cpu")
     out = torch.full((groups, outs, len(kinds)), HIGH, device="cpu")
     edges = []
-    for own in range(there.shape[3]):
-        group, above, below = there[..., own].nonzero().unbind(1)
-        chosen = tap == own
+    for one_tap in range(there.shape[3]):
+        group, above, below = there[..., one_tap].nonzero().unbind(1)
+        chosen = tap == one_tap
         edges += [
             (group[part, None], above[part, None], below[part, None], source[chosen], place[chosen])
             for part in blocks(len(group), int(chosen.sum()))

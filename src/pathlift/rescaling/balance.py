@@ -148,8 +148,8 @@ class _Problem:
         solution = self.solution
         scales = self.power * solution.scales(free)
         coming, going = sums(self.couplings, scales)
-        whole = coming.sum()
-        total = float(whole)
+        sum_of_powers = coming.sum()
+        total = float(sum_of_powers)
         gradient = solution.pulled_back(coming - going)
         mass = solution.pulled_back_magnitude(coming + going)
         up, down = torch.exp2(scales), torch.exp2(-scales)
@@ -174,7 +174,7 @@ class _Problem:
         floor = 1e-12 * float(mass.max()) if len(mass) else 1.0
         relative = gradient.abs() / mass.clamp(min=1e-300)
         imbalance = float(relative.max()) if len(relative) else 0.0
-        return _Point(self._objective(whole, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
+        return _Point(self._objective(sum_of_powers, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
 
     def coordinate_steps(self, free: Tensor) -> Tensor:
         """Move every group half of the way to where its own mass would be balanced; no such step makes F larger.

@@ -70,12 +70,12 @@ def coupling(scaling: Scaling, mass: Tensor) -> Coupling:
         The coupling, float64 on the CPU.
     """
     above, below = scaling.above, scaling.below
-    laid = scaling.split(mass)
-    groups, outs, ins, _ = laid.shape
+    masses = scaling.split(mass)
+    groups, outs, ins, _ = masses.shape
     separate = above.shape[2:] == (1, 1) and below.shape[1] == 1 and below.shape[3] == 1
     if separate and min(outs, ins) > 1:
         top, bottom = above.reshape(above.shape[:2]).expand(groups, outs), below[:, 0, :, 0].expand(groups, ins)
-        summed = laid.sum(3, dtype=torch.float64).cpu()
+        summed = masses.sum(3, dtype=torch.float64).cpu()
         if groups == 1:
             classes, place = torch.unique(bottom[0], return_inverse=True)
             if len(classes) < ins:
@@ -83,8 +83,8 @@ def coupling(scaling: Scaling, mass: Tensor) -> Coupling:
                 bottom = classes[None]
         return BlockCoupling(top, bottom, summed)
     if above.shape[3] == below.shape[3] == 1:
-        laid = laid.sum(3, keepdim=True, dtype=torch.float64)
-    flat = laid.double().cpu()
+        masses = masses.sum(3, keepdim=True, dtype=torch.float64)
+    flat = masses.double().cpu()
     return PairCoupling(above.expand(flat.shape).reshape(-1), below.expand(flat.shape).reshape(-1), flat.reshape(-1))
 
 

@@ -60,7 +60,8 @@ def normal(network: Network, constraints: ScaleConstraints) -> Tensor:
 def even(network: Network, constraints: ScaleConstraints) -> Tensor:
     """Return the factors with which the largest path activation of a group is ‖Φ‖₁ to the power of its share of the depth.
 
-    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network.
+    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network. A group whose largest
+    path activation is a and whose neurons have d of D layers with weights below them gets the factor ‖Φ‖₁^(d/D)/a.
 
     Args:
         network: The network.
@@ -72,20 +73,20 @@ def even(network: Network, constraints: ScaleConstraints) -> Tensor:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    largest, whole = _largest_activations(network, constraints, network.dtype)
+    largest, norm = _largest_activations(network, constraints, network.dtype)
     depth: dict[str, int] = {}
     for layer in compacted(network).layers:
         below = max((depth[connection.source] for connection in layer.connections), default=0)
         depth[layer.name] = below + any(connection.weight is not None for connection in layer.connections)
     deepest = max(depth[name] for name in compacted(network).outputs) or 1
-    place = torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu")
+    share = torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu")
     for name, labels in constraints.labels.items():
         classes = constraints.solution.classes[labels].reshape(-1)
-        place.scatter_reduce_(
+        share.scatter_reduce_(
             0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64, device="cpu"), "amax"
         )
-    place[0] = 0.0
-    return projected(constraints.solution, whole * place - largest)
+    share[0] = 0.0
+    return projected(constraints.solution, norm * share - largest)
 
 
 def _largest_activations(network: Network, constraints: ScaleConstraints, first: torch.dtype) -> tuple[Tensor, float]:
@@ -99,14 +100,14 @@ def _largest_activations(network: Network, constraints: ScaleConstraints, first:
     tracks = in_range(attempt, first, values)
     largest = torch.full((constraints.solution.count,), -torch.inf, dtype=torch.float64, device="cpu")
     for name, labels in constraints.labels.items():
-        found = tracks[name][0]
-        if found is not None:
-            classes = constraints.solution.classes[labels].expand(found.tensor.shape)
-            largest.scatter_reduce_(0, classes.reshape(-1), found.log2().cpu().reshape(-1), "amax")
+        activations = tracks[name][0]
+        if activations is not None:
+            classes = constraints.solution.classes[labels].expand(activations.tensor.shape)
+            largest.scatter_reduce_(0, classes.reshape(-1), activations.log2().cpu().reshape(-1), "amax")
     largest[0] = 0.0
-    whole = sum_of_outputs(compact, tracks)
-    log2 = 0.0 if whole is None else math.log2(float(whole.tensor)) + whole.exponent
-    return torch.where(largest.isinf(), torch.nan, largest), log2
+    norm = sum_of_outputs(compact, tracks)
+    log2_norm = 0.0 if norm is None else math.log2(float(norm.tensor)) + norm.exponent
+    return torch.where(largest.isinf(), torch.nan, largest), log2_norm
 
 
 def balance(network: Network, constraints: ScaleConstraints, p: float) -> Gauge:
@@ -130,8 +131,8 @@ def balance(network: Network, constraints: ScaleConstraints, p: float) -> Gauge:
         if name in network.parameters and name in there
     ]
     held = _divided(constraints)
-    found = balanced(couplings, constraints.solution.without(held), p)
-    return _gauge(found, couplings, constraints, held)
+    optimum = balanced(couplings, constraints.solution.without(held), p)
+    return _gauge(optimum, couplings, constraints, held)
 
 
 def conditioned(network: Network, constraints: ScaleConstraints) -> Gauge:
@@ -160,8 +161,8 @@ def conditioned(network: Network, constraints: ScaleConstraints) -> Gauge:
     coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64, device="cpu"))
     number = float(coming.sum())
     objective = Logarithmic(number, -solution.pulled_back(coming - going)) if number else None  # no paths: nothing to choose
-    found = balanced(masses, solution, -2.0, objective)
-    return _gauge(found, masses, constraints, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
+    optimum = balanced(masses, solution, -2.0, objective)
+    return _gauge(optimum, masses, constraints, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
 
 
 STILL = Scaling(NO_CLASS, NO_CLASS, Layout.plain(()))
@@ -186,11 +187,11 @@ def _divided(constraints: ScaleConstraints) -> Tensor:
     return held
 
 
-def _gauge(found: Balance, couplings: Sequence[Coupling], constraints: ScaleConstraints, held: Tensor) -> Gauge:
+def _gauge(optimum: Balance, couplings: Sequence[Coupling], constraints: ScaleConstraints, held: Tensor) -> Gauge:
     """Name the groups that were left: those that are held, and those without a mass."""
     coming, going = sums(couplings, torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu"))
     left = torch.nonzero(held | (constraints.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
-    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps, found.stopped)
+    return Gauge(optimum.free, optimum.imbalance, tuple(left.tolist()), optimum.steps, optimum.stopped)
 
 
 def equalized(network: Network, constraints: ScaleConstraints) -> tuple[Tensor, bool]:
@@ -228,20 +229,21 @@ def equalized(network: Network, constraints: ScaleConstraints) -> tuple[Tensor, 
         widest = coming.clone()
         for above, below, sizes in ends:
             ranges = sizes + scales[above] - scales[below]
-            _largest(coming, above, ranges)
-            _largest(going, below, ranges)
-            _largest(widest, above, ranges.amax().expand(ranges.shape))
+            _raise_to(coming, above, ranges)
+            _raise_to(going, below, ranges)
+            _raise_to(widest, above, ranges.amax().expand(ranges.shape))
+        # a scale that is raised by d raises what comes in by d and lowers what goes out by d: equal after (going − coming)/2
         step = torch.where(going.isinf(), widest - coming, (going - coming) / 2)
         step = torch.where(coming.isinf(), 0.0, step)
         step[0] = 0.0
         if float(step.abs().max()) < EQUAL_ENOUGH:
             break
-        free = free + projected(solution, step) / 2
+        free = free + projected(solution, step) / 2  # half of it: the other end of a weight moves as well
     return free, False
 
 
-def _largest(found: Tensor, classes: Tensor, values: Tensor) -> None:
-    """Raise entries of ``found`` to the largest value of their class."""
+def _raise_to(largest: Tensor, classes: Tensor, values: Tensor) -> None:
+    """Raise entries of ``largest`` to the largest value of their class."""
     dims = [dim for dim in range(4) if classes.shape[dim] == 1]
     values = values.amax(dims, keepdim=True) if dims else values
-    found.scatter_reduce_(0, classes.reshape(-1), values.reshape(-1), "amax")
+    largest.scatter_reduce_(0, classes.reshape(-1), values.reshape(-1), "amax")
