@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.rescaling.constraints import _solved
+from pathlift.rescaling.constraints import solved
 from pathlift.rescaling.relations import Classes, components
 from test_work import Work
 
@@ -162,7 +162,7 @@ def spent(model: nn.Module, shape: tuple[int, ...]) -> Work:
     network = pathlift.capture(model.eval(), shape)
     pathlift.symmetries(network)  # the compact form is made once
     with Work() as counted:
-        network.graph.known.pop(_solved, None)
+        network.graph.known.pop(solved, None)
         pathlift.symmetries(network)
     return counted
 

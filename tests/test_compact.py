@@ -15,7 +15,7 @@ import pathlift
 from agreement import assert_same, full, moved, randomised
 from habit import LONGER
 from networks import over
-from pathlift.edges.axis import Axis, Strided, classify, plan_view
+from pathlift.edges.axis import Axis, classify
 from pathlift.edges.view import Strided, plan_view
 from pathlift.graph.compact import compacted
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -10,13 +13,17 @@ from hypothesis import assume
 from torch import Tensor, nn
 
 import pathlift
-from agreement import examples, outputs, randomised
+from agreement import examples, outputs, perturbed, randomised
 from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
 from habit import LONGER
 from networks import networks, operator_pairs, over
+from pathlift.reading.second import other_state
 from pathlift.reference import Probe
 from pathlift.reference.dag import TooManyPathsError
+from pathlift.rescaling.alignment import gauge_fit
 from symmetric import assert_comparisons_invariant, assert_symmetric, counted, dimension_by_paths
+
+T = TypeVar("T")
 
 PINNED = {"weight_norm", "pruned"}
 """Operators whose symmetries the paths count otherwise: derived weights are left alone, a mask's zeros are not looked at."""
@@ -360,3 +367,21 @@ def test_channels_that_no_output_reads_are_in_no_group() -> None:
     groups = pathlift.symmetries(model, (3,))
     assert len(groups) == 2
     assert any(held.reason == "no output depends on it" and held.channels == (2, 3) for held in groups.pinned)
+
+
+def test_the_gauge_of_two_networks_does_not_depend_on_the_order_of_a_mapping() -> None:
+    """Medians go from tensor to tensor: which one tells of a sum first is up to the graph."""
+    torch.manual_seed(0)
+    model, inputs = randomised(Residual()), examples((1, 3, 3))
+    network = pathlift.capture(model, inputs)
+    state = other_state(network, rescaled(perturbed(model, "moved"), inputs).state_dict())
+    fit = gauge_fit(network, state)
+
+    def turned(mapping: Mapping[str, T]) -> dict[str, T]:
+        return dict(reversed(list(mapping.items())))
+
+    again = replace(fit, scalings=turned(fit.scalings), state=turned(fit.state), other=turned(fit.other))
+    assert list(again.scalings) != list(fit.scalings)
+    assert torch.equal(fit.rough, again.rough)
+    assert torch.equal(fit.factors, again.factors)
+    assert fit.disagreement == again.disagreement

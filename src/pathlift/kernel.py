@@ -21,7 +21,7 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import other_state
-from pathlift.rescaling.equivalence import aligned
+from pathlift.rescaling.alignment import aligned
 from pathlift.results import Result
 from pathlift.streaming import Stored, held, several
 

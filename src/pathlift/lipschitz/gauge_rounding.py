@@ -11,7 +11,7 @@ from pathlift.lipschitz.outputs import Ball, per_input
 from pathlift.metric.comparison import Comparison
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.rounded import rounded_up
-from pathlift.rescaling.alignment import moved
+from pathlift.rescaling.alignment import lifting_error
 
 
 def rounding_of_computed(comparison: Comparison, ball: Ball) -> Tensor:
@@ -39,7 +39,7 @@ def rounding_of_gauge(comparison: Comparison, feed: Mapping[str, Tensor] | None)
     Returns:
         (samples, outputs) or (outputs,); one 0 when nothing was rounded.
     """
-    part = moved(comparison.network, comparison.roundings)
+    part = lifting_error(comparison.network, comparison.roundings)
     if not part or comparison.others is None:
         return torch.zeros((), dtype=torch.float64, device=comparison.network.device)
     network, others = comparison.network, comparison.others

@@ -18,9 +18,9 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import StateTensor, widen
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
-from pathlift.rescaling.alignment import ROUNDINGS, Rescaled, exact_scales
-from pathlift.rescaling.constraints import tied
-from pathlift.rescaling.fit import Pair
+from pathlift.rescaling.alignment import ROUNDINGS, RescaledWeights, exact_scales
+from pathlift.rescaling.constraints import scale_constraints
+from pathlift.rescaling.fit import GaugeFit
 from pathlift.rescaling.gauges import even
 
 STILL = 1e-9
@@ -45,7 +45,7 @@ class Frame:
     """
 
     network: Network
-    values: tuple[Rescaled, Rescaled]
+    values: tuple[RescaledWeights, RescaledWeights]
     changed: frozenset[WeightTensor]
     flips: bool
 
@@ -62,7 +62,7 @@ class Frame:
         return (*raw, *(factor for side in self.values for factor in side.factors(weight)))
 
     def _plain(self, weight: WeightTensor) -> bool:
-        scaling = self.values[0].relations.weights.get(weight)
+        scaling = self.values[0].constraints.weights.get(weight)
         return isinstance(weight.expression, StateTensor) and scaling is not None and scaling.layout.shape[0] == 1
 
     @staticmethod
@@ -84,7 +84,7 @@ class Frame:
         return self.joined(*(part[where].double() for part in parts))
 
 
-def frame(network: Network, compared: Pair) -> Frame:
+def frame(network: Network, compared: GaugeFit) -> Frame:
     """Bring two networks into one gauge.
 
     Args:
@@ -97,16 +97,16 @@ def frame(network: Network, compared: Pair) -> Frame:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    compact, relations = compacted(network), tied(network)
+    compact, relations = compacted(network), scale_constraints(network)
     apart = exact_scales(relations.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
     mine = exact_scales(relations.solution, even(network, relations), whole=True)
     raw = compact.values(), compact.values(compared.other)
     for alike in ([mine], []):  # in the gauge of θ where the common one is out of reach
-        values = Rescaled(relations, raw[0], alike), Rescaled(relations, raw[1], [*alike, -apart])
+        values = RescaledWeights(relations, raw[0], alike), RescaledWeights(relations, raw[1], [*alike, -apart])
         if all(side.in_range() for side in values):
             break
     else:
-        values = Rescaled(relations, raw[0], []), Rescaled(relations, raw[1], [])
+        values = RescaledWeights(relations, raw[0], []), RescaledWeights(relations, raw[1], [])
     plain = Frame(compact, values, frozenset(), False)
     changed, flips = {bias.weight for layer in compact.layers for bias in layer.biases if bias.weight.scalar is None}, False
     for weight in compact.weights:

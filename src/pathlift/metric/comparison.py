@@ -19,7 +19,7 @@ from pathlift.passes.intervals import Ranges
 from pathlift.passes.programs import ORDERED, PIVOT, Through, Values
 from pathlift.passes.propagate import blame
 from pathlift.reading.second import Other, other_state
-from pathlift.rescaling.equivalence import aligned
+from pathlift.rescaling.alignment import aligned
 
 
 @dataclass(frozen=True)

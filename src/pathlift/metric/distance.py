@@ -33,8 +33,7 @@ from pathlift.passes.rounding import rounding_factor, weights_factor
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other, other_state
-from pathlift.rescaling.alignment import Aligned, moved
-from pathlift.rescaling.equivalence import aligned, compared
+from pathlift.rescaling.alignment import AlignedWeights, aligned, gauge_fit, lifting_error
 from pathlift.results import Result
 
 MOMENTS = (2, 4, 6, 8)
@@ -185,7 +184,7 @@ def path_metric(
         return exact
     blame(values)
     blame(others)
-    both = compared(network, state)
+    both = gauge_fit(network, state)
     matched = aligned(network, state, others, both)
     if q == 2:
         return _l2(compact, values, matched)
@@ -313,7 +312,7 @@ def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> Path
     )
 
 
-def _l2(network: Network, values: Values, other: Aligned) -> PathMetric:
+def _l2(network: Network, values: Values, other: AlignedWeights) -> PathMetric:
     """Return ‖Φ(θ)−Φ(θ')‖₂ with its rounding error: of the sums, and of the weights of θ' in the gauge of θ."""
     if other.values is values or not (unequal(values, other.values) or other.roundings):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=0)
@@ -325,7 +324,7 @@ def _l2(network: Network, values: Values, other: Aligned) -> PathMetric:
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
     square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, own))
     error, spoilt = rounding_factor(network) * error, 2 * (math.sqrt(size) + math.sqrt(error))
-    slack = (moved(network, other.roundings) + UNDERFLOW) * spoilt
+    slack = (lifting_error(network, other.roundings) + UNDERFLOW) * spoilt
     low, high = math.sqrt(max(square - error, 0.0)) - slack, math.sqrt(square + error) + slack
     (lower, log10_lower), (upper, log10_upper) = (
         _outward(*_times(end * (1 + side * OFF), unit), side) for end, side in ((max(low, 0.0), -1), (high, 1))

@@ -28,7 +28,7 @@ from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other
-from pathlift.rescaling.alignment import moved
+from pathlift.rescaling.alignment import lifting_error
 from pathlift.results import Result
 
 
@@ -138,7 +138,7 @@ def _added(first: float, second: float) -> float:
 
 def _rounding_of_gauge(comparison: Comparison) -> float:
     """Return log₁₀ of what the weights of θ' may have lost on their way into the gauge of θ; see `rounding_of_gauge`."""
-    part = moved(comparison.network, comparison.roundings)
+    part = lifting_error(comparison.network, comparison.roundings)
     if not part:
         return -math.inf
     thin = compact(comparison)

@@ -23,7 +23,7 @@ from pathlift.norm import LOG10_OF_2
 from pathlift.passes.products import ComparisonWeights, PivotProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
-from pathlift.rescaling.alignment import moved
+from pathlift.rescaling.alignment import lifting_error
 from pathlift.results import Result
 
 SHARP, LOOSE = 1.4, 2.0
@@ -109,7 +109,7 @@ class _Best:
         self.count = counts(pair.network)
         self.lower = torch.full_like(self.count, -math.inf)
         self.upper = torch.full_like(self.count, math.inf)
-        self.rounding = moved(pair.network, pair.roundings)
+        self.rounding = lifting_error(pair.network, pair.roundings)
         self.moved = torch.full_like(self.count, math.inf if self.rounding else -math.inf)
         self.names: list[str] = []
         self.sources = [torch.zeros_like(self.count, dtype=torch.long) for _ in range(2)]

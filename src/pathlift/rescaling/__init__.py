@@ -2,16 +2,9 @@
 
 from pathlift.rescaling import arguments as arguments
 from pathlift.rescaling.equivalence import Equivalence, align, equivalent, rescaling_distance
-from pathlift.rescaling.groups import (
-    BalancedState,
-    Family,
-    Pinned,
-    RescaledState,
-    Symmetries,
-    axes_text,
-    symmetries,
-    with_state,
-)
+from pathlift.rescaling.families import Family, Pinned, axes_text
+from pathlift.rescaling.groups import Symmetries, symmetries
+from pathlift.rescaling.states import BalancedState, RescaledState, with_state
 
 __all__ = [
     "BalancedState",

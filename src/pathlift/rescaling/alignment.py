@@ -20,7 +20,8 @@ from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values
 from pathlift.passes.rounding import UNIT
-from pathlift.rescaling.constraints import Tied
+from pathlift.rescaling.constraints import ScaleConstraints, scale_constraints
+from pathlift.rescaling.fit import GaugeFit
 from pathlift.rescaling.relations import Solution
 
 ROUNDINGS = 8
@@ -37,7 +38,7 @@ LEAST, MOST = 2.0**-1000, 2.0**1000
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class AlignedWeights:
     """λ∘θ'.
 
     Attributes:
@@ -73,7 +74,7 @@ def exact_scales(solution: Solution, free: Tensor, *, whole: bool = False) -> Te
     return torch.round(solution.scales(taken) / step) * step
 
 
-class Rescaled(Mapping[WeightTensor, Tensor]):
+class RescaledWeights(Mapping[WeightTensor, Tensor]):
     """The weights λ∘θ of a graph, made when they are read; those that no λ changes are handed on as they are.
 
     Attributes:
@@ -82,27 +83,27 @@ class Rescaled(Mapping[WeightTensor, Tensor]):
         exact: Whether all factors are powers of two.
     """
 
-    def __init__(self, relations: Tied, values: Values, scales: Sequence[Tensor]) -> None:
+    def __init__(self, constraints: ScaleConstraints, values: Values, scales: Sequence[Tensor]) -> None:
         """Take weights and factors.
 
         Args:
-            relations: The symmetries of the graph.
+            constraints: What the function of the graph asks of scales.
             values: Weight tensor to weights.
             scales: See above.
         """
-        self.relations = relations
+        self.constraints = constraints
         self.before = values
-        self.scales = tuple(own for own in scales if bool(own.any()))
+        self.scales = tuple(logs for logs in scales if bool(logs.any()))
         self._factors: dict[WeightTensor, tuple[Tensor, Tensor]] = {}
-        self.exact = all(bool((own == own.round()).all()) for own in self.scales)
+        self.exact = all(bool((logs == logs.round()).all()) for logs in self.scales)
 
     def logs(self, weight: WeightTensor) -> list[Tensor]:
         """Return the log₂ factors of a weight tensor that are not 0 everywhere, each of its shape."""
-        scaling = self.relations.weights.get(weight)
+        scaling = self.constraints.weights.get(weight)
         if scaling is None:
             return []
-        found = [own[scaling.above] - own[scaling.below] for own in self.scales]
-        return [scaling.join(own, weight.shape) for own in found if bool(own.any())]
+        differences = [scales[scaling.above] - scales[scaling.below] for scales in self.scales]
+        return [scaling.join(logs, weight.shape) for logs in differences if bool(logs.any())]
 
     def factors(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
         """Return what both ends of a weight that scales multiply it with, as views of its shape where they can.
@@ -114,7 +115,7 @@ class Rescaled(Mapping[WeightTensor, Tensor]):
             Two float64 tensors of its shape.
         """
         if weight not in self._factors:
-            scaling, device = self.relations.weights[weight], self.before[weight].device
+            scaling, device = self.constraints.weights[weight], self.before[weight].device
             above, below = (
                 part[classes].to(device) for part, classes in zip(self._parts, (scaling.above, scaling.below), strict=True)
             )
@@ -124,17 +125,17 @@ class Rescaled(Mapping[WeightTensor, Tensor]):
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor]:
         """What the classes above and below multiply with."""
-        one = torch.ones(self.relations.solution.count, dtype=torch.float64, device="cpu")
-        up, down = one, one
-        for own in self.scales:
-            up, down = up * torch.exp2(own), down * torch.exp2(-own)
+        ones = torch.ones(self.constraints.solution.count, dtype=torch.float64, device="cpu")
+        up, down = ones, ones
+        for scales in self.scales:
+            up, down = up * torch.exp2(scales), down * torch.exp2(-scales)
         return up, down
 
     def __getitem__(self, weight: WeightTensor) -> Tensor:
         """Return the weights of a weight tensor, float64 where λ changes them."""
         value = self.before[weight]
-        for own in self.logs(weight):
-            value = value.double() * torch.exp2(own).to(value.device)
+        for logs in self.logs(weight):
+            value = value.double() * torch.exp2(logs).to(value.device)
         return value
 
     def __iter__(self) -> Iterator[WeightTensor]:
@@ -147,33 +148,33 @@ class Rescaled(Mapping[WeightTensor, Tensor]):
 
     def in_range(self) -> bool:
         """Whether no weight overflows or loses digits on the way, and no factor is beyond what a float holds."""
-        if any(float(own.abs().max()) > WIDEST for own in self.scales):
+        if any(float(scales.abs().max()) > WIDEST for scales in self.scales):
             return False
         for weight in self:
             value = self.before[weight]
-            for own in self.logs(weight):
-                value = value.double() * torch.exp2(own).to(value.device)
+            for logs in self.logs(weight):
+                value = value.double() * torch.exp2(logs).to(value.device)
                 sizes = torch.where(value == 0, 1.0, value.abs())
                 if value.numel() and not (float(sizes.min()) >= LEAST and float(sizes.max()) <= MOST):
                     return False
         return True
 
 
-def rescaled(relations: Tied, values: Values, scales: Tensor) -> Aligned | None:
+def rescaled(constraints: ScaleConstraints, values: Values, scales: Tensor) -> AlignedWeights | None:
     """Rescale the weights of a graph.
 
     Args:
-        relations: Its symmetries.
+        constraints: What its function asks of scales.
         values: Weight tensor to weights.
         scales: Exact log₂ factors by class.
 
     Returns:
         The weights, None when one of them would leave the range of float64.
     """
-    made = Rescaled(relations, values, [scales])
-    if not made.in_range():
+    weights = RescaledWeights(constraints, values, [scales])
+    if not weights.in_range():
         return None
-    return Aligned(dict(made), 0 if made.exact else ROUNDINGS)
+    return AlignedWeights(dict(weights), 0 if weights.exact else ROUNDINGS)
 
 
 def depth_of(network: Network) -> int:
@@ -191,8 +192,11 @@ def depth_of(network: Network) -> int:
     return 1 + max(depth[name] for name in network.outputs)
 
 
-def moved(network: Network, roundings: int) -> float:
-    """Return by what part of Σ|Φ'| rounded weights may have moved Φ': |∏(1+e)−1| ≤ (1+e)^depth − 1.
+def lifting_error(network: Network, roundings: int) -> float:
+    """Return by what part of Σ|Φ'| rounded weights may have moved Φ'.
+
+    A path is a product of at most ``depth`` weights, each off by a factor 1 + e with |e| ≤ r·u, r roundings. So Φ_p is off by a
+    factor between (1 − r·u)^depth and (1 + r·u)^depth: by at most 1.01·r·depth·u for every depth that a network has.
 
     Args:
         network: The graph.
@@ -204,4 +208,55 @@ def moved(network: Network, roundings: int) -> float:
     return 1.01 * roundings * depth_of(network) * UNIT[torch.float64]
 
 
-__all__ = ["ROUNDINGS", "Aligned", "Rescaled", "depth_of", "exact_scales", "moved", "rescaled"]
+# ---- θ' in the gauge of θ
+
+WHOLE = 1e-6
+"""A factor this near to a power of two, in log₂, is taken to be it."""
+
+WORTH = 0.5
+"""An alignment is made when it brings the mean |log₂ θ'/θ| below this part of what it was.
+
+Groups explain some of the difference of any two networks; only more than that speaks for a rescaling."""
+
+
+def gauge_fit(network: Network, state: Mapping[str, Tensor]) -> GaugeFit:
+    """Compare θ with θ', weight by weight.
+
+    Args:
+        network: The network with θ.
+        state: θ' by canonical name.
+
+    Returns:
+        Both; medians and regressions are computed when they are asked for, and once.
+    """
+    constraints = scale_constraints(network)
+    return GaugeFit(constraints.scalings, constraints.upwards, constraints.solution, network.state, state)
+
+
+def aligned(network: Network, state: Mapping[str, Tensor], others: Values, fit: GaugeFit | None = None) -> AlignedWeights:
+    """Bring the weights of θ' into the gauge of θ if the two differ in gauge; leave them as they are when they do not.
+
+    Args:
+        network: The network with θ.
+        state: θ' by canonical name.
+        others: θ' by weight tensor, of the network or of its compact form.
+        fit: Both, where they were compared before.
+
+    Returns:
+        λ∘θ', and how often its weights were rounded on the way.
+    """
+    if all(value is network.state[name] for name, value in state.items()):
+        return AlignedWeights(others, 0)
+    fit = fit or gauge_fit(network, state)
+    before, after = fit.disagreement
+    if not after < WORTH * before:
+        return AlignedWeights(others, 0)
+    constraints = scale_constraints(network)
+    scales = exact_scales(constraints.solution, nearest_factors(fit))
+    return rescaled(constraints, others, scales) or AlignedWeights(others, 0)
+
+
+def nearest_factors(fit: GaugeFit) -> Tensor:
+    """Return log₂ λ that brings θ' nearest to θ; a power of two where it is one up to rounding, so that no digit changes."""
+    free = -fit.factors
+    return torch.where((free - free.round()).abs() < WHOLE, free.round(), free)

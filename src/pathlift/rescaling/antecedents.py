@@ -1,8 +1,13 @@
 """Antecedents of one neuron that share a scale, tied map by map (SPEC §7).
 
-A maximum, a sum without weights, and weights that do not scale (constants, derived weights) give all antecedents of a
-neuron one s. Tying them costs about as much as listing the edges once, and less where a map is a product of maps along
-single dimensions, or where every neuron above reads all channels of a place.
+If v = max(u, u'), or v = c·u + c'·u' with constants that are not 0, then max(λ_u·u, λ_u'·u') = λ_v·max(u, u') for all
+values only when λ_u = λ_u' = λ_v. A maximum, a sum without weights, and weights that do not scale (constants, derived
+weights) give all antecedents of a neuron one s. Tying them costs about as much as listing the edges once, and less where a
+map is a product of maps along single dimensions, or where every neuron above reads all channels of a place.
+
+Worked example: MaxPool1d(2, stride=1) over places with labels 5, 6, 7, 8. Place 0 above reads 5 and 6, place 1 reads 6 and
+7, place 2 reads 7 and 8: all four become one class, which goes by its smallest label, 5, and is the label of all three
+places above.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.edges import Edges
+from pathlift.edges import Edges, Weights
 from pathlift.edges.contraction import AxisMap, Contraction, Dense, WeightedTaps
 from pathlift.edges.convolution import Convolution
 from pathlift.edges.gathered import GatheredConvolution
@@ -22,6 +27,10 @@ from pathlift.edges.unit import Overlap
 from pathlift.edges.wall import Beside
 from pathlift.edges.window import Counted, Reduce, Taps, Window
 from pathlift.rescaling.relations import NOTHING, Relations
+from pathlift.rescaling.repeats import thinned
+
+LARGE = 2.0**40
+"""Above every label; a maximum of LARGE − label finds the smallest label."""
 
 ELEMENTS = 1 << 20
 """Edges are listed in blocks of about this many."""
@@ -93,19 +102,19 @@ def _line(dim: int, table: Tensor, size: int) -> Line:
     return Line(dim, table[place, tap], place, len(table))
 
 
-def tie_lines(relations: Relations, found: list[Line], labels: Tensor) -> None:
+def tie_lines(relations: Relations, several: list[Line], labels: Tensor) -> None:
     """Tie what each neuron above reads through a product of maps along single dimensions.
 
     Args:
         relations: The unknowns.
-        found: The maps.
+        several: The maps.
         labels: Labels of the neurons below, of size 1 along dimensions of no map along which they only repeat themselves.
     """
-    for line in found:  # what is not read along one dimension must not be tied along another
+    for line in several:  # what is not read along one dimension must not be tied along another
         read = torch.zeros(labels.shape[line.dim], dtype=torch.bool, device="cpu").index_fill_(0, line.source, value=True)
         if not bool(read.all()):
             labels = labels.index_fill(line.dim, (~read).nonzero()[:, 0], NOTHING)
-    for line in found:
+    for line in several:
         moved = labels.movedim(line.dim, -1)
         low = tie_stars(relations, moved.reshape(-1, moved.shape[-1]), line.source, line.place, line.count)
         labels = low.reshape(*moved.shape[:-1], line.count).movedim(-1, line.dim)
@@ -126,6 +135,45 @@ def tie_overlap(relations: Relations, edges: Overlap, labels: Tensor, above: tup
     place = edges.transpose(places).long().reshape(-1).cpu()
     source = (place > 0).nonzero()[:, 0]
     tie_stars(relations, labels.reshape(1, -1), source, place[source], count)
+
+
+def tie_through(
+    relations: Relations, edges: Edges, weights: Weights | None, labels: Tensor, above: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Tie what each neuron above reads through a map without weights that scale and without a pattern.
+
+    Where the map is a product of maps along single dimensions, or reads each neuron once at most, nearly all is tied at once.
+    What is left shows when the largest and the smallest label that a neuron above reads, each a maximum over the map, differ:
+    these two are tied, until none differ.
+
+    Args:
+        relations: The unknowns.
+        edges: The map.
+        weights: 1 where its constant weights are not 0; None for everywhere.
+        labels: Labels of the neurons below.
+        above: Shape of the neurons above.
+        device: Where the map works.
+
+    Returns:
+        Labels above; `NOTHING` for a neuron that reads nothing.
+    """
+    below = tuple(labels.shape)
+    several = lines(edges, below, above)
+    if several:
+        thin, dims = thinned(labels), {line.dim for line in several}
+        wide = [size if dim in dims else thin_size for dim, (size, thin_size) in enumerate(zip(below, thin.shape, strict=True))]
+        tie_lines(relations, several, thin.expand(wide))
+    elif isinstance(edges, Overlap):
+        tie_overlap(relations, edges, labels, above, device)
+    while True:
+        labels = relations.find(labels)
+        x = labels.double().to(device)
+        high = edges.max(x, weights).cpu()
+        low = LARGE - edges.max(torch.where(x > NOTHING, LARGE - x, 0.0), weights).cpu()
+        apart = (high > NOTHING) & (high != low)
+        if not bool(apart.any()):
+            return high.long()
+        relations.tie(high[apart].long(), low[apart].long())
 
 
 def tie_stars(relations: Relations, labels: Tensor, source: Tensor, place: Tensor, count: int) -> Tensor:
@@ -190,9 +238,9 @@ def _tie_masked(relations: Relations, pattern: Pattern, there: Tensor, labels: T
         kinds, kind = torch.arange(places, device="cpu"), torch.arange(places, device="cpu")
     out = torch.full((groups, outs, len(kinds)), HIGH, device="cpu")
     edges = []
-    for own in range(there.shape[3]):
-        group, above, below = there[..., own].nonzero().unbind(1)
-        chosen = tap == own
+    for one_tap in range(there.shape[3]):
+        group, above, below = there[..., one_tap].nonzero().unbind(1)
+        chosen = tap == one_tap
         edges += [
             (group[part, None], above[part, None], below[part, None], source[chosen], place[chosen])
             for part in blocks(len(group), int(chosen.sum()))

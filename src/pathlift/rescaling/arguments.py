@@ -25,7 +25,8 @@ from pathlift.arguments.kinds import (
 )
 from pathlift.graph.arguments import captured, check_names
 from pathlift.graph.network import Network
-from pathlift.rescaling.groups import RescaledState, Symmetries
+from pathlift.rescaling.groups import Symmetries
+from pathlift.rescaling.states import RescaledState
 
 model_or_groups = either(
     "a torch.nn.Module, a captured Network or its Symmetries",

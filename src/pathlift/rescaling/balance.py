@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathlift.budget import running
 from pathlift.errors import NumericalError
-from pathlift.rescaling.couplings import Dense, Sparse, sums
+from pathlift.rescaling.couplings import Coupling, sums
 from pathlift.rescaling.linear import Operator, conjugate_gradients
 from pathlift.rescaling.relations import Solution
 
@@ -61,7 +61,7 @@ class Logarithmic:
 
 
 def balanced(
-    couplings: Sequence[Dense | Sparse], solution: Solution, power: float, logarithmic: Logarithmic | None = None
+    couplings: Sequence[Coupling], solution: Solution, power: float, logarithmic: Logarithmic | None = None
 ) -> Balance:
     """Minimise F(g) = Σ mass·2^(p·r), where r = s(above) − s(below) and s = B·g.
 
@@ -107,7 +107,7 @@ def balanced(
 
 
 @dataclass(frozen=True)
-class _State:
+class _Point:
     value: float
     gradient: Tensor
     hessian: Operator
@@ -119,7 +119,11 @@ class _Problem:
     """The function and its derivatives, in natural logarithms of the factors times p."""
 
     def __init__(
-        self, couplings: Sequence[Dense | Sparse], solution: Solution, power: float, logarithmic: Logarithmic | None
+        self,
+        couplings: Sequence[Coupling],
+        solution: Solution,
+        power: float,
+        logarithmic: Logarithmic | None,
     ) -> None:
         self.couplings = couplings
         self.solution = solution
@@ -140,12 +144,12 @@ class _Problem:
             return float(total)
         return self.logarithmic.number * float(torch.log(total)) + float(self.logarithmic.linear @ free) * self.power * LOG_2
 
-    def at(self, free: Tensor) -> _State:
+    def at(self, free: Tensor) -> _Point:
         solution = self.solution
         scales = self.power * solution.scales(free)
         coming, going = sums(self.couplings, scales)
-        whole = coming.sum()
-        total = float(whole)
+        sum_of_powers = coming.sum()
+        total = float(sum_of_powers)
         gradient = solution.pulled_back(coming - going)
         mass = solution.pulled_back_magnitude(coming + going)
         up, down = torch.exp2(scales), torch.exp2(-scales)
@@ -170,7 +174,7 @@ class _Problem:
         floor = 1e-12 * float(mass.max()) if len(mass) else 1.0
         relative = gradient.abs() / mass.clamp(min=1e-300)
         imbalance = float(relative.max()) if len(relative) else 0.0
-        return _State(self._objective(whole, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
+        return _Point(self._objective(sum_of_powers, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
 
     def coordinate_steps(self, free: Tensor) -> Tensor:
         """Move every group half of the way to where its own mass would be balanced; no such step makes F larger.
@@ -195,7 +199,7 @@ class _Problem:
             free = free + self.solution.pulled_back(step)
         return free
 
-    def line_search(self, free: Tensor, direction: Tensor, state: _State) -> float:
+    def line_search(self, free: Tensor, direction: Tensor, state: _Point) -> float:
         """Halve the Newton step until the function falls as it should.
 
         Returns:

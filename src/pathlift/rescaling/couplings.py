@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pathlift.rescaling.constraints import Scaling
+from pathlift.rescaling.scaling import Scaling
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
+class BlockCoupling:
     """A coupling of all classes above with all classes below, in groups.
 
     Attributes:
@@ -39,7 +40,7 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
-class Sparse:
+class PairCoupling:
     """A coupling of classes pair by pair; all tensors of shape (pairs,)."""
 
     above: Tensor
@@ -47,15 +48,18 @@ class Sparse:
     mass: Tensor
 
     def up(self, x: Tensor, out: Tensor) -> None:
-        """See `Dense.up`."""
+        """See `BlockCoupling.up`."""
         out.index_add_(0, self.above, self.mass * x[self.below])
 
     def down(self, x: Tensor, out: Tensor) -> None:
-        """See `Dense.down`."""
+        """See `BlockCoupling.down`."""
         out.index_add_(0, self.below, self.mass * x[self.above])
 
 
-def coupling(scaling: Scaling, mass: Tensor) -> Dense | Sparse:
+Coupling: TypeAlias = BlockCoupling | PairCoupling
+
+
+def coupling(scaling: Scaling, mass: Tensor) -> Coupling:
     """Sum a mass per element of a parameter by the classes that the element joins.
 
     Args:
@@ -66,25 +70,25 @@ def coupling(scaling: Scaling, mass: Tensor) -> Dense | Sparse:
         The coupling, float64 on the CPU.
     """
     above, below = scaling.above, scaling.below
-    laid = scaling.split(mass)
-    groups, outs, ins, _ = laid.shape
+    masses = scaling.split(mass)
+    groups, outs, ins, _ = masses.shape
     separate = above.shape[2:] == (1, 1) and below.shape[1] == 1 and below.shape[3] == 1
     if separate and min(outs, ins) > 1:
         top, bottom = above.reshape(above.shape[:2]).expand(groups, outs), below[:, 0, :, 0].expand(groups, ins)
-        summed = laid.sum(3, dtype=torch.float64).cpu()
+        summed = masses.sum(3, dtype=torch.float64).cpu()
         if groups == 1:
             classes, place = torch.unique(bottom[0], return_inverse=True)
             if len(classes) < ins:
                 summed = torch.zeros(1, outs, len(classes), dtype=torch.float64, device="cpu").index_add_(2, place, summed)
                 bottom = classes[None]
-        return Dense(top, bottom, summed)
+        return BlockCoupling(top, bottom, summed)
     if above.shape[3] == below.shape[3] == 1:
-        laid = laid.sum(3, keepdim=True, dtype=torch.float64)
-    flat = laid.double().cpu()
-    return Sparse(above.expand(flat.shape).reshape(-1), below.expand(flat.shape).reshape(-1), flat.reshape(-1))
+        masses = masses.sum(3, keepdim=True, dtype=torch.float64)
+    flat = masses.double().cpu()
+    return PairCoupling(above.expand(flat.shape).reshape(-1), below.expand(flat.shape).reshape(-1), flat.reshape(-1))
 
 
-def sums(couplings: Iterable[Dense | Sparse], scales: Tensor) -> tuple[Tensor, Tensor]:
+def sums(couplings: Iterable[Coupling], scales: Tensor) -> tuple[Tensor, Tensor]:
     """Return what comes in to each class and what goes out of it, Σ mass·2^(s(above) − s(below)).
 
     Args:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.budget import Clock, limited
 from pathlift.graph.network import Network
-from pathlift.passes.programs import Values
 from pathlift.passes.propagate import blame
 from pathlift.reading import Inputs
 from pathlift.reading.second import Other, other_state
-from pathlift.rescaling.alignment import Aligned, exact_scales, rescaled
-from pathlift.rescaling.constraints import Tied, tied
-from pathlift.rescaling.fit import Pair, scaled
-from pathlift.rescaling.groups import RescaledState, Symmetries, symmetries
+from pathlift.rescaling.alignment import gauge_fit, nearest_factors
+from pathlift.rescaling.constraints import ScaleConstraints, scale_constraints
+from pathlift.rescaling.groups import Symmetries, symmetries
+from pathlift.rescaling.states import RescaledState
 from pathlift.results import Result
 
 ULPS, HALF_ULPS = 64, 4
@@ -104,26 +103,26 @@ def equivalent(
 
 
 def _equivalent(groups: Symmetries, other: Other, tolerance: float | None, clock: Clock) -> Equivalence:
-    network, relations = groups.network, groups.tied
+    network, constraints = groups.network, groups.constraints
     state = _finite(network, other)
-    digits = {name: _digits(network.state[name], own, ULPS, HALF_ULPS) for name, own in state.items()}
+    digits = {name: _digits(network.state[name], theirs, ULPS, HALF_ULPS) for name, theirs in state.items()}
     limits = digits if tolerance is None else dict.fromkeys(state, tolerance)
     widest = max((limit for name, limit in limits.items() if name in network.graph.saved), default=0.0)
-    mismatch = _different_elsewhere(network, relations, state, limits) or _different_support(network, relations, state)
+    mismatch = _different_elsewhere(network, constraints, state, limits) or _different_support(network, constraints, state)
     if mismatch:
         return Equivalence(False, None, mismatch, widest)
-    pair = compared(network, state)
-    scales = relations.solution.scales(pair.fit)
-    for name in relations.scalings:
-        deviations = pair.deviations(name, scales)
+    fit = gauge_fit(network, state)
+    scales = constraints.solution.scales(fit.factors)
+    for name in fit.upwards:
+        deviations = fit.deviations(name, scales)
         if float(deviations.amax()) > limits[name]:
-            if pair.stopped:
+            if fit.stopped:
                 clock.check("The comparison modulo rescaling")
-            laid = relations.scalings[name].join(deviations, network.state[name].shape)
-            place = tuple(int(axis) for axis in torch.unravel_index(laid.argmax(), laid.shape))
-            what = f"'{name}'{list(place)} differs by {float(laid[place]):.3g} of itself from the rescaling nearest to it"
+            by_element = constraints.scalings[name].join(deviations, network.state[name].shape)
+            place = tuple(int(axis) for axis in torch.unravel_index(by_element.argmax(), by_element.shape))
+            what = f"'{name}'{list(place)} differs by {float(by_element[place]):.3g} of itself from the rescaling nearest to it"
             return Equivalence(False, None, what, widest)
-    return Equivalence(True, torch.exp2(pair.fit), "", widest)
+    return Equivalence(True, torch.exp2(fit.factors), "", widest)
 
 
 @public
@@ -158,95 +157,46 @@ def align(
         groups = _groups(model, inputs)
         network = groups.network
         state = _finite(network, other)
-        pair = compared(network, state)
-        free = _alignment(pair)
-    moved = snapped(network, state, _moved(network, state, free))
-    return RescaledState(network, moved, torch.exp2(free), stopped=pair.stopped)
+        fit = gauge_fit(network, state)
+        free = nearest_factors(fit)
+    rescaled = _rescaled(network, state, free)
+    return RescaledState(network, snapped(network, state, rescaled), torch.exp2(free), stopped=fit.stopped)
 
 
-def compared(network: Network, state: Mapping[str, Tensor]) -> Pair:
-    """Compare θ with θ', weight by weight.
-
-    Args:
-        network: The network with θ.
-        state: θ' by canonical name.
-
-    Returns:
-        Both; medians and regressions are computed when they are asked for, and once.
-    """
-    relations = tied(network)
-    return Pair(relations.scalings, relations.solution, network.state, state)
-
-
-def aligned(network: Network, state: Mapping[str, Tensor], others: Values, pair: Pair | None = None) -> Aligned:
-    """Bring the weights of θ' into the gauge of θ if the two differ in gauge; leave them as they are when they do not.
-
-    Args:
-        network: The network with θ.
-        state: θ' by canonical name.
-        others: θ' by weight tensor, of the network or of its compact form.
-        pair: Both, where they were compared before.
-
-    Returns:
-        λ∘θ', and how often its weights were rounded on the way.
-    """
-    if all(value is network.state[name] for name, value in state.items()):
-        return Aligned(others, 0)
-    pair = pair or compared(network, state)
-    before, after = pair.disagreement
-    if not after < WORTH * before:
-        return Aligned(others, 0)
-    relations = tied(network)
-    return rescaled(relations, others, exact_scales(relations.solution, _alignment(pair))) or Aligned(others, 0)
-
-
-def snapped(network: Network, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def snapped(network: Network, state: Mapping[str, Tensor], rescaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take weights that agree with θ to the rounding of a rescaling to be the same, and return θ' in its own type.
 
     Args:
         network: The network with θ.
         state: θ' as it was given.
-        moved: θ' in the gauge of θ.
+        rescaled: θ' in the gauge of θ.
 
     Returns:
         Canonical name to tensor.
     """
-    found = dict(state)
-    for name, tensor in moved.items():
+    snapped_state = dict(state)
+    for name, tensor in rescaled.items():
         if tensor is not state[name]:
             mine = network.state[name].detach()
             near = (tensor.double() - mine.double()).abs() <= _digits(state[name], mine, SNAP, HALF_SNAP) * mine.double().abs()
-            found[name] = torch.where(near, mine.to(state[name].dtype), tensor.to(state[name].dtype))
-    return found
+            snapped_state[name] = torch.where(near, mine.to(state[name].dtype), tensor.to(state[name].dtype))
+    return snapped_state
 
 
-def _alignment(pair: Pair) -> Tensor:
-    free = -pair.fit
-    return torch.where((free - free.round()).abs() < WHOLE, free.round(), free)
-
-
-def _moved(network: Network, state: Mapping[str, Tensor], free: Tensor) -> dict[str, Tensor]:
+def _rescaled(network: Network, state: Mapping[str, Tensor], free: Tensor) -> dict[str, Tensor]:
     """Return λ∘θ', float64 where λ is not 1."""
-    relations = tied(network)
-    scales = relations.solution.scales(free)
-    found = dict(state)
-    for name, scaling in relations.scalings.items():
-        factor = torch.exp2(scaled(scaling, scales, state[name])).to(state[name].device)
+    constraints = scale_constraints(network)
+    scales = constraints.solution.scales(free)
+    rescaled = dict(state)
+    for name, scaling in constraints.scalings.items():
+        factor = torch.exp2(scaling.logs(scales, state[name].shape)).to(state[name].device)
         if bool((factor != 1.0).any()):
-            found[name] = state[name].detach().double() * factor
-    return found
+            rescaled[name] = state[name].detach().double() * factor
+    return rescaled
 
 
 SNAP, HALF_SNAP = 8, 1
 """Units of the last digit by which a rescaled copy may differ from its original; and in types of two bytes."""
-
-WHOLE = 1e-6
-"""A factor this near to a power of two, in log₂, is taken to be it."""
-
-WORTH = 0.5
-"""An alignment is made when it brings the mean |log₂ θ'/θ| below this part of what it was.
-
-Groups explain some of the difference of any two networks; only more than that speaks for a rescaling."""
 
 
 @public
@@ -285,14 +235,18 @@ def rescaling_distance(
     with limited(seconds) as clock:
         groups = _groups(model, inputs)
         second = groups.at(other_state(groups.network, other))
-        one, two = groups.balance(p), second.balance(p)
-        if one.stopped or two.stopped:
+        first_balanced, second_balanced = groups.balance(p), second.balance(p)
+        if first_balanced.stopped or second_balanced.stopped:
             clock.check("The search for balanced representatives")
-    apart = [(one[name].double() - two[name].double()).abs() for name in groups.network.parameters if name in one]
-    largest = max((float(own.max()) for own in apart), default=0.0)
+    apart = [
+        (first_balanced[name].double() - second_balanced[name].double()).abs()
+        for name in groups.network.parameters
+        if name in first_balanced
+    ]
+    largest = max((float(difference.max()) for difference in apart), default=0.0)
     if largest == 0.0:
         return 0.0
-    return float(largest * sum(float((own / largest).pow(p).sum()) for own in apart) ** (1.0 / p))
+    return float(largest * sum(float((difference / largest).pow(p).sum()) for difference in apart) ** (1.0 / p))
 
 
 def _digits(first: Tensor, second: Tensor, units: int, half_units: int) -> float:
@@ -301,11 +255,13 @@ def _digits(first: Tensor, second: Tensor, units: int, half_units: int) -> float
     return max(((half_units if kind.bits == 16 else units) * kind.eps for kind in kinds), default=0.0)
 
 
-def _different_elsewhere(network: Network, relations: Tied, state: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
+def _different_elsewhere(
+    network: Network, constraints: ScaleConstraints, state: Mapping[str, Tensor], limits: Mapping[str, float]
+) -> str:
     """Compare what takes no part in the symmetry."""
     needed = {name for weight in network.weights for name in weight.requires}
     for name, tensor in network.state.items():
-        if name in relations.scalings or name not in needed:
+        if name in constraints.scalings or name not in needed:
             continue
         first, second = tensor.double(), state[name].double()
         if bool(((first - second).abs() > limits[name] * first.abs()).any()):
@@ -313,13 +269,15 @@ def _different_elsewhere(network: Network, relations: Tied, state: Mapping[str, 
     return ""
 
 
-def _different_support(network: Network, relations: Tied, state: Mapping[str, Tensor]) -> str:
+def _different_support(network: Network, constraints: ScaleConstraints, state: Mapping[str, Tensor]) -> str:
     """Compare zeros and signs."""
-    for name in relations.scalings:
+    for name in constraints.upwards:
         first, second = network.state[name].detach().sign(), state[name].detach().to(network.device).sign()
         apart = first != second.to(first.dtype)
         if bool(apart.any()):
             place = tuple(apart.nonzero()[0].tolist())
-            own, theirs = float(network.state[name][place]), float(state[name][place])
-            return f"'{name}'{list(place)} is {own:.6g} in the first network and {theirs:.6g} in the second: signs never change"
+            mine, theirs = float(network.state[name][place]), float(state[name][place])
+            return (
+                f"'{name}'{list(place)} is {mine:.6g} in the first network and {theirs:.6g} in the second: signs never change"
+            )
     return ""

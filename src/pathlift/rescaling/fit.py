@@ -3,11 +3,17 @@
 If θ' = λ∘θ, then log₂|θ'_i/θ_i| = s(above) − s(below) for every weight. Going up the network, the scale of each class is the
 median of what its incoming weights say, which is exact for rescaled and pruned copies; what is left (rounding, noise) goes
 to least squares with weights that fall with the residual.
+
+The medians go from tensor to tensor, and the first one that tells of a class decides: of two weights that lead to a sum,
+the one further down. That order is `GaugeFit.upwards`, the same for a graph whatever the state-dicts and mappings are.
+
+Worked example: x → W = (2, 3) → two hidden neurons → V = (5, 7) → y, and W' = (4, 3), V' = (2.5, 0). W says s_1 = log₂(4/2)
+= 1 and s_2 = 0; V, whose second weight was pruned, says s(y) = 0 = log₂(2.5/5) + s_1. All agree: λ = (2, 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +21,10 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import running
-from pathlift.rescaling.constraints import Scaling
-from pathlift.rescaling.couplings import Dense, Sparse, coupling
+from pathlift.rescaling.couplings import Coupling, coupling
 from pathlift.rescaling.linear import conjugate_gradients
 from pathlift.rescaling.relations import Solution
+from pathlift.rescaling.scaling import Scaling
 
 ROUNDS = 3
 """Rounds of reweighted least squares; as many as they take for the last digits of float64 where B is not plain."""
@@ -31,17 +37,19 @@ ENOUGH = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class GaugeFit:
     """Two parameter vectors, compared weight by weight.
 
     Attributes:
         scalings: How the parameters scale; only these are compared.
+        upwards: Their names, going up the network.
         solution: The groups.
         state: θ.
         other: θ'.
     """
 
     scalings: Mapping[str, Scaling]
+    upwards: Sequence[str]
     solution: Solution
     state: Mapping[str, Tensor]
     other: Mapping[str, Tensor]
@@ -52,7 +60,7 @@ class Pair:
 
     @cached_property
     def rough(self) -> Tensor:
-        """A first guess at `fit`, by medians."""
+        """A first guess at `factors`, by medians."""
         return projected(self.solution, self._medians())
 
     @cached_property
@@ -60,7 +68,8 @@ class Pair:
         """Mean |log₂|θ'/θ||, and what of it `rough` leaves unexplained; of some of the weights."""
         scales = self.solution.scales(self.rough)
         before, after, count = 0.0, 0.0, 0
-        for name, scaling in self.scalings.items():
+        for name in self.upwards:
+            scaling = self.scalings[name]
             mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
             step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
             expected = (scales[scaling.above] - scales[scaling.below]).expand(mine.shape)[:, :, ::step]
@@ -71,13 +80,13 @@ class Pair:
         return before / max(count, 1), after / max(count, 1)
 
     @cached_property
-    def fit(self) -> Tensor:
+    def factors(self) -> Tensor:
         """The log₂ factors g that explain the ratios best, shape (groups,); 0 for a group that no weight tells about."""
         return self._search[0]
 
     @property
     def stopped(self) -> bool:
-        """Whether the time of the call was up before `fit` was the best there is."""
+        """Whether the time of the call was up before `factors` was the best there is."""
         return self._search[1]
 
     @cached_property
@@ -94,9 +103,9 @@ class Pair:
             if not (ratios and solution.plain):
                 if self._largest_deviation(scales) < (EXACT if solution.plain else PRECISE):
                     break
-                ratios = {name: self.ratios(name) for name in self.scalings}
+                ratios = {name: self.ratios(name) for name in self.upwards}
             step = self._least_squares({
-                name: ratio - scaled(self.scalings[name], scales, ratio) for name, ratio in ratios.items()
+                name: ratio - self.scalings[name].logs(scales, ratio.shape) for name, ratio in ratios.items()
             })
             free = free + step
             if float(step.abs().max()) < PRECISE:
@@ -108,18 +117,19 @@ class Pair:
         scaling = self.scalings[name]
         mine, theirs = (scaling.split(state[name].detach()) for state in (self.state, self.other))
         expected = mine.double() * torch.exp2(scales[scaling.above] - scales[scaling.below]).to(mine.device)
-        found = theirs.to(expected)
-        same = found * expected > 0
-        return (found - expected).abs_().div_(expected.abs_()).mul_(same).nan_to_num_(0.0, 0.0, 0.0)
+        theirs = theirs.to(expected)
+        same = theirs * expected > 0
+        return (theirs - expected).abs_().div_(expected.abs_()).mul_(same).nan_to_num_(0.0, 0.0, 0.0)
 
     def _largest_deviation(self, scales: Tensor) -> float:
-        return max(float(self.deviations(name, scales).amax()) for name in self.scalings)
+        return max(float(self.deviations(name, scales).amax()) for name in self.upwards)
 
     def _medians(self) -> Tensor:
         """Go up the network: the scale of a class is the median of ratio + s(below) over the weights that come in."""
         scales = torch.full((self.solution.count,), torch.nan, dtype=torch.float64, device="cpu")
         scales[0] = 0.0
-        for name, scaling in self.scalings.items():
+        for name in self.upwards:
+            scaling = self.scalings[name]
             mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
             above, below = scaling.above, scales[scaling.below]
             if above.shape[2:] == (1, 1):
@@ -130,7 +140,7 @@ class Pair:
                 above = above.expand(mine.shape).reshape(-1)
             known = ~says.isnan() & scales[above].isnan()
             _grouped_median(scales, above[known], says[known])
-        for name in reversed(list(self.scalings)):  # a channel whose incoming weights were all pruned
+        for name in reversed(self.upwards):  # a channel whose incoming weights were all pruned
             self._told_from_above(name, scales)
         return scales
 
@@ -169,13 +179,14 @@ class Pair:
         solution = self.solution
         some = [residual.reshape(-1)[:: max(1, residual.numel() // 2**20)] for residual in residuals.values()]
         sizes = torch.cat([residual[~residual.isnan()].abs() for residual in some])
-        spread = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
-        weights: list[Dense | Sparse] = []
+        typical = max(float(sizes.median()), 1e-9) if len(sizes) else 1.0
+        weights: list[Coupling] = []
         target = torch.zeros(solution.count, dtype=torch.float64, device="cpu")
         ones, degree = torch.ones_like(target), torch.zeros_like(target)
-        for name, scaling in self.scalings.items():
+        for name in self.upwards:
+            scaling = self.scalings[name]
             there = ~residuals[name].isnan()
-            weight = torch.where(there, 1.0 / (1.0 + (residuals[name] / spread) ** 2), 0.0)
+            weight = torch.where(there, 1.0 / (1.0 + (residuals[name] / typical) ** 2), 0.0)
             part = coupling(scaling, weight)
             pull = coupling(scaling, weight * torch.nan_to_num(residuals[name]))
             weights.append(part)
@@ -197,20 +208,6 @@ class Pair:
         diagonal = solution.pulled_back_magnitude(degree)
         accuracy = 1e-4 if solution.plain else 1e-12
         return conjugate_gradients(operator, solution.pulled_back(target), _positive(diagonal), accuracy)
-
-
-def scaled(scaling: Scaling, scales: Tensor, like: Tensor) -> Tensor:
-    """Return log₂ of the factor of each element of a parameter.
-
-    Args:
-        scaling: How it scales.
-        scales: s by class.
-        like: A tensor of its shape.
-
-    Returns:
-        Tensor of its shape, float64.
-    """
-    return scaling.join(scales[scaling.above] - scales[scaling.below], like.shape)
 
 
 def projected(solution: Solution, scales: Tensor) -> Tensor:
@@ -245,9 +242,9 @@ def _grouped_median(scales: Tensor, classes: Tensor, values: Tensor) -> None:
     """Set the scale of each class to the median of its values."""
     order = torch.argsort(values, stable=True)
     order = order[torch.argsort(classes[order], stable=True)]
-    found, counts = torch.unique_consecutive(classes[order], return_counts=True)
+    told, counts = torch.unique_consecutive(classes[order], return_counts=True)
     middle = counts.cumsum(0) - counts + torch.div(counts - 1, 2, rounding_mode="floor")
-    scales[found] = values[order][middle]
+    scales[told] = values[order][middle]
 
 
 def _positive(diagonal: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import Tracks, in_range, propagate
 from pathlift.rescaling.balance import Balance, Logarithmic, balanced
 from pathlift.rescaling.conditioning import kernel_diagonal, on_paths
-from pathlift.rescaling.constraints import Scaling, Tied
-from pathlift.rescaling.couplings import Dense, Sparse, coupling, sums
+from pathlift.rescaling.constraints import ScaleConstraints
+from pathlift.rescaling.couplings import Coupling, coupling, sums
 from pathlift.rescaling.fit import projected
+from pathlift.rescaling.scaling import NO_CLASS, Scaling
 
 EQUAL_ENOUGH = 1e-3
 """log₂ of the ratio of two ranges at which equalisation ends."""
@@ -28,7 +29,7 @@ EQUAL_ENOUGH = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Gauge:
-    """Log₂ factors by group, and how good they are: see `pathlift.rescaling.groups.BalancedState`."""
+    """Log₂ factors by group, and how good they are: see `pathlift.rescaling.states.BalancedState`."""
 
     free: Tensor
     imbalance: float
@@ -38,12 +39,12 @@ class Gauge:
 
 
 @torch.no_grad()
-def normal(network: Network, tied: Tied) -> Tensor:
+def normal(network: Network, constraints: ScaleConstraints) -> Tensor:
     """Return the factors that bring the largest path activation of each group to 1 (SPEC §4, N(θ)).
 
     Args:
         network: The network.
-        tied: Its symmetries.
+        constraints: What its function asks of scales.
 
     Returns:
         log₂ λ, shape (groups,).
@@ -51,19 +52,20 @@ def normal(network: Network, tied: Tied) -> Tensor:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    largest, _ = _largest_activations(network, tied, torch.float64)
-    return -projected(tied.solution, largest)
+    largest, _ = _largest_activations(network, constraints, torch.float64)
+    return -projected(constraints.solution, largest)
 
 
 @torch.no_grad()
-def even(network: Network, tied: Tied) -> Tensor:
+def even(network: Network, constraints: ScaleConstraints) -> Tensor:
     """Return the factors with which the largest path activation of a group is ‖Φ‖₁ to the power of its share of the depth.
 
-    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network.
+    As `normal`, they depend on the orbit only; and no layer has to carry the whole scale of the network. A group whose largest
+    path activation is a and whose neurons have d of D layers with weights below them gets the factor ‖Φ‖₁^(d/D)/a.
 
     Args:
         network: The network.
-        tied: Its symmetries.
+        constraints: What its function asks of scales.
 
     Returns:
         log₂ λ, shape (groups,).
@@ -71,23 +73,23 @@ def even(network: Network, tied: Tied) -> Tensor:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    largest, whole = _largest_activations(network, tied, network.dtype)
+    largest, norm = _largest_activations(network, constraints, network.dtype)
     depth: dict[str, int] = {}
     for layer in compacted(network).layers:
         below = max((depth[connection.source] for connection in layer.connections), default=0)
         depth[layer.name] = below + any(connection.weight is not None for connection in layer.connections)
     deepest = max(depth[name] for name in compacted(network).outputs) or 1
-    place = torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu")
-    for name, labels in tied.labels.items():
-        classes = tied.solution.classes[labels].reshape(-1)
-        place.scatter_reduce_(
+    share = torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu")
+    for name, labels in constraints.labels.items():
+        classes = constraints.solution.classes[labels].reshape(-1)
+        share.scatter_reduce_(
             0, classes, torch.full(classes.shape, depth[name] / deepest, dtype=torch.float64, device="cpu"), "amax"
         )
-    place[0] = 0.0
-    return projected(tied.solution, whole * place - largest)
+    share[0] = 0.0
+    return projected(constraints.solution, norm * share - largest)
 
 
-def _largest_activations(network: Network, tied: Tied, first: torch.dtype) -> tuple[Tensor, float]:
+def _largest_activations(network: Network, constraints: ScaleConstraints, first: torch.dtype) -> tuple[Tensor, float]:
     """Return log₂ of the largest path activation of each class, NaN where there is none, and log₂ ‖Φ‖₁ (0 for none)."""
     compact = compacted(network)
     values = compact.values()
@@ -96,24 +98,24 @@ def _largest_activations(network: Network, tied: Tied, first: torch.dtype) -> tu
         return propagate(compact, NormProgram(compact, values, dtype), keep=True)
 
     tracks = in_range(attempt, first, values)
-    largest = torch.full((tied.solution.count,), -torch.inf, dtype=torch.float64, device="cpu")
-    for name, labels in tied.labels.items():
-        found = tracks[name][0]
-        if found is not None:
-            classes = tied.solution.classes[labels].expand(found.tensor.shape)
-            largest.scatter_reduce_(0, classes.reshape(-1), found.log2().cpu().reshape(-1), "amax")
+    largest = torch.full((constraints.solution.count,), -torch.inf, dtype=torch.float64, device="cpu")
+    for name, labels in constraints.labels.items():
+        activations = tracks[name][0]
+        if activations is not None:
+            classes = constraints.solution.classes[labels].expand(activations.tensor.shape)
+            largest.scatter_reduce_(0, classes.reshape(-1), activations.log2().cpu().reshape(-1), "amax")
     largest[0] = 0.0
-    whole = sum_of_outputs(compact, tracks)
-    log2 = 0.0 if whole is None else math.log2(float(whole.tensor)) + whole.exponent
-    return torch.where(largest.isinf(), torch.nan, largest), log2
+    norm = sum_of_outputs(compact, tracks)
+    log2_norm = 0.0 if norm is None else math.log2(float(norm.tensor)) + norm.exponent
+    return torch.where(largest.isinf(), torch.nan, largest), log2_norm
 
 
-def balance(network: Network, tied: Tied, p: float) -> Gauge:
+def balance(network: Network, constraints: ScaleConstraints, p: float) -> Gauge:
     """Minimise Σ|θ_i|^p over the orbit.
 
     Args:
         network: The network.
-        tied: Its symmetries.
+        constraints: What its function asks of scales.
         p: Positive power.
 
     Returns:
@@ -125,20 +127,20 @@ def balance(network: Network, tied: Tied, p: float) -> Gauge:
     there = on_paths(network)
     couplings = [
         coupling(scaling, _power(network.state[name].detach(), p) * there[name])
-        for name, scaling in tied.scalings.items()
+        for name, scaling in constraints.scalings.items()
         if name in network.parameters and name in there
     ]
-    held = _divided(tied)
-    found = balanced(couplings, tied.solution.without(held), p)
-    return _gauge(found, couplings, tied, held)
+    held = _divided(constraints)
+    optimum = balanced(couplings, constraints.solution.without(held), p)
+    return _gauge(optimum, couplings, constraints, held)
 
 
-def conditioned(network: Network, tied: Tied) -> Gauge:
+def conditioned(network: Network, constraints: ScaleConstraints) -> Gauge:
     """Minimise the log-det divergence between diag(∂Φᵀ∂Φ) and the identity over the orbit.
 
     Args:
         network: The network.
-        tied: Its symmetries.
+        constraints: What its function asks of scales.
 
     Returns:
         The gauge.
@@ -146,28 +148,24 @@ def conditioned(network: Network, tied: Tied) -> Gauge:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    solution = tied.solution
-    masses: list[Dense | Sparse] = []
-    counts: list[Dense | Sparse] = []
+    solution = constraints.solution
+    masses: list[Coupling] = []
+    counts: list[Coupling] = []
     for name, diagonal in kernel_diagonal(network).items():
         if name not in network.parameters:
             continue
-        scaling = tied.scalings.get(name, STILL)
+        scaling = constraints.scalings.get(name, STILL)
         layout = replace(scaling, layout=Layout.plain(diagonal.shape)) if scaling is STILL else scaling
         masses.append(coupling(layout, diagonal))
         counts.append(coupling(layout, (diagonal > 0).double()))
     coming, going = sums(counts, torch.zeros(solution.count, dtype=torch.float64, device="cpu"))
     number = float(coming.sum())
     objective = Logarithmic(number, -solution.pulled_back(coming - going)) if number else None  # no paths: nothing to choose
-    found = balanced(masses, solution, -2.0, objective)
-    return _gauge(found, masses, tied, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
+    optimum = balanced(masses, solution, -2.0, objective)
+    return _gauge(optimum, masses, constraints, torch.zeros(solution.dimension, dtype=torch.bool, device="cpu"))
 
 
-STILL = Scaling(
-    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
-    torch.zeros(1, 1, 1, 1, dtype=torch.long, device="cpu"),
-    Layout.plain(()),
-)
+STILL = Scaling(NO_CLASS, NO_CLASS, Layout.plain(()))
 """How a parameter scales that does not."""
 
 
@@ -176,11 +174,11 @@ def _power(tensor: Tensor, p: float) -> Tensor:
     return wide.square_() if p == 2.0 else wide.pow_(p)
 
 
-def _divided(tied: Tied) -> Tensor:
+def _divided(constraints: ScaleConstraints) -> Tensor:
     """Tell which groups scale a parameter that the network divides by: it can shrink with what it divides, without end."""
-    solution = tied.solution
+    solution = constraints.solution
     touched = torch.zeros(solution.count, dtype=torch.bool, device="cpu")
-    for scaling in tied.scalings.values():
+    for scaling in constraints.scalings.values():
         if scaling.divides:
             touched[scaling.above.reshape(-1)] = True
             touched[scaling.below.reshape(-1)] = True
@@ -189,14 +187,14 @@ def _divided(tied: Tied) -> Tensor:
     return held
 
 
-def _gauge(found: Balance, couplings: Sequence[Dense | Sparse], tied: Tied, held: Tensor) -> Gauge:
+def _gauge(optimum: Balance, couplings: Sequence[Coupling], constraints: ScaleConstraints, held: Tensor) -> Gauge:
     """Name the groups that were left: those that are held, and those without a mass."""
-    coming, going = sums(couplings, torch.zeros(tied.solution.count, dtype=torch.float64, device="cpu"))
-    left = torch.nonzero(held | (tied.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
-    return Gauge(found.free, found.imbalance, tuple(left.tolist()), found.steps, found.stopped)
+    coming, going = sums(couplings, torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu"))
+    left = torch.nonzero(held | (constraints.solution.pulled_back_magnitude(coming + going) == 0))[:, 0]
+    return Gauge(optimum.free, optimum.imbalance, tuple(left.tolist()), optimum.steps, optimum.stopped)
 
 
-def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
+def equalized(network: Network, constraints: ScaleConstraints) -> tuple[Tensor, bool]:
     """Return the factors that give every channel equal ranges of incoming and outgoing weights.
 
     Only weights of two or more dimensions have a range: biases and batch norms stay in floating point. A channel without
@@ -205,7 +203,7 @@ def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
 
     Args:
         network: The network.
-        tied: Its symmetries.
+        constraints: What its function asks of scales.
 
     Returns:
         log₂ λ, shape (groups,), and whether the time of the call was up before the ranges were equal.
@@ -213,10 +211,10 @@ def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    solution = tied.solution
-    free = balance(network, tied, 2.0).free
+    solution = constraints.solution
+    free = balance(network, constraints, 2.0).free
     ends: list[tuple[Tensor, Tensor, Tensor]] = []
-    for name, scaling in tied.scalings.items():
+    for name, scaling in constraints.scalings.items():
         tensor = network.state[name].detach()
         if name in network.parameters and tensor.dim() > 1:
             sizes = torch.log2(scaling.split(tensor.abs()).double().cpu())
@@ -231,20 +229,21 @@ def equalized(network: Network, tied: Tied) -> tuple[Tensor, bool]:
         widest = coming.clone()
         for above, below, sizes in ends:
             ranges = sizes + scales[above] - scales[below]
-            _largest(coming, above, ranges)
-            _largest(going, below, ranges)
-            _largest(widest, above, ranges.amax().expand(ranges.shape))
+            _raise_to(coming, above, ranges)
+            _raise_to(going, below, ranges)
+            _raise_to(widest, above, ranges.amax().expand(ranges.shape))
+        # a scale that is raised by d raises what comes in by d and lowers what goes out by d: equal after (going − coming)/2
         step = torch.where(going.isinf(), widest - coming, (going - coming) / 2)
         step = torch.where(coming.isinf(), 0.0, step)
         step[0] = 0.0
         if float(step.abs().max()) < EQUAL_ENOUGH:
             break
-        free = free + projected(solution, step) / 2
+        free = free + projected(solution, step) / 2  # half of it: the other end of a weight moves as well
     return free, False
 
 
-def _largest(found: Tensor, classes: Tensor, values: Tensor) -> None:
-    """Raise entries of ``found`` to the largest value of their class."""
+def _raise_to(largest: Tensor, classes: Tensor, values: Tensor) -> None:
+    """Raise entries of ``largest`` to the largest value of their class."""
     dims = [dim for dim in range(4) if classes.shape[dim] == 1]
     values = values.amax(dims, keepdim=True) if dims else values
-    found.scatter_reduce_(0, classes.reshape(-1), values.reshape(-1), "amax")
+    largest.scatter_reduce_(0, classes.reshape(-1), values.reshape(-1), "amax")

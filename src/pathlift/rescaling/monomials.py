@@ -4,8 +4,8 @@ A weight tensor is a sum of products of powers of parameters, element by element
 scale alike. A weight tensor that is anything else (weight normalisation, a product of two parameters) does not take part: it,
 and what it is computed from, is left as it is.
 
-The shift of a batch norm, t = β − μ·γ/√(σ²+ε), is the sum of the products (β) and (μ, γ): t scales by 2^x when β does, and when
-the scale of μ and that of γ add up to x. The running mean μ is no parameter, but has to move along.
+The shift of a batch norm, t = β − μ·γ/√(σ²+ε), is the sum of the products (β) and (μ, γ): t scales by 2^x when β does, and
+when the scale of μ and that of γ add up to x. The running mean μ is no parameter, but has to move along.
 """
 
 from __future__ import annotations

@@ -75,19 +75,19 @@ def components(count: int, first: Tensor, second: Tensor) -> Tensor:
     """Number the connected components of a graph.
 
     Args:
-        count: Number of layers.
+        count: Number of nodes.
         first: One end of each edge.
         second: The other.
 
     Returns:
-        The component of each layer, numbered in the order of their first layers.
+        The component of each node, numbered in the order of their first nodes.
     """
     classes = Classes()
     classes.grow(max(count - classes.count, 0))
     classes.join(first, second)
-    layers = torch.arange(count, device="cpu")
-    root = classes.find(layers)
-    return (torch.cumsum(root == layers, 0) - 1)[root]
+    nodes = torch.arange(count, device="cpu")
+    root = classes.find(nodes)
+    return (torch.cumsum(root == nodes, 0) - 1)[root]
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,11 +292,11 @@ class Relations:
             count = (signs != 0).sum(1)
             equal = (count == 2) & (signs.sum(1) == 0)
             rest = (count > 1) & ~equal
-            one, pairs = ids[count == 1].amax(1), ids[equal].sort(1).values[:, -2:]
+            single, pairs = ids[count == 1].amax(1), ids[equal].sort(1).values[:, -2:]
             ids, signs = ids[rest], signs[rest]
-            if not len(one) and not len(pairs):
+            if not len(single) and not len(pairs):
                 break
-            self.fix(one)
+            self.fix(single)
             self.tie(pairs[:, 0], pairs[:, 1])
         return ids, signs
 
@@ -322,20 +322,20 @@ def _eliminated(rows: list[dict[int, Fraction]], neurons: set[int]) -> dict[int,
     order: list[int] = []
     for row in rows:
         running().check(SEARCH)
-        found: dict[int, Fraction] = {}
+        reduced: dict[int, Fraction] = {}  # the row in labels that are not determined yet
         pending = dict(row)
         while pending:
             label, value = pending.popitem()
             for other, factor in (pivots[label] if label in pivots else {label: Fraction(1)}).items():
-                target = found if other not in pivots else pending
+                target = reduced if other not in pivots else pending
                 target[other] = target.get(other, Fraction(0)) + value * factor
                 if not target[other]:
                     del target[other]
-        if not found:
+        if not reduced:
             continue
-        pivot = max(found, key=lambda label: (label not in neurons, label))
-        value = found.pop(pivot)
-        pivots[pivot] = {label: -own / value for label, own in found.items()}
+        pivot = max(reduced, key=lambda label: (label not in neurons, label))
+        value = reduced.pop(pivot)
+        pivots[pivot] = {label: -entry / value for label, entry in reduced.items()}
         order.append(pivot)
     for pivot in reversed(order):
         running().check(SEARCH)

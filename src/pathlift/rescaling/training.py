@@ -47,7 +47,7 @@ def rescale_in_place(groups: Symmetries, state: RescaledState, optimizer: Optimi
     factors = groups.weight_factors(state.factors)
     if optimizer is not None:
         trained = _trained(optimizer, network)
-        _rescale_memory(optimizer, {id(own): factors[name] for name, own in trained.items() if name in factors})
+        _rescale_memory(optimizer, {id(parameter): factors[name] for name, parameter in trained.items() if name in factors})
     for name, tensor in state.items():
         if name in factors:
             overwrite(network.state[name], tensor)
@@ -68,13 +68,13 @@ def _trained(optimizer: Optimizer, network: Network) -> dict[str, Tensor]:
     """
     places = {(tensor.data_ptr(), tensor.shape): name for name, tensor in network.state.items() if tensor.numel()}
     given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found = {places[key]: own for own in given if (key := (own.data_ptr(), own.shape)) in places}
-    if not found:
+    trained = {places[key]: tensor for tensor in given if (key := (tensor.data_ptr(), tensor.shape)) in places}
+    if not trained:
         raise InputError(
             "The optimiser trains none of the network's parameters. Capture the model after it was moved to its device, and "
             "give the optimiser the parameters of that model."
         )
-    return found
+    return trained
 
 
 def _rescale_memory(optimizer: Optimizer, known: Mapping[int, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 y = (x − μ)·γ/√(σ²+ε) + β = s·x + t with s = γ/√(σ²+ε) and t = β − μ·s. What follows is written once, here:
 
-- value: s in float64 to a few units; t to 2u·|t|, although β and μ·s may cancel (`Shift`).
+- value: s in float64 to a few units; t to 2u·|t|, although β and μ·s may cancel (`BatchNormShift`).
 - interval: of the formula as it stands; the value itself where γ, β, μ, σ² are known.
 - peak: the model may compute (x − μ)·γ/√(σ²+ε) + β in any order, so intermediate factors are γ, 1/√(σ²+ε) or both.
 - cancelled: β and μ·s are rounded before they cancel.
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pathlift.edges import Scale as ScaleEdges
+from pathlift.edges import Scale
 from pathlift.graph.expressions import Expression, Formula, FunctionCall, Summand
 from pathlift.graph.interval import Interval, IntervalArithmetic, point
 from pathlift.graph.layers import Connection
@@ -30,7 +30,7 @@ FLOAT64 = torch.finfo(torch.float64)
 
 
 @dataclass(frozen=True)
-class Scale(Formula):
+class BatchNormScale(Formula):
     """s = γ/√(σ²+ε)."""
 
     elementwise: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class Scale(Formula):
 
 
 @dataclass(frozen=True)
-class Shift(Formula):
+class BatchNormShift(Formula):
     """t = β − μ·s, from s and from what s is made of."""
 
     elementwise: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class Shift(Formula):
         return (product,) if bias is None else (Summand((bias,)), product)
 
 
-SCALE, SHIFT = Scale(), Shift()
+SCALE, SHIFT = BatchNormScale(), BatchNormShift()
 
 
 def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +185,7 @@ def batch_norm(call: Call) -> Draft | tuple[Draft, ...]:
     source = call.source("input")
     view = channels(scale, len(source.shape))
     layer = call.layer(
-        Connection(source.name, ScaleEdges(view), call.weight(scale, "weight" if weight is not None else None, weight)),
+        Connection(source.name, Scale(view), call.weight(scale, "weight" if weight is not None else None, weight)),
         biases=call.bias(shift, view, "bias" if bias is not None else None, bias),
         shape=source.shape,
         unit_dim=1,
