@@ -11,7 +11,7 @@ FLOORS = (
     ("results", "errors", "forks", "precision", "budget", "arguments", "output", "storage"),
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "metric", "streaming", "kernel", "pruning"),
-    ("lipschitz", "certification", "consequences", "reference"),
+    ("lipschitz", "certification", "consequences", "reference", "lifting"),
     ("public", "", "lightning", "experiments", "cli", "__main__"),
 )
 """A room imports only from those before it; "" is `pathlift` itself."""

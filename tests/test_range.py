@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
-from pathlift.reference.probe import dag_of
+from pathlift.reference import ProbeError, dag_of
 
 # ---- exact arithmetic on perceptrons
 
@@ -252,7 +252,7 @@ class Applied(nn.Module):
 
 @pytest.mark.parametrize("name", AFFINE_SOMEWHERE)
 def test_what_is_affine_somewhere_is_not_taken_for_affine(name: str) -> None:
-    with pytest.raises(pathlift.InputError, match="is not"):
+    with pytest.raises(ProbeError, match="is not"):
         dag_of(Applied(AFFINE_SOMEWHERE[name]), torch.zeros(1, 2))
 
 

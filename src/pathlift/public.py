@@ -19,6 +19,7 @@ from pathlift.errors import (
 )
 from pathlift.graph.network import Network
 from pathlift.kernel import PathKernel, path_kernel
+from pathlift.lifting import PathLifting, path_lifting
 from pathlift.lipschitz.bound import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
 from pathlift.lipschitz.expected import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
 from pathlift.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
@@ -27,7 +28,6 @@ from pathlift.norm import PathNorm, log_path_norm, path_norm
 from pathlift.passes.box import Tolerance
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks
 from pathlift.reading import SupportReport, capture, check_support
-from pathlift.reference import PathLifting, path_lifting
 from pathlift.rescaling import (
     BalancedState,
     Equivalence,

@@ -1,4 +1,4 @@
-"""The path-lifting Φ(θ) itself, path by path, for small networks (SPEC §2)."""
+"""The path-lifting Φ(θ) itself, path by path, for small networks (SPEC §2): the reference, behind the library's door."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pathlift.arguments import public
-from pathlift.errors import InputError, NumericalError, UnsupportedModelError
+from pathlift.arguments import declare, public
+from pathlift.arguments.kinds import module, positive_count
+from pathlift.errors import InputError, NumericalError
 from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import example_tensors
-from pathlift.reference.dag import Dag, Path, TooManyPathsError
-from pathlift.reference.probe import dag_of
+from pathlift.reading.freeze import frozen_view
+from pathlift.reference import Dag, Path, ProbeError, TooManyPathsError, dag_of
 from pathlift.results import Result
+
+declare(__name__, {"path_lifting.model": module, "limit": positive_count})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,11 +104,14 @@ def path_lifting(
     left_off = capture(model, inputs).left_off  # refuses what lies outside the theory
     if left_off:
         raise InputError(f"The model ends in {' and '.join(left_off)}, which has no path-lifting. Give the model without it.")
-    broken = next((name for name, own in model.named_parameters() if not bool(torch.isfinite(own).all())), None)
+    broken = next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
     if broken is not None:
         raise NumericalError(f"'{broken}' holds NaN or infinite values.")
     examples = example_tensors(model, inputs)
-    dag = dag_of(model, *examples)
+    try:
+        dag = dag_of(model, *examples, copied=lambda given: frozen_view(given)[0])
+    except ProbeError as error:
+        raise InputError(f"The network cannot be written out neuron by neuron: {error}") from error
     try:
         paths = dag.paths(limit)
     except TooManyPathsError:
@@ -126,8 +132,8 @@ def _ends(dag: Dag, paths: list[Path]) -> Tensor:
     """Number the outputs; paths are listed output by output."""
     ends: list[int] = []
     counts = {v: sum(1 for path in paths if path.end == v) // dag.outputs.count(v) for v in set(dag.outputs)}
-    for place, v in enumerate(dag.outputs):
-        ends.extend([place] * counts[v])
+    for output, v in enumerate(dag.outputs):
+        ends.extend([output] * counts[v])
     return torch.tensor(ends, dtype=torch.long)
 
 
@@ -148,8 +154,7 @@ def _activated(
         )
     numbers = torch.cat([part.detach().double().reshape(-1) for part in given]).tolist()
     states = dag.states(numbers)
-    inputs = dag.inputs
-    position = {v: place for place, v in enumerate(inputs)}
+    position = {v: index for index, v in enumerate(dag.inputs)}
     starts = [numbers[position[path.start]] if path.bias is None else 1.0 for path in paths]
     return PathLifting(
         lifting.names,
@@ -160,6 +165,3 @@ def _activated(
         torch.tensor([float(states[v].value) for v in dag.outputs], dtype=torch.float64),
         torch.tensor(starts, dtype=torch.float64),
     )
-
-
-__all__ = ["PathLifting", "UnsupportedModelError", "path_lifting"]
