@@ -12,9 +12,8 @@ only θ has.
 **Who may write into whose buffer.** The tracks of a layer are read by every later layer, may be kept for the way back, and may
 share their memory with others: a movement gives views, edges of weight 1 from one neuron to one give the very tensor. So a
 tensor is written to only by the step that made it, before that step ends. `Arrival` carries the flag: what an edge map brings
-is new memory if the map says so (`Edges.fresh`) or if weights came in, for a product is never a view. Weights are not written
-to
-either: those of a bias may be kept by the program (`Weights.ready`). And nothing is overwritten that autograd may need.
+is new memory if the map says so (`Edges.fresh`) or if weights came in, for a product is never a view. Nor are weights written
+to: those of a bias may be kept by the program (`Weights.ready`). And nothing is overwritten that autograd may need.
 """
 
 from __future__ import annotations
