@@ -24,8 +24,9 @@ from pathlift.metric.common_gauge import Frame
 from pathlift.norm import LOG10_OF_2
 from pathlift.passes.characters import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
-from pathlift.passes.propagate import Program, in_range, propagate
+from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, power
+from pathlift.passes.tracks import Program
 
 NEAR, FAR = (0.15, 0.15, 0.7), (0.45, 0.45, 0.1)
 """Shares of the samples that |θ|, |θ'| and g draw, for networks near each other and far from each other."""

@@ -44,8 +44,8 @@ from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import extremes
 from pathlift.passes import wide
-from pathlift.passes.propagate import Program, Tracks
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
+from pathlift.passes.tracks import Program, Receivers, Tracks
 from pathlift.precision import full_precision
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -135,7 +135,8 @@ class Backward:
             RangeError: The precision of the program does not suffice.
         """
         if any(isinstance(value, wide.Wide) for values in tracks.values() for value in values):
-            return wide.backward(self, cast("dict[str, wide.WideTracks]", tracks))
+            receivers = Receivers(self.share, self.unit, self.bias)
+            return wide.backward(self.network, self.program, receivers, cast("dict[str, wide.WideTracks]", tracks))
         norm = sum_of_outputs(self.network, tracks)
         if norm is None:
             return None

@@ -28,7 +28,7 @@ from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values, WeightedProgram
-from pathlift.passes.propagate import Entries, Tracks
+from pathlift.passes.tracks import Entries, Tracks
 
 
 class ProductProgram(WeightedProgram):

@@ -11,8 +11,9 @@ from torch import Tensor
 from pathlift.edges.base import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
+from pathlift.passes.propagate import is_wide
 from pathlift.passes.scaled import WINDOWS, MantissaWindow, RangeError, Scaled, normalised, too_small
+from pathlift.passes.tracks import Entries, Program, Tracks
 
 Values = Mapping[WeightTensor, Tensor]
 

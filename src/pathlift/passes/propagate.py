@@ -1,13 +1,4 @@
-"""The one traversal of the graph: several linear tracks travel from the inputs to the outputs together.
-
-A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + b(v). The
-path-norm is one track with M = |θ|^q (SPEC §3); the difference of two networks is a second track beside it with
-M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (SPEC §4); the ℓ² metric has three. A `Program` says what M is; this module moves the
-tracks through any graph and keeps them in range; `pathlift.passes.backward` goes back for the scores.
-
-An example: two edges of weight 2 and −3 from a neuron with A = 1 (the path-norm's track) give A = |2|·1 and |−3|·1 above.
-Beside it travels D for θ' = (1, −3): D = |θ'|·D(u) + (|θ| − |θ'|)·A(u) = 1·0 + 1·1 and 3·0 + 0·1, the part of the norm that
-only θ has.
+"""The one traversal of the graph: the tracks of a program travel from the inputs to the outputs together, kept in range.
 
 **Who may write into whose buffer.** The tracks of a layer are read by every later layer, may be kept for the way back, and may
 share their memory with others: a movement gives views, edges of weight 1 from one neuron to one give the very tensor. So a
@@ -19,7 +10,6 @@ to: those of a bias may be kept by the program (`Weights.ready`). And nothing is
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -28,14 +18,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Bundle, Edges, Support, Weights
 from pathlift.edges.unit import Identity
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import Memory, remembering
+from pathlift.passes import wide
 from pathlift.passes.scaled import (
-    FORWARD_WINDOWS,
     MantissaWindow,
     RangeError,
     Scaled,
@@ -46,91 +35,8 @@ from pathlift.passes.scaled import (
     top,
     total,
 )
+from pathlift.passes.tracks import Entries, Program, SupportProgram, Tracks, apply
 from pathlift.precision import full_precision
-
-Tracks: TypeAlias = "tuple[Scaled | None, ...]"
-"""One value per track; None stands for zero everywhere."""
-
-Entries: TypeAlias = "Mapping[tuple[int, int], Weights | None]"
-"""The non-zero entries (i, j) of M for one weight tensor; None stands for 1."""
-
-
-class Program(ABC):
-    """What travels: number of tracks, their weights, and the values that biases start with.
-
-    Attributes:
-        tracks: Number of tracks.
-        signed: The tracks that may have negative entries.
-        largest: Take maxima instead of sums (q = ∞).
-        dtype: Precision of the tracks.
-        batch: Number of samples that travel together, along a dimension before those of the layers; None for one without.
-        degree: Degree in which the tracks depend on the scale of the weights of one bundle of edges.
-        ranges: Whether the tracks may have an exponent for each neuron (`pathlift.passes.wide`): non-negative ones.
-    """
-
-    tracks: int = 1
-    signed: frozenset[int] = frozenset()
-    largest: bool = False
-    dtype: torch.dtype
-    batch: int | None = None
-    degree: float = 1.0
-    ranges: bool = False
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """Sizes of the dimensions before those of the layers."""
-        return () if self.batch is None else (self.batch,)
-
-    @property
-    def window(self) -> MantissaWindow:
-        """Where the mantissas of the tracks are kept."""
-        return FORWARD_WINDOWS[self.dtype]
-
-    @abstractmethod
-    def edge(self, weight: WeightTensor) -> Entries:
-        """Return M for the edges that carry this weight.
-
-        Args:
-            weight: The weight.
-
-        Returns:
-            Its non-zero entries.
-        """
-
-    def bundle(self, weight: WeightTensor) -> Bundle | None:
-        """Return all non-zero entries of M at once, for programs of many tracks.
-
-        Args:
-            weight: The weight.
-
-        Returns:
-            The entries; None to ask for them one by one (`edge`).
-        """
-        del weight
-        return None
-
-    @abstractmethod
-    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
-        """Return what a bias adds to each track.
-
-        Args:
-            weight: The bias.
-
-        Returns:
-            Track to values; tracks that are not named get nothing.
-        """
-
-    @abstractmethod
-    def inputs(self, layer: Layer) -> Tracks:
-        """Return the tracks of the input neurons.
-
-        Args:
-            layer: An input layer.
-
-        Returns:
-            The tracks.
-        """
-
 
 Result = TypeVar("Result")
 
@@ -243,8 +149,6 @@ def propagate(
 
 def _wide(network: Network, program: Program, *, keep: bool) -> dict[str, Any]:
     """Carry tracks with an exponent for each neuron; all of them are kept as such, for `Backward`."""
-    from pathlift.passes import wide  # which needs what stands here
-
     if not program.ranges or program.batch is not None or torch.is_grad_enabled():
         raise RangeError
     tracks = in_forward_order(network, lambda layer, below: wide.step(layer, below, program), keep=keep)
@@ -378,40 +282,6 @@ def _vanished(layer: Layer, tracks: Mapping[str, Tracks], program: Program, trac
 def _below(connection: Connection, program: Program, track: int) -> set[int]:
     """Return the tracks that these edges carry into a track."""
     return {track} if connection.weight is None else {source for to, source in program.edge(connection.weight) if to == track}
-
-
-class SupportProgram(Program):
-    """A program whose weights are replaced by 1 where they are not zero."""
-
-    def __init__(self, program: Program) -> None:
-        """Wrap a program.
-
-        Args:
-            program: The program.
-        """
-        self.program = program
-        self.tracks = program.tracks
-        self.largest = program.largest
-        self.dtype = program.dtype
-        self.batch = program.batch
-
-    def inputs(self, layer: Layer) -> Tracks:
-        """See `Program.inputs`."""
-        return self.program.inputs(layer)
-
-    def edge(self, weight: WeightTensor) -> Entries:
-        """See `Program.edge`."""
-        return {key: None if w is None else Support(w) for key, w in self.program.edge(weight).items()}
-
-    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
-        """See `Program.start`."""
-        return {key: Support(w) for key, w in self.program.start(weight).items()}
-
-
-def apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
-    """Return what arrives along a bundle of edges, sums or maxima as the program asks."""
-    function = edges.max if program.largest else edges.sum
-    return function(x, w) if program.batch is None else torch.vmap(lambda sample: function(sample, w))(x)
 
 
 Arrival: TypeAlias = "list[tuple[Scaled, bool]]"

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values
-from pathlift.passes.propagate import Program, TooWideError, in_range, propagate
+from pathlift.passes.propagate import TooWideError, in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, power
+from pathlift.passes.tracks import Program
 
 
 def plain(value: Scaled) -> Tensor:

@@ -17,20 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pathlift.edges.base import Weights
 from pathlift.edges.unit import Identity
-from pathlift.graph.layers import Connection, Layer
-from pathlift.passes.propagate import Entries, Program, apply
+from pathlift.graph.layers import Bias, Connection, Layer
+from pathlift.graph.network import Network
 from pathlift.passes.scaled import RangeError, Scaled
+from pathlift.passes.tracks import Entries, Program, Receivers, apply
 from pathlift.precision import full_precision
-
-if TYPE_CHECKING:
-    from pathlift.passes.backward import Backward
 
 BAND = 300
 """Bits of a band: the product of three of them is a normal float."""
@@ -225,11 +224,13 @@ def _refuse_choice(connection: Connection) -> None:
         raise RangeError
 
 
-def backward(back: Backward, tracks: dict[str, WideTracks]) -> Scaled | None:
+def backward(network: Network, program: Program, receivers: Receivers, tracks: dict[str, WideTracks]) -> Scaled | None:
     """Go back as `Backward.run` does: no guard is needed, for each share is a sum of products of bands.
 
     Args:
-        back: What is wanted.
+        network: The graph.
+        program: A program of one non-negative track.
+        receivers: Who is told.
         tracks: The tracks of every layer; emptied.
 
     Returns:
@@ -238,9 +239,8 @@ def backward(back: Backward, tracks: dict[str, WideTracks]) -> Scaled | None:
     Raises:
         RangeError: Derivatives by biases are wanted, or an operator of this network cannot be cut into bands.
     """
-    if back.bias is not None:
+    if receivers.bias is not None:
         raise RangeError
-    network, program = back.network, back.program
     arrived: dict[str, Wide] = {}
     for name in network.outputs:
         count = network.layer[name].multiplicity(network.device)
@@ -253,63 +253,76 @@ def backward(back: Backward, tracks: dict[str, WideTracks]) -> Scaled | None:
         return None
     seed = Wide(1.0 / norm.mantissa, -norm.exponent)
     arrived = {name: times.times(seed) for name, times in arrived.items()}
+    back = _Backward(program, receivers, tracks, arrived)
     with full_precision():
         for layer in reversed(network.layers):
             a, g = tracks.pop(layer.name)[0], arrived.pop(layer.name, None)
             if a is not None and g is not None:
-                _through_layer(back, layer, g, a, tracks, arrived)
+                back.through_layer(layer, g, a)
     return Scaled(norm.mantissa, float(norm.exponent))
 
 
-def _through_layer(
-    back: Backward, layer: Layer, g: Wide, a: Wide, tracks: Mapping[str, WideTracks], arrived: dict[str, Wide]
-) -> None:
-    """Hand G(v) of a layer down, with A(v) beside it."""
-    if back.unit is not None and layer.unit_name is not None:
-        back.unit(layer, a.times(g).at(0))
-    offset = 0
-    for position, connection in enumerate(layer.connections):
-        piece = g
-        if layer.concat is not None:
-            piece = g.narrow(layer.concat.dim, offset, layer.concat.sizes[position])
-            offset += layer.concat.sizes[position]
-        a_below = tracks[connection.source][0]
-        if a_below is not None:
-            _through_connection(back, connection, piece, a_below, arrived)
-    for bias in layer.biases:
-        weights = back.program.start(bias.weight).get(0)
-        if back.share is not None and weights is not None and bias.weight.score_name is not None:
-            share = torch.zeros(weights.shape, dtype=torch.float64, device=g.mantissa.device)
-            for band in weight_bands(weights, back.program.degree):
-                placed = band.full().reshape(bias.view)
-                for tensor, exponent in bands(g):
-                    mass = tensor.sum_to_size(placed.shape) * placed
-                    share += Wide.of(mass, exponent + band.exponent).at(0).reshape(weights.shape)
-            back.share(bias.weight, share)
+@dataclass(frozen=True)
+class _Backward:
+    """The way back; ``arrived`` is G of the layers that are still to come, as far as it has come back."""
 
+    program: Program
+    receivers: Receivers
+    tracks: Mapping[str, WideTracks]
+    arrived: dict[str, Wide]
 
-def _through_connection(back: Backward, connection: Connection, g: Wide, a_below: Wide, arrived: dict[str, Wide]) -> None:
-    """Bring G(v) down to the neurons u below, and θ·A(u)·G(v) to the weight: bands of θ, G(v) and A(u), each with each."""
-    _refuse_choice(connection)
-    weights = None if connection.weight is None else back.program.edge(connection.weight)[0, 0]
-    scored = back.share is not None and connection.weight is not None and connection.weight.score_name is not None
-    g_below: Wide | None = None
-    share: Tensor | None = None
-    for band in (None,) if weights is None else weight_bands(weights, back.program.degree):
-        shift = 0.0 if band is None else band.exponent
-        for from_above, out in bands(g):
-            for number, (x, into) in enumerate(bands(a_below)):
-                to_below, to_weight = connection.edges.adjoint(x, band, from_above, below=number == 0, share=scored)
-                if to_below is not None:
-                    brought = Wide.of(to_below, out + shift)
-                    g_below = brought if g_below is None else g_below.plus(brought)
-                if to_weight is not None:
-                    part = Wide.of(to_weight, into + out + shift).at(0)
-                    share = part if share is None else share + part
-                if not scored:
-                    break
-    if g_below is not None:
-        name = connection.source
-        arrived[name] = arrived[name].plus(g_below) if name in arrived else g_below
-    if share is not None and connection.weight is not None and back.share is not None:
-        back.share(connection.weight, share)
+    def through_layer(self, layer: Layer, g: Wide, a: Wide) -> None:
+        """Hand G(v) of a layer down, with A(v) beside it."""
+        if self.receivers.unit is not None and layer.unit_name is not None:
+            self.receivers.unit(layer, a.times(g).at(0))
+        offset = 0
+        for position, connection in enumerate(layer.connections):
+            piece = g
+            if layer.concat is not None:
+                piece = g.narrow(layer.concat.dim, offset, layer.concat.sizes[position])
+                offset += layer.concat.sizes[position]
+            a_below = self.tracks[connection.source][0]
+            if a_below is not None:
+                self._through_connection(connection, piece, a_below)
+        for bias in layer.biases:
+            self._to_bias(bias, g)
+
+    def _to_bias(self, bias: Bias, g: Wide) -> None:
+        """Bring b·G(v), whose A is 1, to a bias."""
+        weights = self.program.start(bias.weight).get(0)
+        if self.receivers.share is None or weights is None or bias.weight.score_name is None:
+            return
+        share = torch.zeros(weights.shape, dtype=torch.float64, device=g.mantissa.device)
+        for band in weight_bands(weights, self.program.degree):
+            placed = band.full().reshape(bias.view)
+            for tensor, exponent in bands(g):
+                mass = tensor.sum_to_size(placed.shape) * placed
+                share += Wide.of(mass, exponent + band.exponent).at(0).reshape(weights.shape)
+        self.receivers.share(bias.weight, share)
+
+    def _through_connection(self, connection: Connection, g: Wide, a_below: Wide) -> None:
+        """Bring G(v) down to the neurons u below, and θ·A(u)·G(v) to the weight: bands of θ, G(v) and A(u), each with each."""
+        _refuse_choice(connection)
+        weight, tell = connection.weight, self.receivers.share
+        weights = None if weight is None else self.program.edge(weight)[0, 0]
+        scored = tell is not None and weight is not None and weight.score_name is not None
+        g_below: Wide | None = None
+        share: Tensor | None = None
+        for band in (None,) if weights is None else weight_bands(weights, self.program.degree):
+            shift = 0.0 if band is None else band.exponent
+            for from_above, out in bands(g):
+                for number, (x, into) in enumerate(bands(a_below)):
+                    to_below, to_weight = connection.edges.adjoint(x, band, from_above, below=number == 0, share=scored)
+                    if to_below is not None:
+                        brought = Wide.of(to_below, out + shift)
+                        g_below = brought if g_below is None else g_below.plus(brought)
+                    if to_weight is not None:
+                        part = Wide.of(to_weight, into + out + shift).at(0)
+                        share = part if share is None else share + part
+                    if not scored:
+                        break
+        if g_below is not None:
+            name = connection.source
+            self.arrived[name] = self.arrived[name].plus(g_below) if name in self.arrived else g_below
+        if share is not None and weight is not None and tell is not None:
+            tell(weight, share)
