@@ -107,16 +107,13 @@ class Backward:
         Args:
             network: The graph.
             program: A program of one non-negative track.
-            share: Called with each use of a scored weight and the share of the path mass that goes through it there.
-            unit: Called with each layer that has units and its neurons' shares of the path mass.
-            bias: Called with each use of a scored bias and the derivative of the share by it: Σ G(v) over its neurons,
-                float64.
+            share: Is told the shares of weights (`Receivers`).
+            unit: Is told the shares of neurons.
+            bias: Is told the derivatives by biases.
         """
         self.network = network
         self.program = program
-        self.share = share
-        self.unit = unit
-        self.bias = bias
+        self.receivers = Receivers(share, unit, bias)
         self.window = program.window
         self.arrived: dict[str, Scaled] = {}  # G of the layers that are still to come, as far as it has come back
         self.summed: set[str] = set()  # those to which several connections brought something
@@ -135,8 +132,7 @@ class Backward:
             RangeError: The precision of the program does not suffice.
         """
         if any(isinstance(value, wide.Wide) for values in tracks.values() for value in values):
-            receivers = Receivers(self.share, self.unit, self.bias)
-            return wide.backward(self.network, self.program, receivers, cast("dict[str, wide.WideTracks]", tracks))
+            return wide.backward(self.network, self.program, self.receivers, cast("dict[str, wide.WideTracks]", tracks))
         norm = sum_of_outputs(self.network, tracks)
         if norm is None:
             return None
@@ -157,11 +153,11 @@ class Backward:
 
     def _through_layer(self, layer: Layer, g: Scaled, a: Scaled, tracks: Mapping[str, Tracks]) -> None:
         """Hand G(v) of a layer down, with A(v) beside it."""
-        if self.unit is not None and layer.unit_name is not None:
+        if self.receivers.unit is not None and layer.unit_name is not None:
             mass = a.tensor.double() * g.tensor.double() * power(a.exponent + g.exponent)
             if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any()):
                 raise RangeError
-            self.unit(layer, mass.to(a.tensor.dtype))
+            self.receivers.unit(layer, mass.to(a.tensor.dtype))
         offset = 0
         for position, connection in enumerate(layer.connections):
             g_piece, a_piece = g, a
@@ -180,7 +176,7 @@ class Backward:
     def _through_connection(self, connection: Connection, g: Scaled, a: Scaled, a_below: Scaled) -> None:
         """Bring G(v) down to the neurons u below, and θ·A(u)·G(v) to the weight."""
         weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
-        scored = self.share is not None and connection.weight is not None and connection.weight.score_name is not None
+        scored = self.receivers.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
         given, a_kept = g, a_below
         if scored:
@@ -199,8 +195,8 @@ class Backward:
             # Edges that hand on G as it is (a sum of branches) hand on what is known of its size.
             back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
             self._arrive(connection.source, back._replace(exponent=back.exponent + shift))
-        if to_weight is not None and connection.weight is not None and self.share is not None:
-            self.share(connection.weight, to_weight)
+        if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
+            self.receivers.share(connection.weight, to_weight)
 
     def _refuse_overflow(self, g: float, a: float, count: int) -> None:
         """Make sure that Σ a·g over ``count`` positions, before it meets a tiny weight, is a float.
@@ -221,18 +217,18 @@ class Backward:
 
     def _to_bias(self, bias: Bias, g: Scaled) -> None:
         """Bring b·G(v), whose A is 1, to a bias."""
-        if self.bias is not None and bias.weight.score_name is not None:
+        if self.receivers.bias is not None and bias.weight.score_name is not None:
             shape = torch.empty(bias.weight.shape, device="meta").reshape(bias.view).shape
             free = Scaled(g.tensor.double(), g.exponent).at(0.0).sum_to_size(shape)
-            self.bias(bias.weight, free.reshape(bias.weight.shape))
+            self.receivers.bias(bias.weight, free.reshape(bias.weight.shape))
         weights = self.program.start(bias.weight).get(0)
-        if weights is None or bias.weight.score_name is None or self.share is None:
+        if weights is None or bias.weight.score_name is None or self.receivers.share is None:
             return
         value = weights.full()
         placed = value.reshape(bias.view)
         self._refuse_shift(g, -weights.exponent, Scaled(placed, weights.exponent))  # guard 4
         mass = g.at(-weights.exponent).sum_to_size(placed.shape) * placed
-        self.share(bias.weight, mass.reshape(value.shape))
+        self.receivers.share(bias.weight, mass.reshape(value.shape))
 
     def _arrive(self, name: str, value: Scaled) -> None:
         """Add to what has come back to a layer; what an operator made is brought into its window first."""
