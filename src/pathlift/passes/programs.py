@@ -21,7 +21,7 @@ SMALL_ELEMENTS = 1 << 13
 """Weights up to this size are transformed together."""
 
 LOST = 1000
-"""What is smaller than the largest of its bundle by so many bits may vanish in float64, whose normal numbers end at 2⁻¹⁰²²."""
+"""What is smaller than the largest of its bundle by so many bits may vanish in float64: normal numbers end at 2⁻¹⁰²²."""
 
 SPANS = {torch.float16: 40, torch.bfloat16: 262, torch.float32: 278, torch.float64: 2098}
 """Bits from the smallest to the largest number of a type."""
@@ -30,8 +30,8 @@ SPANS = {torch.float16: 40, torch.bfloat16: 262, torch.float32: 278, torch.float
 def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
     """Return the power of two that brings weights near 1; 0 in float32, where the range is watched instead.
 
-    A weight of 2¹⁰⁰ to the 11th power leaves the range of float64; divided by 2¹⁰¹ it is 1/2, and the exponent 11·101 is carried
-    along. Shifts are powers of two, so no bit of a result depends on them.
+    A weight of 2¹⁰⁰ to the 11th power leaves the range of float64; divided by 2¹⁰¹ it is 1/2, and the exponent 11·101 is
+    carried along. Shifts are powers of two, so no bit of a result depends on them.
 
     Args:
         values: The weights of one weight tensor in each network.
@@ -114,10 +114,10 @@ class WeightedProgram(Program):
         return Weights(values, transform, self.dtype, shift=self._shifts[weight], degree=degree)
 
     def _refuse_lost(self, values: tuple[Tensor, ...], shift: float, degree: float) -> None:
-        """Make sure that no weight vanishes beside the largest of its bundle: it may be the one that meets a large activation.
+        """Make sure that no weight vanishes beside the largest of its bundle: it may meet a large activation.
 
-        Divided by 2^shift the largest is near 1, and its q-th power too; a weight of 2^e becomes 2^(q·(e − shift)). Where q times
-        the bits that the type spans is less than `LOST`, no look is needed, as for q = 3 in float32: 3·278.
+        Divided by 2^shift the largest is near 1, and its q-th power too; a weight of 2^e becomes 2^(q·(e − shift)). Where q
+        times the bits that the type spans is less than `LOST`, no look is needed, as for q = 3 in float32: 3·278.
 
         Raises:
             RangeError: One does.
