@@ -3,6 +3,9 @@
 Fed with ones, path activations, difference tracks and the path masses that come back are constant on each class, whatever
 the weights are. So the network is rewritten once into a smaller one that the passes run in its place: they do not know.
 
+An example: a 3×3 convolution with a border of zeros over a 224×224 image of ones gives 3 different values along each dimension,
+at the first position, at the last, and at the 222 between: 3×3 entries stand for 224×224.
+
 Layers that only repeat the one below (a ReLU) are left out, because path activations do not see them.
 """
 
@@ -43,7 +46,7 @@ def _compact_graph(network: Network) -> CompactGraph:
 
 
 class _Compaction:
-    """The walk over the layers."""
+    """The way over the layers, from the inputs up."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -58,7 +61,7 @@ class _Compaction:
                 replace(connection, source=self.same.get(connection.source, connection.source))
                 for connection in layer.connections
             )
-            layer = self._node(replace(layer, connections=connections))
+            layer = self._layer(replace(layer, connections=connections))
             if layer.name not in self.graph.outputs and _repeats(layer):
                 self.same[layer.name] = layer.connections[0].source
             else:
@@ -66,20 +69,20 @@ class _Compaction:
         fields = {field.name: getattr(self.graph, field.name) for field in dataclasses.fields(Graph) if field.init}
         return CompactGraph(**fields | {"layers": tuple(layers), "weights": tuple(self.weights)})
 
-    def _node(self, layer: Layer) -> Layer:
+    def _layer(self, layer: Layer) -> Layer:
         if layer.kind == "input":
             axes = tuple(Axis.full(size) if dim < 2 else Axis.constant(size) for dim, size in enumerate(layer.shape))
             connections: tuple[Connection, ...] = ()
         else:
-            found = [self._connection(layer, place, connection) for place, connection in enumerate(layer.connections)]
-            axes = self._joined(layer, [own for _, own in found])
-            connections = tuple(self._expanded(layer, connection, own, axes) for connection, own in found)
+            brought = [self._connection(layer, number, connection) for number, connection in enumerate(layer.connections)]
+            axes = self._common_axes(layer, [brought_axes for _, brought_axes in brought])
+            connections = tuple(self._refined(layer, connection, coarse, axes) for connection, coarse in brought)
         self.axes[layer.name] = axes
         return replace(layer, shape=compact_shape(axes), axes=axes, connections=connections)
 
-    def _connection(self, layer: Layer, place: int, connection: Connection) -> tuple[Connection, tuple[Axis, ...]]:
+    def _connection(self, layer: Layer, number: int, connection: Connection) -> tuple[Connection, tuple[Axis, ...]]:
         """Return the compact form of a connection, and the axes of what it brings."""
-        shape = layer.shape if layer.concat is None else layer.concat.shape(place, layer.shape)
+        shape = layer.shape if layer.concat is None else layer.concat.shape(number, layer.shape)
         below = self.axes[connection.source]
         weight = connection.weight
         extent = None if weight is None else weight.shape
@@ -98,23 +101,23 @@ class _Compaction:
             self.weights.append(weight)
         return Connection(connection.source, edges, weight), compact.axes
 
-    def _joined(self, layer: Layer, found: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    def _common_axes(self, layer: Layer, brought: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
         """Return the common refinement of all summands, full along what is concatenated and where biases vary."""
-        if not found:
+        if not brought:
             return full_axes(layer.shape)
         axes = [
-            Axis.full(size) if layer.concat is not None and dim == layer.concat.dim else refinement(own)
-            for dim, (size, own) in enumerate(zip(layer.shape, zip(*found, strict=True), strict=True))
+            Axis.full(size) if layer.concat is not None and dim == layer.concat.dim else refinement(along)
+            for dim, (size, along) in enumerate(zip(layer.shape, zip(*brought, strict=True), strict=True))
         ]
         for bias in layer.biases:
             for dim in weighted_dims(axes, bias.view):
                 axes[dim] = Axis.full(axes[dim].size)
         return tuple(axes)
 
-    def _expanded(self, layer: Layer, connection: Connection, own: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
-        """Bring what a connection brings to the axes of the layer."""
+    def _refined(self, layer: Layer, connection: Connection, coarse: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Connection:
+        """Repeat what a connection brings along the finer axes of the layer."""
         index: dict[int, Tensor] = {}
-        for dim, (axis, finer) in enumerate(zip(own, axes, strict=True)):
+        for dim, (axis, finer) in enumerate(zip(coarse, axes, strict=True)):
             along = layer.concat is not None and dim == layer.concat.dim
             chosen = choice(axis, Axis.full(axis.size) if along else finer)
             if chosen is not None:

@@ -2,6 +2,13 @@
 
 A weight may be parameters that are viewed, sliced, cast, detached, expanded or laid side by side. Numbers that name the
 elements are sent through the movement itself, so that nothing depends on what PyTorch's own derivatives see of it.
+
+An element with the digit z arrives as ±(z + 3/2) if +(z + 3/2) and −(z + 3/2) were sent: a constant of the graph is the same
+both times, and 0 is never an origin. What is scaled or rounded on its way is no half, or lies outside [3/2, base + 1/2], and
+the weight is then no movement.
+
+An example: W of shape (2, 2), the weight Wᵀ. Its elements 0, 1, 2, 3 are sent as 1.5, 2.5, 3.5, 4.5 and arrive as 1.5, 3.5,
+2.5, 4.5: the origins are 0, 2, 1, 3, and scores (s₀, s₁, s₂, s₃) of the weight go back as (s₀, s₂, s₁, s₃).
 """
 
 from __future__ import annotations
@@ -51,12 +58,12 @@ class Origins:
 
     def places(self) -> dict[str, Tensor]:
         """Return for each parameter the places of the weight's elements in it, −1 for those that come from elsewhere."""
-        found, first = {}, 0
+        places, first = {}, 0
         for name, shape in self.shapes.items():
             inside = (self.index >= first) & (self.index < first + shape.numel())
-            found[name] = torch.where(inside, self.index - first, -1)
+            places[name] = torch.where(inside, self.index - first, -1)
             first += shape.numel()
-        return found
+        return places
 
 
 def moved_from(network: Network, weight: WeightTensor) -> list[str]:
@@ -92,8 +99,8 @@ def _numbered(network: Network, weight: WeightTensor, shapes: Mapping[str, torch
         digits = (torch.div(numbers, unit, rounding_mode="floor") % base).to(dtype) + 1.5
         plus, minus = (_evaluated(network, weight, shapes, sign * digits).double() for sign in (1, -1))
         moved = (plus == -minus) & (plus != 0)
-        whole = moved & (torch.remainder(2 * plus, 2) == 1) & (plus >= 1.5) & (plus <= base + 0.5)
-        if not torch.equal(moved, whole) or bool((~moved & (plus != minus)).any()):
+        halves = moved & (torch.remainder(2 * plus, 2) == 1) & (plus >= 1.5) & (plus <= base + 0.5)
+        if not torch.equal(moved, halves) or bool((~moved & (plus != minus)).any()):
             return None
         arrived = (plus - 1.5).long() * unit
         index = torch.where(moved, arrived if unit == 1 else index + arrived, index)
@@ -124,9 +131,9 @@ def moved_back(network: Network, weight: WeightTensor, share: Tensor) -> dict[st
     """
     view = _view(network, weight, share.dtype)
     if view is None:
-        found = origins(network, weight)
-        assert found is not None
-        return found.back(share)
+        sources = origins(network, weight)
+        assert sources is not None
+        return sources.back(share)
     sums = {name: torch.zeros(network.state[name].shape, dtype=share.dtype, device=share.device) for name in view[0]}
     strided = sums[view[1]].as_strided(view[2].shape, view[2].stride(), view[2].storage_offset())
     strided.copy_(share.reshape(view[2].shape))
@@ -141,9 +148,9 @@ def _view(network: Network, weight: WeightTensor, dtype: torch.dtype) -> tuple[l
     assert weight.pull_back is not None
     with torch.no_grad():
         moved: Tensor = evaluate(weight.pull_back, {**state, **blank})
-    for name, own in blank.items():
-        if moved.dtype == dtype and moved.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
-            return (names, name, moved) if _apart(moved) and own.numel() else None
+    for name, parameter in blank.items():
+        if moved.dtype == dtype and moved.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+            return (names, name, moved) if _apart(moved) and parameter.numel() else None
     return None
 
 

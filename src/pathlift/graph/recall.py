@@ -4,6 +4,13 @@ A pass chooses exponents by the extremes of each tensor (SPEC §8). To know them
 remembers what it saw; the next one takes that for granted, leaves the measurements on the device, and looks at all of them at
 once when it is over. Where the powers of two agree, every choice was the one that it would have made: the results are the
 same bit by bit. Where they do not, the pass runs again and looks.
+
+Why powers of two are enough: what a pass asks of an extreme is its exponent (`frexp`), its sign, and whether it is 0, and
+nothing else depends on the number. By induction over the layers: if all choices up to here were right, this layer is what it
+would be, so is its measurement, and where that agrees, so is the next choice.
+
+An example: a layer had the extremes (0.3, 40) and has (0.26, 63) after a step of training. 40 and 63 lie in [2⁵, 2⁶), 0.3 and
+0.26 in [2⁻², 2⁻¹), so the exponents stay and one look at the end confirms it. With 65 in the place of 63 the pass runs again.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class RangeError(Exception):
-    """The spread of magnitudes inside one layer exceeds the range of the current precision."""
+    """The magnitudes inside one layer differ by more than the range of the current precision."""
 
 
 class _ForgottenError(Exception):
@@ -40,9 +47,9 @@ class _Look:
 
     def __call__(self, low: Tensor, high: Tensor) -> tuple[float, float]:
         """Return both numbers."""
-        found = tuple(torch.stack((low, high)).tolist())
-        self.seen.append(found)
-        return found
+        least, most = torch.stack((low, high)).tolist()
+        self.seen.append((least, most))
+        return least, most
 
 
 class _Recall(_Look):
@@ -64,12 +71,13 @@ class _Recall(_Look):
         """Whether everything is as it was, up to factors below two; waits for the device once."""
         if len(self.measured) != len(self.seen):
             return False
-        found = torch.stack(self.measured).tolist() if self.measured else []
-        return all(_binade(one) == _binade(two) for one, two in zip(found, self.seen, strict=True))
+        measured = torch.stack(self.measured).tolist() if self.measured else []
+        return all(_binades(now) == _binades(then) for now, then in zip(measured, self.seen, strict=True))
 
 
-def _binade(extremes: tuple[float, float] | list[float]) -> tuple[tuple[float, int], ...]:
-    return tuple((math.copysign(1.0, own) if own else 0.0, math.frexp(own)[1]) for own in extremes if math.isfinite(own))
+def _binades(extremes: tuple[float, float] | list[float]) -> tuple[tuple[float, int], ...]:
+    """Return sign and exponent of both extremes; what is not finite has none, and differs from what was."""
+    return tuple((math.copysign(1.0, end) if end else 0.0, math.frexp(end)[1]) for end in extremes if math.isfinite(end))
 
 
 _LOOKING: ContextVar[_Look | None] = ContextVar("looking", default=None)

@@ -21,8 +21,8 @@ from pathlift.passes.deviation import Deviation, Side
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.forward import flat_outputs
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
-from pathlift.passes.propagate import Program
 from pathlift.passes.rounded import in_chunks, never_nan, output_count, rounded_up
+from pathlift.passes.tracks import Program
 
 
 @dataclass(frozen=True)

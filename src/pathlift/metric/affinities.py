@@ -9,7 +9,7 @@ import torch
 from pathlift.metric.common_gauge import Frame
 from pathlift.metric.moments import OWN, Sides, characters
 from pathlift.metric.quadrature import MARGIN, overlap_above, overlap_below
-from pathlift.passes.products import Affinities
+from pathlift.passes.characters import Affinities
 from pathlift.passes.rounding import SPARE, rounding_factor
 
 

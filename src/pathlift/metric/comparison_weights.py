@@ -64,7 +64,7 @@ class Mixture:
         return max(1.0, *(1 / f for _, _, f in self.mixtures.values())) if self.mixtures else 1.0
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `pathlift.passes.products.ComparisonWeights`."""
+        """See `pathlift.passes.characters.ComparisonWeights`."""
         del weight
         return ()
 

@@ -13,10 +13,11 @@ from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import sum_of_outputs
-from pathlift.passes.products import InnerProgram, SquaredDifferenceProgram
 from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
-from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled
+from pathlift.passes.squares import InnerProgram, SquaredDifferenceProgram
+from pathlift.passes.tracks import Tracks
 
 
 def checked_pair(network: Network, state: Mapping[str, Tensor]) -> tuple[Values, Values]:

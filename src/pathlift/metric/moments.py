@@ -13,7 +13,8 @@ from torch import Tensor
 from pathlift.metric.common_gauge import Frame
 from pathlift.metric.per_output import laid
 from pathlift.metric.quadrature import MARGIN, root_above, root_below
-from pathlift.passes.products import Affinities, CharacterProgram, ComparisonWeights, DifferenceMomentProgram, Moments
+from pathlift.passes.characters import Affinities, CharacterProgram, ComparisonWeights, Moments
+from pathlift.passes.differences import DifferenceMomentProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import SPARE, rounding_factor
 
@@ -120,7 +121,7 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
     """
     found: dict[int, Sum] = {}
     rounding = rounding_factor(pair.network, tracks=1, spare=SPARE + OWN * family.order)
-    for order, (start, size) in family.places.items():
+    for order, (start, size) in family.rows.items():
         tensor = whole[start : start + size]
         if order == 0:
             found[0] = Sum(tensor[0] * (1 - rounding), tensor[0] * (1 + rounding), exponent)

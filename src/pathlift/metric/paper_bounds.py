@@ -23,9 +23,10 @@ from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.forward import WeightsOf, carried, placed, value_of, weighted
 from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
-from pathlift.passes.propagate import Tracks, in_forward_order, in_range, propagate
+from pathlift.passes.propagate import in_forward_order, in_range, propagate
 from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
+from pathlift.passes.tracks import Tracks
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other
 from pathlift.rescaling.alignment import lifting_error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlift.graph.network import Network
-from pathlift.passes.propagate import Tracks
+from pathlift.passes.tracks import Tracks
 
 
 def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pathlift.graph.layers import WeightTensor
 from pathlift.metric.comparison import Comparison
-from pathlift.passes.products import HellingerProgram
 from pathlift.passes.programs import DifferenceProgram, NormProgram, Values
-from pathlift.passes.propagate import Program, TooWideError, in_range, propagate
+from pathlift.passes.propagate import TooWideError, in_range, propagate
 from pathlift.passes.rounded import flat, never_nan, output_count, rounded_up
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
+from pathlift.passes.squares import HellingerProgram
+from pathlift.passes.tracks import Program
 
 
 def difference(

@@ -24,10 +24,11 @@ from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import Frame
 from pathlift.norm import LOG10_OF_2
-from pathlift.passes.products import CharacterProgram, ComparisonWeights, Moments
+from pathlift.passes.characters import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
-from pathlift.passes.propagate import Program, in_range, propagate
+from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, power
+from pathlift.passes.tracks import Program
 from pathlift.results import Result
 
 NEAR, FAR = (0.15, 0.15, 0.7), (0.45, 0.45, 0.1)

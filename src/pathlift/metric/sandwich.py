@@ -20,7 +20,8 @@ from pathlift.metric.moments import Sides, moment_bounds, moment_sums, near_mome
 from pathlift.metric.per_output import counts, laid, log2_sum
 from pathlift.metric.tightening import Dual, Tightened
 from pathlift.norm import LOG10_OF_2
-from pathlift.passes.products import ComparisonWeights, PivotProgram
+from pathlift.passes.characters import ComparisonWeights
+from pathlift.passes.differences import PivotProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.rescaling.alignment import lifting_error

@@ -20,7 +20,8 @@ from pathlift.metric.common_gauge import Frame
 from pathlift.metric.comparison_weights import Mixture
 from pathlift.metric.moments import Sides, moment_bounds, summed
 from pathlift.metric.per_output import laid
-from pathlift.passes.products import CharacterProgram, DualProgram, Moments
+from pathlift.passes.characters import CharacterProgram, Moments
+from pathlift.passes.differences import DualProgram
 from pathlift.passes.propagate import propagate
 from pathlift.passes.rounding import rounding_factor
 
@@ -64,7 +65,7 @@ class _Learned:
         return [own for each in self.channels.values() for own in each] if stage == "channels" else list(self.weights.values())
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
-        """See `pathlift.passes.products.ComparisonWeights`."""
+        """See `pathlift.passes.characters.ComparisonWeights`."""
         shape = self.pair.parts(weight)[0].shape
         found = [own.expand(shape) for own in self.channels.get(weight, [])]
         return (*found, *([self.weights[weight]] if weight in self.weights else []))

@@ -3,6 +3,31 @@
 With A the path activation and G(v) the sum of the weights of all paths from v to an output, A(v)·G(v) is the total
 |Φ_p| of the paths through v, and |θ_i|·Σ A(u)·G(v) over the edges that carry θ_i is that of the paths through θ_i,
 which is the path-magnitude (10)–(12), (14). G starts at 1/‖Φ‖₁, so that everything comes out as a share of the whole.
+
+**Exponents.** A and G of a layer may be far apart, as 1e30 and 1e-30, and a share is a float in [0, 1]. Write A(u) = a·2^α,
+G(v) = g·2^γ and θ = w·2^ω: mantissa and exponent, one exponent per tensor. An edge map multiplies mantissas, so g is brought to
+the exponent ε = −(α + ω), at which the product of the mantissas is the share itself:
+
+    w · a · (g·2^(γ−ε)) = θ·A(u)·G(v)·2^−(ω+α+ε) = θ·A(u)·G(v).
+
+An example: a = 1, α = 10; w = 1/2, ω = 0; g = 2⁻²⁰, γ = 4. Then ε = −10, g becomes 2⁻²⁰·2¹⁴ = 2⁻⁶, and the share is
+1/2·1·2⁻⁶ = 2⁻⁷, which is 1/2·2¹⁰·2⁻¹⁶.
+
+**Guards.** Mantissas have the range of their type. Four things might go wrong, and each either costs a share no more than
+2^floor for each of its edges (`MantissaWindow`) or ends the attempt by `RangeError`, after which the pass begins anew in
+float64, then with an exponent for each neuron (`propagate.in_range`). All of them use that a path through u → v goes through u
+and through v, so that no share of an edge, and no part that one edge brings to G(u), is more than the mass of the paths through
+either: what is left out of G(v) costs at most the largest A(v)·G(v) among what is left out.
+
+1. *Overflow* of Σ a·g before the tiny w comes in: log₂(max a) + log₂(max g) + log₂(positions) must fit (`_refuse_overflow`).
+2. *Small g*. Where even the largest a makes a·g ≤ 2^least, that is g ≤ 2^(least − log₂ max a), g becomes 0: the mass A(v)·G(v)
+   of these v is looked at (`_refuse_small`).
+3. *Small a*. Where mantissas of A fill the upper end of the range they are divided by 2^wide to make room for the product
+   (`_room_for_product`), and those up to 2^(least + wide) become 0. When it is known what comes back to u, the mass
+   A(u)·(what came back) of these u is looked at.
+4. *Small g again*, wherever G is brought to a larger exponent: to be added to what came back by other edges, or into its
+   window. Entries below the smallest normal number afterwards, g ≤ 2^(log₂ tiny + (new − old exponent)), lose digits; the mass
+   A·G of them is looked at (`_refuse_shift`).
 """
 
 from __future__ import annotations
@@ -19,8 +44,8 @@ from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import extremes
 from pathlift.passes import wide
-from pathlift.passes.propagate import Program, Tracks
 from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
+from pathlift.passes.tracks import Program, Receivers, Tracks
 from pathlift.precision import full_precision
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -55,8 +80,8 @@ def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 
     sums = [counted(layer, value) for layer, value in values if value is not None]
     if not sums:
         return None
-    whole, _ = total(sums, fresh=False)
-    return None if float(whole.tensor.detach()) == 0.0 else whole
+    norm, _ = total(sums, fresh=False)
+    return None if float(norm.tensor.detach()) == 0.0 else norm
 
 
 def counted(layer: Layer, value: Scaled) -> Scaled:
@@ -82,19 +107,16 @@ class Backward:
         Args:
             network: The graph.
             program: A program of one non-negative track.
-            share: Called with each use of a scored weight and the share of the path mass that goes through it there.
-            unit: Called with each layer that has units and its neurons' shares of the path mass.
-            bias: Called with each use of a scored bias and the derivative of the share by it: Σ G(v) over its neurons,
-                float64.
+            share: Is told the shares of weights (`Receivers`).
+            unit: Is told the shares of neurons.
+            bias: Is told the derivatives by biases.
         """
         self.network = network
         self.program = program
-        self.share = share
-        self.unit = unit
-        self.bias = bias
+        self.receivers = Receivers(share, unit, bias)
         self.window = program.window
-        self.gradients: dict[str, Scaled] = {}
-        self.summed: set[str] = set()
+        self.arrived: dict[str, Scaled] = {}  # G of the layers that are still to come, as far as it has come back
+        self.summed: set[str] = set()  # those to which several connections brought something
         self.tracks: Mapping[str, Tracks] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
@@ -109,111 +131,118 @@ class Backward:
         Raises:
             RangeError: The precision of the program does not suffice.
         """
-        if any(isinstance(own, wide.Wide) for each in tracks.values() for own in each):
-            return wide.pull_back(self, cast("dict[str, wide.Tracks]", tracks))
-        whole = sum_of_outputs(self.network, tracks)
-        if whole is None:
+        if any(isinstance(value, wide.Wide) for values in tracks.values() for value in values):
+            return wide.backward(self.network, self.program, self.receivers, cast("dict[str, wide.WideTracks]", tracks))
+        norm = sum_of_outputs(self.network, tracks)
+        if norm is None:
             return None
         self.tracks = tracks
-        seed = 1.0 / float(whole.tensor)
+        seed = 1.0 / float(norm.tensor)
         for layer in self.network.layers:
             for _ in range(self.network.outputs.count(layer.name)):
                 ones = torch.full(layer.shape, seed, dtype=self.program.dtype, device=self.network.device)
                 count = layer.multiplicity(self.network.device)
                 ones = ones if count is None else ones * count.to(ones.dtype)
-                self._accumulate(layer.name, Scaled(ones, -whole.exponent))
+                self._arrive(layer.name, Scaled(ones, -norm.exponent))
         with full_precision():
             for layer in reversed(self.network.layers):
-                above, own = self._gathered(layer.name), tracks.pop(layer.name)[0]
-                if above is not None and own is not None:
-                    self._node(layer, above, own, tracks)
-        return whole
+                g, a = self._taken(layer.name), tracks.pop(layer.name)[0]
+                if g is not None and a is not None:
+                    self._through_layer(layer, g, a, tracks)
+        return norm
 
-    def _node(self, layer: Layer, above: Scaled, own: Scaled, tracks: Mapping[str, Tracks]) -> None:
-        if self.unit is not None and layer.unit_name is not None:
-            mass = own.tensor.double() * above.tensor.double() * power(own.exponent + above.exponent)
-            if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (own.tensor > 0)).any()):
+    def _through_layer(self, layer: Layer, g: Scaled, a: Scaled, tracks: Mapping[str, Tracks]) -> None:
+        """Hand G(v) of a layer down, with A(v) beside it."""
+        if self.receivers.unit is not None and layer.unit_name is not None:
+            mass = a.tensor.double() * g.tensor.double() * power(a.exponent + g.exponent)
+            if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any()):
                 raise RangeError
-            self.unit(layer, mass.to(own.tensor.dtype))
+            self.receivers.unit(layer, mass.to(a.tensor.dtype))
         offset = 0
-        for place, connection in enumerate(layer.connections):
-            piece, part = above, own
+        for position, connection in enumerate(layer.connections):
+            g_piece, a_piece = g, a
             if layer.concat is not None:
-                size = layer.concat.sizes[place]
-                piece, part = (
-                    whole._replace(tensor=whole.tensor.narrow(layer.concat.dim, offset, size)) for whole in (above, own)
+                size = layer.concat.sizes[position]
+                g_piece, a_piece = (
+                    value._replace(tensor=value.tensor.narrow(layer.concat.dim, offset, size)) for value in (g, a)
                 )
                 offset += size
-            below = tracks[connection.source][0]
-            if below is not None:
-                self._term(connection, piece, part, below)
+            a_below = tracks[connection.source][0]
+            if a_below is not None:
+                self._through_connection(connection, g_piece, a_piece, a_below)
         for bias in layer.biases:
-            self._start(bias, above)
+            self._to_bias(bias, g)
 
-    def _term(self, connection: Connection, above: Scaled, own: Scaled, below: Scaled) -> None:
+    def _through_connection(self, connection: Connection, g: Scaled, a: Scaled, a_below: Scaled) -> None:
+        """Bring G(v) down to the neurons u below, and θ·A(u)·G(v) to the weight."""
         weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
-        scored = self.share is not None and connection.weight is not None and connection.weight.score_name is not None
+        scored = self.receivers.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
-        g, whole = above, below
+        given, a_kept = g, a_below
         if scored:
-            # Bring G to the exponent at which w·A·G is the share itself, and drop what no share can hold.
-            below = self._narrow(below)
-            exponent, size = -below.exponent - shift, top(below) - below.exponent
-            self._refuse_overflow(top(above) - exponent, size, above.tensor.numel())
+            a_kept = self._room_for_product(a_below)
+            exponent, size = -a_kept.exponent - shift, top(a_kept) - a_kept.exponent
+            self._refuse_overflow(top(g) - exponent, size, g.tensor.numel())  # guard 1
             least = self.window.least - size
-            self._refuse_small(above, least + exponent - above.exponent, own)
-            if top(above) - exponent <= least:
+            self._refuse_small(g, least + exponent - g.exponent, a)  # guard 2
+            if top(g) - exponent <= least:
                 return
-            g = Scaled(F.threshold(above.at(exponent), power(least), 0.0), exponent)
-        to_below, to_weight = connection.edges.adjoint(below.tensor, weights, g.tensor, below=True, share=scored)
-        if below is not whole and to_below is not None:
-            self._refuse_small(whole, self.window.least + self.window.wide, Scaled(to_below, g.exponent + shift))
+            given = Scaled(F.threshold(g.at(exponent), power(least), 0.0), exponent)
+        to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
+        if a_kept is not a_below and to_below is not None:  # guard 3
+            self._refuse_small(a_below, self.window.least + self.window.wide, Scaled(to_below, given.exponent + shift))
         if to_below is not None:
-            back = g if to_below is g.tensor else Scaled(to_below, g.exponent)
-            self._accumulate(connection.source, back._replace(exponent=back.exponent + shift))
-        if to_weight is not None and connection.weight is not None and self.share is not None:
-            self.share(connection.weight, to_weight)
+            # Edges that hand on G as it is (a sum of branches) hand on what is known of its size.
+            back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
+            self._arrive(connection.source, back._replace(exponent=back.exponent + shift))
+        if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
+            self.receivers.share(connection.weight, to_weight)
 
-    def _refuse_overflow(self, above: float, below: float, count: int) -> None:
-        """Make sure that Σ A·G over ``count`` positions, before it meets a tiny weight, is a float."""
-        if above + below + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
+    def _refuse_overflow(self, g: float, a: float, count: int) -> None:
+        """Make sure that Σ a·g over ``count`` positions, before it meets a tiny weight, is a float.
+
+        Raises:
+            RangeError: It may not be.
+        """
+        if g + a + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
             raise RangeError
 
-    def _narrow(self, below: Scaled) -> Scaled:
-        """Leave room for the product A·G; what falls below the range here is left out, and looked at again afterwards."""
-        if top(below) - below.exponent <= self.window.high:
-            return below
+    def _room_for_product(self, a: Scaled) -> Scaled:
+        """Divide mantissas at the upper end of the range by 2**wide; what falls below the range here is 0: see guard 3."""
+        if top(a) - a.exponent <= self.window.high:
+            return a
         shift = self.window.wide
-        kept = F.threshold(below.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
-        return Scaled(kept, below.exponent + shift, None if below.peak is None else below.peak - shift)
+        kept = F.threshold(a.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
+        return Scaled(kept, a.exponent + shift, None if a.peak is None else a.peak - shift)
 
-    def _start(self, bias: Bias, above: Scaled) -> None:
-        if self.bias is not None and bias.weight.score_name is not None:
+    def _to_bias(self, bias: Bias, g: Scaled) -> None:
+        """Bring b·G(v), whose A is 1, to a bias."""
+        if self.receivers.bias is not None and bias.weight.score_name is not None:
             shape = torch.empty(bias.weight.shape, device="meta").reshape(bias.view).shape
-            free = Scaled(above.tensor.double(), above.exponent).at(0.0).sum_to_size(shape)
-            self.bias(bias.weight, free.reshape(bias.weight.shape))
+            free = Scaled(g.tensor.double(), g.exponent).at(0.0).sum_to_size(shape)
+            self.receivers.bias(bias.weight, free.reshape(bias.weight.shape))
         weights = self.program.start(bias.weight).get(0)
-        if weights is None or bias.weight.score_name is None or self.share is None:
+        if weights is None or bias.weight.score_name is None or self.receivers.share is None:
             return
         value = weights.full()
         placed = value.reshape(bias.view)
-        self._refuse_shift(above, -weights.exponent, Scaled(placed, weights.exponent))
-        mass = above.at(-weights.exponent).sum_to_size(placed.shape) * placed
-        self.share(bias.weight, mass.reshape(value.shape))
+        self._refuse_shift(g, -weights.exponent, Scaled(placed, weights.exponent))  # guard 4
+        mass = g.at(-weights.exponent).sum_to_size(placed.shape) * placed
+        self.receivers.share(bias.weight, mass.reshape(value.shape))
 
-    def _accumulate(self, name: str, value: Scaled) -> None:
+    def _arrive(self, name: str, value: Scaled) -> None:
         """Add to what has come back to a layer; what an operator made is brought into its window first."""
         scaled = value if value.peak is not None else self._normalised(name, value)
         if scaled is None:
             return
-        if name in self.gradients:
-            known = self.gradients[name]
+        if name in self.arrived:
+            known = self.arrived[name]
             exponent = max(known.exponent, scaled.exponent)
             for part in (known, scaled):
-                self._refuse_shift(part, exponent, self.tracks[name][0])
+                self._refuse_shift(part, exponent, self.tracks[name][0])  # guard 4
             scaled, _ = total([known, scaled], fresh=name in self.summed)
             self.summed.add(name)
-        self.gradients[name] = scaled
+        self.arrived[name] = scaled
 
     def _normalised(self, name: str, value: Scaled) -> Scaled | None:
         """Bring what has come back to a layer into its window."""
@@ -221,20 +250,25 @@ class Backward:
         if scaled is not None and low >= torch.finfo(value.tensor.dtype).tiny:
             return scaled._replace(trough=math.frexp(low)[1] - 1)
         if scaled is not None:
-            self._refuse_shift(value, scaled.exponent, self.tracks[name][0])
+            self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
         return scaled
 
-    def _refuse_shift(self, value: Scaled, exponent: float, own: Scaled | None) -> None:
-        """Make sure that what falls below the smallest float with another exponent holds no share that counts."""
+    def _refuse_shift(self, value: Scaled, exponent: float, other: Scaled | None) -> None:
+        """Make sure that what falls below the smallest normal number with another exponent holds no share that counts."""
         if exponent > value.exponent:
             smallest = math.log2(torch.finfo(value.tensor.dtype).tiny)
-            self._refuse_small(value, smallest + exponent - value.exponent, own)
+            self._refuse_small(value, smallest + exponent - value.exponent, other)
 
     def _refuse_small(self, value: Scaled, least: float, other: Scaled | None) -> None:
-        """Make sure that the entries of a value up to 2**least hold no share that counts, for they are left out.
+        """Make sure that the mantissas of a value up to 2**least hold no share that counts, for they are left out.
 
         A share is the product of a path activation and what comes back for it. Either may be tiny within its layer, and most
-        of all where the other is large; so the product is looked at.
+        of all where the other is large; so the product is looked at: it must not exceed 2**floor.
+
+        Args:
+            value: A or G.
+            least: Exponent of the largest mantissa that is left out.
+            other: G or A of the same neurons.
 
         Raises:
             RangeError: They do.
@@ -247,7 +281,7 @@ class Backward:
         if mass > 0.0 and math.log2(mass) + value.exponent + other.exponent > self.window.floor:
             raise RangeError
 
-    def _gathered(self, name: str) -> Scaled | None:
+    def _taken(self, name: str) -> Scaled | None:
         """Take what has come back to a layer."""
-        value = self.gradients.pop(name, None)
+        value = self.arrived.pop(name, None)
         return self._normalised(name, value) if value is not None and name in self.summed else value

@@ -1,6 +1,6 @@
 """The network as it really runs: real activations u(θ, x) on the same graph, in any precision (SPEC §1).
 
-Everything that bounds real activations (drift of a pair, intervals, linear relaxations) is made of the two functions
+Everything that bounds real activations (`deviation`, `enclosure`) is made of the two functions
 here: `carried`, the affine part of a layer with weights of the caller's choice, and `respond`, its nonlinearity. A value
 of a layer has the shape (samples, *layer.shape).
 """
@@ -46,7 +46,7 @@ def weighted(*values: Values, dtype: torch.dtype, transform: Callable[..., Tenso
     Returns:
         A function of the weight tensor.
     """
-    return lambda weight: Weights(tuple(value_of(weight, own) for own in values), transform, dtype)
+    return lambda weight: Weights(tuple(value_of(weight, each) for each in values), transform, dtype)
 
 
 def along(connection: Connection, x: Tensor, weights: Weights | None) -> Tensor:
@@ -77,10 +77,10 @@ def carried(
         Shape (samples, *layer.shape).
     """
     pieces = []
-    for place, connection in enumerate(layer.connections):
+    for position, connection in enumerate(layer.connections):
         x = below[connection.source]
         weights = None if connection.weight is None else weights_of(connection.weight)
-        shape = layer.shape if layer.concat is None else layer.concat.shape(place, layer.shape)
+        shape = layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape)
         if weights is None and (only_weighted or connection.weight is not None):
             pieces.append(x.new_zeros((len(x), *shape)))
         else:
@@ -90,13 +90,13 @@ def carried(
         return torch.cat([piece.expand(batch, *piece.shape[1:]) for piece in pieces], 1 + layer.concat.dim)
     if biases is not None:
         for bias in layer.biases:
-            own = biases(bias.weight)
-            if own is not None:
-                pieces.append(placed(bias, own).to(pieces[0].dtype if pieces else own.dtype))
+            added = biases(bias.weight)
+            if added is not None:
+                pieces.append(placed(bias, added).to(pieces[0].dtype if pieces else added.dtype))
     if not pieces:  # a constant, of which only the biases are left out
-        own = weights_of(layer.biases[0].weight)
-        assert own is not None
-        return torch.zeros_like(placed(layer.biases[0], own)).expand(1, *layer.shape)
+        left_out = weights_of(layer.biases[0].weight)
+        assert left_out is not None
+        return torch.zeros_like(placed(layer.biases[0], left_out)).expand(1, *layer.shape)
     out = pieces[0]
     for piece in pieces[1:]:
         out = out + piece
@@ -117,11 +117,11 @@ def antecedents(layer: Layer, below: Below, biases: Sequence[Tensor], kind: Extr
         this is ± the value of the neuron; −inf where a neuron has fewer.
     """
     sign = 1.0 if kind.largest else -1.0
-    found = [torch.vmap(connection.edges.antecedents)(sign * below[connection.source]) for connection in layer.connections]
-    batch = max(len(part) for part in found)
-    found += [sign * bias.to(found[0].dtype).expand(1, 1, *layer.shape) for bias in biases]
-    found += [found[0].new_zeros(1, 1, *layer.shape)] if kind.zero else []
-    return torch.cat([part.expand(batch, part.shape[1], *layer.shape) for part in found], 1)
+    parts = [torch.vmap(connection.edges.antecedents)(sign * below[connection.source]) for connection in layer.connections]
+    batch = max(len(part) for part in parts)
+    parts += [sign * bias.to(parts[0].dtype).expand(1, 1, *layer.shape) for bias in biases]
+    parts += [parts[0].new_zeros(1, 1, *layer.shape)] if kind.zero else []
+    return torch.cat([part.expand(batch, part.shape[1], *layer.shape) for part in parts], 1)
 
 
 def largest(layer: Layer, below: Below, biases: Sequence[Tensor], kind: Extremum) -> Tensor:
@@ -137,11 +137,11 @@ def largest(layer: Layer, below: Below, biases: Sequence[Tensor], kind: Extremum
         Shape (samples, *layer.shape): ± the value of the neuron.
     """
     sign = 1.0 if kind.largest else -1.0
-    found = [
+    parts = [
         torch.vmap(connection.edges.largest)(below[connection.source] if kind.largest else -below[connection.source])
         for connection in layer.connections
     ]
-    out, *rest = [part.expand(len(part), *layer.shape) for part in found]
+    out, *rest = [part.expand(len(part), *layer.shape) for part in parts]
     for part in [*rest, *(sign * bias.to(out.dtype) for bias in biases)]:
         out = torch.maximum(out, part)
     return out.clamp(min=0.0) if kind.zero else out
@@ -151,13 +151,13 @@ def ends(layer: Layer, biases: WeightsOf) -> tuple[Tensor | None, Tensor | None]
     """Return both ends of a clamp, placed; None for an end that is not there."""
     assert isinstance(layer.nonlinearity, Clamp)
 
-    def one(end: Bound) -> Tensor | None:
+    def value(end: Bound) -> Tensor | None:
         if isinstance(end, Bias):
             weights = biases(end.weight)
             return torch.zeros((), dtype=torch.float64) if weights is None else placed(end, weights)
         return None if end is None else torch.tensor(end, dtype=torch.float64)
 
-    return one(layer.nonlinearity.low), one(layer.nonlinearity.high)
+    return value(layer.nonlinearity.low), value(layer.nonlinearity.high)
 
 
 def clamped(z: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
@@ -179,7 +179,7 @@ def respond(layer: Layer, below: Below, weights_of: WeightsOf) -> Tensor:
     """
     kind = layer.nonlinearity
     if isinstance(kind, Extremum):
-        biases = [placed(bias, own) for bias in layer.biases if (own := weights_of(bias.weight)) is not None]
+        biases = [placed(bias, weights) for bias in layer.biases if (weights := weights_of(bias.weight)) is not None]
         out = largest(layer, below, biases, kind)
         return out if kind.largest else -out
     if isinstance(kind, LearnedSlope):
@@ -223,18 +223,18 @@ def forward(network: Network, values: Values, feed: Below, dtype: torch.dtype, *
     return in_forward_order(network, step, keep=keep)
 
 
-def flat_outputs(network: Network, found: Mapping[str, Tensor], batch: int) -> Tensor:
+def flat_outputs(network: Network, values: Mapping[str, Tensor], batch: int) -> Tensor:
     """Lay the outputs of each sample side by side.
 
     Args:
         network: The graph.
-        found: Output layer to values.
+        values: Output layer to values.
         batch: Number of samples.
 
     Returns:
         Shape (samples, outputs).
     """
-    return torch.cat([found[name].expand(batch, *network.layer[name].shape).reshape(batch, -1) for name in network.outputs], 1)
+    return torch.cat([values[name].expand(batch, *network.layer[name].shape).reshape(batch, -1) for name in network.outputs], 1)
 
 
 def feed_of(network: Network, samples: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -254,15 +254,15 @@ def feed_of(network: Network, samples: Sequence[Tensor]) -> dict[str, Tensor]:
     if len(samples) != len(layers):
         raise InputError(f"The model has {len(layers)} inputs, found {len(samples)} tensors.")
     feed: dict[str, Tensor] = {}
-    for place, (layer, sample) in enumerate(zip(layers, samples, strict=True)):
+    for number, (layer, sample) in enumerate(zip(layers, samples, strict=True)):
         if tuple(sample.shape[1:]) != layer.shape[1:]:
             raise InputError(
-                f"Input {place} has shape {tuple(sample.shape)}; expected (batch, {', '.join(map(str, layer.shape[1:]))})."
+                f"Input {number} has shape {tuple(sample.shape)}; expected (batch, {', '.join(map(str, layer.shape[1:]))})."
             )
         if len(sample) == 0 or len(sample) != len(samples[0]):
-            raise InputError(f"Input {place} has {len(sample)} samples; every input needs the same number, at least 1.")
+            raise InputError(f"Input {number} has {len(sample)} samples; every input needs the same number, at least 1.")
         value = sample.detach().to(network.device, torch.float64)
         if not bool(torch.isfinite(value).all()):
-            raise InputError(f"Input {place} contains NaN or inf.")
+            raise InputError(f"Input {number} contains NaN or inf.")
         feed[layer.name] = value.unsqueeze(1)
     return feed

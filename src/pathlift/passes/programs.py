@@ -13,8 +13,9 @@ from torch import Tensor
 from pathlift.edges.weights import Bundle, Entry, Weights
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.passes.propagate import Entries, Program, Tracks, is_wide
+from pathlift.passes.propagate import is_wide
 from pathlift.passes.scaled import WINDOWS, MantissaWindow, RangeError, Scaled, normalised, too_small
+from pathlift.passes.tracks import Entries, Program, Tracks
 
 Values = Mapping[WeightTensor, Tensor]
 
@@ -22,7 +23,7 @@ SMALL_ELEMENTS = 1 << 13
 """Weights up to this size are transformed together."""
 
 LOST = 1000
-"""What is smaller than the largest of its bundle by more than so many bits may vanish in float64."""
+"""What is smaller than the largest of its bundle by so many bits may vanish in float64: normal numbers end at 2⁻¹⁰²²."""
 
 SPANS = {torch.float16: 40, torch.bfloat16: 262, torch.float32: 278, torch.float64: 2098}
 """Bits from the smallest to the largest number of a type."""
@@ -30,6 +31,9 @@ SPANS = {torch.float16: 40, torch.bfloat16: 262, torch.float32: 278, torch.float
 
 def shift_of(values: tuple[Tensor, ...], dtype: torch.dtype) -> float:
     """Return the power of two that brings weights near 1; 0 in float32, where the range is watched instead.
+
+    A weight of 2¹⁰⁰ to the 11th power leaves the range of float64; divided by 2¹⁰¹ it is 1/2, and the exponent 11·101 is
+    carried along. Shifts are powers of two, so no bit of a result depends on them.
 
     Args:
         values: The weights of one weight tensor in each network.
@@ -133,15 +137,18 @@ class WeightedProgram(Program):
         return self._shifts[weight]
 
     def _refuse_lost(self, values: tuple[Tensor, ...], shift: float, degree: float) -> None:
-        """Make sure that no weight vanishes beside the largest of its bundle: it may be the one that meets a large activation.
+        """Make sure that no weight vanishes beside the largest of its bundle: it may meet a large activation.
+
+        Divided by 2^shift the largest is near 1, and its q-th power too; a weight of 2^e becomes 2^(q·(e − shift)). Where q
+        times the bits that the type spans is less than `LOST`, no look is needed, as for q = 3 in float32: 3·278.
 
         Raises:
             RangeError: One does.
         """
-        span = max(SPANS.get(own.dtype, SPANS[torch.float64]) for own in values)
+        span = max(SPANS.get(value.dtype, SPANS[torch.float64]) for value in values)
         if self.dtype != torch.float64 or is_wide() or degree * span < LOST:
             return
-        sizes = [own.detach().double().abs() for own in values]
+        sizes = [value.detach().double().abs() for value in values]
         size = sizes[0] if len(sizes) == 1 else torch.maximum(*sizes)
         least = float(torch.where(size > 0, size, math.inf).amin()) if size.numel() else math.inf
         if math.isfinite(least) and degree * (shift - math.frexp(least)[1]) > LOST:
@@ -220,8 +227,8 @@ class PartsProgram(NormProgram):
 
     def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
-        own = None if weight.scalar in {1.0, -1.0} else self.weights(weight, self.transform, self.degree)
-        return {(0, 0): own, (1, 1): own}
+        magnitudes = None if weight.scalar in {1.0, -1.0} else self.weights(weight, self.transform, self.degree)
+        return {(0, 0): magnitudes, (1, 1): magnitudes}
 
     def bundle(self, weight: WeightTensor) -> Bundle | None:
         """See `Program.bundle`: a large weight is read once for both tracks."""
@@ -232,8 +239,8 @@ class PartsProgram(NormProgram):
         return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree)
 
     def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
-        own = self.transform(value)
-        return {(0, 0): own, (1, 1): own}
+        magnitudes = self.transform(value)
+        return {(0, 0): magnitudes, (1, 1): magnitudes}
 
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
@@ -293,7 +300,18 @@ class ScoreProgram(NormProgram):
 
 
 def pivot(first: Tensor, second: Tensor) -> Tensor:
-    """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (SPEC §4)."""
+    """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (SPEC §4).
+
+    θ and m have equal signs and |θ| ≥ |m|, so ‖Φ(θ) − Φ(m)‖₁ is ‖Φ(θ)‖₁ − ‖Φ(m)‖₁ (Lemma 4.2), and likewise for θ'. An example:
+    θ = (2, −1, 3), θ' = (−2, −4, 1) give |m| = (0, 1, 1).
+
+    Args:
+        first: θ.
+        second: θ'.
+
+    Returns:
+        Of the same shape.
+    """
     return torch.minimum(first.abs(), (second * torch.sign(first)).clamp(min=0.0))
 
 
@@ -314,7 +332,8 @@ def _above_second(first: Tensor, second: Tensor) -> Tensor:
     return first.abs() - second.abs()
 
 
-def _distance(first: Tensor, second: Tensor) -> Tensor:
+def distance(first: Tensor, second: Tensor) -> Tensor:
+    """Return |θ − θ'|."""
     return (first - second).abs()
 
 
@@ -353,15 +372,15 @@ PIVOT = Through(pivot, above_pivot, _pivoted)
 ORDERED = Through(_second_magnitude, _above_second, _ordered)
 """The same where θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it."""
 
-TELESCOPING = Through(_second_magnitude, _distance, _telescoping)
+TELESCOPING = Through(_second_magnitude, distance, _telescoping)
 """D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
 
 
 class DifferenceProgram(WeightedProgram):
     """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (SPEC §4).
 
-    D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms are non-negative, nothing is subtracted but weights. Other recursions of
-    this shape are `ORDERED` and `TELESCOPING`.
+    |θ|·A − |m|·M = |m|·(A − M) + (|θ| − |m|)·A with M the path activations of m, so D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms
+    are non-negative, nothing is subtracted but weights. Other recursions of this shape are `ORDERED` and `TELESCOPING`.
     """
 
     tracks = 2
@@ -387,7 +406,7 @@ class DifferenceProgram(WeightedProgram):
             values: θ.
             other: θ'.
             dtype: Precision.
-            changed: The leaves where the weights from the first track into the second are not 0 everywhere.
+            changed: The weight tensors where the weights from the first track into the second are not 0 everywhere.
             feed: Input layer to |x|, shape (samples, 1, …); ones, without samples, when None.
             from_inputs: Count the paths that start at an input (I).
             from_biases: Count the paths that start at a bias (H).
@@ -402,11 +421,11 @@ class DifferenceProgram(WeightedProgram):
         """See `Program.edge`."""
         if weight.scalar in (1.0, -1.0):
             return {(0, 0): None, (1, 1): None}
-        own = self.weights(weight, _first_magnitude, 1.0)
+        magnitudes = self.weights(weight, _first_magnitude, 1.0)
         if weight not in self.changed:
-            return {(0, 0): own, (1, 1): own}
+            return {(0, 0): magnitudes, (1, 1): magnitudes}
         return {
-            (0, 0): own,
+            (0, 0): magnitudes,
             (1, 1): self.weights(weight, self.through.below, 1.0),
             (1, 0): self.weights(weight, self.through.above, 1.0),
         }

@@ -1,15 +1,15 @@
-"""The one traversal of the graph: several linear tracks travel from the inputs to the outputs together.
+"""The one traversal of the graph: the tracks of a program travel from the inputs to the outputs together, kept in range.
 
-A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + b(v). The
-path-norm is one track with M = |θ|^q (SPEC §3); the difference of two networks is a second track beside it with
-M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (SPEC §4); the ℓ² metric has three. A `Program` says what M is; this module moves the
-tracks through any graph, keeps them in range, and goes back for the scores.
+**Who may write into whose buffer.** The tracks of a layer are read by every later layer, may be kept for the way back, and may
+share their memory with others: a movement gives views, edges of weight 1 from one neuron to one give the very tensor. So a
+tensor is written to only by the step that made it, before that step ends. `Arrival` carries the flag: what an edge map brings
+is new memory if the map says so (`Edges.fresh`) or if weights came in, for a product is never a view. Nor are weights written
+to: those of a bias may be kept by the program (`Weights.ready`). And nothing is overwritten that autograd may need.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -18,15 +18,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pathlift.edges.base import Edges
 from pathlift.edges.unit import Identity
-from pathlift.edges.weights import Bundle, Support, Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import Memory, remembering
+from pathlift.passes import wide
 from pathlift.passes.scaled import (
-    FORWARD_WINDOWS,
     MantissaWindow,
     RangeError,
     Scaled,
@@ -37,91 +35,8 @@ from pathlift.passes.scaled import (
     top,
     total,
 )
+from pathlift.passes.tracks import Entries, Program, SupportProgram, Tracks, apply
 from pathlift.precision import full_precision
-
-Tracks: TypeAlias = "tuple[Scaled | None, ...]"
-"""One value per track; None stands for zero everywhere."""
-
-Entries: TypeAlias = "Mapping[tuple[int, int], Weights | None]"
-"""The non-zero entries (i, j) of M for one weight tensor; None stands for 1."""
-
-
-class Program(ABC):
-    """What travels: number of tracks, their weights, and the values that biases start with.
-
-    Attributes:
-        tracks: Number of tracks.
-        signed: The tracks that may have negative entries.
-        largest: Take maxima instead of sums (q = ∞).
-        dtype: Precision of the tracks.
-        batch: Number of samples that travel together, along a dimension before those of the layers; None for one without.
-        degree: Degree in which the tracks depend on the scale of the weights of one bundle of edges.
-        ranges: Whether the tracks may have an exponent for each neuron (`pathlift.passes.wide`): non-negative ones.
-    """
-
-    tracks: int = 1
-    signed: frozenset[int] = frozenset()
-    largest: bool = False
-    dtype: torch.dtype
-    batch: int | None = None
-    degree: float = 1.0
-    ranges: bool = False
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """Sizes of the dimensions before those of the layers."""
-        return () if self.batch is None else (self.batch,)
-
-    @property
-    def window(self) -> MantissaWindow:
-        """Where the mantissas of the tracks are kept."""
-        return FORWARD_WINDOWS[self.dtype]
-
-    @abstractmethod
-    def edge(self, weight: WeightTensor) -> Entries:
-        """Return M for the edges that carry this weight.
-
-        Args:
-            weight: The weight.
-
-        Returns:
-            Its non-zero entries.
-        """
-
-    def bundle(self, weight: WeightTensor) -> Bundle | None:
-        """Return all non-zero entries of M at once, for programs of many tracks.
-
-        Args:
-            weight: The weight.
-
-        Returns:
-            The entries; None to ask for them one by one (`edge`).
-        """
-        del weight
-        return None
-
-    @abstractmethod
-    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
-        """Return what a bias adds to each track.
-
-        Args:
-            weight: The bias.
-
-        Returns:
-            Track to values; tracks that are not named get nothing.
-        """
-
-    @abstractmethod
-    def inputs(self, layer: Layer) -> Tracks:
-        """Return the tracks of the input neurons.
-
-        Args:
-            layer: An input layer.
-
-        Returns:
-            The tracks.
-        """
-
 
 Result = TypeVar("Result")
 
@@ -234,14 +149,12 @@ def propagate(
 
 def _wide(network: Network, program: Program, *, keep: bool) -> dict[str, Any]:
     """Carry tracks with an exponent for each neuron; all of them are kept as such, for `Backward`."""
-    from pathlift.passes import wide  # which needs what stands here
-
     if not program.ranges or program.batch is not None or torch.is_grad_enabled():
         raise RangeError
-    found = in_forward_order(network, lambda layer, tracks: wide.step(layer, tracks, program), keep=keep)
+    tracks = in_forward_order(network, lambda layer, below: wide.step(layer, below, program), keep=keep)
     if keep:
-        return found
-    return {name: tuple(None if own is None else own.scaled() for own in tracks) for name, tracks in found.items()}
+        return tracks
+    return {name: tuple(None if value is None else value.scaled() for value in each) for name, each in tracks.items()}
 
 
 def in_forward_order(
@@ -258,22 +171,22 @@ def in_forward_order(
         Layer name to result.
     """
     last_use = _last_uses(network)
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     with full_precision():
-        for place, layer in enumerate(network.layers):
-            found[layer.name] = step(layer, found)
+        for position, layer in enumerate(network.layers):
+            results[layer.name] = step(layer, results)
             if not keep:
                 for connection in layer.connections:
-                    if last_use[connection.source] == place:
-                        found.pop(connection.source, None)
-    return found if keep else {name: found[name] for name in network.outputs}
+                    if last_use[connection.source] == position:
+                        results.pop(connection.source, None)
+    return results if keep else {name: results[name] for name in network.outputs}
 
 
 def _last_uses(network: Network) -> dict[str, int]:
     last: dict[str, int] = {}
-    for place, layer in enumerate(network.layers):
+    for position, layer in enumerate(network.layers):
         for connection in layer.connections:
-            last[connection.source] = place
+            last[connection.source] = position
     for name in network.outputs:
         last[name] = len(network.layers)
     return last
@@ -281,36 +194,55 @@ def _last_uses(network: Network) -> dict[str, int]:
 
 def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one layer, within range and checked for lost digits."""
-    found: list[Scaled | None] = []
-    joint = {
-        place: own
-        for place, connection in enumerate(layer.connections)
-        if (own := _joint(connection, tracks, program)) is not None
+    values: list[Scaled | None] = []
+    bundled = {
+        position: arrivals
+        for position, connection in enumerate(layer.connections)
+        if (arrivals := _bundle_arrivals(connection, tracks, program)) is not None
     }
     for track in range(program.tracks):
         arriving = [
-            joint[place].get(track, []) if place in joint else _edge_values(connection, tracks, program, track)
-            for place, connection in enumerate(layer.connections)
+            bundled[position].get(track, []) if position in bundled else _edge_arrivals(connection, tracks, program, track)
+            for position, connection in enumerate(layer.connections)
         ]
         if layer.concat is not None:
             value, shifted = _concatenated(layer, arriving, program)
         else:
             value, shifted = _summed(layer, arriving, program, track)
         if value is None or (layer.moves and not shifted):
-            found.append(value)
+            values.append(value)
             continue
-        found.append(_checked(value, layer, tracks, program, track))
-    return tuple(found)
+        values.append(_checked(value, layer, tracks, program, track))
+    return tuple(values)
 
 
 def _checked(value: Scaled, layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:
-    """Bring a value into its window; make sure that small and zero entries are what they seem."""
+    """Bring a value into its window; make sure that small and zero entries are what they seem.
+
+    An entry that lay below 2**sound when it was made may have lost digits; the shift to its window has moved it since. One
+    below 2**floor now may lose them when it is multiplied: it is raised, if the range holds all entries. A zero may be a sum
+    whose products all underflowed: it is one in truth if no edge of positive weight comes from a positive entry. In a signed
+    track small entries are differences, whose error is bounded by another track.
+
+    Args:
+        value: The track of the layer.
+        layer: The layer.
+        tracks: Those of the layers below.
+        program: What travels.
+        track: Which one it is.
+
+    Returns:
+        The value in its window, None when it is zero everywhere.
+
+    Raises:
+        RangeError: An entry may have lost digits, or is 0 although a path reaches it.
+    """
     window = program.window
     scaled, smallest = normalised(value, window)
     if track in program.signed:
         return scaled
     shift = 0.0 if scaled is None else value.exponent - scaled.exponent
-    sound = window.sound + shift  # entries that lay below 2**sound may have lost digits before they were shifted
+    sound = window.sound + shift
     if smallest >= power(max(window.floor, sound)):
         return scaled
     if scaled is not None and too_small(scaled.tensor, sound):
@@ -333,11 +265,13 @@ def _vanished(layer: Layer, tracks: Mapping[str, Tracks], program: Program, trac
         return Scaled((scaled.tensor != 0).to(program.dtype), 0.0) if told and scaled is not None else None
 
     reached = {
-        connection.source: tuple(support(connection.source, below, own) for below, own in enumerate(tracks[connection.source]))
+        connection.source: tuple(
+            support(connection.source, below, value) for below, value in enumerate(tracks[connection.source])
+        )
         for connection in layer.connections
     }
     counting = SupportProgram(program)
-    arriving = [_edge_values(connection, reached, counting, track) for connection in layer.connections]
+    arriving = [_edge_arrivals(connection, reached, counting, track) for connection in layer.connections]
     if layer.concat is not None:
         count, _ = _concatenated(layer, arriving, counting)
     else:
@@ -350,50 +284,20 @@ def _below(connection: Connection, program: Program, track: int) -> set[int]:
     return {track} if connection.weight is None else {source for to, source in program.edge(connection.weight) if to == track}
 
 
-class SupportProgram(Program):
-    """A program whose weights are replaced by 1 where they are not zero."""
-
-    def __init__(self, program: Program) -> None:
-        """Wrap a program.
-
-        Args:
-            program: The program.
-        """
-        self.program = program
-        self.tracks = program.tracks
-        self.largest = program.largest
-        self.dtype = program.dtype
-        self.batch = program.batch
-
-    def inputs(self, layer: Layer) -> Tracks:
-        """See `Program.inputs`."""
-        return self.program.inputs(layer)
-
-    def edge(self, weight: WeightTensor) -> Entries:
-        """See `Program.edge`."""
-        return {key: None if w is None else Support(w) for key, w in self.program.edge(weight).items()}
-
-    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
-        """See `Program.start`."""
-        return {key: Support(w) for key, w in self.program.start(weight).items()}
-
-
-def apply(edges: Edges, x: Tensor, w: Weights | None, program: Program) -> Tensor:
-    """Return what arrives along a bundle of edges, sums or maxima as the program asks."""
-    function = edges.max if program.largest else edges.sum
-    return function(x, w) if program.batch is None else torch.vmap(lambda sample: function(sample, w))(x)
-
-
 Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
-"""What one bundle of edges brings to one track, and whether its memory is new."""
+"""What one bundle of edges brings to one track, and whether its memory is new: free to be overwritten."""
 
 
-def _joint(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
-    """Return what one bundle of edges brings to every track, when the program has all its entries at once."""
+def _bundle_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
+    """Return what one bundle of edges brings to every track, when the program has all its entries at once.
+
+    An entry (i, j) brings M_ij·T_j to track i. The T_j have exponents of their own, so each sum is taken at the largest of
+    them, e_i = max_j e_j over the entries of row i, with factors 2^(e_j − e_i) ≤ 1.
+    """
     bundle = None if connection.weight is None else program.bundle(connection.weight)
     if bundle is None:
         return None
-    below = {track: own for track, own in enumerate(tracks[connection.source]) if own is not None}
+    below = {track: value for track, value in enumerate(tracks[connection.source]) if value is not None}
     keys = [key for key in bundle.keys if key[1] in below]
     if not keys:
         return {}
@@ -401,31 +305,46 @@ def _joint(connection: Connection, tracks: Mapping[str, Tracks], program: Progra
     for to, source in keys:
         exponents[to] = max(exponents.get(to, -math.inf), below[source].exponent)
     factors = {(to, source): power(below[source].exponent - exponents[to]) for to, source in keys}
-    xs = {track: own.tensor for track, own in below.items()}
-    found = connection.edges.sums(xs, bundle, factors)
-    return {to: [(Scaled(tensor, exponents[to] + bundle.exponent), True)] for to, tensor in found.items()}
+    tensors = {track: value.tensor for track, value in below.items()}
+    sums = connection.edges.sums(tensors, bundle, factors)
+    return {to: [(Scaled(tensor, exponents[to] + bundle.exponent), True)] for to, tensor in sums.items()}
 
 
-def _edge_values(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
-    """Return what one bundle of edges brings to one track, and whether its memory is new."""
+def _edge_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
+    """Return what one bundle of edges brings to one track, entry by entry of M."""
     if connection.weight is None and isinstance(connection.edges, Identity):
         same = tracks[connection.source][track]
         return [] if same is None else [(same, False)]
     entries: Entries = {(track, track): None} if connection.weight is None else program.edge(connection.weight)
-    found: Arrival = []
+    arrivals: Arrival = []
     for (to, source), weights in entries.items():
         below = tracks[connection.source][source]
         if to == track and below is not None:
             exponent = below.exponent + (0.0 if weights is None else weights.exponent)
             tensor = apply(connection.edges, below.tensor, weights, program)
             fresh = connection.edges.fresh or weights is not None
-            found.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
-    return found
+            # What is only moved about has the entries that it had, so its size is known without looking.
+            arrivals.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
+    return arrivals
 
 
 def _summed(layer: Layer, arriving: list[Arrival], program: Program, track: int) -> tuple[Scaled | None, bool]:
-    found = [item for own in arriving for item in own]
-    parts, fresh = [part for part, _ in found], bool(found) and found[0][1]
+    """Add up what arrives, and biases; also return whether a summand was shifted.
+
+    The sum is made in the memory of the first arrival, if that is new. A bias is never the first where edges arrive; it
+    may broadcast, as may an arrival, whose neurons then share memory: then the sum is new.
+
+    Args:
+        layer: The layer.
+        arriving: What each bundle of edges brings.
+        program: What travels.
+        track: Which track.
+
+    Returns:
+        The sum, None for 0, and the answer.
+    """
+    arrivals = [arrival for arrivals in arriving for arrival in arrivals]
+    parts, fresh = [part for part, _ in arrivals], bool(arrivals) and arrivals[0][1]
     for bias in layer.biases:
         weights = program.start(bias.weight).get(track)
         if weights is not None:
@@ -441,8 +360,9 @@ def _summed(layer: Layer, arriving: list[Arrival], program: Program, track: int)
 
 
 def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tuple[Scaled | None, bool]:
+    """Lay what arrives side by side, at one exponent; also return whether a piece was shifted."""
     assert layer.concat is not None
-    pieces = [found[0][0] if found else None for found in arriving]
+    pieces = [arrivals[0][0] if arrivals else None for arrivals in arriving]
     known = [piece for piece in pieces if piece is not None]
     if not known:
         return None, False
@@ -450,8 +370,8 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
     if shifted:
         exponent = _common_exponent(known, program.window)
     tensors = [
-        known[0].tensor.new_zeros((*program.lead, *layer.concat.shape(place, layer.shape))) if piece is None else piece.tensor
-        for place, piece in enumerate(pieces)
+        known[0].tensor.new_zeros((*program.lead, *layer.concat.shape(number, layer.shape))) if piece is None else piece.tensor
+        for number, piece in enumerate(pieces)
     ]
     along = len(program.lead) + layer.concat.dim
     joined = torch.cat(tensors, along)

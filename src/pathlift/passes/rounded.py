@@ -10,16 +10,17 @@ from torch import Tensor
 
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values
-from pathlift.passes.propagate import Program, TooWideError, in_range, propagate
+from pathlift.passes.propagate import TooWideError, in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled, power
+from pathlift.passes.tracks import Program
 
 
 def plain(value: Scaled) -> Tensor:
     """Return non-negative values as float64: inf past its range, never 0 for what is positive."""
     half = float(math.floor(value.exponent / 2))
-    found = value.tensor.double() * power(half) * power(value.exponent - half)
-    return torch.where(value.tensor > 0, found.clamp(min=torch.finfo(torch.float64).tiny), found)
+    number = value.tensor.double() * power(half) * power(value.exponent - half)
+    return torch.where(value.tensor > 0, number.clamp(min=torch.finfo(torch.float64).tiny), number)
 
 
 def flat(network: Network, outputs: Sequence[Scaled | None], batch: int | None) -> Tensor:
@@ -61,8 +62,8 @@ def rounded_up(network: Network, make: Callable[[torch.dtype], Program], track: 
     def attempt(dtype: torch.dtype) -> Tensor:
         program = make(dtype)
         tracks = propagate(network, program)
-        found = flat(network, [tracks[name][track] for name in network.outputs], program.batch)
-        return found * (1.0 + rounding_factor(network, program.dtype))
+        bound = flat(network, [tracks[name][track] for name in network.outputs], program.batch)
+        return bound * (1.0 + rounding_factor(network, program.dtype))
 
     try:
         return in_range(attempt, network.dtype, *values)

@@ -4,6 +4,10 @@ Path activations grow like ∏‖|W_l|‖, far beyond any float. Tensors are kep
 digit is lost and a rescaling by powers of two changes no bit of a result. What could still be lost is a neuron whose path
 activation is smaller than its layer's largest by more than the format's range; `too_small` finds it, and the pass starts
 again in float64.
+
+An example, in float32: a layer (3·2⁹⁵, 2⁹⁰) lies above its window, whose upper end is 2⁹⁰. It becomes (3/4, 2⁻⁷) with the
+exponent 97. A layer (2³⁰, 2⁻⁹⁰) spans 120 bits, more than the 100 between `target` and `floor`, so it goes to the upper end of
+the range: (2⁹⁵, 2⁻²⁵) with the exponent −65, where both have room below them.
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ class MantissaWindow:
         high: … and at most 2**high,
         target: and is brought to 2**target when it is not.
         wide: Where the largest entry goes when the smallest is so far below that the range is needed.
-        floor: Entries below 2**floor may have lost digits, or their products may;
-        sound: those above 2**sound have lost none yet.
+        floor: Entries below 2**floor may lose digits when they are multiplied by weights; shares below it are not counted.
+        sound: Entries above 2**sound have lost none when they were made. A summand that underflows is off by half the smallest
+            subnormal number, 2⁻¹⁵⁰ in float32: of 2⁻¹¹⁰ that is 2⁻⁴⁰, so 2¹⁶ summands are off by a unit roundoff together. In
+            float64 it is 2⁻¹⁰⁷⁵ of 2⁻⁹⁹⁰, for 2³² summands.
         least: Products of a path activation and what comes back for it below 2**least are dropped: no share holds them.
     """
 
@@ -46,7 +52,7 @@ WINDOWS = {
     torch.float32: MantissaWindow(low=-30, high=20, target=0, wide=96, floor=-100, sound=-110, least=-120),
     torch.float64: MantissaWindow(low=-200, high=200, target=0, wide=900, floor=-900, sound=-990, least=-1000),
 }
-"""A narrow window leaves room for the product of a path activation and what comes back for it (`Backward`)."""
+"""A narrow window leaves room for the product of a path activation and what comes back for it (`pathlift.passes.backward`)."""
 
 FORWARD_WINDOWS = {
     torch.float32: MantissaWindow(low=-60, high=90, target=0, wide=96, floor=-100, sound=-110, least=-120),
@@ -79,7 +85,10 @@ def power(exponent: float) -> float:
 
 
 def total(parts: list[Scaled], *, fresh: bool, largest: bool = False) -> tuple[Scaled, bool]:
-    """Add (or take the maximum of) values of broadcasting shapes.
+    """Add (or take the maximum of) values of broadcasting shapes, at the largest of their exponents.
+
+    The sum is made in the memory of the first part where that may be: it is new (`propagate`), or became so when it was
+    shifted. No other part is written to.
 
     Args:
         parts: At least one value; the first has the full shape.
@@ -92,16 +101,16 @@ def total(parts: list[Scaled], *, fresh: bool, largest: bool = False) -> tuple[S
     exponent = max(part.exponent for part in parts)
     shifted = any(part.exponent != exponent for part in parts)
     out = parts[0].at(exponent)
-    own = fresh or out is not parts[0].tensor
+    new = fresh or out is not parts[0].tensor
     for part in parts[1:]:
-        free = own and not torch.is_grad_enabled() and _fits(part.tensor.shape, out.shape)
+        free = new and not torch.is_grad_enabled() and _fits(part.tensor.shape, out.shape)
         if largest:
             other = part.at(exponent)
             out = torch.maximum(out, other, out=out) if free else torch.maximum(out, other)
         else:
             scale = power(part.exponent - exponent)
             out = out.add_(part.tensor, alpha=scale) if free else torch.add(out, part.tensor, alpha=scale)
-        own = True
+        new = True
     return Scaled(out, exponent), shifted
 
 
@@ -110,7 +119,7 @@ def _fits(small: torch.Size, large: torch.Size) -> bool:
     if small == large:
         return True
     dims = zip(reversed(small), reversed(large), strict=False)
-    return len(small) <= len(large) and all(one in (1, two) for one, two in dims)
+    return len(small) <= len(large) and all(size in (1, whole) for size, whole in dims)
 
 
 def top(value: Scaled) -> float:
@@ -123,6 +132,10 @@ def top(value: Scaled) -> float:
 
 def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, float]:
     """Bring a value into the window by an exact power of two.
+
+    With 2**place just above the largest magnitude, nothing is done where place lies in the window and no entry lies below its
+    floor. Otherwise the largest goes to 2**target; or to 2**wide, where the entries span more bits than there are between
+    target and floor.
 
     Args:
         value: What an operator gave.

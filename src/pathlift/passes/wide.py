@@ -4,29 +4,35 @@ A rescaling of neurons moves the path activations of a layer as far apart as it 
 network. The tracks here are non-negative and every bundle of edges is linear in them (or takes maxima), so a layer is cut into
 bands by size, which travel by themselves, and what arrives is put together neuron by neuron. The weights of a bundle are cut in
 the same way. That takes bands² passes over a layer, so it is done only where float64 does not suffice (`propagate.in_range`).
+
+Why bands of 300 bits: mantissas of a band lie in [2⁻³⁰⁰, 1). An edge map multiplies a value by a weight, and on the way back by
+what comes back: 2⁻⁹⁰⁰ at least, and sums of numbers below 1, so floats that are normal, and nothing is lost but rounding. For
+weights that enter by their q-th power (degree q) a band is 300/q bits wide.
+
+An example: a layer (2⁴⁰⁰, 1, 2⁻⁶⁰⁰) with weights (1, 1, 2⁹⁰⁰) into one neuron is cut into three bands of one entry each, the
+weights into two. What arrives is 2⁴⁰⁰, 1 and 2³⁰⁰, each exact, and they add up to 2⁴⁰⁰·(1 + 2⁻¹⁰⁰ + 2⁻⁴⁰⁰), rounded to 2⁴⁰⁰.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pathlift.edges.unit import Identity
 from pathlift.edges.weights import Weights
-from pathlift.graph.layers import Connection, Layer
-from pathlift.passes.propagate import Entries, Program, apply
+from pathlift.graph.layers import Bias, Connection, Layer
+from pathlift.graph.network import Network
 from pathlift.passes.scaled import RangeError, Scaled
+from pathlift.passes.tracks import Entries, Program, Receivers, apply
 from pathlift.precision import full_precision
 
-if TYPE_CHECKING:
-    from pathlift.passes.backward import Backward
-
 BAND = 300
-"""Bits of a band: the product of three of them is a float."""
+"""Bits of a band: the product of three of them is a normal float."""
 
 NOTHING = -(1 << 40)
 """The exponent of 0."""
@@ -41,9 +47,9 @@ class Wide(NamedTuple):
     @staticmethod
     def of(tensor: Tensor, exponent: float = 0.0) -> Wide:
         """Return ``tensor · 2**exponent``."""
-        whole = math.floor(exponent)
-        mantissa, own = torch.frexp(tensor.detach().double() * 2.0 ** (exponent - whole))
-        return Wide(mantissa, torch.where(mantissa == 0, NOTHING, own.long() + whole))
+        integer = math.floor(exponent)
+        mantissa, shift = torch.frexp(tensor.detach().double() * 2.0 ** (exponent - integer))
+        return Wide(mantissa, torch.where(mantissa == 0, NOTHING, shift.long() + integer))
 
     def expanded(self, *shape: int) -> Wide:
         """Return the same entries, repeated."""
@@ -60,14 +66,14 @@ class Wide(NamedTuple):
     def plus(self, other: Wide) -> Wide:
         """Return the sum."""
         exponent = torch.maximum(self.exponent, other.exponent)
-        aligned = [own.mantissa * powers(own.exponent - exponent) for own in (self, other)]
+        aligned = [value.mantissa * powers(value.exponent - exponent) for value in (self, other)]
         return Wide.of(aligned[0] + aligned[1])._shifted(exponent)
 
     def larger(self, other: Wide) -> Wide:
         """Return the larger of two, entry by entry."""
         above = other.exponent > self.exponent
-        other_is = above | ((other.exponent == self.exponent) & (other.mantissa > self.mantissa))
-        return Wide(*(torch.where(other_is, two, one) for one, two in zip(self, other, strict=True)))
+        larger = above | ((other.exponent == self.exponent) & (other.mantissa > self.mantissa))
+        return Wide(torch.where(larger, other.mantissa, self.mantissa), torch.where(larger, other.exponent, self.exponent))
 
     def at(self, exponent: float) -> Tensor:
         """Return the value divided by 2**exponent, as floats: 0 below their range."""
@@ -88,15 +94,16 @@ class Wide(NamedTuple):
         highest, lowest = int(self.exponent[there].max()), int(self.exponent[there].min())
         if highest - lowest > 1900:
             raise RangeError
+        # Exponents up to 900 below the largest go under 0; beyond that the largest is lifted, by 900 at most: −1000 … 900.
         lift = max(0, min(900, highest - lowest - 900))
         return Scaled(self.mantissa * powers(self.exponent - highest + lift), float(highest - lift))
 
     def sum(self) -> Wide:
         """Add all entries up, into a scalar."""
-        found = Wide.of(self.mantissa.new_zeros(()))
+        total = Wide.of(self.mantissa.new_zeros(()))
         for tensor, exponent in bands(self):
-            found = found.plus(Wide.of(tensor.sum(), exponent))
-        return found
+            total = total.plus(Wide.of(tensor.sum(), exponent))
+        return total
 
     def _shifted(self, exponent: Tensor) -> Wide:
         return Wide(self.mantissa, torch.where(self.mantissa == 0, NOTHING, self.exponent + exponent))
@@ -136,19 +143,20 @@ def weight_bands(weights: Weights, degree: float) -> Iterator[Weights]:
     Yields:
         Weights of which the others are 0.
     """
-    values = [own.detach().double() for own in weights.values]
+    values = [value.detach().double() for value in weights.values]
     size = values[0].abs()
-    for own in values[1:]:
-        size = torch.maximum(size, own.abs())
+    for value in values[1:]:
+        size = torch.maximum(size, value.abs())
     for tensor, exponent in bands(Wide.of(size), max(1, int(BAND / degree))):
-        kept = tuple(torch.where(tensor > 0, own, 0.0) for own in values)
+        kept = tuple(torch.where(tensor > 0, value, 0.0) for value in values)
         yield Weights(kept, weights.transform, torch.float64, shift=min(max(exponent, -1000.0), 1000.0), degree=degree)
 
 
-Tracks = tuple["Wide | None", ...]
+WideTracks: TypeAlias = "tuple[Wide | None, ...]"
+"""One value per track; None stands for zero everywhere."""
 
 
-def step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
+def step(layer: Layer, tracks: Mapping[str, WideTracks], program: Program) -> WideTracks:
     """Compute the tracks of one layer.
 
     Args:
@@ -163,36 +171,37 @@ def step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks
         RangeError: An operator of this network cannot be cut into bands.
     """
     if layer.kind == "input":
-        return tuple(None if own is None else Wide.of(own.tensor, own.exponent) for own in program.inputs(layer))
+        return tuple(None if value is None else Wide.of(value.tensor, value.exponent) for value in program.inputs(layer))
     return tuple(_track(layer, tracks, program, track) for track in range(program.tracks))
 
 
-def _track(layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Wide | None:
-    pieces = [_together(_arriving(connection, tracks, program, track), program) for connection in layer.connections]
+def _track(layer: Layer, tracks: Mapping[str, WideTracks], program: Program, track: int) -> Wide | None:
+    pieces = [_combined(_arriving(connection, tracks, program, track), program) for connection in layer.connections]
     if layer.concat is not None:
-        known = next((own.mantissa for own in pieces if own is not None), None)
+        known = next((piece.mantissa for piece in pieces if piece is not None), None)
         if known is None:
             return None
-        shapes = [layer.concat.shape(place, layer.shape) for place in range(len(pieces))]
-        full = [Wide.of(known.new_zeros(shape)) if own is None else own for own, shape in zip(pieces, shapes, strict=True)]
+        shapes = [layer.concat.shape(position, layer.shape) for position in range(len(pieces))]
+        filled = zip(pieces, shapes, strict=True)
+        full = [Wide.of(known.new_zeros(shape)) if piece is None else piece for piece, shape in filled]
         return Wide(*(torch.cat(parts, layer.concat.dim) for parts in zip(*full, strict=True)))
     for bias in layer.biases:
         weights = program.start(bias.weight).get(track)
         if weights is not None:
             cut = weight_bands(weights, program.degree)
-            pieces += [Wide.of(own.full().reshape(bias.view), own.exponent) for own in cut]
-    return _together((own.expanded(*layer.shape) for own in pieces if own is not None), program)
+            pieces += [Wide.of(band.full().reshape(bias.view), band.exponent) for band in cut]
+    return _combined((piece.expanded(*layer.shape) for piece in pieces if piece is not None), program)
 
 
-def _together(parts: Iterable[Wide], program: Program) -> Wide | None:
+def _combined(parts: Iterable[Wide], program: Program) -> Wide | None:
     """Add up, or take the largest."""
-    found: Wide | None = None
-    for own in parts:
-        found = own if found is None else found.larger(own) if program.largest else found.plus(own)
-    return found
+    total: Wide | None = None
+    for part in parts:
+        total = part if total is None else total.larger(part) if program.largest else total.plus(part)
+    return total
 
 
-def _arriving(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Iterator[Wide]:
+def _arriving(connection: Connection, tracks: Mapping[str, WideTracks], program: Program, track: int) -> Iterator[Wide]:
     """Yield what one bundle of edges brings to one track, band by band."""
     entries: Entries = {(track, track): None} if connection.weight is None else program.edge(connection.weight)
     for (to, source), weights in entries.items():
@@ -204,9 +213,9 @@ def _arriving(connection: Connection, tracks: Mapping[str, Tracks], program: Pro
             continue
         _refuse_choice(connection)
         for x, exponent in bands(below):
-            for own in (None,) if weights is None else weight_bands(weights, program.degree):
-                shift = 0.0 if own is None else own.exponent
-                yield Wide.of(apply(connection.edges, x, own, program), exponent + shift)
+            for band in (None,) if weights is None else weight_bands(weights, program.degree):
+                shift = 0.0 if band is None else band.exponent
+                yield Wide.of(apply(connection.edges, x, band, program), exponent + shift)
 
 
 def _refuse_choice(connection: Connection) -> None:
@@ -215,11 +224,13 @@ def _refuse_choice(connection: Connection) -> None:
         raise RangeError
 
 
-def pull_back(back: Backward, tracks: dict[str, Tracks]) -> Scaled | None:
-    """Go back as `Backward.run` does.
+def backward(network: Network, program: Program, receivers: Receivers, tracks: dict[str, WideTracks]) -> Scaled | None:
+    """Go back as `Backward.run` does: no guard is needed, for each share is a sum of products of bands.
 
     Args:
-        back: What is wanted.
+        network: The graph.
+        program: A program of one non-negative track.
+        receivers: Who is told.
         tracks: The tracks of every layer; emptied.
 
     Returns:
@@ -228,74 +239,90 @@ def pull_back(back: Backward, tracks: dict[str, Tracks]) -> Scaled | None:
     Raises:
         RangeError: Derivatives by biases are wanted, or an operator of this network cannot be cut into bands.
     """
-    if back.bias is not None:
+    if receivers.bias is not None:
         raise RangeError
-    network, program = back.network, back.program
-    above: dict[str, Wide] = {}
+    arrived: dict[str, Wide] = {}
     for name in network.outputs:
-        own, count = tracks[name][0], network.layer[name].multiplicity(network.device)
-        if own is not None:
+        count = network.layer[name].multiplicity(network.device)
+        if tracks[name][0] is not None:
             ones = torch.ones(network.layer[name].shape, dtype=torch.float64, device=network.device)
-            weight = Wide.of(ones if count is None else ones * count)
-            above[name] = above[name].plus(weight) if name in above else weight
-    whole = _together((own.times(above[name]).sum() for name in above if (own := tracks[name][0]) is not None), program)
-    if whole is None or float(whole.mantissa) == 0.0:
+            times = Wide.of(ones if count is None else ones * count)
+            arrived[name] = arrived[name].plus(times) if name in arrived else times
+    norm = _combined((a.times(arrived[name]).sum() for name in arrived if (a := tracks[name][0]) is not None), program)
+    if norm is None or float(norm.mantissa) == 0.0:
         return None
-    one = Wide(1.0 / whole.mantissa, -whole.exponent)
-    above = {name: own.times(one) for name, own in above.items()}
+    seed = Wide(1.0 / norm.mantissa, -norm.exponent)
+    arrived = {name: times.times(seed) for name, times in arrived.items()}
+    back = _Backward(program, receivers, tracks, arrived)
     with full_precision():
         for layer in reversed(network.layers):
-            own, g = tracks.pop(layer.name)[0], above.pop(layer.name, None)
-            if own is not None and g is not None:
-                _node(back, layer, g, own, tracks, above)
-    return Scaled(whole.mantissa, float(whole.exponent))
+            a, g = tracks.pop(layer.name)[0], arrived.pop(layer.name, None)
+            if a is not None and g is not None:
+                back.through_layer(layer, g, a)
+    return Scaled(norm.mantissa, float(norm.exponent))
 
 
-def _node(back: Backward, layer: Layer, g: Wide, own: Wide, tracks: Mapping[str, Tracks], above: dict[str, Wide]) -> None:
-    if back.unit is not None and layer.unit_name is not None:
-        back.unit(layer, own.times(g).at(0))
-    offset = 0
-    for place, connection in enumerate(layer.connections):
-        piece = g
-        if layer.concat is not None:
-            piece = g.narrow(layer.concat.dim, offset, layer.concat.sizes[place])
-            offset += layer.concat.sizes[place]
-        below = tracks[connection.source][0]
-        if below is not None:
-            _term(back, connection, piece, below, above)
-    for bias in layer.biases:
-        weights = back.program.start(bias.weight).get(0)
-        if back.share is not None and weights is not None and bias.weight.score_name is not None:
-            found = torch.zeros(weights.shape, dtype=torch.float64, device=g.mantissa.device)
-            for w in weight_bands(weights, back.program.degree):
-                placed = w.full().reshape(bias.view)
-                for tensor, exponent in bands(g):
-                    mass = tensor.sum_to_size(placed.shape) * placed
-                    found += Wide.of(mass, exponent + w.exponent).at(0).reshape(weights.shape)
-            back.share(bias.weight, found)
+@dataclass(frozen=True)
+class _Backward:
+    """The way back; ``arrived`` is G of the layers that are still to come, as far as it has come back."""
 
+    program: Program
+    receivers: Receivers
+    tracks: Mapping[str, WideTracks]
+    arrived: dict[str, Wide]
 
-def _term(back: Backward, connection: Connection, g: Wide, below: Wide, above: dict[str, Wide]) -> None:
-    """Take what comes back through one bundle of edges to the layer below, and to its weights."""
-    _refuse_choice(connection)
-    weights = None if connection.weight is None else back.program.edge(connection.weight)[0, 0]
-    scored = back.share is not None and connection.weight is not None and connection.weight.score_name is not None
-    found: Wide | None = None
-    share: Tensor | None = None
-    for w in (None,) if weights is None else weight_bands(weights, back.program.degree):
-        shift = 0.0 if w is None else w.exponent
-        for from_above, out in bands(g):
-            for place, (x, into) in enumerate(bands(below)):
-                to_below, to_weight = connection.edges.adjoint(x, w, from_above, below=place == 0, share=scored)
-                if to_below is not None:
-                    brought = Wide.of(to_below, out + shift)
-                    found = brought if found is None else found.plus(brought)
-                if to_weight is not None:
-                    part = Wide.of(to_weight, into + out + shift).at(0)
-                    share = part if share is None else share + part
-                if not scored:
-                    break
-    if found is not None:
-        above[connection.source] = above[connection.source].plus(found) if connection.source in above else found
-    if share is not None and connection.weight is not None and back.share is not None:
-        back.share(connection.weight, share)
+    def through_layer(self, layer: Layer, g: Wide, a: Wide) -> None:
+        """Hand G(v) of a layer down, with A(v) beside it."""
+        if self.receivers.unit is not None and layer.unit_name is not None:
+            self.receivers.unit(layer, a.times(g).at(0))
+        offset = 0
+        for position, connection in enumerate(layer.connections):
+            piece = g
+            if layer.concat is not None:
+                piece = g.narrow(layer.concat.dim, offset, layer.concat.sizes[position])
+                offset += layer.concat.sizes[position]
+            a_below = self.tracks[connection.source][0]
+            if a_below is not None:
+                self._through_connection(connection, piece, a_below)
+        for bias in layer.biases:
+            self._to_bias(bias, g)
+
+    def _to_bias(self, bias: Bias, g: Wide) -> None:
+        """Bring b·G(v), whose A is 1, to a bias."""
+        weights = self.program.start(bias.weight).get(0)
+        if self.receivers.share is None or weights is None or bias.weight.score_name is None:
+            return
+        share = torch.zeros(weights.shape, dtype=torch.float64, device=g.mantissa.device)
+        for band in weight_bands(weights, self.program.degree):
+            placed = band.full().reshape(bias.view)
+            for tensor, exponent in bands(g):
+                mass = tensor.sum_to_size(placed.shape) * placed
+                share += Wide.of(mass, exponent + band.exponent).at(0).reshape(weights.shape)
+        self.receivers.share(bias.weight, share)
+
+    def _through_connection(self, connection: Connection, g: Wide, a_below: Wide) -> None:
+        """Bring G(v) down to the neurons u below, and θ·A(u)·G(v) to the weight: bands of θ, G(v) and A(u), each with each."""
+        _refuse_choice(connection)
+        weight, tell = connection.weight, self.receivers.share
+        weights = None if weight is None else self.program.edge(weight)[0, 0]
+        scored = tell is not None and weight is not None and weight.score_name is not None
+        g_below: Wide | None = None
+        share: Tensor | None = None
+        for band in (None,) if weights is None else weight_bands(weights, self.program.degree):
+            shift = 0.0 if band is None else band.exponent
+            for from_above, out in bands(g):
+                for number, (x, into) in enumerate(bands(a_below)):
+                    to_below, to_weight = connection.edges.adjoint(x, band, from_above, below=number == 0, share=scored)
+                    if to_below is not None:
+                        brought = Wide.of(to_below, out + shift)
+                        g_below = brought if g_below is None else g_below.plus(brought)
+                    if to_weight is not None:
+                        part = Wide.of(to_weight, into + out + shift).at(0)
+                        share = part if share is None else share + part
+                    if not scored:
+                        break
+        if g_below is not None:
+            name = connection.source
+            self.arrived[name] = self.arrived[name].plus(g_below) if name in self.arrived else g_below
+        if share is not None and weight is not None and tell is not None:
+            tell(weight, share)

@@ -19,8 +19,9 @@ from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import Backward
 from pathlift.passes.programs import ScoreProgram
-from pathlift.passes.propagate import SupportProgram, blame, in_range, propagate
+from pathlift.passes.propagate import blame, in_range, propagate
 from pathlift.passes.scaled import Scaled
+from pathlift.passes.tracks import SupportProgram
 from pathlift.rescaling.monomials import Factor, products
 
 

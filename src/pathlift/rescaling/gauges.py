@@ -15,7 +15,8 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.programs import NormProgram
-from pathlift.passes.propagate import Tracks, in_range, propagate
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.tracks import Tracks
 from pathlift.rescaling.balance import Balance, Logarithmic, balanced
 from pathlift.rescaling.conditioning import kernel_diagonal, on_paths
 from pathlift.rescaling.constraints import ScaleConstraints

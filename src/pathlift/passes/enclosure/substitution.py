@@ -53,18 +53,14 @@ def lower_bound(
         if a is None:
             continue
         if layer.kind == "input":
-            bound = bound + _at_input(relaxation, layer, a)
+            interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
+            bound = bound + _dot(a, relaxation.feed[layer.name])
+            bound = bound - _dot(a.abs(), interval.radius * (1 + rounding) + rounding * interval.size)
         elif layer.nonlinearity is None:
             bound = bound + _through_affine(relaxation, layer, a, coefficients)
         else:
             bound = bound + _through_lines(relaxation, layer, a, coefficients, (tilts or {}).get(layer.name))
     return bound
-
-
-def _at_input(relaxation: Relaxation, layer: Layer, a: Tensor) -> Tensor:
-    middle = _dot(a, relaxation.feed[layer.name])
-    interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
-    return middle - _dot(a.abs(), interval.radius * (1 + rounding) + rounding * interval.size)
 
 
 def _dot(a: Tensor, values: Tensor) -> Tensor:
