@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.base import Edges
 from pathlift.edges.weights import Weights
@@ -33,14 +34,14 @@ class Chain(Edges):
         for number, link in enumerate(self.links):
             yield link, w if number == self.weighted else None
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         for link, weight in self._weighed(w):
             x = link.sum(x, weight)
         return x
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         for link, weight in self._weighed(w):
             x = link.max(x, weight)
         return x
@@ -48,7 +49,7 @@ class Chain(Edges):
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`; the values between the maps are computed once more, and g goes back through them."""
+        """Compute the values between the maps once more, and take g back through them."""
         values = [x]
         for link, weight in list(self._weighed(w))[:-1]:
             values.append(link.sum(values[-1], weight))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, Table, classify
 from pathlift.edges.base import Compact, Edges
@@ -24,8 +25,8 @@ class Dense(Edges):
     No copy of the size of the weight is ever made, so a path-norm costs one read of the weights.
     """
 
+    @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`."""
         rows, (outs, ins) = math.prod(below[:-1]), weight
         row = torch.arange(rows)
         return Pattern(
@@ -35,15 +36,15 @@ class Dense(Edges):
             torch.stack([torch.zeros_like(row), row, row], 1),
         )
 
+    @override
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`."""
         del weight
         if axes[-1].classes is not None:
             return frozenset({len(axes) - 1})
         return Compact(self, (*axes[:-1], Axis.full(out[-1])))
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         if torch.is_grad_enabled():
             return F.linear(x, w.full())
@@ -52,21 +53,21 @@ class Dense(Edges):
         out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
         return out.reshape(*x.shape[:-1], w.shape[0])
 
+    @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
-        """See `Edges.sums`."""
         rows = {track: x.reshape(-1, x.shape[-1]) for track, x in xs.items()}
         pieces: list[dict[int, Tensor]] = []
         for _, block in bundle.rows():
-            found: dict[int, Tensor] = {}
-            for entry, weight in block.items():
-                if entry in factors:
-                    add_scaled(found, entry[0], torch.mm(rows[entry[1]], weight.T), factors[entry])
-            pieces.append(found)
+            above: dict[int, Tensor] = {}
+            for (to, source), weight in block.items():
+                if (to, source) in factors:
+                    add_scaled(above, to, torch.mm(rows[source], weight.T), factors[to, source])
+            pieces.append(above)
         shape = (*next(iter(xs.values())).shape[:-1], bundle.shape[0])
         return {track: torch.cat([piece[track] for piece in pieces], 1).reshape(shape) for track in pieces[0]}
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
         flat = x.reshape(-1, x.shape[-1])
         columns = [
@@ -75,18 +76,19 @@ class Dense(Edges):
         ]
         return torch.cat(columns, 1).reshape(*x.shape[:-1], w.shape[0])
 
+    @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`."""
         flat, other, scale = (t.reshape(-1, t.shape[-1]) for t in (x, y, ratio))
         rows = [
-            (w * one - factor[:, None] * (z * two)).abs().sum(1) for one, two, factor in zip(flat, other, scale, strict=True)
+            (w * row - factor[:, None] * (z * other_row)).abs().sum(1)
+            for row, other_row, factor in zip(flat, other, scale, strict=True)
         ]
         return torch.stack(rows).reshape(ratio.shape)
 
+    @override
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
         assert w is not None
         rows, above = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         to_below = torch.zeros_like(rows) if below else None
@@ -105,30 +107,6 @@ class Dense(Edges):
 class Contraction(Edges):
     """An einsum of x with a weight: ``equation`` is ``"x-letters,w-letters->out-letters"``."""
 
-    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`."""
-        operands, result = self.equation.split("->")
-        first, second = operands.split(",")
-        return product_pattern(below, weight, (first, second, result))
-
-    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`: dimensions along which the weight has no extent and that the result keeps stay as they are."""
-        assert weight is not None
-        operands, result = self.equation.split("->")
-        first, second = operands.split(",")
-        spread = {letter for letter, size in zip(second, weight, strict=True) if size > 1}
-        mixed = frozenset(
-            dim
-            for dim, letter in enumerate(first)
-            if axes[dim].classes is not None and (letter in spread or letter not in result)
-        )
-        below = dict(zip(first, axes, strict=True))
-        kept = [
-            below[letter] if letter in below and below[letter].size == size else Axis.full(size)
-            for letter, size in zip(result, out, strict=True)
-        ]
-        return mixed or Compact(self, tuple(kept))
-
     def __init__(self, equation: str) -> None:
         """Describe the map.
 
@@ -137,37 +115,65 @@ class Contraction(Edges):
         """
         self.equation = equation
 
+    @property
+    def _letters(self) -> tuple[str, str, str]:
+        """The letters of x, of the weight and of the result."""
+        operands, result = self.equation.split("->")
+        of_x, of_weight = operands.split(",")
+        return of_x, of_weight, result
+
+    @override
+    def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
+        return product_pattern(below, weight, self._letters)
+
+    def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
+        """Keep dimensions along which the weight has no extent and that the result has."""
+        assert weight is not None
+        of_x, of_weight, result = self._letters
+        extended = {letter for letter, size in zip(of_weight, weight, strict=True) if size > 1}
+        mixed = frozenset(
+            dim
+            for dim, letter in enumerate(of_x)
+            if axes[dim].classes is not None and (letter in extended or letter not in result)
+        )
+        below = dict(zip(of_x, axes, strict=True))
+        kept = [
+            below[letter] if letter in below and below[letter].size == size else Axis.full(size)
+            for letter, size in zip(result, out, strict=True)
+        ]
+        return mixed or Compact(self, tuple(kept))
+
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         return torch.einsum(self.equation, x, w.full())
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
-        product, summed = self._products(x, w.full())
-        return product.amax(summed) if summed else product
+        products, summed = self._products(x, w.full())
+        return products.amax(summed) if summed else products
 
     def _products(self, x: Tensor, w: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return all products, and the dimensions over which the einsum sums them."""
-        operands, out = self.equation.split("->")
-        first, second = operands.split(",")
-        full = out + "".join(dict.fromkeys(letter for letter in first + second if letter not in out))
-        return _spread(x, first, full) * _spread(w, second, full), tuple(range(len(out), len(full)))
+        of_x, of_weight, result = self._letters
+        summed = "".join(dict.fromkeys(letter for letter in of_x + of_weight if letter not in result))
+        products = _aligned(x, of_x, result + summed) * _aligned(w, of_weight, result + summed)
+        return products, tuple(range(len(result), products.dim()))
 
+    @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`."""
         (first, summed), (second, _) = self._products(x, w), self._products(y, z)
         difference = (first - ratio.reshape(*ratio.shape, *[1] * len(summed)) * second).abs()
         return difference.sum(summed) if summed else difference
 
 
-def _spread(tensor: Tensor, letters: str, full: str) -> Tensor:
-    """Lay a tensor out over all letters of ``full``, with size 1 where it has none."""
+def _aligned(tensor: Tensor, letters: str, full: str) -> Tensor:
+    """Bring the dimensions of a tensor into the order of ``full``, with size 1 where it has none."""
     tensor = tensor.permute([letters.index(letter) for letter in full if letter in letters])
-    for place, letter in enumerate(full):
+    for dim, letter in enumerate(full):
         if letter not in letters:
-            tensor = tensor.unsqueeze(place)
+            tensor = tensor.unsqueeze(dim)
     return tensor
 
 
@@ -185,41 +191,43 @@ class AxisMap(Edges):
         self.matrix = matrix
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`: rows that give equal weights to equal classes are one row."""
+        """Make one row of those that give equal weights to equal classes."""
         del out, weight
-        there = self.matrix != 0
-        width = max(int(there.sum(1).max()), 1)
-        order = torch.argsort((~there).to(torch.int8), dim=1, stable=True)[:, :width]
-        taps = torch.where(there.gather(1, order), order, -1)
-        read = torch.where(taps >= 0, axes[self.dim].index[taps.clamp(min=0)], axes[self.dim].count)
-        axis, first = classify(read, torch.where(taps >= 0, self.matrix.gather(1, order), 0.0))
-        entries = Entries(Table(first), Table(torch.where(taps >= 0, order, 0)[first]), Table((taps >= 0)[first]))
-        result = tuple(axis if dim == self.dim else own for dim, own in enumerate(axes))
-        return Compact(WeightedTaps(self.dim, read[first], axes[self.dim].count), result, entries)
+        below = axes[self.dim]
+        edges = self.matrix != 0
+        taps = max(int(edges.sum(1).max()), 1)
+        columns = torch.argsort((~edges).to(torch.int8), dim=1, stable=True)[:, :taps]  # those of the edges come first
+        there = edges.gather(1, columns)
+        columns = torch.where(there, columns, 0)
+        read = torch.where(there, below.index[columns], below.count)
+        axis, first = classify(read, torch.where(there, self.matrix.gather(1, columns), 0.0))
+        entries = Entries(Table(first), Table(columns[first]), Table(there[first]))
+        result = (*axes[: self.dim], axis, *axes[self.dim + 1 :])
+        return Compact(WeightedTaps(self.dim, read[first], below.count), result, entries)
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         return along(x, w.full(), self.dim)
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
         moved = x.movedim(self.dim, -1)
         rows = [(moved * row).amax(-1) for row in w.full()]
         return torch.stack(rows, -1).movedim(-1, self.dim)
 
+    @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`."""
-        one, two, scale = (t.movedim(self.dim, -1) for t in (x, y, ratio))
+        x, y, ratio = (t.movedim(self.dim, -1) for t in (x, y, ratio))
         rows = [
-            (one * first - scale[..., place, None] * (two * second)).abs().sum(-1)
-            for place, (first, second) in enumerate(zip(w, z, strict=True))
+            (x * row - ratio[..., number, None] * (y * other_row)).abs().sum(-1)
+            for number, (row, other_row) in enumerate(zip(w, z, strict=True))
         ]
         return torch.stack(rows, -1).movedim(-1, self.dim)
 
+    @override
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`."""
         rows = [row.nonzero()[:, 0] for row in self.matrix]
         width = max(len(row) for row in rows)
         none = x.shape[self.dim]
@@ -246,8 +254,8 @@ class Entries:
     def __call__(self, matrix: Tensor) -> Tensor:
         """Return the entries, shape (outputs, taps), 0 where there is no edge."""
         rows, columns, there = (table.on(matrix.device) for table in (self.rows, self.columns, self.there))
-        found: Tensor = matrix[rows].gather(1, columns)
-        return found * there
+        entries: Tensor = matrix[rows].gather(1, columns)
+        return entries * there
 
 
 class WeightedTaps(Edges):
@@ -265,15 +273,15 @@ class WeightedTaps(Edges):
         self.table = Table(table)
         self.count = count
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         weight = w.full()
         matrix = weight.new_zeros(len(weight), self.count + 1).scatter_add(1, self.table.on(x.device), weight)
         return along(x, matrix.narrow(1, 0, self.count), self.dim)
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
         padded = torch.cat([x, torch.zeros_like(x.narrow(self.dim, 0, 1))], self.dim)
         read = padded.index_select(self.dim, self.table.on(x.device).reshape(-1)).unflatten(self.dim, tuple(w.shape))

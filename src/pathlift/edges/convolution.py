@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, through_taps
 from pathlift.edges.base import Compact, Edges
@@ -36,8 +37,8 @@ class Convolution(Edges):
     pad_before: tuple[int, ...] = ()
     fresh = True
 
+    @override
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`."""
         assert weight is not None
         crossed = frozenset(dim for dim in (0, 1) if axes[dim].classes is not None)
         if crossed:
@@ -45,41 +46,42 @@ class Convolution(Edges):
         full = all(axis.classes is None for axis in axes)
         if axes[0].size != 1 or (full and math.prod(weight) <= SMALL_WEIGHT and math.prod(weight[2:]) > 1):
             return super().compact(axes, out, weight)  # nothing to gain: no equal positions, and a small weight
-        found = [
-            through_taps(axes[2 + place], self._taps(place, out[2 + place], weight[2 + place])) for place in range(len(out) - 2)
+        read = [
+            through_taps(axis, self._taps(dim, above, kernel))
+            for dim, (axis, above, kernel) in enumerate(zip(axes[2:], out[2:], weight[2:], strict=True))
         ]
         edges = GatheredConvolution(
-            [table for _, table in found],
+            [table for _, table in read],
             [axis.count for axis in axes[2:]],
             groups=self.groups,
             transposed=self.transposed,
         )
-        return Compact(edges, (Axis.full(1), Axis.full(out[1]), *(axis for axis, _ in found)))
+        return Compact(edges, (Axis.full(1), Axis.full(out[1]), *(axis for axis, _ in read)))
 
+    @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`."""
         places = tuple(self.sum(torch.empty(below, device="meta"), computed(torch.empty(weight, device="meta"))).shape[2:])
-        tables = [self._taps(place, count, weight[2 + place]) for place, count in enumerate(places)]
+        tables = [self._taps(dim, *sizes) for dim, sizes in enumerate(zip(places, weight[2:], strict=True))]
         triples = tap_triples(tables, below[2:], below[0])
         return convolution_pattern(below, weight, places, self.groups, transposed=self.transposed, triples=triples)
 
-    def _taps(self, place: int, outputs: int, kernel: int) -> Tensor:
+    def _taps(self, dim: int, outputs: int, kernel: int) -> Tensor:
         """Return the input position that each output position reads with each tap, shape (outputs, kernel); −1 for none."""
-        stride, padding, dilation = self.stride[place], self.padding[place], self.dilation[place]
-        spots, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation
+        stride, padding, dilation = self.stride[dim], self.padding[dim], self.dilation[dim]
+        places, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation
         if self.transposed:
-            moved = spots + padding - taps
-            return torch.where(moved % stride == 0, moved // stride, -1)
+            shifted = places + padding - taps  # input position q writes to q·stride − padding + tap
+            return torch.where(shifted % stride == 0, shifted // stride, -1)
         before = self.pad_before[::-1][1::2] if self.pad_before else (0,) * len(self.stride)
-        return spots * stride - padding - before[place] + taps
+        return places * stride - padding - before[dim] + taps
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         return torch.convolution(self._pad(x), w.brief(), None, *self._options)
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
         windows, kernels, places = self._windows(x, w.full())
         step = max(1, COLUMNS * 2 // max(1, kernels.numel() // self.groups))
@@ -92,7 +94,7 @@ class Convolution(Edges):
         return torch.cat(pieces, 2).transpose(2, 3).reshape(len(x), -1, *places)
 
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`; one group and one channel above at a time."""
+        """One group and one channel above at a time."""
         first, kernels, places = self._windows(x, w)
         second, others, _ = self._windows(y, z)
         scale = ratio.reshape(len(x), self.groups, -1, math.prod(places))
@@ -124,10 +126,10 @@ class Convolution(Edges):
         kernels = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
         return x.reshape(batch, self.groups, x.shape[2], -1), kernels, places
 
+    @override
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
         assert w is not None
         weight, padded = w.brief(), self._pad(x)
         to_below, to_weight, _ = torch.ops.aten.convolution_backward(
@@ -157,14 +159,14 @@ class Convolution(Edges):
         sizes = [
             (size - 1) * step + 1 + more for size, step, more in zip(spatial, self.stride, self.output_padding, strict=True)
         ]
-        spread = x.new_zeros(*x.shape[:2], *sizes)
+        stretched = x.new_zeros(*x.shape[:2], *sizes)
         places: tuple[slice, ...] = (slice(None), slice(None))
         places += tuple(slice(0, (size - 1) * step + 1, step) for size, step in zip(spatial, self.stride, strict=True))
-        spread[places] = x
+        stretched[places] = x
         count = weight.shape[0] // self.groups
         kernels = weight.reshape(self.groups, count, *weight.shape[1:]).transpose(1, 2)
         kernels = kernels.reshape(-1, count, *weight.shape[2:]).flip(list(range(2, weight.dim())))
         padding = tuple(
             gap * (size - 1) - pad for gap, size, pad in zip(self.dilation, weight.shape[2:], self.padding, strict=True)
         )
-        return spread, kernels, padding
+        return stretched, kernels, padding

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Table
 from pathlift.edges.base import Edges
@@ -56,8 +57,8 @@ class GatheredConvolution(Edges):
         self.plain = self.taps == 1 and torch.equal(self._index[0], torch.arange(self.below))
         self._chunks: dict[int, list[tuple[slice, Table]]] = {}
 
+    @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`."""
         triples = tap_triples([self._index.T], [self.below], 1)
         return convolution_pattern(below, weight, self.places, self.groups, transposed=self.transposed, triples=triples)
 
@@ -120,8 +121,8 @@ class GatheredConvolution(Edges):
 
     # ---- up: sums and largest
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
         flat = self._flat(x)
         pieces: list[Tensor] = []
@@ -134,8 +135,8 @@ class GatheredConvolution(Edges):
             pieces.append(_side_by_side(parts, 0))
         return _side_by_side(pieces, 1).view(1, -1, *self.places)
 
+    @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
-        """See `Edges.sums`."""
         flat = {track: self._flat(x) for track, x in xs.items()}
         below = next(iter(xs.values())).shape[1]
         tall = self.groups == 1 and not self.transposed and bundle.blocks > 1
@@ -189,8 +190,8 @@ class GatheredConvolution(Edges):
                     add_scaled(above, to, torch.mm(weight.flatten(1), read), factors[to, source])
         return above
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         assert w is not None
         weight = w.full()
         columns = self._columns(self._flat(x), Table(self._index.reshape(1, -1))).contiguous()
@@ -207,7 +208,7 @@ class GatheredConvolution(Edges):
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`: the transposed product goes to the columns, and each entry of these to where it was gathered."""
+        """Multiply back to the columns, and add each entry of these to where it was gathered."""
         assert w is not None
         flat, above = self._flat(x), g.reshape(g.shape[1], self.count)
         to_flat = torch.zeros_like(flat) if below else None

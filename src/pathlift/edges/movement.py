@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, through_taps
 from pathlift.edges.base import Compact
@@ -41,8 +42,8 @@ class Move(UnitEdges):
         """Move the elements."""
         return self.function(x)
 
+    @override
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact | frozenset[int]:
-        """See `UnitEdges.compact_unit`."""
         if all(axis.classes is None for axis in axes) or self.spatial is None:
             return super().compact_unit(axes, out)
         return self._compact_view(axes, out) if self.spatial == "view" else self._compact_axes(axes, self.spatial)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, Table, full_axes
 from pathlift.edges.base import Compact, Edges, recordable
@@ -30,23 +31,23 @@ class UnitEdges(Edges):
         """Take the largest antecedent of each neuron above."""
         return self.gather(x)
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         out = self.gather(x)
         return out if w is None else out * w.full()
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         out = self.gather_max(x)
         return out if w is None else out * w.full()
 
+    @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`."""
-        first, second = (torch.where(own == -math.inf, 0.0, own) for own in (self.antecedents(x), self.antecedents(y)))
+        first, second = (side.masked_fill(side == -math.inf, 0.0) for side in (self.antecedents(x), self.antecedents(y)))
         return (first * w - ratio * (second * z)).abs().sum(0)
 
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`; right where each neuron above has one antecedent."""
+        """The one antecedent of each neuron above; maps with several have their own."""
         return self.gather(x).unsqueeze(0)
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
@@ -64,31 +65,31 @@ class UnitEdges(Edges):
             (out,) = torch.autograd.grad(self.gather(weight), [weight], g)
         return out
 
+    @override
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
         if share:
             return super().adjoint(x, w, g, below=below, share=share)
         return (self.scatter(x, g if w is None else g * w.full()) if below else None), None
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`; the weight, where it has an extent, needs the result to be full."""
-        found = self.compact_unit(axes, out)
-        if isinstance(found, frozenset) or weight is None:
-            return found
-        clash = weighted_dims(found.axes, weight)
+        """Expand the result along dimensions in which the weight has an extent."""
+        unit = self.compact_unit(axes, out)
+        if isinstance(unit, frozenset) or weight is None:
+            return unit
+        clash = weighted_dims(unit.axes, weight)
         if not clash:
-            return found
-        spread = Gather({dim: found.axes[dim].index for dim in clash})
-        full = tuple(Axis.full(axis.size) if dim in clash else axis for dim, axis in enumerate(found.axes))
-        return Compact(Chain(found.edges, spread, weighted=1), full)
+            return unit
+        expansion = Gather({dim: unit.axes[dim].index for dim in clash})
+        full = tuple(Axis.full(axis.size) if dim in clash else axis for dim, axis in enumerate(unit.axes))
+        return Compact(Chain(unit.edges, expansion, weighted=1), full)
 
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact | frozenset[int]:
         """Return the same map between compact tensors, without a weight; see `Edges.compact`."""
-        found = super().compact(axes, out, None)
-        assert not isinstance(found, Compact) or found.weight is None
-        return found
+        compact = super().compact(axes, out, None)
+        assert not isinstance(compact, Compact) or compact.weight is None
+        return compact
 
 
 def weighted_dims(axes: Sequence[Axis], weight: Sequence[int]) -> frozenset[int]:
@@ -125,25 +126,23 @@ class Gather(UnitEdges):
 
     def gather(self, x: Tensor) -> Tensor:
         """Read the classes."""
-        if (
-            x.is_contiguous()
-            and sorted(self.tables) == [x.dim() - 2, x.dim() - 1]
-            and all(
-                most < size for most, size in zip((self.most[x.dim() - 2], self.most[x.dim() - 1]), x.shape[-2:], strict=True)
-            )
-        ):
-            rows, columns = (self.tables[dim] for dim in sorted(self.tables))
-            if x.shape not in self._flat:
-                self._flat[x.shape] = Table((rows.index[:, None] * x.shape[-1] + columns.index).reshape(1, -1))
-            flat = x.reshape(-1, x.shape[-2] * x.shape[-1])
-            found = flat.gather(1, self._flat[x.shape].on(x.device).expand(len(flat), -1))
-            return found.view(*x.shape[:-2], len(rows.index), len(columns.index))
+        image = [x.dim() - 2, x.dim() - 1]
+        if x.is_contiguous() and sorted(self.tables) == image and all(self.most[dim] < x.shape[dim] for dim in image):
+            return self._from_image(x)
         for dim, table in self.tables.items():
             if self.most[dim] == x.shape[dim]:
-                none = x.new_zeros([1 if place == dim else size for place, size in enumerate(x.shape)])
-                x = torch.cat([x, none], dim)
+                x = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim)
             x = x.index_select(dim, table.on(x.device))
         return x
+
+    def _from_image(self, x: Tensor) -> Tensor:
+        """Read rows and columns at once: 0.5 to 0.9 of the time of one `index_select` after the other, from 20² entries on."""
+        rows, columns = (self.tables[dim].index for dim in sorted(self.tables))
+        if x.shape not in self._flat:
+            self._flat[x.shape] = Table((rows[:, None] * x.shape[-1] + columns).reshape(1, -1))
+        flat = x.reshape(-1, x.shape[-2] * x.shape[-1])
+        read = flat.gather(1, self._flat[x.shape].on(x.device).expand(len(flat), -1))
+        return read.view(*x.shape[:-2], len(rows), len(columns))
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
         """Add up what each class is read by."""
@@ -163,8 +162,8 @@ class Identity(UnitEdges):
         """Return x itself."""
         return x
 
+    @override
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
-        """See `UnitEdges.compact_unit`."""
         del out
         return Compact(self, axes)
 
@@ -186,43 +185,45 @@ class Scale(UnitEdges):
         assert view is None or all(size >= 0 for size in view)
         self.view = view
 
+    def _placed(self, weight: Tensor) -> Tensor:
+        return weight if self.view is None else weight.reshape(self.view)
+
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        """See `Edges.pattern`: dimensions are matched from the last one backwards."""
+        """Match dimensions from the last one backwards, as broadcasting does."""
         weight = tuple(weight) if self.view is None else self.view
         rank = max(len(below), len(weight))
         letters = (range(rank - len(below), rank), range(rank - len(weight), rank), range(rank))
         return product_pattern(below, weight, letters)
 
+    @override
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
-        """See `Edges.compact`."""
         assert weight is not None
         clash = weighted_dims(axes, weight if self.view is None else self.view)
         axes = (*full_axes(out[: len(out) - len(axes)]), *axes)
         wider = tuple(axis if axis.size == size else Axis.full(size) for axis, size in zip(axes, out, strict=True))
         return clash or Compact(self, wider)
 
+    @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.sum`."""
         assert w is not None
-        weight = w.full()
-        return x * (weight if self.view is None else weight.reshape(self.view))
+        return x * self._placed(w.full())
 
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
-        """See `Edges.max`."""
         return self.sum(x, w)
 
+    @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
-        """See `Edges.gap`."""
-        first, second = (own if self.view is None else own.reshape(self.view) for own in (w, z))
+        first, second = self._placed(w), self._placed(z)
         return (x * first - ratio * (y * second)).abs()
 
+    @override
     def adjoint(
         self, x: Tensor, w: Weights | None, g: Tensor, *, below: bool, share: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See `Edges.adjoint`."""
         assert w is not None
         weight = w.full()
-        placed = weight if self.view is None else weight.reshape(self.view)
+        placed = self._placed(weight)
         to_below = (g * placed).sum_to_size(x.shape) if below else None
         if not share:
             return to_below, None
@@ -247,7 +248,7 @@ class Overlap(UnitEdges):
         return self.function(x)
 
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`: not listed.
+        """They are not listed.
 
         Raises:
             NotImplementedError: Always.
@@ -257,7 +258,7 @@ class Overlap(UnitEdges):
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest antecedent."""
         out = self.function(torch.zeros_like(x))
-        place = torch.arange(1, out.numel() + 1, device=x.device, dtype=torch.float64).reshape(out.shape)
-        index = self.transpose(place).long().reshape(-1)
+        number = torch.arange(1, out.numel() + 1, device=x.device, dtype=torch.float64).reshape(out.shape)
+        index = self.transpose(number).long().reshape(-1)  # which neuron above each below goes to; 0 for none
         flat = torch.zeros(out.numel() + 1, dtype=x.dtype, device=x.device)
         return flat.scatter_reduce(0, index, x.reshape(-1), "amax")[1:].reshape(out.shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, full_axes
 from pathlift.edges.base import Compact
@@ -37,19 +38,19 @@ class Beside(UnitEdges):
         """Take the largest antecedent, of values that are not negative."""
         return self.pool.gather_max(x)
 
+    @override
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`."""
         return self.pool.antecedents(self._walled(x))
 
+    @override
     def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`."""
         return self.pool.largest(self._walled(x))
 
     def _walled(self, x: Tensor) -> Tensor:
         return torch.where(self.wall.to(x.device), x.new_full((), -math.inf), x)
 
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact | frozenset[int]:
-        """See `UnitEdges.compact_unit`: the wall has an extent along every dimension."""
+        """All dimensions have to be full: the wall has an extent along each."""
         compact = frozenset(dim for dim, axis in enumerate(axes) if axis.classes is not None)
         return compact or Compact(self, full_axes(out))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.edges.axis import Axis, Table, multiplicity, through_taps
 from pathlift.edges.base import Compact
@@ -31,14 +32,14 @@ class Reduce(UnitEdges):
         """Take the largest over the dimensions."""
         return x.amax(self.dims, keepdim=self.keepdim)
 
+    @override
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`."""
         rest = [dim for dim in range(x.dim()) if dim not in self.dims]
         out = x.permute(*self.dims, *rest).reshape(-1, *(x.shape[dim] for dim in rest))
         return out.reshape(-1, *(1 if dim in self.dims else size for dim, size in enumerate(x.shape))) if self.keepdim else out
 
+    @override
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
-        """See `UnitEdges.compact_unit`."""
         del out
         counts = multiplicity(
             [axis if dim in self.dims else Axis.full(1) for dim, axis in enumerate(axes)], torch.device("cpu")
@@ -76,15 +77,15 @@ class Window(UnitEdges):
         """Take the largest of each window, one dimension after the other."""
         return self._fold(x, torch.maximum)
 
+    @override
     def antecedents(self, x: Tensor) -> Tensor:
-        """See `Edges.antecedents`."""
         x = x.unsqueeze(0)
         for axis in range(len(self.kernel)):
             x = torch.cat(list(self._taps(x, axis, -math.inf)))
         return x
 
+    @override
     def largest(self, x: Tensor) -> Tensor:
-        """See `Edges.largest`."""
         return self._fold(x, torch.maximum, -math.inf)
 
     def _fold(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor], border: float = 0.0) -> Tensor:
@@ -108,8 +109,8 @@ class Window(UnitEdges):
             index[dim] = slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride)
             yield x[tuple(index)]
 
+    @override
     def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
-        """See `UnitEdges.compact_unit`."""
         first = len(axes) - len(self.kernel)
         result, tables, counts = list(axes), {}, {}
         for place, (kernel, stride, padding, dilation) in enumerate(
