@@ -26,7 +26,8 @@ hunt: $(STAMP)
 
 # The random tests for hours: every wrong value of every argument, every region around every call, adversarial weights.
 search: $(STAMP)
-	PATHLIFT_SEARCH=30 $(BIN)/python -m pytest -n 2 tests/test_hunt.py tests/test_metric_hunt.py tests/test_process.py
+	PATHLIFT_SEARCH=30 $(BIN)/python -m pytest -n 2 tests/test_hunt.py tests/test_metric_hunt.py tests/test_process.py \
+		tests/test_random_networks.py tests/test_axes.py
 	PATHLIFT_SEARCH=50 $(BIN)/python -m pytest -n 2 tests/test_arguments.py
 
 plain: $(STAMP)

@@ -1,4 +1,4 @@
-"""At least a thousand random networks over all operators against the enumeration of their paths."""
+"""Hundreds of random networks over all operators against the enumeration of their paths; tens of thousands in a search."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.one_in(42)
-@pytest.mark.parametrize("part", range(42 * LONGER))
+@pytest.mark.one_in(26)
+@pytest.mark.parametrize("part", range(26 * LONGER))
 def test_random_networks_agree_with_the_paths(part: int) -> None:
     over(networks(), part, _check)
 
