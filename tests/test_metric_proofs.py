@@ -48,12 +48,12 @@ def test_tightening_leaves_a_balance_of_gains_and_losses() -> None:
 
 
 def test_an_exact_metric_of_millions_of_outputs_has_ends() -> None:
-    model = nn.Linear(1, 4_500_000, bias=False)
-    model.weight.data.fill_(0.75)
+    model = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False), nn.Upsample((2100, 2100)))
+    model[0].weight.data.fill_(0.75)
     pruned = copy.deepcopy(model)
-    pruned.weight.data[0] = 0
-    metric = pathlift.path_metric(model, pruned, (1,))
-    assert metric.lower <= metric.value == 0.75 <= metric.upper < 0.75 * (1 + 1e-6)
+    pruned[0].weight.data[0, 0] = 0
+    metric = pathlift.path_metric(model, pruned, (2, 1, 1))
+    assert metric.lower <= metric.value == 0.75 * 2100**2 <= metric.upper < metric.value * (1 + 1e-6)
 
 
 class Scaled(nn.Module):
