@@ -50,7 +50,8 @@ class Door:
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
         """The values that arguments have when they are left out."""
-        return {name: one.default for name, one in self.signature.parameters.items() if one.default is not one.empty}
+        parameters = self.signature.parameters
+        return {name: parameter.default for name, parameter in parameters.items() if parameter.default is not parameter.empty}
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
@@ -97,11 +98,11 @@ class Door:
         """Say where a value would have been right: arguments are exchanged by mistake."""
         if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, Mapping)):
             return ""
-        for own, kind in self.kinds.items():
-            if own != name:
+        for other, kind in self.kinds.items():
+            if other != name:
                 with contextlib.suppress(InputError):
-                    kind(own, value)
-                    return f" It would do for '{own}'."
+                    kind(other, value)
+                    return f" It would do for '{other}'."
         return ""
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
@@ -117,8 +118,8 @@ class Door:
 
 def _written(signature: inspect.Signature) -> str:
     """Write a signature without types."""
-    own = [one.replace(annotation=one.empty) for one in signature.parameters.values() if one.name != "self"]
-    return str(signature.replace(parameters=own, return_annotation=signature.empty))
+    untyped = [given.replace(annotation=given.empty) for given in signature.parameters.values() if given.name != "self"]
+    return str(signature.replace(parameters=untyped, return_annotation=signature.empty))
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
@@ -136,19 +137,19 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with door.around():
             bound = door.admit(args, kwargs)
-            found = function(*bound.args, **bound.kwargs)
-        return cast("R", _drawn(door, found)) if isinstance(found, Generator) else found
+            result = function(*bound.args, **bound.kwargs)
+        return cast("R", _drawn(door, result)) if isinstance(result, Generator) else result
 
     return call
 
 
-def _drawn(door: Door, found: Generator[Any, Any, Any]) -> Iterator[Any]:
+def _drawn(door: Door, items: Generator[Any, Any, Any]) -> Iterator[Any]:
     """Draw from a generator; what is around the caller when he asks for an item is kept from it, too."""
-    with contextlib.closing(found):
+    with contextlib.closing(items):
         while True:
             with door.around():
                 try:
-                    item = next(found)
+                    item = next(items)
                 except StopIteration:
                     return
             yield item

@@ -99,9 +99,9 @@ def number(what: str, good: Callable[[float], bool] = lambda _: True) -> Kind:
     def checked(name: str, value: Any) -> float:
         if isinstance(value, Real) and not isinstance(value, bool):
             try:
-                found = float(value)
-                if not math.isnan(found) and good(found):
-                    return value if isinstance(value, int) and abs(value) < 2**53 else found
+                real = float(value)
+                if not math.isnan(real) and good(real):
+                    return value if isinstance(value, int) and abs(value) < 2**53 else real
             except OverflowError:  # beyond the range of floats
                 pass
         raise refusal(name, what, value)
@@ -132,7 +132,7 @@ def numbers(what: str, each: Kind | None = None, least: int = 0) -> Kind:
             return value if least == 0 else checked(name, value.tolist())
         if isinstance(value, TEXTS) or not isinstance(value, Sequence) or len(value) < least:
             raise refusal(name, what, value)
-        return [each(f"{name}[{place}]", item) for place, item in enumerate(value)]
+        return [each(f"{name}[{index}]", item) for index, item in enumerate(value)]
 
     return checked
 
@@ -266,14 +266,14 @@ def device(name: str, value: Any) -> torch.device:
     if not isinstance(value, (str, torch.device)):
         raise refusal(name, "a device such as 'cpu' or 'cuda:0'", value)
     try:
-        found = torch.device(value)
-        torch.empty(0, device=found)
+        where = torch.device(value)
+        torch.empty(0, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:200] or "there is none"
         raise InputError(f"{name} must be a device that is there, found {shown(value)}: {reason}") from error
-    if found.type == "meta":
+    if where.type == "meta":
         raise InputError(f"{name} must be a device that holds values, found 'meta'.")
-    return found
+    return where
 
 
 def file(name: str, value: Any) -> Path:
@@ -333,8 +333,8 @@ def module_with_values(name: str, value: Any) -> nn.Module:
     """A module whose parameters are dense tensors of numbers."""
     if not isinstance(value, nn.Module):
         raise refusal(name, "a torch.nn.Module", value)
-    for own, parameter in value.named_parameters():
-        plain_tensor(f"'{own}' of {name}", parameter)
+    for key, parameter in value.named_parameters():
+        plain_tensor(f"'{key}' of {name}", parameter)
     return value
 
 
@@ -354,7 +354,7 @@ def batches(name: str, value: Any) -> tuple[Tensor, ...]:
     """One batch for each of several inputs of a model."""
     if not isinstance(value, (list, tuple)) or not value:
         raise refusal(name, "a tensor with a batch dimension, or a tuple of them for several inputs", value)
-    return tuple(batch(f"{name}[{place}]", own) for place, own in enumerate(value))
+    return tuple(batch(f"{name}[{index}]", item) for index, item in enumerate(value))
 
 
 def stream(what: str, each: Kind) -> Kind:
@@ -399,24 +399,24 @@ def shapes(name: str, value: Any) -> Any:
     if not value:
         raise InputError(f"{name} is empty; expected a shape such as (3, 224, 224) or an example tensor.")
     if all(isinstance(item, Tensor) for item in value):
-        return tuple(_example(f"{name}[{place}]", item) for place, item in enumerate(value))
+        return tuple(_example(f"{name}[{index}]", item) for index, item in enumerate(value))
     if all(isinstance(item, Sequence) and not isinstance(item, TEXTS) for item in value):
-        return tuple(_shape(f"{name}[{place}]", item) for place, item in enumerate(value))
+        return tuple(_shape(f"{name}[{index}]", item) for index, item in enumerate(value))
     return _shape(name, value)
 
 
 def _shape(name: str, sizes: Sequence[object]) -> tuple[int, ...]:
-    found = []
+    shape = []
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) < 2**63:
             raise InputError(
                 f"{name} is no shape: every size must be an integer of at least 1, found {shown(size)}. "
                 "Give the shape without the batch dimension."
             )
-        found.append(int(size))
-    if math.prod(found) >= 2**63:
-        raise InputError(f"{name} is no shape: {'×'.join(map(str, found[:8]))} are more numbers than a tensor can have.")
-    return tuple(found)
+        shape.append(int(size))
+    if math.prod(shape) >= 2**63:
+        raise InputError(f"{name} is no shape: {'×'.join(map(str, shape[:8]))} are more numbers than a tensor can have.")
+    return tuple(shape)
 
 
 def _example(name: str, value: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 Fed with ones, path activations are constant over the interior of an image. So an axis of a tensor of path activations may
 be stored by classes: ``full = compact[classes]``. A windowed operator has two equal output positions when the tuples of
 the classes of their antecedents are equal, with "no neuron there" (padding) as a class of its own.
+
+Example: a convolution of kernel 3 and padding 1 along 5 equal positions. Its outputs read (none, 0, 0), three times (0, 0, 0),
+and (0, 0, none), so their classes are 0, 1, 1, 1, 2. Of 224 positions three are stored as well.
 """
 
 from __future__ import annotations
@@ -81,8 +84,8 @@ def multiplicity(axes: Sequence[Axis], device: torch.device) -> Tensor | None:
         if axis.classes is not None:
             shape = [1] * len(axes)
             shape[dim] = axis.count
-            own = axis.multiplicity.to(device, torch.float64).reshape(shape)
-            out = own if out is None else out * own
+            along = axis.multiplicity.to(device, torch.float64).reshape(shape)
+            out = along if out is None else out * along
     return out
 
 
@@ -133,7 +136,7 @@ def refinement(axes: Sequence[Axis]) -> Axis:
 
 
 def choice(axis: Axis, finer: Axis) -> Tensor | None:
-    """Return which of its own classes each class of a finer axis reads; None when they are the same."""
+    """Return which class of an axis each class of a finer one reads; None when they are the same."""
     if axis is finer or axis.count == finer.count:
         return None
     return axis.index[finer.first]
@@ -149,6 +152,13 @@ def through_taps(axis: Axis, taps: Tensor) -> tuple[Axis, Tensor]:
     Returns:
         The output's axis, and the classes that each of its classes reads, shape (classes, taps), with the number of input
         classes for "no neuron".
+
+    Example:
+        The convolution at the head of this module:
+
+        >>> axis, read = through_taps(Axis.constant(5), torch.arange(5)[:, None] + torch.tensor([-1, 0, 1]))
+        >>> axis.index.tolist(), read.tolist()
+        ([0, 1, 1, 1, 2], [[1, 0, 0], [0, 0, 0], [0, 0, 1]])
     """
     inside = (taps >= 0) & (taps < axis.size)
     read = torch.where(inside, axis.index[taps.clamp(0, axis.size - 1)], axis.count)

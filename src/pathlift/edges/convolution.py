@@ -18,7 +18,8 @@ from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.weights import Weights, computed
 
 SMALL_WEIGHT = 1 << 18
-"""Where no positions are equal, weights up to this size are left to PyTorch's convolution."""
+"""Where no positions are equal, weights up to this size are left to PyTorch's convolution: gathering takes 1.3 to 2.6 times as
+long. With 2 million weights it takes as long, and needs no copy of them."""
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ class Move(UnitEdges):
         sizes = [axis.size if dim in touched else 1 for dim, axis in enumerate(axes)]
         result, index = list(axes), {}
         for dim in touched:
-            places = torch.arange(1, axes[dim].size + 1, dtype=torch.float64)
-            laid = places.reshape([-1 if place == dim else 1 for place in range(len(axes))])
-            moved = self.function(laid.expand(sizes)).long() - 1
+            numbers = torch.arange(1, axes[dim].size + 1, dtype=torch.float64)
+            below = numbers.reshape([-1 if other == dim else 1 for other in range(len(axes))]).expand(sizes)
+            above = self.function(below).long() - 1  # which position each reads; −1 for padding
             # Other dimensions may hold padding at their borders: the largest entry is the position itself.
-            line = moved.amax([place for place in range(len(axes)) if place != dim])
-            result[dim], table = through_taps(axes[dim], line[:, None])
+            read = above.amax([other for other in range(len(axes)) if other != dim])
+            result[dim], table = through_taps(axes[dim], read[:, None])
             index[dim] = table[:, 0]
         return Compact(Gather(index), tuple(result))
 
@@ -92,5 +92,5 @@ class StridedView(UnitEdges):
 
     def gather(self, x: Tensor) -> Tensor:
         """Take the view; a copy that `contiguous` makes begins at 0, wherever x begins in its memory."""
-        laid = x.contiguous()
-        return laid.as_strided(self.view.sizes, self.view.strides, laid.storage_offset() + self.view.offset)
+        memory = x.contiguous()
+        return memory.as_strided(self.view.sizes, self.view.strides, memory.storage_offset() + self.view.offset)

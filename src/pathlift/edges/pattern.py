@@ -75,9 +75,8 @@ class Layout:
         """
         corner = [size - 1 if other == dim else 0 for other, size in enumerate(self.whole)]
         digits = np.unravel_index(np.ravel_multi_index(corner, self.whole), self.sizes)
-        order = list(self.order)
-        memory = np.ravel_multi_index([digits[place] for place in order], [self.sizes[place] for place in order])
-        return tuple(map(int, np.unravel_index(memory, self.shape)))
+        turned = np.ravel_multi_index([digits[dim] for dim in self.order], [self.sizes[dim] for dim in self.order])
+        return tuple(map(int, np.unravel_index(turned, self.shape)))
 
     @staticmethod
     def plain(shape: Sequence[int]) -> Layout:

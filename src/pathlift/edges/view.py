@@ -86,10 +86,10 @@ def plan_view(axes: Sequence[Axis], view: Strided) -> ViewPlan | None:
         if axis.classes is None or dim in expanded:
             continue
         read[dim] = axis.classes[starts[dim]].reshape(1)  # where nothing walks along it
-        for place, walk in enumerate(walks):
+        for above, walk in enumerate(walks):
             if walk is not None and walk.dim == dim:  # the only one, or the dimension would be mixed
-                classes = axis.classes[starts[dim] + walk.step * torch.arange(view.sizes[place])]
-                result[place], first = classify(classes)
+                classes = axis.classes[starts[dim] + walk.step * torch.arange(view.sizes[above])]
+                result[above], first = classify(classes)
                 read[dim] = classes[first]
     # What is read in this way has one entry per class of the result, so the view walks over all of them, one by one.
     sizes = [len(read[dim]) if dim in read else axis.size if dim in expanded else axis.count for dim, axis in enumerate(axes)]
