@@ -229,7 +229,7 @@ def test_bounds_hold_for_every_network_of_a_set(case: Case) -> None:
             kinds = ("auto", "pivot", "per_input", "telescoping", "activation", "enclosure")
             found = {k: pathlift.lipschitz_bound(network, tolerance, inputs, kind=k, radius=radius) for k in kinds}
         except pathlift.UnsupportedModelError:  # an interval of the parameters of a weight_norm gives none of the weight
-            assert any(weight.pull_back is None and "derived" not in weight.label for weight in network.weights)
+            assert any(weight.movement is None and "derived" not in weight.label for weight in network.weights)
             continue
         with torch.no_grad():
             own = outputs(model, inputs)

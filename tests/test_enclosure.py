@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -109,3 +110,55 @@ def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network
     low, high = ends(enclosure)
     torch.testing.assert_close(low, high, rtol=0.0, atol=1e-9)
     torch.testing.assert_close(low, outputs(model, batch), rtol=0.0, atol=1e-9)
+
+
+class Halved(nn.Module):
+    """ReLU(x) − x/2: what the interval of each term says apart is not what both say together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() - x / 2
+
+
+class Twice(nn.Module):
+    """w·x₁ − w·x₂: one weight on two edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Conv1d(1, 1, 1, bias=False)
+        self.difference = nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            self.scale.weight.fill_(1.0)
+            self.difference.weight.copy_(torch.tensor([[1.0, -1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.difference(self.scale(x).flatten(1))
+
+
+def enclosed(model: nn.Module, x: Tensor, weights: Mapping[str, float], radius: float) -> tuple[list[float], list[float]]:
+    """The interval and the linear bounds of the only output, where some parameters vary by a relative amount."""
+    network = pathlift.capture(model.double(), x)
+
+    class Varied(Tolerance):
+        def intervals(self, network: pathlift.Network) -> dict[str, tuple[Tensor, Tensor]]:
+            values = {name: network.state[name] for name in network.parameters}
+            return {name: (value * (1 - weights[name]), value * (1 + weights[name])) for name, value in values.items()}
+
+    enclosure = Enclosure(network, box(network, Varied()), feed_of(network, (x,)), radius, None, refine=False)
+    interval = enclosure.intervals[network.outputs[0]]
+    low, high = ends(enclosure)
+    return [float(interval.low), float(interval.high)], [float(low), float(high)]
+
+
+def test_terms_that_cancel_do_so_on_the_way_back() -> None:
+    """ReLU(x) − x/2 on [−1, 1]: [−1/2, 3/2] term by term, at most 1/2 in truth, which the line above ReLU gives."""
+    interval, bounds = enclosed(Halved(), torch.zeros(1, 1, dtype=torch.float64), {}, 1.0)
+    assert interval == pytest.approx([-0.5, 1.5])
+    assert bounds == pytest.approx([-0.5, 0.5])
+
+
+def test_a_weight_that_is_used_twice_moves_once() -> None:
+    """w·1 − w·1 with w in 1 ± 0.1: ±0.2 edge by edge, 0 in truth."""
+    varied = {"scale.weight": 0.1, "difference.weight": 0.0}
+    interval, bounds = enclosed(Twice(), torch.ones(1, 1, 2, dtype=torch.float64), varied, 0.0)
+    assert interval == pytest.approx([-0.2, 0.2])
+    assert bounds == pytest.approx([0.0, 0.0], abs=1e-12)

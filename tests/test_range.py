@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.passes import wide
+from pathlift.passes.scaled import FORWARD_WINDOWS, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
 
@@ -260,3 +262,27 @@ def test_what_reads_a_neuron_twice_is_affine_all_the_same() -> None:
     dag = dag_of(Applied(lambda x: torch.cat([x + x, 3 * x - x], 1)), torch.zeros(1, 2))
     states = dag.states([5.0, -7.0])
     assert [states[out].value for out in dag.outputs] == [10, -14, 10, -14]
+
+
+def test_a_layer_is_cut_into_bands_and_put_together_again() -> None:
+    """The example of `pathlift.passes.wide`: 2⁴⁰⁰·1 + 1·1 + 2⁻⁶⁰⁰·2⁹⁰⁰, to the last bit."""
+    layer = torch.tensor([2.0**400, 1.0, 2.0**-600], dtype=torch.float64)
+    assert [exponent for _, exponent in wide.bands(wide.Wide.of(layer))] == [401.0, 1.0, -599.0]
+    parts = [wide.Wide.of(value, shift) for value, shift in ((layer[0], 0.0), (layer[1], 0.0), (layer[2], 900.0))]
+    total = parts[0].plus(parts[1]).plus(parts[2])
+    assert float(total.at(0)) == 2.0**400
+    assert float(parts[2].plus(parts[1]).at(0)) == 2.0**300
+
+
+@pytest.mark.parametrize(
+    ("entries", "mantissas", "exponent"),
+    [((3 * 2.0**95, 2.0**90), (0.75, 2.0**-7), 97.0), ((2.0**30, 2.0**-90), (2.0**95, 2.0**-25), -65.0)],
+)
+def test_what_leaves_its_window_is_brought_back(
+    entries: tuple[float, ...], mantissas: tuple[float, ...], exponent: float
+) -> None:
+    """The examples of `pathlift.passes.scaled`: too large, and too far apart; no bit changes."""
+    found, smallest = normalised(Scaled(torch.tensor(entries), 0.0), FORWARD_WINDOWS[torch.float32])
+    assert found is not None
+    assert found.tensor.tolist() == list(mantissas)
+    assert (found.exponent, smallest) == (exponent, min(mantissas))

@@ -313,4 +313,4 @@ def _names(network: Network, weight: WeightTensor) -> list[str]:
     if is_moved(network, weight):
         return moved_from(network, weight)
     assert weight.score_name is not None
-    return [weight.score_name if weight.pull_back is None else f"{weight.score_name}.derived"]
+    return [weight.score_name if weight.movement is None else f"{weight.score_name}.derived"]

@@ -27,7 +27,7 @@ class WeightTensor:
         expression: How its value follows from the parameters.
         shape: Shape of the value.
         score_name: The name under which `path_magnitude` reports it, None for constants.
-        pull_back: When the value only moves elements of parameters around (a transpose, a slice), up to factors: the
+        movement: When the value only moves elements of parameters around (a transpose, a slice), up to factors: the
             movement, by whose transpose its scores go back to the parameters themselves.
         scalar: The value, when it is one number known at capture time.
         requires: Names of the state tensors that the value depends on.
@@ -36,7 +36,7 @@ class WeightTensor:
     expression: Expression
     shape: tuple[int, ...]
     score_name: str | None
-    pull_back: Expression | None = None
+    movement: Expression | None = None
     scalar: float | None = None
     requires: frozenset[str] = frozenset()
 

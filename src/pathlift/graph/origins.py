@@ -76,7 +76,7 @@ def origins(network: Network, weight: WeightTensor) -> Origins | None:
 
     Args:
         network: The network.
-        weight: A weight with `WeightTensor.pull_back`.
+        weight: A weight with `WeightTensor.movement`.
 
     Returns:
         The origins; None when the weight is no movement after all: a cast to integers rounds.
@@ -112,9 +112,9 @@ def _evaluated(network: Network, weight: WeightTensor, shapes: Mapping[str, torc
     parts = flat.split([shape.numel() for shape in shapes.values()])
     state = {name: network.state[name] for name in weight.requires if name not in shapes}
     state |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    assert weight.pull_back is not None
+    assert weight.movement is not None
     with torch.no_grad():
-        moved: Tensor = evaluate(weight.pull_back, state)
+        moved: Tensor = evaluate(weight.movement, state)
     return moved.expand(weight.shape) if moved.shape != weight.shape else moved
 
 
@@ -145,9 +145,9 @@ def _view(network: Network, weight: WeightTensor, dtype: torch.dtype) -> tuple[l
     names = moved_from(network, weight)
     state = {name: network.state[name] for name in weight.requires if name not in names}
     blank = {name: torch.empty(network.state[name].shape, dtype=dtype, device=network.device) for name in names}
-    assert weight.pull_back is not None
+    assert weight.movement is not None
     with torch.no_grad():
-        moved: Tensor = evaluate(weight.pull_back, {**state, **blank})
+        moved: Tensor = evaluate(weight.movement, {**state, **blank})
     for name, parameter in blank.items():
         if moved.dtype == dtype and moved.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
             return (names, name, moved) if _apart(moved) and parameter.numel() else None
@@ -177,7 +177,7 @@ def is_moved(network: Network, weight: WeightTensor) -> bool:
     Returns:
         False for a parameter itself, a derived weight, and one that is rounded to integers on its way.
     """
-    if weight.pull_back is None:
+    if weight.movement is None:
         return False
     if weight not in _MOVED:
         _MOVED[weight] = _view(network, weight, torch.float32) is not None or origins(network, weight) is not None

@@ -164,7 +164,7 @@ class CharacterProgram(PairProgram):
         self.tracks = sum(family.count for family in families)
         self.started = frozenset(range(self.tracks))
         first = [sum(family.count for family in families[:number]) for number in range(len(families))]
-        self.signed = frozenset(start + own for start, family in zip(first, families, strict=True) for own in family.signed)
+        self.signed = frozenset(start + track for start, family in zip(first, families, strict=True) for track in family.signed)
         self.diagonal = [(track, track) for track in range(self.tracks)]
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:

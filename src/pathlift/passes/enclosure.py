@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
 from torch import Tensor
 
 from pathlift.budget import Clock
@@ -37,6 +36,7 @@ from pathlift.passes.forward import (
     unchanged,
     weighted,
 )
+from pathlift.passes.linear import Choice, Free, Lines, clamp_lines, slope_lines
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import DOUBLE, SPARE, Arithmetic, fan_in
 

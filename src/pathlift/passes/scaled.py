@@ -133,7 +133,7 @@ def top(value: Scaled) -> float:
 def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, float]:
     """Bring a value into the window by an exact power of two.
 
-    With 2**place just above the largest magnitude, nothing is done where place lies in the window and no entry lies below its
+    With 2**peak just above the largest magnitude, nothing is done where peak lies in the window and no entry lies below its
     floor. Otherwise the largest goes to 2**target; or to 2**wide, where the entries span more bits than there are between
     target and floor.
 
@@ -153,16 +153,16 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
         raise NumericalError("not finite")
     if size == 0.0:
         return None, 0.0
-    place = math.frexp(size)[1]
-    spread = place - math.frexp(low)[1] if low > 0 else 0
-    goal = window.wide if spread > window.target - window.floor else window.target
+    peak = math.frexp(size)[1]
+    span = peak - math.frexp(low)[1] if low > 0 else 0
+    goal = window.wide if span > window.target - window.floor else window.target
     deep = low > 0 and math.frexp(low)[1] < window.floor
-    if window.low <= place <= window.high and goal == window.target and not deep:
-        return Scaled(value.tensor, value.exponent, place), low
-    if goal == window.wide and window.high < place <= window.wide + 8:
-        return Scaled(value.tensor, value.exponent, place), low
-    shift = min(goal - place, 1000)  # a power of two that is a float, also where all entries are below the normal range
-    return Scaled(value.tensor * power(shift), value.exponent - shift, place + shift), low * power(shift)
+    if window.low <= peak <= window.high and goal == window.target and not deep:
+        return Scaled(value.tensor, value.exponent, peak), low
+    if goal == window.wide and window.high < peak <= window.wide + 8:
+        return Scaled(value.tensor, value.exponent, peak), low
+    shift = min(goal - peak, 1000)  # a power of two that is a float, also where all entries are below the normal range
+    return Scaled(value.tensor * power(shift), value.exponent - shift, peak + shift), low * power(shift)
 
 
 def too_small(tensor: Tensor, floor: float) -> bool:

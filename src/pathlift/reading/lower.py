@@ -480,7 +480,7 @@ class _Lowering:
         if isinstance(expression, StateTensor):
             return WeightTensor(expression, static.shape, expression.name, requires=requires)
         if static.moves is not None:
-            return WeightTensor(expression, static.shape, ", ".join(sorted(scored)), pull_back=static.moves, requires=requires)
+            return WeightTensor(expression, static.shape, ", ".join(sorted(scored)), movement=static.moves, requires=requires)
         return WeightTensor(expression, static.shape, self._derived_name(static, scored, role, like), requires=requires)
 
     def _derived_name(self, static: Static, scored: frozenset[str], role: str | None, like: Static | None) -> str:

@@ -61,7 +61,7 @@ def products(network: Network, weight: WeightTensor) -> tuple[Product, ...] | No
     moves_along = summands is not None and any(summand.buffer is not None for summand in summands)
     if weight.scalar is not None or not (weight.requires & set(network.parameters) or moves_along):
         return CONSTANT
-    if weight.pull_back is not None:
+    if weight.movement is not None:
         return _moved(network, weight)
     return _read(network, weight.expression, tuple(weight.shape))
 
@@ -109,7 +109,7 @@ def _moved(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None
     device = {
         other: torch.zeros(tensor.shape, device="cpu") for other, tensor in network.state.items() if other in weight.requires
     }
-    moved = evaluate(weight.pull_back, {**device, name: places}) if weight.pull_back is not None else None
+    moved = evaluate(weight.movement, {**device, name: places}) if weight.movement is not None else None
     inverted = isinstance(weight.expression, FunctionCall) and weight.expression.function is torch.reciprocal
     assert isinstance(moved, Tensor)
     return ((Factor(name, moved.long(), -1 if inverted else 1),),)

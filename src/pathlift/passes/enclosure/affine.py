@@ -11,9 +11,9 @@ costs |a|·f(ρ; r) for a coefficient a. The first moves alike wherever a weight
 
     |Σ_v a(v) Σ_u δ·m| = |Σ_k δ_k·(Σ over the edges of k of a(v)·m(u))| ≤ Σ_k r_k·|Σ over the edges of k of a(v)·m(u)|,
 
-which `substitution` computes as one gradient by the weight. It is never more than |a|·f(|m|; r), because |m| + ρ = s, so slack
-holds f(ρ; r) where weights may be shared. Where each weight stands on one edge both are the same, and slack holds f(s; r),
-which saves the gradient.
+which `substitution` computes as one gradient by the weight. It is never more than |a|·f(|m|; r), and |m| + ρ = s, so both parts
+together are never more than the |a|·f(s; r) that intervals pay. So slack holds f(ρ; r) where weights may be shared. Where each
+weight stands on one edge there is no difference, and slack holds f(s; r), which saves the gradient.
 
 An example: a kernel of one weight 1 ± 0.1 over the inputs (1, 1), and the functional v₁ − v₂. Each neuron is in 1 ± 0.1, so
 intervals give ±0.2. Shared, the weight pays 0.1·|1 − 1| = 0, and v₁ − v₂ = 0 is found.
