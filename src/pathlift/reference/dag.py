@@ -134,32 +134,33 @@ class Dag:
         for v, neuron in enumerate(self.neurons):
             if v not in needed:
                 continue
-            found: list[Path] = []
+            paths: list[Path] = []
             if neuron.kind == "input":
-                found.append(Path(v, None, (), 1))
-            for place, bias in enumerate(neuron.biases):
-                found.append(Path(v, place, (), bias.value, () if bias.label is None else (bias.label,)))
-            for place, edge in enumerate(neuron.edges):
-                own = () if edge.label is None else (edge.label,)
+                paths.append(Path(v, None, (), 1))
+            for index, bias in enumerate(neuron.biases):
+                paths.append(Path(v, index, (), bias.value, () if bias.label is None else (bias.label,)))
+            for index, edge in enumerate(neuron.edges):
+                label = () if edge.label is None else (edge.label,)
                 total += len(arriving[edge.source])
                 if total > limit:
                     raise TooManyPathsError(f"more than {limit} paths")
-                found.extend(
-                    Path(p.start, p.bias, (*p.steps, (v, place)), p.phi * edge.weight, (*p.labels, *own))
+                paths.extend(
+                    Path(p.start, p.bias, (*p.steps, (v, index)), p.phi * edge.weight, (*p.labels, *label))
                     for p in arriving[edge.source]
                 )
-            arriving[v] = found
+            arriving[v] = paths
         return [path for v in self.outputs for path in arriving[v]]
 
     def _ancestors(self) -> set[int]:
-        found: set[int] = set()
+        """Return the outputs and all neurons below them."""
+        ancestors: set[int] = set()
         stack = list(self.outputs)
         while stack:
             v = stack.pop()
-            if v not in found:
-                found.add(v)
+            if v not in ancestors:
+                ancestors.add(v)
                 stack.extend(edge.source for edge in self.neurons[v].edges)
-        return found
+        return ancestors
 
     def states(self, x: Sequence[Number]) -> list[State]:
         """Compute v(θ, x) and the activations of its edges for every neuron.
@@ -190,18 +191,23 @@ class Dag:
             A number in [−1, 1].
         """
         product: Number = 1 if path.bias is None else states[path.start].biases[path.bias]
-        for v, place in path.steps:
-            product = product * states[v].edges[place]
+        for v, edge in path.steps:
+            product = product * states[v].edges[edge]
         return product
 
 
 def _respond(neuron: Neuron, arriving: list[Number]) -> State:
+    """Return a neuron's value and activations, given what arrives on its edges.
+
+    The value is always Σ activation·arriving over edges plus Σ activation·bias over biases: the key identity (4), neuron by
+    neuron. A pool of (3, 5) with k = 1 is 5 with activations (0, 1); a clamp to [0, 6] of 8 is its upper bound, activation 1.
+    """
     biases = [bias.value for bias in neuron.biases]
     if neuron.kind == "pool":
         candidates = arriving + biases
         ranked = sorted(candidates, reverse=True)[neuron.k - 1]
         first = candidates.index(ranked)
-        active = [1 if place == first else 0 for place in range(len(candidates))]
+        active = [1 if index == first else 0 for index in range(len(candidates))]
         return State(ranked, tuple(active[: len(arriving)]), tuple(active[len(arriving) :]))
     if neuron.kind == "clamp":
         z = sum(arriving, 0)
@@ -212,7 +218,7 @@ def _respond(neuron: Neuron, arriving: list[Number]) -> State:
             on = neuron.low
         else:
             return State(z, (1,) * len(arriving), (0,) * len(biases))
-        return State(biases[on], (0,) * len(arriving), tuple(int(place == on) for place in range(len(biases))))
+        return State(biases[on], (0,) * len(arriving), tuple(int(index == on) for index in range(len(biases))))
     z = sum(arriving, 0) + sum(biases, 0)
     slope: Number = 1
     if neuron.kind == "slopes":
