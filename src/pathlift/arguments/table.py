@@ -24,6 +24,7 @@ from pathlift.arguments.kinds import (
     flag,
     function,
     generator,
+    generator_or_seed,
     instance,
     mapping,
     module_with_values,
@@ -258,14 +259,18 @@ KINDS: Mapping[str, Kind] = {
     "prune.steps": positive_count,
     "Criterion.steps": positive_count,
     "samples": positive_count,
+    "PathMetric.estimate.samples": whole("a whole number of at least 2: one path has no spread", lambda v: v >= 2),
     "input_bound": positive,
     "loss_lipschitz": positive,
     "loss_range": positive,
     "moments": whole("2, 4, 6 or 8", lambda v: v in {2, 4, 6, 8}),
+    "path_metric.moments": whole("0, 2, 4, 6 or 8", lambda v: v in {0, 2, 4, 6, 8}),
+    "path_metrics.moments": whole("0, 2, 4, 6 or 8", lambda v: v in {0, 2, 4, 6, 8}),
     "tighten": count,
     "ratio": number("a number of at least 1", lambda v: v >= 1),
     "seconds": least_zero,
     "path_metric.seconds": number("a positive number", lambda v: v > 0),
+    "PathMetric.tighten.seconds": number("a positive number", lambda v: v > 0),
     "estimate": whole("0, or a whole number of at least 2: one path has no spread", lambda v: v == 0 or v >= 2),
     "confidence": number("a number between 0 and 1", lambda v: 0 < v < 1),
     "seed": whole("a whole number of at most 64 bits"),
@@ -308,6 +313,8 @@ KINDS: Mapping[str, Kind] = {
     "trust": flag,
     "device": device,
     "generator": generator,
+    "path_metric.generator": generator_or_seed,
+    "PathMetric.estimate.generator": generator_or_seed,
     "attack.generator": any_generator,
     "optimizer": instance("an optimiser of torch.optim", Optimizer),
     "gauge": gauge,
@@ -315,12 +322,12 @@ KINDS: Mapping[str, Kind] = {
     "path_kernel.progress": function("a function of the number that is done and that of all", 2),
     "prune.progress": function("a function of the number that is done and that of all", 2),
     "path_metric.progress": function("a function of a Step", 1),
+    "PathMetric.tighten.progress": function("a function of a Step", 1),
 }
 """Name of an argument, or of a function and an argument, to its kind."""
 
 NEEDED: Mapping[tuple[str, str], str] = {
-    ("path_metric", "confidence"): "estimate",
-    ("path_metric", "seed"): "estimate",
+    ("path_metric", "generator"): "estimate",
 }
 """Function and argument to the argument without which it would have no effect."""
 

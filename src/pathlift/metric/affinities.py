@@ -6,14 +6,14 @@ from math import comb
 
 import torch
 
-from pathlift.metric.common_gauge import Frame
+from pathlift.metric.common_gauge import CommonGauge
 from pathlift.metric.moments import OWN, Sides, characters
 from pathlift.metric.quadrature import MARGIN, overlap_above, overlap_below
 from pathlift.passes.products import Affinities
 from pathlift.passes.rounding import SPARE, rounding_factor
 
 
-def affinity_bounds(pair: Frame, order: int) -> Sides:
+def affinity_bounds(pair: CommonGauge, order: int) -> Sides:
     """Bound the metric by affinities.
 
     With a = |Φ|, b = |Φ'| and σ the sign of ΦΦ', |Φ'−Φ| = a + b − (1+σ)·min(a, b), and min(a, b) = √(ab)·e^(−|ln(b/a)|/2). With

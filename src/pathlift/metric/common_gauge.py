@@ -34,7 +34,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class CommonGauge:
     """Two networks in one gauge; their weights are made when they are read, and never all at once.
 
     Attributes:
@@ -84,7 +84,7 @@ class Frame:
         return self.joined(*(part[where].double() for part in parts))
 
 
-def frame(network: Network, compared: Pair) -> Frame:
+def in_common_gauge(network: Network, compared: Pair) -> CommonGauge:
     """Bring two networks into one gauge.
 
     Args:
@@ -107,17 +107,17 @@ def frame(network: Network, compared: Pair) -> Frame:
             break
     else:
         values = Rescaled(relations, raw[0], []), Rescaled(relations, raw[1], [])
-    plain = Frame(compact, values, frozenset(), False)
+    plain = CommonGauge(compact, values, frozenset(), False)
     changed, flips = {bias.weight for layer in compact.layers for bias in layer.biases if bias.weight.scalar is None}, False
     for weight in compact.weights:
         if weight.scalar is None:
             own = _difference(plain, weight)
             changed |= {weight} if own[0] else set()
             flips = flips or own[1]
-    return Frame(compact, values, frozenset(changed), flips)
+    return CommonGauge(compact, values, frozenset(changed), flips)
 
 
-def _difference(plain: Frame, weight: WeightTensor) -> tuple[bool, bool]:
+def _difference(plain: CommonGauge, weight: WeightTensor) -> tuple[bool, bool]:
     """Return whether the weights of a weight tensor differ, and whether a sign does; factors are positive."""
     first, second, *factors = plain.parts(weight)
     up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4

@@ -17,7 +17,7 @@ from pathlift.graph.layers import Bias, Connection, Layer
 from pathlift.graph.network import Network
 from pathlift.metric import perceptron
 from pathlift.metric.comparison import Comparison, compact, compared_with
-from pathlift.metric.distance import path_metric
+from pathlift.metric.metric import path_metric
 from pathlift.metric.pivot import three_step
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
@@ -87,7 +87,7 @@ def path_metric_bounds(
     """
     network = capture(model, inputs)
     comparison = compared_with(network, other)
-    metric = path_metric(network, other)
+    metric = path_metric(network, other, moments=0)
     exact = "Lemma 4.2, exact" if metric.exact else ""
     closer = None if moments is None else path_metric(network, other, moments=moments)
     extra = _rounding_of_gauge(comparison)

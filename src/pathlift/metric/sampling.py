@@ -20,9 +20,9 @@ from pathlift.edges.movement import Move, StridedView
 from pathlift.edges.unit import Gather, Identity
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.metric.common_gauge import Frame
+from pathlift.metric.common_gauge import CommonGauge
 from pathlift.norm import LOG10_OF_2
-from pathlift.passes.products import CharacterProgram, Moments, Reference
+from pathlift.passes.products import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import Program, in_range, propagate
 from pathlift.passes.scaled import Scaled, power
@@ -47,7 +47,6 @@ class Estimate:
         log10_high: See ``log10_value``.
         confidence: Probability with which such intervals cover the truth, for many samples (normal approximation).
         samples: Number of sampled paths.
-        seed: Of the random numbers.
     """
 
     value: float
@@ -58,19 +57,25 @@ class Estimate:
     log10_high: float
     confidence: float
     samples: int
-    seed: int
 
 
-def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confidence: float, seed: int) -> Estimate:
+def estimated(
+    pair: CommonGauge,
+    g: ComparisonWeights,
+    near: bool,
+    samples: int,
+    confidence: float,
+    source: torch.Generator | int,
+) -> Estimate:
     """Estimate the path-metric.
 
     Args:
         pair: The networks.
-        reference: g.
+        g: The comparison weights.
         near: Whether the networks are near each other; decides who draws how many paths.
         samples: Number of paths.
         confidence: Of the interval.
-        seed: Of the random numbers.
+        source: Of randomness, on the CPU; or a seed.
 
     Returns:
         The estimate.
@@ -78,12 +83,12 @@ def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confi
     Raises:
         NumericalError: A weight is not finite.
     """
-    generator = torch.Generator(pair.network.device).manual_seed(seed)
-    draws = [_Draw(pair, reference, program, generator) for program in _programs(pair, reference)]
+    generator = _on(pair.network.device, source)
+    draws = [_Draw(pair, g, program, generator) for program in _programs(pair, g)]
     totals = [draw.total for draw in draws]
     shares = [0.0 if math.isinf(total) else share for share, total in zip(NEAR if near else FAR, totals, strict=True)]
     if not any(shares):
-        return Estimate(0.0, 0.0, 0.0, -math.inf, -math.inf, -math.inf, confidence, samples, seed)
+        return Estimate(0.0, 0.0, 0.0, -math.inf, -math.inf, -math.inf, confidence, samples)
     counts = _apportioned(shares, samples)
     drawn = [draw.paths(count) for draw, count in zip(draws, counts, strict=True)]
     unit = max(totals)
@@ -99,7 +104,16 @@ def estimated(pair: Frame, reference: Reference, near: bool, samples: int, confi
     (value, log10), (low, log10_low), (high, log10_high) = (
         _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
     )
-    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples, seed)
+    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples)
+
+
+def _on(device: torch.device, source: torch.Generator | int) -> torch.Generator:
+    """Return a source of randomness on a device: the given one, or one that begins with a number from it."""
+    if isinstance(source, int):
+        return torch.Generator(device).manual_seed(source)
+    if source.device.type == device.type:
+        return source
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))
 
 
 def _in_units(value: float, unit: float) -> tuple[float, float]:
@@ -117,11 +131,11 @@ def _apportioned(shares: list[float], samples: int) -> list[int]:
     return counts if counts[most] >= 2 else [0, 0, samples]
 
 
-def _programs(pair: Frame, reference: Reference) -> list[Program]:
+def _programs(pair: CommonGauge, g: ComparisonWeights) -> list[Program]:
     """Return the path programs of |θ|, |θ'| and g."""
     network = pair.network
     found: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
-    return [*found, CharacterProgram(network, pair, [Moments(0, reference)])]
+    return [*found, CharacterProgram(network, pair, [Moments(0, g)])]
 
 
 class _Paths:
@@ -160,10 +174,10 @@ class _Paths:
 class _Draw:
     """One sampler."""
 
-    def __init__(self, pair: Frame, reference: Reference, program: Program, generator: torch.Generator) -> None:
+    def __init__(self, pair: CommonGauge, g: ComparisonWeights, program: Program, generator: torch.Generator) -> None:
         self.pair = pair
         self.network: Network = pair.network
-        self.reference = reference
+        self.g = g
         self.program = program
         self.generator = generator
         self.tracks = in_range(lambda _: propagate(self.network, program, keep=True), torch.float64, *pair.values)
@@ -273,7 +287,7 @@ class _Draw:
     def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Return θ, θ' and g at some places of a weight tensor."""
         a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
-        return a, b, self.reference(weight, a, b, *(own[where] for own in self.reference.extras(weight)))
+        return a, b, self.g(weight, a, b, *(own[where] for own in self.g.extras(weight)))
 
     def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
         """Choose an antecedent for each sample; returns where it is below."""

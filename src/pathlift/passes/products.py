@@ -23,7 +23,7 @@ from pathlift.passes.programs import Values, _ParametrisedProgram, pivot
 from pathlift.passes.propagate import Entries, Tracks
 
 
-class Reference(Protocol):
+class ComparisonWeights(Protocol):
     """g: one number for each weight, positive where it is not 0 in both networks."""
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
@@ -229,11 +229,11 @@ class Moments:
 
     Attributes:
         order: The largest k, even.
-        reference: g.
+        g: The comparison weights.
     """
 
     order: int
-    reference: Reference
+    g: ComparisonWeights
 
     @property
     def count(self) -> int:
@@ -261,12 +261,12 @@ class Moments:
             weight: The weight.
             a: Values of θ.
             b: Values of θ'.
-            extras: See `Reference`.
+            extras: See `ComparisonWeights`.
 
         Returns:
             One tensor per character.
         """
-        g = self.reference(weight, a, b, *extras)
+        g = self.g(weight, a, b, *extras)
         last = [g]
         found = [g]
         if self.order:
@@ -419,7 +419,7 @@ class CharacterProgram(_PairProgram):
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `_PairProgram.extras`."""
-        return next((own.reference.extras(weight) for own in self.families if isinstance(own, Moments)), ())
+        return next((own.g.extras(weight) for own in self.families if isinstance(own, Moments)), ())
 
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `JointProgram.keys`."""
@@ -509,18 +509,18 @@ class DifferenceMomentProgram(_PairProgram):
 
     started = frozenset({0})
 
-    def __init__(self, network: Network, pair: Together, order: int, reference: Reference) -> None:
+    def __init__(self, network: Network, pair: Together, order: int, g: ComparisonWeights) -> None:
         """Take two networks; where a weight tensor is the same in both, g is taken to be |θ|.
 
         Args:
             network: The graph.
             pair: θ and θ'.
             order: k, even.
-            reference: g.
+            g: The comparison weights.
         """
         super().__init__(network, pair)
         self.order = order
-        self.reference = reference
+        self.g = g
         self.tracks = 2 * order + 1
         self.signed = frozenset(range(1, order + 1))
         lower = [(j, i) for j in range(order + 1) for i in range(j + 1)]
@@ -532,14 +532,14 @@ class DifferenceMomentProgram(_PairProgram):
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `_PairProgram.extras`."""
-        return self.reference.extras(weight)
+        return self.g.extras(weight)
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `JointProgram.entries`."""
         a, b, *extras = values
         if weight not in self.pair.changed:
             return dict.fromkeys(self.keys(weight), a.abs())
-        g = self.reference(weight, a, b, *extras)
+        g = self.g(weight, a, b, *extras)
         safe = torch.where(g > 0, g, 1.0)
         k = self.order
         first, second, gap = ([own**power for power in range(k + 1)] for own in (a / safe, b / safe, (b - a) / safe))

@@ -12,7 +12,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.propagate import Tracks
 
 
-def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:
+def per_output(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:
     """Lay tracks of the outputs side by side in one unit.
 
     Args:
@@ -40,8 +40,8 @@ def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -
     return torch.stack(rows), exponent
 
 
-def counts(network: Network) -> Tensor:
-    """Return how many output neurons each entry of `laid` stands for, float64."""
+def multiplicities(network: Network) -> Tensor:
+    """Return how many output neurons each entry of `per_output` stands for, float64."""
     pieces = []
     for name in network.outputs:
         layer = network.layer[name]
@@ -59,7 +59,7 @@ def log2_sum(values: Tensor, count: Tensor) -> float:
     return math.log2(float((count * torch.exp2(values - top)).sum())) + top
 
 
-def spread(network: Network, values: Tensor) -> Tensor:
+def expanded(network: Network, values: Tensor) -> Tensor:
     """Return one entry per output neuron: of the output's shape, or flat over all when there are several outputs.
 
     Args:
