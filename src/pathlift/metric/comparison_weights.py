@@ -10,7 +10,7 @@ characters: g; θ^i·θ'^(2−i)/g; θ^i·θ'^(4−i)/g³. Nine means for each l
 
 Example. One layer with θ = (1, 1) and θ' = (1, 2). For g = max(|θ|, |θ'|) = (1, 2) the moments are 3, 1/2, 1/8, and upper over
 lower is √(3/8)/(1/2) = 1.22. With c = 10, g = (1, 12) is nearer to |θ'−θ| = (0, 1): 13, 1/12, 1/1728, and 1.04. With more
-layers a path differs where one of its weights does, and g must not be small there next to what it is elsewhere: c has a best size.
+layers a path differs where one of its weights does, and g must not be small on it beside other paths: c has a best size.
 
 Biases. Paths from a bias may differ far more, or less, than paths from an input. A factor f on all of them makes their part of
 M_0 and M_2 f·M_0 and M_2/f, and (Σ f_s·M_0s)·(Σ M_2s/f_s) over the starts s is at least (Σ √(M_0s·M_2s))², with equality
