@@ -5,7 +5,7 @@ are close enough; whatever comes later, a bracket never widens, and it can be go
 
 Why neuron by neuron. ‖Φ−Φ'‖₁ is the sum over the output neurons of what the paths into each contribute, and each kind of bound
 is one for every neuron. So the best may be another one for each, and for each end. Example with two outputs: the pivot says
-[1, 8] and [2, 3], four moments say [4, 6] and [1, 9]. Their sums are [3, 11] and [5, 15]; the bracket is [4, 6] + [2, 3] = [6, 9].
+[1, 8] and [2, 3], four moments say [4, 6] and [1, 9], with sums [3, 11] and [5, 15]. The bracket is [4, 6] + [2, 3] = [6, 9].
 
 The ladder. Four moments cost 9 sums over all paths, eight cost 25, and their upper over lower bounds are mostly 1.4 to 1.8 and
 1.0 to 1.4. Who asks for no number of moments gets four, and the other four where these are not within 1.4.

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,13 @@ class PathMetric:
     sampled: Estimate | None = None
     stopped: bool = False
     _log2_per_output: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
-    _standing: Standing | None = field(default=None, repr=False, compare=False)
+
+    _standing: ClassVar[Standing | None] = None
+    """What it can be gone on from: of one result, beside its fields, because it is no part of what the result says."""
+
+    def _standing_at(self, basis: Standing | None) -> PathMetric:
+        vars(self)["_standing"] = basis
+        return self
 
     @property
     def ratio(self) -> float:
@@ -189,10 +196,10 @@ class PathMetric:
             network, state = self._standing.networks()
             pair = in_common_gauge(network, compared(network, state))
             if sample is not None:
-                return replace(self, sampled=sample(pair, self._standing.bracket))
+                return replace(self, sampled=sample(pair, self._standing.bracket))._standing_at(self._standing)
             assert tightened is not None
             bracket = tightened(pair, self._standing.bracket)
-        return _result(pair.network, bracket, self.sampled, replace(self._standing, bracket=bracket))
+        return _result(pair.network, bracket, self.sampled)._standing_at(replace(self._standing, bracket=bracket))
 
 
 @public
@@ -287,7 +294,7 @@ def path_metric(
     with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
         bracket, weights = bracketed(pair, moments, tighten, ratio, progress)
     sampled = None if not estimate else estimated(pair, weights, bracket.by_layer.near, estimate, 0.95, generator)
-    return _result(compact, bracket, sampled, standing(network, state, bracket))
+    return _result(compact, bracket, sampled)._standing_at(standing(network, state, bracket))
 
 
 def _exact(network: Network, values: Values, others: Values, suffix: str) -> PathMetric | None:
@@ -363,7 +370,7 @@ def _plain(log2: float, side: int) -> tuple[float, float]:
     )
 
 
-def _result(network: Network, bracket: Bracket, sampled: Estimate | None, basis: Standing | None) -> PathMetric:
+def _result(network: Network, bracket: Bracket, sampled: Estimate | None) -> PathMetric:
     log2_lower, log2_upper = bracket.log2
     (lower, log10_lower), (upper, log10_upper) = _plain(log2_lower, -1), _plain(log2_upper, 1)
     return PathMetric(
@@ -381,7 +388,6 @@ def _result(network: Network, bracket: Bracket, sampled: Estimate | None, basis:
         sampled,
         bracket.stopped,
         (expanded(network, bracket.lower - _blur(bracket.lower)), expanded(network, bracket.upper + _blur(bracket.upper))),
-        basis,
     )
 
 
