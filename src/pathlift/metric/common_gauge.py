@@ -40,7 +40,7 @@ class CommonGauge:
     Attributes:
         network: The compact graph.
         values: Weight tensor to weights in the common gauge, for each.
-        changed: The leaves where they differ, and all biases: what is compared weight by weight.
+        changed: The weight tensors where they differ, and all biases: what is compared weight by weight.
         flips: Whether the sign of a weight differs.
     """
 
@@ -99,9 +99,9 @@ def in_common_gauge(network: Network, compared: Pair) -> CommonGauge:
     """
     compact, relations = compacted(network), tied(network)
     apart = exact_scales(relations.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
-    mine = exact_scales(relations.solution, even(network, relations), whole=True)
+    evened = exact_scales(relations.solution, even(network, relations), whole=True)
     raw = compact.values(), compact.values(compared.other)
-    for alike in ([mine], []):  # in the gauge of θ where the common one is out of reach
+    for alike in ([evened], []):  # in the gauge of θ where the common one is out of reach
         values = Rescaled(relations, raw[0], alike), Rescaled(relations, raw[1], [*alike, -apart])
         if all(side.in_range() for side in values):
             break
@@ -111,9 +111,9 @@ def in_common_gauge(network: Network, compared: Pair) -> CommonGauge:
     changed, flips = {bias.weight for layer in compact.layers for bias in layer.biases if bias.weight.scalar is None}, False
     for weight in compact.weights:
         if weight.scalar is None:
-            own = _difference(plain, weight)
-            changed |= {weight} if own[0] else set()
-            flips = flips or own[1]
+            different, flipped = _difference(plain, weight)
+            changed |= {weight} if different else set()
+            flips = flips or flipped
     return CommonGauge(compact, values, frozenset(changed), flips)
 
 
@@ -123,10 +123,10 @@ def _difference(plain: CommonGauge, weight: WeightTensor) -> tuple[bool, bool]:
     up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
     different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for one, two in pairs:
-        if one.dtype == two.dtype and torch.equal(one, two):
+    for a, b in pairs:
+        if a.dtype == b.dtype and torch.equal(a, b):
             continue
         different = True
-        if bool((one.sign() * two.sign()).amin() < 0):
+        if bool((a.sign() * b.sign()).amin() < 0):
             return True, True
     return different, False

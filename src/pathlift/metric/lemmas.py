@@ -140,7 +140,7 @@ def _moved(connection: Connection, like: Tensor, gaps: WeightsOf) -> Tensor:
 
 
 def _over(layer: Layer, piece: Callable[[Connection], Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine what the terms of a layer bring, or lay it side by side."""
+    """Combine what the connections of a layer bring, or lay it side by side."""
     if layer.concat is not None:
         return torch.cat(
             [

@@ -98,8 +98,8 @@ def estimated(
             values = paths.weighted([count / samples for count in counts], totals, unit)
             share = len(values) / samples
             means += share * float(values.mean())
-            spread = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
-            variance += share**2 * spread / len(values)
+            second = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
+            variance += share**2 * second / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
     (value, log10), (low, log10_low), (high, log10_high) = (
         _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
@@ -124,8 +124,8 @@ def _in_units(value: float, unit: float) -> tuple[float, float]:
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
     """Split a number of samples; a sampler that is to draw draws at least two, or g alone does, which misses no path."""
-    whole = sum(shares)
-    counts = [max(2, int(samples * share / whole)) if share else 0 for share in shares]
+    total = sum(shares)
+    counts = [max(2, int(samples * share / total)) if share else 0 for share in shares]
     most = max(range(len(shares)), key=shares.__getitem__)
     counts[most] += samples - sum(counts)
     return counts if counts[most] >= 2 else [0, 0, samples]
@@ -134,8 +134,8 @@ def _apportioned(shares: list[float], samples: int) -> list[int]:
 def _programs(pair: CommonGauge, g: ComparisonWeights) -> list[Program]:
     """Return the path programs of |θ|, |θ'| and g."""
     network = pair.network
-    found: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
-    return [*found, CharacterProgram(network, pair, [Moments(0, g)])]
+    programs: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
+    return [*programs, CharacterProgram(network, pair, [Moments(0, g)])]
 
 
 class _Paths:
@@ -163,7 +163,7 @@ class _Paths:
         larger = torch.maximum(a, b)
         gap = torch.where(self.sign > 0, torch.expm1(-self.apart.abs()).abs(), 1.0 + torch.exp2(-(a - b).abs()))
         gap = torch.where(torch.isinf(torch.minimum(a, b)), 1.0, gap)
-        logs = torch.stack([own - total for own, total in zip((a, b, self.third), totals, strict=True)])
+        logs = torch.stack([size - total for size, total in zip((a, b, self.third), totals, strict=True)])
         logs = torch.where(torch.isnan(logs), -math.inf, logs)
         weights = torch.tensor(shares, dtype=torch.float64, device=a.device)[:, None]
         top = logs.amax(0)
@@ -202,9 +202,9 @@ class _Draw:
     def paths(self, count: int) -> _Paths:
         """Draw paths."""
         device = self.network.device
-        found = _Paths(count, device)
+        paths = _Paths(count, device)
         if not count:
-            return found
+            return paths
         assert self.masses is not None
         chosen = _picked(self.masses.expand(1, -1), self._uniform(count))
         waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -217,37 +217,37 @@ class _Draw:
             arrived = waiting.pop(layer.name, [])
             if not arrived or layer.kind == "input":
                 continue
-            samples, at = (torch.cat(own) for own in zip(*arrived, strict=True))
+            samples, at = (torch.cat(parts) for parts in zip(*arrived, strict=True))
             if len(samples):
-                self._node(layer, samples, at, found, waiting)
-        return found
+                self._passed_on(layer, samples, at, paths, waiting)
+        return paths
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, dtype=torch.float64, device=self.network.device, generator=self.generator)
 
-    def _node(
-        self, layer: Layer, samples: Tensor, at: Tensor, found: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
+    def _passed_on(
+        self, layer: Layer, samples: Tensor, at: Tensor, paths: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
     ) -> None:
         """Send the samples that have come to the neurons ``at`` of a layer on, each along one edge or to a bias."""
         choice = self._chosen(layer, at)
         options: list[Connection | Bias] = [*layer.connections, *layer.biases]
-        for place, option in enumerate(options):
-            here = (choice == place).nonzero()[:, 0]
+        for number, option in enumerate(options):
+            here = (choice == number).nonzero()[:, 0]
             if not len(here):
                 continue
-            own, spots = samples[here], at[here]
+            drawn, spots = samples[here], at[here]
             if isinstance(option, Bias):
-                self._start(layer, option, own, spots, found)
+                self._start(layer, option, drawn, spots, paths)
                 continue
             connection = option
             if layer.concat is not None:
                 index = torch.unravel_index(spots, layer.shape)
-                first = sum(layer.concat.sizes[:place])
-                shape = layer.concat.shape(place, layer.shape)
+                first = sum(layer.concat.sizes[:number])
+                shape = layer.concat.shape(number, layer.shape)
                 spots = _flat([axis - first if dim == layer.concat.dim else axis for dim, axis in enumerate(index)], shape)
             else:
                 shape = layer.shape
-            waiting.setdefault(connection.source, []).append((own, self._edge(connection, shape, own, spots, found)))
+            waiting.setdefault(connection.source, []).append((drawn, self._edge(connection, shape, drawn, spots, paths)))
 
     def _chosen(self, layer: Layer, at: Tensor) -> Tensor:
         """Choose for each sample which bundle of edges, or after them which bias, it goes along."""
@@ -278,18 +278,18 @@ class _Draw:
         weights = self.program.start(bias.weight).get(0)
         return None if weights is None else Scaled(weights.full().reshape(bias.view), weights.exponent)
 
-    def _start(self, layer: Layer, bias: Bias, samples: Tensor, at: Tensor, found: _Paths) -> None:
+    def _start(self, layer: Layer, bias: Bias, samples: Tensor, at: Tensor, paths: _Paths) -> None:
         weight = bias.weight
         if weight in self.pair.changed:
             index = torch.arange(math.prod(weight.shape), device=at.device).reshape(bias.view).expand(layer.shape)
-            found.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
+            paths.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
 
     def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Return θ, θ' and g at some places of a weight tensor."""
         a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
-        return a, b, self.g(weight, a, b, *(own[where] for own in self.g.extras(weight)))
+        return a, b, self.g(weight, a, b, *(extra[where] for extra in self.g.extras(weight)))
 
-    def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, paths: _Paths) -> Tensor:
         """Choose an antecedent for each sample; returns where it is below."""
         below = self.tracks[connection.source][0]
         assert below is not None
@@ -297,37 +297,37 @@ class _Draw:
         weighted = connection.edges.weighted if isinstance(connection.edges, Chain) else 0
         weights = self._weights(connection)
         values = [below.tensor]
-        for place, link in enumerate(links[:-1]):
-            values.append(link.sum(values[-1], weights if place == weighted else None))
+        for number, link in enumerate(links[:-1]):
+            values.append(link.sum(values[-1], weights if number == weighted else None))
         shapes = [*(tuple(value.shape) for value in values[1:]), shape]
-        for place in reversed(range(len(links))):
-            own = weights if place == weighted else None
-            weight = connection.weight if place == weighted else None
+        for number in reversed(range(len(links))):
+            link_weights = weights if number == weighted else None
+            weight = connection.weight if number == weighted else None
             if weight is not None and weight in self.pair.changed:
-                at = self._weighted(links[place], weight, values[place], samples, at, found)
+                at = self._weighted(links[number], weight, values[number], samples, at, paths)
             else:
-                at = self._unweighted(links[place], values[place], own, shapes[place], at)
+                at = self._unweighted(links[number], values[number], link_weights, shapes[number], at)
         return at
 
     def _unweighted(self, edges: Edges, x: Tensor, w: Weights | None, shape: tuple[int, ...], at: Tensor) -> Tensor:
         """Edges whose weights are the same in both networks: only where they lead to matters."""
         if isinstance(edges, (Identity, Move, Gather, StridedView)):
-            places = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).reshape(x.shape)
-            return edges.gather(places).expand(shape).reshape(-1)[at].long() - 1
+            numbers = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).reshape(x.shape)
+            return edges.gather(numbers).expand(shape).reshape(-1)[at].long() - 1
         unique, which = torch.unique(at, return_inverse=True)
         out = torch.empty_like(at)
         uniform = self._uniform(len(at))
         like = edges.sum(x, w)
-        for place, neuron in enumerate(unique.tolist()):
-            one = torch.zeros(shape, dtype=x.dtype, device=x.device)
-            one.view(-1)[neuron] = 1.0
-            back, _ = edges.adjoint(x, w, one.sum_to_size(like.shape), below=True, share=False)
+        for number, neuron in enumerate(unique.tolist()):
+            unit = torch.zeros(shape, dtype=x.dtype, device=x.device)
+            unit.view(-1)[neuron] = 1.0
+            back, _ = edges.adjoint(x, w, unit.sum_to_size(like.shape), below=True, share=False)
             assert back is not None
-            here = (which == place).nonzero()[:, 0]
+            here = (which == number).nonzero()[:, 0]
             out[here] = _picked((back * x).reshape(1, -1), uniform[here])
         return out
 
-    def _weighted(self, edges: Edges, weight: WeightTensor, x: Tensor, samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _weighted(self, edges: Edges, weight: WeightTensor, x: Tensor, samples: Tensor, at: Tensor, paths: _Paths) -> Tensor:
         """Edges of weights that differ: the pattern of the map says which weight stands where."""
         pattern = edges.pattern(tuple(x.shape), weight.shape)
         device = x.device
@@ -341,22 +341,22 @@ class _Draw:
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):
-            g, o, p = group[part], out[part], place[part]
-            tap, source = taps[p], sources[p]  # (samples, most antecedents of a place)
+            groups, outs, places = group[part], out[part], place[part]
+            tap, source = taps[places], sources[places]  # (samples, most antecedents of a place)
             there = tap >= 0
             tap, source = tap.clamp(min=0), source.clamp(min=0)
             ins = torch.arange(masses.shape[1], device=device)[None, :, None]
-            where = index[g[:, None, None], o[:, None, None], ins, tap[:, None, :]]
-            a, b, reference = self._values(weight, torch.unravel_index(where, weight.shape))
-            offered = self._own(a, b, reference) * masses[g[:, None, None], ins, source[:, None, :]] * there[:, None, :]
+            where = index[groups[:, None, None], outs[:, None, None], ins, tap[:, None, :]]
+            a, b, g = self._values(weight, torch.unravel_index(where, weight.shape))
+            offered = self._offered(a, b, g) * masses[groups[:, None, None], ins, source[:, None, :]] * there[:, None, :]
             choice = _picked(offered.flatten(1), self._uniform(len(part)))
             row = torch.arange(len(part), device=device)
             i, t = choice // tap.shape[1], choice % tap.shape[1]
-            result[part] = below[g, i, source[row, t]]
-            found.step(samples[part], a[row, i, t], b[row, i, t], reference[row, i, t])
+            result[part] = below[groups, i, source[row, t]]
+            paths.step(samples[part], a[row, i, t], b[row, i, t], g[row, i, t])
         return result
 
-    def _own(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+    def _offered(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
         """Return the weights of this sampler."""
         if isinstance(self.program, NormProgram):
             return (a if self.program.values[0] is self.pair.values[0] else b).abs()
@@ -367,26 +367,26 @@ def _picked(weights: Tensor, uniform: Tensor) -> Tensor:
     """Choose a column for each row (or from one row for all), with probability proportional to its weight."""
     sums = weights.cumsum(1)
     targets = uniform * sums[:, -1]
-    # the first column whose sum exceeds the target: never one of weight 0
+    # the first column whose sum exceeds the target: never a column of weight 0
     if len(weights) == 1:
-        found = torch.searchsorted(sums[0].contiguous(), targets, right=True)
+        columns = torch.searchsorted(sums[0].contiguous(), targets, right=True)
     else:
-        found = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
-    return found.clamp(max=weights.shape[1] - 1)
+        columns = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
+    return columns.clamp(max=weights.shape[1] - 1)
 
 
 def _flat(index: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    found = torch.zeros_like(index[0])
+    flat = torch.zeros_like(index[0])
     for axis, size in zip(index, shape, strict=True):
-        found = found * size + axis
-    return found
+        flat = flat * size + axis
+    return flat
 
 
-def _inverse(laid: Tensor) -> tuple[Tensor, ...]:
+def _inverse(numbered: Tensor) -> tuple[Tensor, ...]:
     """Return where each number 0, 1, … stands in a tensor of all of them."""
-    order = torch.empty(laid.numel(), dtype=torch.long, device=laid.device)
-    order[laid.reshape(-1)] = torch.arange(laid.numel(), device=laid.device)
-    return torch.unravel_index(order, laid.shape)
+    order = torch.empty(numbered.numel(), dtype=torch.long, device=numbered.device)
+    order[numbered.reshape(-1)] = torch.arange(numbered.numel(), device=numbered.device)
+    return torch.unravel_index(order, numbered.shape)
 
 
 def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:
