@@ -97,19 +97,19 @@ def table(name: str, samples: int) -> None:
         with torch.inference_mode():
             forward = fastest(lambda model=model, x=x: model(x), 10)
         network = pathlift.capture(model, (3, 224, 224))
-        for moments in (None, 4, 8):
+        for moments in (0, 4, 8, None):
             pathlift.path_metric(network, state, moments=moments)
             start = time.perf_counter()
             metric = pathlift.path_metric(network, state, moments=moments)
             seconds = time.perf_counter() - start
             estimate = ""
             if moments == 8:
-                own = pathlift.path_metric(network, state, estimate=samples).estimate
+                own = pathlift.path_metric(network, state, moments=0, estimate=samples).sampled
                 assert own is not None
                 estimate = f"{10 ** (own.log10_value - metric.log10_lower):.3f} ± {(own.high - own.value) / own.value:.3f}"
             ratio = f"{metric.ratio:.4g}"
             ends = [f"{10 ** (log % 1):.3f}e{log // 1:+.0f}" for log in (metric.log10_lower, metric.log10_upper)]
-            row = (str(moments or "–"), *ends, ratio, estimate, str(metric.passes))
+            row = ("as needed" if moments is None else str(moments), *ends, ratio, estimate, str(metric.passes))
             found.add_row(*row, f"{seconds:.2f}", f"{seconds / forward:.0f}", metric.method)
         console.print(found)
     console.print("estimate: relative to the lower bound, with half the 95 % interval", style="dim")

@@ -174,6 +174,8 @@ METHODS: dict[str, Callable[[World], object]] = {
     "Symmetries.randomize": lambda w: w.groups.randomize(generator=w.generator),
     "Symmetries.rescale": lambda w: w.groups.rescale([2.0] * len(w.groups)),
     "Symmetries.weight_factors": lambda w: w.groups.weight_factors([2.0] * len(w.groups)),
+    "PathMetric.tighten": lambda w: pathlift.path_metric(w.network, w.far).tighten(2),
+    "PathMetric.estimate": lambda w: pathlift.path_metric(w.network, w.far).estimate(4),
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
     "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one).reconstruction(),
     "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),

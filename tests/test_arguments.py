@@ -195,10 +195,9 @@ def test_inputs_beside_a_network_are_refused_by_every_function(world: World, nam
 
 
 def test_an_argument_that_would_have_no_effect_is_refused(world: World) -> None:
-    refused("seed has no effect without estimate", pathlift.path_metric, world.network, world.state, seed=3)
-    refused("confidence has no effect without estimate", pathlift.path_metric, world.network, world.state, confidence=0.5)
+    refused("generator has no effect without estimate", pathlift.path_metric, world.network, world.state, generator=3)
     refused("sigma has no effect beside choices", world.groups.randomize, [1.0, 2.0], sigma=3.0)
-    run(pathlift.path_metric, {"model": world.network, "other": world.state, "seed": 0})  # as it is anyway
+    run(pathlift.path_metric, {"model": world.network, "other": world.state, "generator": 0})  # as it is anyway
 
 
 def test_a_string_is_no_list_of_paths(world: World) -> None:

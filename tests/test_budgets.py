@@ -157,7 +157,7 @@ def test_bounds_of_a_pair_that_were_stopped_anywhere_are_bounds(looks: int, monk
     model, other = (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double() for _ in range(2))
     truth = float((pathlift.path_lifting(model, (3,)).phi - pathlift.path_lifting(other, (3,)).phi).abs().sum())
     with monkeypatch.context() as patch:
-        patch.setattr("pathlift.metric.distance.limited", lambda seconds: stopping_after(looks))
+        patch.setattr("pathlift.metric.metric.limited", lambda seconds: stopping_after(looks))
         found = pathlift.path_metric(model, other, (3,), tighten=6)
     assert found.stopped
     assert found.lower <= truth <= found.upper

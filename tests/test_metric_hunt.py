@@ -306,7 +306,7 @@ def compared(
             continue
         ends_of = (bound.log10, log10(metric)) if bound.side == "lower" else (log10(metric), bound.log10)
         hunt.compare(f"{bound.name}, {bound.side}", *ends_of, where)
-    for options in ({}, {"moments": draw.choice([2, 4, 6, 8])}, *([{"tighten": 2}] if draw.random() < 0.15 else [])):
+    for options in ({}, {"moments": draw.choice([0, 2, 4, 6, 8])}, *([{"tighten": 2}] if draw.random() < 0.15 else [])):
         try:
             found = pathlift.path_metric(network, other, **options)
         except pathlift.NumericalError:

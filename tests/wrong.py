@@ -117,6 +117,11 @@ class World:
         return {name: own.detach() * 1.5 for name, own in self.model.state_dict().items()}
 
     @cached_property
+    def unordered(self) -> dict[str, Tensor]:
+        """Weights that are larger in some places and smaller in others."""
+        return {name: own * torch.linspace(0.5, 1.5, own.numel()).reshape(own.shape) for name, own in self.state.items()}
+
+    @cached_property
     def masks(self) -> dict[str, Tensor]:
         return {"0.weight": torch.ones(5, 4, dtype=torch.bool)}
 
@@ -184,6 +189,8 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "NofM": lambda w: {"n": 2, "m": 4},
     "NofM.fits": lambda w: {"self": NofM(2, 4), "score": torch.ones(4, 4)},
     "PathKernel.coordinates": lambda w: {"self": pathlift.path_kernel([w.network, w.state]), "dimensions": 2},
+    "PathMetric.estimate": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "samples": 3},
+    "PathMetric.tighten": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "steps": 1},
     "PathMagnitudeImportance": lambda w: {"model": w.model, "inputs": (4,)},
     "Pruned": lambda w: {"amount": 0.1},
     "Pruned.intervals": lambda w: {"self": pathlift.Pruned(0.1), "network": w.network},
@@ -618,13 +625,13 @@ FAIR: dict[str, Fair] = {
     "input_bound": positive,
     "loss_lipschitz": positive,
     "loss_range": positive,
-    "moments": lambda v: whole(v) and int(v) in (2, 4, 6, 8),
+    "moments": lambda v: whole(v) and int(v) in (0, 2, 4, 6, 8),
+    "path_metric_bounds.moments": lambda v: whole(v) and int(v) in (2, 4, 6, 8),
     "tighten": count,
     "ratio": lambda v: real(v) and v >= 1,
     "seconds": lambda v: v is None or (real(v) and v >= 0),
     "estimate": lambda v: whole(v) and int(v) != 1 and v >= 0,
-    "confidence": never,
-    "seed": lambda v: whole(v) and v == 0,  # any other has no effect without an estimate
+    "confidence": lambda v: real(v) and 0 < v < 1,
     "load_model.seed": lambda v: whole(v),
     "limit": positive_count,
     "dimensions": _between(1, 2, whole_only=True),
@@ -670,6 +677,9 @@ FAIR: dict[str, Fair] = {
     "trust": lambda v: isinstance(v, (bool, np.bool_)),
     "device": lambda v: isinstance(v, torch.device) and v.type == "cpu",
     "generator": lambda v: isinstance(v, torch.Generator),
+    "path_metric.generator": lambda v: whole(v) and v == 0,  # any other has no effect without an estimate
+    "PathMetric.estimate.generator": lambda v: whole(v) or isinstance(v, torch.Generator),
+    "PathMetric.estimate.samples": lambda v: whole(v) and v >= 2,
     "optimizer": never,
     "gauge": callback(1),
     "progress": callback(1),

@@ -23,7 +23,7 @@ from pathlift.lifting import PathLifting, path_lifting
 from pathlift.lipschitz.bound import LipschitzBound, MetricBound, lipschitz_bound, path_metric_bounds
 from pathlift.lipschitz.expected import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
 from pathlift.magnitude import PathMagnitude, path_magnitude, unit_path_magnitude
-from pathlift.metric.distance import Estimate, PathMetric, Step, path_metric
+from pathlift.metric.metric import Estimate, PathMetric, Step, path_metric
 from pathlift.norm import PathNorm, log_path_norm, path_norm
 from pathlift.passes.box import Tolerance
 from pathlift.pruning import CRITERIA, Batch, PruneReport, apply_masks, load_masks, prune, save_masks

@@ -21,7 +21,7 @@ from pathlift.errors import MismatchError
 from pathlift.graph.arguments import captured, state
 from pathlift.graph.network import LazyState, Network
 from pathlift.metric.arguments import one_or_two
-from pathlift.metric.distance import PathMetric, path_metric
+from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other, check_names, other_state
@@ -200,7 +200,12 @@ def path_norms(
 
 @public
 def path_metrics(
-    model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
+    model: nn.Module | Network,
+    others: Iterable[Stored],
+    inputs: Inputs | None = None,
+    *,
+    q: float = 1,
+    moments: int | None = None,
 ) -> Iterator[PathMetric]:
     """Compute how far many checkpoints are from one network, one after the other: one capture, constant memory.
 
@@ -209,6 +214,7 @@ def path_metrics(
         others: The checkpoints θ', as for `path_norms`.
         inputs: As for `capture`; not needed for a Network.
         q: Order, 1 or 2.
+        moments: As for `path_metric`; 0 for one pass each.
 
     Yields:
         The path-metric to each, in their order: see `path_metric`.
@@ -230,7 +236,7 @@ def path_metrics(
     """
     network = capture(model, inputs)
     for other in others:
-        yield path_metric(network, held(network, other), q=q)
+        yield path_metric(network, held(network, other), q=q, moments=moments)
 
 
 __all__ = ["path_metrics", "path_norms", "stream"]

@@ -261,6 +261,14 @@ def generator(name: str, value: Any) -> torch.Generator:
     return value
 
 
+def generator_or_seed(name: str, value: Any) -> torch.Generator | int:
+    """A source of randomness on the CPU, or a whole number to begin one with."""
+    if isinstance(value, torch.Generator) and value.device.type == "cpu":
+        return value
+    seed: int = whole("a torch.Generator on the CPU, or a seed: a whole number of at most 64 bits")(name, value)
+    return seed
+
+
 def device(name: str, value: Any) -> torch.device:
     """A device on which tensors can be made."""
     if not isinstance(value, (str, torch.device)):

@@ -53,7 +53,7 @@ def metric(
     weights: Weights = None,
     shape: Shape = None,
     q: Annotated[int, typer.Option(help="1, or 2 (exact for any pair).")] = 1,
-    moments: Annotated[Optional[int], typer.Option(help="2, 4, 6 or 8: bounds from both sides by so many moments.")] = None,  # noqa: UP045
+    moments: Annotated[Optional[int], typer.Option(help="0, 2, 4, 6 or 8: bounds by so many moments; 0 for one pass.")] = None,  # noqa: UP045
     tighten: Annotated[Optional[int], typer.Option(help="Steps that improve the bounds.")] = None,  # noqa: UP045
     ratio: Annotated[float, typer.Option(help="Improve the bounds until upper/lower is at most this.")] = 1.0,
     seconds: Annotated[float, typer.Option(help="Stop improving after this time.")] = math.inf,
@@ -94,7 +94,7 @@ def metric(
             ratio=ratio,
             seconds=seconds,
             estimate=estimate,
-            seed=seed if estimate else 0,
+            generator=seed if estimate else 0,
             progress=progress,
         )
         whole = pathlift.path_norm(network, q=q)
@@ -121,8 +121,8 @@ def _print_json(model: str, other: str, found: pathlift.PathMetric, whole: pathl
         "passes": found.passes,
         "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in found.history],
         "estimate": None
-        if found.estimate is None
-        else {key: _clean(value) for key, value in dataclasses.asdict(found.estimate).items()},
+        if found.sampled is None
+        else {key: _clean(value) for key, value in dataclasses.asdict(found.sampled).items()},
         "log10_path_norm": whole.log10,
     })
 
@@ -142,8 +142,8 @@ def _print_metric(model: str, other: str, found: pathlift.PathMetric, whole: pat
             ("upper / lower", "inf" if math.isinf(found.ratio) else scientific(math.log10(found.ratio))),
             ("exact", "no (weights not ordered)"),
         ]
-    if found.estimate is not None:
-        own = found.estimate
+    if found.sampled is not None:
+        own = found.sampled
         interval = f"{scientific(own.log10_low)} … {scientific(own.log10_high)}"
         rows += [
             (f"estimate ({own.samples} paths)", scientific(own.log10_value)),

@@ -36,14 +36,14 @@ Kind: TypeAlias = Literal[
 ]
 
 BOUNDS: dict[str, Callable[[Comparison, Ball], Tensor]] = {
-    "theorem": outputs.theorem,
+    "theorem": outputs.theorem_4_1,
     "pivot": outputs.pivot,
     "per_input": outputs.per_input,
     "telescoping": outputs.telescoping,
     "three_step": outputs.three_step,
     "activation": outputs.activation,
     "enclosure": outputs.enclosure,
-    "prior": perceptron.prior,
+    "prior": perceptron.equation_2,
     "corollary_g1": perceptron.corollary_g1,
 }
 

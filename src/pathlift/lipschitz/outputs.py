@@ -83,8 +83,8 @@ def pivot(comparison: Comparison, ball: Ball) -> Tensor:
     return (scaled + from_biases) * (1.0 + 4 * 2.0**-53) + _around(comparison, ball.radius)
 
 
-def theorem(comparison: Comparison, ball: Ball) -> Tensor:
-    """Theorem B.1, equation (15), from which Theorem 4.1 (5) follows: needs weights whose signs agree.
+def theorem_4_1(comparison: Comparison, ball: Ball) -> Tensor:
+    """Theorem 4.1 (5), in the form of Theorem B.1 (15), from which it follows: needs weights whose signs agree.
 
     Args:
         comparison: The comparison.

@@ -20,7 +20,7 @@ def _for_each_output(comparison: Comparison, ball: Ball, factors: Tensor, found:
     return (factors * (1.0 + rounding_factor(comparison.network))).expand(-1, found.outputs).clone()
 
 
-def prior(comparison: Comparison, ball: Ball) -> Tensor:
+def equation_2(comparison: Comparison, ball: Ball) -> Tensor:
     """Equation (2): (W·‖x‖_∞ + 1)·W·L²·R^{L−1}·‖θ−θ'‖_∞ for each output.
 
     With biases, too: |R_θ(x)−R_θ'(x)| ≤ L·R^{L−1}·(W·max(‖x‖_∞, 1) + 1)·‖θ−θ'‖_∞ for one output, which is less, by the

@@ -6,14 +6,14 @@ from math import comb
 
 import torch
 
-from pathlift.metric.common_gauge import Frame
+from pathlift.metric.common_gauge import CommonGauge
 from pathlift.metric.moments import OWN, Sides, characters
 from pathlift.metric.quadrature import MARGIN, overlap_above, overlap_below
 from pathlift.passes.characters import Affinities
 from pathlift.passes.rounding import SPARE, rounding_factor
 
 
-def affinity_bounds(pair: Frame, order: int) -> Sides:
+def affinity_bounds(pair: CommonGauge, order: int) -> Sides:
     """Bound the metric by affinities.
 
     With a = |Φ|, b = |Φ'| and σ the sign of ΦΦ', |Φ'−Φ| = a + b − (1+σ)·min(a, b), and min(a, b) = √(ab)·e^(−|ln(b/a)|/2). With
@@ -31,7 +31,7 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     ((tensor, exponent),) = characters(pair, [Affinities(order, pair.flips)])
     sizes = tensor[: order + 1]
     shared = (sizes + tensor[order + 1 :]) / 2 if pair.flips else sizes
-    whole = sizes[0] + sizes[order]
+    norms = sizes[0] + sizes[order]
     half = order // 2
     unit = torch.where(shared[half] > 0, shared[half], 1.0)
     moments = []
@@ -44,8 +44,8 @@ def affinity_bounds(pair: Frame, order: int) -> Sides:
     common = torch.minimum(overlap_above(order, moments) * unit, 2 * torch.minimum(sizes[0], sizes[order]))
     common = torch.where(moments[0][1] > 0, common, 0.0)
     least = torch.where(shared[half] > 0, (overlap_below(order, moments) * unit).clamp(min=0.0), 0.0)
-    slack = (rounding + 4 * MARGIN) * whole
-    upper = torch.log2((whole - least + slack).clamp(min=0.0)) + exponent
-    lower = torch.log2((whole - common - slack).clamp(min=0.0)) + exponent
-    most = torch.log2(whole + slack) + exponent
+    slack = (rounding + 4 * MARGIN) * norms
+    upper = torch.log2((norms - least + slack).clamp(min=0.0)) + exponent
+    lower = torch.log2((norms - common - slack).clamp(min=0.0)) + exponent
+    most = torch.log2(norms + slack) + exponent
     return Sides(f"{order} affinities", lower, torch.minimum(upper, most), most)

@@ -2,7 +2,8 @@
 
 θ' is brought into the gauge of θ by medians of log-ratios, which follow a rescaling of either side exactly. Then both are
 rescaled alike, so that the path activations of θ grow evenly with depth: what is computed for (θ, λ∘θ') or (λ∘θ, θ') is
-what is computed for (θ, θ'), up to rounding.
+what is computed for (θ, θ'), up to rounding. Networks that differ by little more than that are rescaled by powers of two, which
+round nothing; their bounds may then move by a few percent with a rescaling by other factors.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class CommonGauge:
     """Two networks in one gauge; their weights are made when they are read, and never all at once.
 
     Attributes:
         network: The compact graph.
         values: Weight tensor to weights in the common gauge, for each.
-        changed: The leaves where they differ, and all biases: what is compared weight by weight.
+        changed: The weight tensors where they differ, and all biases: what is compared weight by weight.
         flips: Whether the sign of a weight differs.
     """
 
@@ -84,7 +85,7 @@ class Frame:
         return self.joined(*(part[where].double() for part in parts))
 
 
-def frame(network: Network, compared: GaugeFit) -> Frame:
+def in_common_gauge(network: Network, compared: GaugeFit) -> CommonGauge:
     """Bring two networks into one gauge.
 
     Args:
@@ -97,36 +98,55 @@ def frame(network: Network, compared: GaugeFit) -> Frame:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
-    compact, relations = compacted(network), scale_constraints(network)
-    apart = exact_scales(relations.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
-    mine = exact_scales(relations.solution, even(network, relations), whole=True)
+    compact, constraints = compacted(network), scale_constraints(network)
+    apart = exact_scales(constraints.solution, torch.where(compared.rough.abs() < STILL, 0.0, compared.rough))
+    free = even(network, constraints)
     raw = compact.values(), compact.values(compared.other)
-    for alike in ([mine], []):  # in the gauge of θ where the common one is out of reach
-        values = RescaledWeights(relations, raw[0], alike), RescaledWeights(relations, raw[1], [*alike, -apart])
-        if all(side.in_range() for side in values):
-            break
-    else:
-        values = RescaledWeights(relations, raw[0], []), RescaledWeights(relations, raw[1], [])
-    plain = Frame(compact, values, frozenset(), False)
+
+    def both(*alike: Tensor) -> tuple[RescaledWeights, RescaledWeights] | None:
+        sides = RescaledWeights(constraints, raw[0], alike), RescaledWeights(constraints, raw[1], [*alike, -apart])
+        return sides if all(side.in_range() for side in sides) else None
+
+    values = both(exact_scales(constraints.solution, free, whole=True))
+    if values is not None and _distinct(CommonGauge(compact, values, frozenset(), False)):
+        values = both(exact_scales(constraints.solution, free)) or values
+    # in the gauge of θ where the common one is out of reach
+    values = values or both() or (RescaledWeights(constraints, raw[0], []), RescaledWeights(constraints, raw[1], []))
+    plain = CommonGauge(compact, values, frozenset(), False)
     changed, flips = {bias.weight for layer in compact.layers for bias in layer.biases if bias.weight.scalar is None}, False
     for weight in compact.weights:
         if weight.scalar is None:
-            own = _difference(plain, weight)
-            changed |= {weight} if own[0] else set()
-            flips = flips or own[1]
-    return Frame(compact, values, frozenset(changed), flips)
+            different, flipped = _difference(plain, weight)
+            changed |= {weight} if different else set()
+            flips = flips or flipped
+    return CommonGauge(compact, values, frozenset(changed), flips)
 
 
-def _difference(plain: Frame, weight: WeightTensor) -> tuple[bool, bool]:
+DISTINCT = 1e-6
+"""Networks in which the weights of a layer differ by this part of their sum are much further apart than what rounding does to
+them. So their common gauge need not be one of powers of two, and is the same whatever gauge they came in."""
+
+
+def _distinct(plain: CommonGauge) -> bool:
+    """Whether two networks in one gauge are so different that rounding their weights changes little."""
+    for weight in plain.network.weights:
+        if weight.scalar is None:
+            first, second = plain.sample(weight)
+            if float((first - second).abs().sum()) > DISTINCT * float(first.abs().sum() + second.abs().sum()):
+                return True
+    return False
+
+
+def _difference(plain: CommonGauge, weight: WeightTensor) -> tuple[bool, bool]:
     """Return whether the weights of a weight tensor differ, and whether a sign does; factors are positive."""
     first, second, *factors = plain.parts(weight)
     up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
     different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for one, two in pairs:
-        if one.dtype == two.dtype and torch.equal(one, two):
+    for a, b in pairs:
+        if a.dtype == b.dtype and torch.equal(a, b):
             continue
         different = True
-        if bool((one.sign() * two.sign()).amin() < 0):
+        if bool((a.sign() * b.sign()).amin() < 0):
             return True, True
     return different, False

@@ -45,7 +45,7 @@ class Comparison:
 
     @cached_property
     def halves(self) -> tuple[tuple[Values, Values, set[WeightTensor]], ...]:
-        """Pairs (upper, lower, leaves that differ), |upper| ≥ |lower| and equal signs, whose path-metrics add up to a bound.
+        """Triples (upper, lower, weights that differ), |upper| ≥ |lower| and equal signs, whose path-metrics add up to a bound.
 
         For a pair these are (θ, m) and (θ', m) with m the pivot. For a set, m is the smallest pivot and the largest
         magnitudes M stand for θ'. When no sign can change one half is enough: (M, θ) where the set reaches at least as
@@ -53,8 +53,8 @@ class Comparison:
         """
         if self.others is not None:
             above, below = differing(self.network, self.values, self.others)
-            found = ((self.values, self.others, above), (self.others, self.values, below))
-            return tuple(half for half in found if half[2])
+            halves = ((self.values, self.others, above), (self.others, self.values, below))
+            return tuple(half for half in halves if half[2])
         signed, most, least = self._signed(), self.most, self.least
         outwards = inwards = True
         for weight in most:
@@ -94,23 +94,23 @@ class Comparison:
         if self.others is not None:
             return self.others
         assert self.box is not None
-        found = {}
+        largest = {}
         for weight, value in self.values.items():
             size = torch.maximum(self.box.lower[weight].abs(), self.box.upper[weight].abs())
-            found[weight] = torch.where(value < 0, -size, size)
-        return found
+            largest[weight] = torch.where(value < 0, -size, size)
+        return largest
 
     @cached_property
     def least(self) -> Values:
         """The smallest pivot that a weight can have with θ, with the sign of θ."""
         assert self.box is not None
-        found = {}
+        pivots = {}
         for weight, value in self.values.items():
             low, high = self.box.lower[weight], self.box.upper[weight]
             size = torch.minimum(torch.minimum(low.abs(), high.abs()), value.double().abs())
             same = (torch.sign(low) == torch.sign(high)) & (torch.sign(low) == torch.sign(value))
-            found[weight] = torch.where(same, torch.where(value < 0, -size, size), 0.0)
-        return found
+            pivots[weight] = torch.where(same, torch.where(value < 0, -size, size), 0.0)
+        return pivots
 
     @cached_property
     def gap(self) -> tuple[Values, ...]:
@@ -129,7 +129,7 @@ class Comparison:
 
     @cached_property
     def changed(self) -> set[WeightTensor]:
-        """The leaves that are not the same on both sides."""
+        """The weight tensors that are not the same on both sides."""
         if self.others is not None:
             return unequal(self.values, self.others)
         return {weight for weight, value in self.gap[0].items() if bool(value.any())}
@@ -138,7 +138,7 @@ class Comparison:
         """Return the first weight that can change its sign, and where; None when θθ' ≥ 0 throughout."""
         for weight, value in self.values.items():
             low, high = (self.others[weight],) * 2 if self.others is not None else self._ends(weight)
-            signs = [torch.sign(own) for own in (value, low, high)]
+            signs = [torch.sign(values) for values in (value, low, high)]
             where = (signs[0] * signs[1] < 0) | (signs[0] * signs[2] < 0) | (signs[1] * signs[2] < 0)
             if bool(where.any()):
                 return weight, where
@@ -164,8 +164,8 @@ def compared_with(network: Network, other: Other | Tolerance) -> Comparison:
     blame(values)
     blame(others)
     computed = _computed_weights(network, state, values, others)
-    found = aligned(network, state, others)
-    return Comparison(network, values, found.values, None, found.roundings, computed)
+    matched = aligned(network, state, others)
+    return Comparison(network, values, matched.values, None, matched.roundings, computed)
 
 
 def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Values, others: Values) -> tuple[Comparison, ...]:
@@ -184,12 +184,12 @@ def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Val
     plain = (StateTensor, Constant)
     weights = [weight for weight in values if weight.requires & differ and not isinstance(weight.expression, plain)]
     sides = []
-    for own, evaluated in ((network.state, values), (state, others)):
-        ranges = Ranges(own, own, arithmetic=False)
-        found = {weight: ranges.of(weight) for weight in weights}
+    for parameters, evaluated in ((network.state, values), (state, others)):
+        ranges = Ranges(parameters, parameters, arithmetic=False)
+        intervals = {weight: ranges.of(weight) for weight in weights}
         lower, upper = (
             {
-                weight: function(getattr(found[weight], end), value.double()) if weight in found else value.double()
+                weight: function(getattr(intervals[weight], end), value.double()) if weight in intervals else value.double()
                 for weight, value in evaluated.items()
             }
             for end, function in (("low", torch.minimum), ("high", torch.maximum))
@@ -205,17 +205,19 @@ def compact(comparison: Comparison) -> Comparison:
         comparison: The comparison.
 
     Returns:
-        Its compact form; leaves whose weights the compact network rearranges are constants, the same on both sides.
+        Its compact form; weight tensors whose weights the compact network rearranges are constants, the same on both sides.
     """
     network = compacted(comparison.network)
-    own = network.values()
-    values = {weight: comparison.values.get(weight, value) for weight, value in own.items()}
+    rearranged = network.values()
+    values = {weight: comparison.values.get(weight, value) for weight, value in rearranged.items()}
     others = (
-        None if comparison.others is None else {weight: comparison.others.get(weight, value) for weight, value in own.items()}
+        None
+        if comparison.others is None
+        else {weight: comparison.others.get(weight, value) for weight, value in rearranged.items()}
     )
-    weights = comparison.box
-    if weights is not None:
-        lower = {weight: weights.lower.get(weight, value.double()) for weight, value in own.items()}
-        upper = {weight: weights.upper.get(weight, value.double()) for weight, value in own.items()}
-        weights = Box(lower, upper, weights.cancelled)
-    return Comparison(network, values, others, weights, comparison.roundings, comparison.computed)
+    box = comparison.box
+    if box is not None:
+        lower = {weight: box.lower.get(weight, value.double()) for weight, value in rearranged.items()}
+        upper = {weight: box.upper.get(weight, value.double()) for weight, value in rearranged.items()}
+        box = Box(lower, upper, box.cancelled)
+    return Comparison(network, values, others, box, comparison.roundings, comparison.computed)

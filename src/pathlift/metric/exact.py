@@ -106,7 +106,7 @@ def unequal(values: Values, other: Values) -> set[WeightTensor]:
         other: θ'.
 
     Returns:
-        The leaves.
+        The weight tensors.
     """
     return {weight for weight, value in values.items() if not torch.equal(widen(value).double(), widen(other[weight]).double())}
 
@@ -161,7 +161,7 @@ def inner_product(network: Network, values: Values, other: Values) -> tuple[Scal
         other: θ'.
 
     Returns:
-        The inner product, and the sum of the magnitudes of its connections, which its rounding error is a multiple of.
+        The inner product, and the sum of the magnitudes of its summands, which its rounding error is a multiple of.
     """
 
     def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:

@@ -1,4 +1,4 @@
-"""The moment sandwich: Σ_p |Φ'_p−Φ_p| between two functions of M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1), k even (SPEC §4)."""
+"""The moment bounds: Σ_p |Φ'_p−Φ_p| between two functions of M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1), k even (SPEC §4)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from math import comb
 import torch
 from torch import Tensor
 
-from pathlift.metric.common_gauge import Frame
-from pathlift.metric.per_output import laid
+from pathlift.graph.layers import WeightTensor
+from pathlift.metric.common_gauge import CommonGauge
+from pathlift.metric.outputs import per_output
 from pathlift.metric.quadrature import MARGIN, root_above, root_below
 from pathlift.passes.characters import Affinities, CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.differences import DifferenceMomentProgram
@@ -64,7 +65,7 @@ class Sides:
     mass: Tensor | None = None
 
 
-def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tuple[Tensor, float]]:
+def characters(pair: CommonGauge, families: Sequence[Moments | Affinities]) -> list[tuple[Tensor, float]]:
     """Sum characters over all paths in one pass.
 
     Args:
@@ -78,16 +79,41 @@ def characters(pair: Frame, families: Sequence[Moments | Affinities]) -> list[tu
 
     def attempt(_: torch.dtype) -> list[tuple[Tensor, float]]:
         tracks = propagate(network, CharacterProgram(network, pair, families))
-        found, start = [], 0
+        sums, start = [], 0
         for family in families:
-            found.append(laid(network, tracks, range(start, start + family.count)))
+            sums.append(per_output(network, tracks, range(start, start + family.count)))
             start += family.count
-        return found
+        return sums
 
     return in_range(attempt, torch.float64, *pair.values)
 
 
-def moment_sums(pair: Frame, highest: int, reference: ComparisonWeights) -> dict[int, Sum]:
+@dataclass(frozen=True)
+class _Further(Moments):
+    """The characters of the moments above some that are known, and Φ(g), whose range the others follow.
+
+    Attributes:
+        above: The largest k that is known.
+    """
+
+    above: int
+
+    @property
+    def rows(self) -> dict[int, tuple[int, int]]:
+        """See `Moments.rows`."""
+        rows, start = {0: (0, 1)}, 1
+        for k in range(self.above + 2, self.order + 1, 2):
+            rows[k] = (start, k + 1)
+            start += k + 1
+        return rows
+
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
+        """See `Moments.of`."""
+        found = super().of(weight, a, b, *extras)
+        return [found[0], *found[(self.above // 2 + 1) ** 2 :]]  # 1 + 3 + 5 + … characters up to M_k are (k/2 + 1)²
+
+
+def moment_sums(pair: CommonGauge, highest: int, g: ComparisonWeights, *, above: int = -1) -> tuple[dict[int, Sum], int]:
     """Compute M_0, M_2, … with their rounding errors.
 
     M_k = Σ_j C(k,j)·(−1)^j·Σ Φ^j·Φ'^(k−j)/Φ(g)^(k−1), which cancels for networks near each other: see `near_moment`. A
@@ -97,34 +123,37 @@ def moment_sums(pair: Frame, highest: int, reference: ComparisonWeights) -> dict
     Args:
         pair: The networks.
         highest: The largest k, even.
-        reference: g.
+        g: The comparison weights.
+        above: The largest k that is known already, −1 for none: only moments above it are computed.
 
     Returns:
-        The sums by k.
+        The sums by k, and how many sums over all paths they took.
     """
-    family = Moments(highest, reference)
-    ((whole, exponent),) = characters(pair, [family])
-    return summed(family, whole, exponent, pair)
+    if above >= highest:
+        return {}, 0
+    family = Moments(highest, g) if above < 0 else _Further(highest, g, above)
+    ((sums, exponent),) = characters(pair, [family])
+    return {k: moment for k, moment in summed(family, sums, exponent, pair).items() if k > above}, family.count
 
 
-def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict[int, Sum]:
+def summed(family: Moments, sums: Tensor, exponent: float, pair: CommonGauge) -> dict[int, Sum]:
     """Make moments from characters; see `moment_sums`.
 
     Args:
         family: The moments.
-        whole: Sums of the characters, (characters, output neurons).
+        sums: Of the characters, (characters, output neurons).
         exponent: Of their unit.
         pair: The networks.
 
     Returns:
         The moments by k.
     """
-    found: dict[int, Sum] = {}
+    moments: dict[int, Sum] = {}
     rounding = rounding_factor(pair.network, tracks=1, spare=SPARE + OWN * family.order)
     for order, (start, size) in family.rows.items():
-        tensor = whole[start : start + size]
+        tensor = sums[start : start + size]
         if order == 0:
-            found[0] = Sum(tensor[0] * (1 - rounding), tensor[0] * (1 + rounding), exponent)
+            moments[0] = Sum(tensor[0] * (1 - rounding), tensor[0] * (1 + rounding), exponent)
             continue
         sizes = tensor.abs()
         sizes[1::2] = torch.sqrt(sizes[:-1:2] * sizes[2::2])
@@ -133,17 +162,17 @@ def summed(family: Moments, whole: Tensor, exponent: float, pair: Frame) -> dict
         )
         middle = (signs[:, None] * tensor).sum(0)
         error = 1.01 * rounding * (signs.abs()[:, None] * sizes).sum(0)
-        found[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
-    return found
+        moments[order] = Sum((middle - error).clamp(min=0.0), (middle + error).clamp(min=0.0), exponent)
+    return moments
 
 
-def near_moment(pair: Frame, order: int, reference: ComparisonWeights) -> tuple[Sum, int]:
+def near_moment(pair: CommonGauge, order: int, g: ComparisonWeights) -> tuple[Sum, int]:
     """Compute M_k by the recursion in which only Φ' − Φ itself cancels, which takes far more products.
 
     Args:
         pair: The networks.
         order: k, even, at least 2.
-        reference: g.
+        g: The comparison weights.
 
     Returns:
         The sum, and how many sums over all paths it took.
@@ -151,8 +180,8 @@ def near_moment(pair: Frame, order: int, reference: ComparisonWeights) -> tuple[
     network = pair.network
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
-        program = DifferenceMomentProgram(network, pair, order, reference)
-        return laid(network, propagate(network, program), [order, 2 * order])
+        program = DifferenceMomentProgram(network, pair, order, g)
+        return per_output(network, propagate(network, program), [order, 2 * order])
 
     tensor, exponent = in_range(attempt, torch.float64, *pair.values)
     error = 1.01 * rounding_factor(network, tracks=order + 1, spare=SPARE + OWN * order) * tensor[1]
@@ -169,16 +198,16 @@ def moment_bounds(sums: dict[int, Sum], *, covered: float | None = None) -> Side
     Returns:
         The bounds per output neuron.
     """
-    orders = sorted(sums)
+    orders = sorted(sums)  # M_{2j} is the moment ∫s^j dμ of the measure of mass Φ_p(g) at s = (ΔΦ_p/Φ_p(g))²
     unit = torch.log2((sums[0].low + sums[0].high) / 2) + sums[0].exponent
     faint = unit + FAINT
     step = torch.logaddexp2(torch.log2((sums[2].low + sums[2].high) / 2) + sums[2].exponent, faint) - unit
     known = []
-    for place, order in enumerate(orders):
+    for power, order in enumerate(orders):
         low, high = sums[order].log2
         if order:
             low, high = torch.where(low > faint + 1, low - 1e-10, -math.inf), torch.logaddexp2(high, faint)
-        shift = unit + place * step
+        shift = unit + power * step  # s in units of 2**step, so that no power of it leaves the range
         known.append((torch.exp2(low - shift) * (1 - MARGIN), torch.exp2(high - shift) * (1 + MARGIN)))
     nothing = sums[0].high == 0
     root = unit + step / 2

@@ -1,7 +1,7 @@
-"""The bounds of the literature for layered ReLU perceptrons, which no rescaling leaves alone: (2), (9), Corollary G.1.
+"""What the bounds of the literature for layered ReLU perceptrons are made of: (2), (8), (9), Corollary G.1.
 
 L layers, W the largest width, R ≥ 1 the largest ℓ¹ norm of a neuron's incoming weights and bias in either network. All
-are multiples of R^{L−1}·‖θ−θ'‖_∞, so rescaling a layer by λ makes them worse by any factor while the networks stay the
+but (8) are multiples of R^{L−1}·‖θ−θ'‖_∞, so rescaling a layer by λ makes them worse by any factor while the networks stay the
 same functions.
 """
 
@@ -113,18 +113,3 @@ def _power(base: float, exponent: int) -> float:
         return base**exponent
     except OverflowError:
         return float("inf")
-
-
-def lemma_4_4(comparison: Comparison) -> float:
-    """Equation (9), ‖Φ(θ)−Φ(θ')‖₁ ≤ L·W²·R^{L−1}·‖θ−θ'‖_∞; with biases one W becomes W + 1.
-
-    D ≤ R·D + (W·A + 1)·‖θ−θ'‖_∞ for a neuron whose antecedents have D and A ≤ R^l (A ≥ 1 counted as 1), for W outputs.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The bound.
-    """
-    own = layered(comparison)
-    return own.depth * own.width * own.antecedents * own.factor * (1.0 + 8 * 2.0**-53)

@@ -27,12 +27,12 @@ def _at_most(newton: Sequence[Tensor], nodes: Sequence[Tensor], moments: Interva
     Coefficients by powers of s may be small differences of large numbers; what they lose to rounding is a part of the sum of
     the magnitudes of what they are made of.
     """
-    connections = [
+    terms = [
         torch.maximum(sign * c * low, sign * c * high) for c, (low, high) in zip(_expanded(newton, nodes), moments, strict=True)
     ]
     parts = _expanded([own.abs() for own in newton], [-own.abs() for own in nodes])
     sizes = [c * high.abs() for c, (_, high) in zip(parts, moments, strict=True)]
-    return sum(connections, torch.zeros_like(connections[0])) + MARGIN * sum(sizes, torch.zeros_like(connections[0]))
+    return sum(terms, torch.zeros_like(terms[0])) + MARGIN * sum(sizes, torch.zeros_like(terms[0]))
 
 
 def _expanded(newton: Sequence[Tensor], roots: Sequence[Tensor]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from pathlift.edges.unit import Gather, Identity
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.metric.common_gauge import Frame
+from pathlift.metric.common_gauge import CommonGauge
 from pathlift.norm import LOG10_OF_2
 from pathlift.passes.characters import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
@@ -51,7 +51,6 @@ class Estimate(Result, line=("value", "low", "high", "confidence", "samples")):
         log10_high: See ``log10_value``.
         confidence: Probability with which such intervals cover the truth, for many samples (normal approximation).
         samples: Number of sampled paths.
-        seed: Of the random numbers.
     """
 
     value: float
@@ -62,19 +61,25 @@ class Estimate(Result, line=("value", "low", "high", "confidence", "samples")):
     log10_high: float
     confidence: float
     samples: int
-    seed: int
 
 
-def estimated(pair: Frame, reference: ComparisonWeights, near: bool, samples: int, confidence: float, seed: int) -> Estimate:
+def estimated(
+    pair: CommonGauge,
+    g: ComparisonWeights,
+    near: bool,
+    samples: int,
+    confidence: float,
+    source: torch.Generator | int,
+) -> Estimate:
     """Estimate the path-metric.
 
     Args:
         pair: The networks.
-        reference: g.
+        g: The comparison weights.
         near: Whether the networks are near each other; decides who draws how many paths.
         samples: Number of paths.
         confidence: Of the interval.
-        seed: Of the random numbers.
+        source: Of randomness, on the CPU; or a seed.
 
     Returns:
         The estimate.
@@ -82,12 +87,12 @@ def estimated(pair: Frame, reference: ComparisonWeights, near: bool, samples: in
     Raises:
         NumericalError: A weight is not finite.
     """
-    generator = torch.Generator(pair.network.device).manual_seed(seed)
-    draws = [_Draw(pair, reference, program, generator) for program in _programs(pair, reference)]
+    generator = _on(pair.network.device, source)
+    draws = [_Draw(pair, g, program, generator) for program in _programs(pair, g)]
     totals = [draw.total for draw in draws]
     shares = [0.0 if math.isinf(total) else share for share, total in zip(NEAR if near else FAR, totals, strict=True)]
     if not any(shares):
-        return Estimate(0.0, 0.0, 0.0, -math.inf, -math.inf, -math.inf, confidence, samples, seed)
+        return Estimate(0.0, 0.0, 0.0, -math.inf, -math.inf, -math.inf, confidence, samples)
     counts = _apportioned(shares, samples)
     drawn = [draw.paths(count) for draw, count in zip(draws, counts, strict=True)]
     unit = max(totals)
@@ -97,13 +102,22 @@ def estimated(pair: Frame, reference: ComparisonWeights, near: bool, samples: in
             values = paths.weighted([count / samples for count in counts], totals, unit)
             share = len(values) / samples
             means += share * float(values.mean())
-            spread = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
-            variance += share**2 * spread / len(values)
+            second = float(values.var()) if len(values) > 1 else float(values[0]) ** 2
+            variance += share**2 * second / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
     (value, log10), (low, log10_low), (high, log10_high) = (
         _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
     )
-    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples, seed)
+    return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples)
+
+
+def _on(device: torch.device, source: torch.Generator | int) -> torch.Generator:
+    """Return a source of randomness on a device: the given one, or one that begins with a number from it."""
+    if isinstance(source, int):
+        return torch.Generator(device).manual_seed(source)
+    if source.device.type == device.type:
+        return source
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))
 
 
 def _in_units(value: float, unit: float) -> tuple[float, float]:
@@ -114,18 +128,18 @@ def _in_units(value: float, unit: float) -> tuple[float, float]:
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
     """Split a number of samples; a sampler that is to draw draws at least two, or g alone does, which misses no path."""
-    whole = sum(shares)
-    counts = [max(2, int(samples * share / whole)) if share else 0 for share in shares]
+    total = sum(shares)
+    counts = [max(2, int(samples * share / total)) if share else 0 for share in shares]
     most = max(range(len(shares)), key=shares.__getitem__)
     counts[most] += samples - sum(counts)
     return counts if counts[most] >= 2 else [0, 0, samples]
 
 
-def _programs(pair: Frame, reference: ComparisonWeights) -> list[Program]:
+def _programs(pair: CommonGauge, g: ComparisonWeights) -> list[Program]:
     """Return the path programs of |θ|, |θ'| and g."""
     network = pair.network
-    found: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
-    return [*found, CharacterProgram(network, pair, [Moments(0, reference)])]
+    programs: list[Program] = [NormProgram(network, values, torch.float64) for values in pair.values]
+    return [*programs, CharacterProgram(network, pair, [Moments(0, g)])]
 
 
 class _Paths:
@@ -153,7 +167,7 @@ class _Paths:
         larger = torch.maximum(a, b)
         gap = torch.where(self.sign > 0, torch.expm1(-self.apart.abs()).abs(), 1.0 + torch.exp2(-(a - b).abs()))
         gap = torch.where(torch.isinf(torch.minimum(a, b)), 1.0, gap)
-        logs = torch.stack([own - total for own, total in zip((a, b, self.third), totals, strict=True)])
+        logs = torch.stack([size - total for size, total in zip((a, b, self.third), totals, strict=True)])
         logs = torch.where(torch.isnan(logs), -math.inf, logs)
         weights = torch.tensor(shares, dtype=torch.float64, device=a.device)[:, None]
         top = logs.amax(0)
@@ -164,10 +178,10 @@ class _Paths:
 class _Draw:
     """One sampler."""
 
-    def __init__(self, pair: Frame, reference: ComparisonWeights, program: Program, generator: torch.Generator) -> None:
+    def __init__(self, pair: CommonGauge, g: ComparisonWeights, program: Program, generator: torch.Generator) -> None:
         self.pair = pair
         self.network: Network = pair.network
-        self.reference = reference
+        self.g = g
         self.program = program
         self.generator = generator
         self.tracks = in_range(lambda _: propagate(self.network, program, keep=True), torch.float64, *pair.values)
@@ -192,9 +206,9 @@ class _Draw:
     def paths(self, count: int) -> _Paths:
         """Draw paths."""
         device = self.network.device
-        found = _Paths(count, device)
+        paths = _Paths(count, device)
         if not count:
-            return found
+            return paths
         assert self.masses is not None
         chosen = _picked(self.masses.expand(1, -1), self._uniform(count))
         waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -207,37 +221,37 @@ class _Draw:
             arrived = waiting.pop(layer.name, [])
             if not arrived or layer.kind == "input":
                 continue
-            samples, at = (torch.cat(own) for own in zip(*arrived, strict=True))
+            samples, at = (torch.cat(parts) for parts in zip(*arrived, strict=True))
             if len(samples):
-                self._node(layer, samples, at, found, waiting)
-        return found
+                self._passed_on(layer, samples, at, paths, waiting)
+        return paths
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, dtype=torch.float64, device=self.network.device, generator=self.generator)
 
-    def _node(
-        self, layer: Layer, samples: Tensor, at: Tensor, found: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
+    def _passed_on(
+        self, layer: Layer, samples: Tensor, at: Tensor, paths: _Paths, waiting: dict[str, list[tuple[Tensor, Tensor]]]
     ) -> None:
         """Send the samples that have come to the neurons ``at`` of a layer on, each along one edge or to a bias."""
         choice = self._chosen(layer, at)
         options: list[Connection | Bias] = [*layer.connections, *layer.biases]
-        for place, option in enumerate(options):
-            here = (choice == place).nonzero()[:, 0]
+        for number, option in enumerate(options):
+            here = (choice == number).nonzero()[:, 0]
             if not len(here):
                 continue
-            own, spots = samples[here], at[here]
+            drawn, spots = samples[here], at[here]
             if isinstance(option, Bias):
-                self._start(layer, option, own, spots, found)
+                self._start(layer, option, drawn, spots, paths)
                 continue
             connection = option
             if layer.concat is not None:
                 index = torch.unravel_index(spots, layer.shape)
-                first = sum(layer.concat.sizes[:place])
-                shape = layer.concat.shape(place, layer.shape)
+                first = sum(layer.concat.sizes[:number])
+                shape = layer.concat.shape(number, layer.shape)
                 spots = _flat([axis - first if dim == layer.concat.dim else axis for dim, axis in enumerate(index)], shape)
             else:
                 shape = layer.shape
-            waiting.setdefault(connection.source, []).append((own, self._edge(connection, shape, own, spots, found)))
+            waiting.setdefault(connection.source, []).append((drawn, self._edge(connection, shape, drawn, spots, paths)))
 
     def _chosen(self, layer: Layer, at: Tensor) -> Tensor:
         """Choose for each sample which bundle of edges, or after them which bias, it goes along."""
@@ -268,18 +282,18 @@ class _Draw:
         weights = self.program.start(bias.weight).get(0)
         return None if weights is None else Scaled(weights.full().reshape(bias.view), weights.exponent)
 
-    def _start(self, layer: Layer, bias: Bias, samples: Tensor, at: Tensor, found: _Paths) -> None:
+    def _start(self, layer: Layer, bias: Bias, samples: Tensor, at: Tensor, paths: _Paths) -> None:
         weight = bias.weight
         if weight in self.pair.changed:
             index = torch.arange(math.prod(weight.shape), device=at.device).reshape(bias.view).expand(layer.shape)
-            found.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
+            paths.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
 
     def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Return θ, θ' and g at some places of a weight tensor."""
         a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
-        return a, b, self.reference(weight, a, b, *(own[where] for own in self.reference.extras(weight)))
+        return a, b, self.g(weight, a, b, *(extra[where] for extra in self.g.extras(weight)))
 
-    def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _edge(self, connection: Connection, shape: tuple[int, ...], samples: Tensor, at: Tensor, paths: _Paths) -> Tensor:
         """Choose an antecedent for each sample; returns where it is below."""
         below = self.tracks[connection.source][0]
         assert below is not None
@@ -287,37 +301,37 @@ class _Draw:
         weighted = connection.edges.weighted if isinstance(connection.edges, Chain) else 0
         weights = self._weights(connection)
         values = [below.tensor]
-        for place, link in enumerate(links[:-1]):
-            values.append(link.sum(values[-1], weights if place == weighted else None))
+        for number, link in enumerate(links[:-1]):
+            values.append(link.sum(values[-1], weights if number == weighted else None))
         shapes = [*(tuple(value.shape) for value in values[1:]), shape]
-        for place in reversed(range(len(links))):
-            own = weights if place == weighted else None
-            weight = connection.weight if place == weighted else None
+        for number in reversed(range(len(links))):
+            link_weights = weights if number == weighted else None
+            weight = connection.weight if number == weighted else None
             if weight is not None and weight in self.pair.changed:
-                at = self._weighted(links[place], weight, values[place], samples, at, found)
+                at = self._weighted(links[number], weight, values[number], samples, at, paths)
             else:
-                at = self._unweighted(links[place], values[place], own, shapes[place], at)
+                at = self._unweighted(links[number], values[number], link_weights, shapes[number], at)
         return at
 
     def _unweighted(self, edges: Edges, x: Tensor, w: Weights | None, shape: tuple[int, ...], at: Tensor) -> Tensor:
         """Edges whose weights are the same in both networks: only where they lead to matters."""
         if isinstance(edges, (Identity, Move, Gather, StridedView)):
-            places = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).reshape(x.shape)
-            return edges.gather(places).expand(shape).reshape(-1)[at].long() - 1
+            numbers = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).reshape(x.shape)
+            return edges.gather(numbers).expand(shape).reshape(-1)[at].long() - 1
         unique, which = torch.unique(at, return_inverse=True)
         out = torch.empty_like(at)
         uniform = self._uniform(len(at))
         like = edges.sum(x, w)
-        for place, neuron in enumerate(unique.tolist()):
-            one = torch.zeros(shape, dtype=x.dtype, device=x.device)
-            one.view(-1)[neuron] = 1.0
-            back, _ = edges.adjoint(x, w, one.sum_to_size(like.shape), below=True, share=False)
+        for number, neuron in enumerate(unique.tolist()):
+            unit = torch.zeros(shape, dtype=x.dtype, device=x.device)
+            unit.view(-1)[neuron] = 1.0
+            back, _ = edges.adjoint(x, w, unit.sum_to_size(like.shape), below=True, share=False)
             assert back is not None
-            here = (which == place).nonzero()[:, 0]
+            here = (which == number).nonzero()[:, 0]
             out[here] = _picked((back * x).reshape(1, -1), uniform[here])
         return out
 
-    def _weighted(self, edges: Edges, weight: WeightTensor, x: Tensor, samples: Tensor, at: Tensor, found: _Paths) -> Tensor:
+    def _weighted(self, edges: Edges, weight: WeightTensor, x: Tensor, samples: Tensor, at: Tensor, paths: _Paths) -> Tensor:
         """Edges of weights that differ: the pattern of the map says which weight stands where."""
         pattern = edges.pattern(tuple(x.shape), weight.shape)
         device = x.device
@@ -331,22 +345,22 @@ class _Draw:
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):
-            g, o, p = group[part], out[part], place[part]
-            tap, source = taps[p], sources[p]  # (samples, most antecedents of a place)
+            groups, outs, places = group[part], out[part], place[part]
+            tap, source = taps[places], sources[places]  # (samples, most antecedents of a place)
             there = tap >= 0
             tap, source = tap.clamp(min=0), source.clamp(min=0)
             ins = torch.arange(masses.shape[1], device=device)[None, :, None]
-            where = index[g[:, None, None], o[:, None, None], ins, tap[:, None, :]]
-            a, b, reference = self._values(weight, torch.unravel_index(where, weight.shape))
-            offered = self._own(a, b, reference) * masses[g[:, None, None], ins, source[:, None, :]] * there[:, None, :]
+            where = index[groups[:, None, None], outs[:, None, None], ins, tap[:, None, :]]
+            a, b, g = self._values(weight, torch.unravel_index(where, weight.shape))
+            offered = self._offered(a, b, g) * masses[groups[:, None, None], ins, source[:, None, :]] * there[:, None, :]
             choice = _picked(offered.flatten(1), self._uniform(len(part)))
             row = torch.arange(len(part), device=device)
             i, t = choice // tap.shape[1], choice % tap.shape[1]
-            result[part] = below[g, i, source[row, t]]
-            found.step(samples[part], a[row, i, t], b[row, i, t], reference[row, i, t])
+            result[part] = below[groups, i, source[row, t]]
+            paths.step(samples[part], a[row, i, t], b[row, i, t], g[row, i, t])
         return result
 
-    def _own(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+    def _offered(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
         """Return the weights of this sampler."""
         if isinstance(self.program, NormProgram):
             return (a if self.program.values[0] is self.pair.values[0] else b).abs()
@@ -357,26 +371,26 @@ def _picked(weights: Tensor, uniform: Tensor) -> Tensor:
     """Choose a column for each row (or from one row for all), with probability proportional to its weight."""
     sums = weights.cumsum(1)
     targets = uniform * sums[:, -1]
-    # the first column whose sum exceeds the target: never one of weight 0
+    # the first column whose sum exceeds the target: never a column of weight 0
     if len(weights) == 1:
-        found = torch.searchsorted(sums[0].contiguous(), targets, right=True)
+        columns = torch.searchsorted(sums[0].contiguous(), targets, right=True)
     else:
-        found = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
-    return found.clamp(max=weights.shape[1] - 1)
+        columns = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
+    return columns.clamp(max=weights.shape[1] - 1)
 
 
 def _flat(index: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    found = torch.zeros_like(index[0])
+    flat = torch.zeros_like(index[0])
     for axis, size in zip(index, shape, strict=True):
-        found = found * size + axis
-    return found
+        flat = flat * size + axis
+    return flat
 
 
-def _inverse(laid: Tensor) -> tuple[Tensor, ...]:
+def _inverse(numbered: Tensor) -> tuple[Tensor, ...]:
     """Return where each number 0, 1, … stands in a tensor of all of them."""
-    order = torch.empty(laid.numel(), dtype=torch.long, device=laid.device)
-    order[laid.reshape(-1)] = torch.arange(laid.numel(), device=laid.device)
-    return torch.unravel_index(order, laid.shape)
+    order = torch.empty(numbered.numel(), dtype=torch.long, device=numbered.device)
+    order[numbered.reshape(-1)] = torch.arange(numbered.numel(), device=numbered.device)
+    return torch.unravel_index(order, numbered.shape)
 
 
 def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from pathlift.budget import running
 from pathlift.graph.layers import WeightTensor
-from pathlift.metric.common_gauge import Frame
-from pathlift.metric.comparison_weights import Mixture
+from pathlift.metric.common_gauge import CommonGauge
+from pathlift.metric.comparison_weights import ByLayer
 from pathlift.metric.moments import Sides, moment_bounds, summed
-from pathlift.metric.per_output import laid
+from pathlift.metric.outputs import per_output
 from pathlift.passes.characters import CharacterProgram, Moments
 from pathlift.passes.differences import DualProgram
 from pathlift.passes.propagate import propagate
@@ -32,6 +33,9 @@ STAGES: tuple[tuple[Stage, float], ...] = (("layers", 0.2), ("channels", 0.5), (
 HISTORY = 6
 """Pairs of vectors that a quasi-Newton step remembers."""
 
+LARGEST = 300.0
+"""Logarithms of c, e and f that another search may begin with."""
+
 RATE = 0.15
 """Step size of the dual ascent."""
 
@@ -39,13 +43,14 @@ RATE = 0.15
 class _Learned:
     """g with parameters: see the head of this module."""
 
-    def __init__(self, start: Mixture, pair: Frame) -> None:
+    def __init__(self, start: ByLayer, pair: CommonGauge) -> None:
         self.pair = pair
+        self.start = start
         self.layers: dict[WeightTensor, Tensor] = {}
         self.channels: dict[WeightTensor, list[Tensor]] = {}
         self.weights: dict[WeightTensor, Tensor] = {}
         device = pair.network.device
-        for weight, (c, e, f) in start.mixtures.items():
+        for weight, (c, e, f) in start.formulas.items():
             logs = [math.log(max(c, 0.03)), math.log(e), math.log(f)]
             self.layers[weight] = torch.tensor(logs, dtype=torch.float64, device=device)
 
@@ -62,13 +67,25 @@ class _Learned:
                 ]
             if stage == "weights" and weight not in self.weights:
                 self.weights[weight] = torch.zeros(shape, dtype=torch.float64, device=self.pair.network.device)
-        return [own for each in self.channels.values() for own in each] if stage == "channels" else list(self.weights.values())
+        return (
+            [factor for each in self.channels.values() for factor in each]
+            if stage == "channels"
+            else list(self.weights.values())
+        )
+
+    def by_layer(self) -> ByLayer:
+        """Return as much of it as is a few numbers for each layer, to begin with another time."""
+        formulas = {}
+        for weight, logs in self.layers.items():
+            c, e, f = logs.detach().clamp(-LARGEST, LARGEST).exp().tolist()
+            formulas[weight] = (c, e, f) if not math.isnan(c + e + f) else self.start.formulas[weight]
+        return replace(self.start, formulas=formulas)
 
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `pathlift.passes.characters.ComparisonWeights`."""
         shape = self.pair.parts(weight)[0].shape
-        found = [own.expand(shape) for own in self.channels.get(weight, [])]
-        return (*found, *([self.weights[weight]] if weight in self.weights else []))
+        factors = [factor.expand(shape) for factor in self.channels.get(weight, [])]
+        return (*factors, *([self.weights[weight]] if weight in self.weights else []))
 
     def __call__(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Tensor:
         """Return g."""
@@ -87,7 +104,7 @@ class _OverError(Exception):
 class Tightened:
     """The search for g."""
 
-    def __init__(self, pair: Frame, start: Mixture) -> None:
+    def __init__(self, pair: CommonGauge, start: ByLayer) -> None:
         """Begin.
 
         Args:
@@ -95,7 +112,7 @@ class Tightened:
             start: The g to start from.
         """
         self.pair = pair
-        self.reference = _Learned(start, pair)
+        self.weights = _Learned(start, pair)
         self.evaluations = 0
         self._stage: Stage | None = None
         self._optimizer: torch.optim.LBFGS | None = None
@@ -123,47 +140,47 @@ class Tightened:
             The upper bound of the best g that the step looked at.
         """
         if stage != self._stage:
-            parameters = [own.requires_grad_() for own in self.reference.parameters(stage)]
+            parameters = [own.requires_grad_() for own in self.weights.parameters(stage)]
             self._optimizer = torch.optim.LBFGS(parameters, max_iter=1, history_size=HISTORY, line_search_fn="strong_wolfe")
             self._stage = stage
         assert self._optimizer is not None
-        found: list[Sides] = []
+        tried: list[Sides] = []
 
         def closure() -> Tensor:
             assert self._optimizer is not None
-            if found and running().over():
+            if tried and running().over():
                 raise _OverError
             self._optimizer.zero_grad()
             with torch.enable_grad():
                 loss, sides = self._evaluate()
                 if loss.requires_grad:  # not so where M_2 is 0
                     loss.backward()
-            found.append(sides)
+            tried.append(sides)
             return loss
 
         with contextlib.suppress(_OverError):  # every g is a bound, also one in the middle of a line search
             self._optimizer.step(closure)
-        self.evaluations = len(found)
-        best = torch.stack([sides.upper for sides in found]).amin(0)
+        self.evaluations = len(tried)
+        best = torch.stack([sides.upper for sides in tried]).amin(0)
         return Sides(f"g by {stage}", torch.full_like(best, -math.inf), best)
 
     def _evaluate(self) -> tuple[Tensor, Sides]:
-        family = Moments(2, self.reference)
+        family = Moments(2, self.weights)
         tracks = propagate(self.pair.network, CharacterProgram(self.pair.network, self.pair, [family]))
-        whole, exponent = laid(self.pair.network, tracks, range(family.count))
-        product = whole[0] * (whole[1] - 2 * whole[2] + whole[3]).clamp(min=0.0)
+        sums, exponent = per_output(self.pair.network, tracks, range(family.count))
+        product = sums[0] * (sums[1] - 2 * sums[2] + sums[3]).clamp(min=0.0)  # M_0·M_2
         positive = product[product.detach() > 0]
         # where networks are so near each other that rounding hides M_2, the loss is flat and g stays as it is
         log = torch.log(torch.sqrt(positive).sum()) + exponent * math.log(2.0)
         loss = log if positive.numel() else product.sum()
         with torch.no_grad():
-            return loss, moment_bounds(summed(family, whole.detach(), exponent, self.pair))
+            return loss, moment_bounds(summed(family, sums.detach(), exponent, self.pair))
 
 
 class Dual:
     """The search for s: tanh of free numbers, started at the signs of θ."""
 
-    def __init__(self, pair: Frame) -> None:
+    def __init__(self, pair: CommonGauge) -> None:
         """Begin.
 
         Args:
@@ -188,8 +205,8 @@ class Dual:
         self.optimizer.zero_grad()
         with torch.enable_grad():
             program = DualProgram(network, self.pair, {weight: torch.tanh(own) for weight, own in self.free.items()})
-            whole, exponent = laid(network, propagate(network, program), [1, 3])
-            total = whole[0].abs().sum()
+            sums, exponent = per_output(network, propagate(network, program), [1, 3])
+            total = sums[0].abs().sum()
             balanced = float(total.detach()) == 0.0
             if not balanced:
                 (-torch.log(total)).backward()
@@ -198,6 +215,6 @@ class Dual:
         else:  # what s gains in one place it loses in another: leave the balance
             for own in self.free.values():
                 own.detach().mul_(torch.linspace(0.5, 1.0, own.numel(), dtype=own.dtype, device=own.device).view(own.shape))
-        value, magnitude = whole.detach()
+        value, magnitude = sums.detach()
         lower = (value.abs() - rounding_factor(network) * magnitude).clamp(min=0.0)
         return Sides("dual", torch.log2(lower) + exponent, torch.full_like(lower, math.inf))

@@ -21,7 +21,7 @@ from pathlift.errors import InputError, PathliftWarning
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import PathMagnitude, path_magnitude
-from pathlift.metric.distance import path_metric
+from pathlift.metric.metric import path_metric
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast

@@ -12,7 +12,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.tracks import Tracks
 
 
-def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:
+def per_output(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -> tuple[Tensor, float]:
     """Lay tracks of the outputs side by side in one unit.
 
     Args:
@@ -24,30 +24,30 @@ def laid(network: Network, tracks: Mapping[str, Tracks], which: Sequence[int]) -
         Shape (tracks, output neurons of the compact graph), float64, and the exponent of their unit, a power of two. What
         is smaller than the largest by 2**-1000 may come out as 0.
     """
-    known = [own for name in network.outputs for place in which if (own := tracks[name][place]) is not None]
-    exponent = max((own.exponent for own in known), default=0.0)
+    known = [sums for name in network.outputs for track in which if (sums := tracks[name][track]) is not None]
+    exponent = max((sums.exponent for sums in known), default=0.0)
     rows = []
-    for place in which:
+    for track in which:
         pieces = []
         for name in network.outputs:
-            own = tracks[name][place]
+            sums = tracks[name][track]
             size = math.prod(network.layer[name].shape)
-            if own is None:
+            if sums is None:
                 pieces.append(torch.zeros(size, dtype=torch.float64, device=network.device))
             else:
-                pieces.append(own.at(exponent).double().reshape(-1))
+                pieces.append(sums.at(exponent).double().reshape(-1))
         rows.append(torch.cat(pieces))
     return torch.stack(rows), exponent
 
 
-def counts(network: Network) -> Tensor:
-    """Return how many output neurons each entry of `laid` stands for, float64."""
+def multiplicities(network: Network) -> Tensor:
+    """Return how many output neurons each entry of `per_output` stands for, float64."""
     pieces = []
     for name in network.outputs:
         layer = network.layer[name]
         count = layer.multiplicity(network.device)
-        one = torch.ones(layer.shape, dtype=torch.float64, device=network.device)
-        pieces.append((one if count is None else one * count).reshape(-1))
+        ones = torch.ones(layer.shape, dtype=torch.float64, device=network.device)
+        pieces.append((ones if count is None else ones * count).reshape(-1))
     return torch.cat(pieces)
 
 
@@ -59,7 +59,7 @@ def log2_sum(values: Tensor, count: Tensor) -> float:
     return math.log2(float((count * torch.exp2(values - top)).sum())) + top
 
 
-def spread(network: Network, values: Tensor) -> Tensor:
+def expanded(network: Network, values: Tensor) -> Tensor:
     """Return one entry per output neuron: of the output's shape, or flat over all when there are several outputs.
 
     Args:

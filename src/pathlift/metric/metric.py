@@ -6,8 +6,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import FunctionCall
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
-from pathlift.metric.common_gauge import frame
+from pathlift.metric.bracket import Bracket, Step, bracketed, quotient
+from pathlift.metric.common_gauge import CommonGauge, in_common_gauge
 from pathlift.metric.exact import checked_pair, differing, ordered_difference, squared_difference, unequal
-from pathlift.metric.per_output import counts, laid, spread
+from pathlift.metric.outputs import expanded, multiplicities, per_output
 from pathlift.metric.sampling import Estimate, estimated
-from pathlift.metric.sandwich import Enclosed, Step, enclosed, quotient
+from pathlift.metric.standing import REMEDY, Standing, standing
 from pathlift.norm import LOG10_OF_2, to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.intervals import unrounded
@@ -36,12 +37,13 @@ from pathlift.reading.second import Other, other_state
 from pathlift.rescaling.alignment import AlignedWeights, aligned, gauge_fit, lifting_error
 from pathlift.results import Result
 
-MOMENTS = (2, 4, 6, 8)
-
 
 @dataclass(frozen=True, repr=False)
 class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estimate")):
     """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
+
+    An interval can be improved by `tighten` and `estimate` while the weights of both networks are there and unchanged; a result
+    holds none. A deep copy or a pickled one cannot.
 
     Attributes:
         lower: Lower bound.
@@ -57,7 +59,7 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estima
         upper_by: The bound from above that gave most of ``upper``.
         passes: How many sums over all paths were taken.
         history: What each step of tightening reached.
-        estimate: The sampled estimate, when one was asked for and the metric is not exact.
+        sampled: The sampled estimate, when one was asked for and the metric is not exact.
         stopped: The seconds were over before all was done that was asked for; the bounds are valid.
     """
 
@@ -73,9 +75,16 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estima
     upper_by: str = ""
     passes: int = 0
     history: tuple[Step, ...] = ()
-    estimate: Estimate | None = None
+    sampled: Estimate | None = None
     stopped: bool = False
     _log2_per_output: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    _standing: ClassVar[Standing | None] = None
+    """What it can be gone on from: of one result, beside its fields, because it is no part of what the result says."""
+
+    def _standing_at(self, basis: Standing | None) -> PathMetric:
+        vars(self)["_standing"] = basis
+        return self
 
     @property
     def ratio(self) -> float:
@@ -100,6 +109,101 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estima
             raise AttributeError("Bounds per output neuron are computed for q = 1 only.")
         return self._log2_per_output[end] * LOG10_OF_2
 
+    @public
+    @torch.no_grad()
+    def tighten(
+        self,
+        steps: int = 20,
+        *,
+        seconds: float = math.inf,
+        ratio: float = 1.0,
+        progress: Callable[[Step], None] | None = None,
+    ) -> PathMetric:
+        """Improve the bounds step by step, from where they stand.
+
+        Where fewer than eight moments were taken, those that are missing come first. A step improves g for the upper bound and
+        a dual certificate for the lower one. Bounds never get worse, and g begins with what an earlier search has found for
+        each layer.
+
+        Args:
+            steps: At most so many steps, each a few forward and backward passes.
+            seconds: Stop after this time with the best bounds so far.
+            ratio: Stop as soon as upper/lower is at most this.
+            progress: Called with each `Step`.
+
+        Returns:
+            The metric with these bounds; itself when it is exact.
+
+        Raises:
+            InputError: It is a copy, the weights of a network are gone, or q is 2.
+            MismatchError: The weights of a network have changed since.
+
+        Example:
+            >>> from torch import nn
+            >>> model, other = nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)
+            >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+            >>> _ = other.weight.data.copy_(torch.tensor([[2.0, 2.0, 1.0]]))
+            >>> metric = path_metric(model, other, (3,), moments=4)
+            >>> better = metric.tighten(20, ratio=1.001)
+            >>> metric.ratio > 1.001 > better.ratio, better.lower <= 3 <= better.upper
+            (True, True)
+        """
+        return self._improved(lambda pair, before: bracketed(pair, None, steps, ratio, progress, before)[0], None, seconds)
+
+    @public
+    @torch.no_grad()
+    def estimate(self, samples: int, *, confidence: float = 0.95, generator: torch.Generator | int = 0) -> PathMetric:
+        """Estimate the value without bias from sampled paths.
+
+        Args:
+            samples: Number of paths.
+            confidence: Probability with which the interval of the estimate covers the truth.
+            generator: Source of randomness, on the CPU, or a seed.
+
+        Returns:
+            The same bounds with ``sampled``; itself when it is exact.
+
+        Raises:
+            InputError: It is a copy, the weights of a network are gone, or q is 2.
+            MismatchError: The weights of a network have changed since.
+
+        Example:
+            >>> from torch import nn
+            >>> model, other = nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)
+            >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+            >>> _ = other.weight.data.copy_(torch.tensor([[2.0, 2.0, 1.0]]))
+            >>> sampled = path_metric(model, other, (3,)).estimate(1000).sampled
+            >>> sampled.low < 3 < sampled.high
+            True
+        """
+
+        def sample(pair: CommonGauge, before: Bracket) -> Estimate:
+            return estimated(pair, before.by_layer, before.by_layer.near, samples, confidence, generator)
+
+        return self._improved(None, sample, math.inf)
+
+    def _improved(
+        self,
+        tightened: Callable[[CommonGauge, Bracket], Bracket] | None,
+        sample: Callable[[CommonGauge, Bracket], Estimate] | None,
+        seconds: float,
+    ) -> PathMetric:
+        """Return the metric with better bounds or with an estimate, of the same networks."""
+        if self.q != 1:
+            raise InputError("For q = 2 the path-metric is computed, not searched for: tighten and estimate are for q = 1.")
+        if self.exact:
+            return self
+        if self._standing is None:
+            raise InputError(f"A copy of a path-metric, or one of weights on disk, cannot be improved. {REMEDY}")
+        with limited(None if seconds == math.inf else seconds):
+            network, state = self._standing.networks()
+            pair = in_common_gauge(network, gauge_fit(network, state))
+            if sample is not None:
+                return replace(self, sampled=sample(pair, self._standing.bracket))._standing_at(self._standing)
+            assert tightened is not None
+            bracket = tightened(pair, self._standing.bracket)
+        return _result(pair.network, bracket, self.sampled)._standing_at(replace(self._standing, bracket=bracket))
+
 
 @public
 @torch.no_grad()
@@ -114,8 +218,7 @@ def path_metric(
     ratio: float = 1.0,
     seconds: float = math.inf,
     estimate: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
+    generator: torch.Generator | int = 0,
     progress: Callable[[Step], None] | None = None,
 ) -> PathMetric:
     """Compute the path-metric between two networks of one architecture.
@@ -128,26 +231,24 @@ def path_metric(
     (a batch norm: scale s and shift t), and again after a rescaling of θ' by powers of two. A copy rescaled by other factors
     has rounded weights: it is another network, and enclosed like any other.
 
-    Any other pair is enclosed. Without further options by the lower bound (6) and the pivot bound, in one pass. With
-    ``moments`` also by the moment sandwich and by affinities, neuron by neuron the best of what is computed. Unless
-    ``ratio`` or ``tighten`` asks for more, no moment that rounding spoils is summed anew once upper/lower is at most 1.4,
-    and no further kind of bound is computed then (for fewer than six moments: once it is at most 2). Then ``tighten``
-    improves the bounds step by step. Everything is computed in a gauge that depends on neither network's, so that
-    rescaling one of them changes nothing but rounding.
+    Any other pair is enclosed by moments of (Φ'−Φ)/Φ(g) and by affinities, neuron by neuron the best of what is computed: by
+    four moments, and by eight where upper over lower is not within 1.4 then. ``moments=0`` takes the lower bound (6) and the
+    pivot bound alone, in one pass. The result can be improved: `PathMetric.tighten`, `PathMetric.estimate`; the options of
+    these names do so at once. Everything is computed in a gauge that depends on neither network's, so that rescaling one of
+    them changes nothing but rounding.
 
     Args:
         model: A module, or a captured `Network`: θ.
         other: θ', see `Other`.
         inputs: As for `capture`; not needed for a Network.
         q: Order, 1 or 2.
-        moments: 2, 4, 6 or 8: the highest moment of (Φ'−Φ)/Φ(g), and the order of the affinities. None: 8 where ``tighten`` is
-            positive or ``ratio`` is above 1, else no moments.
+        moments: 2, 4, 6 or 8: the highest moment of (Φ'−Φ)/Φ(g), and the order of the affinities; 0 for neither. None: as
+            many as are needed; 8 where ``tighten`` is positive or ``ratio`` is above 1.
         tighten: At most so many steps that improve g and the dual certificate, each a few forward and backward passes.
         ratio: Stop as soon as upper/lower is at most this.
         seconds: Stop after this time with the best bounds so far, which take at least one pass of each network.
         estimate: Number of paths to sample for an unbiased estimate; 0 for none.
-        confidence: Probability with which the interval of the estimate covers the truth.
-        seed: Of the sampling.
+        generator: Source of randomness of the sampling, on the CPU, or a seed.
         progress: Called with each `Step`.
 
     Returns:
@@ -167,12 +268,14 @@ def path_metric(
         >>> path_metric(model, pruned, (2,)).value
         1.0
         >>> _ = pruned.weight.data.copy_(torch.tensor([[2.0, -1.5]]))
-        >>> found = path_metric(model, pruned, (2,), moments=8)
-        >>> found.lower <= 1.5 <= found.upper, found.ratio < 1.1
+        >>> metric = path_metric(model, pruned, (2,))
+        >>> metric.lower <= 1.5 <= metric.upper, metric.ratio < 1.1
         (True, True)
     """
     if q == 2 and (moments is not None or tighten or estimate):
         raise InputError("For q = 2 the path-metric is exact: moments, tighten and estimate are for q = 1.")
+    if moments == 0 and tighten:
+        raise InputError("moments=0 takes one pass, and tighten improves the bounds of moments: leave one of them out.")
     start = time.monotonic()
     network = capture(model, inputs)
     state = other_state(network, other)
@@ -192,12 +295,11 @@ def path_metric(
         exact = _exact(compact, states, values, matched.values, ", aligned")
         if exact is not None:
             return exact
-    pair = frame(network, both)
-    order = moments if moments is not None else (8 if tighten or ratio > 1 else 0)
+    pair = in_common_gauge(network, both)
     with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
-        found = enclosed(pair, order, tighten, ratio, progress)
-    sampled = None if not estimate else estimated(pair, found.reference, found.near, estimate, confidence, seed)
-    return _result(compact, found, sampled)
+        bracket, weights = bracketed(pair, moments, tighten, ratio, progress)
+    sampled = None if not estimate else estimated(pair, weights, bracket.by_layer.near, estimate, 0.95, generator)
+    return _result(compact, bracket, sampled)._standing_at(standing(network, state, bracket))
 
 
 def _exact(network: Network, states: States, values: Values, others: Values, suffix: str) -> PathMetric | None:
@@ -207,11 +309,11 @@ def _exact(network: Network, states: States, values: Values, others: Values, suf
         return None
     if not above and not below:
         blame(values)
-        nothing = torch.full((len(counts(network)),), -math.inf, dtype=torch.float64, device=network.device)
+        nothing = torch.full((len(multiplicities(network)),), -math.inf, dtype=torch.float64, device=network.device)
         return _known(network, nothing, f"equal{suffix}", 0)
     sides = (values, others) if above else (others, values)
     tracks = ordered_difference(network, *sides, above or below)
-    tensor, exponent = laid(network, tracks, [1])
+    tensor, exponent = per_output(network, tracks, [1])
     error = rounding_factor(network) + weights_factor(network, _rounded(network, states, values))
     return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, sum_of_outputs(network, tracks, 1), error)
 
@@ -241,7 +343,7 @@ def _known(
     value, log10 = to_float(total)
     ends = [_outward(value * math.exp(side * error), log10 + side * error / math.log(10), side) for side in (-1, 1)]
     below, above = (log2 + side * (error / math.log(2) + _blur(log2)) for side in (-1, 1))
-    per_output = spread(network, below), spread(network, above)
+    each = expanded(network, below), expanded(network, above)
     return PathMetric(
         ends[0][0],
         ends[1][0],
@@ -254,7 +356,7 @@ def _known(
         method,
         method,
         passes,
-        _log2_per_output=per_output,
+        _log2_per_output=each,
     )
 
 
@@ -290,9 +392,9 @@ def _plain(log2: float, side: int) -> tuple[float, float]:
     )
 
 
-def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> PathMetric:
-    (lower, log10_lower), (upper, log10_upper) = _plain(found.log2_lower, -1), _plain(found.log2_upper, 1)
-    names = list(dict.fromkeys((found.lower_by, found.upper_by)))
+def _result(network: Network, bracket: Bracket, sampled: Estimate | None) -> PathMetric:
+    log2_lower, log2_upper = bracket.log2
+    (lower, log10_lower), (upper, log10_upper) = _plain(log2_lower, -1), _plain(log2_upper, 1)
     return PathMetric(
         lower,
         upper,
@@ -300,15 +402,14 @@ def _result(network: Network, found: Enclosed, sampled: Estimate | None) -> Path
         math.nan,
         log10_lower,
         log10_upper,
-        " and ".join(names),
+        " and ".join(dict.fromkeys(bracket.by)),
         1.0,
-        found.lower_by,
-        found.upper_by,
-        found.passes,
-        found.history,
+        *bracket.by,
+        bracket.passes,
+        bracket.history,
         sampled,
-        found.stopped,
-        (spread(network, found.lower - _blur(found.lower)), spread(network, found.upper + _blur(found.upper))),
+        bracket.stopped,
+        (expanded(network, bracket.lower - _blur(bracket.lower)), expanded(network, bracket.upper + _blur(bracket.upper))),
     )
 
 
