@@ -143,10 +143,10 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estima
             >>> model, other = nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)
             >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
             >>> _ = other.weight.data.copy_(torch.tensor([[2.0, 2.0, 1.0]]))
-            >>> metric = path_metric(model, other, (3,), moments=4)
-            >>> better = metric.tighten(20, ratio=1.001)
-            >>> metric.ratio > 1.001 > better.ratio, better.lower <= 3 <= better.upper
-            (True, True)
+            >>> metric = path_metric(model, other, (3,), moments=0)  # |D − D'| and D + D'
+            >>> better = metric.tighten(5)
+            >>> round(metric.ratio), better.ratio < 1.2, better.lower <= 3 <= better.upper
+            (3, True, True)
         """
         return self._improved(lambda pair, before: bracketed(pair, None, steps, ratio, progress, before)[0], None, seconds)
 
