@@ -293,8 +293,8 @@ def test_no_network_of_the_set_falls_below_what_is_certified(name: str, dtype: t
 
 def patched(patch: pytest.MonkeyPatch, what: str) -> None:
     """Take one of the fixes out."""
-    certify, tolerance = sys.modules["pathlift.certification.certificates"], sys.modules["pathlift.certification.tolerances"]
-    box, point, kind_of = tolerance.box, tolerance.point, rounding.Arithmetic.of
+    certify = sys.modules["pathlift.certification.certificates"]
+    box, point, kind_of = certify.box, certify.point, rounding.Arithmetic.of
     if what == "underflow":
         patch.setattr(Roundoff, "underflow", lambda *_: 0.0)
         patch.setattr(Roundoff, "underflow_of_bend", lambda *_: 0.0)
