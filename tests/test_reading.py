@@ -519,7 +519,7 @@ def test_samples_that_see_each_other_are_refused(how: str) -> None:
 
 def test_a_model_that_takes_one_sample_only_is_captured() -> None:
     model = Inside(lambda h: h.view(1, 6))
-    assert pathlift.capture(model, (4,)).checked
+    assert pathlift.capture(model, (4,)).graph.checked
 
 
 # ---- numbers read into Python

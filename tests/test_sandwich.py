@@ -160,6 +160,7 @@ def test_pairs_of_operators_are_enclosed(part: int) -> None:
     over(operator_pairs(), 600 + part, lambda m, s, w: _enclosed(m, s, w, found))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("how", CHANGES)
 def test_tightened_bounds_are_within_ten_per_cent(how: str) -> None:
     lows, highs = [], []
@@ -369,6 +370,7 @@ def test_nothing_is_computed_for_weights_that_are_not_numbers() -> None:
 # Estimates
 
 
+@pytest.mark.one_in(5, first=1)
 @pytest.mark.parametrize("how", CHANGES)
 def test_the_interval_covers_the_truth_at_its_rate(how: str) -> None:
     model = nn.Sequential(
