@@ -57,13 +57,12 @@ def check_costs(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert bool((drift <= size * report.cost * (1 + RTOL) + 1e-12).all())
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("part", range(3 * LONGER))
 def test_drift_joint_cost_and_bound_are_in_order_on_random_networks(part):
     over(networks(), 400 + part, check_costs)
 
 
-@pytest.mark.hunt
 def test_costs_of_the_network_with_shared_and_of_that_with_residual_weights():
     for make, shape in ((Residual, (1, 3, 3)), (Tied, (3,))):
         for seed in range(3):

@@ -29,7 +29,7 @@ def test_random_networks_agree_with_the_paths(part: int) -> None:
     over(networks(), part, _check)
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.hunt
 @pytest.mark.parametrize("part", range(10 * LONGER))
 def test_pairs_of_operators_agree_with_the_paths(part: int) -> None:
     over(operator_pairs(), 10_000 + part, _check)

@@ -153,7 +153,7 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     assert sum(within) >= 0.95 * len(within)  # a rare path that makes all the difference may be missed
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("part", range(3 * LONGER))
 def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
