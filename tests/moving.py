@@ -1,6 +1,6 @@
 """Random networks that move neurons about between all their layers, with sizes that differ: no two axes can be mixed up unseen.
 
-Each stage has two faces: the model's own, and that of the path program (SPEC §3) in plain PyTorch, where weights are
+Each stage has two faces: the model's own, and that of the path program (mathematics §3) in plain PyTorch, where weights are
 positive and every nonlinearity is what path activations see of it. The sum of the program's outputs on ones is the
 path-norm, and its gradient gives the shares: a second opinion at the price of one forward and backward pass.
 """

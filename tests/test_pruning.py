@@ -1,4 +1,4 @@
-"""Pruning: what a mask costs, how weights are chosen, and what is refused (SPEC §6)."""
+"""Pruning: what a mask costs, how weights are chosen, and what is refused (mathematics §6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning goes along the axes on which a weight's edges lie, and moved weights are scored at their own places (SPEC §6)."""
+"""Pruning goes along the axes on which a weight's edges lie, and moved weights are scored at their own places (§6)."""
 
 from __future__ import annotations
 

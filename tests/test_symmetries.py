@@ -1,4 +1,4 @@
-"""Rescaling symmetries: no group missed, none invented, and what is built on them (SPEC §7)."""
+"""Rescaling symmetries: no group missed, none invented, and what is built on them (mathematics §7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path kernel: inner products, cosines, distances of the path-liftings of many networks of one architecture (SPEC §4)."""
+"""The path kernel: inner products, cosines, distances of the path-liftings of many networks of one architecture (§4)."""
 
 from __future__ import annotations
 

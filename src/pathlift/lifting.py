@@ -1,4 +1,4 @@
-"""The path-lifting Φ(θ) itself, path by path, for small networks (SPEC §2): the reference, behind the library's door."""
+"""The path-lifting Φ(θ) itself, path by path, for small networks (mathematics §2): the reference, behind the library's door."""
 
 from __future__ import annotations
 

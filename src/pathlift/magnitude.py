@@ -1,4 +1,4 @@
-"""Path-magnitude: each weight's share of the path-norm, all in one forward and one backward pass (SPEC §6, (10)–(14))."""
+"""Path-magnitude: each weight's share of the path-norm, all in one forward and one backward pass (§6, (10)–(14))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path-norm ‖Φ(θ)‖_q in one forward pass (SPEC §3)."""
+"""The path-norm ‖Φ(θ)‖_q in one forward pass (mathematics §3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates: the arg-max provably stays for every network of a set and every input of a ball (SPEC §5).
+"""Certificates: the arg-max provably stays for every network of a set and every input of a ball (mathematics §5).
 
 With c the class that the model gives to x, each difference of two logits R_c − R_j is a linear functional of the last
 layer, so the enclosure bounds it from below as a whole: the row difference, not twice the bound on a logit. The class is

@@ -1,4 +1,4 @@
-"""Sets of weights around a network: what a certificate quantifies over (SPEC §5)."""
+"""Sets of weights around a network: what a certificate quantifies over (mathematics §5)."""
 
 from __future__ import annotations
 

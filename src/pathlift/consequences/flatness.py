@@ -1,4 +1,4 @@
-"""Worst-case adaptive sharpness: the bound of Lemma 4.5 in closed form, and what projected gradient ascent finds (SPEC §5)."""
+"""Worst-case adaptive sharpness: the bound of Lemma 4.5 in closed form, and what projected gradient ascent finds (§5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generalisation bounds from the path-norm, with every constant read off the captured graph (SPEC §5).
+"""Generalisation bounds from the path-norm, with every constant read off the captured graph (mathematics §5).
 
 For n samples, inputs with ‖x‖_∞ ≤ B (B ≥ 1) and a loss that is K-Lipschitz for ‖·‖₁ on the outputs, the gap between
 expected and empirical loss of networks with path-norm at most r is bounded in expectation by the toolkit's Theorem 3.1,

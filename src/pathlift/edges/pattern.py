@@ -1,4 +1,4 @@
-"""Which weight stands on which edge: the one description of a weighted map that rescaling symmetries need (SPEC §7).
+"""Which weight stands on which edge: the one description of a weighted map that rescaling symmetries need (mathematics §7).
 
 Every weighted map is a stack of dense blocks. With the neurons below laid out as (groups, ins, places below), those above
 as (groups, outs, places above) and the weights as (groups, outs, ins, taps), weight [g, o, i, t] stands on the edge from

@@ -1,3 +1,3 @@
-"""A model as the theory sees it: layers of neurons, edges between them, and expressions for their weights (SPEC §1)."""
+"""A model as the theory sees it: layers of neurons, edges between them, and expressions for their weights (mathematics §1)."""
 
 from pathlift.graph import arguments as arguments

@@ -1,4 +1,4 @@
-"""Intervals, and what a formula may ask of the interval arithmetic that it is enclosed in (SPEC §5)."""
+"""Intervals, and what a formula may ask of the interval arithmetic that it is enclosed in (mathematics §5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of neurons and the edges between them (SPEC §1).
+"""Layers of neurons and the edges between them (mathematics §1).
 
 A `Layer` is a layer of neurons: the elements of one tensor. Its pre-activation is a sum over `connections` (edges from the
 elements of an earlier layer, with weights) plus `starts` (biases, where paths of the set H begin). A `WeightTensor` is a weight
@@ -102,7 +102,7 @@ class Extremum:
 
 
 Nonlinearity: TypeAlias = "Slopes | LearnedSlope | Clamp | Extremum"
-"""What a neuron does with its pre-activation; None for identity neurons. Path activations do not see it (SPEC §3)."""
+"""What a neuron does with its pre-activation; None for identity neurons. Path activations do not see it (mathematics §3)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A captured model: a `Graph` without weights, and the `Network` that it is with some (SPEC §1)."""
+"""A captured model: a `Graph` without weights, and the `Network` that it is with some (mathematics §1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The largest and smallest entries of tensors on an accelerator, without waiting for it at every layer.
 
-A pass chooses exponents by the extremes of each tensor (SPEC §8). To know them the host has to wait for the device. So a pass
+A pass chooses exponents by the extremes of each tensor (§8). To know them the host has to wait for the device. So a pass
 remembers what it saw; the next one takes that for granted, leaves the measurements on the device, and looks at all of them at
 once when it is over. Where the powers of two agree, every choice was the one that it would have made: the results are the
 same bit by bit. Where they do not, the pass runs again and looks.

@@ -1,4 +1,4 @@
-"""How far two networks of one architecture, or all networks of a set, can differ on an input (SPEC §4, §5).
+"""How far two networks of one architecture, or all networks of a set, can differ on an input (mathematics §4, §5).
 
 | what | file: function |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""Bounds on how far two networks of one architecture, or all networks of a set, can differ (SPEC §4, §5)."""
+"""Bounds on how far two networks of one architecture, or all networks of a set, can differ (mathematics §4, §5)."""
 
 from __future__ import annotations
 

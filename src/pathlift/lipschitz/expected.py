@@ -1,4 +1,4 @@
-"""Bounds over a data distribution, and the Lipschitz constant of the network in its input (SPEC §5).
+"""Bounds over a data distribution, and the Lipschitz constant of the network in its input (mathematics §5).
 
 The paper asks for a bound in expectation. The difference track is linear in what its paths start with, so one pass fed
 with E|x| bounds E|R_θ(x) − R_θ'(x)|; by Minkowski's inequality one pass fed with (E|x|^q)^{1/q} bounds the ℓ^q form.

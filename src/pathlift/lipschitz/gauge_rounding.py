@@ -1,4 +1,4 @@
-"""What bounds owe to the rounding of θ' on its way into the gauge of θ (SPEC §4, "Gauge")."""
+"""What bounds owe to the rounding of θ' on its way into the gauge of θ (mathematics §4, "Gauge")."""
 
 from __future__ import annotations
 

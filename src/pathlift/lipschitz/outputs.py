@@ -1,7 +1,7 @@
-"""Bounds on |R_θ(x) − R_θ'(x')|, sample by sample and output by output: one function per bound (SPEC §5).
+"""Bounds on |R_θ(x) − R_θ'(x')|, sample by sample and output by output: one function per bound (mathematics §5).
 
 Each takes a comparison (θ with another network, or with a set) and the inputs, and returns (samples, outputs), rounded up.
-Those through path-metrics are made of the difference tracks of SPEC §4, fed with |x| or with ones.
+Those through path-metrics are made of the difference tracks of mathematics §4, fed with |x| or with ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""‖Φ(θ)−Φ(θ')‖₁ of any two networks of one architecture: exact, or bounds from both sides (SPEC §4).
+"""‖Φ(θ)−Φ(θ')‖₁ of any two networks of one architecture: exact, or bounds from both sides (mathematics §4).
 
 | what | file: function |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""Bounds on the path-metric by what both path-liftings share: Hellinger's affinity and those of higher order (SPEC §4)."""
+"""Bounds on the path-metric by what both path-liftings share: Hellinger's affinity and those of higher order (§4)."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ declare(__name__, {
     "tighten": count,
     "ratio": number("a number of at least 1", lambda v: v >= 1),
     "path_metric.seconds": positive,
+    "PathMetric.tighten.steps": count,
     "PathMetric.tighten.seconds": positive,
     "estimate": whole("0, or a whole number of at least 2: one path has no spread", lambda v: v == 0 or v >= 2),
     "PathMetric.estimate.samples": whole("a whole number of at least 2: one path has no spread", lambda v: v >= 2),

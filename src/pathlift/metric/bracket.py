@@ -1,4 +1,4 @@
-"""The best of all bounds, output neuron by output neuron, and their improvement step by step (SPEC §4).
+"""The best of all bounds, output neuron by output neuron, and their improvement step by step (mathematics §4).
 
 A bracket is what is known of ‖Φ(θ)−Φ(θ')‖₁ from both sides. Bounds of several kinds are taken one after the other until they
 are close enough; whatever comes later, a bracket never widens, and it can be gone on with.
@@ -210,7 +210,7 @@ class _Narrowing:
 
 
 def pivot_bounds(pair: CommonGauge) -> Sides:
-    """Bound by the difference tracks through the pivot m: |D − D'| and D + D' (SPEC §4).
+    """Bound by the difference tracks through the pivot m: |D − D'| and D + D' (mathematics §4).
 
     Args:
         pair: The networks.

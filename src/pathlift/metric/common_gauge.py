@@ -1,4 +1,4 @@
-"""Two networks in one gauge that depends on neither's: bounds compare weights one by one, Φ does not (SPEC §4, "Gauge").
+"""Two networks in one gauge that depends on neither's: bounds compare weights one by one, Φ does not (mathematics §4, "Gauge").
 
 θ' is brought into the gauge of θ by medians of log-ratios, which follow a rescaling of either side exactly. Then both are
 rescaled alike, so that the path activations of θ grow evenly with depth: what is computed for (θ, λ∘θ') or (λ∘θ, θ') is

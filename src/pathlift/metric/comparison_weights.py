@@ -1,4 +1,4 @@
-"""The comparison weights g = f·(max(|θ|, |θ'|) + c·|θ'−θ| + e), and the choice of c, e and f for each layer (SPEC §4).
+"""The comparison weights g = f·(max(|θ|, |θ'|) + c·|θ'−θ| + e), and the choice of c, e and f for each layer (mathematics §4).
 
 What is minimised. The simplest bounds of four moments are √(M_0·M_2) from above (Cauchy–Schwarz) and M_2^(3/2)·M_4^(−1/2) from
 below (Hölder), so upper over lower is √(M_0·M_4)/M_2. It is at least 1, and 1 where Φ_p(g) is proportional to |Φ'_p − Φ_p|.

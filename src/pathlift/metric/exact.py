@@ -1,4 +1,4 @@
-"""The path-metric where it is known exactly: by Lemma 4.2 for ordered weights in ℓ¹, by three tracks in ℓ² (SPEC §4)."""
+"""The path-metric where it is known exactly: by Lemma 4.2 for ordered weights in ℓ¹, by three tracks in ℓ² (mathematics §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path-metric ‖Φ(θ) − Φ(θ')‖_q of any two networks of one architecture: exact, or enclosed from both sides (SPEC §4)."""
+"""The path-metric ‖Φ(θ) − Φ(θ')‖_q of any two networks of one architecture: exact, or enclosed from both sides (§4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moment bounds: Σ_p |Φ'_p−Φ_p| between two functions of M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1), k even (SPEC §4)."""
+"""The moment bounds: Σ_p |Φ'_p−Φ_p| between two functions of M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1), k even (mathematics §4)."""
 
 from __future__ import annotations
 

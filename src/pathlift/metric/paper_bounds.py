@@ -1,4 +1,4 @@
-"""All bounds on the path-metric ‖Φ(θ)−Φ(θ')‖₁ that the paper states or compares with, in one table (SPEC §4).
+"""All bounds on the path-metric ‖Φ(θ)−Φ(θ')‖₁ that the paper states or compares with, in one table (mathematics §4).
 
 The bounds themselves: `pathlift.metric.lemmas`, `pathlift.metric.exact` (Lemma 4.2), `pathlift.metric.pivot`.
 """

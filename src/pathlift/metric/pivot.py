@@ -1,4 +1,4 @@
-"""Sums over the paths of two networks of one architecture, output by output, with any weights on the inputs (SPEC §4).
+"""Sums over the paths of two networks of one architecture, output by output, with any weights on the inputs (mathematics §4).
 
 Fed with ones they bound the path-metric, fed with |x| how far the outputs can be apart: both rooms share them.
 """
@@ -60,7 +60,7 @@ def difference(
 
 
 def three_step(comparison: Comparison, feed: Mapping[str, Tensor]) -> Tensor:
-    """Θ → θ·1[θθ'>0] → θ'·1[θθ'>0] → θ': both outer steps exact by Lemma 4.2, the middle one by Hellinger (SPEC §4).
+    """Θ → θ·1[θθ'>0] → θ'·1[θθ'>0] → θ': both outer steps exact by Lemma 4.2, the middle one by Hellinger (mathematics §4).
 
     With S = Σ|Φ||x̄| and S' of the middle pair and H² = Σ(√|Φ| − √|Φ'|)²·|x̄|, the middle step is at most
     √(H²·(2(S+S') − H²)). Any pair.

@@ -1,4 +1,4 @@
-"""From sums over paths to bounds: polynomials that lie on one side of a function everywhere (SPEC §4).
+"""From sums over paths to bounds: polynomials that lie on one side of a function everywhere (mathematics §4).
 
 If p(s) ≥ f(s) for all s ≥ 0, then ∫p dμ ≥ ∫f dμ for every measure μ, and ∫p dμ is known from the moments of μ. The classical
 moment problem says which p are best: those that touch f at the nodes of Gauss quadrature (upper end for √s), or at its nodes

@@ -1,4 +1,4 @@
-"""An unbiased estimate of ‖Φ(θ)−Φ(θ')‖₁ from sampled paths (SPEC §4, "Unbiased estimate").
+"""An unbiased estimate of ‖Φ(θ)−Φ(θ')‖₁ from sampled paths (mathematics §4, "Unbiased estimate").
 
 Paths are drawn backwards from the outputs: at a neuron v the edge from u is taken with probability w(u→v)·A(u)/A(v), or a
 bias b with b/A(v), so a path has the probability of its product of w over the sum of all. Three samplers take turns, with

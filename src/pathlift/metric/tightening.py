@@ -1,4 +1,4 @@
-"""Better g and better dual certificates by gradients (SPEC §4, "Tightening").
+"""Better g and better dual certificates by gradients (mathematics §4, "Tightening").
 
 Upper: Σ_out (M_0·M_2)^(1/2) is log-convex in log g. Quasi-Newton steps begin with few parameters: per layer c, e and f of
 g = f·(max(|θ|, |θ'|) + c·|θ'−θ| + e), then a factor per output and input channel, then one per weight. Lower: for any |s| ≤ 1,

@@ -1,4 +1,4 @@
-"""Passes: what travels through a graph, given its weights and an input (SPEC §3–§5, §8).
+"""Passes: what travels through a graph, given its weights and an input (mathematics §3–§5, §8).
 
 A **track** is a number per neuron that obeys a linear recursion over the edges; the path activation A of the path-norm is one,
 with the weights |θ|. A **program** is one or several tracks beside each other, and says what each edge makes of them. A pass

@@ -1,4 +1,4 @@
-"""Back from the outputs through a program of one track: the path mass of every weight and every neuron (SPEC §3, §6).
+"""Back from the outputs through a program of one track: the path mass of every weight and every neuron (mathematics §3, §6).
 
 With A the path activation and G(v) the sum of the weights of all paths from v to an output, A(v)·G(v) is the total
 |Φ_p| of the paths through v, and |θ_i|·Σ A(u)·G(v) over the edges that carry θ_i is that of the paths through θ_i,

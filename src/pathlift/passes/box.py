@@ -1,4 +1,4 @@
-"""Boxes: an interval for every weight as the theory sees it, and the sets of networks that they come from (SPEC §5).
+"""Boxes: an interval for every weight as the theory sees it, and the sets of networks that they come from (mathematics §5).
 
 A set gives each parameter an interval. The box of a network is what these become for its weights: a batch norm's scale
 s = γ/√(σ²+ε) and shift t = β − μ·s vary with γ and β.

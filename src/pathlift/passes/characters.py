@@ -1,4 +1,4 @@
-"""Characters of pairs of weights, χ(path) = ∏ χ(edge): those of the moments, and affinities (SPEC §4).
+"""Characters of pairs of weights, χ(path) = ∏ χ(edge): those of the moments, and affinities (mathematics §4).
 
 With r = (Φ' − Φ)/Φ(g) the moment M_k = Σ Φ(g)·r^k = Σ (Φ' − Φ)^k/Φ(g)^(k−1) is, by the binomial theorem,
 

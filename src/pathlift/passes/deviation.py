@@ -1,4 +1,4 @@
-"""The activation bound: how far real activations can move apart, for given inputs and any pair or set of weights (SPEC §5).
+"""The activation bound: how far real activations can move apart, for given inputs and any pair or set of weights (§5).
 
 With u(θ, x) the real activations, an affine layer takes the difference of two networks apart as
 

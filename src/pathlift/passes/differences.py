@@ -1,4 +1,4 @@
-"""Tracks of differences of two path-liftings beside each other: through the pivot, against signs, and their moments (SPEC §4).
+"""Tracks of differences of two path-liftings beside each other: through the pivot, against signs, and their moments (§4).
 
 All rest on Φ'_pe − Φ_pe = b·(Φ'_p − Φ_p) + d·Φ_p with d = b − a (`products`).
 """
@@ -93,7 +93,7 @@ class DualProgram(PairProgram):
 
 
 class DifferenceMomentProgram(PairProgram):
-    """M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1) without cancellation, for networks that are near each other (SPEC §4).
+    """M_k = Σ_p (Φ'_p−Φ_p)^k/Φ_p(g)^(k−1) without cancellation, for networks that are near each other (mathematics §4).
 
     T_j = Σ_p Φ^(k−j)·δ^j/Φ(g)^(k−1) with δ = Φ'−Φ, j = 0…k. Along an edge Φ becomes aΦ, Φ(g) becomes g·Φ(g) and δ becomes bδ +
     dΦ, whose j-th power is Σ_{i≤j} C(j,i)·(bδ)^i·(dΦ)^(j−i). Collecting powers of Φ and δ,

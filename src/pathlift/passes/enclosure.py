@@ -1,4 +1,4 @@
-"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (SPEC §5).
+"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (mathematics §5).
 
 Forwards go intervals: with c the middle of the box and r its radius, Σ θ'·u' lies in f(mid; c) ± (f(rad; |c|) + f(|u'|; r)).
 Backwards goes a linear functional of a layer, with signs kept: an affine layer hands on its coefficients through c and

@@ -1,4 +1,4 @@
-"""The network as it really runs: real activations u(θ, x) on the same graph, in any precision (SPEC §1).
+"""The network as it really runs: real activations u(θ, x) on the same graph, in any precision (mathematics §1).
 
 Everything that bounds real activations (`deviation`, `enclosure`) is made of the two functions
 here: `carried`, the affine part of a layer with weights of the caller's choice, and `respond`, its nonlinearity. A value

@@ -1,4 +1,4 @@
-"""Interval arithmetic for weights that are computed from parameters: what an expression can be over a box (SPEC §5).
+"""Interval arithmetic for weights that are computed from parameters: what an expression can be over a box (mathematics §5).
 
 Every operation is rounded outwards. With ``arithmetic`` the interval also holds what the model itself gets, which computes
 the expression in its own floating-point types: each operation may then be off by a relative unit of roundoff, each sum of

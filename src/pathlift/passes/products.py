@@ -1,4 +1,4 @@
-"""Programs of many tracks whose weights are functions of the same θ and θ': sums of products of powers over paths (SPEC §4).
+"""Programs of many tracks whose weights are functions of the same θ and θ': sums of products of powers over paths (§4).
 
 A function χ of a pair of weights such that χ(path) = ∏ χ(edge), as θ^i·θ'^j·g^(1−i−j), is a character: it sums over all paths
 by a track of its own, T ← χ·T. By induction over the graph: if T(u) is Σ χ(p) over the paths p that end at u, then Σ_{u→v}

@@ -170,7 +170,7 @@ class WeightedProgram(Program):
 
 
 class NormProgram(WeightedProgram):
-    """One track with weights |θ|^q: at the outputs it is Σ_p |Φ_p|^q, or max_p |Φ_p| for q = ∞ (SPEC §3)."""
+    """One track with weights |θ|^q: at the outputs it is Σ_p |Φ_p|^q, or max_p |Φ_p| for q = ∞ (mathematics §3)."""
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class ScoreProgram(NormProgram):
 
 
 def pivot(first: Tensor, second: Tensor) -> Tensor:
-    """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (SPEC §4).
+    """Return |m|: the smaller magnitude where the signs agree, 0 where they differ (mathematics §4).
 
     θ and m have equal signs and |θ| ≥ |m|, so ‖Φ(θ) − Φ(m)‖₁ is ‖Φ(θ)‖₁ − ‖Φ(m)‖₁ (Lemma 4.2), and likewise for θ'. An example:
     θ = (2, −1, 3), θ' = (−2, −4, 1) give |m| = (0, 1, 1).
@@ -377,7 +377,7 @@ TELESCOPING = Through(_second_magnitude, distance, _telescoping)
 
 
 class DifferenceProgram(WeightedProgram):
-    """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (SPEC §4).
+    """Two tracks, A for θ and D for Φ(θ) − Φ(m), m the pivot of θ and θ' (mathematics §4).
 
     |θ|·A − |m|·M = |m|·(A − M) + (|θ| − |m|)·A with M the path activations of m, so D(v) = f(D; |m|) + f(A; |θ|−|m|): all terms
     are non-negative, nothing is subtracted but weights. Other recursions of this shape are `ORDERED` and `TELESCOPING`.

@@ -1,4 +1,4 @@
-"""What a pass brings to the outputs, laid side by side and rounded up by its error analysis (SPEC §8)."""
+"""What a pass brings to the outputs, laid side by side and rounded up by its error analysis (mathematics §8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a computed number can be from the exact one (SPEC §8): counts of roundings, and what they amount to.
+"""How far a computed number can be from the exact one (mathematics §8): counts of roundings, and what they amount to.
 
 A sum of n products computed in floating point, in any order, is the exact sum for weights that are off by a relative error of
 at most n·u (u: the unit roundoff; Jeannerod and Rump, 2013). So rounding is a change of weights like any other. In a pass of

@@ -1,4 +1,4 @@
-"""Tensors with an exponent beside them: the value is ``tensor · 2**exponent`` (SPEC §8).
+"""Tensors with an exponent beside them: the value is ``tensor · 2**exponent`` (mathematics §8).
 
 Path activations grow like ∏‖|W_l|‖, far beyond any float. Tensors are kept within a window by exact powers of two, so no
 digit is lost and a rescaling by powers of two changes no bit of a result. What could still be lost is a neuron whose path

@@ -1,4 +1,4 @@
-"""Quadratic sums over paths: inner products, the squared ℓ² and Hellinger distance of two path-liftings (SPEC §4)."""
+"""Quadratic sums over paths: inner products, the squared ℓ² and Hellinger distance of two path-liftings (mathematics §4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlift.passes.programs import Values
 
 
 class SquaredDifferenceProgram(ProductProgram):
-    """S = ΣΦ², X = Σ(Φ'−Φ)Φ, E = Σ(Φ'−Φ)² by one recursion without cancellation (SPEC §4), and two bounds beside them.
+    """S = ΣΦ², X = Σ(Φ'−Φ)Φ, E = Σ(Φ'−Φ)² by one recursion without cancellation (mathematics §4), and two bounds beside them.
 
     Along an edge Φ becomes aΦ and δ = Φ'−Φ becomes bδ + dΦ, with d = b − a. Multiplied out,
 
@@ -114,7 +114,7 @@ class InnerProgram(ProductProgram):
 
 
 class HellingerProgram(SquaredDifferenceProgram):
-    """The same tracks for √|θ| and √|θ'|: E is the squared Hellinger distance H² = Σ(√|Φ'| − √|Φ|)² (SPEC §4).
+    """The same tracks for √|θ| and √|θ'|: E is the squared Hellinger distance H² = Σ(√|Φ'| − √|Φ|)² (mathematics §4).
 
     √|b| − √|a| = (|b| − |a|)/(√|b| + √|a|), which loses no digits where both are near each other.
     """

@@ -1,8 +1,8 @@
-"""What travels: tracks, and the program that says how (SPEC §3, §4).
+"""What travels: tracks, and the program that says how (mathematics §3, §4).
 
 A track is a number per neuron that obeys a linear recursion, T_i(v) = Σ_j Σ_{u→v} M_ij(θ(u→v))·T_j(u) + b(v). The
-path-norm is one track with M = |θ|^q (SPEC §3); the difference of two networks is a second track beside it with
-M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (SPEC §4); the ℓ² metric has three. A `Program` says what M is; `propagate` moves the tracks
+path-norm is one track with M = |θ|^q (mathematics §3); the difference of two networks is a second track beside it with
+M = [[|θ|, 0], [|θ|−|θ'|, |θ'|]] (§4); the ℓ² metric has three. A `Program` says what M is; `propagate` moves the tracks
 through any graph and keeps them in range; `backward` goes back for the scores.
 
 An example: two edges of weight 2 and −3 from a neuron with A = 1 (the path-norm's track) give A = |2|·1 and |−3|·1 above.

@@ -1,4 +1,4 @@
-"""Pruning that no rescaling can fool: criteria, selections, masks, and what a mask costs (SPEC §6)."""
+"""Pruning that no rescaling can fool: criteria, selections, masks, and what a mask costs (mathematics §6)."""
 
 from pathlift.pruning import arguments as arguments
 from pathlift.pruning.api import PrunedTensor, PruneReport, prune

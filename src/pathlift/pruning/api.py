@@ -1,4 +1,4 @@
-"""Prune a network: score, select, in one round or many, and say what it costs (SPEC §6).
+"""Prune a network: score, select, in one round or many, and say what it costs (mathematics §6).
 
 The pruned network θ' has |θ'| ≤ |θ| and no sign changed, so that the path-metric ‖Φ(θ) − Φ(θ')‖₁ is exact (Lemma 4.2) and
 bounds the change of the function by max(‖x‖_∞, 1) times itself (Theorem 4.1). It never exceeds the sum (13) of the

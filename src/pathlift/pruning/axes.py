@@ -1,4 +1,4 @@
-"""Which axis of a parameter counts output channels, which input channels: told by the edges on which it stands (SPEC §1).
+"""Which axis of a parameter counts output channels, which input channels: told by the edges on which it stands (§1).
 
 A weight is laid out as the ordinary convolution that it is, (output channels, input channels of a group, *kernel), whatever
 the operator keeps first: a transposed convolution has (in, out/groups, …), ``x @ W`` has (in, out), a slice of a larger

@@ -1,4 +1,4 @@
-"""Which parameters may be pruned: the weights of convolutions and linear layers, or what a user names (SPEC §6).
+"""Which parameters may be pruned: the weights of convolutions and linear layers, or what a user names (mathematics §6).
 
 A parameter is eligible when each of its elements is one weight or bias of the theory, or is moved there by views and
 slices. Setting such an element to 0 lets paths vanish and changes no other, so that (13) and Lemma 4.2 hold. It is not so

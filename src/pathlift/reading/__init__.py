@@ -1,4 +1,4 @@
-"""Capture a model once as a `Network`: freeze, export, lower by the operators' rules (SPEC §1).
+"""Capture a model once as a `Network`: freeze, export, lower by the operators' rules (mathematics §1).
 
 The user's module is only read. A model outside the theory is refused before any number is computed.
 """

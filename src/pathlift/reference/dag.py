@@ -1,4 +1,4 @@
-"""The paper's definitions, word by word, on an explicit graph of single neurons (SPEC §1, §2; paper Def. A.2, A.5–A.7).
+"""The paper's definitions, word by word, on an explicit graph of single neurons (mathematics §1, §2; paper Def. A.2, A.5–A.7).
 
 Slow and obviously correct: every path is listed. Numbers may be floats or exact `fractions.Fraction`. Nothing here is
 shared with the fast passes, which are tested against it.

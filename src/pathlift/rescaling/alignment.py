@@ -1,4 +1,4 @@
-"""θ' in the gauge of θ, weight by weight of the graph, and what the rounding of it may have changed (SPEC §4, "Gauge").
+"""θ' in the gauge of θ, weight by weight of the graph, and what the rounding of it may have changed (mathematics §4, "Gauge").
 
 A rescaling that is only computed is none: λ∘θ' as rounded is another network than θ'. So the logarithms of λ are taken from a
 grid on which they add up exactly, each weight is multiplied once by a factor, and how often it was rounded is counted: not at

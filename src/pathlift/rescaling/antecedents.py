@@ -1,4 +1,4 @@
-"""Antecedents of one neuron that share a scale, tied map by map (SPEC §7).
+"""Antecedents of one neuron that share a scale, tied map by map (mathematics §7).
 
 If v = max(u, u'), or v = c·u + c'·u' with constants that are not 0, then max(λ_u·u, λ_u'·u') = λ_v·max(u, u') for all
 values only when λ_u = λ_u' = λ_v. A maximum, a sum without weights, and weights that do not scale (constants, derived

@@ -1,4 +1,4 @@
-"""The balanced representative of an orbit: the rescaling with the smallest Σ|θ_i|^p (SPEC §7).
+"""The balanced representative of an orbit: the rescaling with the smallest Σ|θ_i|^p (mathematics §7).
 
 Over log-scales, Σ_i |θ_i|^p·2^(p·(s(above) − s(below))) is a sum of exponentials of linear functions: convex, and strictly
 so where every class lies on a path of non-zero weights. At its minimum as much ℓ^p mass comes into each group as goes out

@@ -1,4 +1,4 @@
-"""From a network to the constraints on the scales of its neurons, by the edge maps of its operators (SPEC §7).
+"""From a network to the constraints on the scales of its neurons, by the edge maps of its operators (mathematics §7).
 
 If the activation of each neuron v is multiplied by 2^s(v) and the function of the network is to stay, a weight on the
 edge u → v changes by 2^(s(v)−s(u)) and a bias of v by 2^s(v). So

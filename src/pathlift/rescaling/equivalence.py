@@ -1,4 +1,4 @@
-"""Comparing two parameter vectors modulo rescaling: equivalence, alignment, distance (SPEC §4 "Gauge", §7)."""
+"""Comparing two parameter vectors modulo rescaling: equivalence, alignment, distance (mathematics §4 "Gauge", §7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rescaling leads from one network to another: robust regression of log-ratios of weights on the groups (SPEC §4, §7).
+"""Which rescaling leads from one network to another: robust regression of log-ratios of weights on the groups (§4, §7).
 
 If θ' = λ∘θ, then log₂|θ'_i/θ_i| = s(above) − s(below) for every weight. Going up the network, the scale of each class is the
 median of what its incoming weights say, which is exact for rescaled and pruned copies; what is left (rounding, noise) goes

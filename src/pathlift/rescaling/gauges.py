@@ -1,4 +1,4 @@
-"""Choices of a representative in an orbit of rescalings: normal, balanced, equalised, path-conditioned (SPEC §4, §7)."""
+"""Choices of a representative in an orbit of rescalings: normal, balanced, equalised, path-conditioned (mathematics §4, §7)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Gauge:
 
 @torch.no_grad()
 def normal(network: Network, constraints: ScaleConstraints) -> Tensor:
-    """Return the factors that bring the largest path activation of each group to 1 (SPEC §4, N(θ)).
+    """Return the factors that bring the largest path activation of each group to 1 (mathematics §4, N(θ)).
 
     Args:
         network: The network.

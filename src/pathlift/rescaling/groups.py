@@ -1,4 +1,4 @@
-"""Rescaling symmetries of a network: the groups of channels that share a factor, and what one does with them (SPEC §7).
+"""Rescaling symmetries of a network: the groups of channels that share a factor, and what one does with them (mathematics §7).
 
 `symmetries` finds them from the operators' rules alone. A rescaling multiplies the activation of each neuron by a positive
 factor and leaves the function as it is; the factors of a network are a vector λ with one positive number per group.

@@ -1,4 +1,4 @@
-"""How parameters scale when weights do (SPEC §7): which weights are free, and what the others ask for.
+"""How parameters scale when weights do (mathematics §7): which weights are free, and what the others ask for.
 
 A weight on the edge u → v scales by 2^(s(v) − s(u)), a bias of v by 2^s(v). Each is a sum of products of parameters
 (`pathlift.rescaling.monomials`), and scales by 2^x when every product of it does. Is that a condition on s?

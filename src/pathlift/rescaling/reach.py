@@ -1,4 +1,4 @@
-"""Which neurons an output depends on, and the maps between them one by one (SPEC §7).
+"""Which neurons an output depends on, and the maps between them one by one (mathematics §7).
 
 Neurons that no output depends on may be scaled at will, and are in no group: they get no label, and ask for nothing. They
 are found once, going backwards, before labels go forwards. A neuron matters when an edge leads from it to one that does; an

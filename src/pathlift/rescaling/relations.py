@@ -1,4 +1,4 @@
-"""Unknown log-scales tied by linear equations, and their general solution (SPEC §7).
+"""Unknown log-scales tied by linear equations, and their general solution (mathematics §7).
 
 A neuron v has an unknown s(v), the logarithm of what its activation is multiplied with. An unknown goes by a label, a
 positive integer; label 0 stands for a neuron that is not there, label 1 for the scale 0 of inputs and outputs. Nearly

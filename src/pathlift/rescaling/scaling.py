@@ -1,4 +1,4 @@
-"""How one tensor scales: by 2^(s(above) − s(below)), element by element, with s one number per class of neurons (SPEC §7).
+"""How one tensor scales: by 2^(s(above) − s(below)), element by element, with s one number per class of neurons (§7).
 
 Worked example: the weight W of a linear layer from neurons u_1, u_2 to v_1, v_2, v_3, each in a class of its own, numbered
 1 to

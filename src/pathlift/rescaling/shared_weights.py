@@ -1,4 +1,4 @@
-"""One weight on several edges (SPEC §7): what that asks of the scales of the neurons at their ends.
+"""One weight on several edges (mathematics §7): what that asks of the scales of the neurons at their ends.
 
 With the neurons laid out as a `Pattern` does, weight [g, o, i, t] stands on the edge from [g, i, q] to [g, o, p] for each
 triple (t, q, p). It scales by one number, so

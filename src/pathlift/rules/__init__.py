@@ -1,4 +1,4 @@
-"""One rule per operator family: what each ATen operator is in the model of SPEC §1, or why it is refused.
+"""One rule per operator family: what each ATen operator is in the model of mathematics §1, or why it is refused.
 
 An operator without a rule is refused; none is ever guessed to be harmless.
 """

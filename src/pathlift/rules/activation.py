@@ -1,4 +1,4 @@
-"""Activations with fixed slopes, PReLU and clamps (SPEC §1, "Activations beyond ReLU")."""
+"""Activations with fixed slopes, PReLU and clamps (mathematics §1, "Activations beyond ReLU")."""
 
 from __future__ import annotations
 

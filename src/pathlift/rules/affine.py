@@ -1,4 +1,4 @@
-"""Affine operators with parameters: convolutions, linear layers, matrix products (SPEC §1)."""
+"""Affine operators with parameters: convolutions, linear layers, matrix products (mathematics §1)."""
 
 from __future__ import annotations
 

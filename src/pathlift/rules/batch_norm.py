@@ -1,4 +1,4 @@
-"""Frozen batch norm (SPEC §1): a layer of identity neurons, and all that is known of its scale s and shift t.
+"""Frozen batch norm (mathematics §1): a layer of identity neurons, and all that is known of its scale s and shift t.
 
 y = (x − μ)·γ/√(σ²+ε) + β = s·x + t with s = γ/√(σ²+ε) and t = β − μ·s. What follows is written once, here:
 

@@ -1,4 +1,4 @@
-"""Order statistics: max-pooling, maximum, minimum, amax (k-max-pool neurons of SPEC §1).
+"""Order statistics: max-pooling, maximum, minimum, amax (k-max-pool neurons of mathematics §1).
 
 All antecedents of such a neuron are paths, so its path activation is the sum over the window.
 """

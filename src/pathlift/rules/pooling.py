@@ -1,4 +1,4 @@
-"""Averages and sums: constant linear maps with one edge per element that counts (SPEC §1)."""
+"""Averages and sums: constant linear maps with one edge per element that counts (mathematics §1)."""
 
 from __future__ import annotations
 

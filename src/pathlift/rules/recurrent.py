@@ -1,4 +1,4 @@
-"""Recurrent layers with ReLU, unrolled over time: ReLU layers whose weights every step shares (SPEC §1)."""
+"""Recurrent layers with ReLU, unrolled over time: ReLU layers whose weights every step shares (mathematics §1)."""
 
 from __future__ import annotations
 

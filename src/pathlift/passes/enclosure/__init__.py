@@ -1,4 +1,4 @@
-"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (SPEC §5).
+"""Everything a network can compute over a box of weights and a ball of inputs: intervals, and linear bounds (mathematics §5).
 
 In reading order:
 

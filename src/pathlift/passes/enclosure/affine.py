@@ -1,4 +1,4 @@
-"""Affine layers, forwards: the interval of Σ θ'·u' + b' over the box, and the slack that a linear bound pays (SPEC §5).
+"""Affine layers, forwards: the interval of Σ θ'·u' + b' over the box, and the slack that a linear bound pays (mathematics §5).
 
 Write θ' = c + δ with |δ| ≤ r, u' = m + e with |e| ≤ ρ (the interval below: middle and radius) and |u'| ≤ s. Then
 

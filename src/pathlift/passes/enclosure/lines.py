@@ -1,4 +1,4 @@
-"""Lines below and above a nonlinearity on an interval [l, h], as CROWN draws them (Zhang et al., 2018; SPEC §5).
+"""Lines below and above a nonlinearity on an interval [l, h], as CROWN draws them (Zhang et al., 2018; mathematics §5).
 
 A piecewise linear function lies between lines of any slope once their constants are its smallest and largest distance from
 them, which it takes at the ends and the corners. So slopes may be rounded as they like; only the constants have to be right.

@@ -1,4 +1,4 @@
-"""Nonlinearities, forwards: the interval of what they give, and a line below and a line above it (SPEC §5).
+"""Nonlinearities, forwards: the interval of what they give, and a line below and a line above it (mathematics §5).
 
 The lines hold on a slightly wider interval than that of z: it is widened by a relative 2⁻⁴⁰, so that slopes, which are
 quotients of differences, may be rounded (2⁻⁵³) without a line cutting the function at an end. Constants of lines are taken at

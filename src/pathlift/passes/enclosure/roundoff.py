@@ -1,4 +1,4 @@
-"""What rounding adds to each layer: of the model's own forward pass in its own types, and of the computation here (SPEC §8).
+"""What rounding adds to each layer: of the model's own forward pass in its own types, and of the computation here (§8).
 
 In a type with unit roundoff u a sum of n products, in any order, is Σ w·x + e with |e| ≤ n·u·Σ|w·x|: no restriction on n·u is
 needed (Jeannerod and Rump, 2013). What a product or a partial sum loses when it falls below the normal numbers is absolute

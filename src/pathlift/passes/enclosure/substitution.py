@@ -1,4 +1,4 @@
-"""Backwards through the relaxation: a lower bound of a linear functional Σ_v a(v)·v of any layer (SPEC §5).
+"""Backwards through the relaxation: a lower bound of a linear functional Σ_v a(v)·v of any layer (mathematics §5).
 
 The functional is handed down layer by layer until it reads only inputs, whose interval is known. At a layer with coefficients a
 

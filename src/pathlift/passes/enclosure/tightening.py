@@ -1,4 +1,4 @@
-"""Tightening by optimisation: narrower intervals at kinks, and slopes that are chosen for the functional (SPEC §5).
+"""Tightening by optimisation: narrower intervals at kinks, and slopes that are chosen for the functional (mathematics §5).
 
 Both only add bounds to bounds. An interval and a linear bound of the same neuron both hold, so their intersection does. The
 line below a ReLU on an interval across 0 may have any slope t in [0, 1], as ReLU(z) ≥ t·z for all z: so every step of the

@@ -1,4 +1,4 @@
-"""The weights of a box as middle and radius: θ' = c + δ with |δ| ≤ r for every network of the box (SPEC §5)."""
+"""The weights of a box as middle and radius: θ' = c + δ with |δ| ≤ r for every network of the box (mathematics §5)."""
 
 from __future__ import annotations
 

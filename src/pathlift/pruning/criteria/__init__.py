@@ -1,4 +1,4 @@
-"""Pruning criteria: functions of a network that score each weight, the larger the more it matters (SPEC §6).
+"""Pruning criteria: functions of a network that score each weight, the larger the more it matters (mathematics §6).
 
 One file per kind of knowledge: the weights alone, the paths, the activations on data, a loss.
 """
