@@ -35,6 +35,7 @@ from pathlift.passes.differences import PivotProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.rescaling.alignment import lifting_error
+from pathlift.results import Result
 
 LADDER = (4, 8)
 """Moments that are taken one after the other where nobody says how many."""
@@ -50,8 +51,8 @@ FINE = 20.0
 """Bits by which a bound is larger than what the rounding of the gauge may change."""
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Result):
     """What a step reached.
 
     Attributes:

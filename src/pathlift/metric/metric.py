@@ -39,7 +39,7 @@ from pathlift.results import Result
 
 
 @dataclass(frozen=True, repr=False)
-class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "estimate")):
+class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "sampled")):
     """The path-metric ‖Φ(θ) − Φ(θ')‖_q, or an interval that contains it.
 
     An interval can be improved by `tighten` and `estimate` while the weights of both networks are there and unchanged; a result

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Standing:
     """What a bracket of two networks can be gone on from; of a copy, or of weights on disk, nothing is.
 
     Attributes:
-        graph: That of both networks; it has no weights.
+        graph: That of both networks, without weights and without what was worked out from it.
         device: Where the passes run.
         first: θ.
         second: θ'.
@@ -99,7 +99,7 @@ class Standing:
             InputError: The weights of one are gone.
             MismatchError: Those of one have changed.
         """
-        return Network(self.graph, self.first.tensors("first"), self.device), self.second.tensors("second")
+        return Network(replace(self.graph), self.first.tensors("first"), self.device), self.second.tensors("second")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Leave nothing in a copy: it may outlive the weights, or be in another process."""
@@ -123,4 +123,4 @@ def standing(network: Network, state: Mapping[str, Tensor], bracket: Bracket) ->
     """
     if isinstance(network.state, LazyState) or isinstance(state, LazyState):
         return None
-    return Standing(network.graph, network.device, _Places(network.state), _Places(state), bracket)
+    return Standing(replace(network.graph), network.device, _Places(network.state), _Places(state), bracket)

@@ -50,10 +50,16 @@ class RescaledState(Result, dict[str, Tensor]):
         """
         return OrderedDict, (), {"_metadata": self._metadata}, None, iter(self.items())
 
+    def __copy__(self) -> RescaledState:
+        """Return the same tensors, with ``factors`` and all else that it knows."""
+        made = type(self).__new__(type(self))
+        made.update(self)
+        vars(made).update(vars(self))
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RescaledState:
         """Copy all of it, ``factors`` too."""
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
+        made = memo[id(self)] = self.__copy__()
         made.update(copy.deepcopy(dict(self), memo))
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
