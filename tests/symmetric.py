@@ -43,8 +43,9 @@ def assert_comparisons_invariant(
     second = pathlift.symmetries(theirs, inputs).rescale(first.factors)
     network, other = groups.network, pathlift.capture(pathlift.with_state(model, first), inputs)
     for q in (1, 2):
-        before = pathlift.path_metric(network, theirs, q=q)
-        after = pathlift.path_metric(other, second, q=q)
+        moments = 0 if q == 1 else None  # high moments lose digits
+        before = pathlift.path_metric(network, theirs, q=q, moments=moments)
+        after = pathlift.path_metric(other, second, q=q, moments=moments)
         for one, two in ((before.lower, after.lower), (before.upper, after.upper)):
             assert math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-9 * before.upper)
     if len(inputs) == 1:

@@ -91,7 +91,7 @@ def _as_in_full(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(15)
-@pytest.mark.parametrize("part", range(15 * LONGER))
+@pytest.mark.parametrize("part", range(8 * LONGER))
 def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
     over(windowed(), part, _as_in_full)
 

@@ -59,7 +59,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(6)
-@pytest.mark.parametrize("part", range(6 * LONGER))
+@pytest.mark.parametrize("part", range(4 * LONGER))
 def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
     over(networks(), 500 + part, _enclosed)
 

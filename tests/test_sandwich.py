@@ -142,7 +142,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
 
 
 @pytest.mark.one_in(6)
-@pytest.mark.parametrize("part", range(6 * LONGER))
+@pytest.mark.parametrize("part", range(4 * LONGER))
 def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     over(networks(), 500 + part, lambda m, s, w: _enclosed(m, s, w, found))
@@ -154,7 +154,7 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.parametrize("part", range(3 * LONGER))
+@pytest.mark.parametrize("part", range(2 * LONGER))
 def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     over(operator_pairs(), 600 + part, lambda m, s, w: _enclosed(m, s, w, found))

@@ -58,7 +58,7 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(15)
-@pytest.mark.parametrize("part", range(15 * LONGER))
+@pytest.mark.parametrize("part", range(8 * LONGER))
 def test_random_networks(part: int) -> None:
     over(networks(), 20_000 + part, _check)
 
@@ -68,7 +68,7 @@ def _check_invariance(model: nn.Module, shape: tuple[int, ...], weights: int) ->
 
 
 @pytest.mark.one_in(9)
-@pytest.mark.parametrize("part", range(9 * LONGER))
+@pytest.mark.parametrize("part", range(5 * LONGER))
 def test_pairs_of_operators(part: int) -> None:
     over(operator_pairs(), 30_000 + part, _check_invariance)
 

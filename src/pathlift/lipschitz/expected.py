@@ -16,6 +16,7 @@ from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
+from pathlift.lipschitz.gauge_rounding import rounding_of_computed, rounding_of_gauge
 from pathlift.lipschitz.outputs import Ball, per_input
 from pathlift.metric.comparison import compared_with
 from pathlift.passes.box import Tolerance
@@ -40,7 +41,8 @@ def expected_bound(
     """Bound (E_x |R_θ(x) − R_θ'(x)|^q)^{1/q} for each output, over the data given, by one pass.
 
     Σ_p |ΔΦ_p|·(E|x̄(p₀)|^q)^{1/q}, through the pivot for weights whose signs differ. For q = 1 it is the mean of the
-    ``per_input`` bounds, at the cost of one sample. Its ℓ^q norm over outputs bounds (E‖R_θ(x) − R_θ'(x)‖_q^q)^{1/q}.
+    ``per_input`` bounds, at the cost of one sample, and like them on exact real arithmetic. Its ℓ^q norm over outputs
+    bounds (E‖R_θ(x) − R_θ'(x)‖_q^q)^{1/q}.
 
     Args:
         model: A module, or a captured `Network`: θ.
@@ -81,7 +83,9 @@ def expected_bound(
         raise InputError("batches is empty: give at least one batch of inputs.")
     rounded_up = 1 + (4 * count + 16) * 2.0**-53
     moments = {name: largest[name] * (total / count).pow(1 / q) * rounded_up for name, total in sums.items()}
-    return per_input(compared_with(network, other), Ball(moments, 0.0))[0]
+    comparison, ball = compared_with(network, other), Ball(moments, 0.0)
+    rounding = rounding_of_gauge(comparison, ball.sizes) + rounding_of_computed(comparison, ball)
+    return (per_input(comparison, ball) + rounding)[0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +31,7 @@ class Comparison:
         values: θ.
         others: θ', None for a set.
         box: The set, None for one other network.
-        computed: For each side, how far the weights that are computed from parameters (s and t of a batch norm, say) may be
+        computed: For each side (of a set θ), how far the weights that are computed from parameters (a batch norm's) may be
             from what they are in exact arithmetic, where the two networks differ in them.
         roundings: θ' was brought into the gauge of θ; by how many units of float64 each of its weights may be off since then.
     """
@@ -158,33 +158,36 @@ def compared_with(network: Network, other: Other | Tolerance) -> Comparison:
     if isinstance(other, Tolerance):
         values = network.values()
         blame(values)
-        return Comparison(network, values, None, box(network, other))
+        within = box(network, other)
+        vary = [weight for weight in values if within.lower[weight] is not within.upper[weight]]
+        return Comparison(network, values, None, within, computed=_computed_weights(network, vary, ((network.state, values),)))
     state = other_state(network, other)
     values, others = checked_pair(network, state)
     blame(values)
     blame(others)
-    computed = _computed_weights(network, state, values, others)
+    differ = {name for name in network.state if not torch.equal(network.state[name], state[name])}
+    changed = [weight for weight in values if weight.requires & differ]
+    computed = _computed_weights(network, changed, ((network.state, values), (state, others)))
     matched = aligned(network, state, others)
     return Comparison(network, values, matched.values, None, matched.roundings, computed)
 
 
-def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Values, others: Values) -> tuple[Comparison, ...]:
-    """Enclose the weights that are computed from parameters in which two networks differ.
+def _computed_weights(
+    network: Network, changed: Sequence[WeightTensor], sides: Sequence[tuple[Mapping[str, Tensor], Values]]
+) -> tuple[Comparison, ...]:
+    """Enclose the weights that are computed from parameters, where they are not the same on both sides.
 
     Args:
-        network: The graph with θ.
-        state: The parameters and buffers of θ'.
-        values: θ as evaluated.
-        others: θ' as evaluated.
+        network: The graph.
+        changed: The weights that differ, or vary over a set.
+        sides: For each side its parameters and buffers, and its weights as evaluated; a set encloses its own.
 
     Returns:
-        A comparison of each side, as evaluated, with all that it may be in exact arithmetic; none where nothing differs.
+        A comparison of each side, as evaluated, with all that it may be in exact arithmetic; none where nothing is computed.
     """
-    differ = {name for name in network.state if not torch.equal(network.state[name], state[name])}
-    plain = (StateTensor, Constant)
-    weights = [weight for weight in values if weight.requires & differ and not isinstance(weight.expression, plain)]
-    sides = []
-    for parameters, evaluated in ((network.state, values), (state, others)):
+    weights = [weight for weight in changed if not isinstance(weight.expression, (StateTensor, Constant))]
+    comparisons = []
+    for parameters, evaluated in sides:
         ranges = Ranges(parameters, parameters, arithmetic=False)
         intervals = {weight: ranges.of(weight) for weight in weights}
         lower, upper = (
@@ -194,8 +197,8 @@ def _computed_weights(network: Network, state: Mapping[str, Tensor], values: Val
             }
             for end, function in (("low", torch.minimum), ("high", torch.maximum))
         )
-        sides.append(Comparison(network, evaluated, None, Box(lower, upper)))
-    return tuple(sides) if weights else ()
+        comparisons.append(Comparison(network, evaluated, None, Box(lower, upper)))
+    return tuple(comparisons) if weights else ()
 
 
 def compact(comparison: Comparison) -> Comparison:
