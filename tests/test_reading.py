@@ -95,6 +95,16 @@ class Slotted:
         self.held = held
 
 
+class Fixed(Slotted):
+    """A constant of a class with slots: its own attribute stands in the place of the slot, which cannot be set."""
+
+    __slots__ = ()
+    held = 0
+
+    def __init__(self) -> None:
+        """Set nothing."""
+
+
 class Cloner(Holder):
     """Copies itself with its own methods, and would lose the memory."""
 
@@ -184,6 +194,7 @@ HOLDING: dict[str, Callable[[Two], Any]] = {
     "simple namespace": _held(lambda ws: types.SimpleNamespace(held=ws), operator.attrgetter("held")),
     "plain object": _held(Holder, operator.attrgetter("held")),
     "slots": _held(Slotted, operator.attrgetter("held")),
+    "a slot that cannot be set": _held(lambda ws: (Fixed(), ws), operator.itemgetter(1)),
     "copies itself": _held(Cloner, operator.attrgetter("held")),
     "is never copied": _held(Itself, operator.attrgetter("held")),
     "Keras": _held(lambda ws: [Variable(own) for own in ws], lambda vs: [own.value for own in vs]),

@@ -221,16 +221,25 @@ class Copier:
                 pass  # it has a constructor in C
             else:
                 self.memo[id(value)] = made
-                for name in _slots(cls):
-                    if hasattr(value, name):
-                        object.__setattr__(made, name, self.copy(getattr(value, name)))
-                if hasattr(value, "__dict__"):
-                    vars(made).update(self._items(vars(value)))
-                return made
+                if self._filled(made, value):
+                    return made
+                del self.memo[id(value)]
         try:
             return self._rebuilt(value)
         except Exception:
             return value
+
+    def _filled(self, made: Any, value: Any) -> bool:
+        """Copy the attributes of an object; False for one that has an attribute of its class in the place of a slot."""
+        try:
+            for name in _slots(type(value)):
+                if hasattr(value, name):
+                    object.__setattr__(made, name, self.copy(getattr(value, name)))
+        except AttributeError:
+            return False
+        if hasattr(value, "__dict__"):
+            vars(made).update(self._items(vars(value)))
+        return True
 
     def _rebuilt(self, value: Any) -> Any:
         """Copy an object by its own `__deepcopy__` or `__reduce_ex__`."""
