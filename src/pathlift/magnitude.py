@@ -233,9 +233,7 @@ class _Scores:
         if small(share, self.dtype):
             pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
-                lost = (
-                    part < SMALLEST
-                ).count_nonzero() + weights.count_nonzero() > part.numel()  # a weight of 0 has a share of 0
+                lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost
             if self.at_once:
                 self._check()

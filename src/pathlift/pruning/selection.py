@@ -178,17 +178,16 @@ def _relative(ordered: Numbers, *, deep: bool) -> Numbers:
     Returns:
         Numbers from 0 to 1 in descending order, and −1 for what is gone already.
     """
-    least = np.finfo(np.float64).tiny
-    size = ordered.astype(np.float64)
-    np.maximum(size, 0.0, out=size)
+    relative = np.zeros(len(ordered))
+    relative[_above(ordered, -math.inf) :] = -1.0
+    size = ordered[: _above(ordered, 0.0)].astype(np.float64)
     if np.isinf(size[:1]).any():
         size = np.isinf(size).astype(np.float64)
-    size /= np.maximum(size[:1], least)
+    size /= size[:1]
     squares = np.square(size, out=None if deep else size)
-    sums = torch.from_numpy(squares).cumsum(0).clamp_(min=least).numpy()
-    size /= np.sqrt(sums) if deep else sums
-    size[_above(ordered, -math.inf) :] = -1.0
-    return size
+    sums = torch.from_numpy(squares).cumsum(0).numpy()  # at least 1, the square of the largest
+    relative[: len(size)] = size / (np.sqrt(sums) if deep else sums)
+    return relative
 
 
 def _joint_counts(values: Sequence[Numbers], keep: int) -> list[int]:
