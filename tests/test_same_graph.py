@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 import pathlift
 from agreement import parallel
 from pathlift import MismatchError
+from pathlift.reading.fingerprint import fingerprint
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 VECTOR = torch.rand(6, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -356,3 +357,11 @@ def test_normalisation_statistics_and_counters() -> None:
     other.n.running_var.mul_(2)
     for second in (other, other.state_dict(), Around(other)):
         assert pathlift.path_metric(first, second, (4,)).lower > 0
+
+
+def test_a_constant_is_told_by_its_elements_and_not_by_the_memory_around_them() -> None:
+    large = torch.arange(1 << 22, dtype=torch.float32)  # written down byte by byte this would take a minute
+    view = large[3:8]
+    assert fingerprint(view) == fingerprint(view.clone())
+    assert fingerprint(view) != fingerprint(large[4:9])
+    assert fingerprint(torch.tensor([1 + 2j]).conj()) == fingerprint(torch.tensor([1 - 2j]))

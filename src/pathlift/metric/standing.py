@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pathlift.errors import InputError, MismatchError
 from pathlift.graph.network import Graph, LazyState, Network
 from pathlift.metric.bracket import Bracket
+from pathlift.reading.memory import contents
 
 REMEDY = "Call path_metric with tighten= or estimate=, which does all at once."
 
@@ -30,7 +31,7 @@ class _Place:
         self.size = tensor.untyped_storage().nbytes()
         self.dtype, self.device = tensor.dtype, tensor.device
         self.layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-        self.checksum = _checksum(tensor)
+        self.checksum = zlib.crc32(contents(tensor))
 
     def tensor(self, which: str) -> Tensor:
         """Return the tensor.
@@ -50,15 +51,11 @@ class _Place:
             raise InputError(f"The weights of the {which} network are gone, and a result holds none. {REMEDY}")
         if storage.nbytes() == self.size:  # else there may be less than the tensor reaches over
             tensor = torch.empty(0, dtype=self.dtype, device=self.device).set_(storage, *self.layout)
-            if _checksum(tensor) == self.checksum:
+            if zlib.crc32(contents(tensor)) == self.checksum:
                 return tensor
         raise MismatchError(
             f"The weights of the {which} network have changed since these bounds were computed. Call path_metric anew."
         )
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class _Places(dict[str, _Place]):

@@ -26,6 +26,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from pathlift.forks import Held
 from pathlift.reading.freeze import filled
+from pathlift.reading.memory import contents
 
 PASSING = frozenset({
     "training",
@@ -264,8 +265,7 @@ class Fingerprint:
         elif value.layout is not torch.strided or value.untyped_storage().device.type == "meta":  # a tracer's stand-in
             self._put("unknown", token(value))
         else:
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            self.digest.update(bytes(flat.view(torch.uint8).untyped_storage()) if flat.numel() else b"")
+            self.digest.update(contents(value))
 
 
 def _plainly(value: Any) -> str:

@@ -228,3 +228,16 @@ def _meetings(order: list[tuple[Span, str]]) -> Iterator[tuple[str, str]]:
         for _, earlier in open_:
             yield earlier, name
         open_.append((own, name))
+
+
+def contents(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's elements, one after the other; the memory around a view is left out.
+
+    Args:
+        tensor: Any tensor that has values.
+
+    Returns:
+        The bytes, without a copy where the elements lie so on the CPU.
+    """
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
