@@ -21,7 +21,7 @@ from pathlift.metric.comparison import Comparison, compact
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.forward import WeightsOf, carried, placed, value_of, weighted
-from pathlift.passes.programs import NormProgram, Values
+from pathlift.passes.programs import NormProgram, Values, distance
 from pathlift.passes.propagate import in_forward_order, in_range, propagate
 from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
@@ -84,7 +84,7 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
     network = comparison.network
     sizes = weighted(first, dtype=torch.float64, transform=torch.abs)
     others = weighted(second, dtype=torch.float64, transform=torch.abs)
-    gaps = weighted(first, second, dtype=torch.float64, transform=_distance)
+    gaps = weighted(first, second, dtype=torch.float64, transform=distance)
     ones = weighted(first, dtype=torch.float64, transform=torch.ones_like)
 
     def step(layer: Layer, below: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -109,10 +109,6 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
 
     found = in_forward_order(network, step)
     return _sum(network, {name: own[0] for name, own in found.items()})
-
-
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    return (first.double() - second.double()).abs()
 
 
 def _weight(connection: Connection, weights_of: WeightsOf) -> Weights | None:

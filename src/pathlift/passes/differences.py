@@ -22,11 +22,8 @@ TWICE: list[Entry] = [(0, 0), (1, 1), (2, 2), (3, 3), (1, 0), (3, 2)]
 """Two pairs of tracks, of which the second reads the first."""
 
 
-class PivotProgram(PairProgram):
-    """Path activations A, A' and the difference tracks D = Φ(θ) − Φ(m), D' = Φ(θ') − Φ(m), m the pivot, side by side.
-
-    |θ|·A − |m|·Φ(m) = |m|·(A − Φ(m)) + (|θ| − |m|)·A, so D ← |m|·D + (|θ| − |m|)·A: nothing is subtracted but weights.
-    """
+class _TwoPairsProgram(PairProgram):
+    """The common part of programs of two pairs of tracks, `TWICE`: the second of a pair starts at 0 and reads the first."""
 
     tracks = 4
     started = frozenset({0, 2})
@@ -34,6 +31,13 @@ class PivotProgram(PairProgram):
     def keys(self, weight: WeightTensor) -> Sequence[Entry]:
         """See `ProductProgram.keys`."""
         return TWICE if weight in self.pair.changed else TWICE[:4]
+
+
+class PivotProgram(_TwoPairsProgram):
+    """Path activations A, A' and the difference tracks D = Φ(θ) − Φ(m), D' = Φ(θ') − Φ(m), m the pivot, side by side.
+
+    |θ|·A − |m|·Φ(m) = |m|·(A − Φ(m)) + (|θ| − |m|)·A, so D ← |m|·D + (|θ| − |m|)·A: nothing is subtracted but weights.
+    """
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `ProductProgram.entries`."""
@@ -45,15 +49,13 @@ class PivotProgram(PairProgram):
         return {(0, 0): first, (1, 1): m, (1, 0): first - m, (2, 2): second, (3, 3): m, (3, 2): second - m}
 
 
-class DualProgram(PairProgram):
+class DualProgram(_TwoPairsProgram):
     """⟨Φ(θ')−Φ(θ), Φ(s)⟩ for any numbers s: tracks ΣΦΦ(s) and Σ(Φ'−Φ)Φ(s), and both with the magnitude of every summand.
 
     With |s| ≤ 1 also |Φ_p(s)| ≤ 1, so the second is at most ‖Φ(θ')−Φ(θ)‖₁: a lower bound. Along an edge Φ'−Φ becomes
     b(Φ'−Φ) + dΦ and Φ(s) becomes s·Φ(s), so T ← as·T and D ← bs·D + ds·T.
     """
 
-    tracks = 4
-    started = frozenset({0, 2})
     signed = frozenset(range(4))
 
     def __init__(self, network: Network, pair: WeightPair, factors: Mapping[WeightTensor, Tensor]) -> None:
@@ -70,10 +72,6 @@ class DualProgram(PairProgram):
     def extras(self, weight: WeightTensor) -> tuple[Tensor, ...]:
         """See `PairProgram.extras`."""
         return (self.factors[weight],) if weight in self.factors else ()
-
-    def keys(self, weight: WeightTensor) -> Sequence[Entry]:
-        """See `ProductProgram.keys`."""
-        return TWICE if weight in self.pair.changed else TWICE[:4]
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `ProductProgram.entries`."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathlift.reference.calls import NONE, Call, Labelled, ProbeError, added
+from pathlift.reference.calls import NONE, Labelled, OperatorCall, ProbeError, added
 from pathlift.reference.dag import Bias, Edge, Neuron
 
 SCALES = (1.0, 1e-12, 1e-6, 1e4, 1e9)
@@ -51,7 +51,7 @@ class Wires:
         ]
 
 
-def affine(neurons: list[Neuron], name: str, call: Call) -> Any:
+def affine(neurons: list[Neuron], name: str, call: OperatorCall) -> Any:
     """Write an affine operator out in neurons.
 
     Args:
@@ -87,7 +87,7 @@ def affine(neurons: list[Neuron], name: str, call: Call) -> Any:
     )
 
 
-def _wire_parameter(wires: Wires, call: Call, parameter: Labelled, c: Tensor, a: list[Tensor]) -> None:
+def _wire_parameter(wires: Wires, call: OperatorCall, parameter: Labelled, c: Tensor, a: list[Tensor]) -> None:
     """Find b_k and m_ki for all elements θ_k of one parameter, and all i, at once."""
     theta = parameter.entries()
     units_of_theta = units(parameter.value.shape)
@@ -112,7 +112,7 @@ def _wire_parameter(wires: Wires, call: Call, parameter: Labelled, c: Tensor, a:
             wires.edges[out].append(Edge(int(ids.reshape(-1)[i]), float(m[k, i, out]) * number, label))
 
 
-def _check(wires: Wires, call: Call, count: int) -> None:
+def _check(wires: Wires, call: OperatorCall, count: int) -> None:
     """Compare with the operator itself. A neuron that is read twice is one number, so each neuron has a value of its own."""
     for scale in SCALES:
         values = scale * torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -122,7 +122,7 @@ def _check(wires: Wires, call: Call, count: int) -> None:
                 raise ProbeError(f"{call.target} is not affine in its activations.")
 
 
-def _moved_border(neurons: list[Neuron], name: str, call: Call, c: Tensor) -> Any:
+def _moved_border(neurons: list[Neuron], name: str, call: OperatorCall, c: Tensor) -> Any:
     """Move neurons about, among which −∞ stands in some places: there is no neuron there, and only a maximum may read it.
 
     The numbers of the neurons are sent through the operator themselves, shifted by 2, so that what comes out tells which
@@ -156,7 +156,7 @@ def units(shape: torch.Size) -> Tensor:
     return torch.eye(shape.numel(), dtype=torch.float64).reshape(shape.numel(), *shape)
 
 
-def _no_parameters(call: Call) -> dict[Labelled, Tensor]:
+def _no_parameters(call: OperatorCall) -> dict[Labelled, Tensor]:
     return {parameter: torch.zeros(parameter.value.shape, dtype=torch.float64) for parameter in call.parameters}
 
 

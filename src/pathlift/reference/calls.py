@@ -42,7 +42,7 @@ class Labelled:
         return list(zip(numbers, self.labels or [None] * len(numbers), strict=True))
 
 
-class Call:
+class OperatorCall:
     """One call of an operator.
 
     Attributes:

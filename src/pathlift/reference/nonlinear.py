@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathlift.reference.affine import SCALES, affine
-from pathlift.reference.calls import NONE, Call, Labelled, ProbeError, added, neurons_of
+from pathlift.reference.calls import NONE, Labelled, OperatorCall, ProbeError, added, neurons_of
 from pathlift.reference.dag import Bias, Edge, Neuron
 
 SLOPES = {"relu", "leaky_relu", "rrelu", "abs", "threshold"}
@@ -19,7 +19,7 @@ LARGEST |= {"amax", "max", "maximum", "fmax"}
 SMALLEST = {"amin", "min", "minimum", "fmin"}
 
 
-def slopes(neurons: list[Neuron], name: str, call: Call) -> Tensor:
+def slopes(neurons: list[Neuron], name: str, call: OperatorCall) -> Tensor:
     """Write a positively homogeneous function σ of each element: σ(z) = s₊·z for z > 0 and s₋·z for z ≤ 0.
 
     Hence s₊ = σ(1) and s₋ = −σ(−1). A neuron's slopes are activations and at most 1 in magnitude; what is larger is a weight
@@ -48,14 +48,14 @@ def slopes(neurons: list[Neuron], name: str, call: Call) -> Tensor:
     return added(neurons, name, ids.shape, lambda n, i: Neuron(n, "slopes", (Edge(below[i], gain),), slopes=both))
 
 
-def _only(call: Call) -> Tensor:
+def _only(call: OperatorCall) -> Tensor:
     """Return the one tensor of activations that a call reads."""
     if len(call.activations) != 1:
         raise ProbeError(f"{call.target} reads {len(call.activations)} tensors that depend on the input, where one is known.")
     return call.activations[0]
 
 
-def _at(call: Call, number: float) -> float:
+def _at(call: OperatorCall, number: float) -> float:
     """Return what a function of each element makes of a number."""
     made = call.flat(call.filled(number))
     if not bool((made == made[0]).all()):
@@ -89,7 +89,7 @@ def prelu(neurons: list[Neuron], name: str, ids: Tensor, weight: Labelled) -> Te
     return added(neurons, name, ids.shape, total)
 
 
-def clamp(neurons: list[Neuron], name: str, call: Call) -> Tensor:
+def clamp(neurons: list[Neuron], name: str, call: OperatorCall) -> Tensor:
     """Write min(max(z, low), high): neurons whose biases are the bounds that there are.
 
     Args:
@@ -134,7 +134,7 @@ def _bounds(bound: Any, shape: torch.Size) -> list[Bias | None]:
     return [None if abs(entries[place][0]) == float("inf") else Bias(*entries[place]) for place in places]
 
 
-def extremum(neurons: list[Neuron], name: str, call: Call, *, smallest: bool) -> Any:
+def extremum(neurons: list[Neuron], name: str, call: OperatorCall, *, smallest: bool) -> Any:
     """Write maxima or minima of some of the elements, constants among them; a minimum of n is the n-th largest.
 
     Which elements an output reads is asked of the operator: with one element at 1 and all others at −1, exactly the maxima
@@ -193,8 +193,8 @@ def extrema(neurons: list[Neuron], name: str, ids: Tensor, dim: int | None, keep
         The numbers of the new neurons: the minima, the maxima.
     """
     axes = [] if dim is None else [dim]
-    lowest = Call(torch.ops.aten.amin.default, (ids, axes, keepdim), {})
-    highest = Call(torch.ops.aten.amax.default, (ids, axes, keepdim), {})
+    lowest = OperatorCall(torch.ops.aten.amin.default, (ids, axes, keepdim), {})
+    highest = OperatorCall(torch.ops.aten.amax.default, (ids, axes, keepdim), {})
     return extremum(neurons, name, lowest, smallest=True), extremum(neurons, name, highest, smallest=False)
 
 
@@ -209,11 +209,11 @@ def hardsigmoid(neurons: list[Neuron], name: str, ids: Tensor) -> Tensor:
     Returns:
         The numbers of the new neurons.
     """
-    line = affine(neurons, name, Call(lambda z: z / 6 + 0.5, (ids,), {}))
-    return clamp(neurons, name, Call(torch.ops.aten.clamp.default, (line, 0.0, 1.0), {}))
+    line = affine(neurons, name, OperatorCall(lambda z: z / 6 + 0.5, (ids,), {}))
+    return clamp(neurons, name, OperatorCall(torch.ops.aten.clamp.default, (line, 0.0, 1.0), {}))
 
 
-def batch_norm(neurons: list[Neuron], name: str, call: Call) -> Tensor:
+def batch_norm(neurons: list[Neuron], name: str, call: OperatorCall) -> Tensor:
     """Write s·x + t with the running statistics, as the theory sees it: s is labelled as the weight γ, t as the bias β.
 
     s = f(1) − f(0) and t = f(0), where f is the operator: s = γ/√(σ²+ε), t = β − μ·s.

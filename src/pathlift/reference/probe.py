@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pathlift.reference import nonlinear
 from pathlift.reference.affine import affine
-from pathlift.reference.calls import NONE, Call, Labelled, ProbeError, added
+from pathlift.reference.calls import NONE, Labelled, OperatorCall, ProbeError, added
 from pathlift.reference.constants import computed
 from pathlift.reference.dag import Bias, Dag, Label, Neuron
 from pathlift.reference.recurrent import UNROLLED
@@ -142,8 +142,8 @@ def _written_out(neurons: list[Neuron], node: fx.Node, args: Any, kwargs: Any) -
         return nonlinear.prelu(neurons, node.name, args[0], args[1])
     if name == "div" and isinstance(args[1], Labelled):  # by a parameter θ: the weight is 1/θ
         inverse = Labelled(1.0 / torch.as_tensor(args[1].value, dtype=torch.float64), args[1].labels)
-        return affine(neurons, node.name, Call(torch.ops.aten.mul.Tensor, (args[0], inverse), {}))
-    call = Call(node.target, args, kwargs)
+        return affine(neurons, node.name, OperatorCall(torch.ops.aten.mul.Tensor, (args[0], inverse), {}))
+    call = OperatorCall(node.target, args, kwargs)
     if name in nonlinear.SLOPES:
         return nonlinear.slopes(neurons, node.name, call)
     if name in nonlinear.CLAMPS:

@@ -35,7 +35,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.propagate import in_forward_order
 from pathlift.rescaling.antecedents import tie_pattern, tie_through
 from pathlift.rescaling.parameters import ParameterScales
-from pathlift.rescaling.reach import Reach, Step
+from pathlift.rescaling.reach import Link, Reach
 from pathlift.rescaling.relations import FIXED, NOTHING, SEARCH, Relations, Solution
 from pathlift.rescaling.repeats import one_place, settled, side_by_side, thinned
 from pathlift.rescaling.scaling import NO_CLASS, Scaling
@@ -111,10 +111,10 @@ def scale_constraints(network: Network) -> ScaleConstraints:
 
 def solved(network: Network) -> ScaleConstraints:
     """Return the same, found anew."""
-    return _Walk(compacted(network)).run()
+    return _Labelling(compacted(network)).run()
 
 
-class _Walk:
+class _Labelling:
     """The state of one walk up the network."""
 
     def __init__(self, network: Network) -> None:
@@ -188,36 +188,36 @@ class _Walk:
 
     def _connection(self, connection: Connection, labels: Tensor) -> Tensor:
         """Label what a connection brings, map by map, from thin labels of the neurons below; thin again."""
-        for step, alive in zip(self.reach.steps[connection], self.reach.alive_above[connection], strict=True):
+        for link, alive in zip(self.reach.links[connection], self.reach.alive_above[connection], strict=True):
             labels = self.relations.find(labels)
-            if step.scales:
+            if link.scales:
                 assert connection.weight is not None
-                labels = thinned(self._weighted(connection.weight, step, labels.expand(step.below), alive))
-            elif isinstance(step.edges, Identity):
-                there = True if step.weights is None else step.weights.full().cpu() > 0
+                labels = thinned(self._weighted(connection.weight, link, labels.expand(link.below), alive))
+            elif isinstance(link.edges, Identity):
+                there = True if link.weights is None else link.weights.full().cpu() > 0
                 labels = torch.where(thinned(alive) & there, labels, NOTHING)
             else:
-                labels = thinned(settled(self._tied(step, labels.expand(step.below))))
+                labels = thinned(settled(self._tied(link, labels.expand(link.below))))
                 labels = torch.where(thinned(alive), labels, NOTHING)
         return labels
 
-    def _weighted(self, weight: WeightTensor, step: Step, labels: Tensor, alive: Tensor) -> Tensor:
+    def _weighted(self, weight: WeightTensor, link: Link, labels: Tensor, alive: Tensor) -> Tensor:
         """Label the neurons above a map whose weights scale: by new labels, for a free weight makes up for any."""
-        assert step.pattern is not None
-        edges = labelled(self.relations, step.pattern, labels, alive)
+        assert link.pattern is not None
+        edges = labelled(self.relations, link.pattern, labels, alive)
         self.uses.setdefault(weight, []).append(edges)
         if weight not in self.parameters.free:
-            scale = step.pattern.weight.split(self.parameters.labels_of(weight))
+            scale = link.pattern.weight.split(self.parameters.labels_of(weight))
             top, bottom = ends(edges)
             self.relations.equation([top, bottom, scale], [1, -1, -1])
-        return step.pattern.above.join(edges.above)
+        return link.pattern.above.join(edges.above)
 
-    def _tied(self, step: Step, labels: Tensor) -> Tensor:
+    def _tied(self, link: Link, labels: Tensor) -> Tensor:
         """Give each neuron above the label of its antecedents, which must have one and the same."""
-        pattern = step.pattern
+        pattern = link.pattern
         if pattern is None:
-            return tie_through(self.relations, step.edges, step.weights, labels, step.above, self.network.device)
-        there = None if step.weights is None else pattern.weight.split(step.weights.full().cpu() > 0)
+            return tie_through(self.relations, link.edges, link.weights, labels, link.above, self.network.device)
+        there = None if link.weights is None else pattern.weight.split(link.weights.full().cpu() > 0)
         return pattern.above.join(tie_pattern(self.relations, pattern, there, one_place(pattern.below.split(labels))))
 
     # ---- the result

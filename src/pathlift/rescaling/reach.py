@@ -7,8 +7,8 @@ edge with a constant weight 0 is none, one whose weight scales, or may change, a
 Worked example: a slice x[:, :2] of three channels, then a linear layer with a constant matrix ((1, 0), (0, 0)). The output
 of the second row reads nothing, so both outputs matter but only channel 0 of x does.
 
-A connection is a chain of maps, of which one carries the weight. Each is a `Step`: labels go up through it in
-`pathlift.rescaling.constraints`, by the way that `Step` tells.
+A connection is a chain of maps, of which one carries the weight. Each is a `Link`: labels go up through it in
+`pathlift.rescaling.constraints`, by the way that `Link` tells.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlift.rescaling.repeats import one_place, settled, thinned
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Link:
     """One map of a connection.
 
     Attributes:
@@ -59,7 +59,7 @@ class Reach:
 
     Attributes:
         alive: Layer to which of its neurons matter.
-        steps: Connection to its maps, first to last.
+        links: Connection to its maps, first to last.
         alive_above: Connection to which of the neurons above each of its maps matter.
         supports: Constants that were asked for, to where they are not zero.
     """
@@ -74,7 +74,7 @@ class Reach:
         self.network, self.parameters = network, parameters
         self.values = network.values()
         self.supports: dict[WeightTensor, Tensor] = {}
-        self.steps: dict[Connection, list[Step]] = {}
+        self.links: dict[Connection, list[Link]] = {}
         self.alive_above: dict[Connection, list[Tensor]] = {}
         none, every = torch.tensor(False, device="cpu"), torch.tensor(True, device="cpu")
         self.alive = {
@@ -88,7 +88,7 @@ class Reach:
                 if layer.concat is not None:
                     above = above.narrow(layer.concat.dim, offset, layer.concat.sizes[place])
                     offset += layer.concat.sizes[place]
-                self.steps[connection] = self._steps_of(connection, network.layer[connection.source].shape)
+                self.links[connection] = self._links_of(connection, network.layer[connection.source].shape)
                 below = self._alive_below(connection, above)
                 known = self.alive[connection.source]
                 self.alive[connection.source] = settled((thinned(known) | thinned(below)).expand(below.shape))
@@ -113,8 +113,8 @@ class Reach:
 
     # ---- maps
 
-    def _steps_of(self, connection: Connection, shape: tuple[int, ...]) -> list[Step]:
-        steps: list[Step] = []
+    def _links_of(self, connection: Connection, shape: tuple[int, ...]) -> list[Link]:
+        links: list[Link] = []
         for edges, weighted in _links(connection.edges):
             weight = connection.weight if weighted else None
             scales = weight is not None and not self.parameters.constant(weight)
@@ -129,9 +129,9 @@ class Reach:
                 above = shape
             else:
                 above = tuple(edges.max(self._zeros(shape), weights).shape)
-            steps.append(Step(edges, weights, pattern, scales, shape, above))
+            links.append(Link(edges, weights, pattern, scales, shape, above))
             shape = above
-        return steps
+        return links
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self.network.device).expand(shape)
@@ -141,19 +141,19 @@ class Reach:
     def _alive_below(self, connection: Connection, above: Tensor) -> Tensor:
         """Return which neurons below a connection matter, for those above; keep which do in between."""
         kept: list[Tensor] = []
-        above = _summed_to(above, self.steps[connection][-1].above)
-        for step in reversed(self.steps[connection]):
+        above = _summed_to(above, self.links[connection][-1].above)
+        for link in reversed(self.links[connection]):
             kept.insert(0, above)
-            if step.pattern is not None and step.weights is None:
-                live = one_place(step.pattern.above.split(above)).any(1)
-                above = step.pattern.below.join(_read(step.pattern, live))
-            elif not isinstance(step.edges, Identity):
+            if link.pattern is not None and link.weights is None:
+                live = one_place(link.pattern.above.split(above)).any(1)
+                above = link.pattern.below.join(_read(link.pattern, live))
+            elif not isinstance(link.edges, Identity):
                 there = above.double().to(self.network.device)
-                back, _ = step.edges.adjoint(self._zeros(step.below), step.weights, there, below=True, share=False)
+                back, _ = link.edges.adjoint(self._zeros(link.below), link.weights, there, below=True, share=False)
                 assert back is not None
                 above = settled(back.cpu() > 0)
-            elif step.weights is not None:
-                above = _summed_to(above & (step.weights.full().cpu() > 0), step.below)
+            elif link.weights is not None:
+                above = _summed_to(above & (link.weights.full().cpu() > 0), link.below)
         self.alive_above[connection] = kept
         return above
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import string
-from typing import Any
 
 from pathlift.edges import Contraction, Convolution, Dense
 from pathlift.graph.layers import Connection
-from pathlift.rules.base import Activation, Call, Draft, Static, rule
+from pathlift.rules.base import Activation, Call, Draft, Static, rule, spatial_tuple
 
 BILINEAR = (
     "it multiplies two activations (a bilinear form, as attention does).",
     "Path-liftings need a parameter or a constant on one side of every product.",
 )
-
-
-def _tuple(value: Any, count: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * count if len(values) == 1 else values))
 
 
 def channels(weight: Static, rank: int) -> tuple[int, ...]:
@@ -41,7 +35,7 @@ def convolution(call: Call) -> Draft:
     assert weight is not None
     source = call.source("input")
     spatial = len(weight.shape) - 2
-    stride, dilation = _tuple(args["stride"], spatial), _tuple(args["dilation"], spatial)
+    stride, dilation = spatial_tuple(args["stride"], spatial), spatial_tuple(args["dilation"], spatial)
     pad_before: tuple[int, ...] = ()
     if args["padding"] == "same":
         total = [gap * (size - 1) for gap, size in zip(dilation, weight.shape[2:], strict=True)]
@@ -51,14 +45,14 @@ def convolution(call: Call) -> Draft:
     elif args["padding"] == "valid":
         padding = (0,) * spatial
     else:
-        padding = _tuple(args["padding"], spatial)
+        padding = spatial_tuple(args["padding"], spatial)
     transposed = bool(args.get("transposed", call.name.startswith("conv_transpose")))
     edges = Convolution(
         stride,
         padding,
         dilation,
         transposed,
-        _tuple(args.get("output_padding", 0), spatial),
+        spatial_tuple(args.get("output_padding", 0), spatial),
         int(args["groups"]),
         pad_before,
     )

@@ -365,6 +365,20 @@ def expansion(shape: Sequence[int]) -> Move:
     return Move(replayed("aten::expand", size=tuple(shape)), "view")
 
 
+def spatial_tuple(value: Any, count: int) -> tuple[int, ...]:
+    """Return an argument of a convolution or a pooling with one number per spatial dimension.
+
+    Args:
+        value: An integer or a list of one or ``count`` integers.
+        count: Number of spatial dimensions.
+
+    Returns:
+        The numbers.
+    """
+    values = [value] if isinstance(value, int) else list(value)
+    return tuple(int(v) for v in (values * count if len(values) == 1 else values))
+
+
 def in_floating_point(static: Static) -> Static:
     """Return an expression whose arithmetic is that of real numbers: masks and integers become float64."""
     if not isinstance(static.fake, Tensor) or static.fake.dtype.is_floating_point:

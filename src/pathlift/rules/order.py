@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,24 +17,10 @@ from pathlift.edges.unit import UnitEdges
 from pathlift.edges.wall import Beside
 from pathlift.graph.expressions import Constant, FunctionCall
 from pathlift.graph.layers import Connection, Extremum
-from pathlift.rules.base import Activation, Call, Draft, Forbidden, Refusal, Static, Walled, rule
+from pathlift.rules.base import Activation, Call, Draft, Forbidden, Refusal, Static, Walled, rule, spatial_tuple
 from pathlift.rules.replay import replayed
 
 INDICES = Forbidden("it reads the indices of a maximum, which depend on the data.", "Do not use the indices in the model.")
-
-
-def spatial_tuple(value: Any, count: int) -> tuple[int, ...]:
-    """Return a pooling argument with one number per spatial dimension.
-
-    Args:
-        value: An integer or a list of one or ``count`` integers.
-        count: Number of spatial dimensions.
-
-    Returns:
-        The numbers.
-    """
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * count if len(values) == 1 else values))
 
 
 def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...], border: Sequence[int] | None = None) -> Window:
