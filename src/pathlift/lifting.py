@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import module, positive_count
 from pathlift.errors import InputError, NumericalError
+from pathlift.graph.calling import Form, Samples
 from pathlift.reading import Inputs, capture
-from pathlift.reading.examples import example_tensors
+from pathlift.reading.examples import Examples, examples_of
 from pathlift.reading.freeze import frozen_view
 from pathlift.reference import Dag, Path, ProbeError, TooManyPathsError, dag_of
 from pathlift.results import Result
@@ -62,9 +64,7 @@ class PathLifting(Result, line=("phi", "starts_at_input", "activations", "realis
 
 @public
 @torch.no_grad()
-def path_lifting(
-    model: nn.Module, inputs: Inputs, x: Tensor | tuple[Tensor, ...] | None = None, *, limit: int = 200_000
-) -> PathLifting:
+def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, limit: int = 200_000) -> PathLifting:
     """List every path p of a small network with Φ_p(θ), and for an input x the path activations a_p(θ, x).
 
     Everything is computed from the definitions, on the network written out neuron by neuron in float64.
@@ -107,9 +107,9 @@ def path_lifting(
     broken = next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
     if broken is not None:
         raise NumericalError(f"'{broken}' holds NaN or infinite values.")
-    examples = example_tensors(model, inputs)
+    examples = examples_of(model, inputs)
     try:
-        dag = dag_of(model, *examples, copied=lambda given: frozen_view(given)[0])
+        dag = dag_of(model, *examples.tensors, copied=lambda given: Positional(frozen_view(given)[0], examples.form))
     except ProbeError as error:
         raise InputError(f"The network cannot be written out neuron by neuron: {error}") from error
     try:
@@ -128,6 +128,19 @@ def path_lifting(
     return lifting if x is None else _activated(lifting, dag, paths, x, examples)
 
 
+class Positional(nn.Module):
+    """A model that takes its tensors one after the other."""
+
+    def __init__(self, model: nn.Module, form: Form) -> None:
+        super().__init__()
+        self.model = model
+        self.form = form
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Return what the model returns."""
+        return self.form.run(self.model, tensors)
+
+
 def _ends(dag: Dag, paths: list[Path]) -> Tensor:
     """Number the outputs; paths are listed output by output."""
     ends: list[int] = []
@@ -143,15 +156,11 @@ def _name(dag: Dag, path: Path) -> str:
     return " → ".join([start, *(dag.neurons[v].name for v, _ in path.steps)])
 
 
-def _activated(
-    lifting: PathLifting, dag: Dag, paths: list[Path], x: Tensor | tuple[Tensor, ...], examples: tuple[Tensor, ...]
-) -> PathLifting:
-    given = (x,) if isinstance(x, Tensor) else x
-    if [tuple(part.shape) for part in given] != [tuple(example.shape) for example in examples]:
-        raise InputError(
-            f"x has shape {[tuple(part.shape) for part in given]}, expected {[tuple(e.shape) for e in examples]} "
-            "(batch size 1)."
-        )
+def _activated(lifting: PathLifting, dag: Dag, paths: list[Path], x: Samples, examples: Examples) -> PathLifting:
+    given = examples.form.tensors(x)
+    expected = [tuple(example.shape) for example in examples.tensors]
+    if [tuple(part.shape) for part in given] != expected:
+        raise InputError(f"x has shape {[tuple(part.shape) for part in given]}, expected {expected} (batch size 1).")
     numbers = torch.cat([part.detach().double().reshape(-1) for part in given]).tolist()
     states = dag.states(numbers)
     position = {v: index for index, v in enumerate(dag.inputs)}

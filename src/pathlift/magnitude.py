@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError
+from pathlift.graph.calling import Samples
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import wide, widen
 from pathlift.graph.layers import Layer, WeightTensor
@@ -72,7 +73,7 @@ def path_magnitude(
     inputs: Inputs | None = None,
     *,
     q: float = 1,
-    x: Tensor | Sequence[Tensor] | None = None,
+    x: Samples | None = None,
     out: Path | str | None = None,
 ) -> PathMagnitude:
     """Compute PathMag(θ, i)/‖Φ(θ)‖₁ for every parameter: the share of the path-norm that goes through it.
@@ -113,9 +114,7 @@ def path_magnitude(
         return magnitudes(capture(model, inputs), q, x, out)
 
 
-def magnitudes(
-    whole: Network, q: float = 1.0, x: Tensor | Sequence[Tensor] | None = None, out: Path | str | None = None
-) -> PathMagnitude:
+def magnitudes(whole: Network, q: float = 1.0, x: Samples | None = None, out: Path | str | None = None) -> PathMagnitude:
     """Compute `path_magnitude` of a network as it stands, which may be a compact form.
 
     Args:
@@ -128,7 +127,7 @@ def magnitudes(
         The shares.
     """
     network = compacted(whole) if x is None else whole
-    feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
+    feed = None if x is None else _mean_power(whole, x, q)
     values = network.values()
     with nullcontext() if out is None else ShardWriter(out) as writer:
         total, scores = _scored(network, values, q, feed, writer)
@@ -154,14 +153,14 @@ def _scored(
     return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
 
-def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict[str, Tensor]:
+def _mean_power(network: Network, x: Samples, q: float) -> dict[str, Tensor]:
     """Return the mean of |x|^q over the samples, by input layer.
 
     Raises:
         NumericalError: It is 0 where x is not, or infinite.
     """
     found = {}
-    for name, value in feed_of(network, samples).items():
+    for name, value in feed_of(network, x).items():
         power = value.abs().pow(q)
         if bool((torch.isinf(power) | ((power == 0) & (value != 0))).any()):
             raise NumericalError(f"The inputs to the power q = {q:g} leave the range of float64. Choose a smaller q.")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias, overload
+
+import torch
+
 from pathlift.arguments.kinds import device, function, generator, least_zero, whole
 from pathlift.arguments.registry import declare
 
@@ -14,3 +18,19 @@ declare(__name__, {
     "seconds": least_zero,
     "seed": whole("a whole number of at most 64 bits"),
 })  # fmt: skip
+
+Randomness: TypeAlias = torch.Generator | int
+"""Where random numbers come from: a generator, or a seed to begin one with."""
+
+
+@overload
+def source_of(generator: Randomness) -> torch.Generator: ...
+
+
+@overload
+def source_of(generator: None) -> None: ...
+
+
+def source_of(generator: Randomness | None) -> torch.Generator | None:
+    """Return a source of randomness: a seed begins one on the CPU; None, which is PyTorch's own, stays."""
+    return torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator

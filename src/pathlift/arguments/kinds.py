@@ -37,6 +37,9 @@ TEXTS = (str, bytes, bytearray)
 LONGEST = 1024
 """Characters of a name; a longer one is no name."""
 
+DEEPEST = 20
+"""Containers within each other, at most."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 4
@@ -247,26 +250,17 @@ def anything(_: str, value: Any) -> Any:
     return value
 
 
-def any_generator(name: str, value: Any) -> torch.Generator:
-    """A source of randomness."""
-    if not isinstance(value, torch.Generator):
-        raise refusal(name, "a torch.Generator", value)
-    return value
-
-
-def generator(name: str, value: Any) -> torch.Generator:
-    """A source of randomness on the CPU."""
-    if not isinstance(value, torch.Generator) or value.device.type != "cpu":
-        raise refusal(name, "a torch.Generator on the CPU", value)
-    return value
-
-
-def generator_or_seed(name: str, value: Any) -> torch.Generator | int:
+def generator(name: str, value: Any) -> torch.Generator | int:
     """A source of randomness on the CPU, or a whole number to begin one with."""
     if isinstance(value, torch.Generator) and value.device.type == "cpu":
         return value
     seed: int = whole("a torch.Generator on the CPU, or a seed: a whole number of at most 64 bits")(name, value)
     return seed
+
+
+def any_generator(name: str, value: Any) -> torch.Generator | int:
+    """A source of randomness on any device, or a whole number to begin one with."""
+    return value if isinstance(value, torch.Generator) else generator(name, value)
 
 
 def device(name: str, value: Any) -> torch.device:
@@ -358,13 +352,6 @@ def batch(name: str, value: Any) -> Tensor:
     return value
 
 
-def batches(name: str, value: Any) -> tuple[Tensor, ...]:
-    """One batch for each of several inputs of a model."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise refusal(name, "a tensor with a batch dimension, or a tuple of them for several inputs", value)
-    return tuple(batch(f"{name}[{index}]", item) for index, item in enumerate(value))
-
-
 def stream(what: str, each: Kind) -> Kind:
     """Things that come one after the other; each is looked at when it comes."""
 
@@ -397,20 +384,34 @@ def mapping(what: str, each: Kind) -> Kind:
     return checked
 
 
-def shapes(name: str, value: Any) -> Any:
-    """An input shape, an example tensor, or a sequence of either."""
-    what = "a shape such as (3, 224, 224), an example tensor with a batch dimension, or a tuple of either"
+def nested(what: str, leaf: Kind, is_leaf: Callable[[Any], bool]) -> Kind:
+    """One thing, or tuples, lists and dictionaries of it, within each other."""
+
+    def checked(name: str, value: Any, depth: int = 0) -> Any:
+        if is_leaf(value):
+            return leaf(name, value)
+        if isinstance(value, TEXTS) or not isinstance(value, (Sequence, Mapping)) or len(value) > 1000 or depth > DEEPEST:
+            raise refusal(name, what, value)
+        if not value:
+            raise InputError(f"{name} is empty; expected {what}.")
+        if isinstance(value, Mapping):
+            return {key: checked(f"{name}['{named(name, what, key)}']", item, depth + 1) for key, item in value.items()}
+        items = [checked(f"{name}[{index}]", item, depth + 1) for index, item in enumerate(value)]
+        return tuple(items) if depth == 0 or isinstance(value, tuple) else items
+
+    return checked
+
+
+def _one_input(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return _example(name, value)
-    if isinstance(value, TEXTS) or not isinstance(value, Sequence) or len(value) > 1000:
-        raise refusal(name, what, value)
-    if not value:
-        raise InputError(f"{name} is empty; expected a shape such as (3, 224, 224) or an example tensor.")
-    if all(isinstance(item, Tensor) for item in value):
-        return tuple(_example(f"{name}[{index}]", item) for index, item in enumerate(value))
-    if all(isinstance(item, Sequence) and not isinstance(item, TEXTS) for item in value):
-        return tuple(_shape(f"{name}[{index}]", item) for index, item in enumerate(value))
-    return _shape(name, value)
+        return True
+    holds = (Sequence, Mapping, Tensor)
+    sizes = isinstance(value, Sequence) and not isinstance(value, TEXTS) and 0 < len(value) <= 1000
+    return sizes and not any(isinstance(item, holds) and not isinstance(item, TEXTS) for item in value)
+
+
+def _input(name: str, value: Any) -> Any:
+    return _example(name, value) if isinstance(value, Tensor) else _shape(name, value)
 
 
 def _shape(name: str, sizes: Sequence[object]) -> tuple[int, ...]:
@@ -436,3 +437,13 @@ def _example(name: str, value: Tensor) -> Tensor:
     if not value.dtype.is_floating_point:
         raise InputError(f"{name} has dtype {value.dtype}; path-liftings need floating-point inputs.")
     return value
+
+
+shapes = nested(
+    "a shape such as (3, 224, 224) or an example tensor with a batch dimension, or a tuple or dictionary of these as the model "
+    "takes them", _input, _one_input,
+)  # fmt: skip
+batches = nested(
+    "a tensor with a batch dimension, shape (batch, …), or a tuple or dictionary of these as the model takes them", batch,
+    lambda value: isinstance(value, Tensor),
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import any_generator, batch, choice, count, either, least_zero, number, whole
+from pathlift.arguments.kinds import any_generator, batches, choice, count, either, least_zero, number, whole
 from pathlift.lipschitz.arguments import one_of_set
 from pathlift.pruning.arguments import scores
 from pathlift.reading.arguments import streamed
@@ -14,13 +14,13 @@ from pathlift.reading.arguments import streamed
 
 def labelled(name: str, value: Any) -> Any:
     """A batch, which may come as (inputs, labels)."""
-    batch(name, value[0] if isinstance(value, (list, tuple)) and value else value)
+    batches(name, value[0] if isinstance(value, (list, tuple)) and value else value)
     return value
 
 
 declare(__name__, {
     "tolerance": one_of_set,
-    "attack.x": batch,
+    "attack.x": batches,
     "certify.x": streamed(labelled),
     "Absolute.r": least_zero,
     "Relative.r": least_zero,

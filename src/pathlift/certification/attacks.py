@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.budget import Clock
 from pathlift.certification.certificates import logits_of
+from pathlift.graph.calling import Samples
 from pathlift.graph.expressions import StateTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import Tolerance, checked_intervals
@@ -51,12 +53,12 @@ class Attack(Result):
 @public
 def attack(
     model: nn.Module | Network,
-    x: Tensor,
+    x: Samples,
     tolerance: Tolerance | Other | None = None,
     radius: float = 0.0,
     *,
     steps: int = 10,
-    generator: torch.Generator | None = None,
+    generator: Randomness | None = None,
     seconds: float | None = None,
 ) -> Attack:
     """Search for a changed class by sign-gradient descent on the margin, over parameters and inputs at once, in float64.
@@ -69,7 +71,7 @@ def attack(
         tolerance: The set of networks, as for `certify`.
         radius: Largest change of each element of the input.
         steps: Number of steps.
-        generator: Start at a random place of the set instead of at the model itself.
+        generator: Start at a random place of the set, drawn from it or from a seed, instead of at the model itself.
         seconds: Time to spend; when it is up, the best that was found so far is returned. None: no limit.
 
     Returns:
@@ -81,14 +83,15 @@ def attack(
     """
     reach, clock = float(radius), Clock(seconds)
     network = captured_on(model, x)
-    name, samples = logits_of(network), feed_of(network, (x,))
-    (source,) = samples
+    name, samples = logits_of(network), feed_of(network, x)
+    (entry,) = samples
+    source = source_of(generator)
     state, low, high = _set(network, tolerance)
     blame({weight: own for weight, own in network.values(state).items() if isinstance(weight.expression, StateTensor)})
 
     def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         values = network.values({**state, **moving})
-        out = forward(network, values, {source: sample[None]}, torch.float64)[name].reshape(-1)
+        out = forward(network, values, {entry: sample[None]}, torch.float64)[name].reshape(-1)
         mine = torch.arange(len(out), device=out.device) == label
         return torch.where(mine, out, 0.0).sum() - out.masked_fill(mine, -torch.inf).amax()
 
@@ -98,17 +101,16 @@ def attack(
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
         outputs = forward(network, network.values(), samples, torch.float64)
-        labels = flat_outputs(network, outputs, len(samples[source])).argmax(1)
-        for center, label in zip(samples[source].split(chunk), labels.split(chunk), strict=True):
+        labels = flat_outputs(network, outputs, len(samples[entry])).argmax(1)
+        for center, label in zip(samples[entry].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
             start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
             place = center
-            if generator is not None:
+            if source is not None:
                 start = {
-                    key: low[key] + (high[key] - low[key]) * _uniform((batch, *low[key].shape), generator, low[key])
-                    for key in low
+                    key: low[key] + (high[key] - low[key]) * _uniform((batch, *low[key].shape), source, low[key]) for key in low
                 }
-                place = center + reach * (2 * _uniform(tuple(center.shape), generator, center) - 1)
+                place = center + reach * (2 * _uniform(tuple(center.shape), source, center) - 1)
             moving = {key: start[key].clamp(low[key], high[key]) for key in low}
             best, stopped = value(moving, place, label), False
             for step in range(steps):

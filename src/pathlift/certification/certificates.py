@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
@@ -65,7 +66,7 @@ class Certificate(Result, line=("certified", "covers", "margin", "bound")):
 @torch.no_grad()
 def certify(
     model: nn.Module | Network,
-    x: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    x: Samples | Iterable[Samples],
     tolerance: Tolerance | Other | None = None,
     radius: float = 0.0,
     *,
@@ -117,7 +118,7 @@ def certify(
         tensor([ True, False])
     """
     reach, clock = float(radius), Clock(seconds)
-    batches = [x] if isinstance(x, Tensor) else (batch if isinstance(batch, Tensor) else batch[0] for batch in x)
+    batches = [x] if isinstance(x, (Tensor, Mapping)) else (batch[0] if isinstance(batch, Sequence) else batch for batch in x)
     search: _Search | None = None
     found = []
     for batch in batches:
@@ -165,9 +166,9 @@ class _Search:
         given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
-    def batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, x: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return margin, smallest margin in the set, predicted class, and whether time was short, for each sample."""
-        feed = feed_of(self.network, (x,))
+        feed = feed_of(self.network, x)
         chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
         pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
         parts = [self._samples(dict(zip(feed, piece, strict=True))) for piece in pieces]

@@ -123,7 +123,7 @@ def captured(
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
-        model = load_model(name, weights, seed, arguments_of(model_arg), trust=trust)
+        model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust)
         sizes = shape_of(name, shape)
         try:
             model = model.to(device)
@@ -196,4 +196,8 @@ def second_network(name: str, seed: int, model_arg: list[str] | None, *, trust: 
 
     suffix = Path(name).suffix.lower()
     of_weights = suffix in {".safetensors", ".pt", ".pth"} or (os.path.isfile(name) and suffix not in {".onnx", ".pt2"})
-    return load_state(Path(name)) if of_weights else load_model(name, None, seed, arguments_of(model_arg), trust=trust)
+    return (
+        load_state(Path(name))
+        if of_weights
+        else load_model(name, arguments=arguments_of(model_arg), generator=seed, trust=trust)
+    )

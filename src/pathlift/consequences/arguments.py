@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import get_args
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import batch, choice, count, number, positive, positive_count
+from pathlift.arguments.kinds import batches, choice, count, number, positive, positive_count
 from pathlift.consequences.flatness import Loss
 
 declare(__name__, {
-    "sharpness.x": batch,
+    "sharpness.x": batches,
     "sharpness.steps": count,
     "loss": choice(*get_args(Loss)),
     "r": number("a number from 0 to 1", lambda v: 0 <= v <= 1),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
@@ -90,7 +91,7 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
 
 @public
 def sharpness(
-    model: nn.Module | Network, x: Tensor, y: Tensor, r: float, *, loss: Loss = "cross_entropy", steps: int = 20
+    model: nn.Module | Network, x: Samples, y: Tensor, r: float, *, loss: Loss = "cross_entropy", steps: int = 20
 ) -> Sharpness:
     """Bound and measure the worst-case adaptive sharpness of a network on data (Lemma 4.5).
 
@@ -114,12 +115,12 @@ def sharpness(
         NumericalError: A weight is NaN or infinite.
     """
     network = captured_on(model, x)
-    feed = feed_of(network, (x,))
+    feed = feed_of(network, x)
     values = {weight: value.detach() for weight, value in network.values().items()}
     blame(values)
     y = y.detach().to(network.device)
     with torch.no_grad():
-        logits = flat_outputs(network, forward(network, values, feed, torch.float64), len(x))
+        logits = flat_outputs(network, forward(network, values, feed, torch.float64), len(next(iter(feed.values()))))
         _check_targets(logits, y, loss)
         log10 = box_path_metric(network, r)
         whole = 10**log10 * (1 + rounding_factor(network, network.dtype)) if log10 < 308 else math.inf

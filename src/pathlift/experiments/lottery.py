@@ -240,8 +240,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _seen(name: str, batch: Batch) -> Seen | None:
-    needs = criterion_of(name).needs
-    return batch if needs == "loss" else batch.samples[0] if needs == "inputs" else None
+    return None if criterion_of(name).needs == "nothing" else batch
 
 
 def _digest(masks: dict[str, Tensor]) -> str:

@@ -84,7 +84,7 @@ def build(settings: Lottery, shape: tuple[int, ...], classes: int, seed: int) ->
         InputError: The name is not known, or the network has fewer outputs than there are classes.
     """
     if settings.model != "resnet":
-        model = load_model(settings.model, seed=seed)
+        model = load_model(settings.model, generator=seed)
         last = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if last and last[-1].out_features < classes:
             raise InputError(f"'{settings.model}' has {last[-1].out_features} outputs for {classes} classes.")

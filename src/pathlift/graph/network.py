@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pathlift.arguments import public
 from pathlift.errors import NumericalError
+from pathlift.graph.calling import Form
 from pathlift.graph.expressions import Expression, StateTensor, Together, evaluate, together
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.recall import Memory
@@ -47,6 +48,7 @@ class Graph:
         aliases: Further state-dict names of shared tensors, to the canonical one.
         parameters: Canonical names of trainable parameters, in the model's order.
         examples: Shapes (with batch 1) and dtypes of the inputs, to capture other models alike.
+        form: The containers in which the model takes its inputs.
         saved: The names in the model's state-dict; other buffers are not persistent.
         versions: The ``_metadata`` of the model's state-dict, which some modules ask for when they load one.
         views: Further state-dict names of tensors that lie in the memory of another: how they follow from it.
@@ -64,6 +66,7 @@ class Graph:
     aliases: Mapping[str, str]
     parameters: tuple[str, ...]
     examples: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    form: Form
     saved: frozenset[str]
     versions: Mapping[str, Any]
     views: Mapping[str, Expression] = field(default_factory=dict)

@@ -8,13 +8,13 @@ from typing import get_args
 from torch import nn
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import anything, choice, either, least_zero, module_with_values
+from pathlift.arguments.kinds import anything, batches, choice, either, least_zero, module_with_values
 from pathlift.graph.arguments import captured, state
 from pathlift.graph.network import Network
 from pathlift.lipschitz.bound import Kind
 from pathlift.norm import finite_order
 from pathlift.passes.box import Tolerance
-from pathlift.reading.arguments import samples, streamed
+from pathlift.reading.arguments import streamed
 
 one_of_set = either(
     "Relative, Absolute, Rounding, Pruned, a module, a captured Network or a state-dict",
@@ -25,7 +25,7 @@ declare(__name__, {
     "expected_bound.other": one_of_set,
     "lipschitz_bound.other": one_of_set,
     "expected_bound.q": finite_order,
-    "batches": streamed(samples),
+    "batches": streamed(batches),
     "kind": choice(*get_args(Kind)),
     "radius": least_zero,
 })  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.lipschitz import outputs, perceptron
 from pathlift.lipschitz.gauge_rounding import rounding_of_computed, rounding_of_gauge
@@ -127,7 +128,7 @@ def _named(found: dict[str, Tensor]) -> LipschitzBound:
 def lipschitz_bound(
     model: nn.Module | Network,
     other: Other | Tolerance,
-    x: Tensor | Sequence[Tensor],
+    x: Samples,
     *,
     kind: Kind = "auto",
     radius: float = 0.0,
@@ -180,9 +181,8 @@ def lipschitz_bound(
         >>> round(lipschitz_bound(model, pruned, torch.tensor([[1.0, 0.5]])).item(), 4)
         0.5
     """
-    samples = (x,) if isinstance(x, Tensor) else tuple(x)
-    network = captured_on(model, samples)
-    ball = Ball(feed_of(network, samples), radius)
+    network = captured_on(model, x)
+    ball = Ball(feed_of(network, x), radius)
     comparison = compared_with(network, other)
     names = applying(comparison, ball) if kind == "auto" else [kind]
     found = {name: BOUNDS[name](comparison, ball) for name in names}

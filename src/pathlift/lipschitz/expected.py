@@ -6,7 +6,7 @@ with E|x| bounds E|R_θ(x) − R_θ'(x)|; by Minkowski's inequality one pass fed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.lipschitz.gauge_rounding import rounding_of_computed, rounding_of_gauge
@@ -34,7 +35,7 @@ from pathlift.results import Result
 def expected_bound(
     model: nn.Module | Network,
     other: Other | Tolerance,
-    batches: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    batches: Samples | Iterable[Samples],
     *,
     q: float = 1,
 ) -> Tensor:
@@ -65,20 +66,20 @@ def expected_bound(
         >>> round(expected_bound(model, other, torch.tensor([[1.0], [3.0]])).item(), 4)
         2.0
     """
-    stream = [batches] if isinstance(batches, Tensor) else batches
+    stream = [batches] if isinstance(batches, (Tensor, Mapping)) else batches
     network: Network | None = capture(model) if isinstance(model, Network) else None
     sums: dict[str, Tensor] = {}
     largest: dict[str, Tensor] = {}
     count = 0
     for batch in stream:
-        samples = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-        network = captured_on(model, samples) if network is None else network
-        for name, x in feed_of(network, samples).items():
+        network = captured_on(model, batch) if network is None else network
+        feed = feed_of(network, batch)
+        for name, x in feed.items():
             size = x.abs()
             top = torch.maximum(size.amax(0, keepdim=True), largest.get(name, size[:1])).clamp(min=torch.finfo(x.dtype).tiny)
             before = sums[name] * (largest[name] / top).pow(q) if name in sums else 0.0
             sums[name], largest[name] = before + (size / top).pow(q).sum(0, keepdim=True), top
-        count += len(samples[0])
+        count += len(next(iter(feed.values())))
     if network is None or count == 0:
         raise InputError("batches is empty: give at least one batch of inputs.")
     rounded_up = 1 + (4 * count + 16) * 2.0**-53
@@ -127,7 +128,7 @@ def input_lipschitz(model: nn.Module | Network, inputs: Inputs | None = None) ->
 
 
 @public
-def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> Tensor:
+def gradient_norms(model: nn.Module | Network, x: Samples) -> Tensor:
     """Return the ℓ¹ norm of each output's gradient at each input: what `input_lipschitz` bounds, measured.
 
     Args:
@@ -141,13 +142,12 @@ def gradient_norms(model: nn.Module | Network, x: Tensor | Sequence[Tensor]) -> 
         InputError: ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    samples = (x,) if isinstance(x, Tensor) else tuple(x)
-    network = captured_on(model, samples)
+    network = captured_on(model, x)
     values = {weight: value.detach() for weight, value in network.values().items()}
     blame(values)
-    feed = {name: own.requires_grad_() for name, own in feed_of(network, samples).items()}
+    feed = {name: own.requires_grad_() for name, own in feed_of(network, x).items()}
     with torch.enable_grad():
-        out = flat_outputs(network, forward(network, values, feed, torch.float64), len(samples[0]))
+        out = flat_outputs(network, forward(network, values, feed, torch.float64), len(next(iter(feed.values()))))
         for own in feed.values():
             out = out + 0 * own.flatten(1).sum(1, keepdim=True)  # an output may depend on none of them
         columns = []

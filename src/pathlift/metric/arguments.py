@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import count, function, generator_or_seed, number, whole
+from pathlift.arguments.kinds import count, function, number, whole
 
 one_or_two = number("1 or 2 for the path-metric", lambda v: v in {1, 2})
 any_moments = whole("0, 2, 4, 6 or 8", lambda v: v in {0, 2, 4, 6, 8})
@@ -23,8 +23,6 @@ declare(__name__, {
     "estimate": whole("0, or a whole number of at least 2: one path has no spread", lambda v: v == 0 or v >= 2),
     "PathMetric.estimate.samples": whole("a whole number of at least 2: one path has no spread", lambda v: v >= 2),
     "confidence": number("a number between 0 and 1", lambda v: 0 < v < 1),
-    "path_metric.generator": generator_or_seed,
-    "PathMetric.estimate.generator": generator_or_seed,
     "path_metric.progress": of_a_step,
     "PathMetric.tighten.progress": of_a_step,
 }, needed={("path_metric", "generator"): "estimate"})  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.arguments.common import Randomness
 from pathlift.budget import limited
 from pathlift.errors import InputError
 from pathlift.graph.compact import compacted
@@ -152,7 +153,7 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "sample
 
     @public
     @torch.no_grad()
-    def estimate(self, samples: int, *, confidence: float = 0.95, generator: torch.Generator | int = 0) -> PathMetric:
+    def estimate(self, samples: int, *, confidence: float = 0.95, generator: Randomness = 0) -> PathMetric:
         """Estimate the value without bias from sampled paths.
 
         Args:
@@ -218,7 +219,7 @@ def path_metric(
     ratio: float = 1.0,
     seconds: float = math.inf,
     estimate: int = 0,
-    generator: torch.Generator | int = 0,
+    generator: Randomness = 0,
     progress: Callable[[Step], None] | None = None,
 ) -> PathMetric:
     """Compute the path-metric between two networks of one architecture.

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.edges.base import Edges
 from pathlift.edges.chain import Chain
 from pathlift.edges.movement import Move, StridedView
@@ -69,7 +70,7 @@ def estimated(
     near: bool,
     samples: int,
     confidence: float,
-    source: torch.Generator | int,
+    source: Randomness,
 ) -> Estimate:
     """Estimate the path-metric.
 
@@ -111,10 +112,9 @@ def estimated(
     return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples)
 
 
-def _on(device: torch.device, source: torch.Generator | int) -> torch.Generator:
+def _on(device: torch.device, source: Randomness) -> torch.Generator:
     """Return a source of randomness on a device: the given one, or one that begins with a number from it."""
-    if isinstance(source, int):
-        return torch.Generator(device).manual_seed(source)
+    source = source_of(source)
     if source.device.type == device.type:
         return source
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))

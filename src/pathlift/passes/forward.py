@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathlift.edges.weights import Weights
 from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import in_forward_order
@@ -237,12 +238,12 @@ def flat_outputs(network: Network, values: Mapping[str, Tensor], batch: int) -> 
     return torch.cat([values[name].expand(batch, *network.layer[name].shape).reshape(batch, -1) for name in network.outputs], 1)
 
 
-def feed_of(network: Network, samples: Sequence[Tensor]) -> dict[str, Tensor]:
+def feed_of(network: Network, x: Samples) -> dict[str, Tensor]:
     """Check a batch of inputs and give each input layer its own.
 
     Args:
         network: The graph.
-        samples: One tensor per input, shape (batch, …).
+        x: One tensor per input, shape (batch, …), in the containers in which the model takes them.
 
     Returns:
         Input layer to float64 values, shape (batch, 1, …).
@@ -251,8 +252,7 @@ def feed_of(network: Network, samples: Sequence[Tensor]) -> dict[str, Tensor]:
         InputError: A number of inputs, a shape or a value is wrong.
     """
     layers = [layer for layer in network.layers if layer.kind == "input"]
-    if len(samples) != len(layers):
-        raise InputError(f"The model has {len(layers)} inputs, found {len(samples)} tensors.")
+    samples = network.graph.form.tensors(x)
     feed: dict[str, Tensor] = {}
     for number, (layer, sample) in enumerate(zip(layers, samples, strict=True)):
         if tuple(sample.shape[1:]) != layer.shape[1:]:

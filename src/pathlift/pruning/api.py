@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, PathliftWarning
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
@@ -157,7 +158,7 @@ def prune(
     steps: int | None = None,
     scope: Scope = None,
     data: Data | None = None,
-    generator: torch.Generator | None = None,
+    generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Network, PruneReport]: ...
 
@@ -173,7 +174,7 @@ def prune(
     steps: int | None = None,
     scope: Scope = None,
     data: Data | None = None,
-    generator: torch.Generator | None = None,
+    generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[nn.Module, PruneReport]: ...
 
@@ -189,7 +190,7 @@ def prune(
     steps: int | None = None,
     scope: Scope = None,
     data: Data | None = None,
-    generator: torch.Generator | None = None,
+    generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[nn.Module | Network, PruneReport]:
     """Set the least important weights of a copy to 0 and report the price.
@@ -209,7 +210,7 @@ def prune(
         scope: Which parameters, see `Scope`; all weights of convolutions, linear layers and matrix products when None.
         data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss. Criteria that
             look at none leave it alone.
-        generator: Source of randomness, on the CPU, for criteria that draw; the others leave it alone.
+        generator: Source of randomness, on the CPU, or a seed, for criteria that draw; the others leave it alone.
         progress: Called after each round with its number and that of all rounds.
 
     Returns:
@@ -235,7 +236,7 @@ def prune(
         names = scoped(network, scope, module)
         chosen = _criterion(criterion)
         select = chosen.selection if selection is None else selection_of(selection)
-        share = _amount(amount, select)
+        share, source = _amount(amount, select), source_of(generator)
         rounds = _rounds(_steps(chosen, select) if steps is None else steps, criterion, select)
         blame(compacted(network).values())
 
@@ -243,7 +244,7 @@ def prune(
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
         pruned = network
         for step in range(1, rounds + 1):
-            scores = checked_scores(chosen.scores(pruned, data, generator), names, network)
+            scores = checked_scores(chosen.scores(pruned, data, source), names, network)
             if step > 1:
                 scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
             found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pathlift.arguments import public, public_constructor
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, nearest
+from pathlift.graph.calling import Samples, form_of
 from pathlift.graph.network import Network
 from pathlift.pruning import criteria
 from pathlift.pruning.criteria import Batch
@@ -55,15 +57,13 @@ class Criterion:
     steps: int = 1
 
     @public
-    def scores(
-        self, network: Network, data: Data | None = None, generator: torch.Generator | None = None
-    ) -> Mapping[str, Tensor]:
+    def scores(self, network: Network, data: Data | None = None, generator: Randomness | None = None) -> Mapping[str, Tensor]:
         """Score the weights.
 
         Args:
             network: The network.
             data: What `needs` asks for.
-            generator: Source of randomness, on the CPU; PyTorch's own when None.
+            generator: Source of randomness, on the CPU, or a seed; PyTorch's own when None.
 
         Returns:
             Name to scores.
@@ -76,7 +76,7 @@ class Criterion:
             raise InputError(f"The criterion '{self.name}' looks at data: pass data={what}.")
         if self.needs == "loss" and isinstance(data, Tensor):
             raise InputError(f"The criterion '{self.name}' looks at a loss: pass data=Batch(x, y), found inputs alone.")
-        return self.score(network, data, generator)
+        return self.score(network, data, source_of(generator))
 
 
 def _of_network(function: Callable[..., Mapping[str, Tensor]], **options: Any) -> Score:
@@ -84,11 +84,14 @@ def _of_network(function: Callable[..., Mapping[str, Tensor]], **options: Any) -
     return lambda network, _data, _generator: function(network, **options)
 
 
-def _inputs(data: Data | None) -> tuple[Tensor, ...]:
+def _inputs(data: Data | None) -> Samples:
     if isinstance(data, Tensor):
-        return (data,)
+        return data
     several = [data] if isinstance(data, Batch) else list(data or ())
-    return tuple(torch.cat(parts) for parts in zip(*(batch.samples for batch in several), strict=True))
+    form = form_of(several[0].x)
+    tensors = zip(*(form.tensors(batch.x) for batch in several), strict=True)
+    joined: Samples = form.filled([torch.cat(parts) for parts in tensors])
+    return joined
 
 
 def _joined(data: Data | None) -> Batch:

@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, PathliftError, Problem, UnsupportedModelError
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.reading import arguments as arguments
 from pathlift.reading.alike import check_graph
 from pathlift.reading.apart import apart
 from pathlift.reading.check import check
-from pathlift.reading.examples import Inputs, example_tensors
+from pathlift.reading.examples import Examples, Inputs, examples_of
 from pathlift.reading.export import export_graph, sources_forgotten
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.freeze import check_modules, frozen_view, run_copy
@@ -77,14 +78,14 @@ def program_of(model: nn.Module) -> str:
 
 
 def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
-    examples = example_tensors(model, inputs)
+    examples = examples_of(model, inputs)
     check_modules(model)
-    return apart(lambda: _read(model, examples, until), examples[0].device)
+    return apart(lambda: _read(model, examples, until), examples.tensors[0].device)
 
 
 @torch.random.fork_rng(devices=[])  # a forward pass may seed, or draw
 @sources_forgotten()
-def _read(model: nn.Module, examples: tuple[Tensor, ...], until: str | None) -> Lowered:
+def _read(model: nn.Module, examples: Examples, until: str | None) -> Lowered:
     idle = idle_hooks(model, examples)
     view, copier = frozen_view(model)
     exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
@@ -110,8 +111,8 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
 
     Args:
         model: Any module; a Network is returned as it is.
-        inputs: An input shape without the batch dimension, such as ``(3, 224, 224)``, or an example tensor with it, or a
-            tuple of either for a model with several inputs.
+        inputs: An input shape without the batch dimension, such as ``(3, 224, 224)``, or an example tensor with it; for a
+            model with several inputs or keywords, a tuple or dictionary of these, nested as the model takes them.
         until: Name of a module, or of a value of the exported graph, whose result is taken for the model's output: an encoder
             in front of a decoder, a backbone in front of a head. None reads the whole model; an activation at its very end
             that keeps the order of the logits (softmax, log-softmax, sigmoid, tanh) is left off, and the network says so.
@@ -162,13 +163,13 @@ def verify(network: Network) -> None:
     if (moved := state.moved) is not None:
         examples = tuple(torch.zeros(shape, dtype=dtype, device=network.device) for shape, dtype in network.graph.examples)
         try:
-            check_graph(network, capture(state.root, examples, network.graph.until), state)
+            check_graph(network, capture(state.root, network.graph.form.filled(examples), network.graph.until), state)
         except PathliftError as error:
             raise MismatchError(f"{moved}, and the graph is another one. {AGAIN}") from error
         state.remember(state.passing)
 
 
-def captured_on(model: nn.Module | Network, samples: Inputs) -> Network:
+def captured_on(model: nn.Module | Network, samples: Samples) -> Network:
     """Capture a model for inputs that a function looks at anyway.
 
     Args:

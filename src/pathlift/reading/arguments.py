@@ -11,16 +11,11 @@ from pathlift.arguments import declare
 from pathlift.arguments.kinds import Kind, batch, batches, either, module, plain_tensor, refusal, shapes, stream, text
 from pathlift.errors import InputError
 
-samples = either(
-    "a tensor with a batch dimension, shape (batch, …), or a tuple of them for several inputs",
-    (Tensor, batch), ((list, tuple), batches),
-)  # fmt: skip
-
 
 def streamed(each: Kind) -> Kind:
     """All inputs in one tensor, or batches one after the other."""
     what = "a tensor with a batch dimension, shape (batch, …), or an iterable of such batches"
-    return either(what, (Tensor, batch), (object, stream(what, each)))
+    return either(what, (Tensor, batch), (Mapping, each), (object, stream(what, each)))
 
 
 def targets(name: str, value: Any) -> Tensor:
@@ -43,6 +38,6 @@ declare(__name__, {
     "check_support.model": module,
     "inputs": shapes,
     "until": text("the name of a module or of a value of the graph", 1),
-    "x": samples,
+    "x": batches,
     "y": targets,
 }, check=_not_read_again)  # fmt: skip

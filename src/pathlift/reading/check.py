@@ -23,6 +23,7 @@ from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, ev
 from pathlift.graph.network import Network
 from pathlift.passes.forward import forward
 from pathlift.precision import full_precision
+from pathlift.reading.examples import Examples
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
 from pathlift.reading.hooks import Place, without
@@ -59,7 +60,7 @@ def check(
     network: Network,
     exported: Exported,
     lowered: Lowered,
-    examples: tuple[Tensor, ...],
+    examples: Examples,
     idle: frozenset[Place],
 ) -> frozenset[tuple[str, str]]:
     """Compare a graph with the model that it was read from.
@@ -118,7 +119,7 @@ class _Check:
         network: Network,
         exported: Exported,
         lowered: Lowered,
-        examples: tuple[Tensor, ...],
+        examples: Examples,
         idle: frozenset[Place],
     ) -> None:
         self.model = model
@@ -131,7 +132,7 @@ class _Check:
         self.changed: set[tuple[str, str]] = set()
         self.draws = torch.Generator().manual_seed(SEED)
         self.inputs = tuple(
-            torch.randn((2, *example.shape[1:]), generator=self.draws, dtype=torch.float64) for example in examples
+            torch.randn((2, *example.shape[1:]), generator=self.draws, dtype=torch.float64) for example in examples.tensors
         )
 
     def run(self) -> None:
@@ -210,7 +211,7 @@ class _Check:
         """Return inputs as the model takes them: of a type that all their numbers exist in."""
         return tuple(
             x.to(example.dtype).to(example.device, weights.dtype or example.dtype)
-            for x, example in zip(inputs, self.examples, strict=True)
+            for x, example in zip(inputs, self.examples.tensors, strict=True)
         )
 
     def _alone(self, weights: Weights) -> list[Tensor]:
@@ -241,7 +242,7 @@ class _Check:
         inputs = self._cast(self.inputs, weights)
         twin = self._twin(weights)
         before = plain_attributes(twin)
-        returned = twin(*((weights.chosen(x) if batch == 1 else x).clone() for x in inputs))
+        returned = self.examples.form.run(twin, [(weights.chosen(x) if batch == 1 else x).clone() for x in inputs])
         after = plain_attributes(twin)
         self.changed |= {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
         return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from pathlift.graph.calling import Form, form_of, leaves
+
 Shape: TypeAlias = Sequence[int]
-Inputs: TypeAlias = Tensor | Shape | Sequence[Tensor] | Sequence[Shape]
-"""An input shape without the batch dimension, an example tensor with it, or a sequence of either for several inputs."""
+Inputs: TypeAlias = "Tensor | Shape | Sequence[Inputs] | Mapping[str, Inputs]"
+"""An input shape without the batch dimension, or an example tensor with it; or these as the model takes them: in a tuple of
+positional inputs, in a dictionary of keyword inputs, nested like the model's own."""
+
+HOLDERS = (Tensor, Sequence, Mapping)
+"""Of what a container holds, where a shape holds numbers."""
 
 
-def example_tensors(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Examples:
+    """Example inputs of a model, of batch size 1.
+
+    Attributes:
+        tensors: One per input. Their values carry no meaning: only shape, dtype and device are used.
+        form: The containers in which the model takes them.
+    """
+
+    tensors: tuple[Tensor, ...]
+    form: Form
+
+    def run(self, model: nn.Module) -> Any:
+        """Call a model with the examples."""
+        return self.form.run(model, self.tensors)
+
+
+def examples_of(model: nn.Module, inputs: Inputs) -> Examples:
     """Make one example per input of the model, with batch size 1.
 
     Args:
@@ -21,16 +45,17 @@ def example_tensors(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
         inputs: See `Inputs`.
 
     Returns:
-        One tensor per input. Its values carry no meaning: only shape, dtype and device are used.
-
+        The examples.
     """
-    if isinstance(inputs, Tensor):
-        return (_first_sample(inputs),)
-    if all(isinstance(item, Tensor) for item in inputs):
-        return tuple(_first_sample(item) for item in inputs if isinstance(item, Tensor))
-    if all(isinstance(item, Sequence) for item in inputs):
-        return tuple(_from_shape(model, item) for item in inputs if isinstance(item, Sequence))
-    return (_from_shape(model, inputs),)
+    tensors = tuple(
+        _first_sample(item) if isinstance(item, Tensor) else _from_shape(model, item) for item in leaves(inputs, is_input)
+    )
+    return Examples(tensors, form_of(inputs, is_input))
+
+
+def is_input(item: Any) -> bool:
+    """Tell one input, a tensor or a shape, from containers of inputs."""
+    return isinstance(item, Tensor) or (isinstance(item, Sequence) and not any(isinstance(inner, HOLDERS) for inner in item))
 
 
 def _first_sample(tensor: Tensor) -> Tensor:

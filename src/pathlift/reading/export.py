@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.precision import switches_as_they_were
+from pathlift.reading.examples import Examples
 from pathlift.reading.quiet import quiet
 
 _MAY_ALIAS = ("dropout", "feature_dropout", "alpha_dropout", "type_as", "atleast_1d", "atleast_2d", "atleast_3d")
@@ -106,7 +107,7 @@ def _array(tensor: Tensor) -> Any:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[], None]) -> Exported:
+def export_graph(view: nn.Module, examples: Examples, runs: Callable[[], None]) -> Exported:
     """Export a frozen view without in-place operators.
 
     Args:
@@ -139,9 +140,11 @@ def export_graph(view: nn.Module, examples: tuple[Tensor, ...], runs: Callable[[
         raise UnsupportedModelError((_explain(error),)) from error
 
 
-def _exported(view: nn.Module, examples: tuple[Tensor, ...], reading: _Reading) -> Exported:
+def _exported(view: nn.Module, examples: Examples, reading: _Reading) -> Exported:
+    given = examples.form.filled(examples.tensors)
+    args, keywords = ((), given) if isinstance(given, dict) else (given, {})
     with switches_as_they_were(), quiet("torch"), torch.no_grad(), reading:
-        program = torch.export.export(view, examples, strict=False)
+        program = torch.export.export(view, args, keywords, strict=False)
     with switches_as_they_were(), quiet("torch"), torch.no_grad():
         _inline_regions(program.graph_module)
         if _mutates_shared_memory(program.graph):
@@ -219,9 +222,9 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _raise_if_model_fails(examples: tuple[Tensor, ...], cause: Exception, runs: Callable[[], None]) -> None:
+def _raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[], None]) -> None:
     """Tell a model that cannot run on this input from one that cannot be exported: run it."""
-    shapes = ", ".join(str(tuple(example.shape)) for example in examples)
+    shapes = ", ".join(str(tuple(example.shape)) for example in examples.tensors)
     try:
         with quiet("torch"):
             runs()

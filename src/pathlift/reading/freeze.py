@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.errors import Problem, UnsupportedModelError
+from pathlift.reading.examples import Examples
 from pathlift.reading.wrappers import Transparent, inner
 
 ATOMS = (
@@ -448,7 +449,7 @@ def cloned(model: nn.Module) -> nn.Module:
     return made
 
 
-def run_copy(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+def run_copy(model: nn.Module, examples: Examples) -> None:
     """Run a copy of a model, to see whether it runs.
 
     Args:
@@ -456,7 +457,7 @@ def run_copy(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         examples: Its inputs.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        Copier(Cloning(), training=False).copy(model)(*examples)
+        examples.run(Copier(Cloning(), training=False).copy(model))
 
 
 def _problem(module: str, reason: str, advice: str) -> tuple[Problem, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
+from pathlift.reading.examples import Examples
 from pathlift.reading.freeze import Cloning, Copier
 
 Place: TypeAlias = tuple[str, str, int]
@@ -25,7 +26,7 @@ COMPUTING = (prune.BasePruningMethod, weight_norm.__globals__["WeightNorm"], spe
 """Hooks of PyTorch that compute a weight."""
 
 
-def idle_hooks(model: nn.Module, examples: tuple[Tensor, ...]) -> frozenset[Place]:
+def idle_hooks(model: nn.Module, examples: Examples) -> frozenset[Place]:
     """Find the hooks that only look on.
 
     Args:
@@ -44,7 +45,7 @@ def idle_hooks(model: nn.Module, examples: tuple[Tensor, ...]) -> frozenset[Plac
     for (path, kind, number), hook in watched.items():
         getattr(modules[path], kind)[number] = hook
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        twin(*(torch.zeros_like(example) for example in examples))
+        examples.form.run(twin, [torch.zeros_like(example) for example in examples.tensors])
     return frozenset(place for place, hook in watched.items() if not hook.effective)
 
 

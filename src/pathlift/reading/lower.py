@@ -22,6 +22,7 @@ from pathlift.errors import InputError, Problem, nearest
 from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate
 from pathlift.graph.layers import Connection, Layer, Origin, WeightTensor
 from pathlift.graph.network import Graph, Network
+from pathlift.reading.examples import Examples
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Copier
 from pathlift.reading.live import LiveState
@@ -108,7 +109,7 @@ def lower(
     exported: Exported,
     copier: Copier,
     model: nn.Module,
-    examples: tuple[Tensor, ...],
+    examples: Examples,
     until: str | None = None,
 ) -> Lowered:
     """Apply every operator's rule.
@@ -197,7 +198,7 @@ class _Lowering:
         exported: Exported,
         copier: Copier,
         model: nn.Module,
-        examples: tuple[Tensor, ...],
+        examples: Examples,
         cut: Cut,
     ) -> None:
         self.program = exported.program
@@ -238,7 +239,7 @@ class _Lowering:
             if node in live:
                 self._visit(node)
         outputs = self._outputs()
-        devices = {tensor.device for tensor in self.state.values()} or {self.examples[0].device}
+        devices = {tensor.device for tensor in self.state.values()} or {self.examples.tensors[0].device}
         if len(devices) > 1:
             reason = f"Its parameters live on several devices ({', '.join(sorted(str(device) for device in devices))})."
             self.problems.append(Problem("", "export", "", reason, "Move the model to one device."))
@@ -256,7 +257,8 @@ class _Lowering:
             weights=weights,
             aliases=self.aliases,
             parameters=self.parameters,
-            examples=tuple((tuple(example.shape), example.dtype) for example in self.examples),
+            examples=tuple((tuple(example.shape), example.dtype) for example in self.examples.tensors),
+            form=self.examples.form,
             saved=self.saved,
             versions=self.versions,
             views=self.memory.views,
@@ -599,7 +601,7 @@ class _Lowering:
     def _without_data(self, value: Any, *, moves: bool) -> Any:
         """Return arguments as expressions, activations as zeros."""
         if isinstance(value, Activation):
-            return FunctionCall(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
+            return FunctionCall(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples.tensors[0].device})
         if isinstance(value, (list, tuple)):
             return type(value)(self._without_data(item, moves=moves) for item in value)
         if isinstance(value, dict):

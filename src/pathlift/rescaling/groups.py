@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public, public_constructor
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.budget import limited
 from pathlift.errors import InputError
 from pathlift.graph.network import Network
@@ -142,7 +143,7 @@ class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "fam
     def randomize(
         self,
         choices: Sequence[float] | None = None,
-        generator: torch.Generator | None = None,
+        generator: Randomness | None = None,
         *,
         sigma: float = 1.0,
     ) -> RescaledState:
@@ -150,7 +151,7 @@ class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "fam
 
         Args:
             choices: Draw each factor from these with equal chances; None for log-normal factors exp(sigma·N(0, 1)).
-            generator: Source of randomness, on the CPU; PyTorch's own when None.
+            generator: Source of randomness, on the CPU, or a seed; PyTorch's own when None.
             sigma: Standard deviation of log λ.
 
         Returns:
@@ -159,11 +160,12 @@ class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "fam
         Raises:
             InputError: A choice is not positive and finite, or there is none; see also `rescale`.
         """
+        source = source_of(generator)
         if choices is None:
-            logs = torch.randn(len(self), dtype=torch.float64, generator=generator, device="cpu") * (sigma / math.log(2.0))
+            logs = torch.randn(len(self), dtype=torch.float64, generator=source, device="cpu") * (sigma / math.log(2.0))
             return self._made(logs)
         values = torch.as_tensor(list(choices), dtype=torch.float64, device="cpu")
-        drawn = values[torch.randint(len(values), (len(self),), generator=generator, device="cpu")]
+        drawn = values[torch.randint(len(values), (len(self),), generator=source, device="cpu")]
         return self._made(torch.log2(drawn))
 
     @public

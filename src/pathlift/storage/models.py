@@ -12,7 +12,8 @@ import operator
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pathlift.arguments import public
+from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import check_unfolding, load_plain
@@ -40,10 +42,10 @@ DTYPES = frozenset({
 @public
 def load_model(
     name: str,
-    weights: Path | None = None,
-    seed: int = 0,
-    arguments: Mapping[str, object] | None = None,
+    weights: Path | str | None = None,
     *,
+    arguments: Mapping[str, object] | None = None,
+    generator: Randomness = 0,
     trust: bool = False,
 ) -> nn.Module:
     """Build a model from its name.
@@ -52,8 +54,8 @@ def load_model(
         name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), or the path of
             an ``.onnx`` or ``.pt2`` file.
         weights: A state-dict file to load into it.
-        seed: Seed of the random initial weights when there is no such file.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
+        generator: Source of randomness of the initial weights, on the CPU, or a seed.
         trust: Load a ``.pt2`` file too. PyTorch runs code from it, as from a Python module: whoever wrote it can do anything.
 
     Returns:
@@ -63,10 +65,20 @@ def load_model(
         InputError: The name is not known, a package is missing, a file cannot be read or is not trusted, or the builder fails.
         MismatchError: The weights are those of another model.
     """
-    try:
-        torch.manual_seed(seed)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"The seed must be a whole number of at most 64 bits, found {seed!r}.") from error
+    with _drawing_from(source_of(generator)):
+        return _loaded(name, None if weights is None else Path(weights), arguments or {}, trust=trust)
+
+
+@contextmanager
+def _drawing_from(source: torch.Generator) -> Iterator[None]:
+    """Let PyTorch draw from a generator on the CPU, as modules do when they are made, and then from its own as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(source.get_state())
+        yield
+        source.set_state(torch.get_rng_state())
+
+
+def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *, trust: bool) -> nn.Module:
     suffix = Path(name).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
         if arguments:
@@ -81,7 +93,7 @@ def load_model(
             )
         if Path(library).is_file():
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
-        model = _built(name, _builder(library, entry), arguments or {})
+        model = _built(name, _builder(library, entry), arguments)
     if weights is not None:
         _load_into(model, weights)
     return model

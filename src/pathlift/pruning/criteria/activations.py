@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from pathlift.edges.weights import Weights
+from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Connection, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back
@@ -16,7 +15,7 @@ from pathlift.passes.propagate import blame
 from pathlift.pruning.scope import prunable
 
 
-def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+def wanda(network: Network, x: Samples) -> dict[str, Tensor]:
     """Score |θ_i|·√(Σ u²), u the values that weight i multiplies, over all samples and positions.
 
     A rescaling multiplies the scores of one output channel by one factor, so comparisons within an output channel
@@ -40,7 +39,7 @@ def wanda(network: Network, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
     values = network.values()
     blame(values)
     with torch.no_grad():
-        found = forward(network, values, feed_of(network, (x,) if isinstance(x, Tensor) else x), network.dtype, keep=True)
+        found = forward(network, values, feed_of(network, x), network.dtype, keep=True)
     squares: dict[str, Tensor] = {}
     for layer in network.layers:
         for connection in layer.connections:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pathlift.arguments import public, public_constructor
 from pathlift.errors import InputError
+from pathlift.graph.calling import Samples, leaves, mapped
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.passes.forward import feed_of, flat_outputs, forward
@@ -30,12 +32,12 @@ class Batch:
     """Inputs, targets and a loss.
 
     Attributes:
-        x: Inputs, shape (samples, …); a tuple for a model of several inputs.
+        x: Inputs, shape (samples, …); a tuple or dictionary as the model takes them.
         y: Targets, as the loss takes them.
         loss: Mean loss of outputs (samples, outputs), laid side by side if there are several, and targets.
     """
 
-    x: Tensor | tuple[Tensor, ...]
+    x: Samples
     y: Tensor
     loss: Loss = F.cross_entropy
 
@@ -45,14 +47,9 @@ class Batch:
         Raises:
             InputError: There are more or fewer.
         """
-        for own in self.samples:
-            if len(own) != len(self.y):
-                raise InputError(f"Found {len(own)} inputs and {len(self.y)} targets.")
-
-    @property
-    def samples(self) -> tuple[Tensor, ...]:
-        """The inputs as a tuple."""
-        return (self.x,) if isinstance(self.x, Tensor) else self.x
+        for tensor in leaves(self.x):
+            if len(tensor) != len(self.y):
+                raise InputError(f"Found {len(tensor)} inputs and {len(self.y)} targets.")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -63,7 +60,7 @@ class Batch:
         """Cut into batches of at most ``size`` samples."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield replace(self, x=tuple(own[part] for own in self.samples), y=self.y[part])
+            yield replace(self, x=mapped(self.x, itemgetter(part)), y=self.y[part])
 
 
 class _Loss:
@@ -73,7 +70,7 @@ class _Loss:
         names = eligible(network)
         blame(compacted(network).values())
         self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
-        found = forward(network, network.values({**network.state, **self.own}), feed_of(network, batch.samples), network.dtype)
+        found = forward(network, network.values({**network.state, **self.own}), feed_of(network, batch.x), network.dtype)
         self.value = _value(batch, flat_outputs(network, found, len(batch)))
 
     def gradient(self, *, again: bool = False) -> list[Tensor]:

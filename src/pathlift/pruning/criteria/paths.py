@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.magnitude import magnitudes, path_magnitude
 from pathlift.precision import without_autocast
@@ -17,7 +18,7 @@ from pathlift.rescaling import symmetries
 from pathlift.rescaling.conditioning import on_paths
 
 
-def path_magnitude_scores(network: Network, *, q: float = 1, x: Tensor | Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+def path_magnitude_scores(network: Network, *, q: float = 1, x: Samples | None = None) -> dict[str, Tensor]:
     """Score by `pathlift.path_magnitude`: the share of the path-norm that goes through a weight, (10)–(14).
 
     Args:

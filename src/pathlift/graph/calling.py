@@ -1,0 +1,108 @@
+"""How a model takes its inputs: tensors one after the other, or within tuples, lists and dictionaries.
+
+A network numbers its input tensors. What a user gives as ``inputs`` or ``x`` holds them in a form: ``(x, (mask, size))`` has
+the form ``(0, (1, 2))`` and is called as ``model(x, (mask, size))``; ``{"image": x}`` has the form ``{"image": 0}`` and is
+called as ``model(image=x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from pathlift.errors import InputError
+
+Samples: TypeAlias = "Tensor | Sequence[Samples] | Mapping[str, Samples]"
+"""Batches of inputs as a model takes them: one tensor, or tensors in containers."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The containers in which a model takes its input tensors.
+
+    Attributes:
+        nested: A tuple of positional arguments, or a dictionary of keyword arguments, with a number in place of each tensor.
+    """
+
+    nested: tuple[Any, ...] | dict[str, Any]
+
+    def filled(self, tensors: Sequence[Any]) -> Any:
+        """Put tensors, or what stands for them, into the containers: a tuple of arguments, or a dictionary of keywords."""
+        return mapped(self.nested, lambda number: tensors[number])
+
+    def run(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """Call a model with tensors, one per number."""
+        given = self.filled(tensors)
+        return model(**given) if isinstance(given, dict) else model(*given)
+
+    def tensors(self, samples: Samples) -> tuple[Tensor, ...]:
+        """Take tensors out of containers of this form.
+
+        Args:
+            samples: A tensor for a model with one positional input; else tensors in the containers that the model takes.
+
+        Returns:
+            One per number.
+
+        Raises:
+            InputError: The containers are others.
+        """
+        numbered: dict[int, Tensor] = {}
+        given = (samples,) if isinstance(samples, Tensor) else samples
+        if not _matched(self.nested, given, numbered):
+            count = sum(1 for _ in leaves(given))
+            if self == flat(len(self.nested)):
+                raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.")
+            raise InputError(f"The model takes its inputs as {_written(self.nested)}, found {_written(given)}.")
+        return tuple(tensor for _, tensor in sorted(numbered.items()))
+
+
+def flat(count: int) -> Form:
+    """Return the form of so many tensors one after the other."""
+    return Form(tuple(range(count)))
+
+
+def form_of(inputs: Any, is_leaf: Callable[[Any], bool] = lambda item: isinstance(item, Tensor)) -> Form:
+    """Return the form of what a user gives: leaves are numbered in order."""
+    numbers = iter(range(sum(1 for _ in leaves(inputs, is_leaf))))
+    nested = mapped(inputs, lambda _: next(numbers), is_leaf)
+    return Form(nested if isinstance(nested, (tuple, dict)) else (nested,) if isinstance(nested, int) else tuple(nested))
+
+
+def leaves(nested: Any, is_leaf: Callable[[Any], bool] = lambda _: False) -> Iterator[Any]:
+    """Yield what containers hold, in order."""
+    if is_leaf(nested) or not isinstance(nested, (tuple, list, Mapping)):
+        yield nested
+    else:
+        for item in nested.values() if isinstance(nested, Mapping) else nested:
+            yield from leaves(item, is_leaf)
+
+
+def mapped(nested: Any, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] = lambda _: False) -> Any:
+    """Replace what containers hold, in order."""
+    if is_leaf(nested) or not isinstance(nested, (tuple, list, Mapping)):
+        return function(nested)
+    if isinstance(nested, Mapping):
+        return {name: mapped(item, function, is_leaf) for name, item in nested.items()}
+    items = [mapped(item, function, is_leaf) for item in nested]
+    return tuple(items) if isinstance(nested, tuple) else items
+
+
+def _matched(nested: Any, given: Any, numbered: dict[int, Tensor]) -> bool:
+    """Tell whether containers are alike, and note the tensor for each number."""
+    if isinstance(nested, int):
+        numbered[nested] = given
+        return isinstance(given, Tensor)
+    if isinstance(nested, dict):
+        alike = isinstance(given, Mapping) and given.keys() == nested.keys()
+        return alike and all(_matched(item, given[name], numbered) for name, item in nested.items())
+    alike = isinstance(given, (tuple, list)) and len(given) == len(nested)
+    return alike and all(_matched(item, inner, numbered) for item, inner in zip(nested, given, strict=True))
+
+
+def _written(nested: Any) -> str:
+    """Write containers with ``tensor`` in place of each."""
+    return str(mapped(nested, lambda _: "tensor")).replace("'tensor'", "tensor")
