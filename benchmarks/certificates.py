@@ -27,7 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pathlift
-from pathlift import Relative, Rounding, Tolerance
+from pathlift import Relative, Rounding
+from pathlift.certification import Tolerance
 from pathlift.storage.data import FASHION_MNIST, load_data
 
 SETS: tuple[tuple[str, Tolerance | None, float], ...] = (

@@ -23,7 +23,7 @@ def generalisation(console: Console) -> None:
     for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None)
-        b = pathlift.generalisation_bound(model, IMAGENET, (3, 224, 224), input_bound=BRIGHTEST)
+        b = pathlift.consequences.generalisation_bound(model, (3, 224, 224), samples=IMAGENET, input_bound=BRIGHTEST)
         counts = [str(value) for value in (b.depth, b.pools, b.kernel, b.pools_on_a_path)]
         numbers = [f"{value:.1f}" for value in (b.log10_path_norm, b.log10_theorem, b.log10_sharpened)]
         table.add_row(name, *counts, *numbers, "no, vacuous" if b.vacuous() else "yes")
@@ -41,7 +41,7 @@ def sharpness(console: Console) -> None:
     for header in ("r", "measured", "per input", "Lemma 4.5"):
         table.add_column(header, justify="right")
     for r in (0.001, 0.01, 0.1):
-        found = pathlift.sharpness(subject.model, subject.x, labels, r)
+        found = pathlift.consequences.sharpness(subject.model, subject.x, labels, r)
         table.add_row(str(r), *(f"{value:.3g}" for value in (found.measured, found.per_input, found.lemma)))
     console.print(table)
 

@@ -72,7 +72,7 @@ def quantised(model: nn.Module, bits: int) -> nn.Module:
             weight = state[f"{name}.weight"]
             step = weight.abs().max() / (2 ** (bits - 1) - 1)
             state[f"{name}.weight"] = (weight / step).round() * step
-    return pathlift.with_state(model, state)
+    return pathlift.rescaling.with_state(model, state)
 
 
 def paired(model: nn.Module) -> nn.Module:
@@ -100,7 +100,7 @@ def paired(model: nn.Module) -> nn.Module:
             out.div_(factor.reshape(1, -1, 1, 1))
             if f"{low}.bias" in state:
                 state[f"{low}.bias"].mul_(factor)
-    return pathlift.with_state(model, state)
+    return pathlift.rescaling.with_state(model, state)
 
 
 def main() -> None:
@@ -123,10 +123,10 @@ def main() -> None:
             return float((one(x[test]).argmax(1) == y[test]).double().mean())
 
     def rescaled(one: nn.Module) -> nn.Module:
-        return pathlift.with_state(one, pathlift.symmetries(one, shape).randomize(generator=generator))
+        return pathlift.rescaling.with_state(one, pathlift.symmetries(one, shape).randomize(generator=generator))
 
     def equalised(one: nn.Module) -> nn.Module:
-        return pathlift.with_state(one, pathlift.symmetries(one, shape).equalize())
+        return pathlift.rescaling.with_state(one, pathlift.symmetries(one, shape).equalize())
 
     title = f"{options.data}: test accuracy, weights on one grid per tensor (float: {accuracy(model):.2%})"
     table = Table(title=title, box=None, padding=(0, 2))

@@ -44,7 +44,7 @@ def mapped(model: nn.Module, change: Callable[[Tensor], Tensor]) -> State:
 
 def trained(model: nn.Module, steps: int, masks: State | None = None) -> State:
     """Train on random images and labels, which moves weights as training does; masked weights stay 0."""
-    model = pathlift.with_state(model, model.state_dict()).train()
+    model = pathlift.rescaling.with_state(model, model.state_dict()).train()
     generator = torch.Generator().manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     for _ in range(steps):
@@ -67,9 +67,9 @@ def pairs(make: Callable[[], nn.Module]) -> Iterator[tuple[str, nn.Module, State
     yield "4 bit, per channel", model, mapped(model, lambda v: rounded(v, 4, per_channel=True))
     yield "10 % noise", model, mapped(model, lambda v: v * (1 + 0.1 * torch.randn(v.shape, generator=generator)))
     masks = {name: v.abs() > v.abs().median() for name, v in model.named_parameters() if v.dim() > 1}
-    pruned = pathlift.with_state(model, {n: v * masks[n] if n in masks else v for n, v in model.state_dict().items()})
+    pruned = pathlift.rescaling.with_state(model, {n: v * masks[n] if n in masks else v for n, v in model.state_dict().items()})
     yield "half pruned, finetuned", model, trained(pruned, 5, {n: own.float() for n, own in masks.items()})
-    first = pathlift.with_state(model, trained(model, 5)).eval()
+    first = pathlift.rescaling.with_state(model, trained(model, 5)).eval()
     yield "two checkpoints of a run", first, trained(first, 5)
     torch.manual_seed(1)
     yield "two seeds", model, {name: tensor.clone() for name, tensor in make().state_dict().items()}

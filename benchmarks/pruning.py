@@ -59,7 +59,7 @@ def contestants(model: nn.Module, batch: int, theirs: object | None) -> dict[str
     device = next(model.parameters()).device
     network = pathlift.capture(model, (3, 224, 224))
     x, y = torch.randn(batch, 3, 224, 224, device=device), torch.zeros(batch, dtype=torch.long, device=device)
-    one, many = pathlift.Batch(x[:1], y[:1]), pathlift.Batch(x, y)
+    one, many = pathlift.pruning.Batch(x[:1], y[:1]), pathlift.pruning.Batch(x, y)
     found: dict[str, Contestant] = {
         "forward, batch 1": forward(model, x[:1]),
         f"forward, batch {batch}": forward(model, x),

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pathlift
-from pathlift import Symmetries
+from pathlift.rescaling import Symmetries
 from pathlift.rescaling.training import path_sgd, rescale_after_steps, rescale_in_place
 from pathlift.storage.data import load_data
 

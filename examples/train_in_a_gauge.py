@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pathlift
-from pathlift import Symmetries
+from pathlift.rescaling import Symmetries
 from pathlift.rescaling.training import path_sgd, rescale_after_steps, rescale_in_place
 
 WAYS = ("plain SGD", "ℓ¹ path-norm regulariser", "ℓ² path-norm regulariser", "balanced (ENorm)", "path-conditioned", "Path-SGD")

@@ -76,7 +76,7 @@ def random_perceptron(*widths: int) -> nn.Module:
 
 def perturbed(model: nn.Module, how: str, seed: int = 3) -> nn.Module:
     """A second network: some weights pruned, all weights grown, or all drawn anew around the old ones."""
-    other = pathlift.with_state(model, model.state_dict())
+    other = pathlift.rescaling.with_state(model, model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -116,7 +116,7 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
     return len(paths)
 
 
-def _check_outputs(norm: pathlift.PathNorm, paths: list[Path], outputs: tuple[int, ...]) -> None:
+def _check_outputs(norm: pathlift.norm.PathNorm, paths: list[Path], outputs: tuple[int, ...]) -> None:
     found = norm.per_output.reshape(-1).tolist()
     expected: dict[int, float] = defaultdict(float)
     for path in paths:
@@ -126,7 +126,7 @@ def _check_outputs(norm: pathlift.PathNorm, paths: list[Path], outputs: tuple[in
         assert close(found[place], expected[v] / outputs.count(v)), place
 
 
-def _check_shares(scores: pathlift.PathMagnitude, paths: list[Path], whole: float, model: nn.Module) -> None:
+def _check_shares(scores: pathlift.magnitude.PathMagnitude, paths: list[Path], whole: float, model: nn.Module) -> None:
     expected: dict[tuple[str, int], float] = defaultdict(float)
     for path in paths:
         for label in path.labels:

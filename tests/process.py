@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import importlib
 import itertools
 import logging
 import os
@@ -29,10 +30,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pathlift
-from pathlift import pruning
+from pathlift import pruning, storage
 from pathlift.rescaling import training
 
 SHAPE = (1, 4, 4)
+
+
+def _names(module: str) -> dict[str, Any]:
+    room = importlib.import_module(module)
+    return {name: getattr(room, name) for name in room.__all__}
 
 
 def small_model(seed: int = 0) -> nn.Module:
@@ -90,13 +96,13 @@ class World:
 
 
 def _saved(world: World) -> object:
-    pathlift.save_masks(world.masks, world.folder / "masks.safetensors")
+    pathlift.pruning.save_masks(world.masks, world.folder / "masks.safetensors")
     return (world.folder / "masks.safetensors").read_bytes()
 
 
 def _loaded(world: World) -> object:
-    pathlift.save_masks(world.masks, world.folder / "masks.safetensors")
-    return pathlift.load_masks(world.folder / "masks.safetensors")
+    pathlift.pruning.save_masks(world.masks, world.folder / "masks.safetensors")
+    return pathlift.pruning.load_masks(world.folder / "masks.safetensors")
 
 
 def _streamed(world: World) -> object:
@@ -121,48 +127,62 @@ def _regularised(world: World) -> object:
 
 def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
     def call(world: World) -> object:
-        needs = pathlift.CRITERIA[criterion].needs
-        data = {"nothing": None, "inputs": world.x}.get(needs, pathlift.Batch(world.x, world.y))
+        needs = pathlift.pruning.CRITERIA[criterion].needs
+        data = {"nothing": None, "inputs": world.x}.get(needs, pathlift.pruning.Batch(world.x, world.y))
         made = {"generator": world.generator} | options
         return pathlift.prune(world.network, amount=0.5, criterion=criterion, data=data, **made)
 
     return call
 
 
+ROOMS = (
+    "", ".certification", ".consequences", ".kernel", ".lifting", ".lipschitz", ".magnitude", ".metric", ".norm", ".pruning",
+    ".rescaling", ".storage",
+)  # fmt: skip
+PUBLIC = {name: value for room in ROOMS for name, value in _names(f"pathlift{room}").items()}
+"""All that users find, at the top and in the packages."""
+
 FUNCTIONS: dict[str, Callable[[World], object]] = {
     "align": lambda w: pathlift.align(w.network, w.groups.randomize(generator=w.generator)),
-    "apply_masks": lambda w: pathlift.apply_masks(w.model, w.masks),
+    "apply_masks": lambda w: pathlift.pruning.apply_masks(w.model, w.masks),
     "attack": lambda w: pathlift.attack(w.network, w.x, pathlift.Relative(0.1), 0.01, steps=2, generator=w.generator),
-    "box_path_metric": lambda w: pathlift.box_path_metric(w.network, 0.1),
+    "box_path_metric": lambda w: pathlift.consequences.box_path_metric(w.network, r=0.1),
     "capture": lambda w: pathlift.capture(w.model, SHAPE),
     "certify": lambda w: pathlift.certify(w.network, w.x, pathlift.Relative(1e-3)),
     "check_support": lambda w: pathlift.check_support(nn.Sequential(w.model, nn.GELU()), SHAPE),
     "equivalent": lambda w: pathlift.equivalent(w.network, w.groups.randomize(generator=w.generator)),
-    "expected_bound": lambda w: pathlift.expected_bound(w.network, w.near, [w.x]),
-    "generalisation_bound": lambda w: pathlift.generalisation_bound(w.network, 100),
-    "gradient_norms": lambda w: pathlift.gradient_norms(w.network, w.x),
-    "input_lipschitz": lambda w: pathlift.input_lipschitz(w.network),
+    "expected_bound": lambda w: pathlift.lipschitz.expected_bound(w.network, w.near, [w.x]),
+    "generalisation_bound": lambda w: pathlift.consequences.generalisation_bound(w.network, samples=100),
+    "gradient_norms": lambda w: pathlift.lipschitz.gradient_norms(w.network, w.x),
+    "input_lipschitz": lambda w: pathlift.lipschitz.input_lipschitz(w.network),
     "lipschitz_bound": lambda w: pathlift.lipschitz_bound(w.network, w.near, w.x),
+    "default_shape": lambda w: storage.default_shape("torchvision:resnet18"),
+    "from_torch_prune": lambda w: pruning.from_torch_prune(pruning.to_torch_prune(w.model, w.masks)),
+    "importance_scores": lambda w: list(pruning.importance_scores(w.model, w.weights()).values()),
     "load_masks": _loaded,
+    "load_model": lambda w: pathlift.load_model("torch.nn:Linear", arguments={"in_features": 2, "out_features": 3}),
+    "load_state": lambda w: storage.load_state(w.file),
     "log_path_norm": _regularised,
     "path_kernel": lambda w: pathlift.path_kernel([w.network, w.near, w.file]),
     "path_lifting": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one),
     "path_magnitude": lambda w: pathlift.path_magnitude(w.network),
     "path_metric": lambda w: pathlift.path_metric(w.network, w.far, moments=2, tighten=2, estimate=4),
-    "path_metric_bounds": lambda w: pathlift.path_metric_bounds(w.network, w.far),
+    "path_metric_bounds": lambda w: pathlift.metric.path_metric_bounds(w.network, w.far),
     "path_metrics": lambda w: list(pathlift.path_metrics(w.network, [w.near, w.file])),
     "path_norm": lambda w: pathlift.path_norm(w.network),
     "path_norms": lambda w: list(pathlift.path_norms(w.network, [w.near, w.file], q=2)),
     "prune": _prune("relative_path_magnitude"),
-    "rescaling_distance": lambda w: pathlift.rescaling_distance(w.groups, w.groups.normalize()),
+    "rescaling_distance": lambda w: pathlift.rescaling.rescaling_distance(w.groups, w.groups.normalize()),
     "save_masks": _saved,
-    "sharpness": lambda w: pathlift.sharpness(w.network, w.x, w.y, 0.1, steps=2),
+    "save_tensors": lambda w: storage.save_tensors(w.near, w.folder / "near.safetensors"),
+    "sharpness": lambda w: pathlift.consequences.sharpness(w.network, w.x, w.y, 0.1, steps=2),
     "stream": _streamed,
     "symmetries": lambda w: pathlift.symmetries(w.network),
+    "to_torch_prune": lambda w: pruning.to_torch_prune(w.model, w.masks),
     "unit_path_magnitude": lambda w: pathlift.unit_path_magnitude(w.network),
-    "with_state": lambda w: pathlift.with_state(w.model, w.far),
+    "with_state": lambda w: pathlift.rescaling.with_state(w.model, w.far),
 }
-"""One call of each function of `pathlift.__all__`."""
+"""One call of each function of `PUBLIC`."""
 
 METHODS: dict[str, Callable[[World], object]] = {
     "Symmetries.at": lambda w: w.groups.at(w.network.state),
@@ -177,16 +197,19 @@ METHODS: dict[str, Callable[[World], object]] = {
     "PathMetric.tighten": lambda w: pathlift.path_metric(w.network, w.far).tighten(2),
     "PathMetric.estimate": lambda w: pathlift.path_metric(w.network, w.far).estimate(4),
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
+    "Criterion.scores": lambda w: pruning.CRITERIA["wanda"].scores(w.network, w.x),
+    "NofM.fits": lambda w: pruning.NofM(2, 4).fits(torch.ones(4, 4)),
+    "ScorePruning.compute_mask": lambda w: pruning.ScorePruning(0.5).compute_mask(torch.arange(4.0), torch.ones(4)),
     "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one).reconstruction(),
     "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),
     "Pruned.intervals": lambda w: pathlift.Pruned(0.1).intervals(w.network),
     "Relative.intervals": lambda w: pathlift.Relative(0.1).intervals(w.network),
     "Rounding.intervals": lambda w: pathlift.Rounding(8).intervals(w.network),
-    "GeneralisationBound.vacuous": lambda w: pathlift.generalisation_bound(w.network, 100).vacuous(1.0),
-    "Batch.split": lambda w: list(pathlift.Batch(w.x, w.y).split(2)),
-    "Checkpoint": lambda w: pathlift.Checkpoint(w.file),
+    "GeneralisationBound.vacuous": lambda w: pathlift.consequences.generalisation_bound(w.network, samples=100).vacuous(1.0),
+    "Batch.split": lambda w: list(pathlift.pruning.Batch(w.x, w.y).split(2)),
+    "Checkpoint": lambda w: pathlift.storage.Checkpoint(w.file),
 }
-"""One call of each public method of the classes of `pathlift.__all__`."""
+"""One call of each public method of the classes of `PUBLIC`."""
 
 INTERNAL = {
     "Tolerance.intervals",
@@ -196,6 +219,7 @@ INTERNAL = {
     "Network.memory",
     "Network.kind_of",
     "Network.values",
+    "Criterion.selection",
 }
 """Methods that another of these calls, or that have no work of their own."""
 
@@ -207,11 +231,9 @@ OPTIONS: dict[str, Callable[[World], object]] = {
     "certify a rounding": lambda w: pathlift.certify(w.network, w.x, pathlift.Rounding(8), 0.01),
     "training.path_sgd": lambda w: _step(w, lambda o, m: training.path_sgd(o, pathlift.capture(m, SHAPE))),
     "training.rescale_after_steps": lambda w: _step(
-        w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.Symmetries.balance)
+        w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.rescaling.Symmetries.balance)
     ),
-    "pruning.to_torch_prune": lambda w: pruning.from_torch_prune(pruning.to_torch_prune(w.model, w.masks)),
-    "pruning.importance_scores": lambda w: list(pruning.importance_scores(w.model, w.weights()).values()),
-    **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.CRITERIA},
+    **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.pruning.CRITERIA},
 }
 """Further calls, that run other code."""
 
@@ -231,16 +253,16 @@ def contents(value: Any, inside: bool = False) -> Any:
         return repr(value), contents(dict(value.state)), value.graph.examples, [weight.label for weight in value.weights]
     if isinstance(value, nn.Module):
         return contents(value.state_dict()), [module.training for module in value.modules()]
-    if isinstance(value, pathlift.Symmetries):
+    if isinstance(value, pathlift.rescaling.Symmetries):
         return str(value), repr(value)
-    if isinstance(value, pathlift.Checkpoint):
+    if isinstance(value, pathlift.storage.Checkpoint):
         return contents(dict(value))
     if isinstance(value, Mapping):
         held = [(name, contents(own)) for name, own in getattr(value, "__dict__", {}).items() if not name.startswith("_")]
         return [(key, contents(item)) for key, item in value.items()], held
     if isinstance(value, (list, tuple, type({}.values()))):
         return [contents(item) for item in value]
-    if isinstance(value, pathlift.Step):
+    if isinstance(value, pathlift.metric.Step):
         return [contents(getattr(value, own.name)) for own in dataclasses.fields(value) if own.name != "seconds"]
     if dataclasses.is_dataclass(value):
         names = [own.name for own in dataclasses.fields(value)]

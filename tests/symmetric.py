@@ -35,13 +35,13 @@ def counted(model: nn.Module) -> bool:
 
 
 def assert_comparisons_invariant(
-    model: nn.Module, groups: pathlift.Symmetries, inputs: tuple[Tensor, ...], generator: torch.Generator
+    model: nn.Module, groups: pathlift.rescaling.Symmetries, inputs: tuple[Tensor, ...], generator: torch.Generator
 ) -> None:
     """Check that metrics and bounds of a pair do not see a rescaling of both networks."""
     first = groups.randomize((1, 128, 4096), generator)
     theirs = perturbed(model, "moved")
     second = pathlift.symmetries(theirs, inputs).rescale(first.factors)
-    network, other = groups.network, pathlift.capture(pathlift.with_state(model, first), inputs)
+    network, other = groups.network, pathlift.capture(pathlift.rescaling.with_state(model, first), inputs)
     for q in (1, 2):
         moments = 0 if q == 1 else None  # high moments lose digits
         before = pathlift.path_metric(network, theirs, q=q, moments=moments)
@@ -54,14 +54,14 @@ def assert_comparisons_invariant(
         torch.testing.assert_close(bounds[1], bounds[0], rtol=1e-6, atol=1e-9 * float(bounds[0].max()))
 
 
-def assert_symmetric(model: nn.Module, inputs: tuple[Tensor, ...], generator: torch.Generator) -> pathlift.Symmetries:
+def assert_symmetric(model: nn.Module, inputs: tuple[Tensor, ...], generator: torch.Generator) -> pathlift.rescaling.Symmetries:
     """Check that random factors leave outputs, norm, shares and metric as they are, and can be found again."""
     network = pathlift.capture(model, inputs)
     groups = pathlift.symmetries(network)
     scale = [4 * x for x in inputs]
     before = outputs(model, tuple(scale))
     for state in (groups.randomize((1, 128, 4096), generator), groups.randomize(generator=generator, sigma=2.0)):
-        other = pathlift.with_state(model, state)
+        other = pathlift.rescaling.with_state(model, state)
         torch.testing.assert_close(outputs(other, tuple(scale)), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
         assert torch.allclose(groups.rescale(state.factors)[name], state[name]) if (name := next(iter(state), None)) else True
         rescaled = pathlift.capture(other, inputs)

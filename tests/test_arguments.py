@@ -178,10 +178,10 @@ def test_a_call_that_does_not_fit_is_an_error_of_pathlift_and_a_type_error(world
         lambda: pathlift.Relative(),  # type: ignore[call-arg]
         lambda: pathlift.attack(world.network, world.x, None, 0.0, 10),  # type: ignore[misc]
     ):
-        with pytest.raises(pathlift.CallError) as caught:
+        with pytest.raises(pathlift.errors.CallError) as caught:
             call()
         assert isinstance(caught.value, TypeError)
-    with pytest.raises(pathlift.CallError, match="Did you mean 'radius'"):
+    with pytest.raises(pathlift.errors.CallError, match="Did you mean 'radius'"):
         pathlift.attack(world.network, world.x, radios=3)  # type: ignore[call-arg]
 
 
@@ -208,13 +208,13 @@ def test_a_string_is_no_list_of_paths(world: World) -> None:
 
 def test_a_batch_where_a_number_is_meant_is_not_written_out(world: World) -> None:
     words = r"samples must be a positive whole number, found a tensor of shape \(200, 4\)"
-    refused(words, pathlift.generalisation_bound, world.network, torch.randn(200, 4))
+    refused(words, pathlift.consequences.generalisation_bound, world.network, samples=torch.randn(200, 4))
 
 
 def test_constants_of_loss_and_data_may_have_any_size(world: World) -> None:
-    plain = pathlift.generalisation_bound(world.network, 100)
+    plain = pathlift.consequences.generalisation_bound(world.network, samples=100)
     for size in (5e-324, 1e-100, 1e100, 1e308):
-        found = pathlift.generalisation_bound(world.network, 100, loss_lipschitz=size)
+        found = pathlift.consequences.generalisation_bound(world.network, samples=100, loss_lipschitz=size)
         for name in ("log10_theorem", "log10_sharpened", "log10_covering"):
             assert getattr(found, name) == pytest.approx(getattr(plain, name) + float(np.log10(size)), abs=1e-6)
 
@@ -223,7 +223,7 @@ def test_an_optimiser_of_other_parameters_is_refused_at_once(world: World) -> No
     other = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
     for call in (
         lambda: training.path_sgd(other, world.network),
-        lambda: training.rescale_after_steps(other, world.groups, pathlift.Symmetries.balance),
+        lambda: training.rescale_after_steps(other, world.groups, pathlift.rescaling.Symmetries.balance),
     ):
         refused("trains none of the network's parameters", call)
 
@@ -241,8 +241,8 @@ def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
 def test_a_state_of_something_else_does_not_go_into_a_model(world: World) -> None:
     for prefix in ("other.", "encoder.0."):
         with pytest.raises(pathlift.MismatchError, match="does not fit the model"):
-            pathlift.with_state(world.model, {prefix + name: own for name, own in world.state.items()})
-    pathlift.with_state(world.model, {"module." + name: own for name, own in world.state.items()})  # only a wrapper's
+            pathlift.rescaling.with_state(world.model, {prefix + name: own for name, own in world.state.items()})
+    pathlift.rescaling.with_state(world.model, {"module." + name: own for name, own in world.state.items()})  # only a wrapper's
 
 
 class Constant(nn.Module):
@@ -261,7 +261,7 @@ def test_logits_that_depend_on_no_input_still_have_an_answer_for_each() -> None:
     for reach, stays in ((0.1, True), (0.9, False)):
         found, search = (call(model, x, pathlift.Relative(reach)) for call in (pathlift.certify, pathlift.attack))
         assert found.certified.tolist() == [stays] * 3 and search.changed.tolist() == [not stays] * 3
-    assert pathlift.gradient_norms(model, x).tolist() == [[0.0] * 3] * 3
+    assert pathlift.lipschitz.gradient_norms(model, x).tolist() == [[0.0] * 3] * 3
 
 
 class Read(nn.Module):
@@ -307,10 +307,10 @@ def test_moments_of_small_inputs_do_not_vanish() -> None:
     network, other = pathlift.capture(model, (2,)), {name: own * 1.1 for name, own in model.state_dict().items()}
     x = torch.tensor([[1e-3, 2e-3], [3e-3, 0.0], [2e-3, 1e-3]])
     with torch.no_grad():
-        changed = (model(x) - pathlift.with_state(model, other)(x)).abs().double()
+        changed = (model(x) - pathlift.rescaling.with_state(model, other)(x)).abs().double()
     for q in (1.0, 2.0, 40.0, 200.0, 1000.0):
         mean = float(changed.amax() * ((changed / changed.amax()) ** q).mean() ** (1 / q))
-        found = float(pathlift.expected_bound(network, other, [x[:1], x[1:]], q=q))
+        found = float(pathlift.lipschitz.expected_bound(network, other, [x[:1], x[1:]], q=q))
         assert mean <= found <= 1.01 * float(pathlift.lipschitz_bound(network, other, x, kind="per_input").max())
 
 
@@ -318,7 +318,7 @@ def test_distances_of_high_order_do_not_vanish() -> None:
     model = nn.Linear(2, 1, bias=False)
     near = {"weight": model.weight.detach() + 1e-5}
     network = pathlift.capture(model, (2,))
-    assert float(pathlift.rescaling_distance(network, near, p=100.0)) == pytest.approx(1e-5, rel=0.05)
+    assert float(pathlift.rescaling.rescaling_distance(network, near, p=100.0)) == pytest.approx(1e-5, rel=0.05)
 
 
 def test_inputs_whose_powers_vanish_have_no_shares() -> None:
@@ -332,13 +332,16 @@ def test_whole_numbers_for_weights_are_what_the_model_would_load() -> None:
     ones = {name: torch.ones_like(own) for name, own in model.state_dict().items()}
     whole = {name: own.long() for name, own in ones.items()}
     network = pathlift.capture(model, (2,))
-    assert pathlift.rescaling_distance(network, whole) == pathlift.rescaling_distance(network, ones)
+    assert pathlift.rescaling.rescaling_distance(network, whole) == pathlift.rescaling.rescaling_distance(network, ones)
 
 
 def test_nan_is_refused_where_paths_are_listed_and_gradients_taken() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     model[0].weight.data[0, 0] = torch.nan
-    for call in (lambda: pathlift.path_lifting(model, (2,)), lambda: pathlift.gradient_norms(model, torch.ones(1, 2))):
+    for call in (
+        lambda: pathlift.path_lifting(model, (2,)),
+        lambda: pathlift.lipschitz.gradient_norms(model, torch.ones(1, 2)),
+    ):
         with pytest.raises(pathlift.NumericalError):
             call()
 
@@ -400,7 +403,7 @@ def test_a_lack_of_memory_is_known_and_says_how_much_was_asked_for(error: Except
     found = shortage(error, "path_norm")
     assert isinstance(found, MemoryError) and amount in str(found)
     with pytest.raises(pathlift.PathliftError) as wrapped:  # what runs in between may have another name for it
-        raise pathlift.UnsupportedModelError((pathlift.Problem("", "export", "", "no", ""),)) from error
+        raise pathlift.UnsupportedModelError((pathlift.errors.Problem("", "export", "", "no", ""),)) from error
     assert amount in str(shortage(wrapped.value, "path_norm"))
 
 
@@ -439,7 +442,7 @@ CALLS = {
     "prune": lambda own: pathlift.prune(own, amount=0.5),
     "lipschitz_bound": lambda own: pathlift.lipschitz_bound(own, near, x),
     "balance": lambda own: pathlift.symmetries(own).balance(),
-    "sharpness": lambda own: pathlift.sharpness(own, x, y, 0.1),
+    "sharpness": lambda own: pathlift.consequences.sharpness(own, x, y, 0.1),
 }
 for call in CALLS.values():
     call(small)  # loads what they need
@@ -449,7 +452,7 @@ for name, call in CALLS.items():
     try:
         call(large)
         print(name, "answered")
-    except pathlift.OutOfMemoryError as error:
+    except pathlift.errors.OutOfMemoryError as error:
         print(name, "refused", error)
     except BaseException as error:
         print(name, "bare", type(error).__name__, error)

@@ -100,7 +100,7 @@ def assert_bounds_hold(network: pathlift.Network, model: nn.Module, inputs: tupl
             assert bool((bound.double() >= change * (1 - 1e-9) - 1e-12).all()), (how, kind)
     groups = pathlift.symmetries(network)
     state = groups.randomize((1, 128, 4096), torch.Generator().manual_seed(0))
-    twin = pathlift.with_state(model, state)
+    twin = pathlift.rescaling.with_state(model, state)
     before = outputs(model, (x,))
     torch.testing.assert_close(outputs(twin, (x,)), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
     assert math.isclose(pathlift.path_metric(network, state).upper, 0.0, abs_tol=1e-9 * pathlift.path_norm(network).value)

@@ -195,7 +195,7 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path: Path) -> Non
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_weights_that_are_no_plain_numbers_are_named(tensor: Callable[[], Tensor], words: str, tmp_path: Path) -> None:
     torch.save({"layer.weight": tensor()}, tmp_path / "odd.pt")
-    for read in (load_state, pathlift.load_masks):
+    for read in (load_state, pathlift.pruning.load_masks):
         with pytest.raises(pathlift.InputError, match=rf"(?s)layer\.weight.*odd\.pt.*{words}"):
             read(tmp_path / "odd.pt")
 
@@ -204,7 +204,7 @@ def test_masks_of_three_bytes_are_refused(tmp_path: Path) -> None:
     for name in ("short.pt", "short.safetensors"):
         (tmp_path / name).write_bytes(b"abc")
         with pytest.raises(pathlift.InputError, match=name):
-            pathlift.load_masks(tmp_path / name)
+            pathlift.pruning.load_masks(tmp_path / name)
 
 
 BUILDERS = """

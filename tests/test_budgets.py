@@ -25,7 +25,9 @@ def test_a_clock_without_a_limit_never_ends() -> None:
 def test_a_clock_that_has_run_down_raises_a_timeout_that_says_what_to_do() -> None:
     clock = Clock(0)
     assert clock.over() and clock.left() == 0
-    with pytest.raises(pathlift.OutOfTimeError, match=r"The search did not end within seconds=0.*None for no limit") as caught:
+    with pytest.raises(
+        pathlift.errors.OutOfTimeError, match=r"The search did not end within seconds=0.*None for no limit"
+    ) as caught:
         clock.check("The search")
     assert isinstance(caught.value, TimeoutError)
 
@@ -80,7 +82,7 @@ def model_and_other() -> tuple[nn.Module, dict[str, Tensor], tuple[int, ...]]:
 
 def same_function(model: nn.Module, first: dict[str, Tensor], second: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
     x = torch.ones(3, *shape, dtype=torch.float64) * torch.tensor([1.0, -2.0, 0.3]).reshape(3, 1, 1, 1)
-    one, two = (pathlift.with_state(model, state)(x) for state in (first, second))
+    one, two = (pathlift.rescaling.with_state(model, state)(x) for state in (first, second))
     return torch.allclose(one, two, rtol=1e-9)
 
 
@@ -98,7 +100,10 @@ def test_the_time_of_a_call_is_that_of_the_calls_inside_it_unless_they_have_less
 def test_groups_that_are_half_known_are_no_answer_and_leave_nothing_behind(looks: int) -> None:
     model, _, shape = model_and_other()
     network = pathlift.capture(model, shape)
-    with stopping_after(looks), pytest.raises(pathlift.OutOfTimeError, match="rescaling groups did not end within seconds"):
+    with (
+        stopping_after(looks),
+        pytest.raises(pathlift.errors.OutOfTimeError, match="rescaling groups did not end within seconds"),
+    ):
         pathlift.symmetries(network)
     assert len(pathlift.symmetries(network)) == len(pathlift.symmetries(model, shape))
 
@@ -109,12 +114,12 @@ def test_groups_that_are_half_known_are_no_answer_and_leave_nothing_behind(looks
         lambda model, other, shape: pathlift.symmetries(model, shape, seconds=0),
         lambda model, other, shape: pathlift.align(model, other, shape, seconds=0),
         lambda model, other, shape: pathlift.equivalent(model, other, shape, seconds=0),
-        lambda model, other, shape: pathlift.rescaling_distance(model, other, shape, seconds=0),
+        lambda model, other, shape: pathlift.rescaling.rescaling_distance(model, other, shape, seconds=0),
     ],
     ids=["symmetries", "align", "equivalent", "rescaling_distance"],
 )
 def test_no_time_at_all_is_said_when_there_is_nothing_to_return(call: Callable[..., object]) -> None:
-    with pytest.raises(pathlift.OutOfTimeError, match="Allow more seconds"):
+    with pytest.raises(pathlift.errors.OutOfTimeError, match="Allow more seconds"):
         call(*model_and_other())
     assert budget.running().left() == math.inf
 
@@ -131,10 +136,10 @@ def test_equivalence_is_answered_when_what_was_found_in_time_proves_it() -> None
     model, other, shape = model_and_other()
     groups = pathlift.symmetries(model, shape)
     assert pathlift.equivalent(groups, groups.rescale(torch.full((len(groups),), 4.0)), seconds=0)
-    with pytest.raises(pathlift.OutOfTimeError, match="comparison modulo rescaling"):
+    with pytest.raises(pathlift.errors.OutOfTimeError, match="comparison modulo rescaling"):
         pathlift.equivalent(groups, other, seconds=0)
-    with pytest.raises(pathlift.OutOfTimeError, match="balanced representatives"):
-        pathlift.rescaling_distance(groups, other, seconds=0)
+    with pytest.raises(pathlift.errors.OutOfTimeError, match="balanced representatives"):
+        pathlift.rescaling.rescaling_distance(groups, other, seconds=0)
 
 
 @pytest.mark.parametrize("looks", [0, 3, 20])

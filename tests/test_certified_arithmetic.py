@@ -90,7 +90,7 @@ def test_numbers_are_rounded_to_the_type_that_they_meet(name: str, dtype: torch.
                 assert name == "rounded" or "not the model" in str(error)  # noqa: PT017
 
 
-class Elsewhere(pathlift.Tolerance):
+class Elsewhere(pathlift.certification.Tolerance):
     """A set that does not lie around the model."""
 
     def __init__(self, low: float, high: float) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import pathlift
 from agreement import randomised
 from cases import perceptron
-from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift import Absolute, Pruned, Relative, Rounding
+from pathlift.certification import Tolerance
 
 SETS: tuple[tuple[Tolerance | None, float], ...] = (
     (Relative(0.01), 0.0),

@@ -312,7 +312,7 @@ def test_prune_writes_weights_and_masks_and_says_what_it_costs(tmp_path):
     weights, masks = tmp_path / "pruned.safetensors", tmp_path / "masks.safetensors"
     done = run("prune", "cases:Residual", "--shape", "1,3,3", "--amount", "0.5", "--out", str(weights), "--masks", str(masks))
     assert "joint cost" in done.stdout and "bound (13)" in done.stdout
-    kept = pathlift.load_masks(masks)
+    kept = pathlift.pruning.load_masks(masks)
     state = load_state(weights)
     assert all(not bool(state[name][~mask].any()) for name, mask in kept.items())
     assert "pruned by relative_path_magnitude" in done.stdout, "the recommended criterion is the default, and is named"

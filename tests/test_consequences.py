@@ -21,37 +21,37 @@ def test_the_bound_in_expectation_is_the_mean_of_the_bounds_and_holds(case: Case
     other, inputs = perturbed(model, "grown"), samples(case.shape)
     network = pathlift.capture(model, examples(case.shape))
     each = pathlift.lipschitz_bound(network, other.state_dict(), inputs, kind="per_input")
-    mean = pathlift.expected_bound(network, other.state_dict(), [inputs])
+    mean = pathlift.lipschitz.expected_bound(network, other.state_dict(), [inputs])
     torch.testing.assert_close(mean, each.mean(0), rtol=1e-9, atol=0.0)
     with torch.no_grad():
         drift = (outputs(model, inputs) - outputs(other, inputs)).abs()
     for q in (1.0, 2.0, 4.0):
-        bound = pathlift.expected_bound(network, other.state_dict(), [inputs], q=q)
+        bound = pathlift.lipschitz.expected_bound(network, other.state_dict(), [inputs], q=q)
         assert bool((drift.pow(q).mean(0).pow(1 / q) <= bound * (1 + 1e-12) + 1e-12).all())
 
 
 def test_expectation_over_batches_is_that_over_all() -> None:
     model, x = random_perceptron(3, 8, 2), torch.randn(10, 3, dtype=torch.float64)
-    whole = pathlift.expected_bound(model, pathlift.Relative(0.1), x)
-    parts = pathlift.expected_bound(model, pathlift.Relative(0.1), x.split(3))
+    whole = pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), x)
+    parts = pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), x.split(3))
     torch.testing.assert_close(whole, parts)
     with pytest.raises(pathlift.InputError, match="at least one batch"):
-        pathlift.expected_bound(model, pathlift.Relative(0.1), [])
+        pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), [])
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_no_gradient_exceeds_the_lipschitz_constant(case: Case) -> None:
     model = randomised(case.make())
     network = pathlift.capture(model, examples(case.shape))
-    constant = pathlift.input_lipschitz(network)
-    found = pathlift.gradient_norms(network, samples(case.shape))
+    constant = pathlift.lipschitz.input_lipschitz(network)
+    found = pathlift.lipschitz.gradient_norms(network, samples(case.shape))
     assert bool((found <= constant.per_output * (1 + 1e-12)).all())
     assert constant.total == pytest.approx(pathlift.path_norm(network).input_part, rel=1e-9)
 
 
 def test_gradient_norms_are_those_of_autograd() -> None:
     model, x = Residual().double().eval(), torch.randn(3, 1, 3, 3, dtype=torch.float64)
-    found = pathlift.gradient_norms(model, x)
+    found = pathlift.lipschitz.gradient_norms(model, x)
     for place, sample in enumerate(x):
         jacobian = torch.autograd.functional.jacobian(lambda s: model(s[None])[0], sample)
         torch.testing.assert_close(found[place], jacobian.abs().flatten(1).sum(1), rtol=1e-9, atol=1e-12)
@@ -61,7 +61,7 @@ def test_gradient_norms_are_those_of_autograd() -> None:
 def test_the_box_maximum_is_attained_and_nothing_in_the_box_exceeds_it() -> None:
     model = randomised(nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2)))
     network, r = pathlift.capture(model, (1, 3, 3)), 0.3
-    top = pathlift.box_path_metric(network, r)
+    top = pathlift.consequences.box_path_metric(network, r=r)
     corner = {name: value * (1 + r) for name, value in model.state_dict().items()}
     assert top == pytest.approx(pathlift.path_metric(network, corner).log10_upper, rel=1e-12)
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +73,7 @@ def test_the_box_maximum_is_attained_and_nothing_in_the_box_exceeds_it() -> None
         }
         other = pathlift.path_lifting(_loaded(model, state), (1, 3, 3)).phi
         assert float((lifted - other).abs().sum()) <= 10**top * (1 + 1e-12)
-    assert pathlift.box_path_metric(network, 0.0) == -math.inf
+    assert pathlift.consequences.box_path_metric(network, r=0.0) == -math.inf
 
 
 def _loaded(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -92,7 +92,7 @@ def test_measured_sharpness_stays_below_its_bounds(loss: str, r: float) -> None:
         x = torch.randn(8, *shape, dtype=torch.float64)
         out = model(x)
         y = torch.randint(out.shape[1], (8,)) if loss == "cross_entropy" else torch.randn_like(out)
-        found = pathlift.sharpness(model, x, y, r, loss=loss)
+        found = pathlift.consequences.sharpness(model, x, y, r, loss=loss)
         assert found.measured <= found.per_input * (1 + 1e-9) + 1e-12
         assert found.per_input <= found.lemma * (1 + 1e-9) + 1e-12
         assert (found.measured > 0) is (r > 0)
@@ -104,7 +104,7 @@ def test_measured_sharpness_is_an_increase_of_the_loss_of_the_model() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    found = pathlift.sharpness(model, x, y, 0.5, loss="mse")
+    found = pathlift.consequences.sharpness(model, x, y, 0.5, loss="mse")
     assert found.measured == pytest.approx(3.0**2 - 2.0**2)
     assert found.lemma == pytest.approx(2 * 2 * 1 + 1)
 
@@ -112,10 +112,10 @@ def test_measured_sharpness_is_an_increase_of_the_loss_of_the_model() -> None:
 def test_sharpness_does_not_move_under_rescaling() -> None:
     model, x = random_perceptron(3, 8, 2), torch.randn(4, 3, dtype=torch.float64)
     y = model(x).argmax(1)
-    before = pathlift.sharpness(model, x, y, 0.1)
+    before = pathlift.consequences.sharpness(model, x, y, 0.1)
     with torch.no_grad():
         model[0].weight.mul_(4096), model[0].bias.mul_(4096), model[2].weight.div_(4096)
-    after = pathlift.sharpness(model, x, y, 0.1)
+    after = pathlift.consequences.sharpness(model, x, y, 0.1)
     assert before == after
 
 
@@ -130,7 +130,7 @@ def test_bad_arguments_of_sharpness() -> None:
         (0.1, y, {"loss": "mse"}, "expected finite values"),
     ):
         with pytest.raises(pathlift.InputError, match=message):
-            pathlift.sharpness(model, x, target, r, **options)
+            pathlift.consequences.sharpness(model, x, target, r, **options)
 
 
 class Pools(nn.Module):
@@ -146,7 +146,7 @@ class Pools(nn.Module):
 
 
 def test_the_constants_of_the_generalisation_bound_are_read_off_the_graph() -> None:
-    found = pathlift.generalisation_bound(Pools(), 100, (1, 4, 4), input_bound=2.0, loss_lipschitz=3.0)
+    found = pathlift.consequences.generalisation_bound(Pools(), (1, 4, 4), samples=100, input_bound=2.0, loss_lipschitz=3.0)
     assert (found.depth, found.pools, found.kernel, found.pools_on_a_path) == (4, 2, 4, 2)
     norm, n = 10**found.log10_path_norm, 100
     inside = 4 * math.log(7 * 4) + math.log(7 / 3 * 17 * 3)
@@ -159,13 +159,13 @@ def test_the_constants_of_the_generalisation_bound_are_read_off_the_graph() -> N
 
 def test_generalisation_bounds_shrink_with_data_and_say_when_they_are_vacuous() -> None:
     model = random_perceptron(4, 8, 2)
-    few, many = (pathlift.generalisation_bound(model, n, (4,)) for n in (10, 10**9))
+    few, many = (pathlift.consequences.generalisation_bound(model, (4,), samples=n) for n in (10, 10**9))
     for name in ("log10_theorem", "log10_sharpened", "log10_covering"):
         assert getattr(many, name) < getattr(few, name) - 3
     assert few.vacuous()
     assert not many.vacuous(loss_range=10.0)
     assert many.log10_covering > many.log10_theorem, "the route through covers is looser (paper, §4.1)"
     with pytest.raises(pathlift.UnsupportedModelError, match="proved for ReLU"):
-        pathlift.generalisation_bound(nn.Sequential(nn.Linear(4, 2), nn.ReLU6()), 10, (4,))
+        pathlift.consequences.generalisation_bound(nn.Sequential(nn.Linear(4, 2), nn.ReLU6()), (4,), samples=10)
     with pytest.raises(pathlift.InputError, match="samples must be"):
-        pathlift.generalisation_bound(model, 0, (4,))
+        pathlift.consequences.generalisation_bound(model, (4,), samples=0)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import pathlift
 from agreement import randomised
 from cases import perceptron
-from pathlift import CRITERIA, Batch, prune
+from pathlift import prune
 from pathlift.experiments.networks import resnet
-from pathlift.pruning import criteria
+from pathlift.pruning import CRITERIA, Batch, criteria
 from pathlift.pruning.scope import prunable
 from pathlift.rescaling import with_state
 
@@ -49,7 +49,7 @@ def seen(name: str) -> Batch | Tensor | None:
     return {"nothing": None, "inputs": BATCH.samples[0], "loss": BATCH}[CRITERIA[name].needs]
 
 
-def pruned(network: pathlift.Network, name: str, amount: float) -> pathlift.PruneReport:
+def pruned(network: pathlift.Network, name: str, amount: float) -> pathlift.pruning.PruneReport:
     return prune(network, amount=amount, criterion=name, data=seen(name), generator=torch.Generator().manual_seed(3))[1]
 
 

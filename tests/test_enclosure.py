@@ -16,7 +16,8 @@ from agreement import examples, outputs, randomised, samples
 from cases import NETWORKS, OPERATORS, Case
 from habit import LONGER
 from networks import networks, over
-from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift import Absolute, Pruned, Relative, Rounding
+from pathlift.certification import Tolerance
 from pathlift.passes.box import Box, box
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.forward import feed_of

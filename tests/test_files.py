@@ -158,7 +158,7 @@ def test_a_pickle_with_code_is_refused_wherever_weights_are_read(name: str, new:
 READERS: tuple[Callable[[str], object], ...] = (
     lambda name: load_state(Path(name)),
     lambda name: load_model("torch.nn:Linear", Path(name), arguments={"in_features": 1, "out_features": 1}),
-    lambda name: pathlift.load_masks(name),
+    lambda name: pathlift.pruning.load_masks(name),
     lambda name: Checkpoint(name),
     lambda name: load_data(name, (1,)),
     lambda name: store.read_checkpoint(Path(name)),
@@ -198,7 +198,7 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(little: int) -> None:
     assert load_state(Path("fine.pt"))["x"].shape == (2, 3)
     for read in (
         lambda: load_state(Path("wide.pt")),
-        lambda: pathlift.load_masks("wide.pt"),
+        lambda: pathlift.pruning.load_masks("wide.pt"),
         lambda: load_data("wide.pt", (1,)),
     ):
         with pytest.raises(pathlift.InputError, match=r"'x'.*unfold"):
@@ -240,7 +240,7 @@ HEADERS = {
 def test_a_damaged_header_is_refused(name: str, here: Path) -> None:
     file = here / "bad.safetensors"
     file.write_bytes(HEADERS[name])
-    for read in (load_state, Checkpoint, pathlift.load_masks):
+    for read in (load_state, Checkpoint, pathlift.pruning.load_masks):
         with pytest.raises(pathlift.InputError, match=r"bad\.safetensors") as error:
             read(file)
         assert "\n" not in str(error.value)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import pathlift
 from habit import LONGER
 from hunting import FEET, MODELS, Divide, Pool, Through, beside, change, fill, numbers, rational
-from pathlift import Absolute, Pruned, Relative, Rounding, Tolerance
+from pathlift import Absolute, Pruned, Relative, Rounding
+from pathlift.certification import Tolerance
 from pathlift.lipschitz.bound import BOUNDS
 from pathlift.passes import intervals, rounding
 from pathlift.passes.enclosure.roundoff import Roundoff

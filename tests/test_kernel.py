@@ -23,7 +23,7 @@ def _states(model: nn.Module, count: int, size: float = 1.0) -> list[dict[str, T
 
 
 def _phis(model: nn.Module, states: list[dict[str, Tensor]], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([pathlift.path_lifting(pathlift.with_state(model, state), shape).phi for state in states])
+    return torch.stack([pathlift.path_lifting(pathlift.rescaling.with_state(model, state), shape).phi for state in states])
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
@@ -42,7 +42,7 @@ def test_the_kernel_is_that_of_the_enumerated_liftings(size: float) -> None:
     assert torch.allclose(kernel.log10_norm, norms.log10())
     for i in range(3):
         for j in range(3):
-            l2 = pathlift.path_metric(pathlift.with_state(model, states[i]), states[j], (3,), q=2)
+            l2 = pathlift.path_metric(pathlift.rescaling.with_state(model, states[i]), states[j], (3,), q=2)
             assert l2.lower * (1 - 1e-6) <= float(kernel.distance[i, j]) <= l2.upper * (1 + 1e-6)
 
 

@@ -31,7 +31,7 @@ def assert_enclosed(model: nn.Module, shape: tuple[int, ...], hows: tuple[str, .
         theirs = probe.dag(other.state_dict()).paths(40_000)
         exact = sum(abs(one.phi - two.phi) for one, two in zip(paths, theirs, strict=True))
         log = math.log10(exact) if exact > 0 else -math.inf
-        bounds = pathlift.path_metric_bounds(network, other.state_dict())
+        bounds = pathlift.metric.path_metric_bounds(network, other.state_dict())
         applying = [bound for bound in bounds if not bound.reason]
         for bound in applying:
             if bound.side == "upper":
@@ -64,8 +64,8 @@ def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
     over(networks(), 500 + part, _enclosed)
 
 
-def by_name(model: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> dict[str, pathlift.MetricBound]:
-    return {bound.name: bound for bound in pathlift.path_metric_bounds(model, other, shape) if not bound.reason}
+def by_name(model: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> dict[str, pathlift.metric.MetricBound]:
+    return {bound.name: bound for bound in pathlift.metric.path_metric_bounds(model, other, shape) if not bound.reason}
 
 
 def test_the_order_of_the_paper_holds_and_two_bounds_move_under_rescaling() -> None:
@@ -91,7 +91,7 @@ def test_bounds_by_moments_stand_in_the_table_when_asked_for() -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-    bounds = pathlift.path_metric_bounds(model, other, (4,), moments=8)
+    bounds = pathlift.metric.path_metric_bounds(model, other, (4,), moments=8)
     applying = [bound for bound in bounds if not bound.reason]
     assert [b.log10 for b in applying] == sorted((b.log10 for b in applying), reverse=True), (
         "upper bounds fall, then lower ones"
@@ -114,6 +114,8 @@ def test_a_rescaled_copy_is_at_distance_zero() -> None:
 
 def test_bounds_for_perceptrons_refuse_others_by_name() -> None:
     model = randomised(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2)))
-    reasons = {b.name: b.reason for b in pathlift.path_metric_bounds(model, perturbed(model, "moved"), (1, 3, 3)) if b.reason}
+    reasons = {
+        b.name: b.reason for b in pathlift.metric.path_metric_bounds(model, perturbed(model, "moved"), (1, 3, 3)) if b.reason
+    }
     assert set(reasons) == {"Lemma 4.3", "Lemma 4.4"}
     assert all("layered ReLU perceptrons" in reason for reason in reasons.values())

@@ -195,12 +195,12 @@ def rescale(other: nn.Module, draw: random.Random, whole: bool) -> None:
 
 
 def second(model: nn.Module, draw: random.Random) -> nn.Module:
-    other, how = pathlift.with_state(model, model.state_dict()), draw.choice(list(CHANGES))
+    other, how = pathlift.rescaling.with_state(model, model.state_dict()), draw.choice(list(CHANGES))
     with torch.no_grad():
         CHANGES[how](other, draw)
     for tensor in other.state_dict().values():
         if not bool(torch.isfinite(tensor).all()):
-            return pathlift.with_state(model, model.state_dict())
+            return pathlift.rescaling.with_state(model, model.state_dict())
     return other
 
 
@@ -297,7 +297,7 @@ def compared(
     each_output = [sum((abs(a - b) for a, b in own), Fraction(0)) for own in ends]
     metric = sum(each_output, Fraction(0))
     try:
-        bounds = pathlift.path_metric_bounds(network, other, moments=8)
+        bounds = pathlift.metric.path_metric_bounds(network, other, moments=8)
     except pathlift.NumericalError:
         hunt.refused["path_metric_bounds"] += 1
         bounds = ()

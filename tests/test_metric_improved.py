@@ -24,7 +24,7 @@ SHAPE = (4,)
 
 def noisy(model: nn.Module, size: float = 0.1, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
-    other = pathlift.with_state(model, model.state_dict())
+    other = pathlift.rescaling.with_state(model, model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1 + size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -124,7 +124,7 @@ def test_tightening_a_result_is_what_the_option_does() -> None:
 def test_tightening_a_result_stops_at_a_ratio_and_at_a_time() -> None:
     model, other, value = pair()
     first = pathlift.path_metric(model, other, SHAPE)
-    seen: list[pathlift.Step] = []
+    seen: list[pathlift.metric.Step] = []
     target = 1 + 0.8 * (first.ratio - 1)
     found = first.tighten(200, ratio=target, progress=seen.append)
     assert found.ratio <= target
@@ -218,7 +218,7 @@ def test_a_result_of_weights_that_have_changed_since_is_not_improved(which: str,
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
-def test_a_copy_shows_the_same_and_says_that_it_cannot_be_improved(copied: Callable[[Any], pathlift.PathMetric]) -> None:
+def test_a_copy_shows_the_same_and_says_that_it_cannot_be_improved(copied: Callable[[Any], pathlift.metric.PathMetric]) -> None:
     model, other, _ = pair()
     found = pathlift.path_metric(model, other, SHAPE)
     twin = copied(found)
@@ -228,7 +228,7 @@ def test_a_copy_shows_the_same_and_says_that_it_cannot_be_improved(copied: Calla
     found.tighten(1)
 
 
-def held(results: list[pathlift.PathMetric]) -> int:
+def held(results: list[pathlift.metric.PathMetric]) -> int:
     """Bytes of the tensors that results keep alive."""
     return sum(own.untyped_storage().nbytes() for own in storages(results).values())
 
@@ -238,7 +238,7 @@ def test_results_in_a_list_hold_no_weights() -> None:
     model = nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3))
     network = pathlift.capture(model, (200,))
 
-    def result() -> pathlift.PathMetric:
+    def result() -> pathlift.metric.PathMetric:
         state = {name: value + 0.01 * torch.randn_like(value) for name, value in model.state_dict().items()}
         return pathlift.path_metric(network, state, tighten=2)
 

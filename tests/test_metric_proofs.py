@@ -25,7 +25,7 @@ def chain(weights: list[float], bias: float | None = None) -> nn.Sequential:
 
 
 def test_lemma_4_4_counts_the_bias() -> None:
-    bounds = {b.name: b for b in pathlift.path_metric_bounds(chain([0.5], 0.5), chain([1.5], 1.5), (1,))}
+    bounds = {b.name: b for b in pathlift.metric.path_metric_bounds(chain([0.5], 0.5), chain([1.5], 1.5), (1,))}
     assert bounds["Lemma 4.4"].log10 >= torch.tensor(2.0).log10(), "one weight and one bias move by 1 each"
 
 
@@ -71,10 +71,12 @@ class Scaled(nn.Module):
 def test_the_rounding_of_computed_weights_that_both_networks_share_is_enclosed(layer: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), *(layer() for _ in range(6)), nn.Linear(5, 2))
-    pruned = pathlift.with_state(model, model.state_dict())
+    pruned = pathlift.rescaling.with_state(model, model.state_dict())
     pruned[-1].weight.data[0, :3] = 0
     metric = pathlift.path_metric(model, pruned, (3,))
-    wide = pathlift.path_metric(*(pathlift.with_state(own, own.state_dict()).double() for own in (model, pruned)), (3,))
+    wide = pathlift.path_metric(
+        *(pathlift.rescaling.with_state(own, own.state_dict()).double() for own in (model, pruned)), (3,)
+    )
     assert metric.exact
     assert metric.lower <= wide.lower
     assert wide.upper <= metric.upper < metric.lower * (1 + 1e-4)

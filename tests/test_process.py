@@ -36,6 +36,7 @@ from process import (
     FUNCTIONS,
     INTERNAL,
     METHODS,
+    PUBLIC,
     SHAPE,
     World,
     contents,
@@ -72,7 +73,7 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
 
 
 def test_the_help_names_every_criterion() -> None:
-    assert CRITERIA.split(", ") == list(pathlift.CRITERIA)
+    assert CRITERIA.split(", ") == list(pathlift.pruning.CRITERIA)
 
 
 def test_names_come_when_they_are_asked_for_and_files_do_not_hide_them() -> None:
@@ -119,9 +120,8 @@ def chosen(share: int, place: int = 0) -> list[str]:
 
 
 def test_every_public_function_and_method_is_tried() -> None:
-    public = {name: getattr(pathlift, name) for name in pathlift.__all__}
-    assert {name for name, own in public.items() if inspect.isfunction(own)} == set(FUNCTIONS)
-    classes = {name: own for name, own in public.items() if inspect.isclass(own)}
+    assert {name for name, value in PUBLIC.items() if inspect.isfunction(value)} == set(FUNCTIONS)
+    classes = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
     methods = {
         f"{name}.{key}"
         for name, own in classes.items()
@@ -173,7 +173,7 @@ def test_what_a_network_remembers_is_of_no_inference_mode() -> None:
     model = small_model()
     with torch.inference_mode():
         fresh = pathlift.capture(model, SHAPE)
-        groups = pathlift.Symmetries(fresh)
+        groups = pathlift.rescaling.Symmetries(fresh)
         assert (len(groups), groups.families, groups.pinned) != (0, (), ())
         for name in ("path_norm", "path_metric", "certify", "sharpness"):
             CALLS[name](World(fresh))
@@ -274,8 +274,8 @@ def test_another_thread_hears_its_warnings_logs_and_errors_while_a_model_is_trac
 
 # ------------------------------------------------------------------------------------------------------------------- copies
 
-NO_COPY = {"stream"}
-"""A network on disk reads the files of its own folder."""
+NO_COPY = {"stream", "to_torch_prune"}
+"""A network on disk reads the files of its own folder; PyTorch copies no module that it prunes."""
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -285,12 +285,12 @@ def test_results_and_arguments_survive_pickle_and_deepcopy(part: int) -> None:
             continue
         world = World(network())
         found = CALLS[name](world)
-        if isinstance(found, (pathlift.Network, pathlift.Symmetries)):
+        if isinstance(found, (pathlift.Network, pathlift.rescaling.Symmetries)):
             assert contents(copy.deepcopy(found)) == plain(name), name
         elif name not in NO_COPY:
             assert contents(copy.deepcopy(found)) == plain(name), name
             again = pickle.loads(pickle.dumps(found))
-            if isinstance(found, pathlift.RescaledState):
+            if isinstance(found, pathlift.rescaling.RescaledState):
                 again, found = dict(again), dict(found)
             assert contents(again) == contents(found), name
 
@@ -303,7 +303,7 @@ def test_states_are_read_with_weights_only(name: str, tmp_path: Path) -> None:
     assert contents(dict(again)) == contents(dict(state))
 
 
-@pytest.mark.parametrize("name", ["load_masks", "path_magnitude", "unit_path_magnitude", "pruning.to_torch_prune"])
+@pytest.mark.parametrize("name", ["load_masks", "path_magnitude", "unit_path_magnitude", "from_torch_prune"])
 def test_tensors_by_name_are_read_with_weights_only(name: str, tmp_path: Path) -> None:
     state = CALLS[name](World(network()))
     torch.save(dict(state), tmp_path / "state.pt")
@@ -426,7 +426,7 @@ def test_ctrl_c_while_a_model_is_traced() -> None:
 HOLDERS = {"capture", "stream", "symmetries", "Symmetries.at", "capture of a Network"}
 """Results that are there to hold a network."""
 
-SHARED = {"Batch.split", "pruning.importance_scores"}
+SHARED = {"Batch.split", "importance_scores"}
 """Results that hand on parts of their arguments."""
 
 

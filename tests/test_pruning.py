@@ -19,8 +19,8 @@ from agreement import RTOL, close, outputs, randomised, samples
 from cases import Residual, Tied, perceptron
 from habit import LONGER
 from networks import networks, over
-from pathlift import apply_masks, prune
-from pathlift.pruning import NofM, ScorePruning, from_torch_prune, importance_scores, to_torch_prune
+from pathlift import prune
+from pathlift.pruning import NofM, ScorePruning, apply_masks, from_torch_prune, importance_scores, to_torch_prune
 from pathlift.pruning.scope import prunable
 from pathlift.pruning.selection import (
     SELECTIONS,
@@ -288,8 +288,8 @@ def test_scope_by_type_and_pattern():
 def test_masks_in_files_and_in_torch_prune(tmp_path: Path):
     model = residual()
     pruned, report = prune(model, (1, 3, 3), 0.6)
-    pathlift.save_masks(report.masks, tmp_path / "masks.safetensors")
-    loaded = pathlift.load_masks(tmp_path / "masks.safetensors")
+    pathlift.pruning.save_masks(report.masks, tmp_path / "masks.safetensors")
+    loaded = pathlift.pruning.load_masks(tmp_path / "masks.safetensors")
     again = apply_masks(model, loaded)
     x = torch.randn(2, 1, 3, 3)
     assert torch.equal(again(x), pruned(x))
@@ -349,7 +349,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         (pathlift.InputError, "looks at data", None, {"criterion": "wanda"}),
         (pathlift.InputError, "a loss", None, {"criterion": "obd", "data": X}),
         (pathlift.InputError, "one number", None, {
-            "criterion": "snip", "data": pathlift.Batch(X, Y, lambda out, y: out.sum(1))}),
+            "criterion": "snip", "data": pathlift.pruning.Batch(X, Y, lambda out, y: out.sum(1))}),
         (pathlift.InputError, "found a list of length 0", None, {"criterion": "snip", "data": []}),
         (pathlift.InputError, "shape", None, {"criterion": "wanda", "data": torch.randn(4, 5)}),
         (pathlift.InputError, "steps", None, {"steps": 0}),
@@ -376,7 +376,7 @@ def test_bad_input(error, message, make, arguments):
 
 def test_a_batch_has_a_target_for_each_input():
     with pytest.raises(pathlift.InputError, match="4 inputs and 3 targets"):
-        pathlift.Batch(X, Y[:3])
+        pathlift.pruning.Batch(X, Y[:3])
 
 
 def test_masks_of_another_model_are_refused():

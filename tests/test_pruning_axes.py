@@ -18,7 +18,7 @@ import pathlift
 from cases import WithParameters
 from pathlift import prune
 from pathlift.errors import PathliftWarning
-from pathlift.pruning import criteria
+from pathlift.pruning import Batch, criteria
 from pathlift.pruning.selection import kept_of, select_lamp
 
 
@@ -430,7 +430,7 @@ def test_scores_of_tiny_and_huge_weights_keep_their_order(name, size):
     """All scores of a layer times one power of two: the masks of each layer stay."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
-    batch = pathlift.Batch(torch.randn(5, 3), torch.randn(5, 2), lambda out, y: (out * y).sum())
+    batch = Batch(torch.randn(5, 3), torch.randn(5, 2), lambda out, y: (out * y).sum())
     data = batch.x if name == "wanda" else batch
     right = prune(model, (3,), 0.5, name, data=data, selection="per_layer")[1].masks
     with torch.no_grad():
@@ -484,9 +484,9 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         ("tensor of real numbers", {"criterion": lambda network: {n: network.state[n] + 0j for n in network.parameters}}),
         ("selection must be", {"selection": 4}),
         ("no bool mask", {"selection": lambda scores, amount: {}}),
-        ("one number.*NoneType", {"criterion": "snip", "data": pathlift.Batch(X, Y, lambda out, y: None)}),
-        ("loss fails", {"criterion": "fisher", "data": pathlift.Batch(X, Y + 7)}),
-        ("of these data is nan", {"criterion": "grasp", "data": pathlift.Batch(X, Y, lambda out, y: out.sum() * math.nan)}),
+        ("one number.*NoneType", {"criterion": "snip", "data": Batch(X, Y, lambda out, y: None)}),
+        ("loss fails", {"criterion": "fisher", "data": Batch(X, Y + 7)}),
+        ("of these data is nan", {"criterion": "grasp", "data": Batch(X, Y, lambda out, y: out.sum() * math.nan)}),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_refused(message, arguments):
@@ -497,11 +497,11 @@ def test_what_is_no_answer_is_refused(message, arguments):
 
 def test_batches_and_masks_are_checked_where_they_are_made(tmp_path):
     with pytest.raises(pathlift.InputError, match=r"x\[0\] must be a tensor"):
-        pathlift.Batch([1.0], Y)
+        Batch([1.0], Y)
     with pytest.raises(pathlift.InputError, match="loss must be"):
-        pathlift.Batch(X, Y, None)
+        Batch(X, Y, None)
     with pytest.raises(pathlift.InputError, match="other values"):
-        pathlift.save_masks({"w": torch.tensor([0.5])}, tmp_path / "masks.safetensors")
+        pathlift.pruning.save_masks({"w": torch.tensor([0.5])}, tmp_path / "masks.safetensors")
 
 
 @pytest.mark.parametrize("how", [lambda w: w.t(), lambda w: w, lambda w: w.view(4, 4)], ids=["transposed", "same", "viewed"])

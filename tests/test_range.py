@@ -87,7 +87,7 @@ def log10(value: Fraction) -> float:
     return math.log10(value / Fraction(2) ** shift) + shift * math.log10(2)
 
 
-def assert_shares(found: pathlift.PathMagnitude, right: dict[str, list[list[Fraction]]], tolerance: float) -> None:
+def assert_shares(found: pathlift.magnitude.PathMagnitude, right: dict[str, list[list[Fraction]]], tolerance: float) -> None:
     assert set(found) == set(right)
     for name, rows in right.items():
         wanted = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)

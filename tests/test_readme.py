@@ -98,7 +98,7 @@ def test_names_options_extras_and_links_of_the_readme_exist() -> None:
         for option in re.findall(r"(\w+)=", arguments):
             assert option in parameters, f"{name}(…, {option}=)"
     for text in re.findall(r"`\.(\w+)\b", README.partition("`symmetries(model, inputs)`")[2].partition("\n")[0]):
-        assert hasattr(pathlift.Symmetries, text), text
+        assert hasattr(pathlift.rescaling.Symmetries, text), text
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
     (extras,) = re.findall(r"\(extras: ([^)]*)\)", README)

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 import pathlift
 from agreement import parallel
 from pathlift import Network
+from pathlift.rescaling import Symmetries
 from pathlift.rescaling.training import path_sgd, rescale_after_steps
 
 
@@ -206,9 +207,9 @@ QUESTIONS: dict[str, Callable[[Network], list[Tensor | float | None]]] = {
     "symmetries": lambda n: [float(len(pathlift.symmetries(n))), *_flat(pathlift.symmetries(n).normalize())],
     "balance": lambda n: _flat(pathlift.symmetries(n).balance()),
     "condition": lambda n: _flat(pathlift.symmetries(n).condition()),
-    "sharpness": lambda n: [pathlift.sharpness(n, batch(), torch.tensor([0, 1, 2]), 0.1, steps=2).lemma],
-    "generalisation": lambda n: [pathlift.generalisation_bound(n, 100).log10_theorem],
-    "gradient_norms": lambda n: [pathlift.gradient_norms(n, batch())],
+    "sharpness": lambda n: [pathlift.consequences.sharpness(n, batch(), torch.tensor([0, 1, 2]), 0.1, steps=2).lemma],
+    "generalisation": lambda n: [pathlift.consequences.generalisation_bound(n, samples=100).log10_theorem],
+    "gradient_norms": lambda n: [pathlift.lipschitz.gradient_norms(n, batch())],
     "prune": prune_masks,
 }
 
@@ -248,12 +249,12 @@ def test_symmetries_found_before_a_change_give_states_of_the_model_as_it_is(chan
     groups.normalize()
     change(model)
     x = batch().to(next(model.parameters()).dtype)
-    for make in (pathlift.Symmetries.normalize, pathlift.Symmetries.balance, pathlift.Symmetries.condition):
+    for make in (Symmetries.normalize, Symmetries.balance, Symmetries.condition):
         try:
             state = make(groups)
         except pathlift.PathliftError:
             continue
-        rescaled = pathlift.with_state(model, state).eval()
+        rescaled = pathlift.rescaling.with_state(model, state).eval()
         tolerance = 0.02 if x.dtype == torch.float16 else 1e-4
         torch.testing.assert_close(rescaled(x), model.eval()(x), rtol=tolerance, atol=tolerance)
 
@@ -282,7 +283,7 @@ def test_a_mask_that_opens_ties_what_it_held_apart(in_buffer: bool) -> None:
     groups.balance()
     model.mask.fill_(1.0)
     x = torch.randn(5, 2)
-    torch.testing.assert_close(pathlift.with_state(model, groups.balance())(x), model(x))
+    torch.testing.assert_close(pathlift.rescaling.with_state(model, groups.balance())(x), model(x))
     assert len(groups) == 3
     twin = copy.deepcopy(model)
     twin.load_state_dict(groups.randomize(generator=torch.Generator().manual_seed(0)))
@@ -373,7 +374,7 @@ def test_hooks_of_training_refuse_a_model_that_was_rebuilt() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     groups = pathlift.symmetries(model, SHAPE)
     path_sgd(optimizer, groups.network)
-    rescale_after_steps(optimizer, groups, pathlift.Symmetries.balance)
+    rescale_after_steps(optimizer, groups, Symmetries.balance)
     model.head = nn.Linear(4, 3)
     model(batch()).sum().backward()
     with pytest.raises(pathlift.MismatchError, match="head"):
@@ -523,7 +524,7 @@ def results() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
             pathlift.lipschitz_bound(network, other, x),
             lambda own: own.as_subclass(Tensor) + own.which + len(own.winner),
         ),
-        "metric bound": (pathlift.path_metric_bounds(network, other), lambda own: repr(own)),
+        "metric bound": (pathlift.metric.path_metric_bounds(network, other), lambda own: repr(own)),
         "kernel": (pathlift.path_kernel([network, other]), lambda own: own.coordinates()[0]),
         "magnitude": (pathlift.path_magnitude(network), lambda own: own["conv.weight"]),
         "certificate": (pathlift.certify(network, x, pathlift.Relative(0.01)), lambda own: own.bound),
@@ -534,8 +535,11 @@ def results() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
         "balanced": (groups.balance(), lambda own: own["conv.weight"]),
         "equivalence": (pathlift.equivalent(network, groups.normalize(), tolerance=1e-3), lambda own: own.factors),
         "lifting": (pathlift.path_lifting(small, (2,)), lambda own: own.phi),
-        "sharpness": (pathlift.sharpness(network, x, torch.tensor([0, 1, 2]), 0.1, steps=1), lambda own: repr(own)),
-        "generalisation": (pathlift.generalisation_bound(network, 10), lambda own: repr(own)),
+        "sharpness": (
+            pathlift.consequences.sharpness(network, x, torch.tensor([0, 1, 2]), 0.1, steps=1),
+            lambda own: repr(own),
+        ),
+        "generalisation": (pathlift.consequences.generalisation_bound(network, samples=10), lambda own: repr(own)),
         "support": (pathlift.check_support(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2)), (2,)), str),
         "tolerance": (pathlift.Pruned(0.3), repr),
     }
@@ -586,7 +590,7 @@ def _of(model: Model) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
         "prune report": (pathlift.prune(model, SHAPE, amount=0.2)[1], lambda own: own.masks["conv.weight"]),
         "rescaled": (pathlift.symmetries(model, SHAPE).balance(), lambda own: own["conv.weight"]),
         "equivalence": (pathlift.equivalent(model, model, SHAPE), lambda own: own.factors),
-        "generalisation": (pathlift.generalisation_bound(model, 10, SHAPE), repr),
+        "generalisation": (pathlift.consequences.generalisation_bound(model, SHAPE, samples=10), repr),
     }
 
 
@@ -613,8 +617,8 @@ def test_results_cross_into_another_process_and_back() -> None:
         assert same(made[name][1](result), made[name][1](made[name][0])), name
 
 
-@pytest.mark.parametrize("make", [pathlift.Symmetries.normalize, pathlift.Symmetries.balance])
-def test_a_rescaled_state_saved_and_read_back_is_a_plain_state(make: Callable[[pathlift.Symmetries], Any]) -> None:
+@pytest.mark.parametrize("make", [Symmetries.normalize, Symmetries.balance])
+def test_a_rescaled_state_saved_and_read_back_is_a_plain_state(make: Callable[[Symmetries], Any]) -> None:
     model, file = Model().eval(), io.BytesIO()
     torch.save(make(pathlift.symmetries(model, SHAPE)), file)
     file.seek(0)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift.results import LINE, Result
-from process import FUNCTIONS, METHODS, World
+from process import FUNCTIONS, METHODS, PUBLIC, World
 
-MODELS = (pathlift.Network, pathlift.Checkpoint, pathlift.Batch)
+MODELS = (pathlift.Network, pathlift.storage.Checkpoint, pathlift.pruning.Batch)
 """What a call gives to be handed to another one: no results."""
 
 TRUE_OR_FALSE = {"SupportReport", "Equivalence", "PathMagnitude", "RescaledState", "BalancedState"}
@@ -33,7 +33,7 @@ def inside(value: object) -> list[object]:
     if isinstance(value, MODELS):
         return []
     own = [value] if type(value).__module__.startswith("pathlift") else []
-    if isinstance(value, pathlift.Symmetries):
+    if isinstance(value, pathlift.rescaling.Symmetries):
         return [*own, *inside(value.families), *inside(value.pinned)]
     if isinstance(value, (list, tuple)):
         return [*own, *(other for item in value for other in inside(item))]
@@ -57,8 +57,8 @@ def results() -> dict[str, Any]:
 
 def classes() -> list[str]:
     """Every class of results that pathlift names, and those that results are made of."""
-    kinds = {name: kind for name in pathlift.__all__ if isinstance(kind := getattr(pathlift, name), type)}
-    return sorted({*(name for name, kind in kinds.items() if issubclass(kind, Result)), "PrunedTensor", "Family", "Pinned"})
+    kinds = {name: kind for name, kind in PUBLIC.items() if isinstance(kind, type)}
+    return sorted({*(name for name, kind in kinds.items() if issubclass(kind, Result)), "SupportReport", "Problem"})
 
 
 def test_every_result_of_a_public_function_is_a_result() -> None:
@@ -176,18 +176,18 @@ def test_large_results_stay_short() -> None:
     assert repr(report).startswith("PruneReport(criterion='relative_path_magnitude', sparsity=0.5")
     assert len(report._repr_html_()) < 20_000 and "and 10 more" in report._repr_html_()
     assert len(repr(pathlift.path_magnitude(model, (64,)))) <= LINE
-    problem = pathlift.Problem("a.b", "aten.gelu", "model.py:3", "reason " * 100, "advice")
+    problem = pathlift.errors.Problem("a.b", "aten.gelu", "model.py:3", "reason " * 100, "advice")
     assert len(repr(problem)) <= LINE and repr(problem).endswith("…)")
 
 
 def test_numbers_that_are_not_finite_stay_numbers() -> None:
-    bound = pathlift.MetricBound("x", "y", "lower", -math.inf, invariant=True)
+    bound = pathlift.metric.MetricBound("x", "y", "lower", -math.inf, invariant=True)
     plain = {"name": "x", "reference": "y", "side": "lower", "log10": -math.inf, "invariant": True, "reason": ""}
     assert bound.to_dict() == plain == json.loads(json.dumps(plain))
 
 
 def test_names_are_escaped_in_a_table() -> None:
-    problem = pathlift.Problem("<b>", "op & co", "", "a < b", "")
+    problem = pathlift.errors.Problem("<b>", "op & co", "", "a < b", "")
     text = problem._repr_html_()
     assert "<b>" not in text and "&lt;b&gt;" in text and "op &amp; co" in text
 
@@ -202,7 +202,7 @@ def test_what_is_not_there_is_left_out_of_the_dictionary() -> None:
 def test_results_go_into_a_data_frame_row_by_row() -> None:
     """A list of dictionaries with the same keys, as data frames take it."""
     model, other = nn.Linear(2, 1), nn.Linear(2, 1)
-    rows = [bound.to_dict() for bound in pathlift.path_metric_bounds(model, other, (2,))]
+    rows = [bound.to_dict() for bound in pathlift.metric.path_metric_bounds(model, other, (2,))]
     assert len({tuple(row) for row in rows}) == 1 and all(isinstance(row["log10"], float) for row in rows)
 
 

@@ -97,11 +97,11 @@ PAIRS: dict[str, tuple[nn.Module, nn.Module]] = {
 COMPARISONS: dict[str, Callable[[nn.Module, Any], object]] = {
     "path_metric": lambda model, other: pathlift.path_metric(model, other, (4,)),
     "path_metrics": lambda model, other: list(pathlift.path_metrics(model, [other], (4,))),
-    "path_metric_bounds": lambda model, other: pathlift.path_metric_bounds(model, other, (4,)),
+    "path_metric_bounds": lambda model, other: pathlift.metric.path_metric_bounds(model, other, (4,)),
     "lipschitz_bound": lambda model, other: pathlift.lipschitz_bound(model, other, X),
     "path_kernel": lambda model, other: pathlift.path_kernel([model, other], (4,)),
     "equivalent": lambda model, other: pathlift.equivalent(model, other, (4,)),
-    "rescaling_distance": lambda model, other: pathlift.rescaling_distance(model, other, (4,)),
+    "rescaling_distance": lambda model, other: pathlift.rescaling.rescaling_distance(model, other, (4,)),
     "align": lambda model, other: pathlift.align(model, other, (4,)),
     "certify": lambda model, other: pathlift.certify(model, X, other),
 }

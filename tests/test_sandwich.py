@@ -49,7 +49,7 @@ CHANGES: dict[str, Change] = {
 def changed(model: nn.Module, how: str, seed: int = 0) -> dict[str, Tensor]:
     """The parameters of another network."""
     generator = torch.Generator().manual_seed(seed + 77)
-    other = pathlift.with_state(model, model.state_dict())
+    other = pathlift.rescaling.with_state(model, model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.copy_(CHANGES[how](parameter, generator))
@@ -57,11 +57,11 @@ def changed(model: nn.Module, how: str, seed: int = 0) -> dict[str, Tensor]:
 
 
 def exact(model: nn.Module, state: dict[str, Tensor], shape: tuple[int, ...]) -> float:
-    one, two = (pathlift.path_lifting(m, shape).phi for m in (model, pathlift.with_state(model, state)))
+    one, two = (pathlift.path_lifting(m, shape).phi for m in (model, pathlift.rescaling.with_state(model, state)))
     return float((one - two).abs().sum())
 
 
-def encloses(found: pathlift.PathMetric, value: float) -> bool:
+def encloses(found: pathlift.metric.PathMetric, value: float) -> bool:
     return found.lower <= value * (1 + SLACK) + 1e-290 and value <= found.upper * (1 + SLACK) + 1e-290
 
 
@@ -127,7 +127,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
         assume(False)
     how = list(CHANGES)[weights % len(CHANGES)]
     state = changed(model, how, weights)
-    other = pathlift.path_lifting(pathlift.with_state(model, state), inputs).phi
+    other = pathlift.path_lifting(pathlift.rescaling.with_state(model, state), inputs).phi
     value = float((phi - other).abs().sum())
     network = pathlift.capture(model, inputs)
     for moments in (0, None, 4, 8):
@@ -186,7 +186,7 @@ def test_tightened_bounds_are_within_ten_per_cent(how: str) -> None:
 def test_per_output_bounds_enclose_each_output() -> None:
     model = random_perceptron(3, 4, 4, 5)
     state = changed(model, "noise")
-    one, two = (pathlift.path_lifting(m, (3,)) for m in (model, pathlift.with_state(model, state)))
+    one, two = (pathlift.path_lifting(m, (3,)) for m in (model, pathlift.rescaling.with_state(model, state)))
     value = torch.zeros(5, dtype=torch.float64).index_add(0, one.output, (one.phi - two.phi).abs())
     metric = pathlift.path_metric(model, state, (3,), moments=8)
     assert metric.log10_lower_per_output.shape == (5,)
@@ -244,7 +244,7 @@ def test_tightening_stops_at_a_ratio_and_at_a_time() -> None:
     state = changed(model, "8 bit")
     first = pathlift.path_metric(model, state, (4,), moments=8)
     target = 1 + 0.7 * (first.ratio - 1)
-    seen: list[pathlift.Step] = []
+    seen: list[pathlift.metric.Step] = []
     found = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target, progress=seen.append)
     assert found.ratio <= target
     assert found.history == tuple(seen)
@@ -294,7 +294,7 @@ def test_rescaling_either_side_changes_nothing(how: str, moments: int | None) ->
     for choices in ((0.25, 1.0, 8.0), None):
         moved = groups.at(state).randomize(choices, generator=torch.Generator().manual_seed(1))
         second = pathlift.path_metric(model, moved, (4,), moments=moments, estimate=20)
-        own = pathlift.with_state(model, groups.randomize(choices, generator=torch.Generator().manual_seed(2)))
+        own = pathlift.rescaling.with_state(model, groups.randomize(choices, generator=torch.Generator().manual_seed(2)))
         third = pathlift.path_metric(own, moved, (4,), moments=moments, estimate=20)
         for found in (second, third):
             assert found.lower <= first.upper
@@ -310,7 +310,7 @@ def test_a_difference_near_rounding_is_not_lost_in_the_gauge() -> None:
     model = random_perceptron(4, 5, 4, 2)
     with torch.no_grad():
         model[2].weight[0, 0] = 1e-12
-    other = pathlift.with_state(model, model.state_dict())
+    other = pathlift.rescaling.with_state(model, model.state_dict())
     with torch.no_grad():
         other[2].weight[0, 0] *= -1
     share = float(pathlift.path_magnitude(model, (4,))["2.weight"][0, 0])
@@ -340,7 +340,9 @@ def test_exact_values_are_symmetric_and_obey_the_triangle_inequality() -> None:
     small, tiny = ({name: tensor * size for name, tensor in model.state_dict().items()} for size in (0.8, 0.3))
     states = [model.state_dict(), small, tiny]
     for q in (1, 2):
-        d = [[pathlift.path_metric(pathlift.with_state(model, a), b, (3,), q=q).value for b in states] for a in states]
+        d = [
+            [pathlift.path_metric(pathlift.rescaling.with_state(model, a), b, (3,), q=q).value for b in states] for a in states
+        ]
         for i in range(3):
             assert d[i][i] <= 1e-12
             for j in range(3):

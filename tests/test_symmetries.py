@@ -75,7 +75,9 @@ def test_pairs_of_operators(part: int) -> None:
 
 def rescaled(model: nn.Module, inputs: tuple[Tensor, ...], start: int = 5, sigma: float = 2.0) -> nn.Module:
     """Another network of the same orbit."""
-    return pathlift.with_state(model, pathlift.symmetries(model, inputs).randomize(generator=generator(start), sigma=sigma))
+    return pathlift.rescaling.with_state(
+        model, pathlift.symmetries(model, inputs).randomize(generator=generator(start), sigma=sigma)
+    )
 
 
 def weight_norm(state: dict[str, Tensor], model: nn.Module, p: float) -> float:
@@ -100,7 +102,7 @@ def test_the_balanced_representative_is_the_smallest_and_the_same_from_everywher
         assert best.imbalance < 1e-11
         size = weight_norm(best, model, p)
         assert size <= weight_norm(model.state_dict(), model, p) * (1 + 1e-12)
-        at_best = pathlift.symmetries(pathlift.with_state(model, best), inputs)
+        at_best = pathlift.symmetries(pathlift.rescaling.with_state(model, best), inputs)
         for start in range(5):  # no rescaling of it is smaller, near or far
             near = at_best.randomize(generator=generator(start), sigma=10.0**-start)
             assert weight_norm(near, model, p) >= size * (1 - 1e-12)
@@ -120,7 +122,7 @@ def test_representatives_do_not_depend_on_where_they_start(case: Case, kind: str
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-7, atol=1e-9)
     x = tuple(3 * part for part in inputs)
-    torch.testing.assert_close(outputs(pathlift.with_state(model, first), x), outputs(model, x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outputs(pathlift.rescaling.with_state(model, first), x), outputs(model, x), rtol=1e-9, atol=1e-9)
 
 
 def test_the_normal_form_of_a_perceptron_has_rows_of_norm_one() -> None:
@@ -135,7 +137,7 @@ def test_the_normal_form_of_a_perceptron_has_rows_of_norm_one() -> None:
 
 def test_no_path_activation_of_a_normal_convolutional_network_exceeds_one() -> None:
     model = randomised(Residual())
-    normal = pathlift.with_state(model, pathlift.symmetries(model, (1, 3, 3)).normalize())
+    normal = pathlift.rescaling.with_state(model, pathlift.symmetries(model, (1, 3, 3)).normalize())
     parts = [normal.conv1, normal.bn1, nn.ReLU(), normal.conv2]
     for length in (1, 3, 4):
         largest = pathlift.path_norm(nn.Sequential(*parts[:length]), (1, 3, 3)).per_output.flatten(1).amax(1)
@@ -179,7 +181,7 @@ def test_conditioning_minimises_the_divergence_of_the_path_kernel() -> None:
     inputs = examples((2,))
 
     def divergence(state: dict[str, Tensor]) -> float:
-        other = pathlift.with_state(model, state)
+        other = pathlift.rescaling.with_state(model, state)
         paths = Probe(other, *inputs).dag().paths(10_000)
         own = dict(other.named_parameters())
         diagonal: dict[tuple[str, int], float] = {}
@@ -195,7 +197,7 @@ def test_conditioning_minimises_the_divergence_of_the_path_kernel() -> None:
     assert best.imbalance < 1e-10
     least = divergence(best)
     assert least <= divergence(model.state_dict())
-    at_best = pathlift.symmetries(pathlift.with_state(model, best), inputs)
+    at_best = pathlift.symmetries(pathlift.rescaling.with_state(model, best), inputs)
     for start in range(6):
         assert divergence(at_best.randomize(generator=generator(start), sigma=10.0 ** (-start / 2))) >= least - 1e-9
 
@@ -217,7 +219,7 @@ def test_equalised_channels_have_equal_ranges() -> None:
 def test_pruned_and_rescaled_copies_are_recognised() -> None:
     model = randomised(Residual())
     inputs = examples((1, 3, 3))
-    pruned = pathlift.with_state(model, model.state_dict())
+    pruned = pathlift.rescaling.with_state(model, model.state_dict())
     with torch.no_grad():
         for parameter in pruned.parameters():
             parameter.mul_(torch.rand(parameter.shape, generator=generator(1)) > 0.3)
@@ -245,7 +247,7 @@ def test_one_changed_weight_is_found(case: Case) -> None:
     groups = pathlift.symmetries(model, inputs)
     state = groups.randomize(generator=generator())
     assert pathlift.equivalent(groups, state)
-    assert pathlift.rescaling_distance(groups, state) < 1e-9 * weight_norm(model.state_dict(), model, 2)
+    assert pathlift.rescaling.rescaling_distance(groups, state) < 1e-9 * weight_norm(model.state_dict(), model, 2)
     free = len(groups)
     for name, _ in model.named_parameters():
         if name not in state or state[name].numel() < 2 or free == 0:
@@ -318,7 +320,7 @@ def test_other_bad_input() -> None:
         lambda: groups.randomize(sigma=-1.0),
         lambda: groups.balance(0.0),
         lambda: pathlift.equivalent(groups, groups.network.state, tolerance=-1.0),
-        lambda: pathlift.rescaling_distance(groups, groups.network.state, p=0.5),
+        lambda: pathlift.rescaling.rescaling_distance(groups, groups.network.state, p=0.5),
     ):
         with pytest.raises(pathlift.InputError):
             call()
@@ -335,8 +337,8 @@ def test_what_is_not_finite_is_neither_equivalent_nor_aligned(name: str, value: 
     model = perceptron(3, 4, 2)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state[name].view(-1)[0] = value
-    for call in (pathlift.equivalent, pathlift.align, pathlift.rescaling_distance):
-        for pair in ((model, state), (pathlift.with_state(model, state), model)):
+    for call in (pathlift.equivalent, pathlift.align, pathlift.rescaling.rescaling_distance):
+        for pair in ((model, state), (pathlift.rescaling.with_state(model, state), model)):
             with pytest.raises(pathlift.NumericalError, match=name.replace(".", r"\.")):
                 call(*pair, (3,))
 

@@ -83,7 +83,7 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         groups.randomize(generator=generator, sigma=2.0),
     ]
     for state, exact in zip(states, (True, True, False), strict=True):
-        other = pathlift.with_state(model, state)
+        other = pathlift.rescaling.with_state(model, state)
         after = run(other, x)
         assert float((after - before).abs().max()) <= (0.0 if exact else 1e-5) * float(before.abs().max())
         rescaled = pathlift.capture(other, shape)
@@ -114,6 +114,6 @@ def test_no_rescaling_of_a_u_net_is_seen() -> None:
 def test_shares_keep_every_bit_where_float32_suffices() -> None:
     model, shape = build("torchvision:resnet18")
     groups = pathlift.symmetries(model, shape)
-    other = pathlift.with_state(model, groups.randomize((0.25, 1, 4), torch.Generator().manual_seed(1)))
+    other = pathlift.rescaling.with_state(model, groups.randomize((0.25, 1, 4), torch.Generator().manual_seed(1)))
     before, after = pathlift.path_magnitude(model, shape), pathlift.path_magnitude(other, shape)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -93,7 +93,7 @@ def test_channels_that_nothing_reads_count_by_what_makes_them():
 def test_channels_chosen_are_the_same_after_a_rescaling():
     model = network()
     state = pathlift.symmetries(model, (1, 8, 8)).randomize((1.0, 128.0, 4096.0), torch.Generator().manual_seed(0))
-    rescaled = pathlift.with_state(model, state)
+    rescaled = pathlift.rescaling.with_state(model, state)
     found = []
     for own in (model, rescaled):
         groups = tp.DependencyGraph().build_dependency(own, X).get_all_groups()

@@ -32,7 +32,7 @@ def test_memory_is_that_of_the_rescaled_gradients(make: object) -> None:
     model = randomised(perceptron(3, 5, 4, 2))
     groups = pathlift.symmetries(model, (3,))
     state = groups.randomize(generator=torch.Generator().manual_seed(0))
-    twin = pathlift.with_state(model, state)
+    twin = pathlift.rescaling.with_state(model, state)
     first, second = make(model.parameters()), make(twin.parameters())
     for one, optimizer in ((model, first), (twin, second)):
         loss(one).backward()
@@ -75,7 +75,7 @@ def test_balancing_after_steps_changes_no_output_and_ends_when_removed() -> None
 
 def test_path_sgd_makes_the_same_step_in_every_gauge() -> None:
     model = randomised(perceptron(3, 5, 4, 2))
-    twin = pathlift.with_state(model, pathlift.symmetries(model, (3,)).randomize((1, 64, 2048)))
+    twin = pathlift.rescaling.with_state(model, pathlift.symmetries(model, (3,)).randomize((1, 64, 2048)))
     results = []
     for one in (model, twin):
         optimizer = torch.optim.SGD(one.parameters(), lr=1e-3, momentum=0.9)

@@ -72,24 +72,26 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "path_kernel": lambda m, s: pathlift.path_kernel([m, m.state_dict()], s),
     "path_magnitude on data": lambda m, s: pathlift.path_magnitude(m, s, q=2, x=torch.ones(2, *s)),
     "prune": lambda m, s: pathlift.prune(m, s, 0.5, scope="*"),
-    "apply_masks": lambda m, s: pathlift.apply_masks(m, {n: torch.ones_like(p) > 0 for n, p in m.named_parameters()}),
+    "apply_masks": lambda m, s: pathlift.pruning.apply_masks(m, {n: torch.ones_like(p) > 0 for n, p in m.named_parameters()}),
     **{
         f"criterion {name}": lambda m, s, own=own: own.scores(
-            pathlift.capture(m, s), pathlift.Batch(torch.ones(2, *s), torch.zeros(2).long())
+            pathlift.capture(m, s), pathlift.pruning.Batch(torch.ones(2, *s), torch.zeros(2).long())
         )
-        for name, own in pathlift.CRITERIA.items()
+        for name, own in pathlift.pruning.CRITERIA.items()
         if own.needs != "nothing" or name in {"synflow", "balanced_magnitude"}
     },
     "unit_path_magnitude": pathlift.unit_path_magnitude,
     "path_metric": lambda m, s: pathlift.path_metric(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
     "path_metric with itself": lambda m, s: pathlift.path_metric(m, m, s, q=2),
-    "path_metric_bounds": lambda m, s: pathlift.path_metric_bounds(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
+    "path_metric_bounds": lambda m, s: pathlift.metric.path_metric_bounds(
+        m, {k: v * 0.5 for k, v in m.state_dict().items()}, s
+    ),
     "lipschitz_bound": lambda m, s: pathlift.lipschitz_bound(m, m, torch.ones(2, *s)),
-    "input_lipschitz": pathlift.input_lipschitz,
-    "gradient_norms": lambda m, s: pathlift.gradient_norms(m, torch.ones(2, *s)),
+    "input_lipschitz": pathlift.lipschitz.input_lipschitz,
+    "gradient_norms": lambda m, s: pathlift.lipschitz.gradient_norms(m, torch.ones(2, *s)),
     "certify": lambda m, s: pathlift.certify(m, torch.ones(2, *s), None, 0.1),
     "attack": lambda m, s: pathlift.attack(m, torch.ones(2, *s), None, 0.1),
-    "sharpness": lambda m, s: pathlift.sharpness(m, torch.ones(2, *s), torch.zeros(2, dtype=torch.long), 0.1),
+    "sharpness": lambda m, s: pathlift.consequences.sharpness(m, torch.ones(2, *s), torch.zeros(2, dtype=torch.long), 0.1),
     "symmetries": lambda m, s: str(pathlift.symmetries(m, s)),
     "rescale": lambda m, s: pathlift.symmetries(m, s).randomize((1, 2)),
     "normalize": lambda m, s: pathlift.symmetries(m, s).normalize(),
@@ -98,8 +100,8 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
     "condition": lambda m, s: pathlift.symmetries(m, s).condition(),
     "equivalent": lambda m, s: pathlift.equivalent(m, m, s),
     "align": lambda m, s: pathlift.align(m, {k: v * 0.5 for k, v in m.state_dict().items()}, s),
-    "rescaling_distance": lambda m, s: pathlift.rescaling_distance(m, m, s),
-    "with_state": lambda m, s: pathlift.with_state(m, m.state_dict()),
+    "rescaling_distance": lambda m, s: pathlift.rescaling.rescaling_distance(m, m, s),
+    "with_state": lambda m, s: pathlift.rescaling.with_state(m, m.state_dict()),
     "path_lifting": lambda m, s: pathlift.path_lifting(m, s),
 }
 

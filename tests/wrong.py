@@ -30,26 +30,37 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.consequences import generalisation_bound
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import CompactNetwork
 from pathlift.pruning import Batch, NofM, ScorePruning
+from pathlift.rescaling import Symmetries
 
 # ------------------------------------------------------------------------------------------------------------ the surface
 
 MODULES = (
     "pathlift",
+    "pathlift.certification",
+    "pathlift.consequences",
+    "pathlift.lipschitz",
+    "pathlift.metric",
     "pathlift.pruning",
+    "pathlift.rescaling",
+    "pathlift.storage",
+    "pathlift.kernel",
+    "pathlift.lifting",
+    "pathlift.magnitude",
+    "pathlift.norm",
     "pathlift.rescaling.training",
-    "pathlift.storage.models",
     "pathlift.lightning",
     "pathlift.pruning.torch_pruning",
 )
 """Where users find functions."""
 
 MADE = {
-    "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "GeneralisationBound", "InputLipschitz",
+    "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family", "GeneralisationBound", "InputLipschitz",
     "LipschitzBound", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude", "PathMetric", "PathNorm",
-    "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
+    "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -130,7 +141,7 @@ class World:
         return {name: own.abs() for name, own in self.state.items()}
 
     @cached_property
-    def groups(self) -> pathlift.Symmetries:
+    def groups(self) -> Symmetries:
         return pathlift.symmetries(self.network)
 
     @cached_property
@@ -144,7 +155,7 @@ class World:
 
     @cached_property
     def stored_masks(self) -> Path:
-        pathlift.save_masks(self.masks, self.folder / "masks.safetensors")
+        pathlift.pruning.save_masks(self.masks, self.folder / "masks.safetensors")
         return self.folder / "masks.safetensors"
 
     @property
@@ -181,8 +192,8 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Batch.split": lambda w: {"self": Batch(w.x, w.y), "size": 1},
     "Checkpoint": lambda w: {"path": w.weights},
     "Criterion": lambda w: {"name": "own", "what": "of mine", "score": lambda network, data, generator: w.scores},
-    "Criterion.scores": lambda w: {"self": pathlift.CRITERIA["wanda"], "network": w.network, "data": w.x},
-    "GeneralisationBound.vacuous": lambda w: {"self": pathlift.generalisation_bound(w.network, 9), "loss_range": 1.0},
+    "Criterion.scores": lambda w: {"self": pathlift.pruning.CRITERIA["wanda"], "network": w.network, "data": w.x},
+    "GeneralisationBound.vacuous": lambda w: {"self": generalisation_bound(w.network, samples=9), "loss_range": 1.0},
     "Network.kind_of": lambda w: {"self": w.network, "name": "0.weight"},
     "Network.named": lambda w: {"self": w.network, "state": w.state},
     "Network.values": lambda w: {"self": w.network, "state": w.state},
@@ -229,7 +240,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "load_masks": lambda w: {"path": w.stored_masks},
     "load_model": lambda w: {"name": "torch.nn:Flatten"},
     "load_state": lambda w: {"path": w.weights},
-    "log_path_norm": lambda w: {"network": w.network, "model": w.model},
+    "log_path_norm": lambda w: {"network": w.network, "weights": w.model},
     "path_kernel": lambda w: {"models": [w.network, w.state]},
     "path_lifting": lambda w: {"model": w.model, "inputs": (4,)},
     "path_magnitude": lambda w: {"model": w.network},
@@ -240,7 +251,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "path_norms": lambda w: {"model": w.network, "others": [w.state]},
     "path_sgd": lambda w: _some(w.trained, "optimizer", "network"),
     "prune": lambda w: {"model": w.network, "amount": 0.5, "criterion": "wanda", "data": w.x},
-    "rescale_after_steps": lambda w: {**_some(w.trained, "optimizer", "groups"), "gauge": pathlift.Symmetries.balance},
+    "rescale_after_steps": lambda w: {**_some(w.trained, "optimizer", "groups"), "gauge": Symmetries.balance},
     "rescale_in_place": lambda w: _some(w.trained, "groups", "state"),
     "rescaling_distance": lambda w: {"model": w.network, "other": w.state},
     "save_masks": lambda w: {"masks": w.masks, "path": w.folder / "written.safetensors"},
@@ -564,7 +575,7 @@ def sizes_like(value: Any) -> bool:
 
 FAIR: dict[str, Fair] = {
     "model": network_like,
-    "log_path_norm.model": state_like,
+    "log_path_norm.weights": state_like,
     "capture.model": of_shapes,
     "check_support.model": lambda v: isinstance(v, nn.Module),
     "importance_scores.model": of_shapes,
@@ -581,9 +592,9 @@ FAIR: dict[str, Fair] = {
     "RescaleCallback.inputs": sizes_like,
     "until": never,
     "other": state_like,
-    "expected_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.Tolerance),
-    "lipschitz_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.Tolerance),
-    "tolerance": lambda v: v is None or state_like(v) or isinstance(v, pathlift.Tolerance),
+    "expected_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.certification.Tolerance),
+    "lipschitz_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.certification.Tolerance),
+    "tolerance": lambda v: v is None or state_like(v) or isinstance(v, pathlift.certification.Tolerance),
     "equivalent.tolerance": least_zero,
     "models": never,
     "others": lambda v: isinstance(v, (list, tuple, set)) and not v,
@@ -632,7 +643,6 @@ FAIR: dict[str, Fair] = {
     "seconds": lambda v: v is None or (real(v) and v >= 0),
     "estimate": lambda v: whole(v) and int(v) != 1 and v >= 0,
     "confidence": lambda v: real(v) and 0 < v < 1,
-    "load_model.seed": lambda v: whole(v),
     "limit": positive_count,
     "dimensions": _between(1, 2, whole_only=True),
     "every": positive_count,
@@ -676,9 +686,8 @@ FAIR: dict[str, Fair] = {
     "arguments": nothing,
     "trust": lambda v: isinstance(v, (bool, np.bool_)),
     "device": lambda v: isinstance(v, torch.device) and v.type == "cpu",
-    "generator": lambda v: isinstance(v, torch.Generator),
+    "generator": lambda v: whole(v) or isinstance(v, torch.Generator),
     "path_metric.generator": lambda v: whole(v) and v == 0,  # any other has no effect without an estimate
-    "PathMetric.estimate.generator": lambda v: whole(v) or isinstance(v, torch.Generator),
     "PathMetric.estimate.samples": lambda v: whole(v) and v >= 2,
     "optimizer": never,
     "gauge": callback(1),

@@ -3,7 +3,10 @@
 Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
 every neuron-wise rescaling and are computed in about one forward pass each.
 
-The names are in `pathlift.public`, which is loaded when one is asked for: ``pathlift --help`` need not wait for PyTorch.
+The thirty names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
+`pathlift.pruning`, `pathlift.rescaling`, `pathlift.metric`, `pathlift.lipschitz`, `pathlift.certification`,
+`pathlift.consequences`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
+``pathlift --help`` need not wait for PyTorch.
 """
 
 import sys
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlift.public import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class _Package(ModuleType):

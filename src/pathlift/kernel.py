@@ -213,3 +213,6 @@ def _cosine(first: Tensor, second: Tensor, product: Tensor, sign: Tensor, apart:
 
 def _log2(value: Scaled | None) -> float:
     return -math.inf if value is None else math.log2(abs(float(value.tensor))) + float(value.exponent)
+
+
+__all__ = ["PathKernel", "path_kernel"]

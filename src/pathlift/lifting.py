@@ -174,3 +174,6 @@ def _activated(lifting: PathLifting, dag: Dag, paths: list[Path], x: Samples, ex
         torch.tensor([float(states[v].value) for v in dag.outputs], dtype=torch.float64),
         torch.tensor(starts, dtype=torch.float64),
     )
+
+
+__all__ = ["PathLifting", "path_lifting"]

@@ -311,3 +311,6 @@ def _names(network: Network, weight: WeightTensor) -> list[str]:
         return moved_from(network, weight)
     assert weight.score_name is not None
     return [weight.score_name if weight.movement is None else f"{weight.score_name}.derived"]
+
+
+__all__ = ["PathMagnitude", "path_magnitude", "unit_path_magnitude"]

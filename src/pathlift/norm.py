@@ -36,7 +36,7 @@ finite_order = number("a finite number from 1 to 1000", lambda v: 1 <= v <= LARG
 declare(__name__, {
     "q": number("a number with 1 <= q <= 1000, or inf", lambda v: 1 <= v <= LARGEST_ORDER or v == math.inf),
     "log_path_norm.q": finite_order,
-    "log_path_norm.model": weights,
+    "log_path_norm.weights": weights,
 })  # fmt: skip
 
 
@@ -230,14 +230,14 @@ class _Output:
 
 
 @public
-def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
+def log_path_norm(network: Network, weights: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
     """Compute ln ‖Φ(θ)‖_q as a differentiable function of the parameters, for use as a regulariser.
 
     The logarithm keeps value and gradient finite at any depth; ``torch.exp`` of it is the path-norm.
 
     Args:
         network: The model, captured once outside the training loop.
-        model: The module whose parameters the result is differentiated by (the one that was captured, in general, or what
+        weights: The module whose parameters the result is differentiated by (the one that was captured, in general, or what
             wraps it), with its buffers as they are; or a mapping from parameter names to tensors, which may be a part of
             them. None: no gradient.
         q: Order, 1 ≤ q < ∞.
@@ -247,7 +247,7 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
 
     Raises:
         InputError: q is not in [1, ∞), or ``network`` is no Network.
-        MismatchError: ``model`` names none of the network's parameters, some that it has not, or other shapes.
+        MismatchError: ``weights`` names none of the network's parameters, some that it has not, or other shapes.
         NumericalError: A weight is NaN or infinite, or the path-norm is 0.
 
     Example:
@@ -261,7 +261,7 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
     """
     order = float(q)
     verify(network)
-    state = dict(network.state) | ({} if model is None else given_weights(network, model))
+    state = dict(network.state) | ({} if weights is None else given_weights(network, weights))
     network = compacted(network)
     values = network.values(state)
 
@@ -273,3 +273,6 @@ def log_path_norm(network: Network, model: nn.Module | Mapping[str, Tensor] | No
     if whole is None:
         raise InputError("The path-norm is 0: its logarithm does not exist.")
     return (torch.log(whole.tensor) + whole.exponent * math.log(2.0)) / order
+
+
+__all__ = ["PathNorm", "log_path_norm", "path_norm"]

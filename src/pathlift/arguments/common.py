@@ -6,7 +6,7 @@ from typing import TypeAlias, overload
 
 import torch
 
-from pathlift.arguments.kinds import device, function, generator, least_zero, whole
+from pathlift.arguments.kinds import device, function, generator, least_zero
 from pathlift.arguments.registry import declare
 
 done_of_all = function("a function of the number that is done and that of all", 2)
@@ -16,7 +16,6 @@ declare(__name__, {
     "generator": generator,
     "progress": function("a function of the number that is done", 1),
     "seconds": least_zero,
-    "seed": whole("a whole number of at most 64 bits"),
 })  # fmt: skip
 
 Randomness: TypeAlias = torch.Generator | int

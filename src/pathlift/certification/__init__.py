@@ -1,3 +1,19 @@
 """Sets of networks around one, predictions that none of them changes, and the search for one that does (mathematics §5)."""
 
 from pathlift.certification import arguments as arguments
+from pathlift.certification.attacks import Attack, attack
+from pathlift.certification.certificates import Certificate, certify
+from pathlift.certification.tolerances import Absolute, Pruned, Relative, Rounding
+from pathlift.passes.box import Tolerance
+
+__all__ = [
+    "Absolute",
+    "Attack",
+    "Certificate",
+    "Pruned",
+    "Relative",
+    "Rounding",
+    "Tolerance",
+    "attack",
+    "certify",
+]

@@ -216,7 +216,7 @@ def certify(
 
     check_used({"--per": per != "channel", "--step": step != 0.5}, "--bits", there=bits is not None)
     check_used({"--criterion": criterion != "path_magnitude"}, "--prune", there=prune is not None)
-    chosen: dict[str, pathlift.Tolerance | dict[str, Tensor]] = {}
+    chosen: dict[str, pathlift.certification.Tolerance | dict[str, Tensor]] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
     if relative is not None:

@@ -74,7 +74,7 @@ def metric(
         second = second_network(other, other_seed, model_arg, trust=trust)
     if all_bounds:
         with working("computing all bounds"):
-            bounds = pathlift.path_metric_bounds(network, second, moments=moments)
+            bounds = pathlift.metric.path_metric_bounds(network, second, moments=moments)
         _print_bounds(model, other, bounds, as_json=as_json)
         return
     steps = tighten if tighten is not None else (STEPS if ratio > 1 else 0)
@@ -82,7 +82,7 @@ def metric(
     with progress_bar(*columns) as bar:
         task = bar.add_task("path-metric", total=steps or None, reached="")
 
-        def progress(step: pathlift.Step) -> None:
+        def progress(step: pathlift.metric.Step) -> None:
             bar.update(task, completed=step.number, description=step.by, reached=f"upper/lower {step.ratio:.4g}")
 
         found = pathlift.path_metric(
@@ -104,7 +104,7 @@ def metric(
         _print_metric(model, other, found, whole)
 
 
-def _print_json(model: str, other: str, found: pathlift.PathMetric, whole: pathlift.PathNorm) -> None:
+def _print_json(model: str, other: str, found: pathlift.metric.PathMetric, whole: pathlift.norm.PathNorm) -> None:
     print_json({
         "model": model,
         "other": other,
@@ -131,7 +131,7 @@ def _clean(value: object) -> object:
     return number(value) if isinstance(value, float) else value
 
 
-def _print_metric(model: str, other: str, found: pathlift.PathMetric, whole: pathlift.PathNorm) -> None:
+def _print_metric(model: str, other: str, found: pathlift.metric.PathMetric, whole: pathlift.norm.PathNorm) -> None:
     rows = [("path-norm of MODEL", scientific(whole.log10))]
     if found.exact:
         rows += [("path-metric", scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
@@ -153,7 +153,7 @@ def _print_metric(model: str, other: str, found: pathlift.PathMetric, whole: pat
     print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {found.q:g}): {model} and {other}", rows)
 
 
-def _print_bounds(model: str, other: str, bounds: tuple[pathlift.MetricBound, ...], *, as_json: bool) -> None:
+def _print_bounds(model: str, other: str, bounds: tuple[pathlift.metric.MetricBound, ...], *, as_json: bool) -> None:
     if as_json:
         rows = [
             {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else number(bound.log10)} for bound in bounds
@@ -236,7 +236,7 @@ def _print_matrix(title: str, names: list[str], rows: list[list[str]], columns: 
     out.print(table)
 
 
-def picture(kernel: pathlift.PathKernel, names: list[str], kind: str) -> Writer:
+def picture(kernel: pathlift.kernel.PathKernel, names: list[str], kind: str) -> Writer:
     """Draw the matrix of cosines, and the networks as points in path space.
 
     Args:

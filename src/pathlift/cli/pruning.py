@@ -38,7 +38,7 @@ CRITERIA = (
     "relative_path_magnitude, balanced_magnitude, balanced_lamp, magnitude, lamp, random, synflow, obd, snip, grasp, "
     "fisher, wanda"
 )
-"""The names in `pathlift.CRITERIA`, for the help."""
+"""The names in `pathlift.pruning.CRITERIA`, for the help."""
 
 
 @app.command()
@@ -82,7 +82,7 @@ def prune(
         x = x.to(network.graph.examples[0][1])
         if needs == "loss" and y is None:
             raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")
-        seen = pathlift.Batch(x, y) if needs == "loss" and y is not None else x
+        seen = pathlift.pruning.Batch(x, y) if needs == "loss" and y is not None else x
     with progress_bar() as bar:
         task = bar.add_task("pruning", total=None)
         pruned, report = pathlift.prune(
@@ -96,7 +96,7 @@ def prune(
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
-    results = {out_file: pathlift.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
+    results = {out_file: pathlift.rescaling.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
     writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
     write_outputs(writers, replace=force)
     written = [str(path) for path in writers]
@@ -120,7 +120,7 @@ def prune(
         out.print(f"written: {', '.join(written)}")
 
 
-def _print(model: str, report: pathlift.PruneReport) -> None:
+def _print(model: str, report: pathlift.pruning.PruneReport) -> None:
     total = sum(own.weights for own in report.tensors)
     title = f"{model}: {report.sparsity:.2%} of {total:,} weights pruned by {report.criterion}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))

@@ -72,7 +72,7 @@ def rescale(
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
-    made: pathlift.RescaledState | None = None
+    made: pathlift.rescaling.RescaledState | None = None
     if to is not None:
         with working(f"rescaling to the {to.value} representative"):
             made = _made(groups, to, drawn, sigma, p, seed)
@@ -96,7 +96,7 @@ def rescale(
         _print_groups(model, groups)
         return
     rows = _changes(network, made)
-    if isinstance(made, pathlift.BalancedState):
+    if isinstance(made, pathlift.rescaling.BalancedState):
         rows += [
             ("largest imbalance of a group (0 at the optimum)", f"{made.imbalance:.1e}"),
             ("Newton steps", str(made.steps)),
@@ -117,8 +117,8 @@ def _choices(text: str | None) -> list[float] | None:
 
 
 def _made(
-    groups: pathlift.Symmetries, to: Target, choices: list[float] | None, sigma: float, p: float, seed: int
-) -> pathlift.RescaledState:
+    groups: pathlift.rescaling.Symmetries, to: Target, choices: list[float] | None, sigma: float, p: float, seed: int
+) -> pathlift.rescaling.RescaledState:
     import torch
 
     if to is Target.random:
@@ -130,7 +130,7 @@ def _made(
     return groups.equalize() if to is Target.equalized else groups.condition()
 
 
-def _changes(network: pathlift.Network, made: pathlift.RescaledState) -> list[tuple[str, str]]:
+def _changes(network: pathlift.Network, made: pathlift.rescaling.RescaledState) -> list[tuple[str, str]]:
     """Return what the rescaling did to the weights."""
     norms = [
         float(sum(state[name].double().square().sum() for name in network.parameters if name in state)) ** 0.5
@@ -143,8 +143,8 @@ def _changes(network: pathlift.Network, made: pathlift.RescaledState) -> list[tu
     return rows
 
 
-def _print_groups(model: str, groups: pathlift.Symmetries) -> None:
-    from pathlift.rescaling import axes_text
+def _print_groups(model: str, groups: pathlift.rescaling.Symmetries) -> None:
+    from pathlift.rescaling.families import axes_text
 
     table = Table(title=f"{model}: {len(groups):,} rescaling groups", title_justify="left", box=None, padding=(0, 2))
     table.add_column("groups", justify="right", no_wrap=True)

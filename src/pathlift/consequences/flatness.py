@@ -56,15 +56,15 @@ def _grown(values: Values, r: float) -> tuple[dict[WeightTensor, Tensor], set[We
 
 @public
 @torch.no_grad()
-def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None = None) -> float:
+def box_path_metric(model: nn.Module | Network, inputs: Inputs | None = None, *, r: float) -> float:
     """Compute log₁₀ of max over |δ| ≤ r|θ| of ‖Φ(θ+δ) − Φ(θ)‖₁ = ‖Φ((1+r)|θ|)‖₁ − ‖Φ(θ)‖₁, by a difference track.
 
     The maximum is attained at δ = r·θ, since |∏(1+e) − 1| ≤ (1+r)^d − 1 on a path of d weights.
 
     Args:
         model: A module, or a captured `Network`.
-        r: Relative change of every weight as the theory sees it (a batch norm's s and t), from 0 to 1.
         inputs: As for `capture`; not needed for a Network.
+        r: Relative change of every weight as the theory sees it (a batch norm's s and t), from 0 to 1.
 
     Returns:
         log₁₀ of the maximum, −inf for 0.
@@ -73,7 +73,7 @@ def box_path_metric(model: nn.Module | Network, r: float, inputs: Inputs | None 
         >>> from torch import nn
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> _ = layer.weight.data.fill_(-3.0)
-        >>> round(10 ** box_path_metric(layer, 0.5, (2,)), 6)
+        >>> round(10 ** box_path_metric(layer, (2,), r=0.5), 6)
         3.0
     """
     network = compacted(capture(model, inputs))
@@ -122,7 +122,7 @@ def sharpness(
     with torch.no_grad():
         logits = flat_outputs(network, forward(network, values, feed, torch.float64), len(next(iter(feed.values()))))
         _check_targets(logits, y, loss)
-        log10 = box_path_metric(network, r)
+        log10 = box_path_metric(network, r=r)
         whole = 10**log10 * (1 + rounding_factor(network, network.dtype)) if log10 < 308 else math.inf
         largest = torch.stack([own.flatten(1).abs().amax(1) for own in feed.values()]).amax(0).clamp(min=1.0)
         grown, moved = _grown(values, r)

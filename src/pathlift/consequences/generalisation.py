@@ -69,9 +69,9 @@ class GeneralisationBound(Result):
 @torch.no_grad()
 def generalisation_bound(
     model: nn.Module | Network,
-    samples: int,
     inputs: Inputs | None = None,
     *,
+    samples: int,
     input_bound: float = 1.0,
     loss_lipschitz: float = 1.0,
 ) -> GeneralisationBound:
@@ -79,8 +79,8 @@ def generalisation_bound(
 
     Args:
         model: A module, or a captured `Network`, of ReLU, k-max-pooling and identity neurons.
-        samples: n, the number of training samples.
         inputs: As for `capture`; not needed for a Network.
+        samples: n, the number of training samples.
         input_bound: B, the largest ‖x‖_∞ of an input; 1 where it is smaller.
         loss_lipschitz: K of the loss for ‖·‖₁ on the outputs (1 for cross-entropy).
 
@@ -96,7 +96,8 @@ def generalisation_bound(
 
     Example:
         >>> from torch import nn
-        >>> bound = generalisation_bound(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 1000, (4,))
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> bound = generalisation_bound(model, (4,), samples=1000)
         >>> bound.depth, bound.pools, bound.kernel
         (2, 0, 1)
     """

@@ -10,3 +10,14 @@
 """
 
 from pathlift.lipschitz import arguments as arguments
+from pathlift.lipschitz.bound import LipschitzBound, lipschitz_bound
+from pathlift.lipschitz.expected import InputLipschitz, expected_bound, gradient_norms, input_lipschitz
+
+__all__ = [
+    "InputLipschitz",
+    "LipschitzBound",
+    "expected_bound",
+    "gradient_norms",
+    "input_lipschitz",
+    "lipschitz_bound",
+]

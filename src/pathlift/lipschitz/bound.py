@@ -15,7 +15,6 @@ from pathlift.lipschitz import outputs, perceptron
 from pathlift.lipschitz.gauge_rounding import rounding_of_computed, rounding_of_gauge
 from pathlift.lipschitz.outputs import Ball
 from pathlift.metric.comparison import Comparison, compared_with
-from pathlift.metric.paper_bounds import MetricBound, path_metric_bounds
 from pathlift.metric.perceptron import layers_of
 from pathlift.passes.box import Tolerance
 from pathlift.passes.forward import feed_of
@@ -192,4 +191,4 @@ def lipschitz_bound(
     return _named({name: torch.where(own.isnan(), torch.inf, own) for name, own in whole.items()})
 
 
-__all__ = ["BOUNDS", "Kind", "LipschitzBound", "MetricBound", "lipschitz_bound", "path_metric_bounds"]
+__all__ = ["BOUNDS", "Kind", "LipschitzBound", "lipschitz_bound"]

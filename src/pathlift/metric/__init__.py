@@ -18,3 +18,16 @@ Bounds on what networks compute, Theorem 4.1 (5) and equation (2) among them, ar
 """
 
 from pathlift.metric import arguments as arguments
+from pathlift.metric.bracket import Step
+from pathlift.metric.metric import PathMetric, path_metric
+from pathlift.metric.paper_bounds import MetricBound, path_metric_bounds
+from pathlift.metric.sampling import Estimate
+
+__all__ = [
+    "Estimate",
+    "MetricBound",
+    "PathMetric",
+    "Step",
+    "path_metric",
+    "path_metric_bounds",
+]

@@ -229,7 +229,7 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     made = with_state(model, model.state_dict())
     found = checked_masks(masks, {name: own.shape for name, own in made.named_parameters()})
     for (module, name), mask in importance_scores(made, found).items():
-        torch_prune.custom_from_mask(module, name, mask)
+        torch_prune.custom_from_mask(module, name, mask.clone())
     return made
 
 

@@ -2,7 +2,7 @@
 
 from pathlift.rescaling import arguments as arguments
 from pathlift.rescaling.equivalence import Equivalence, align, equivalent, rescaling_distance
-from pathlift.rescaling.families import Family, Pinned, axes_text
+from pathlift.rescaling.families import Family, Pinned
 from pathlift.rescaling.groups import Symmetries, symmetries
 from pathlift.rescaling.states import BalancedState, RescaledState, with_state
 
@@ -14,7 +14,6 @@ __all__ = [
     "RescaledState",
     "Symmetries",
     "align",
-    "axes_text",
     "equivalent",
     "rescaling_distance",
     "symmetries",
