@@ -94,8 +94,8 @@ def equivalent(
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> found = equivalent(model, symmetries(model, (2,)).rescale([2.0, 1.0, 0.5]), (2,))
-        >>> bool(found), found.factors.tolist()
+        >>> same = equivalent(model, symmetries(model, (2,)).rescale([2.0, 1.0, 0.5]), (2,))
+        >>> bool(same), same.factors.tolist()
         (True, [2.0, 1.0, 0.5])
     """
     with limited(seconds) as clock:
