@@ -142,10 +142,7 @@ def select_lamp(scores: Scores, amount: float) -> Masks:
     deep = any(_reach(values) > 1e150 for values in ordered)
     relative = [_relative(values, deep=deep) for values in ordered]
     counts = _joint_counts(relative, kept_of(sum(len(values) for values in ordered), amount))
-    return {
-        name: _largest(score, values, count)
-        for (name, score), values, count in zip(scores.items(), ordered, counts, strict=True)
-    }
+    return dict(zip(scores, map(_largest, scores.values(), ordered, counts), strict=True))
 
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -344,11 +341,11 @@ class NofM:
         if not any(self.fits(score) for score in scores.values()):
             raise InputError(f"No tensor has a number of input channels that is a multiple of {self.m}.")
         return {
-            name: self._one(score) if self.fits(score) else torch.ones_like(score, dtype=torch.bool)
+            name: self._mask(score) if self.fits(score) else torch.ones_like(score, dtype=torch.bool)
             for name, score in scores.items()
         }
 
-    def _one(self, score: Tensor) -> Tensor:
+    def _mask(self, score: Tensor) -> Tensor:
         last = score.movedim(1, -1)
         blocks = last.reshape(-1, self.m)
         order = blocks.argsort(dim=1, descending=True, stable=True)[:, : self.n]
