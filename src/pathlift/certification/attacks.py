@@ -87,7 +87,7 @@ def attack(
     (entry,) = samples
     source = source_of(generator)
     state, low, high = _set(network, tolerance)
-    blame({weight: own for weight, own in network.values(state).items() if isinstance(weight.expression, StateTensor)})
+    blame({weight: tensor for weight, tensor in network.values(state).items() if isinstance(weight.expression, StateTensor)})
 
     def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         values = network.values({**state, **moving})
@@ -97,7 +97,7 @@ def attack(
 
     value = torch.vmap(margin)
     gradient = torch.vmap(torch.func.grad(margin, argnums=(0, 1)))
-    found, late = [], []
+    margins, late = [], []
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
         outputs = forward(network, network.values(), samples, torch.float64)
@@ -105,30 +105,30 @@ def attack(
         for center, label in zip(samples[entry].split(chunk), labels.split(chunk), strict=True):
             batch = len(center)
             start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
-            place = center
+            point = center
             if source is not None:
                 start = {
                     key: low[key] + (high[key] - low[key]) * _uniform((batch, *low[key].shape), source, low[key]) for key in low
                 }
-                place = center + reach * (2 * _uniform(tuple(center.shape), source, center) - 1)
+                point = center + reach * (2 * _uniform(tuple(center.shape), source, center) - 1)
             moving = {key: start[key].clamp(low[key], high[key]) for key in low}
-            best, stopped = value(moving, place, label), False
+            best, stopped = value(moving, point, label), False
             for step in range(steps):
                 stopped = clock.over()
                 if stopped:
                     break
-                to_weights, to_place = gradient(moving, place, label)
+                to_weights, to_point = gradient(moving, point, label)
                 share = 1.0 if step == 0 else 0.2
                 moving = {
-                    key: (own - share * (high[key] - low[key]) * torch.sign(to_weights[key])).clamp(low[key], high[key])
-                    for key, own in moving.items()
+                    key: (tensor - share * (high[key] - low[key]) * torch.sign(to_weights[key])).clamp(low[key], high[key])
+                    for key, tensor in moving.items()
                 }
-                moved = place - share * 2 * reach * torch.sign(to_place)
-                place = moved.clamp(center - reach, center + reach)
-                best = torch.fmin(best, value(moving, place, label))
-            found.append(best)
+                moved = point - share * 2 * reach * torch.sign(to_point)
+                point = moved.clamp(center - reach, center + reach)
+                best = torch.fmin(best, value(moving, point, label))
+            margins.append(best)
             late.append(torch.full_like(label, stopped, dtype=torch.bool))
-    smallest = torch.cat(found)
+    smallest = torch.cat(margins)
     return Attack(smallest < 0, smallest, torch.cat(late))
 
 

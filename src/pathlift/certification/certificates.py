@@ -120,16 +120,16 @@ def certify(
     reach, clock = float(radius), Clock(seconds)
     batches = [x] if isinstance(x, (Tensor, Mapping)) else (batch[0] if isinstance(batch, Sequence) else batch for batch in x)
     search: _Search | None = None
-    found = []
+    results = []
     for batch in batches:
         if search is None:
             search = _Search(captured_on(model, batch), tolerance, reach, clock, progress)
-        found.append(search.batch(batch))
+        results.append(search.batch(batch))
         if clock.over():
             break
     if search is None:
         raise InputError("x is empty: give at least one batch of inputs.")
-    margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*found, strict=True))
+    margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*results, strict=True))
     bound = margin - worst
     return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped)
 
@@ -152,8 +152,8 @@ class _Search:
         self.progress = progress
         self.arithmetic = Arithmetic(network)
         self.weights = box_of(network, tolerance)
-        own = self.weights if tolerance is None else point(network, network.state, arithmetic=True)
-        self.values = {weight: low / 2 + own.upper[weight] / 2 for weight, low in own.lower.items()}
+        center = self.weights if tolerance is None else point(network, network.state, arithmetic=True)
+        self.values = {weight: low / 2 + center.upper[weight] / 2 for weight, low in center.lower.items()}
         self.widest = max(math.prod(layer.shape) for layer in network.layers)
         self.classes = network.layer[self.logits].shape[-1]
 
@@ -161,7 +161,7 @@ class _Search:
         """Say what the certificate covers."""
         rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
         if self.network.left_off:
-            rounding += f", {' and '.join(own.strip('_') for own in self.network.left_off)} included"
+            rounding += f", {' and '.join(name.strip('_') for name in self.network.left_off)} included"
         given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
         given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
@@ -172,12 +172,12 @@ class _Search:
         chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
         pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
         parts = [self._samples(dict(zip(feed, piece, strict=True))) for piece in pieces]
-        margin, worst, predicted, stopped = (torch.cat(own) for own in zip(*parts, strict=True))
+        margin, worst, predicted, stopped = (torch.cat(column) for column in zip(*parts, strict=True))
         return margin, worst, predicted, stopped
 
     def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        found = forward(self.network, self.network.values(), feed, torch.float64)
-        nominal = flat_outputs(self.network, found, len(next(iter(feed.values()))))  # one row each, also of constants
+        outputs = forward(self.network, self.network.values(), feed, torch.float64)
+        nominal = flat_outputs(self.network, outputs, len(next(iter(feed.values()))))  # one row each, also of constants
         top = nominal.topk(2, 1)
         predicted, margin = top.indices[:, 0], (top.values[:, 0] - top.values[:, 1]).nan_to_num(0.0)
         # How far the predicted logit stays above each other, at least; above itself it does by definition.
@@ -190,9 +190,9 @@ class _Search:
                 break
             # Narrower intervals cost a functional per neuron: a few samples at a time.
             for part in chosen.split(max(1, ELEMENTS // (self.classes * self.widest * 8)) if refine else len(chosen)):
-                own = {name: value[part] for name, value in feed.items()}
+                inputs = {name: value[part] for name, value in feed.items()}
                 enclosure = Enclosure(
-                    self.network, self.weights, own, self.radius, self.arithmetic, refine=refine, clock=self.clock
+                    self.network, self.weights, inputs, self.radius, self.arithmetic, refine=refine, clock=self.clock
                 )
                 above[part], late = self._rows(enclosure, predicted[part], above[part])
                 stopped[part] |= late
@@ -210,12 +210,12 @@ class _Search:
         Returns:
             What is known now, and whether the time was up before all was done.
         """
-        batch, place = len(predicted), predicted.unsqueeze(1)
-        own = enclosure.intervals[self.logits]
-        low, high = own.low.reshape(batch, -1), own.high.reshape(batch, -1)
+        batch, winner = len(predicted), predicted.unsqueeze(1)
+        interval = enclosure.intervals[self.logits]
+        low, high = interval.low.reshape(batch, -1), interval.high.reshape(batch, -1)
         kind = self.arithmetic.of(self.network.layer[self.logits])
-        needed = _resolution(self.network.left_off, own.size.reshape(batch, -1).amax(1), kind)[:, None]
-        above = torch.maximum(above, low.gather(1, place) - high - needed)
+        needed = _resolution(self.network.left_off, interval.size.reshape(batch, -1).amax(1), kind)[:, None]
+        above = torch.maximum(above, low.gather(1, winner) - high - needed)
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
         order = above.argsort(1)[:, :-1]  # the predicted class comes last
         steps = STEPS if enclosure.refine else 0
@@ -226,12 +226,12 @@ class _Search:
                 late = True
                 break
             rows = {self.logits: (identity[predicted].unsqueeze(1) - identity[columns]).unsqueeze(2)}
-            found = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows)
-            found = torch.where(found.isnan(), -math.inf, found) - needed
-            above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), found))
+            bounds = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows)
+            bounds = torch.where(bounds.isnan(), -math.inf, bounds) - needed
+            above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), bounds))
             self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])
         above[enclosure.lost] = -math.inf
-        return above.scatter(1, place, math.inf), late
+        return above.scatter(1, winner, math.inf), late
 
     def _report(self, done: float) -> None:
         if self.progress is not None:
@@ -252,12 +252,12 @@ def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
     needed = torch.zeros_like(size)
     for name in left_off:
         if name in ("softmax", "_softmax"):  # 1 − e^−δ against the roundings of two exponentials and two quotients
-            own = torch.full_like(size, 32 * kind.unit)
+            gap = torch.full_like(size, 32 * kind.unit)
         elif name in ("log_softmax", "_log_softmax"):
-            own = 16 * kind.unit * (2 * size + 64)
+            gap = 16 * kind.unit * (2 * size + 64)
         else:  # sigmoid, tanh, log-sigmoid: the smallest slope between −size and size is at least e^−2·size / 4
-            own = 32 * kind.unit * (size + 1) * torch.exp(2 * size)
-        needed = needed + own + kind.least
+            gap = 32 * kind.unit * (size + 1) * torch.exp(2 * size)
+        needed = needed + gap + kind.least
     return needed
 
 
@@ -275,10 +275,10 @@ def logits_of(network: Network) -> str:
     """
     name = network.outputs[0]
     layer = network.layer[name]
-    inputs = sum(own.kind == "input" for own in network.layers)
+    inputs = sum(node.kind == "input" for node in network.layers)
     if len(network.outputs) == 1 and len(layer.shape) == 2 and layer.shape[0] == 1 and layer.shape[1] > 1 and inputs == 1:
         return name
-    shapes = ", ".join(str(network.layer[own].shape) for own in network.outputs)
+    shapes = ", ".join(str(network.layer[output].shape) for output in network.outputs)
     reason = f"A certificate is about the arg-max of one vector of logits per input; this model takes {inputs} inputs and "
     reason += f"returns {len(network.outputs)} outputs of shape {shapes} per sample."
     raise UnsupportedModelError((

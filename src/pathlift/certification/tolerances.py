@@ -21,11 +21,11 @@ from pathlift.pruning.scope import prunable
 
 def _around(network: Network, reach: Callable[[str, Tensor], Tensor | float]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return θ − reach and θ + reach for every parameter."""
-    found = {}
+    intervals = {}
     for name, value in _values(network).items():
-        own = reach(name, value)
-        found[name] = (value - own, value + own)
-    return found
+        change = reach(name, value)
+        intervals[name] = (value - change, value + change)
+    return intervals
 
 
 def _values(network: Network) -> dict[str, Tensor]:
@@ -102,16 +102,16 @@ def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:
     """Return the axis of a parameter that counts output channels, None when it is not known."""
     if value.dim() == 1:
         return 0
-    found: set[int | None] = set()
+    axes: set[int | None] = set()
     for layer in network.layers:
         for connection in layer.connections:
             if connection.weight is not None and name in connection.weight.requires:
                 plain = isinstance(connection.weight.expression, StateTensor)
                 if plain and isinstance(connection.edges, Convolution):
-                    found.add(1 if connection.edges.transposed else 0)
+                    axes.add(1 if connection.edges.transposed else 0)
                 else:
-                    found.add(0 if plain and isinstance(connection.edges, Dense) else None)
-    return found.pop() if len(found) == 1 else None
+                    axes.add(0 if plain and isinstance(connection.edges, Dense) else None)
+    return axes.pop() if len(axes) == 1 else None
 
 
 @public_constructor
@@ -138,11 +138,11 @@ class Pruned(Tolerance):
     def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Tolerance.intervals`."""
         low = self._rank(network)
-        found = {}
+        intervals = {}
         for name, value in _values(network).items():
             kept = torch.where(low[name], 0.0, value) if name in low else value
-            found[name] = (torch.minimum(value, kept), torch.maximum(value, kept))
-        return found
+            intervals[name] = (torch.minimum(value, kept), torch.maximum(value, kept))
+        return intervals
 
     def _rank(self, network: Network) -> dict[str, Tensor]:
         names = prunable(network)

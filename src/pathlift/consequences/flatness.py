@@ -123,15 +123,15 @@ def sharpness(
         logits = flat_outputs(network, forward(network, values, feed, torch.float64), len(next(iter(feed.values()))))
         _check_targets(logits, y, loss)
         log10 = box_path_metric(network, r=r)
-        whole = 10**log10 * (1 + rounding_factor(network, network.dtype)) if log10 < 308 else math.inf
-        largest = torch.stack([own.flatten(1).abs().amax(1) for own in feed.values()]).amax(0).clamp(min=1.0)
+        metric = 10**log10 * (1 + rounding_factor(network, network.dtype)) if log10 < 308 else math.inf
+        largest = torch.stack([tensor.flatten(1).abs().amax(1) for tensor in feed.values()]).amax(0).clamp(min=1.0)
         grown, moved = _grown(values, r)
-        sizes = {name: own.abs() for name, own in feed.items()}
+        sizes = {name: tensor.abs() for name, tensor in feed.items()}
         drift = rounded_up(
             network, lambda dtype: DifferenceProgram(network, grown, values, dtype, moved, feed=sizes), 1, values
         ) if r else torch.zeros_like(logits)  # fmt: skip
         return Sharpness(
-            _growth(logits, y, (largest * whole)[:, None], loss, total=True),
+            _growth(logits, y, (largest * metric)[:, None], loss, total=True),
             _growth(logits, y, drift, loss, total=False),
             _ascend(network, values, feed, y, r, loss, steps),
             log10,

@@ -18,6 +18,7 @@ from pathlift.metric.comparison import Comparison, compared_with
 from pathlift.metric.perceptron import layers_of
 from pathlift.passes.box import Tolerance
 from pathlift.passes.forward import feed_of
+from pathlift.passes.rounded import never_nan
 from pathlift.reading import captured_on
 from pathlift.reading.second import Other
 from pathlift.results import Result
@@ -117,9 +118,9 @@ def _bound(values: Tensor, kinds: tuple[str, ...], which: Tensor) -> LipschitzBo
     return bound
 
 
-def _named(found: dict[str, Tensor]) -> LipschitzBound:
-    smallest, which = torch.stack(list(found.values())).min(0)
-    return _bound(smallest, tuple(found), which)
+def _named(bounds: dict[str, Tensor]) -> LipschitzBound:
+    smallest, which = torch.stack(list(bounds.values())).min(0)
+    return _bound(smallest, tuple(bounds), which)
 
 
 @public
@@ -184,11 +185,10 @@ def lipschitz_bound(
     ball = Ball(feed_of(network, x), radius)
     comparison = compared_with(network, other)
     names = applying(comparison, ball) if kind == "auto" else [kind]
-    found = {name: BOUNDS[name](comparison, ball) for name in names}
+    bounds = {name: BOUNDS[name](comparison, ball) for name in names}
     extra = rounding_of_gauge(comparison, {name: size + ball.radius for name, size in ball.sizes.items()})
     extra = extra + rounding_of_computed(comparison, ball)
-    whole = {name: own + extra for name, own in found.items()}
-    return _named({name: torch.where(own.isnan(), torch.inf, own) for name, own in whole.items()})
+    return _named({name: never_nan(bound + extra) for name, bound in bounds.items()})
 
 
 __all__ = ["BOUNDS", "Kind", "LipschitzBound", "lipschitz_bound"]

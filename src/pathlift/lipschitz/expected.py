@@ -123,8 +123,8 @@ def input_lipschitz(model: nn.Module | Network, inputs: Inputs | None = None) ->
     """
     network = compacted(capture(model, inputs))
     values = network.values()
-    found = rounded_up(network, lambda dtype: NormProgram(network, values, dtype, from_biases=False), 0, values)
-    return InputLipschitz(found, float(found.sum()))
+    per_output = rounded_up(network, lambda dtype: NormProgram(network, values, dtype, from_biases=False), 0, values)
+    return InputLipschitz(per_output, float(per_output.sum()))
 
 
 @public
@@ -145,13 +145,13 @@ def gradient_norms(model: nn.Module | Network, x: Samples) -> Tensor:
     network = captured_on(model, x)
     values = {weight: value.detach() for weight, value in network.values().items()}
     blame(values)
-    feed = {name: own.requires_grad_() for name, own in feed_of(network, x).items()}
+    feed = {name: tensor.requires_grad_() for name, tensor in feed_of(network, x).items()}
     with torch.enable_grad():
         out = flat_outputs(network, forward(network, values, feed, torch.float64), len(next(iter(feed.values()))))
-        for own in feed.values():
-            out = out + 0 * own.flatten(1).sum(1, keepdim=True)  # an output may depend on none of them
+        for tensor in feed.values():
+            out = out + 0 * tensor.flatten(1).sum(1, keepdim=True)  # an output may depend on none of them
         columns = []
         for column in range(out.shape[1]):
-            found = torch.autograd.grad(out[:, column].sum(), list(feed.values()), retain_graph=True)
-            columns.append(sum(own.abs().flatten(1).sum(1) for own in found))
+            gradients = torch.autograd.grad(out[:, column].sum(), list(feed.values()), retain_graph=True)
+            columns.append(sum(gradient.abs().flatten(1).sum(1) for gradient in gradients))
     return torch.stack([torch.as_tensor(column) for column in columns], 1)

@@ -26,7 +26,7 @@ def rounding_of_computed(comparison: Comparison, ball: Ball) -> Tensor:
     """
     zero = torch.zeros((), dtype=torch.float64, device=comparison.network.device)
     wide = Ball({name: size + ball.radius for name, size in ball.sizes.items()}, 0.0)
-    return sum((per_input(own, wide) for own in comparison.computed), zero)
+    return sum((per_input(side, wide) for side in comparison.computed), zero)
 
 
 def rounding_of_gauge(comparison: Comparison, feed: Mapping[str, Tensor] | None) -> Tensor:

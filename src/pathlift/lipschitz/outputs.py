@@ -59,8 +59,8 @@ def _around(comparison: Comparison, radius: float) -> Tensor | float:
         return 0.0
     thin = compact(comparison)
     most = thin.most
-    found = rounded_up(thin.network, lambda dtype: NormProgram(thin.network, most, dtype, from_biases=False), 0, most)
-    return radius * found * (1.0 + 4 * 2.0**-53)
+    norms = rounded_up(thin.network, lambda dtype: NormProgram(thin.network, most, dtype, from_biases=False), 0, most)
+    return radius * norms * (1.0 + 4 * 2.0**-53)
 
 
 def pivot(comparison: Comparison, ball: Ball) -> Tensor:
@@ -99,10 +99,10 @@ def theorem_4_1(comparison: Comparison, ball: Ball) -> Tensor:
     flipped = comparison.flipped()
     if flipped is not None:
         weight, where = flipped
-        place = tuple(int(index) for index in torch.nonzero(where)[0])
+        index = tuple(int(coordinate) for coordinate in torch.nonzero(where)[0])
         raise MismatchError(
             f"Theorem 4.1 needs weights whose signs agree; '{weight.label}' changes its sign in {int(where.sum())} of "
-            f"{where.numel()} places, first at {place}. Use kind='pivot' or kind='per_input', which hold for any pair."
+            f"{where.numel()} places, first at {index}. Use kind='pivot' or kind='per_input', which hold for any pair."
         )
     return pivot(comparison, ball)
 
@@ -117,8 +117,8 @@ def per_input(comparison: Comparison, ball: Ball) -> Tensor:
     Returns:
         (samples, outputs).
     """
-    found = in_chunks(comparison.network, ball.sizes, lambda feed: pivot_sums.difference(comparison, feed))
-    return found + _around(comparison, ball.radius)
+    bound = in_chunks(comparison.network, ball.sizes, lambda feed: pivot_sums.difference(comparison, feed))
+    return bound + _around(comparison, ball.radius)
 
 
 def telescoping(comparison: Comparison, ball: Ball) -> Tensor:
@@ -140,7 +140,7 @@ def telescoping(comparison: Comparison, ball: Ball) -> Tensor:
                 {weight: _signed_sum(value, comparison.gap[0][weight]) for weight, value in comparison.values.items()},
             )
         ]
-    found = []
+    bounds = []
     for first, second in orders:
 
         def make(dtype: torch.dtype, first: Values = first, second: Values = second) -> Program:
@@ -148,8 +148,8 @@ def telescoping(comparison: Comparison, ball: Ball) -> Tensor:
                 comparison.network, first, second, dtype, comparison.changed, feed=ball.sizes, through=TELESCOPING
             )
 
-        found.append(rounded_up(comparison.network, make, 1, first, second))
-    return torch.stack(found).amin(0) + _around(comparison, ball.radius)
+        bounds.append(rounded_up(comparison.network, make, 1, first, second))
+    return torch.stack(bounds).amin(0) + _around(comparison, ball.radius)
 
 
 def _signed_sum(value: Tensor, gap: Tensor) -> Tensor:
@@ -192,15 +192,15 @@ def activation(comparison: Comparison, ball: Ball) -> Tensor:
     if comparison.others is not None and ball.radius == 0.0:
         sides = (Side(comparison.values, comparison.others), Side(comparison.others, comparison.values))
 
-    def one(feed: Mapping[str, Tensor]) -> Tensor:
+    def bounded(feed: Mapping[str, Tensor]) -> Tensor:
         for dtype in dict.fromkeys((network.dtype, torch.float64)):
-            found = Deviation(network, sides, comparison.gap, comparison.changed, feed, ball.radius, dtype).bounds()
-            bound = flat_outputs(network, found, len(next(iter(feed.values())))).double()
+            deviations = Deviation(network, sides, comparison.gap, comparison.changed, feed, ball.radius, dtype).bounds()
+            bound = flat_outputs(network, deviations, len(next(iter(feed.values())))).double()
             if bool(torch.isfinite(bound).all()):
                 break
         return never_nan(bound)
 
-    return in_chunks(network, ball.feed, one)
+    return in_chunks(network, ball.feed, bounded)
 
 
 def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
@@ -226,9 +226,9 @@ def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
         }
         weights = Box(lower, upper)
     alone = {weight: value.double() for weight, value in comparison.values.items()}
-    own = Enclosure(network, Box(alone, alone), ball.feed, 0.0, None, refine=False)
+    center = Enclosure(network, Box(alone, alone), ball.feed, 0.0, None, refine=False)
     least, most = (
-        flat_outputs(network, {name: getattr(own.intervals[name], end) for name in network.outputs}, ball.batch)
+        flat_outputs(network, {name: getattr(center.intervals[name], end) for name in network.outputs}, ball.batch)
         for end in ("low", "high")
     )
     walls = Enclosure(network, weights, ball.feed, ball.radius, None, refine=False)
@@ -239,5 +239,5 @@ def enclosure(comparison: Comparison, ball: Ball) -> Tensor:
         unit = unit.expand(ball.batch, *unit.shape)
         pieces.append((walls.lower({name: unit}), -walls.lower({name: -unit})))
     low, high = torch.cat([piece[0] for piece in pieces], 1), torch.cat([piece[1] for piece in pieces], 1)
-    found = torch.maximum(most - low, high - least) * (1.0 + 4 * 2.0**-53)
-    return never_nan(torch.where((own.lost | walls.lost)[:, None], math.inf, found))
+    distance = torch.maximum(most - low, high - least) * (1.0 + 4 * 2.0**-53)
+    return never_nan(torch.where((center.lost | walls.lost)[:, None], math.inf, distance))

@@ -12,12 +12,12 @@ from pathlift.metric.perceptron import Layered, layered
 from pathlift.passes.rounding import rounding_factor
 
 
-def _for_each_output(comparison: Comparison, ball: Ball, factors: Tensor, found: Layered) -> Tensor:
+def _for_each_output(comparison: Comparison, ball: Ball, factors: Tensor, net: Layered) -> Tensor:
     if ball.radius != 0.0:
         raise InputError("This bound is about one input; it takes no radius. Use kind='per_input' or kind='activation'.")
-    if found.distance == 0.0:
+    if net.distance == 0.0:
         factors = torch.zeros_like(factors)
-    return (factors * (1.0 + rounding_factor(comparison.network))).expand(-1, found.outputs).clone()
+    return (factors * (1.0 + rounding_factor(comparison.network))).expand(-1, net.outputs).clone()
 
 
 def equation_2(comparison: Comparison, ball: Ball) -> Tensor:
@@ -33,8 +33,8 @@ def equation_2(comparison: Comparison, ball: Ball) -> Tensor:
     Returns:
         (samples, outputs).
     """
-    own = layered(comparison)
-    return _for_each_output(comparison, ball, (own.width * ball.largest + 1) * (own.width * own.depth**2 * own.factor), own)
+    net = layered(comparison)
+    return _for_each_output(comparison, ball, (net.width * ball.largest + 1) * (net.width * net.depth**2 * net.factor), net)
 
 
 def corollary_g1(comparison: Comparison, ball: Ball) -> Tensor:
@@ -47,5 +47,5 @@ def corollary_g1(comparison: Comparison, ball: Ball) -> Tensor:
     Returns:
         (samples, outputs).
     """
-    own = layered(comparison)
-    return _for_each_output(comparison, ball, ball.largest.clamp(min=1.0) * (2 * own.depth * own.width**2 * own.factor), own)
+    net = layered(comparison)
+    return _for_each_output(comparison, ball, ball.largest.clamp(min=1.0) * (2 * net.depth * net.width**2 * net.factor), net)

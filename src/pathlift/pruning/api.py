@@ -99,7 +99,7 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
     @property
     def sparsity(self) -> float:
         """Share of the weights in scope that went."""
-        return 1 - sum(own.kept for own in self.tensors) / sum(own.weights for own in self.tensors)
+        return 1 - sum(tensor.kept for tensor in self.tensors) / sum(tensor.weights for tensor in self.tensors)
 
     @property
     def mass_kept(self) -> float:
@@ -119,7 +119,7 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
     @property
     def collapsed(self) -> tuple[str, ...]:
         """Names of the tensors through which paths ran and none does any more."""
-        return tuple(own.name for own in self.tensors if own.collapsed)
+        return tuple(tensor.name for tensor in self.tensors if tensor.collapsed)
 
     @property
     def advice(self) -> str:
@@ -135,11 +135,11 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
     def __str__(self) -> str:
         """Return a few lines of text."""
         lines = [
-            f"{self.criterion}: {self.sparsity:.2%} of {sum(own.weights for own in self.tensors):,} weights pruned",
+            f"{self.criterion}: {self.sparsity:.2%} of {sum(tensor.weights for tensor in self.tensors):,} weights pruned",
             f"  path mass kept {self.mass_kept:.3g}, joint cost 10^{self.log10_cost:.3f}, bound (13) 10^{self.log10_bound:.3f}",
         ]
         lines += [f"  collapsed: {self.advice}"] if self.collapsed else []
-        lines += [f"  {own.name}: {own.kept:,} of {own.weights:,} stay" for own in self.tensors]
+        lines += [f"  {tensor.name}: {tensor.kept:,} of {tensor.weights:,} stay" for tensor in self.tensors]
         return "\n".join(lines)
 
 
@@ -247,8 +247,8 @@ def prune(
             scores = checked_scores(chosen.scores(pruned, data, source), names, network)
             if step > 1:
                 scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
-            found = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
-            masks = {name: found[name] & mask.to(found[name].device) for name, mask in masks.items()}
+            kept = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
+            masks = {name: kept[name] & mask.to(kept[name].device) for name, mask in masks.items()}
             pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
@@ -264,12 +264,12 @@ def _tells_channels(select: Selection) -> bool:
 
 def _selected(select: Selection, scores: Scores, amount: float, axes: Mapping[str, Axes]) -> Masks:
     """Select, and check what a selection of the user's returns."""
-    found = along_channels(select, scores, amount, axes) if axes else select(scores, amount)
+    masks = along_channels(select, scores, amount, axes) if axes else select(scores, amount)
     for name, score in scores.items():
-        mask = found.get(name) if isinstance(found, Mapping) else None
+        mask = masks.get(name) if isinstance(masks, Mapping) else None
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != score.shape:
             raise InputError(f"The selection gives no bool mask of shape {tuple(score.shape)} for '{name}'.")
-    return found
+    return masks
 
 
 def _criterion(criterion: Scoring) -> Criterion:

@@ -33,13 +33,13 @@ class Piece:
     Attributes:
         layout: How the weight of the operator is laid out.
         kernel: Sides of the block of taps.
-        places: Where the blocks' elements are in the flattened parameter, shape (groups, outs, ins, taps); None when the
+        indices: Where the blocks' elements are in the flattened parameter, shape (groups, outs, ins, taps); None when the
             weight is the parameter itself.
     """
 
     layout: Layout
     kernel: tuple[int, ...]
-    places: Tensor | None = None
+    indices: Tensor | None = None
 
     @property
     def elementwise(self) -> bool:
@@ -48,27 +48,27 @@ class Piece:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return self.layout.shape if self.places is None else tuple(self.places.shape)
+        return self.layout.shape if self.indices is None else tuple(self.indices.shape)
 
     def blocks(self, x: Tensor) -> Tensor:
         """Return what stands on the elements of a tensor of the parameter's shape, (groups, outs, ins, taps)."""
-        return self.layout.split(x) if self.places is None else x.reshape(-1)[self.places]
+        return self.layout.split(x) if self.indices is None else x.reshape(-1)[self.indices]
 
-    def put(self, blocks: Tensor, whole: Tensor) -> Tensor:
+    def put(self, blocks: Tensor, tensor: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape with these blocks in place of its own."""
-        if self.places is None:
-            return self.layout.join(blocks.reshape(self._shape)).reshape(whole.shape)
-        return whole.reshape(-1).index_put((self.places,), blocks.reshape(self._shape)).view(whole.shape)
+        if self.indices is None:
+            return self.layout.join(blocks.reshape(self._shape)).reshape(tensor.shape)
+        return tensor.reshape(-1).index_put((self.indices,), blocks.reshape(self._shape)).view(tensor.shape)
 
-    def laid(self, x: Tensor) -> Tensor:
+    def as_convolution(self, x: Tensor) -> Tensor:
         """Return the same as the weight of an ordinary convolution, (groups·outs, ins, *kernel)."""
         groups, outs, ins, _ = self._shape
         return self.blocks(x).reshape(groups * outs, ins, *self.kernel)
 
     def numbered(self) -> Tensor:
-        """Return `places`, also of a weight that is the parameter itself."""
-        if self.places is not None:
-            return self.places
+        """Return `indices`, also of a weight that is the parameter itself."""
+        if self.indices is not None:
+            return self.indices
         return self.layout.split(torch.arange(math.prod(self.layout.whole)).reshape(self.layout.whole))
 
 
@@ -96,15 +96,15 @@ def channel_axes(network: Network, names: Sequence[str]) -> dict[str, Axes]:
     Returns:
         Name to axes. A parameter on no edge has no pieces.
     """
-    found: dict[str, list[tuple[str, Piece | str]]] = {name: [] for name in names}
+    uses_of: dict[str, list[tuple[str, Piece | str]]] = {name: [] for name in names}
     seen: set[tuple[WeightTensor, Layout]] = set()
     for where, weight, layout in _uses(compacted(network), set(names)):
         if (weight, layout) not in seen:
             seen.add((weight, layout))
             for name, piece in _pieces(network, weight, layout):
-                if name in found:
-                    found[name].append((where, piece))
-    return {name: _joined(name, pieces) for name, pieces in found.items()}
+                if name in uses_of:
+                    uses_of[name].append((where, piece))
+    return {name: _joined(name, uses) for name, uses in uses_of.items()}
 
 
 def _uses(network: Network, names: set[str]) -> Iterator[tuple[str, WeightTensor, Layout]]:
@@ -161,8 +161,8 @@ def layouts(network: Network) -> dict[str, Layout]:
 
 def _links(edges: Edges, *, weighted: bool) -> Iterator[tuple[Edges, bool]]:
     if isinstance(edges, Chain):
-        for place, link in enumerate(edges.links):
-            yield from _links(link, weighted=weighted and place == edges.weighted)
+        for index, link in enumerate(edges.links):
+            yield from _links(link, weighted=weighted and index == edges.weighted)
     else:
         yield edges, weighted
 
@@ -172,9 +172,9 @@ def _pieces(network: Network, weight: WeightTensor, layout: Layout) -> Iterator[
     if isinstance(weight.expression, StateTensor):
         yield weight.expression.name, Piece(layout, layout.kernel())
         return
-    found = origins(network, weight) if is_moved(network, weight) else None
-    for name, places in ({} if found is None else found.places()).items():
-        blocks = layout.split(places.cpu())
+    moved = origins(network, weight) if is_moved(network, weight) else None
+    for name, indices in ({} if moved is None else moved.places()).items():
+        blocks = layout.split(indices.cpu())
         there = blocks >= 0
         if bool(there.any()):
             yield name, _submatrix(layout, blocks, there)
@@ -201,7 +201,7 @@ def _joined(name: str, uses: Sequence[tuple[str, Piece | str]]) -> Axes:
     for where, piece in uses:
         if isinstance(piece, str):
             return Axes((), f"'{name}' has no output channels: {where} {piece}")
-        roles = [(other, _roles(piece, own)) for other, own in kept]
+        roles = [(other, _roles(piece, earlier)) for other, earlier in kept]
         clash = next((other for other, role in roles if role == "clash"), None)
         swapped = next((other for other, role in roles if role == "swapped"), None)
         if clash is not None or swapped is not None:
@@ -213,11 +213,11 @@ def _joined(name: str, uses: Sequence[tuple[str, Piece | str]]) -> Axes:
     return Axes(tuple(piece for _, piece in kept), conflict)
 
 
-def _roles(one: Piece, two: Piece) -> str:
+def _roles(piece: Piece, other: Piece) -> str:
     """Compare two uses of a parameter: ``same`` channels, ``swapped`` ones, elements ``apart``, or a ``clash``."""
-    if one.places is None and two.places is None and one.layout == two.layout:
+    if piece.indices is None and other.indices is None and piece.layout == other.layout:
         return "same"
-    first, second = one.numbered(), two.numbered()
+    first, second = piece.numbered(), other.numbered()
     size = int(max(first.max(), second.max())) + 1
     (outs, ins), (other_outs, other_ins) = (_labels(blocks, size) for blocks in (first, second))
     if not bool(((outs >= 0) & (other_outs >= 0)).any()):
@@ -227,13 +227,13 @@ def _roles(one: Piece, two: Piece) -> str:
     return "swapped" if torch.equal(outs, other_ins) and torch.equal(ins, other_outs) else "clash"
 
 
-def _labels(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _labels(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Name the output and the input channel of each element of a parameter by the first element in it; −1 outside."""
-    found = []
+    labels = []
     for dims in ((2, 3), (1, 3)):
-        first = places.amin(dims, keepdim=True).expand(places.shape)
-        found.append(torch.full((size,), -1).index_put((places,), first))
-    return found[0], found[1]
+        first = indices.amin(dims, keepdim=True).expand(indices.shape)
+        labels.append(torch.full((size,), -1).index_put((indices,), first))
+    return labels[0], labels[1]
 
 
 def along_channels(
@@ -256,7 +256,7 @@ def along_channels(
     Raises:
         InputError: A parameter has no output channels of its own.
     """
-    laid: dict[str, Tensor] = {}
+    by_part: dict[str, Tensor] = {}
     parts: dict[str, list[tuple[str, Piece]]] = {}
     for name, score in scores.items():
         if axes[name].conflict:
@@ -264,17 +264,17 @@ def along_channels(
                 f"{axes[name].conflict}. Leave it out (scope='!{name}'), or let weights compete one by one (selection "
                 "'global', 'per_layer' or 'lamp')."
             )
-        parts[name] = [(f"{name}[{place}]", piece) for place, piece in enumerate(axes[name].pieces)]
-        laid.update({key: piece.laid(score) for key, piece in parts[name]})
-        laid.update({f"{name}[rest]": rest for rest in [_rest(score, axes[name])] if rest.numel()})
-    found = select(laid, amount)
+        parts[name] = [(f"{name}[{number}]", piece) for number, piece in enumerate(axes[name].pieces)]
+        by_part.update({key: piece.as_convolution(score) for key, piece in parts[name]})
+        by_part.update({f"{name}[rest]": rest for rest in [_rest(score, axes[name])] if rest.numel()})
+    kept = select(by_part, amount)
     masks = {}
     for name, score in scores.items():
         mask = torch.ones(score.shape, dtype=torch.bool, device=score.device)
         for key, piece in parts[name]:
-            mask = piece.put(found[key], mask)
-        if f"{name}[rest]" in found:
-            mask.view(-1)[_outside(score, axes[name])] = found[f"{name}[rest]"]
+            mask = piece.put(kept[key], mask)
+        if f"{name}[rest]" in kept:
+            mask.view(-1)[_outside(score, axes[name])] = kept[f"{name}[rest]"]
         masks[name] = mask.contiguous()
     return masks
 
@@ -283,7 +283,7 @@ def _outside(score: Tensor, axes: Axes) -> Tensor:
     """Return which elements of a parameter no operator reads; they lie on no path."""
     outside = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
     for piece in axes.pieces:
-        outside[... if piece.places is None else piece.places.reshape(-1)] = False
+        outside[... if piece.indices is None else piece.indices.reshape(-1)] = False
     return outside
 
 

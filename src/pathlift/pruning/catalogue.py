@@ -238,7 +238,7 @@ def criterion_of(name: str) -> Criterion:
     Raises:
         InputError: There is no such name.
     """
-    found = CRITERIA.get(name.replace("-", "_"))
-    if found is None:
+    criterion = CRITERIA.get(name.replace("-", "_"))
+    if criterion is None:
         raise InputError(f"There is no criterion '{name}'.{nearest(name, CRITERIA)}")
-    return found
+    return criterion

@@ -32,7 +32,7 @@ def checked_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size])
         MismatchError: A name or a shape is not the model's.
         InputError: A mask holds other values.
     """
-    found = {}
+    checked = {}
     for name, mask in masks.items():
         if name not in shapes:
             raise MismatchError(f"There is a mask for '{name}', which is no parameter of this model.")
@@ -40,8 +40,8 @@ def checked_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size])
             raise MismatchError(f"The mask of '{name}' has shape {tuple(mask.shape)}; the parameter has {tuple(shapes[name])}.")
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(f"The mask of '{name}' holds other values than 0 and 1.")
-        found[name] = mask.bool()
-    return found
+        checked[name] = mask.bool()
+    return checked
 
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -100,15 +100,15 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         >>> apply_masks(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])}).weight[0, 1].item()
         0.0
     """
-    parameters = {name: own.detach() for name, own in model.named_parameters(remove_duplicate=False)}
-    found = checked_masks(masks, {name: own.shape for name, own in parameters.items()})
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    checked = checked_masks(masks, {name: parameter.shape for name, parameter in parameters.items()})
     memory = Memory(parameters.items())
-    part = next((name for name in found if name in memory.views), None)
+    part = next((name for name in checked if name in memory.views), None)
     if part is not None:
         raise InputError(f"'{part}' is a part of another parameter: give the mask of that one.")
-    pruned = masked(memory.state, {memory.aliases.get(name, name): mask for name, mask in found.items()})
+    pruned = masked(memory.state, {memory.aliases.get(name, name): mask for name, mask in checked.items()})
     state, names = model.state_dict(), memory.names
-    unknown = [name for name in found if name not in state]
+    unknown = [name for name in checked if name not in state]
     if unknown:
         raise MismatchError(f"The model's state-dict has no '{unknown[0]}': it names its parameters otherwise.")
     changed = {name: evaluate(memory.expression(name), pruned) for name in names if name in state}
@@ -204,7 +204,7 @@ def importance_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[tu
     Raises:
         MismatchError: The scores are those of another model.
     """
-    shapes = {name: own.shape for name, own in model.named_parameters(remove_duplicate=False)}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, score in scores.items():
         if name not in shapes or score.shape != shapes[name]:
             raise MismatchError(f"The model has no parameter '{name}' of shape {tuple(score.shape)}, which has scores.")
@@ -227,8 +227,8 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         InputError: A mask holds other values than 0 and 1.
     """
     made = with_state(model, model.state_dict())
-    found = checked_masks(masks, {name: own.shape for name, own in made.named_parameters()})
-    for (module, name), mask in importance_scores(made, found).items():
+    checked = checked_masks(masks, {name: parameter.shape for name, parameter in made.named_parameters()})
+    for (module, name), mask in importance_scores(made, checked).items():
         torch_prune.custom_from_mask(module, name, mask.clone())
     return made
 
@@ -246,15 +246,15 @@ def from_torch_prune(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         InputError: It carries none.
     """
-    found = dict(_masks_of(model))
-    if not found:
+    masks = dict(_masks_of(model))
+    if not masks:
         raise InputError("The model carries no masks of torch.nn.utils.prune.")
-    return found
+    return masks
 
 
 def _masks_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     names = {name for name, _ in model.named_parameters()}
     for name, buffer in model.named_buffers():
-        own = name.removesuffix("_mask")
-        if name.endswith("_mask") and f"{own}_orig" in names:
-            yield own, buffer.bool()
+        parameter = name.removesuffix("_mask")
+        if name.endswith("_mask") and f"{parameter}_orig" in names:
+            yield parameter, buffer.bool()

@@ -98,10 +98,10 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
     names = eligible(network)
     chosen: set[str] = set() if included else set(default)
     for item in included:
-        found = _chosen(item, network, names, default, model)
-        if not found:
+        matched = _chosen(item, network, names, default, model)
+        if not matched:
             raise InputError(f"Nothing that can be pruned matches {_said(item)}. {_hint(network, item, names)}")
-        chosen |= found
+        chosen |= matched
     for item in wanted:
         if isinstance(item, str) and item.startswith("!"):
             chosen -= _matching(item[1:], names)
@@ -138,9 +138,9 @@ def _inside(
     """Return the weights that a module of the model and its children hold: all that can be pruned where there are none."""
     if model is None:
         raise InputError("A scope of modules needs the module itself: pass the model and its inputs, not a Network.")
-    if all(part is not own for own in model.modules()):
+    if all(part is not child for child in model.modules()):
         raise InputError(f"The scope holds a module ({type(part).__name__}) that is no part of the model.")
-    memory = {(own.data_ptr(), own.shape) for own in part.parameters() if own.numel() and not own.is_meta}
+    memory = {(tensor.data_ptr(), tensor.shape) for tensor in part.parameters() if tensor.numel() and not tensor.is_meta}
     held = {name for name in names if (network.state[name].data_ptr(), network.state[name].shape) in memory}
     return held & set(default) or held
 
@@ -187,7 +187,7 @@ def checked_scores(scores: Mapping[str, Tensor], names: Sequence[str], network: 
     """
     if not isinstance(scores, Mapping):
         raise InputError(f"A criterion gives a mapping of parameter names to scores, found {type(scores).__name__}.")
-    found = {}
+    checked = {}
     for name in names:
         if name not in scores:
             raise InputError(f"The criterion has no score for '{name}'. It has: {', '.join(map(str, list(scores)[:5]))} …")
@@ -199,8 +199,8 @@ def checked_scores(scores: Mapping[str, Tensor], names: Sequence[str], network: 
         if bool(score.sum().isnan()) and bool(score.isnan().any()):  # a sum costs less
             raise InputError(f"The score of '{name}' holds NaN: the criterion does not work for this network and these data.")
         wide = torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64
-        found[name] = score.detach().to(wide)
-    return found
+        checked[name] = score.detach().to(wide)
+    return checked
 
 
 def _kind(value: object) -> str:

@@ -60,9 +60,9 @@ def _threshold(scores: Sequence[Tensor], keep: int, dtype: torch.dtype) -> tuple
                 digits = (keys >> shift) + (1 << 15)
             counts += torch.bincount(digits, minlength=1 << 16).cpu()
         from_top = counts.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_top, keep - above))
-        above += int(from_top[place - 1]) if place else 0
-        digit = (1 << 16) - 1 - place
+        rank = int(torch.searchsorted(from_top, keep - above))
+        above += int(from_top[rank - 1]) if rank else 0
+        digit = (1 << 16) - 1 - rank
         prefix = digit - (1 << 15) if shift == width - 16 else (prefix << 16) | digit
     return prefix, above
 
@@ -139,12 +139,10 @@ def select_lamp(scores: Scores, amount: float) -> Masks:
         Lee, Park, Mo, Ahn, Shin, "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021.
     """
     ordered = [_descending(score) for score in scores.values()]
-    deep = any(_reach(own) > 1e150 for own in ordered)
-    relative = [_relative(own, deep=deep) for own in ordered]
-    counts = _joint_counts(relative, kept_of(sum(len(own) for own in ordered), amount))
-    return {
-        name: _largest(score, own, count) for (name, score), own, count in zip(scores.items(), ordered, counts, strict=True)
-    }
+    deep = any(_reach(values) > 1e150 for values in ordered)
+    relative = [_relative(values, deep=deep) for values in ordered]
+    counts = _joint_counts(relative, kept_of(sum(len(values) for values in ordered), amount))
+    return dict(zip(scores, map(_largest, scores.values(), ordered, counts), strict=True))
 
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -207,15 +205,15 @@ def _joint_counts(values: Sequence[Numbers], keep: int) -> list[int]:
     low, high = -1, int(np.float64(1.0).view(np.int64))
     while low < high:
         middle = (low + high) // 2
-        if sum(_above(own, number(middle)) for own in values) <= keep:
+        if sum(_above(numbers, number(middle)) for numbers in values) <= keep:
             high = middle
         else:
             low = middle + 1
-    counts = [_above(own, number(high)) for own in values]
+    counts = [_above(numbers, number(high)) for numbers in values]
     left = keep - sum(counts)
-    for place, own in enumerate(values):
-        equal = min(left, bisect_right(own, -number(high), key=neg) - counts[place])
-        counts[place] += equal
+    for index, numbers in enumerate(values):
+        equal = min(left, bisect_right(numbers, -number(high), key=neg) - counts[index])
+        counts[index] += equal
         left -= equal
     return counts
 
@@ -247,19 +245,19 @@ def select_erk(scores: Scores, amount: float) -> Masks:
     References:
         Evci, Gale, Menick, Castro, Elsen, "Rigging the lottery: making all tickets winners", ICML 2020.
     """
-    whole: set[str] = set()
+    dense: set[str] = set()
     keep = kept_of(sum(score.numel() for score in scores.values()), amount)
     while True:
-        rest = {name: score for name, score in scores.items() if name not in whole}
-        budget = keep - sum(scores[name].numel() for name in whole)
+        rest = {name: score for name, score in scores.items() if name not in dense}
+        budget = keep - sum(scores[name].numel() for name in dense)
         shares = {name: float(sum(score.shape)) for name, score in rest.items()}
         scale = budget / sum(shares.values()) if rest else 0.0
         full = {name for name, score in rest.items() if shares[name] * scale > score.numel()}
         if not full:
             break
-        whole |= full
-    counts = {name: scores[name].numel() if name in whole else math.floor(shares[name] * scale) for name in scores}
-    for name in sorted(rest, key=lambda own: shares[own] * scale - counts[own], reverse=True)[: keep - sum(counts.values())]:
+        dense |= full
+    counts = {name: scores[name].numel() if name in dense else math.floor(shares[name] * scale) for name in scores}
+    for name in sorted(rest, key=lambda name: shares[name] * scale - counts[name], reverse=True)[: keep - sum(counts.values())]:
         counts[name] += 1
     return {name: keep_largest([score], counts[name])[0] for name, score in scores.items()}
 
@@ -278,14 +276,14 @@ def select_channels(scores: Scores, amount: float) -> Masks:
         Name to mask.
     """
     sums = {name: score.reshape(len(score), -1).double().sum(1) for name, score in scores.items()}
-    order = torch.cat([own.cpu() for own in sums.values()]).argsort(stable=True)
+    order = torch.cat([mass.cpu() for mass in sums.values()]).argsort(stable=True)
     sizes = torch.cat([torch.full((len(score),), score[0].numel()) for score in scores.values()])
     total = int(sizes.sum())
     gone = torch.zeros(len(sizes), dtype=torch.bool)
     gone[order[sizes[order].cumsum(0) <= total - kept_of(total, amount)]] = True
     masks = {}
-    for (name, score), own in zip(scores.items(), gone.split([len(s) for s in scores.values()]), strict=True):
-        stays = ~own.to(score.device)
+    for (name, score), removed in zip(scores.items(), gone.split([len(s) for s in scores.values()]), strict=True):
+        stays = ~removed.to(score.device)
         masks[name] = stays.reshape(-1, *[1] * (score.dim() - 1)).expand(score.shape).clone()
     return masks
 
@@ -343,11 +341,11 @@ class NofM:
         if not any(self.fits(score) for score in scores.values()):
             raise InputError(f"No tensor has a number of input channels that is a multiple of {self.m}.")
         return {
-            name: self._one(score) if self.fits(score) else torch.ones_like(score, dtype=torch.bool)
+            name: self._mask(score) if self.fits(score) else torch.ones_like(score, dtype=torch.bool)
             for name, score in scores.items()
         }
 
-    def _one(self, score: Tensor) -> Tensor:
+    def _mask(self, score: Tensor) -> Tensor:
         last = score.movedim(1, -1)
         blocks = last.reshape(-1, self.m)
         order = blocks.argsort(dim=1, descending=True, stable=True)[:, : self.n]

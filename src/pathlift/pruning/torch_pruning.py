@@ -70,21 +70,21 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         state = self.model.state_dict()
         if self._known is None or not _same(self._known[0], state):
             network = capture(self.model, self.inputs)
-            scores, laid = path_magnitude(network), layouts(network)
+            scores, layout_of = path_magnitude(network), layouts(network)
 
             def bias(name: str) -> Tensor | None:
                 share = scores.get(network.aliases.get(name, name))
                 return None if share is None else share.double().cpu()
 
             def weight(name: str) -> _Weight | None:
-                share, layout = bias(name), laid.get(network.aliases.get(name, name))
+                share, layout = bias(name), layout_of.get(network.aliases.get(name, name))
                 return None if share is None or layout is None else _Weight(share, layout)
 
-            found = {
+            shares = {
                 module: (weight(f"{path}.weight".lstrip(".")), bias(f"{path}.bias".lstrip(".")))
                 for path, module in self.model.named_modules()
             }
-            self._known = {name: tensor.detach().clone() for name, tensor in state.items()}, found
+            self._known = {name: tensor.detach().clone() for name, tensor in state.items()}, shares
         return self._known[1]
 
     @torch.no_grad()
@@ -106,16 +106,16 @@ class PathMagnitudeImportance(Importance):  # type: ignore[misc]
         for item in group:
             layer, handler = item.dep.target.module, item.dep.handler
             weight, bias = shares.get(layer, (None, None))
-            places, channels = torch.as_tensor(item.root_idxs), torch.as_tensor(item.idxs)
+            roots, channels = torch.as_tensor(item.root_idxs), torch.as_tensor(item.idxs)
             if weight is not None and handler in (READERS if read else WRITERS):
-                total.index_add_(0, places, _by_channel(weight.layout, weight.share, read=read)[channels])
+                total.index_add_(0, roots, _by_channel(weight.layout, weight.share, read=read)[channels])
             if bias is not None and not read:
-                total.index_add_(0, places, bias[channels])
+                total.index_add_(0, roots, bias[channels])
         return total
 
 
-def _same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def _by_channel(layout: Layout, share: Tensor, *, read: bool) -> Tensor:

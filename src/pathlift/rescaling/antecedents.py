@@ -49,13 +49,13 @@ class Line:
     Attributes:
         dim: The dimension.
         source: Positions below, one per edge.
-        place: Positions above, one per edge.
+        target: Positions above, one per edge.
         count: Number of positions above.
     """
 
     dim: int
     source: Tensor
-    place: Tensor
+    target: Tensor
     count: int
 
 
@@ -75,8 +75,8 @@ def lines(edges: Edges, below: tuple[int, ...], above: tuple[int, ...]) -> list[
     if isinstance(edges, (Reduce, Counted)):
         return [_line(dim, torch.arange(below[dim], device="cpu")[None], below[dim]) for dim in edges.dims]
     if isinstance(edges, AxisMap):
-        place, source = edges.matrix.cpu().nonzero().unbind(1)
-        return [Line(edges.dim, source, place, len(edges.matrix))]
+        target, source = edges.matrix.cpu().nonzero().unbind(1)
+        return [Line(edges.dim, source, target, len(edges.matrix))]
     if isinstance(edges, WeightedTaps):
         return [_line(edges.dim, edges.table.index, below[edges.dim])]
     if isinstance(edges, Taps):
@@ -98,8 +98,8 @@ def lines(edges: Edges, below: tuple[int, ...], above: tuple[int, ...]) -> list[
 
 def _line(dim: int, table: Tensor, size: int) -> Line:
     """Return a map from what each position above reads, shape (positions, taps); what lies outside is no neuron."""
-    place, tap = ((table >= 0) & (table < size)).nonzero().unbind(1)
-    return Line(dim, table[place, tap], place, len(table))
+    target, tap = ((table >= 0) & (table < size)).nonzero().unbind(1)
+    return Line(dim, table[target, tap], target, len(table))
 
 
 def tie_lines(relations: Relations, several: list[Line], labels: Tensor) -> None:
@@ -116,7 +116,7 @@ def tie_lines(relations: Relations, several: list[Line], labels: Tensor) -> None
             labels = labels.index_fill(line.dim, (~read).nonzero()[:, 0], NOTHING)
     for line in several:
         moved = labels.movedim(line.dim, -1)
-        low = tie_stars(relations, moved.reshape(-1, moved.shape[-1]), line.source, line.place, line.count)
+        low = tie_stars(relations, moved.reshape(-1, moved.shape[-1]), line.source, line.target, line.count)
         labels = low.reshape(*moved.shape[:-1], line.count).movedim(-1, line.dim)
 
 
@@ -131,10 +131,10 @@ def tie_overlap(relations: Relations, edges: Overlap, labels: Tensor, above: tup
         device: Where the map works.
     """
     count = torch.Size(above).numel() + 1
-    places = torch.arange(1, count, dtype=torch.float64, device=device).reshape(above)
-    place = edges.transpose(places).long().reshape(-1).cpu()
-    source = (place > 0).nonzero()[:, 0]
-    tie_stars(relations, labels.reshape(1, -1), source, place[source], count)
+    numbers = torch.arange(1, count, dtype=torch.float64, device=device).reshape(above)
+    target = edges.transpose(numbers).long().reshape(-1).cpu()
+    source = (target > 0).nonzero()[:, 0]
+    tie_stars(relations, labels.reshape(1, -1), source, target[source], count)
 
 
 def tie_through(
@@ -176,14 +176,14 @@ def tie_through(
         relations.tie(high[apart].long(), low[apart].long())
 
 
-def tie_stars(relations: Relations, labels: Tensor, source: Tensor, place: Tensor, count: int) -> Tensor:
+def tie_stars(relations: Relations, labels: Tensor, source: Tensor, target: Tensor, count: int) -> Tensor:
     """Tie all that one place reads, row by row.
 
     Args:
         relations: The unknowns.
         labels: Shape (rows, places below).
         source: Place below of each edge.
-        place: Place above of each edge.
+        target: Place above of each edge.
         count: Number of places above.
 
     Returns:
@@ -192,9 +192,9 @@ def tie_stars(relations: Relations, labels: Tensor, source: Tensor, place: Tenso
     out = torch.full((len(labels), count), HIGH, device="cpu")
     for part in blocks(len(labels), len(source)):
         read = relations.find(labels[part])[:, source]
-        low = out[part].scatter_reduce_(1, place.expand(read.shape), torch.where(read > NOTHING, read, HIGH), "amin")
+        low = out[part].scatter_reduce_(1, target.expand(read.shape), torch.where(read > NOTHING, read, HIGH), "amin")
         low.masked_fill_(low == HIGH, NOTHING)
-        relations.tie(read, low[:, place])
+        relations.tie(read, low[:, target])
     return relations.find(out)
 
 
@@ -210,8 +210,8 @@ def tie_pattern(relations: Relations, pattern: Pattern, there: Tensor | None, la
     Returns:
         Labels above, (groups, outs, places).
     """
-    _, source, place = pattern.triples.unbind(1)
-    groups, outs, places = pattern.above.shape
+    _, source, target = pattern.triples.unbind(1)
+    groups, outs, positions = pattern.above.shape
     if there is not None:
         return _tie_masked(relations, pattern, there, labels)
     if labels.shape[2] == 1:
@@ -221,28 +221,28 @@ def tie_pattern(relations: Relations, pattern: Pattern, there: Tensor | None, la
     low = labels.new_zeros(groups, labels.shape[2])
     rows = labels[:, :, read].movedim(1, 2).reshape(-1, labels.shape[1])
     low[:, read] = tie_stars(relations, rows, spread, torch.zeros_like(spread), 1).reshape(groups, -1)
-    return tie_stars(relations, low, source, place, places)[:, None].expand(groups, outs, places)
+    return tie_stars(relations, low, source, target, positions)[:, None].expand(groups, outs, positions)
 
 
 def _tie_masked(relations: Relations, pattern: Pattern, there: Tensor, labels: Tensor) -> Tensor:
     """The same, edge by edge."""
-    tap, source, place = pattern.triples.unbind(1)
-    groups, outs, places = pattern.above.shape
+    tap, source, target = pattern.triples.unbind(1)
+    groups, outs, positions = pattern.above.shape
     if labels.shape[2] == 1:  # places that read by the same taps are alike
-        reads = torch.zeros(places, there.shape[3], dtype=torch.bool, device="cpu")
-        reads[place, tap] = True
+        reads = torch.zeros(positions, there.shape[3], dtype=torch.bool, device="cpu")
+        reads[target, tap] = True
         kinds, kind = torch.unique(reads, dim=0, return_inverse=True)
-        place, tap = kinds.nonzero().unbind(1)
+        target, tap = kinds.nonzero().unbind(1)
         source = torch.zeros_like(tap)
     else:
-        kinds, kind = torch.arange(places, device="cpu"), torch.arange(places, device="cpu")
+        kinds, kind = torch.arange(positions, device="cpu"), torch.arange(positions, device="cpu")
     out = torch.full((groups, outs, len(kinds)), HIGH, device="cpu")
     edges = []
     for one_tap in range(there.shape[3]):
         group, above, below = there[..., one_tap].nonzero().unbind(1)
         chosen = tap == one_tap
         edges += [
-            (group[part, None], above[part, None], below[part, None], source[chosen], place[chosen])
+            (group[part, None], above[part, None], below[part, None], source[chosen], target[chosen])
             for part in blocks(len(group), int(chosen.sum()))
         ]
     for group, above, below, low, high in edges:

@@ -155,5 +155,5 @@ def _slopes(
 
 def _add(sums: dict[str, Tensor], factor: Factor, like: Tensor, values: Tensor) -> None:
     out = sums.setdefault(factor.name, torch.zeros(like.shape, dtype=torch.float64, device=like.device))
-    places = torch.arange(like.numel(), device="cpu") if factor.index is None else factor.index.reshape(-1)
-    out.view(-1).index_add_(0, places.to(like.device), values.reshape(-1))
+    indices = torch.arange(like.numel(), device="cpu") if factor.index is None else factor.index.reshape(-1)
+    out.view(-1).index_add_(0, indices.to(like.device), values.reshape(-1))

@@ -150,9 +150,9 @@ class _Labelling:
             return torch.where(alive, FIXED, NOTHING)
         relations.reason = described(layer.origin)
         summands: list[Tensor] = []
-        for place, connection in enumerate(layer.connections):
+        for index, connection in enumerate(layer.connections):
             piece = self._connection(connection, below[connection.source])
-            summands.append(piece if layer.concat is None else piece.expand(layer.concat.shape(place, layer.shape)))
+            summands.append(piece if layer.concat is None else piece.expand(layer.concat.shape(index, layer.shape)))
         if layer.unit_name is not None and layer.unit_dim is not None and layer.unit_name not in self.units:
             wide = list(thinned(summands[0].expand(layer.shape)).shape)
             wide[layer.unit_dim] = layer.shape[layer.unit_dim]

@@ -77,9 +77,9 @@ def coupling(scaling: Scaling, mass: Tensor) -> Coupling:
         top, bottom = above.reshape(above.shape[:2]).expand(groups, outs), below[:, 0, :, 0].expand(groups, ins)
         summed = masses.sum(3, dtype=torch.float64).cpu()
         if groups == 1:
-            classes, place = torch.unique(bottom[0], return_inverse=True)
+            classes, inverse = torch.unique(bottom[0], return_inverse=True)
             if len(classes) < ins:
-                summed = torch.zeros(1, outs, len(classes), dtype=torch.float64, device="cpu").index_add_(2, place, summed)
+                summed = torch.zeros(1, outs, len(classes), dtype=torch.float64, device="cpu").index_add_(2, inverse, summed)
                 bottom = classes[None]
         return BlockCoupling(top, bottom, summed)
     if above.shape[3] == below.shape[3] == 1:

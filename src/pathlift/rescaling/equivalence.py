@@ -94,8 +94,8 @@ def equivalent(
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> found = equivalent(model, symmetries(model, (2,)).rescale([2.0, 1.0, 0.5]), (2,))
-        >>> bool(found), found.factors.tolist()
+        >>> same = equivalent(model, symmetries(model, (2,)).rescale([2.0, 1.0, 0.5]), (2,))
+        >>> bool(same), same.factors.tolist()
         (True, [2.0, 1.0, 0.5])
     """
     with limited(seconds) as clock:
@@ -119,8 +119,8 @@ def _equivalent(groups: Symmetries, other: Other, tolerance: float | None, clock
             if fit.stopped:
                 clock.check("The comparison modulo rescaling")
             by_element = constraints.scalings[name].join(deviations, network.state[name].shape)
-            place = tuple(int(axis) for axis in torch.unravel_index(by_element.argmax(), by_element.shape))
-            what = f"'{name}'{list(place)} differs by {float(by_element[place]):.3g} of itself from the rescaling nearest to it"
+            index = tuple(int(axis) for axis in torch.unravel_index(by_element.argmax(), by_element.shape))
+            what = f"'{name}'{list(index)} differs by {float(by_element[index]):.3g} of itself from the rescaling nearest to it"
             return Equivalence(False, None, what, widest)
     return Equivalence(True, torch.exp2(fit.factors), "", widest)
 
@@ -275,9 +275,9 @@ def _different_support(network: Network, constraints: ScaleConstraints, state: M
         first, second = network.state[name].detach().sign(), state[name].detach().to(network.device).sign()
         apart = first != second.to(first.dtype)
         if bool(apart.any()):
-            place = tuple(apart.nonzero()[0].tolist())
-            mine, theirs = float(network.state[name][place]), float(state[name][place])
+            index = tuple(apart.nonzero()[0].tolist())
+            mine, theirs = float(network.state[name][index]), float(state[name][index])
             return (
-                f"'{name}'{list(place)} is {mine:.6g} in the first network and {theirs:.6g} in the second: signs never change"
+                f"'{name}'{list(index)} is {mine:.6g} in the first network and {theirs:.6g} in the second: signs never change"
             )
     return ""

@@ -81,5 +81,5 @@ def by_module(
 def _refuse_others_than_positive(values: Tensor, what: str) -> None:
     bad = ~(torch.isfinite(values) & (values > 0))
     if bool(bad.any()):
-        place = int(bad.nonzero()[0, 0])
-        raise InputError(f"{what} must be positive and finite, found {float(values[place])} at {place}.")
+        index = int(bad.nonzero()[0, 0])
+        raise InputError(f"{what} must be positive and finite, found {float(values[index])} at {index}.")

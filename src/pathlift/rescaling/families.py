@@ -127,12 +127,12 @@ def group_of(solution: Solution, label: int) -> int | None:
     if label in (VARYING, NOTHING):
         return None
     number = int(solution.classes[label])
-    (places,) = torch.nonzero(solution.rows == number, as_tuple=True)
-    single = number > 0 and len(places) == 1 and float(solution.entries[places[0]]) == 1.0
-    return int(solution.columns[places[0]]) if single else None
+    (indices,) = torch.nonzero(solution.rows == number, as_tuple=True)
+    single = number > 0 and len(indices) == 1 and float(solution.entries[indices[0]]) == 1.0
+    return int(solution.columns[indices[0]]) if single else None
 
 
-def axes_text(places: tuple[TensorAxis, ...]) -> str:
+def axes_text(axes: tuple[TensorAxis, ...]) -> str:
     """Write tensors and axes as they are indexed, at most six of them."""
-    shown = [name if axis is None else f"{name}[{', '.join([':'] * axis + ['i'])}]" for name, axis in places[:6]]
-    return ", ".join(shown) + (f" and {len(places) - 6} more" if len(places) > 6 else "")
+    shown = [name if axis is None else f"{name}[{', '.join([':'] * axis + ['i'])}]" for name, axis in axes[:6]]
+    return ", ".join(shown) + (f" and {len(axes) - 6} more" if len(axes) > 6 else "")

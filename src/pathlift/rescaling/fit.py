@@ -150,14 +150,14 @@ class GaugeFit:
         unknown = scales[scaling.below].isnan()
         if not bool(unknown.any()):
             return
-        places = (
+        ins = (
             unknown.any(dim=(0, 1, 3)).nonzero()[:, 0]
             if unknown.shape[2] > 1
             else torch.arange(scaling.layout.shape[2], device="cpu")
         )
-        mine, theirs = (scaling.split(state[name].detach().cpu())[:, :, places] for state in (self.state, self.other))
+        mine, theirs = (scaling.split(state[name].detach().cpu())[:, :, ins] for state in (self.state, self.other))
         above, below = (
-            part.expand(*part.shape[:2], scaling.layout.shape[2], part.shape[3])[:, :, places].expand(mine.shape)
+            part.expand(*part.shape[:2], scaling.layout.shape[2], part.shape[3])[:, :, ins].expand(mine.shape)
             for part in (scaling.above, scaling.below)
         )
         says = scales[above] - _log_ratio(mine, theirs)

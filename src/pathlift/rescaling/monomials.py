@@ -74,11 +74,11 @@ def _read(network: Network, expression: Expression, shape: tuple[int, ...]) -> t
     summands = expression.summands()
     if summands is not None:
         sums = [_multiplied(network, summand, shape) for summand in summands]
-        known = [found for found in sums if found is not None]
+        known = [terms for terms in sums if terms is not None]
         return tuple(chain.from_iterable(known)) if len(known) == len(sums) else None
     if expression.function is torch.ops.aten.mul.Tensor:  # a parameter and a mask of its shape
         tensors = [part for part in expression.args if isinstance(part, Expression)]
-        moving = [found for part in tensors if (found := _read(network, part, shape)) != CONSTANT]
+        moving = [terms for part in tensors if (terms := _read(network, part, shape)) != CONSTANT]
         alike = all(not isinstance(part, StateTensor) or network.state[part.name].shape == shape for part in tensors)
         return moving[0] if len(moving) == 1 and alike else None
     return None
@@ -92,7 +92,7 @@ def _multiplied(network: Network, summand: Summand, shape: tuple[int, ...]) -> t
             return None
         buffer = (Factor(summand.buffer.name, None, 1, buffer=True),)
     sums = [_read(network, factor, shape) for factor in summand.factors]
-    known = [found for found in sums if found is not None]
+    known = [terms for terms in sums if terms is not None]
     if len(known) < len(sums):
         return None
     return tuple((*buffer, *chain.from_iterable(choice)) for choice in product(*known))
@@ -105,16 +105,16 @@ def _moved(network: Network, weight: WeightTensor) -> tuple[Product, ...] | None
         return None
     (name,) = names
     shape = network.state[name].shape
-    places = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").reshape(shape)
+    indices = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").reshape(shape)
     device = {
         other: torch.zeros(tensor.shape, device="cpu") for other, tensor in network.state.items() if other in weight.requires
     }
-    moved = evaluate(weight.movement, {**device, name: places}) if weight.movement is not None else None
+    moved = evaluate(weight.movement, {**device, name: indices}) if weight.movement is not None else None
     inverted = isinstance(weight.expression, FunctionCall) and weight.expression.function is torch.reciprocal
     assert isinstance(moved, Tensor)
     return ((Factor(name, moved.long(), -1 if inverted else 1),),)
 
 
-def factors(found: tuple[Product, ...]) -> Iterator[Factor]:
+def factors(terms: tuple[Product, ...]) -> Iterator[Factor]:
     """Yield all factors of all products."""
-    return chain.from_iterable(found)
+    return chain.from_iterable(terms)

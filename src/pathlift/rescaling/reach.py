@@ -83,11 +83,11 @@ class Reach:
         for layer in reversed(network.layers):
             running().check(SEARCH)
             offset = 0
-            for place, connection in enumerate(layer.connections):
+            for index, connection in enumerate(layer.connections):
                 above = self.alive[layer.name]
                 if layer.concat is not None:
-                    above = above.narrow(layer.concat.dim, offset, layer.concat.sizes[place])
-                    offset += layer.concat.sizes[place]
+                    above = above.narrow(layer.concat.dim, offset, layer.concat.sizes[index])
+                    offset += layer.concat.sizes[index]
                 self.links[connection] = self._links_of(connection, network.layer[connection.source].shape)
                 below = self._alive_below(connection, above)
                 known = self.alive[connection.source]
@@ -161,8 +161,8 @@ class Reach:
 def _links(edges: Edges, weighted: bool = True) -> Iterator[tuple[Edges, bool]]:
     """Yield the maps of a connection one after the other, and whether each carries the weight."""
     if isinstance(edges, Chain):
-        for place, link in enumerate(edges.links):
-            yield from _links(link, weighted and place == edges.weighted)
+        for index, link in enumerate(edges.links):
+            yield from _links(link, weighted and index == edges.weighted)
     else:
         yield edges, weighted
 
@@ -182,12 +182,12 @@ def _read(pattern: Pattern, live: Tensor) -> Tensor:
     Returns:
         Shape (groups, ins, places).
     """
-    _, source, place = pattern.triples.unbind(1)
-    groups, _, places = pattern.below.shape
+    _, source, target = pattern.triples.unbind(1)
+    groups, _, positions = pattern.below.shape
     if live.shape[1] == 1:
-        read = live & torch.zeros(places, dtype=torch.bool, device="cpu").index_fill_(0, source, value=True)
+        read = live & torch.zeros(positions, dtype=torch.bool, device="cpu").index_fill_(0, source, value=True)
     else:
-        none = torch.zeros(groups, places, dtype=torch.uint8, device="cpu")
-        read = none.scatter_reduce_(1, source.expand(groups, -1), live[:, place].byte(), "amax") > 0
+        none = torch.zeros(groups, positions, dtype=torch.uint8, device="cpu")
+        read = none.scatter_reduce_(1, source.expand(groups, -1), live[:, target].byte(), "amax") > 0
     read = read[:1, :1] if bool(read.all()) else read
-    return read.expand(groups, places)[:, None].expand(pattern.below.shape)
+    return read.expand(groups, positions)[:, None].expand(pattern.below.shape)

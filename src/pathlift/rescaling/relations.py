@@ -240,16 +240,16 @@ class Relations:
         neurons = neurons[neurons > FIXED]
         pivots = _eliminated(rows, set(neurons.tolist())) if rows else {}
         free = neurons[~torch.isin(neurons, torch.tensor(list(pivots), dtype=torch.long, device="cpu"))] if pivots else neurons
-        place = {label: column for column, label in enumerate(free.tolist())} if pivots else {}
-        bound = [label for label, right in pivots.items() if any(other in place for other in right)]
+        column_of = {label: column for column, label in enumerate(free.tolist())} if pivots else {}
+        bound = [label for label, right in pivots.items() if any(other in column_of for other in right)]
         used = torch.cat([free, torch.tensor(bound, dtype=torch.long, device="cpu")]).sort().values
         number = torch.zeros(self.classes.count, dtype=torch.long, device="cpu")
         number[used] = torch.arange(1, len(used) + 1, device="cpu")
         entries = [
-            (int(number[label]), place[other], float(value))
+            (int(number[label]), column_of[other], float(value))
             for label in bound
             for other, value in pivots[label].items()
-            if other in place
+            if other in column_of
         ]
         rows_of, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
         return Solution(
@@ -305,10 +305,10 @@ class Relations:
         ids, order = self.find(ids).sort(1)
         signs = signs.gather(1, order)
         signs = torch.where(ids <= FIXED, 0, signs)
-        for place in range(1, ids.shape[1]):
-            same = ids[:, place] == ids[:, place - 1]
-            signs[:, place] += torch.where(same, signs[:, place - 1], 0)
-            signs[:, place - 1] = torch.where(same, 0, signs[:, place - 1])
+        for column in range(1, ids.shape[1]):
+            same = ids[:, column] == ids[:, column - 1]
+            signs[:, column] += torch.where(same, signs[:, column - 1], 0)
+            signs[:, column - 1] = torch.where(same, 0, signs[:, column - 1])
         return torch.where(signs == 0, 0, ids), signs
 
 

@@ -94,8 +94,8 @@ def _labels_of_channels(relations: Relations, pattern: Pattern, below: Tensor, l
         kinds, kind = there[:1], torch.zeros(len(there), dtype=torch.long, device="cpu")
     else:
         kinds, kind = torch.unique(there, dim=0, return_inverse=True)
-    places = pattern.below.shape[2]
-    linked = torch.stack([_linked(pattern, ends_there[:places], ends_there[places:]) for ends_there in kinds])[kind]
+    positions = pattern.below.shape[2]
+    linked = torch.stack([_linked(pattern, ends_there[:positions], ends_there[positions:]) for ends_there in kinds])[kind]
     groups, outs, _ = pattern.above.shape
     if linked.numel() and bool((linked == 0).all()):
         linked = linked[:, :1]
@@ -118,24 +118,24 @@ def _linked(pattern: Pattern, real: Tensor, live: Tensor) -> Tensor:
     Returns:
         Number of its set for each place above, −1 where nothing is read.
     """
-    tap, source, place = pattern.triples.unbind(1)
-    kept = real[source] & live[place]
-    tap, place = tap[kept], place[kept]
+    tap, source, target = pattern.triples.unbind(1)
+    kept = real[source] & live[target]
+    tap, target = tap[kept], target[kept]
     out = torch.full(live.shape, -1, device="cpu")
     count = pattern.weight.shape[3]
     if count == 1:
-        out[place] = 0
+        out[target] = 0
         return out
     of_tap = torch.arange(count, device="cpu")  # the smallest tap that is linked to each tap: it stands for the set
     while True:
-        of_place = torch.full(live.shape, count, device="cpu").scatter_reduce_(0, place, of_tap[tap], "amin")
-        further = of_tap.scatter_reduce(0, tap, of_place[place], "amin")
+        of_target = torch.full(live.shape, count, device="cpu").scatter_reduce_(0, target, of_tap[tap], "amin")
+        further = of_tap.scatter_reduce(0, tap, of_target[target], "amin")
         if torch.equal(further, of_tap):
             break
         of_tap = further
-    there = of_place < count
+    there = of_target < count
     if bool(there.any()):
-        out[there] = torch.unique(of_place[there], return_inverse=True)[1]
+        out[there] = torch.unique(of_target[there], return_inverse=True)[1]
     return out
 
 
@@ -159,29 +159,29 @@ def _labels_of_places(relations: Relations, pattern: Pattern, below: Tensor, liv
     Returns:
         Labels above, (groups, outs, places).
     """
-    tap, source, place = pattern.triples.unbind(1)
+    tap, source, target = pattern.triples.unbind(1)
     above = torch.zeros(live.shape, dtype=torch.long, device="cpu")
     for group in range(len(below)):
         x, y = below[group], above[group]
         read = torch.zeros(live.shape[2], dtype=torch.bool, device="cpu").index_fill_(
-            0, place[(x > NOTHING).any(0)[source]], value=True
+            0, target[(x > NOTHING).any(0)[source]], value=True
         )
         there = live[group] & read
         ins, outs = (x > NOTHING).any(1).nonzero()[:, 0], there.any(1).nonzero()[:, 0]
         if not len(ins) or not len(outs):
             continue
         if _all_or_none((x > NOTHING)[None], (x > NOTHING).any(0)[None]) and _all_or_none(there[None], there.any(0)[None]):
-            kept = (x[ins[0]] > NOTHING)[source] & there[outs[0]][place]
-            labels = _separate(relations, x[ins], tap[kept], source[kept], place[kept], (len(outs), y.shape[1]))
+            kept = (x[ins[0]] > NOTHING)[source] & there[outs[0]][target]
+            labels = _separate(relations, x[ins], tap[kept], source[kept], target[kept], (len(outs), y.shape[1]))
             y[outs] = torch.where(there[outs], labels, NOTHING)
         else:
             y[there] = relations.new(int(there.sum()))
             for one_tap in range(int(tap.max()) + 1):
-                _pairwise(relations, x[:, source[tap == one_tap]], y[:, place[tap == one_tap]])
+                _pairwise(relations, x[:, source[tap == one_tap]], y[:, target[tap == one_tap]])
     return above
 
 
-def _separate(relations: Relations, x: Tensor, tap: Tensor, source: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
+def _separate(relations: Relations, x: Tensor, tap: Tensor, source: Tensor, target: Tensor, shape: tuple[int, int]) -> Tensor:
     """Label the neurons above a block of weights all of whose channels are at the same places (case 2).
 
     Where places are linked by taps, s is a function of the channel plus one of the place, on both sides, and the functions of
@@ -194,7 +194,7 @@ def _separate(relations: Relations, x: Tensor, tap: Tensor, source: Tensor, plac
         x: Labels below, shape (ins, places below).
         tap: Of each edge.
         source: Place below of each edge.
-        place: Place above of each edge.
+        target: Place above of each edge.
         shape: Number of channels and of places above.
 
     Returns:
@@ -208,16 +208,16 @@ def _separate(relations: Relations, x: Tensor, tap: Tensor, source: Tensor, plac
     x = tie_stars(relations, x, torch.arange(low, device="cpu"), kind, kinds)
     _sums(relations, x, components(kinds + taps, kind[source], kinds + tap)[:kinds])
 
-    spot = components(high + taps * kinds, place, high + tap * kinds + kind[source])[:high]
+    spot = components(high + taps * kinds, target, high + tap * kinds + kind[source])[:high]
     spots = int(spot.max()) + 1
     y = relations.new(outs * spots).reshape(outs, spots)
-    edges = torch.stack([tap, kind[source], spot[place]])
+    edges = torch.stack([tap, kind[source], spot[target]])
     if kinds < low or spots < high:
         edges = torch.unique(edges, dim=1)
-    tap, source, place = edges
-    _sums(relations, y, components(spots + taps, place, spots + tap)[:spots])
+    tap, source, target = edges
+    _sums(relations, y, components(spots + taps, target, spots + tap)[:spots])
     first = _first(tap, taps)[tap]  # of each edge: the first one of its tap
-    relations.equation([y[0, place], y[0, place[first]], x[0, source], x[0, source[first]]], [1, -1, -1, 1])
+    relations.equation([y[0, target], y[0, target[first]], x[0, source], x[0, source[first]]], [1, -1, -1, 1])
     return y[:, spot]
 
 
@@ -256,17 +256,17 @@ def _pairwise(relations: Relations, low: Tensor, high: Tensor) -> None:
 
 def _first(number: Tensor, count: int) -> Tensor:
     """Return the first place of each number below ``count``."""
-    places = torch.arange(len(number), device="cpu")
-    return torch.full((count,), len(number), device="cpu").scatter_reduce_(0, number, places, "amin")
+    indices = torch.arange(len(number), device="cpu")
+    return torch.full((count,), len(number), device="cpu").scatter_reduce_(0, number, indices, "amin")
 
 
 def _alike(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return pairs of columns that link all columns in which a row has the same number."""
-    place = torch.arange(x.shape[1], device="cpu").expand(x.shape)
+    column = torch.arange(x.shape[1], device="cpu").expand(x.shape)
     if not bool((x[:, 1:] >= x[:, :-1]).all()):
-        x, place = torch.sort(x, dim=1, stable=True)
+        x, column = torch.sort(x, dim=1, stable=True)
     same = x[:, 1:] == x[:, :-1]
-    return place[:, :-1][same], place[:, 1:][same]
+    return column[:, :-1][same], column[:, 1:][same]
 
 
 # ---- the ends of weights, and weights in several connections
@@ -281,12 +281,12 @@ def ends(edges: WeightedEdges) -> tuple[Tensor, Tensor]:
     Returns:
         Labels above, (groups, outs, 1 or ins, taps), and below, (groups, 1 or outs, ins, taps).
     """
-    tap, source, place = edges.pattern.triples.unbind(1)
+    tap, source, target = edges.pattern.triples.unbind(1)
     groups, outs, ins, taps = edges.pattern.weight.shape
     real, live = one_place(edges.below) > NOTHING, one_place(edges.above) > NOTHING
     if not _all_or_none(real, real.any(1)) or not _all_or_none(live, live.any(1)):
         return _ends_one_by_one(edges)
-    there = all_places(real.any(1), edges.pattern.below)[:, source] & all_places(live.any(1), edges.pattern.above)[:, place]
+    there = all_places(real.any(1), edges.pattern.below)[:, source] & all_places(live.any(1), edges.pattern.above)[:, target]
     number = torch.where(there, torch.arange(len(tap), device="cpu"), len(tap))
     first = torch.full((groups, taps), len(tap), device="cpu").scatter_reduce_(1, tap.expand(groups, -1), number, "amin")
     none = (first == len(tap))[:, None]
@@ -295,7 +295,7 @@ def ends(edges: WeightedEdges) -> tuple[Tensor, Tensor]:
         above = torch.zeros(groups, outs, 1, taps, dtype=torch.long, device="cpu")
         return above, torch.zeros(groups, 1, ins, taps, dtype=torch.long, device="cpu")
     above, below = edges.above.expand(edges.pattern.above.shape), edges.below.expand(edges.pattern.below.shape)
-    top = above.gather(2, place[first][:, None].expand(groups, outs, taps)).masked_fill(none, NOTHING)
+    top = above.gather(2, target[first][:, None].expand(groups, outs, taps)).masked_fill(none, NOTHING)
     bottom = below.gather(2, source[first][:, None].expand(groups, ins, taps)).masked_fill(none, NOTHING)
     return top[:, :, None], bottom[:, None]
 
@@ -305,8 +305,8 @@ def _ends_one_by_one(edges: WeightedEdges) -> tuple[Tensor, Tensor]:
     top = torch.zeros(edges.pattern.weight.shape, dtype=torch.long, device="cpu")
     bottom = torch.zeros_like(top)
     above, below = edges.above.expand(edges.pattern.above.shape), edges.below.expand(edges.pattern.below.shape)
-    for tap, source, place in edges.pattern.triples.tolist():
-        high, low = above[:, :, None, place], below[:, None, :, source]
+    for tap, source, target in edges.pattern.triples.tolist():
+        high, low = above[:, :, None, target], below[:, None, :, source]
         fresh = (top[..., tap] == NOTHING) & (high > NOTHING) & (low > NOTHING)
         top[..., tap] = torch.where(fresh, high, top[..., tap])
         bottom[..., tap] = torch.where(fresh, low, bottom[..., tap])
@@ -344,8 +344,8 @@ def share(relations: Relations, several: Sequence[WeightedEdges], labels: Tensor
         laid_out = several[0].pattern.weight.split(labels)
         for top, bottom in pairs:
             relations.equation([top, bottom, laid_out], [1, -1, -1])
-    for place, (top, bottom) in enumerate(pairs):
-        for other_top, other_bottom in pairs[place + 1 :]:
+    for index, (top, bottom) in enumerate(pairs):
+        for other_top, other_bottom in pairs[index + 1 :]:
             _same_ratio(relations, top, bottom, other_top, other_bottom)
 
 

@@ -138,9 +138,9 @@ def multiplied(name: str, tensor: Tensor, logs: Tensor) -> Tensor:
     lost = torch.isfinite(tensor) & (~torch.isfinite(out) | ((tensor != 0) & (out.abs() < torch.finfo(tensor.dtype).tiny)))
     lost &= tensor.abs() >= torch.finfo(tensor.dtype).tiny
     if bool(lost.any()):
-        place = tuple(lost.nonzero()[0].tolist())
+        index = tuple(lost.nonzero()[0].tolist())
         raise InputError(
-            f"'{name}'{list(place)} = {float(tensor[place])} times {float(factor[place]):.6g} is outside the range of "
+            f"'{name}'{list(index)} = {float(tensor[index])} times {float(factor[index]):.6g} is outside the range of "
             f"{str(tensor.dtype).removeprefix('torch.')}. Choose smaller factors, or convert the model to float64 first."
         )
     return out

@@ -66,9 +66,9 @@ def _trained(optimizer: Optimizer, network: Network) -> dict[str, Tensor]:
     Raises:
         InputError: There are none.
     """
-    places = {(tensor.data_ptr(), tensor.shape): name for name, tensor in network.state.items() if tensor.numel()}
+    names = {(tensor.data_ptr(), tensor.shape): name for name, tensor in network.state.items() if tensor.numel()}
     given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = {places[key]: tensor for tensor in given if (key := (tensor.data_ptr(), tensor.shape)) in places}
+    trained = {names[key]: tensor for tensor in given if (key := (tensor.data_ptr(), tensor.shape)) in names}
     if not trained:
         raise InputError(
             "The optimiser trains none of the network's parameters. Capture the model after it was moved to its device, and "

@@ -39,16 +39,15 @@ def wanda(network: Network, x: Samples) -> dict[str, Tensor]:
     values = network.values()
     blame(values)
     with torch.no_grad():
-        found = forward(network, values, feed_of(network, x), network.dtype, keep=True)
+        activations = forward(network, values, feed_of(network, x), network.dtype, keep=True)
     squares: dict[str, Tensor] = {}
     for layer in network.layers:
         for connection in layer.connections:
             if connection.weight is not None and connection.weight.requires & names:
-                own = _squares(network, connection, connection.weight, found[connection.source])
-                for name, square in own.items():
+                for name, square in _squares(network, connection, connection.weight, activations[connection.source]).items():
                     squares[name] = squares[name] + square if name in squares else square
     size = {name: network.state[name].detach().double().abs() for name in network.parameters if name in squares}
-    return {name: own * squares[name].sqrt() for name, own in size.items()}
+    return {name: magnitude * squares[name].sqrt() for name, magnitude in size.items()}
 
 
 def _squares(network: Network, connection: Connection, weight: WeightTensor, below: Tensor) -> dict[str, Tensor]:
@@ -56,5 +55,5 @@ def _squares(network: Network, connection: Connection, weight: WeightTensor, bel
     with torch.enable_grad():
         ones = torch.ones(weight.shape, dtype=torch.float64, device=network.device, requires_grad=True)
         out = along(connection, below.double().square(), Weights((ones,), unchanged, torch.float64)).sum()
-        (found,) = torch.autograd.grad(out, ones)
-    return moved_back(network, weight, found) if is_moved(network, weight) else {weight.label: found}
+        (gradient,) = torch.autograd.grad(out, ones)
+    return moved_back(network, weight, gradient) if is_moved(network, weight) else {weight.label: gradient}

@@ -70,11 +70,12 @@ def _rewritten(layer: Layer) -> Iterator[Layer]:
         yield replace(layer, connections=tuple(connections))
         return
     apart = replace(layer, unit_dim=None, unit_name=None, concat=None, nonlinearity=None)
-    names = [f"{layer.name} antecedent {place}" for place in range(len(connections) + len(layer.biases))]
+    names = [f"{layer.name} antecedent {number}" for number in range(len(connections) + len(layer.biases))]
     brought: list[tuple[tuple[Connection, ...], tuple[Bias, ...]]] = [((connection,), ()) for connection in connections]
     brought += [((), (bias,)) for bias in layer.biases]
     parts = [
-        replace(apart, name=name, connections=own, biases=biases) for name, (own, biases) in zip(names, brought, strict=True)
+        replace(apart, name=name, connections=bundle, biases=biases)
+        for name, (bundle, biases) in zip(names, brought, strict=True)
     ]
     yield from parts
     axes = None if layer.axes is None else (Axis.full(len(parts)), *layer.axes)

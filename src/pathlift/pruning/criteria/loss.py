@@ -69,32 +69,33 @@ class _Loss:
     def __init__(self, network: Network, batch: Batch) -> None:
         names = eligible(network)
         blame(compacted(network).values())
-        self.own = {name: network.state[name].detach().clone().requires_grad_() for name in names}
-        found = forward(network, network.values({**network.state, **self.own}), feed_of(network, batch.x), network.dtype)
-        self.value = _value(batch, flat_outputs(network, found, len(batch)))
+        self.leaves = {name: network.state[name].detach().clone().requires_grad_() for name in names}
+        values = network.values({**network.state, **self.leaves})
+        outputs = forward(network, values, feed_of(network, batch.x), network.dtype)
+        self.value = _value(batch, flat_outputs(network, outputs, len(batch)))
 
     def gradient(self, *, again: bool = False) -> list[Tensor]:
         """Return the gradient, through which ``again`` one can differentiate."""
-        found = torch.autograd.grad(self.value, list(self.own.values()), create_graph=again, allow_unused=True)
-        return self._filled(found)
+        gradients = torch.autograd.grad(self.value, list(self.leaves.values()), create_graph=again, allow_unused=True)
+        return self._filled(gradients)
 
     def hessian_times(self, gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
         """Return H·direction by differentiating the gradient once more."""
         along = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
         assert isinstance(along, Tensor)
-        return self._filled(torch.autograd.grad(along, list(self.own.values()), retain_graph=True, allow_unused=True))
+        return self._filled(torch.autograd.grad(along, list(self.leaves.values()), retain_graph=True, allow_unused=True))
 
-    def _filled(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+    def _filled(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """Put zeros where the loss does not depend on a parameter."""
-        pairs = zip(found, self.own.values(), strict=True)
-        return [torch.zeros_like(own) if gradient is None else gradient for gradient, own in pairs]
+        pairs = zip(gradients, self.leaves.values(), strict=True)
+        return [torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs]
 
     def named(self, scores: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {name: score.detach() for name, score in zip(self.own, scores, strict=True)}
+        return {name: score.detach() for name, score in zip(self.leaves, scores, strict=True)}
 
     def times(self, other: Sequence[Tensor]) -> list[Tensor]:
         """Return θ ⊙ other in float64, whose range also squares and products of three do not leave."""
-        return [own.double() * towards.double() for own, towards in zip(self.own.values(), other, strict=True)]
+        return [leaf.double() * towards.double() for leaf, towards in zip(self.leaves.values(), other, strict=True)]
 
 
 def _value(batch: Batch, outputs: Tensor) -> Tensor:
@@ -106,8 +107,8 @@ def _value(batch: Batch, outputs: Tensor) -> Tensor:
             f"The loss fails for outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(batch.y.shape)}: {error}"
         ) from error
     if not isinstance(value, Tensor) or value.dim():
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"The loss must be one number, a tensor without dimensions; found {found}.")
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"The loss must be one number, a tensor without dimensions; found {kind}.")
     if not bool(torch.isfinite(value)):
         raise InputError(f"The loss of these data is {float(value)}: outputs or targets leave its range.")
     return value if value.requires_grad else value + 0 * outputs.sum()
@@ -154,11 +155,11 @@ def loss_sensitivity(
         loss = _Loss(network, batch)
         gradient = loss.gradient(again=True)
         for _ in range(vectors):
-            signs = [(torch.randint(2, own.shape, generator=generator) * 2 - 1).to(own) for own in loss.own.values()]
+            signs = [(torch.randint(2, leaf.shape, generator=generator) * 2 - 1).to(leaf) for leaf in loss.leaves.values()]
             product = loss.hessian_times(gradient, signs)
             scores = [
-                towards * own * sign / (2 * vectors * len(several))
-                for towards, own, sign in zip(loss.times(product), loss.own.values(), signs, strict=True)
+                towards * leaf * sign / (2 * vectors * len(several))
+                for towards, leaf, sign in zip(loss.times(product), loss.leaves.values(), signs, strict=True)
             ]
             for name, score in loss.named(scores).items():
                 total[name] = total[name] + score if name in total else score

@@ -35,4 +35,4 @@ def random_scores(network: Network, generator: torch.Generator | None = None) ->
     """
     shapes = {name: network.state[name].shape for name in eligible(network)}
     drawn = {name: torch.rand(shape, dtype=torch.float32, generator=generator) for name, shape in shapes.items()}
-    return {name: own.to(network.device) for name, own in drawn.items()}
+    return {name: score.to(network.device) for name, score in drawn.items()}
