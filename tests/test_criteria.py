@@ -46,7 +46,7 @@ RESCALED = pathlift.capture(
 
 
 def seen(name: str) -> Batch | Tensor | None:
-    return {"nothing": None, "inputs": BATCH.samples[0], "loss": BATCH}[CRITERIA[name].needs]
+    return {"nothing": None, "inputs": BATCH.x, "loss": BATCH}[CRITERIA[name].needs]
 
 
 def pruned(network: pathlift.Network, name: str, amount: float) -> pathlift.pruning.PruneReport:
@@ -77,9 +77,9 @@ def test_needs_are_what_the_table_says(name):
             criterion.scores(NETWORK)
     if criterion.needs == "loss":
         with pytest.raises(pathlift.InputError, match="looks at a loss"):
-            criterion.scores(NETWORK, BATCH.samples[0])
-    other = Batch(BATCH.samples[0].flip(3) * 2, BATCH.y.flip(0))
-    data = {"nothing": other, "inputs": Batch(BATCH.samples[0], BATCH.y.flip(0)), "loss": other}[criterion.needs]
+            criterion.scores(NETWORK, BATCH.x)
+    other = Batch(BATCH.x.flip(3) * 2, BATCH.y.flip(0))
+    data = {"nothing": other, "inputs": Batch(BATCH.x, BATCH.y.flip(0)), "loss": other}[criterion.needs]
     one = criterion.scores(NETWORK, BATCH, torch.Generator().manual_seed(0))
     two = criterion.scores(NETWORK, data, torch.Generator().manual_seed(0))
     assert all(torch.equal(one[key], two[key]) for key in one) == (criterion.needs != "loss")
@@ -93,7 +93,7 @@ def test_scores_bound_the_change_of_the_function_exactly_for_path_magnitudes(nam
     if criterion.bounded:
         scores = criterion.scores(NETWORK, seen(name))
         on_data = criterion.needs == "inputs"
-        x = BATCH.samples[0]
+        x = BATCH.x
         norm = 10 ** pathlift.path_magnitude(NETWORK, x=x if on_data else None).log10_path_norm
         size = torch.ones(len(x)) if on_data else x.abs().flatten(1).amax(1).clamp(min=1)
         for amount in (0.2, 0.7):
