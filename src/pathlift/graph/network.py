@@ -225,7 +225,7 @@ class Network:
         """
         state = self.state if state is None else state
         if isinstance(state, LazyState):
-            return _Reading(self.graph, state)
+            return _WeightsOnDisk(self.graph, state)
         memo: dict[Any, Any] = {}
         values: dict[WeightTensor, Tensor] = {}
         for joint in self.graph.joint_calls:
@@ -267,7 +267,7 @@ def _refuse_hollow(weight: WeightTensor, value: Tensor) -> None:
         )
 
 
-class _Reading(Mapping[WeightTensor, Tensor]):
+class _WeightsOnDisk(Mapping[WeightTensor, Tensor]):
     """The values of weights that are read from disk: small ones are kept, the others evaluated when asked for."""
 
     def __init__(self, graph: Graph, state: LazyState) -> None:

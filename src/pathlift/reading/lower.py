@@ -148,13 +148,13 @@ def _results(graph: fx.Graph, until: str) -> tuple[fx.Node, ...]:
     calls = [node for node in graph.nodes if node.op == "call_function"]
     inside = {node for node in calls if until in _module_paths(node)}
     if not inside:
-        found = tuple(node for node in calls if node.name == until)
-        if not found:
+        named = tuple(node for node in calls if node.name == until)
+        if not named:
             known = dict.fromkeys([path for node in calls for path in _module_paths(node) if path] + [n.name for n in calls])
             raise InputError(
                 f"until names no module that the forward pass calls and no value of it: '{until}'.{nearest(until, known)}"
             )
-        return found
+        return named
     handed = tuple(
         node
         for node in graph.nodes
@@ -184,7 +184,7 @@ def _saved(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
     for path, module in model.named_modules(remove_duplicate=False):
         versions[path] = {"version": module._version}
         held = {**module._parameters, **module._buffers}
-        kept = [key for key, own in held.items() if own is not None and key not in module._non_persistent_buffers_set]
+        kept = [key for key, tensor in held.items() if tensor is not None and key not in module._non_persistent_buffers_set]
         names.update(f"{path}.{key}" if path else key for key in kept)
     return frozenset(names), versions
 
@@ -218,7 +218,7 @@ class _Lowering:
         self.state = self.memory.state
         self.aliases = self.memory.aliases
         self.names = [name for name, _ in named]
-        self.held = {own: tensor for tensor in copier.tensors.values() if (own := span(tensor)) is not None}
+        self.held = {extent: tensor for tensor in copier.tensors.values() if (extent := span(tensor)) is not None}
         self.used: dict[int, Tensor] = {}
         self.identified: dict[str, Expression] = {}
         self.baked: set[str] = {self.aliases.get(name, name) for name in exported.baked}
@@ -226,7 +226,7 @@ class _Lowering:
         self.saved, self.versions = _saved(model)
         self.origin = Origin("", "", "")
         self.sources: dict[Expression, frozenset[str]] = {}
-        self.parameters = tuple(name for name, own in held if isinstance(own, nn.Parameter) and name in self.state)
+        self.parameters = tuple(name for name, tensor in held if isinstance(tensor, nn.Parameter) and name in self.state)
         self.parameter_set = frozenset(self.parameters)
 
     # ---- the walk over the graph
@@ -267,8 +267,8 @@ class _Lowering:
 
     def _root(self, name: str) -> str:
         """Return the name that stands for the memory of a parameter or buffer."""
-        (own,) = self._requires(self.memory.expression(name))
-        return own
+        (root,) = self._requires(self.memory.expression(name))
+        return root
 
     def _check_reads(self, weights: tuple[WeightTensor, ...]) -> None:
         """Refuse a model whose parameters the forward pass does not seem to read."""
@@ -351,22 +351,22 @@ class _Lowering:
         try:
             return self._call(node)
         except Refusal as refusal:
-            found = problem(self.origin.module, self.origin.op, self.origin.where, refusal)
-            if found not in self.problems:
-                self.problems.append(found)
+            refused = problem(self.origin.module, self.origin.op, self.origin.where, refusal)
+            if refused not in self.problems:
+                self.problems.append(refused)
             if not isinstance(fake, (Tensor, list, tuple)):
                 self.unread.add(node)
             return _placeholder_like(fake, node.name)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            container, place = self._resolve(node.args[0]), node.args[1]
+            container, index = self._resolve(node.args[0]), node.args[1]
             if isinstance(container, Static):
                 fake = node.meta["val"]
-                expression = FunctionCall(operator.getitem, (container.expression, place))
-                moves = None if container.moves is None else FunctionCall(operator.getitem, (container.moves, place))
+                expression = FunctionCall(operator.getitem, (container.expression, index))
+                moves = None if container.moves is None else FunctionCall(operator.getitem, (container.moves, index))
                 return self._static(expression, fake, moves, self._requires(container.expression))
-            return container[place]
+            return container[index]
         if node in self.cut.left_off:
             return self._left_off(node)
         schema = getattr(node.target, "_schema", None)
@@ -386,7 +386,9 @@ class _Lowering:
         if forbidden is not None and not (isinstance(forbidden, Walled) and name in READS_WALLS):
             raise Refusal(forbidden.reason, forbidden.advice)
         result = node.meta.get("val")
-        if any(not isinstance(size, int) for one in _flatten([result]) if isinstance(one, Tensor) for size in one.shape):
+        if any(
+            not isinstance(size, int) for tensor in _flatten([result]) if isinstance(tensor, Tensor) for size in tensor.shape
+        ):
             raise Refusal(
                 "the size of its result depends on the values of tensors.",
                 "Use fixed sizes: a list of indices in place of a mask.",
@@ -402,19 +404,19 @@ class _Lowering:
         args = {key: self._number(value, schema, key) for key, value in args.items()}
         made = RULES[name](Call(name, args, result, self, node.target))
         if isinstance(made, tuple):
-            return tuple(self._keep(part, f"{node.name}_{place}") for place, part in enumerate(made))
+            return tuple(self._keep(part, f"{node.name}_{number}") for number, part in enumerate(made))
         return self._keep(made, node.name)
 
     def _number(self, value: Any, schema: Any, key: str) -> Any:
         """Return an argument of a call; where only numbers may stand, one that was read from a buffer is part of the graph."""
-        kind = next((str(own.type) for own in schema.arguments if own.name == key), "")
+        kind = next((str(argument.type) for argument in schema.arguments if argument.name == key), "")
         numeric = "Tensor" not in kind and any(word in kind for word in ("float", "int", "number", "bool"))
         if not isinstance(value, Static) or not numeric:
             return value
         if self._requires(value.expression) & self.parameter_set:
             raise Refusal(f"its argument '{key}' is a number that was read from a parameter.", "Use the parameter itself.")
-        found = self.bake(value)
-        return found.item() if isinstance(found, Tensor) else found
+        baked = self.bake(value)
+        return baked.item() if isinstance(baked, Tensor) else baked
 
     def _left_off(self, node: fx.Node) -> Any:
         """Return what an activation at the end of the model is a function of."""
@@ -522,14 +524,14 @@ class _Lowering:
         if expression in self.sources:
             return self.sources[expression]
         if isinstance(expression, StateTensor):
-            found = frozenset({expression.name})
+            names = frozenset({expression.name})
         elif isinstance(expression, FunctionCall):
             inner = _flatten([expression.args, *expression.kwargs.values()])
-            found = frozenset().union(*(self._requires(e) for e in inner if isinstance(e, Expression)))
+            names = frozenset().union(*(self._requires(e) for e in inner if isinstance(e, Expression)))
         else:
-            found = frozenset()
-        self.sources[expression] = found
-        return found
+            names = frozenset()
+        self.sources[expression] = names
+        return names
 
     def _fold(self, node: fx.Node, name: str) -> Any:
         """Turn a call that does not depend on the input into an expression."""
@@ -589,7 +591,7 @@ class _Lowering:
         statics = [value for value in _flatten(self._arguments(node).values()) if isinstance(value, Static)]
 
         def written(*, moves: bool) -> FunctionCall:
-            args, kwargs = (self._without_data(self._resolve(own), moves=moves) for own in (node.args, dict(node.kwargs)))
+            args, kwargs = (self._without_data(self._resolve(given), moves=moves) for given in (node.args, dict(node.kwargs)))
             return FunctionCall(_function(node), args, kwargs)
 
         moved = name in LIKE_ANOTHER and all(static.moves is not None for static in statics)
@@ -612,11 +614,11 @@ class _Lowering:
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         schema = getattr(node.target, "_schema", None)
         if schema is None:
-            return {str(place): self._resolve(value) for place, value in enumerate(node.args)}
+            return {str(index): self._resolve(value) for index, value in enumerate(node.args)}
         args: dict[str, Any] = {}
-        for place, argument in enumerate(schema.arguments):
-            if place < len(node.args):
-                args[argument.name] = self._resolve(node.args[place])
+        for index, argument in enumerate(schema.arguments):
+            if index < len(node.args):
+                args[argument.name] = self._resolve(node.args[index])
             elif argument.name in node.kwargs:
                 args[argument.name] = self._resolve(node.kwargs[argument.name])
             elif argument.has_default_value():
@@ -626,7 +628,7 @@ class _Lowering:
     # ---- finishing
 
     def _outputs(self) -> list[str]:
-        found: list[str] = []
+        names: list[str] = []
         for spec in self.program.graph_signature.output_specs:
             if spec.kind == OutputKind.BUFFER_MUTATION:
                 reason = f"Its forward pass overwrites '{spec.target}'."
@@ -638,14 +640,14 @@ class _Lowering:
             elif isinstance(value, Static) and isinstance(value.fake, Tensor) and value.fake.dtype.is_floating_point:
                 self.origin = Origin("", "output", "")
                 leaf_layer = Call("output", {"value": value}, value.fake, self, None).as_activation(value)
-                found.append(leaf_layer.name)
+                names.append(leaf_layer.name)
             elif isinstance(value, Activation):
-                found.append(value.name)
-        if not found and not self.problems:
+                names.append(value.name)
+        if not names and not self.problems:
             self.problems.append(
                 Problem("", "output", "", "It returns no floating-point tensor.", "Return the tensor of interest.")
             )
-        return found
+        return names
 
     def _reachable(self, outputs: list[str]) -> tuple[Layer, ...]:
         by_name = {layer.name: layer for layer in self.layers}
@@ -660,14 +662,14 @@ class _Lowering:
 
     @staticmethod
     def _used_weights(layers: tuple[Layer, ...]) -> tuple[WeightTensor, ...]:
-        found: dict[WeightTensor, None] = {}
+        weights: dict[WeightTensor, None] = {}
         for layer in layers:
             for connection in layer.connections:
                 if connection.weight is not None:
-                    found[connection.weight] = None
+                    weights[connection.weight] = None
             for bias in layer.biases:
-                found[bias.weight] = None
-        return tuple(found)
+                weights[bias.weight] = None
+        return tuple(weights)
 
 
 def as_number(tensor: Tensor) -> Tensor:
@@ -684,13 +686,13 @@ def _to_expression(value: Any, *, moves: bool = False) -> Any:
 
 
 def _flatten(values: Any) -> list[Any]:
-    found: list[Any] = []
+    flat: list[Any] = []
     for value in values:
         if isinstance(value, (list, tuple)):
-            found.extend(_flatten(value))
+            flat.extend(_flatten(value))
         else:
-            found.append(value)
-    return found
+            flat.append(value)
+    return flat
 
 
 def _contains(value: Any, kinds: tuple[type, ...]) -> bool:
@@ -702,7 +704,7 @@ def _placeholder_like(fake: Any, name: str) -> Any:
     if isinstance(fake, Tensor):
         return Activation(name, tuple(fake.shape), fake.dtype)
     if isinstance(fake, (list, tuple)):
-        return tuple(_placeholder_like(item, f"{name}_{place}") for place, item in enumerate(fake))
+        return tuple(_placeholder_like(item, f"{name}_{number}") for number, item in enumerate(fake))
     return None
 
 
@@ -747,8 +749,8 @@ def _source_line(node: fx.Node) -> str:
     """Return the innermost line of the stack trace that is not PyTorch's own."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     files = [line for line in lines if line.startswith("File ")]
-    own = [line for line in files if "/torch/" not in line.replace("\\", "/")]
-    for line in reversed(own or files):
+    outside = [line for line in files if "/torch/" not in line.replace("\\", "/")]
+    for line in reversed(outside or files):
         parts = line.split('"')
         if len(parts) > 2:
             number = parts[2].split("line ")[-1].split(",")[0].strip()
