@@ -114,12 +114,12 @@ def path_magnitude(
 
 
 def magnitudes(
-    whole: Network, q: float = 1.0, x: Tensor | Sequence[Tensor] | None = None, out: Path | str | None = None
+    network: Network, q: float = 1.0, x: Tensor | Sequence[Tensor] | None = None, out: Path | str | None = None
 ) -> PathMagnitude:
     """Compute `path_magnitude` of a network as it stands, which may be a compact form.
 
     Args:
-        whole: The network.
+        network: The network.
         q: As for `path_magnitude`.
         x: As for `path_magnitude`; not for a compact form.
         out: As for `path_magnitude`.
@@ -127,13 +127,13 @@ def magnitudes(
     Returns:
         The shares.
     """
-    network = compacted(whole) if x is None else whole
-    feed = None if x is None else _mean_power(whole, (x,) if isinstance(x, Tensor) else tuple(x), q)
+    feed = None if x is None else _mean_power(network, (x,) if isinstance(x, Tensor) else tuple(x), q)
+    network = compacted(network) if x is None else network
     values = network.values()
     with nullcontext() if out is None else ShardWriter(out) as writer:
         total, scores = _scored(network, values, q, feed, writer)
-    found = scores if out is None else Checkpoint(out, network.device)
-    return PathMagnitude(found, to_float(total)[1])
+    shares = scores if out is None else Checkpoint(out, network.device)
+    return PathMagnitude(shares, to_float(total)[1])
 
 
 def _scored(
@@ -160,13 +160,13 @@ def _mean_power(network: Network, samples: tuple[Tensor, ...], q: float) -> dict
     Raises:
         NumericalError: It is 0 where x is not, or infinite.
     """
-    found = {}
+    powers = {}
     for name, value in feed_of(network, samples).items():
         power = value.abs().pow(q)
         if bool((torch.isinf(power) | ((power == 0) & (value != 0))).any()):
             raise NumericalError(f"The inputs to the power q = {q:g} leave the range of float64. Choose a smaller q.")
-        found[name] = power.mean(0)
-    return found
+        powers[name] = power.mean(0)
+    return powers
 
 
 @public
@@ -210,9 +210,9 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         tracks = propagate(network, program, keep=True)
         return Backward(network, program, unit=unit).run(tracks), shares
 
-    whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
+    total, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
     order = dict.fromkeys(layer.unit_name for layer in network.layers if layer.unit_name is not None)
-    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
+    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(total)[1])
 
 
 class _Scores:
@@ -226,12 +226,12 @@ class _Scores:
         self.narrowest = network.dtype
         self.lost: Tensor | None = None
         self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
-        self.found: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
 
     def add(self, weight: WeightTensor, share: Tensor) -> None:
         if small(share, self.dtype):
-            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[weight]))
+            pieces = (tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
                 lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost
@@ -243,7 +243,7 @@ class _Scores:
         if self.writer is not None:
             for name in names:
                 if self.open[name] == 0:
-                    self.writer.add(name, self._narrowed(self.found.pop(name)))
+                    self.writer.add(name, self._narrowed(self.sums.pop(name)))
 
     def _add_all(self, weight: WeightTensor, share: Tensor) -> None:
         if is_moved(self.network, weight):
@@ -255,10 +255,10 @@ class _Scores:
     def _add(self, name: str, share: Tensor) -> None:
         if name in self.network.state and share.dtype != torch.float64:
             share = share.to(wide(self.network.kind_of(name)))
-        if name not in self.found:
-            self.found[name] = share
+        if name not in self.sums:
+            self.sums[name] = share
         else:
-            self.found[name] += share.reshape(self.found[name].shape)
+            self.sums[name] += share.reshape(self.sums[name].shape)
 
     def _narrowed(self, shares: Tensor) -> Tensor:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
@@ -287,14 +287,14 @@ class _Scores:
                 self.writer.add(name, self._narrowed(tensor))
 
         for name in self.network.parameters:
-            if name in self.found:
-                done(name, self.found.pop(name))
+            if name in self.sums:
+                done(name, self.sums.pop(name))
             elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
                 done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
         for weight in self.network.weights:  # weights that are no parameters
             for name in _names(self.network, weight) if weight.score_name is not None else ():
-                if name in self.found:
-                    done(name, self.found.pop(name))
+                if name in self.sums:
+                    done(name, self.sums.pop(name))
         return ordered
 
 

@@ -166,8 +166,8 @@ class Network:
         """
         if compute not in self.graph.known:
             self.graph.known[compute] = compute(self)
-        found: R = self.graph.known[compute]
-        return found
+        result: R = self.graph.known[compute]
+        return result
 
     # ---- the state
 
