@@ -24,7 +24,7 @@ from pathlift.metric.arguments import one_or_two
 from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, check_names, other_state
+from pathlift.reading.second import Other, check_tensors, other_state
 from pathlift.reading.wrappers import names_of
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.models import load_state
@@ -49,7 +49,7 @@ class _OnDisk(LazyState):
         self.stored_as = {name: next((known[key] for key in names if key in known), None) for name, names in named.items()}
         self.checkpoint = checkpoint
         self.kept = {name: network.state[name] for name, stored in self.stored_as.items() if stored is None}
-        check_names(network, {name: checkpoint.specs[stored] for name, stored in known.items()})
+        check_tensors(network, {name: checkpoint.specs[stored] for name, stored in known.items()})
         needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
         lost = sorted(name for name, tensor in self.kept.items() if tensor.is_meta and name in needed)
         if lost:

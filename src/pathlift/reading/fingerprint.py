@@ -190,7 +190,7 @@ class Fingerprint:
             self._put("number or text", _plainly(value))
             self._class_and_attributes(value)
         elif getattr(type(value), "__reduce_ex__", None) is getattr(object, "__reduce_ex__", None) and (
-            hasattr(value, "__dict__") or _slots(value)
+            hasattr(value, "__dict__") or _slot_names(value)
         ):
             self._put("object")
             self._class_and_attributes(value)
@@ -216,7 +216,7 @@ class Fingerprint:
             if self.code or not (key.startswith("_") or isinstance(getattr(type(value), key, None), functools.cached_property))
         }
         self._mapping(held)
-        for name in _slots(value):
+        for name in _slot_names(value):
             if self.code or not name.startswith("_"):
                 self.add(name).add(getattr(value, name, None))
 
@@ -279,7 +279,7 @@ def _keeps_to_dict(value: Any) -> bool:
     return isinstance(value, dict) and type(value).__iter__ is dict.__iter__ and not hasattr(type(value), "__missing__")
 
 
-def _slots(value: Any) -> list[str]:
+def _slot_names(value: Any) -> list[str]:
     """Return the names of attributes for which a class has places of its own."""
     kinds = type(value).__mro__
     return [key for kind in kinds for key, member in vars(kind).items() if isinstance(member, types.MemberDescriptorType)]

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from pathlift.edges import Identity
-from pathlift.errors import InputError, Problem, nearest
+from pathlift.errors import Problem
 from pathlift.graph.expressions import Constant, Expression, FunctionCall, StateTensor, evaluate
 from pathlift.graph.layers import Connection, Layer, Origin, WeightTensor
 from pathlift.graph.network import Graph, Network
+from pathlift.reading.cut import Cut, cut_of
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Copier
 from pathlift.reading.live import LiveState
 from pathlift.reading.memory import Memory, span
+from pathlift.reading.nodes import IGNORED, base_name, module_path, operator_name, source_line
 from pathlift.rules import (
     MOVEMENTS,
     READS_WALLS,
@@ -47,42 +48,7 @@ LIKE_ANOTHER = {"type_as", "to", "expand_as", "view_as", "reshape_as"}
 """What brings a constant to the type or shape of an activation."""
 
 SCALINGS = {"neg", "mul", "div"}
-IGNORED = {
-    "_assert_tensor_metadata",
-    "_assert_scalar",
-    "_assert_async",
-    "sym_constrain_range_for_size",
-    "sym_constrain_range",
-}
 UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
-
-
-LAST = {
-    "softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "tanh", "log_sigmoid", "logsigmoid",
-    "log_sigmoid_forward",
-}  # fmt: skip
-"""Increasing functions of the logits, or of each, that a model may end with: they are left off."""
-
-STAYING = {
-    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach",
-    "to", "_to_copy", "type_as", "dropout",
-}  # fmt: skip
-"""What may still follow them."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the reading of a graph ends.
-
-    Attributes:
-        returned: What the model returns, all of it.
-        outputs: The graph's nodes that are taken for the model's outputs.
-        left_off: Nodes at the end that are left off: each stands for its argument.
-    """
-
-    returned: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-    left_off: frozenset[fx.Node]
 
 
 @dataclass(frozen=True)
@@ -127,54 +93,8 @@ def lower(
         InputError: ``until`` names nothing.
         UnsupportedModelError: Parameters overlap in memory, and none holds the others.
     """
-    cut = _cut(exported.program, until)
+    cut = cut_of(exported.program, until)
     return _Lowering(exported, copier, model, examples, cut).run()
-
-
-def _cut(program: ExportedProgram, until: str | None) -> Cut:
-    returned = program.graph.output_node().args[0]
-    wanted = tuple(
-        node
-        for spec, node in zip(program.graph_signature.output_specs, returned, strict=True)
-        if spec.kind == OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
-    )
-    if until is not None:
-        return Cut(wanted, _results(program.graph, until), frozenset())
-    return Cut(wanted, wanted, frozenset(last for node in wanted if (last := _last(node)) is not None))
-
-
-def _results(graph: fx.Graph, until: str) -> tuple[fx.Node, ...]:
-    """Return the values that a module hands to the rest of the graph, or the value of that name."""
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    inside = {node for node in calls if until in _module_paths(node)}
-    if not inside:
-        named = tuple(node for node in calls if node.name == until)
-        if not named:
-            known = dict.fromkeys([path for node in calls for path in _module_paths(node) if path] + [n.name for n in calls])
-            raise InputError(
-                f"until names no module that the forward pass calls and no value of it: '{until}'.{nearest(until, known)}"
-            )
-        return named
-    handed = tuple(
-        node
-        for node in graph.nodes
-        if node in inside and isinstance(node.meta.get("val"), Tensor) and any(user not in inside for user in node.users)
-    )
-    return handed or (next(node for node in reversed(graph.nodes) if node in inside),)
-
-
-def _last(node: fx.Node) -> fx.Node | None:
-    """Return the activation that an output ends with, if nothing else reads it."""
-    while node.op == "call_function" and len([user for user in node.users if _base_name(user) not in IGNORED]) == 1:
-        name = _base_name(node)
-        if name in LAST:
-            return node
-        if name == "getitem" and isinstance(node.args[0], fx.Node) and _base_name(node.args[0]) in LAST:
-            return node.args[0]
-        if name not in STAYING or not isinstance(node.args[0], fx.Node):
-            return None
-        node = node.args[0]
-    return None
 
 
 def _saved(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
@@ -261,7 +181,7 @@ class _Lowering:
             versions=self.versions,
             views=self.memory.views,
             baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
-            left_off=tuple(_base_name(node) for node in self.program.graph.nodes if node in self.cut.left_off),
+            left_off=tuple(base_name(node) for node in self.program.graph.nodes if node in self.cut.left_off),
         )
         return Lowered(Network(graph, live_state, device), (), self.operators, self.cut, self.identified)
 
@@ -296,7 +216,7 @@ class _Lowering:
             self.values[node] = self._attribute(node)
         elif node.op == "call_function":
             self.operators += 1
-            self.origin = Origin(_module_path(node), _operator_name(node), _source_line(node))
+            self.origin = Origin(module_path(node), operator_name(node), source_line(node))
             self.values[node] = self._guarded_call(node)
 
     def _placeholder(self, node: fx.Node) -> Any:
@@ -371,7 +291,7 @@ class _Lowering:
             return self._left_off(node)
         schema = getattr(node.target, "_schema", None)
         args = self._arguments(node)
-        name = _base_name(node)
+        name = base_name(node)
         if schema is None and not any(_contains(value, (Activation, Forbidden)) for value in args.values()):
             return self._fold(node, name)  # arithmetic of numbers that were read from tensors
         if schema is None:
@@ -717,42 +637,3 @@ def _function(node: fx.Node) -> Callable[..., Any]:
         return Operator.of(node.target)
     except LookupError as error:
         raise Refusal(f"{error}.", UNKNOWN_ADVICE) from error
-
-
-def _operator_name(node: fx.Node) -> str:
-    return (
-        str(node.target)
-        if getattr(node.target, "_schema", None) is not None
-        else str(getattr(node.target, "__name__", node.target))
-    )
-
-
-def _base_name(node: fx.Node) -> str:
-    """``relu_`` and ``aten.relu.default`` are both ``relu``."""
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    schema = getattr(node.target, "_schema", None)
-    return name[:-1] if schema is not None and schema.is_mutable and name.endswith("_") else name
-
-
-def _module_path(node: fx.Node) -> str:
-    paths = _module_paths(node)
-    return paths[-1] if paths else ""
-
-
-def _module_paths(node: fx.Node) -> list[str]:
-    """Return the paths of the modules that a call lies in, from the outermost on."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [str(path).removeprefix("L['self']").removeprefix(".") for path, _ in stack.values()]
-
-
-def _source_line(node: fx.Node) -> str:
-    """Return the innermost line of the stack trace that is not PyTorch's own."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in lines if line.startswith("File ")]
-    outside = [line for line in files if "/torch/" not in line.replace("\\", "/")]
-    for line in reversed(outside or files):
-        parts = line.split('"')
-        if len(parts) > 2:
-            number = parts[2].split("line ")[-1].split(",")[0].strip()
-            return f"{parts[1]}:{number}"
-    return ""

@@ -40,12 +40,12 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
     if isinstance(other, nn.Module):
         if network.graph.program and program_of(other) == network.graph.program:
             return fitted(network, named_tensors(other))
-        check_names(network, translated(network, named_tensors(other)), strict=True)
+        check_tensors(network, translated(network, named_tensors(other)), strict=True)
         other = _captured_alike(network, other)
     if isinstance(other, Network):
         verify(other)
         given = translated(network, other.named(other.state))
-        check_names(network, given, strict=True)
+        check_tensors(network, given, strict=True)
         state = fitted(network, given)
         check_graph(network, other, state)
         return state
@@ -112,7 +112,7 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
             graph has other values.
     """
     given = translated(network, given)
-    check_names(network, given)
+    check_tensors(network, given)
     state: dict[str, Tensor] = {}
     for name, weight in network.state.items():
         names = (name, *(alias for alias, target in network.aliases.items() if target == name))
@@ -146,10 +146,10 @@ def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> 
         tensors = translated(network, named_tensors(given))
         known = set(network.names)
         tensors = {name: tensor for name, tensor in tensors.items() if name in known}
-        check_names(network, tensors, strict=True)
+        check_tensors(network, tensors, strict=True)
     else:
         tensors = translated(network, given)
-        check_names(
+        check_tensors(
             network, {**network.named(dict(network.state)), **tensors} if not _names_none(network, tensors) else tensors
         )
     elsewhere = [name for name, tensor in tensors.items() if tensor.device.type != network.host.type]
@@ -163,7 +163,7 @@ def _names_none(network: Network, tensors: Mapping[str, Tensor]) -> bool:
     return bool(network.state) and set(network.names).isdisjoint(tensors)
 
 
-def check_names(network: Network, tensors: Mapping[str, Tensor], *, strict: bool = False) -> None:
+def check_tensors(network: Network, tensors: Mapping[str, Tensor], *, strict: bool = False) -> None:
     """Make sure that tensors have the names and shapes of a network's parameters and buffers.
 
     Args:
@@ -178,7 +178,7 @@ def check_names(network: Network, tensors: Mapping[str, Tensor], *, strict: bool
     for alias, name in network.aliases.items():
         aliases.setdefault(name, []).append(alias)
     needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
-    wanted = [name for name in network.state if (strict or name in needed) and _kept(network, name, aliases)]
+    wanted = [name for name in network.state if (strict or name in needed) and _is_saved(network, name, aliases)]
     wanted = [name for name in wanted if name in needed or name.rpartition(".")[2] not in BESIDE]
     missing = [name for name in wanted if name not in tensors and not any(alias in tensors for alias in aliases.get(name, ()))]
     known = {*network.names, *network.graph.saved}
@@ -199,7 +199,7 @@ def check_names(network: Network, tensors: Mapping[str, Tensor], *, strict: bool
     _check_shared(network, tensors)
 
 
-def _kept(network: Network, name: str, aliases: Mapping[str, list[str]]) -> bool:
+def _is_saved(network: Network, name: str, aliases: Mapping[str, list[str]]) -> bool:
     """Whether a state-dict of the model has a tensor."""
     return any(spelling in network.graph.saved for spelling in (name, *aliases.get(name, ())))
 
