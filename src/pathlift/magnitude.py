@@ -139,7 +139,7 @@ def magnitudes(
 def _scored(
     network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: ShardWriter | None
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
-    """Return the whole, and its shares; those that a writer took are not among them."""
+    """Return the total, and its shares; those that a writer took are not among them."""
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:

@@ -1,18 +1,18 @@
 """From an exported graph of ATen operators to a `Network`, by the rules.
 
 Nodes that depend on the input become layers of neurons through their operator's rule. Nodes that depend on parameters
-and constants only become expressions, evaluated once per parameter vector. All refusals of a graph are collected.
+and constants only become expressions (`pathlift.reading.statics`), evaluated once per parameter vector. All refusals of a
+graph are collected.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -27,8 +27,8 @@ from pathlift.reading.freeze import Copier
 from pathlift.reading.live import LiveState
 from pathlift.reading.memory import Memory, span
 from pathlift.reading.nodes import IGNORED, base_name, module_path, operator_name, source_line
+from pathlift.reading.statics import LIKE_ANOTHER, UNKNOWN_ADVICE, Statics, flatten
 from pathlift.rules import (
-    MOVEMENTS,
     READS_WALLS,
     REASONS,
     RULES,
@@ -41,14 +41,8 @@ from pathlift.rules import (
     Walled,
     problem,
 )
-from pathlift.rules.replay import Operator
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
-LIKE_ANOTHER = {"type_as", "to", "expand_as", "view_as", "reshape_as"}
-"""What brings a constant to the type or shape of an activation."""
-
-SCALINGS = {"neg", "mul", "div"}
-UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,6 @@ class _Lowering:
         self.cut = cut
         self.specs = {getattr(spec.arg, "name", ""): spec for spec in self.program.graph_signature.input_specs}
         self.constants = self.program.constants
-        self.values: dict[fx.Node, Any] = {}
         self.layers: list[Layer] = []
         self.weights: dict[tuple[Expression, str | None], WeightTensor] = {}
         self.problems: list[Problem] = []
@@ -145,9 +138,9 @@ class _Lowering:
         self.derived: dict[str, frozenset[str]] = {}
         self.saved, self.versions = _saved(model)
         self.origin = Origin("", "", "")
-        self.sources: dict[Expression, frozenset[str]] = {}
         self.parameters = tuple(name for name, tensor in held if isinstance(tensor, nn.Parameter) and name in self.state)
         self.parameter_set = frozenset(self.parameters)
+        self.statics = Statics(self.parameter_set, examples[0].device)
 
     # ---- the walk over the graph
 
@@ -187,7 +180,7 @@ class _Lowering:
 
     def _root(self, name: str) -> str:
         """Return the name that stands for the memory of a parameter or buffer."""
-        (root,) = self._requires(self.memory.expression(name))
+        (root,) = self.statics.requires(self.memory.expression(name))
         return root
 
     def _check_reads(self, weights: tuple[WeightTensor, ...]) -> None:
@@ -211,13 +204,13 @@ class _Lowering:
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self.values[node] = self._placeholder(node)
+            self.statics.values[node] = self._placeholder(node)
         elif node.op == "get_attr":
-            self.values[node] = self._attribute(node)
+            self.statics.values[node] = self._attribute(node)
         elif node.op == "call_function":
             self.operators += 1
             self.origin = Origin(module_path(node), operator_name(node), source_line(node))
-            self.values[node] = self._guarded_call(node)
+            self.statics.values[node] = self._guarded_call(node)
 
     def _placeholder(self, node: fx.Node) -> Any:
         spec = self.specs[node.name]
@@ -242,7 +235,7 @@ class _Lowering:
     def _tensor(self, expression: Expression, fake: Any) -> Static:
         """Return a parameter or buffer, or a part of one."""
         places = frozenset({expression.name}) if isinstance(expression, StateTensor) else frozenset()
-        return self._static(expression, fake, moves=expression, places=places)
+        return self.statics.make(expression, fake, moves=expression, places=places)
 
     def _constant(self, value: Any, fake: Any, name: str) -> Static:
         """Return a constant of the graph: a parameter when it lies in a parameter's memory."""
@@ -260,7 +253,7 @@ class _Lowering:
             if span(value) in self.held:
                 self.used[id(value)] = value
         constant = Constant(value)
-        return self._static(constant, fake, moves=constant)
+        return self.statics.make(constant, fake, moves=constant)
 
     def _guarded_call(self, node: fx.Node) -> Any:
         fake = node.meta.get("val")
@@ -280,34 +273,34 @@ class _Lowering:
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            container, index = self._resolve(node.args[0]), node.args[1]
+            container, index = self.statics.resolve(node.args[0]), node.args[1]
             if isinstance(container, Static):
                 fake = node.meta["val"]
                 expression = FunctionCall(operator.getitem, (container.expression, index))
                 moves = None if container.moves is None else FunctionCall(operator.getitem, (container.moves, index))
-                return self._static(expression, fake, moves, self._requires(container.expression))
+                return self.statics.make(expression, fake, moves, self.statics.requires(container.expression))
             return container[index]
         if node in self.cut.left_off:
             return self._left_off(node)
         schema = getattr(node.target, "_schema", None)
-        args = self._arguments(node)
+        args = self.statics.arguments(node)
         name = base_name(node)
         if schema is None and not any(_contains(value, (Activation, Forbidden)) for value in args.values()):
-            return self._fold(node, name)  # arithmetic of numbers that were read from tensors
+            return self.statics.fold(node, name)  # arithmetic of numbers that were read from tensors
         if schema is None:
             raise Refusal(f"the exporter left '{name}', which is no operator of PyTorch's core.", UNKNOWN_ADVICE)
         if not any(_contains(value, (Activation, Forbidden)) for value in args.values()):
-            return self._fold(node, name)
+            return self.statics.fold(node, name)
         if name in IGNORED:
             return None
-        if name in SHAPE_ONLY or (name in LIKE_ANOTHER and isinstance(self._resolve(node.args[0]), Static)):
-            return self._from_shape(node, name)
-        forbidden = next((v for v in _flatten(args.values()) if isinstance(v, Forbidden)), None)
+        if name in SHAPE_ONLY or (name in LIKE_ANOTHER and isinstance(self.statics.resolve(node.args[0]), Static)):
+            return self.statics.from_shape(node, name)
+        forbidden = next((v for v in flatten(args.values()) if isinstance(v, Forbidden)), None)
         if forbidden is not None and not (isinstance(forbidden, Walled) and name in READS_WALLS):
             raise Refusal(forbidden.reason, forbidden.advice)
         result = node.meta.get("val")
         if any(
-            not isinstance(size, int) for tensor in _flatten([result]) if isinstance(tensor, Tensor) for size in tensor.shape
+            not isinstance(size, int) for tensor in flatten([result]) if isinstance(tensor, Tensor) for size in tensor.shape
         ):
             raise Refusal(
                 "the size of its result depends on the values of tensors.",
@@ -333,14 +326,14 @@ class _Lowering:
         numeric = "Tensor" not in kind and any(word in kind for word in ("float", "int", "number", "bool"))
         if not isinstance(value, Static) or not numeric:
             return value
-        if self._requires(value.expression) & self.parameter_set:
+        if self.statics.requires(value.expression) & self.parameter_set:
             raise Refusal(f"its argument '{key}' is a number that was read from a parameter.", "Use the parameter itself.")
         baked = self.bake(value)
         return baked.item() if isinstance(baked, Tensor) else baked
 
     def _left_off(self, node: fx.Node) -> Any:
         """Return what an activation at the end of the model is a function of."""
-        logits, result = self._resolve(node.args[0]), node.meta.get("val")
+        logits, result = self.statics.resolve(node.args[0]), node.meta.get("val")
         first = result[0] if isinstance(result, (tuple, list)) else result
         if isinstance(logits, Activation) and isinstance(first, Tensor) and first.dtype != logits.dtype:
             logits = self._append(Draft(logits.shape, first.dtype, (Connection(logits.name, Identity()),), ()), node.name)
@@ -383,12 +376,12 @@ class _Lowering:
         return self.weights[key]
 
     def bake(self, static: Static) -> Any:
-        self.baked.update(self._requires(static.expression))
+        self.baked.update(self.statics.requires(static.expression))
         return evaluate(static.expression, self.state)
 
     def _make_weight(self, static: Static, role: str | None, like: Static | None) -> WeightTensor:
         expression = static.expression
-        requires = self._requires(expression)
+        requires = self.statics.requires(expression)
         scored = requires & self.parameter_set
         scalar: float | None = None
         if not requires and isinstance(expression, Constant):
@@ -424,127 +417,6 @@ class _Lowering:
             name = f"{name} from {', '.join(sorted(scored))}"
         return name
 
-    # ---- expressions
-
-    def _static(
-        self,
-        expression: Expression,
-        fake: Any,
-        moves: Expression | None,
-        sources: frozenset[str] | None = None,
-        places: frozenset[str] = frozenset(),
-    ) -> Static:
-        if sources is not None:
-            self.sources[expression] = sources
-        if isinstance(fake, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
-            fake = torch.empty((), device="meta")
-        return Static(expression, fake, moves, places)
-
-    def _requires(self, expression: Expression) -> frozenset[str]:
-        if expression in self.sources:
-            return self.sources[expression]
-        if isinstance(expression, StateTensor):
-            names = frozenset({expression.name})
-        elif isinstance(expression, FunctionCall):
-            inner = _flatten([expression.args, *expression.kwargs.values()])
-            names = frozenset().union(*(self._requires(e) for e in inner if isinstance(e, Expression)))
-        else:
-            names = frozenset()
-        self.sources[expression] = names
-        return names
-
-    def _fold(self, node: fx.Node, name: str) -> Any:
-        """Turn a call that does not depend on the input into an expression."""
-        tags = getattr(node.target, "tags", ())
-        args = self._arguments(node)
-        if torch.Tag.nondeterministic_seeded in tags and args.get("train", True) is not False:
-            raise Refusal("it draws random numbers.", "Make the model deterministic in eval mode.")
-        result = node.meta.get("val")
-        if isinstance(result, Tensor) and any(not isinstance(size, int) for size in result.shape):
-            raise Refusal("a size depends on the values of a tensor.", "Use fixed sizes.")
-        statics = [value for value in _flatten(args.values()) if isinstance(value, Static)]
-        function = as_number if name == "item" and isinstance(result, (float, torch.SymFloat)) else _function(node)
-        expression = FunctionCall(
-            function,
-            tuple(_to_expression(self._resolve(value)) for value in node.args),
-            {key: _to_expression(self._resolve(value)) for key, value in node.kwargs.items()},
-            result.dtype if isinstance(result, Tensor) and result.dtype.is_floating_point else None,
-        )
-        sources: frozenset[str] = frozenset().union(*(self._requires(static.expression) for static in statics))
-        return self._static(
-            expression, result, self._moves(node, name, statics, expression), sources, self._places(node, statics)
-        )
-
-    @staticmethod
-    def _places(node: fx.Node, statics: list[Static]) -> frozenset[str]:
-        """See `Static.places`."""
-        result = node.meta.get("val")
-        if not isinstance(result, Tensor) or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
-            return frozenset()
-        return frozenset().union(*(static.places for static in statics if static.shape == tuple(result.shape)))
-
-    def _moves(self, node: fx.Node, name: str, statics: list[Static], expression: Expression) -> Expression | None:
-        """See `Static.moves`."""
-        result = node.meta.get("val")
-        if isinstance(result, Tensor) and not result.dtype.is_floating_point and self._requires_parameters(statics):
-            return None  # rounded
-        if not statics:
-            return expression  # made of numbers
-        if any(static.moves is None for static in statics):
-            return None
-        rounds = node.kwargs.get("rounding_mode") is not None
-        if name in SCALINGS and not rounds and len(statics) == 1 and isinstance(self._resolve(node.args[0]), Static):
-            return statics[0].moves
-        if name not in MOVEMENTS and name != "embedding":
-            return None
-        return FunctionCall(
-            _function(node),
-            tuple(_to_expression(self._resolve(value), moves=True) for value in node.args),
-            {key: _to_expression(self._resolve(value), moves=True) for key, value in node.kwargs.items()},
-        )
-
-    def _requires_parameters(self, statics: list[Static]) -> bool:
-        return any(self._requires(static.expression) & self.parameter_set for static in statics)
-
-    def _from_shape(self, node: fx.Node, name: str) -> Static:
-        """Read a call that looks at the shape, type or device of an activation only: zeros in its place."""
-        statics = [value for value in _flatten(self._arguments(node).values()) if isinstance(value, Static)]
-
-        def written(*, moves: bool) -> FunctionCall:
-            args, kwargs = (self._without_data(self._resolve(given), moves=moves) for given in (node.args, dict(node.kwargs)))
-            return FunctionCall(_function(node), args, kwargs)
-
-        moved = name in LIKE_ANOTHER and all(static.moves is not None for static in statics)
-        rounded = not node.meta["val"].dtype.is_floating_point and self._requires_parameters(statics)
-        return self._static(written(moves=False), node.meta["val"], written(moves=True) if moved and not rounded else None)
-
-    def _without_data(self, value: Any, *, moves: bool) -> Any:
-        """Return arguments as expressions, activations as zeros."""
-        if isinstance(value, Activation):
-            return FunctionCall(torch.zeros, (value.shape,), {"dtype": value.dtype, "device": self.examples[0].device})
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._without_data(item, moves=moves) for item in value)
-        if isinstance(value, dict):
-            return {key: self._without_data(item, moves=moves) for key, item in value.items()}
-        return _to_expression(value, moves=moves)
-
-    def _resolve(self, value: Any) -> Any:
-        return fx.node.map_arg(value, lambda node: self.values[node])
-
-    def _arguments(self, node: fx.Node) -> dict[str, Any]:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            return {str(index): self._resolve(value) for index, value in enumerate(node.args)}
-        args: dict[str, Any] = {}
-        for index, argument in enumerate(schema.arguments):
-            if index < len(node.args):
-                args[argument.name] = self._resolve(node.args[index])
-            elif argument.name in node.kwargs:
-                args[argument.name] = self._resolve(node.kwargs[argument.name])
-            elif argument.has_default_value():
-                args[argument.name] = argument.default_value
-        return args
-
     # ---- finishing
 
     def _outputs(self) -> list[str]:
@@ -554,7 +426,7 @@ class _Lowering:
                 reason = f"Its forward pass overwrites '{spec.target}'."
                 self.problems.append(Problem("", "export", "", reason, "Remove that side effect."))
         for node in self.cut.outputs:
-            value = self.values.get(node)
+            value = self.statics.values.get(node)
             if isinstance(value, Forbidden):
                 self.problems.append(Problem("", "output", "", value.reason[:1].upper() + value.reason[1:], value.advice))
             elif isinstance(value, Static) and isinstance(value.fake, Tensor) and value.fake.dtype.is_floating_point:
@@ -592,31 +464,8 @@ class _Lowering:
         return tuple(weights)
 
 
-def as_number(tensor: Tensor) -> Tensor:
-    """Return the only element of a tensor, still as a tensor: what ``.item()`` gives to arithmetic that weights are made of."""
-    return tensor.reshape(())
-
-
-def _to_expression(value: Any, *, moves: bool = False) -> Any:
-    if isinstance(value, Static):
-        return value.moves if moves else value.expression
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_expression(item, moves=moves) for item in value)
-    return value
-
-
-def _flatten(values: Any) -> list[Any]:
-    flat: list[Any] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            flat.extend(_flatten(value))
-        else:
-            flat.append(value)
-    return flat
-
-
 def _contains(value: Any, kinds: tuple[type, ...]) -> bool:
-    return any(isinstance(item, kinds) for item in _flatten([value]))
+    return any(isinstance(item, kinds) for item in flatten([value]))
 
 
 def _placeholder_like(fake: Any, name: str) -> Any:
@@ -626,14 +475,3 @@ def _placeholder_like(fake: Any, name: str) -> Any:
     if isinstance(fake, (list, tuple)):
         return tuple(_placeholder_like(item, f"{name}_{number}") for number, item in enumerate(fake))
     return None
-
-
-def _function(node: fx.Node) -> Callable[..., Any]:
-    """Return what a node calls, as a value that can be pickled and writes to none of its arguments."""
-    assert callable(node.target)
-    if getattr(node.target, "_schema", None) is None:
-        return node.target
-    try:
-        return Operator.of(node.target)
-    except LookupError as error:
-        raise Refusal(f"{error}.", UNKNOWN_ADVICE) from error
