@@ -186,9 +186,7 @@ def _over_outputs(parts: list[tuple[Layer, Parts]], which: int | None, q: float)
 
 def _log10_scale(outputs: tuple[_Output, ...], root: float) -> float:
     """Choose the unit that keeps the values of output neurons in float64's range."""
-    known = [
-        Scaled(output.value.tensor.double().amax(), output.value.exponent) for output in outputs if output.value is not None
-    ]
+    known = [Scaled(value.tensor.double().amax(), value.exponent) for output in outputs if (value := output.value) is not None]
     if not known:
         return 0.0
     log10 = to_float(total(known, fresh=False, largest=True)[0], root)[1]

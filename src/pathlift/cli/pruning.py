@@ -111,10 +111,7 @@ def prune(
             "log10_bound": number(report.log10_bound),
             "mass_kept": report.mass_kept,
             "collapsed": list(report.collapsed),
-            "tensors": {
-                tensor.name: {"weights": tensor.weights, "kept": tensor.kept, "share": tensor.share}
-                for tensor in report.tensors
-            },
+            "tensors": {row.name: {"weights": row.weights, "kept": row.kept, "share": row.share} for row in report.tensors},
             "written": written,
         })
         return
@@ -124,16 +121,14 @@ def prune(
 
 
 def _print(model: str, report: pathlift.PruneReport) -> None:
-    total = sum(tensor.weights for tensor in report.tensors)
+    total = sum(row.weights for row in report.tensors)
     title = f"{model}: {report.sparsity:.2%} of {total:,} weights pruned by {report.criterion}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for header in ("tensor", "weights", "kept", "sparsity", "share of all paths before", "and after"):
         table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
-    for tensor in report.tensors:
-        state = "collapsed" if tensor.collapsed else f"{tensor.left:.4f}"
-        table.add_row(
-            tensor.name, f"{tensor.weights:,}", f"{tensor.kept:,}", f"{tensor.sparsity:.2%}", f"{tensor.share:.4f}", state
-        )
+    for row in report.tensors:
+        state = "collapsed" if row.collapsed else f"{row.left:.4f}"
+        table.add_row(row.name, f"{row.weights:,}", f"{row.kept:,}", f"{row.sparsity:.2%}", f"{row.share:.4f}", state)
     out.print(table)
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
     out.print(f"share of it that is left        {report.mass_kept:.3g}")

@@ -52,10 +52,7 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
             continue
         for weight, other_weight in _weight_pairs(first, second):
             weights.setdefault((weight, other_weight), first)
-        stack.extend(
-            (connection.source, other_connection.source)
-            for connection, other_connection in zip(first.connections, second.connections, strict=True)
-        )
+        stack.extend((left.source, right.source) for left, right in zip(first.connections, second.connections, strict=True))
     memos: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
     for (weight, other_weight), layer in weights.items():
         if not _same_weight(weight, other_weight, names, (state, other.state), memos):

@@ -185,13 +185,11 @@ class Copier:
             made: nn.Module = object.__new__(type(value))
         else:
             made = object.__new__(Transparent)
-            held = {key: attribute for key, attribute in held.items() if key in vars(nn.Module())}
+            held = {key: item for key, item in held.items() if key in vars(nn.Module())}
         self.memo[id(value)] = made
         if self.transparent and held.get("_compiled_call_impl") is not None:
             held["_compiled_call_impl"] = None
-        vars(made).update({
-            key: self._hooks(attribute) if key in HOOKS else self.copy(attribute) for key, attribute in held.items()
-        })
+        vars(made).update({key: self._hooks(item) if key in HOOKS else self.copy(item) for key, item in held.items()})
         for name in _slots(type(value)):
             if hasattr(value, name):
                 object.__setattr__(made, name, self.copy(getattr(value, name)))
@@ -203,14 +201,12 @@ class Copier:
         """Copy hooks, with the containers among the global names that they use: they record into copies."""
         made = copy.copy(hooks)
         for number, hook in hooks.items():
-            made[number] = copied = self.copy(hook)
-            if isinstance(copied, types.FunctionType):  # what a decorator wraps has other global names than its wrapper
-                names = [name for name in copied.__code__.co_names if isinstance(copied.__globals__.get(name), CONTAINERS)]
-                scope = {**copied.__globals__, **{name: self.copy(copied.__globals__[name]) for name in names}}
-                made[number] = types.FunctionType(
-                    copied.__code__, scope, copied.__name__, copied.__defaults__, copied.__closure__
-                )
-                made[number].__kwdefaults__ = copied.__kwdefaults__
+            made[number] = twin = self.copy(hook)
+            if isinstance(twin, types.FunctionType):  # what a decorator wraps has other global names than its wrapper
+                names = [name for name in twin.__code__.co_names if isinstance(twin.__globals__.get(name), CONTAINERS)]
+                scope = {**twin.__globals__, **{name: self.copy(twin.__globals__[name]) for name in names}}
+                made[number] = types.FunctionType(twin.__code__, scope, twin.__name__, twin.__defaults__, twin.__closure__)
+                made[number].__kwdefaults__ = twin.__kwdefaults__
         return made
 
     def _object(self, value: Any) -> Any:
@@ -384,7 +380,7 @@ def _check_globals(model: nn.Module, copier: Copier) -> None:
         for function in functions:
             scope = function.__globals__
             names = {
-                name for name in function.__code__.co_names if copier.memo.get(id(value := scope.get(name)), value) is not value
+                name for name in function.__code__.co_names if copier.memo.get(id(item := scope.get(name)), item) is not item
             }
             steps = list(dis.get_instructions(function)) if names else []
             read = names.intersection(step.argval for step in steps if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
@@ -433,15 +429,11 @@ class Cloning:
     def _cloned(self, storage: torch.UntypedStorage) -> tuple[torch.UntypedStorage, int]:
         """Return the clone of a storage, or of one that it is a part of, and the byte at which it begins there."""
         if storage._cdata not in self.storages and storage.device.type == "cpu":
-            for original, made in self.storages.values():
-                start = storage.data_ptr() - original.data_ptr()
-                if (
-                    original.device == storage.device
-                    and 0 <= start <= original.nbytes() - storage.nbytes()
-                    and storage.nbytes()
-                ):
+            for source, made in self.storages.values():
+                start = storage.data_ptr() - source.data_ptr()
+                if source.device == storage.device and 0 <= start <= source.nbytes() - storage.nbytes() and storage.nbytes():
                     return made, start
-        original, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
+        source, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
         return made, 0
 
 

@@ -179,13 +179,8 @@ def _inside(part: Tensor, holder: Tensor) -> tuple[object, ...]:
     if part_span is None or holder_span is None:
         return ()
     meets: bool = part_span.meets(holder_span)
-    return (
-        meets,
-        part_span.start - holder_span.start if meets else 0,
-        part_span.stop - holder_span.stop if meets else 0,
-        part.stride(),
-        holder.stride(),
-    )
+    ends = (part_span.start - holder_span.start, part_span.stop - holder_span.stop) if meets else (0, 0)
+    return (meets, *ends, part.stride(), holder.stride())
 
 
 def plain_attributes(root: nn.Module) -> dict[tuple[str, str], Any]:
