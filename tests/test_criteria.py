@@ -110,7 +110,7 @@ def test_scores_bound_the_change_of_the_function_exactly_for_path_magnitudes(nam
             layer.bias.zero_()
     batch = Batch(torch.ones(1, 2), torch.zeros(1, dtype=torch.long), lambda out, _: (out * 0).sum())
     network = pathlift.capture(model, (2,))
-    data = {"nothing": None, "inputs": batch.samples[0], "loss": batch}[criterion.needs]
+    data = {"nothing": None, "inputs": batch.x, "loss": batch}[criterion.needs]
     first = criterion.scores(network, data, torch.Generator().manual_seed(0))["0.weight"]
     assert float(first.abs().sum()) < 1e-3 * float(model(torch.ones(1, 2)))  # what pruning the first layer changes
 

@@ -82,8 +82,8 @@ def limited(seconds: float | None) -> Iterator[Clock]:
     Raises:
         InputError: ``seconds`` is anything else.
     """
-    own, outer = Clock(seconds), running()
-    clock = own if own.left() < outer.left() else outer
+    inner, outer = Clock(seconds), running()
+    clock = inner if inner.left() < outer.left() else outer
     token = _RUNNING.set(clock)
     try:
         yield clock

@@ -68,25 +68,25 @@ class Problem(Result, line=("module", "op", "reason", "advice")):
 
     def __str__(self) -> str:
         """Return the problem as one sentence."""
-        place = f"module '{self.module}'" if self.module else "the model itself"
+        module = f"module '{self.module}'" if self.module else "the model itself"
         line = f" ({self.where})" if self.where else ""
-        return f"{self.op} in {place}{line}: {self.reason} {self.advice}".rstrip()
+        return f"{self.op} in {module}{line}: {self.reason} {self.advice}".rstrip()
 
 
-def name_differences(missing: list[str], surplus: list[str], whole: str) -> str:
+def name_differences(missing: list[str], surplus: list[str], container: str) -> str:
     """Say which names a state-dict lacks and which it has too many.
 
     Args:
         missing: Names that were expected.
         surplus: Names that were not.
-        whole: What the names were expected in, such as "the model".
+        container: What the names were expected in, such as "the model".
 
     Returns:
         One phrase; at most five names of each.
     """
     return "; ".join(
         f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), (f"not in {whole}", surplus))
+        for what, names in (("missing", missing), (f"not in {container}", surplus))
         if names
     )
 
@@ -131,8 +131,8 @@ def shortage(error: BaseException, what: str) -> OutOfMemoryError | None:
         if isinstance(cause, OutOfMemoryError):
             return OutOfMemoryError(text)
         if _is_shortage(cause, text):
-            found = ASKED.search(text)
-            amount = _readable(found[1]) if found else "a piece of a size that the system does not tell"
+            match = ASKED.search(text)
+            amount = _readable(match[1]) if match else "a piece of a size that the system does not tell"
             return OutOfMemoryError(f"{what} needs more memory than there is: it asked for {amount}.")
     return None
 

@@ -101,8 +101,8 @@ def embedded(log10_distance: Tensor, dimensions: int) -> tuple[Tensor, float]:
     values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
     points = vectors[:, :dimensions] * values[:dimensions].sqrt()
     signs = points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
-    whole = float(values.sum())
-    return points * torch.where(signs == 0, 1.0, signs), float(values[:dimensions].sum()) / whole if whole else 1.0
+    total = float(values.sum())
+    return points * torch.where(signs == 0, 1.0, signs), float(values[:dimensions].sum()) / total if total else 1.0
 
 
 @public
@@ -154,7 +154,7 @@ def path_kernel(
     if not isinstance(first, (nn.Module, Network)):
         raise InputError("State-dicts and files do not tell the architecture: pass model=, a module or a captured Network.")
     network = capture(first, inputs)
-    models = [other_state(network, own) if isinstance(own, nn.Module) else own for own in models]  # each is read once
+    models = [other_state(network, item) if isinstance(item, nn.Module) else item for item in models]  # each is read once
     count, passes = len(models), 0
     gram = torch.full((count, count), -math.inf, dtype=torch.float64)  # log₂ of the magnitude
     sign = torch.zeros_like(gram)
@@ -165,22 +165,22 @@ def path_kernel(
         if i == j:
             mine = held(network, models[i])
             compact = compacted(mine)
-            own = compact.values()
-            blame(own)
+            weights = compact.values()
+            blame(weights)
         other = mine if i == j else held(network, models[j])
-        values = own if i == j else compacted(other).values()
-        check_shapes(compact, own, values)
-        found, _ = inner_product(compact, own, values)
+        other_weights = weights if i == j else compacted(other).values()
+        check_shapes(compact, weights, other_weights)
+        product, _ = inner_product(compact, weights, other_weights)
         passes += 2
-        for one, two in ((i, j), (j, i)):
-            gram[one, two] = _log2(found)
-            sign[one, two] = 0.0 if found is None else math.copysign(1.0, float(found.tensor))
+        for row, column in ((i, j), (j, i)):
+            gram[row, column] = _log2(product)
+            sign[row, column] = 0.0 if product is None else math.copysign(1.0, float(product.tensor))
         if i == j:
-            cosine[i, i] = 1.0 if found is not None else math.nan
+            cosine[i, i] = 1.0 if product is not None else math.nan
         else:
             apart = _apart(gram[i, i], gram[j, j], gram[i, j], sign[i, j])
             if apart is None:
-                squared, *_ = squared_difference(compact, own, aligned(mine, other.state, values).values)
+                squared, *_ = squared_difference(compact, weights, aligned(mine, other.state, other_weights).values)
                 apart = _log2(squared) if squared is not None and float(squared.tensor) > 0 else -math.inf
                 passes += 11
             distance[i, j] = distance[j, i] = apart / 2

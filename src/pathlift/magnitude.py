@@ -114,11 +114,11 @@ def path_magnitude(
         return magnitudes(capture(model, inputs), q, x, out)
 
 
-def magnitudes(whole: Network, q: float = 1.0, x: Samples | None = None, out: Path | str | None = None) -> PathMagnitude:
+def magnitudes(network: Network, q: float = 1.0, x: Samples | None = None, out: Path | str | None = None) -> PathMagnitude:
     """Compute `path_magnitude` of a network as it stands, which may be a compact form.
 
     Args:
-        whole: The network.
+        network: The network.
         q: As for `path_magnitude`.
         x: As for `path_magnitude`; not for a compact form.
         out: As for `path_magnitude`.
@@ -126,19 +126,19 @@ def magnitudes(whole: Network, q: float = 1.0, x: Samples | None = None, out: Pa
     Returns:
         The shares.
     """
-    network = compacted(whole) if x is None else whole
-    feed = None if x is None else _mean_power(whole, x, q)
+    feed = None if x is None else _mean_power(network, x, q)
+    network = compacted(network) if x is None else network
     values = network.values()
     with nullcontext() if out is None else ShardWriter(out) as writer:
         total, scores = _scored(network, values, q, feed, writer)
-    found = scores if out is None else Checkpoint(out, network.device)
-    return PathMagnitude(found, to_float(total)[1])
+    shares = scores if out is None else Checkpoint(out, network.device)
+    return PathMagnitude(shares, to_float(total)[1])
 
 
 def _scored(
     network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: ShardWriter | None
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
-    """Return the whole, and its shares; those that a writer took are not among them."""
+    """Return the total, and its shares; those that a writer took are not among them."""
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:
@@ -159,13 +159,13 @@ def _mean_power(network: Network, x: Samples, q: float) -> dict[str, Tensor]:
     Raises:
         NumericalError: It is 0 where x is not, or infinite.
     """
-    found = {}
+    powers = {}
     for name, value in feed_of(network, x).items():
         power = value.abs().pow(q)
         if bool((torch.isinf(power) | ((power == 0) & (value != 0))).any()):
             raise NumericalError(f"The inputs to the power q = {q:g} leave the range of float64. Choose a smaller q.")
-        found[name] = power.mean(0)
-    return found
+        powers[name] = power.mean(0)
+    return powers
 
 
 @public
@@ -209,9 +209,9 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         tracks = propagate(network, program, keep=True)
         return Backward(network, program, unit=unit).run(tracks), shares
 
-    whole, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
+    total, shares = in_range(attempt, network.dtype, values, memory=network.memory("unit_path_magnitude"))
     order = dict.fromkeys(layer.unit_name for layer in network.layers if layer.unit_name is not None)
-    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(whole)[1])
+    return PathMagnitude({name: shares[name] for name in order if name in shares}, to_float(total)[1])
 
 
 class _Scores:
@@ -225,12 +225,12 @@ class _Scores:
         self.narrowest = network.dtype
         self.lost: Tensor | None = None
         self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
-        self.found: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
 
     def add(self, weight: WeightTensor, share: Tensor) -> None:
         if small(share, self.dtype):
-            pieces = (own.reshape(-1).split(PIECE) for own in (share, self.values[weight]))
+            pieces = (tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
                 lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost
@@ -242,7 +242,7 @@ class _Scores:
         if self.writer is not None:
             for name in names:
                 if self.open[name] == 0:
-                    self.writer.add(name, self._narrowed(self.found.pop(name)))
+                    self.writer.add(name, self._narrowed(self.sums.pop(name)))
 
     def _add_all(self, weight: WeightTensor, share: Tensor) -> None:
         if is_moved(self.network, weight):
@@ -254,10 +254,10 @@ class _Scores:
     def _add(self, name: str, share: Tensor) -> None:
         if name in self.network.state and share.dtype != torch.float64:
             share = share.to(wide(self.network.kind_of(name)))
-        if name not in self.found:
-            self.found[name] = share
+        if name not in self.sums:
+            self.sums[name] = share
         else:
-            self.found[name] += share.reshape(self.found[name].shape)
+            self.sums[name] += share.reshape(self.sums[name].shape)
 
     def _narrowed(self, shares: Tensor) -> Tensor:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
@@ -286,14 +286,14 @@ class _Scores:
                 self.writer.add(name, self._narrowed(tensor))
 
         for name in self.network.parameters:
-            if name in self.found:
-                done(name, self.found.pop(name))
+            if name in self.sums:
+                done(name, self.sums.pop(name))
             elif (name not in reached or name in scored) and (self.writer is None or name not in self.writer):
                 done(name, torch.zeros_like(widen(self.network.state[name]), requires_grad=False))
         for weight in self.network.weights:  # weights that are no parameters
             for name in _names(self.network, weight) if weight.score_name is not None else ():
-                if name in self.found:
-                    done(name, self.found.pop(name))
+                if name in self.sums:
+                    done(name, self.sums.pop(name))
         return ordered
 
 

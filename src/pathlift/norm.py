@@ -138,11 +138,10 @@ def path_norm(model: nn.Module | Network, inputs: Inputs | None = None, q: float
     network = compacted(capture(model, inputs))
     values = network.values()
     parts = _run(network, values, order)
-    outputs = tuple(_Output.of(layer, own, largest=math.isinf(order)) for layer, own in parts)
-    whole, from_inputs, from_biases = (_whole(parts, place, order) for place in (None, 0, 1))
+    outputs = tuple(_Output.of(layer, pair, largest=math.isinf(order)) for layer, pair in parts)
     root = 1.0 if math.isinf(order) else order
     (value, log10), (of_inputs, log10_of_inputs), (of_biases, log10_of_biases) = (
-        to_float(own, root) for own in (whole, from_inputs, from_biases)
+        to_float(_over_outputs(parts, which, order), root) for which in (None, 0, 1)
     )
     return PathNorm(
         value,
@@ -173,19 +172,21 @@ def _run(network: Network, values: Values, q: float) -> list[tuple[Layer, Parts]
     return in_range(attempt, precision, values, memory=network.memory("path_norm", q))
 
 
-def _whole(parts: list[tuple[Layer, Parts]], place: int | None, q: float) -> Scaled | None:
+def _over_outputs(parts: list[tuple[Layer, Parts]], which: int | None, q: float) -> Scaled | None:
     """Sum, or maximum, over all outputs, of one part or of both."""
-    chosen = [(layer, own) for layer, both in parts for own in (both if place is None else (both[place],)) if own is not None]
+    chosen = [
+        (layer, part) for layer, both in parts for part in (both if which is None else (both[which],)) if part is not None
+    ]
     if math.isinf(q):
-        known = [Scaled(own.tensor.double().amax(), own.exponent) for _, own in chosen]
+        known = [Scaled(part.tensor.double().amax(), part.exponent) for _, part in chosen]
     else:
-        known = [counted(layer, own) for layer, own in chosen]
+        known = [counted(layer, part) for layer, part in chosen]
     return total(known, fresh=False, largest=math.isinf(q))[0] if known else None
 
 
 def _log10_scale(outputs: tuple[_Output, ...], root: float) -> float:
     """Choose the unit that keeps the values of output neurons in float64's range."""
-    known = [Scaled(own.value.tensor.double().amax(), own.value.exponent) for own in outputs if own.value is not None]
+    known = [Scaled(value.tensor.double().amax(), value.exponent) for output in outputs if (value := output.value) is not None]
     if not known:
         return 0.0
     log10 = to_float(total(known, fresh=False, largest=True)[0], root)[1]
@@ -210,7 +211,7 @@ class _Output:
 
     @staticmethod
     def of(layer: Layer, parts: Parts, *, largest: bool) -> _Output:
-        known = [Scaled(own.tensor.double(), own.exponent) for own in parts if own is not None]
+        known = [Scaled(part.tensor.double(), part.exponent) for part in parts if part is not None]
         device = known[0].tensor.device if known else torch.device("cpu")
         value = total(known, fresh=False, largest=largest)[0] if known else None
         return _Output(value, layer.axes, layer.full_shape, device)
@@ -269,10 +270,10 @@ def log_path_norm(network: Network, weights: nn.Module | Mapping[str, Tensor] | 
         program = NormProgram(network, values, dtype, q=order)
         return sum_of_outputs(network, propagate(network, program))
 
-    whole = in_range(attempt, network.dtype if order == 1.0 else torch.float64, values)
-    if whole is None:
+    power = in_range(attempt, network.dtype if order == 1.0 else torch.float64, values)
+    if power is None:
         raise InputError("The path-norm is 0: its logarithm does not exist.")
-    return (torch.log(whole.tensor) + whole.exponent * math.log(2.0)) / order
+    return (torch.log(power.tensor) + power.exponent * math.log(2.0)) / order
 
 
 __all__ = ["PathNorm", "log_path_norm", "path_norm"]

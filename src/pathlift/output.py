@@ -68,11 +68,11 @@ def check_folder_of_results(option: str, folder: Path, mark: str) -> None:
         InputError: No folder can be made there, or it holds other files.
     """
     target = _target(folder)
-    above = next(own for own in (target, *target.parents) if os.path.lexists(own))
+    above = next(ancestor for ancestor in (target, *target.parents) if os.path.lexists(ancestor))
     if not above.is_dir():
         raise InputError(f"{option} '{folder}' lies under '{above.name}', which is a file and not a folder.")
     _check_folder(option, above / "results")
-    if above == target and not (target / mark).is_file() and any(not own.name.startswith(".") for own in target.iterdir()):
+    if above == target and not (target / mark).is_file() and any(not entry.name.startswith(".") for entry in target.iterdir()):
         raise InputError(f"{option} '{folder}' holds other files. Give a new folder, or that of an experiment to go on with.")
 
 
@@ -113,20 +113,20 @@ def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
     """
     from safetensors.torch import save_file  # what is only looked at must not wait for PyTorch
 
-    return lambda path: save_file(_apart(tensors), path)
+    return lambda path: save_file(_separate(tensors), path)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors on the CPU, each with memory of its own, as the format asks."""
-    found: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        if own.untyped_storage().data_ptr() in taken or own.untyped_storage().nbytes() != own.nbytes:
-            own = own.clone()
-        taken.add(own.untyped_storage().data_ptr())
-        found[name] = own
-    return found
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in taken or plain.untyped_storage().nbytes() != plain.nbytes:
+            plain = plain.clone()
+        taken.add(plain.untyped_storage().data_ptr())
+        separate[name] = plain
+    return separate
 
 
 def _write(path: Path, partial: Path, writer: Writer) -> None:
@@ -173,7 +173,7 @@ def _check_folder(option: str, path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             return
     except (OSError, ValueError) as error:
-        above = next(own for own in (folder, *folder.parents) if os.path.lexists(own))
+        above = next(ancestor for ancestor in (folder, *folder.parents) if os.path.lexists(ancestor))
         if not above.is_dir():
             raise InputError(f"{option} '{path}' lies under '{above.name}', which is a file and not a folder.") from error
         if above != folder:
@@ -190,13 +190,13 @@ def _check_existing(option: str, path: Path, inputs: Mapping[str, Path | str | N
         raise InputError(f"{option} '{path}' is no plain file. Give the name of a file.")
     if replace:
         return
-    source = next((name for name, own in inputs.items() if own is not None and _same(path, own)), None)
+    source = next((name for name, read in inputs.items() if read is not None and _same(path, read)), None)
     what = "exists already" if source is None else f"is the file that {source} reads"
     raise InputError(f"{option} '{path}' {what}. Give another name, or add --force to replace it.")
 
 
-def _same(one: Path, two: Path | str) -> bool:
+def _same(path: Path, other: Path | str) -> bool:
     try:
-        return os.path.samefile(one, two)
+        return os.path.samefile(path, other)
     except (OSError, ValueError):
         return False

@@ -26,9 +26,9 @@ def _switches() -> list[tuple[Any, str, tuple[str | bool, ...]]]:
     backends: Any = torch.backends
     with_cuda = torch.cuda.is_initialized()  # as long as it is not, no tensor is there
     if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
-        places = [backends.mkldnn.conv, backends.mkldnn.matmul]
-        places += [backends.cudnn.conv, backends.cuda.matmul] if with_cuda else []
-        return [(place, "fp32_precision", ("ieee", "none")) for place in places]
+        holders = [backends.mkldnn.conv, backends.mkldnn.matmul]
+        holders += [backends.cudnn.conv, backends.cuda.matmul] if with_cuda else []
+        return [(holder, "fp32_precision", ("ieee", "none")) for holder in holders]
     convolution = [(backends.cudnn, "allow_tf32", (False,))] if with_cuda else []
     return [*convolution, (_MATMUL, "precision", ("highest",))]
 
@@ -65,22 +65,22 @@ class _Guard:
             self.changed.wait_for(lambda: not self.closed)
             self.inside.append(who)
             wrong = self._wrong()
-            self.before += [(place, name, value) for place, name, value, _ in wrong]
-            for place, name, _, exact in wrong:
-                setattr(place, name, exact)
+            self.before += [(holder, name, value) for holder, name, value, _ in wrong]
+            for holder, name, _, exact in wrong:
+                setattr(holder, name, exact)
 
     def _wrong(self) -> list[tuple[Any, str, Any, str | bool]]:
-        found = [(place, name, getattr(place, name), exact) for place, name, exact in _switches()]
-        return [(place, name, value, exact[0]) for place, name, value, exact in found if value not in exact]
+        switches = [(holder, name, getattr(holder, name), exact) for holder, name, exact in _switches()]
+        return [(holder, name, value, exact[0]) for holder, name, value, exact in switches if value not in exact]
 
     def leave(self, who: object) -> None:
         with self.changed:
             if who in self.inside:
                 self.inside.remove(who)
             while self.before and not self.inside:
-                place, name, value = self.before[-1]
-                if any(own is place and getattr(place, key) == exact[0] for own, key, exact in _switches()):
-                    setattr(place, name, value)
+                holder, name, value = self.before[-1]
+                if any(known is holder and getattr(holder, key) == exact[0] for known, key, exact in _switches()):
+                    setattr(holder, name, value)
                 self.before.pop()
             self.changed.notify_all()
 
@@ -140,16 +140,16 @@ def factor_units(device: str) -> tuple[float, float]:
         A relative error for convolutions and one for matrix products; 0 where factors are used as they are.
     """
     backends: Any = torch.backends
-    before = {(id(place), name): value for place, name, value in _GUARD.before} if _GUARD.inside else {}
+    before = {(id(holder), name): value for holder, name, value in _GUARD.before} if _GUARD.inside else {}
     if hasattr(backends.mkldnn, "matmul"):
-        places = (
+        holders = (
             (backends.mkldnn.conv, backends.mkldnn.matmul) if device == "cpu" else (backends.cudnn.conv, backends.cuda.matmul)
         )
-        found = [before.get((id(place), "fp32_precision"), place.fp32_precision) for place in places]
+        modes = [before.get((id(holder), "fp32_precision"), holder.fp32_precision) for holder in holders]
     else:
         conv = "tf32" if device != "cpu" and backends.cudnn.allow_tf32 else "ieee"
-        found = [conv, {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]]
-    first, second = ({"tf32": 2.0**-10, "bf16": 2.0**-8}.get(own, 0.0) for own in found)
+        modes = [conv, {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]]
+    first, second = ({"tf32": 2.0**-10, "bf16": 2.0**-8}.get(mode, 0.0) for mode in modes)
     return first, second
 
 
@@ -219,6 +219,6 @@ def recordable(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
-    if type(value) in {list, tuple} and any(isinstance(own, Tensor) and own.is_inference() for own in value):
+    if type(value) in {list, tuple} and any(isinstance(item, Tensor) and item.is_inference() for item in value):
         return type(value)(map(recordable, value))
     return value

@@ -24,7 +24,7 @@ from pathlift.metric.arguments import one_or_two
 from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, check_names, other_state
+from pathlift.reading.second import Other, check_tensors, other_state
 from pathlift.reading.wrappers import names_of
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.models import load_state
@@ -44,14 +44,14 @@ class _OnDisk(LazyState):
     """The state of a network: tensors of a checkpoint, and buffers that no checkpoint holds."""
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
-        named = {name: (name, *(a for a, own in network.aliases.items() if own == name)) for name in network.state}
+        named = {name: (name, *(a for a, target in network.aliases.items() if target == name)) for name in network.state}
         known = names_of(network.names, {name: name for name in checkpoint})
-        self.places = {name: next((known[own] for own in names if own in known), None) for name, names in named.items()}
+        self.stored_as = {name: next((known[key] for key in names if key in known), None) for name, names in named.items()}
         self.checkpoint = checkpoint
-        self.own = {name: network.state[name] for name, place in self.places.items() if place is None}
-        check_names(network, {name: checkpoint.specs[place] for name, place in known.items()})
+        self.kept = {name: network.state[name] for name, stored in self.stored_as.items() if stored is None}
+        check_tensors(network, {name: checkpoint.specs[stored] for name, stored in known.items()})
         needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
-        lost = sorted(name for name, tensor in self.own.items() if tensor.is_meta and name in needed)
+        lost = sorted(name for name, tensor in self.kept.items() if tensor.is_meta and name in needed)
         if lost:
             raise MismatchError(
                 f"The buffer '{lost[0]}' is not in '{checkpoint.path}', and the model is on the meta device and has no value "
@@ -69,25 +69,25 @@ class _OnDisk(LazyState):
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor."""
-        place = self.places[name]
-        return self.own[name].to(self.checkpoint.device) if place is None else self.checkpoint[place]
+        stored = self.stored_as[name]
+        return self.kept[name].to(self.checkpoint.device) if stored is None else self.checkpoint[stored]
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name; nothing is read."""
-        return name in self.places
+        return name in self.stored_as
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over canonical names."""
-        return iter(self.places)
+        return iter(self.stored_as)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
-        return len(self.places)
+        return len(self.stored_as)
 
     def dtype(self, name: str) -> torch.dtype:
         """See `LazyState.dtype`."""
-        place = self.places[name]
-        return self.own[name].dtype if place is None else self.checkpoint.specs[place].dtype
+        stored = self.stored_as[name]
+        return self.kept[name].dtype if stored is None else self.checkpoint.specs[stored].dtype
 
 
 @public
@@ -190,7 +190,7 @@ def path_norms(
         >>> from torch import nn
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> weights = ({"weight": torch.full((1, 2), float(size))} for size in (1, 2))
-        >>> [found.value for found in path_norms(layer, weights, (2,))]
+        >>> [norm.value for norm in path_norms(layer, weights, (2,))]
         [2.0, 4.0]
     """
     network = capture(model, inputs)
@@ -231,7 +231,7 @@ def path_metrics(
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(layer.weight, 3.0)
         >>> weights = ({"weight": torch.full((1, 2), float(size))} for size in (1, 2))
-        >>> [found.value for found in path_metrics(layer, weights, (2,))]
+        >>> [metric.value for metric in path_metrics(layer, weights, (2,))]
         [4.0, 2.0]
     """
     network = capture(model, inputs)

@@ -139,9 +139,9 @@ def norm(
 
 
 def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *, as_json: bool) -> None:
-    found = pathlift.path_norms(network, paths, q=q)
+    norms = pathlift.path_norms(network, paths, q=q)
     with progress_bar() as bar:
-        values = [own.log10 for own in bar.track(found, len(paths), description="path-norms")]
+        values = [norm.log10 for norm in bar.track(norms, len(paths), description="path-norms")]
     if as_json:
         rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
         print_json({"model": model, "q": q, "checkpoints": rows})
@@ -152,31 +152,31 @@ def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *
 
 def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float, *, as_json: bool) -> None:
     with working("computing the path-norm"):
-        found = pathlift.path_norm(network, q=q)
-        parts = {"log10_input_part": found.log10_input_part, "log10_bias_part": found.log10_bias_part}
+        norm = pathlift.path_norm(network, q=q)
+        parts = {"log10_input_part": norm.log10_input_part, "log10_bias_part": norm.log10_bias_part}
     if as_json:
         print_json({
             "model": model,
             "q": q,
-            "value": found.value,
-            "log10": found.log10,
+            "value": norm.value,
+            "log10": norm.log10,
             **parts,
-            "outputs": found.per_output.numel(),
-            "left_off": list(found.left_off),
+            "outputs": norm.per_output.numel(),
+            "left_off": list(norm.left_off),
             "weights": None if weights is None else str(weights),
         })
         return
-    per_output = found.per_output.reshape(-1)
+    per_output = norm.per_output.reshape(-1)
     largest = int(per_output.argmax())
     rows = [
-        (f"path-norm (q = {q:g})", scientific(found.log10)),
+        (f"path-norm (q = {q:g})", scientific(norm.log10)),
         ("  from inputs", scientific(parts["log10_input_part"])),
         ("  from biases", scientific(parts["log10_bias_part"])),
-        ("log10", f"{found.log10:.6f}"),
+        ("log10", f"{norm.log10:.6f}"),
         ("output neurons", str(per_output.numel())),
-        ("largest output", f"{largest} ({scientific(_log10(per_output[largest]) + found.log10_scale)})"),
+        ("largest output", f"{largest} ({scientific(_log10(per_output[largest]) + norm.log10_scale)})"),
     ]
-    rows += [("left off at the end", f"{', '.join(found.left_off)}: the norm is that of the logits")] if found.left_off else []
+    rows += [("left off at the end", f"{', '.join(norm.left_off)}: the norm is that of the logits")] if norm.left_off else []
     print_rows(_titled(model, weights), rows)
 
 
@@ -234,32 +234,35 @@ def certify(
     x = x.to(network.graph.examples[0][1])
     with progress_bar() as progress:
         task = progress.add_task("certifying", total=len(x))
-        found = pathlift.certify(
+        certificate = pathlift.certify(
             network, x, next(iter(chosen.values()), None), radius, progress=lambda done: progress.advance(task, done)
         )
-    accuracy = None if y is None else float((found.predicted.cpu() == y).double().mean())
+    accuracy = None if y is None else float((certificate.predicted.cpu() == y).double().mean())
     if as_json:
         print_json({
             "model": model,
-            "covers": found.covers,
+            "covers": certificate.covers,
             "samples": len(x),
-            "share": found.share,
+            "share": certificate.share,
             "accuracy": accuracy,
-            "certified": found.certified.tolist(),
-            "predicted": found.predicted.tolist(),
-            "margin": found.margin.tolist(),
-            "bound": [number(value) for value in found.bound.tolist()],
+            "certified": certificate.certified.tolist(),
+            "predicted": certificate.predicted.tolist(),
+            "margin": certificate.margin.tolist(),
+            "bound": [number(value) for value in certificate.bound.tolist()],
         })
         return
     rows = [("samples", f"{len(x):,}")]
     rows += [] if accuracy is None else [("accuracy of the model", f"{accuracy:.2%}")]
-    rows += [("certified: the class cannot change", f"{found.share:.2%}")]
+    rows += [("certified: the class cannot change", f"{certificate.share:.2%}")]
     if y is not None:
-        right = (found.certified.cpu() & (found.predicted.cpu() == y)).double().mean()
+        right = (certificate.certified.cpu() & (certificate.predicted.cpu() == y)).double().mean()
         rows += [("certified and right", f"{float(right):.2%}")]
-    rows += [("median margin", f"{float(found.margin.median()):.4g}"), ("median bound", f"{float(found.bound.median()):.4g}")]
+    rows += [
+        ("median margin", f"{float(certificate.margin.median()):.4g}"),
+        ("median bound", f"{float(certificate.bound.median()):.4g}"),
+    ]
     print_rows(_titled(model, weights), rows)
-    covers = found.covers if other is None else f"{other}: {found.covers}"
+    covers = certificate.covers if other is None else f"{other}: {certificate.covers}"
     out.print(f"covers {covers}", markup=False, highlight=False)
 
 
@@ -337,8 +340,8 @@ def support(
             first = same[0]
             out.print(f"\n{first.op}, {len(same)} ×. {first.reason}\n{first.advice}", markup=False, highlight=False)
             for p in same:
-                place = f" ({p.where.rsplit('/', 1)[-1]})" if p.where else ""
-                out.print(f"  {p.module or 'the model itself'}{place}", markup=False, highlight=False)
+                line = f" ({p.where.rsplit('/', 1)[-1]})" if p.where else ""
+                out.print(f"  {p.module or 'the model itself'}{line}", markup=False, highlight=False)
     raise typer.Exit(0 if report.supported else 1)
 
 

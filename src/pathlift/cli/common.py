@@ -92,16 +92,16 @@ def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
 
 def arguments_of(pairs: list[str] | None) -> dict[str, object]:
     """Read --model-arg: numbers, True, None and tuples as Python writes them, anything else as text."""
-    found: dict[str, object] = {}
+    arguments: dict[str, object] = {}
     for pair in pairs or ():
         name, sign, text = pair.partition("=")
         if not sign or not name.isidentifier():
             raise InputError(f"--model-arg must be NAME=VALUE, such as num_classes=10, found '{pair}'.")
         try:
-            found[name] = ast.literal_eval(text)
+            arguments[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            found[name] = text
-    return found
+            arguments[name] = text
+    return arguments
 
 
 def captured(

@@ -85,7 +85,7 @@ def metric(
         def progress(step: pathlift.metric.Step) -> None:
             bar.update(task, completed=step.number, description=step.by, reached=f"upper/lower {step.ratio:.4g}")
 
-        found = pathlift.path_metric(
+        distance = pathlift.path_metric(
             network,
             second,
             q=q,
@@ -97,33 +97,33 @@ def metric(
             generator=seed if estimate else 0,
             progress=progress,
         )
-        whole = pathlift.path_norm(network, q=q)
+        norm = pathlift.path_norm(network, q=q)
     if as_json:
-        _print_json(model, other, found, whole)
+        _print_json(model, other, distance, norm)
     else:
-        _print_metric(model, other, found, whole)
+        _print_metric(model, other, distance, norm)
 
 
-def _print_json(model: str, other: str, found: pathlift.metric.PathMetric, whole: pathlift.norm.PathNorm) -> None:
+def _print_json(model: str, other: str, distance: pathlift.metric.PathMetric, norm: pathlift.norm.PathNorm) -> None:
     print_json({
         "model": model,
         "other": other,
-        "q": int(found.q),
-        "exact": found.exact,
-        "method": found.method,
-        "lower": found.lower,
-        "upper": found.upper,
-        "log10_lower": found.log10_lower,
-        "log10_upper": found.log10_upper,
-        "ratio": found.ratio,
-        "lower_by": found.lower_by,
-        "upper_by": found.upper_by,
-        "passes": found.passes,
-        "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in found.history],
+        "q": int(distance.q),
+        "exact": distance.exact,
+        "method": distance.method,
+        "lower": distance.lower,
+        "upper": distance.upper,
+        "log10_lower": distance.log10_lower,
+        "log10_upper": distance.log10_upper,
+        "ratio": distance.ratio,
+        "lower_by": distance.lower_by,
+        "upper_by": distance.upper_by,
+        "passes": distance.passes,
+        "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in distance.history],
         "estimate": None
-        if found.sampled is None
-        else {key: _clean(value) for key, value in dataclasses.asdict(found.sampled).items()},
-        "log10_path_norm": whole.log10,
+        if distance.sampled is None
+        else {key: _clean(value) for key, value in dataclasses.asdict(distance.sampled).items()},
+        "log10_path_norm": norm.log10,
     })
 
 
@@ -131,26 +131,26 @@ def _clean(value: object) -> object:
     return number(value) if isinstance(value, float) else value
 
 
-def _print_metric(model: str, other: str, found: pathlift.metric.PathMetric, whole: pathlift.norm.PathNorm) -> None:
-    rows = [("path-norm of MODEL", scientific(whole.log10))]
-    if found.exact:
-        rows += [("path-metric", scientific(found.log10_upper)), ("exact", f"yes ({found.method})")]
+def _print_metric(model: str, other: str, distance: pathlift.metric.PathMetric, norm: pathlift.norm.PathNorm) -> None:
+    rows = [("path-norm of MODEL", scientific(norm.log10))]
+    if distance.exact:
+        rows += [("path-metric", scientific(distance.log10_upper)), ("exact", f"yes ({distance.method})")]
     else:
         rows += [
-            ("path-metric, at least", f"{scientific(found.log10_lower)}  ({found.lower_by})"),
-            ("path-metric, at most", f"{scientific(found.log10_upper)}  ({found.upper_by})"),
-            ("upper / lower", "inf" if math.isinf(found.ratio) else scientific(math.log10(found.ratio))),
+            ("path-metric, at least", f"{scientific(distance.log10_lower)}  ({distance.lower_by})"),
+            ("path-metric, at most", f"{scientific(distance.log10_upper)}  ({distance.upper_by})"),
+            ("upper / lower", "inf" if math.isinf(distance.ratio) else scientific(math.log10(distance.ratio))),
             ("exact", "no (weights not ordered)"),
         ]
-    if found.sampled is not None:
-        own = found.sampled
-        interval = f"{scientific(own.log10_low)} … {scientific(own.log10_high)}"
+    if distance.sampled is not None:
+        estimate = distance.sampled
+        interval = f"{scientific(estimate.log10_low)} … {scientific(estimate.log10_high)}"
         rows += [
-            (f"estimate ({own.samples} paths)", scientific(own.log10_value)),
-            (f"  {own.confidence:.0%} confidence", interval),
+            (f"estimate ({estimate.samples} paths)", scientific(estimate.log10_value)),
+            (f"  {estimate.confidence:.0%} confidence", interval),
         ]
-    rows += [("relative to the norm", scientific(found.log10_upper - whole.log10))]
-    print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {found.q:g}): {model} and {other}", rows)
+    rows += [("relative to the norm", scientific(distance.log10_upper - norm.log10))]
+    print_rows(f"‖Φ(θ) − Φ(θ')‖ (q = {distance.q:g}): {model} and {other}", rows)
 
 
 def _print_bounds(model: str, other: str, bounds: tuple[pathlift.metric.MetricBound, ...], *, as_json: bool) -> None:
@@ -195,7 +195,7 @@ def compare(
     with progress_bar() as bar:
         task = bar.add_task("pairs of checkpoints", total=len(checkpoints) * (len(checkpoints) + 1) // 2)
         kernel = pathlift.path_kernel(
-            checkpoints, model=network, progress=lambda done, whole: bar.update(task, completed=done, total=whole)
+            checkpoints, model=network, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     names = _short(checkpoints)
     if plot is not None:
@@ -264,8 +264,8 @@ def picture(kernel: pathlift.kernel.PathKernel, names: list[str], kind: str) -> 
     points, shown = kernel.coordinates(min(2, len(names)))
     x, y = points[:, 0].tolist(), (points[:, 1].tolist() if points.shape[1] > 1 else [0.0] * len(names))
     right.scatter(x, y)
-    for name, one, two in zip(names, x, y, strict=True):
-        right.annotate(name, (one, two), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for name, across, up in zip(names, x, y, strict=True):
+        right.annotate(name, (across, up), xytext=(4, 4), textcoords="offset points", fontsize=8)
     right.set_title(f"path space, classical MDS ({shown:.0%} of Σ distance²)")
     right.set_aspect("equal", adjustable="datalim")
 

@@ -97,7 +97,7 @@ def lottery(
         return
     store.write(target / "results.csv", report.as_csv(rows).encode())
     if settings.finetune:
-        level = min(settings.levels, key=lambda own: abs(own - 0.4))
+        level = min(settings.levels, key=lambda candidate: abs(candidate - 0.4))
         report.figure(rows, settings.rewind, level, target / "figure.png")
     if as_json:
         print_json({"folder": str(target), "settings": settings.record(), "rows": rows})

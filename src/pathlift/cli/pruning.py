@@ -94,7 +94,7 @@ def prune(
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
             generator=torch.Generator().manual_seed(seed),
-            progress=lambda done, whole: bar.update(task, completed=done, total=whole),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     results = {out_file: pathlift.rescaling.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
     writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
@@ -111,7 +111,7 @@ def prune(
             "log10_bound": number(report.log10_bound),
             "mass_kept": report.mass_kept,
             "collapsed": list(report.collapsed),
-            "tensors": {own.name: {"weights": own.weights, "kept": own.kept, "share": own.share} for own in report.tensors},
+            "tensors": {row.name: {"weights": row.weights, "kept": row.kept, "share": row.share} for row in report.tensors},
             "written": written,
         })
         return
@@ -121,14 +121,14 @@ def prune(
 
 
 def _print(model: str, report: pathlift.pruning.PruneReport) -> None:
-    total = sum(own.weights for own in report.tensors)
+    total = sum(row.weights for row in report.tensors)
     title = f"{model}: {report.sparsity:.2%} of {total:,} weights pruned by {report.criterion}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for header in ("tensor", "weights", "kept", "sparsity", "share of all paths before", "and after"):
         table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
-    for own in report.tensors:
-        state = "collapsed" if own.collapsed else f"{own.left:.4f}"
-        table.add_row(own.name, f"{own.weights:,}", f"{own.kept:,}", f"{own.sparsity:.2%}", f"{own.share:.4f}", state)
+    for row in report.tensors:
+        state = "collapsed" if row.collapsed else f"{row.left:.4f}"
+        table.add_row(row.name, f"{row.weights:,}", f"{row.kept:,}", f"{row.sparsity:.2%}", f"{row.share:.4f}", state)
     out.print(table)
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
     out.print(f"share of it that is left        {report.mass_kept:.3g}")

@@ -83,10 +83,10 @@ def rescale(
             "model": model,
             "groups": len(groups),
             "families": [
-                {"groups": len(own.groups), "multiplied": list(own.multiplied), "divided": list(own.divided)}
-                for own in groups.families
+                {"groups": len(family.groups), "multiplied": list(family.multiplied), "divided": list(family.divided)}
+                for family in groups.families
             ],
-            "pinned": [{"module": own.module, "channels": len(own.channels), "reason": own.reason} for own in groups.pinned],
+            "pinned": [{"module": pin.module, "channels": len(pin.channels), "reason": pin.reason} for pin in groups.pinned],
             "to": None if to is None else to.value,
             "factors": None if made is None else made.factors.tolist(),
             "out": None if out_file is None else str(out_file),
@@ -150,17 +150,17 @@ def _print_groups(model: str, groups: pathlift.rescaling.Symmetries) -> None:
     table.add_column("groups", justify="right", no_wrap=True)
     table.add_column("λ multiplies", overflow="fold")
     table.add_column("λ divides", overflow="fold")
-    for own in groups.families:
-        sides = (escape(axes_text(own.multiplied)), escape(axes_text(own.divided)))
-        table.add_row(f"{len(own.groups):,}", *sides)
+    for family in groups.families:
+        sides = (escape(axes_text(family.multiplied)), escape(axes_text(family.divided)))
+        table.add_row(f"{len(family.groups):,}", *sides)
     out.print(table)
     if groups.pinned:
         pinned = Table(title="pinned at 1", title_justify="left", box=None, padding=(0, 2))
         pinned.add_column("channels", justify="right")
         pinned.add_column("module")
         pinned.add_column("by")
-        for held in groups.pinned:
-            pinned.add_row(f"{len(held.channels):,}", held.module, held.reason)
+        for pin in groups.pinned:
+            pinned.add_row(f"{len(pin.channels):,}", pin.module, pin.reason)
         out.print(pinned)
 
 
@@ -181,20 +181,22 @@ def equivalent(
     """Tell whether two networks are rescalings of each other. Exit status 1 when they are not."""
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
     with working("comparing modulo rescaling"):
-        found = pathlift.equivalent(network, second_network(other, other_seed, model_arg, trust=trust), tolerance=tolerance)
-    factors = found.factors
+        equivalence = pathlift.equivalent(
+            network, second_network(other, other_seed, model_arg, trust=trust), tolerance=tolerance
+        )
+    factors = equivalence.factors
     if as_json:
         print_json({
             "model": model,
             "other": other,
-            "equivalent": bool(found),
-            "mismatch": found.mismatch,
-            "tolerance": found.tolerance,
+            "equivalent": bool(equivalence),
+            "mismatch": equivalence.mismatch,
+            "tolerance": equivalence.tolerance,
             "factors": None if factors is None else factors.tolist(),
         })
     elif factors is not None:
         span = f", factors {float(factors.min()):.4g} … {float(factors.max()):.4g}" if len(factors) else ""
         out.print(f"equivalent: a rescaling by {len(factors):,} factors leads from {model} to {other}{span}")
     else:
-        out.print(f"not equivalent: {found.mismatch}", markup=False, highlight=False)
-    raise typer.Exit(0 if found else 1)
+        out.print(f"not equivalent: {equivalence.mismatch}", markup=False, highlight=False)
+    raise typer.Exit(0 if equivalence else 1)

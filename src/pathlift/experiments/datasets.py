@@ -106,7 +106,7 @@ def load(settings: Lottery) -> Data:
 
 def _limited(data: Dataset[Any], limit: int) -> Dataset[Any]:
     if isinstance(data, TensorDataset):
-        return TensorDataset(*(own[:limit] for own in data.tensors))
+        return TensorDataset(*(tensor[:limit] for tensor in data.tensors))
     return Subset(data, range(min(limit, len(data))))  # type: ignore[arg-type]
 
 

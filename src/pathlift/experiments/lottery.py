@@ -184,10 +184,10 @@ def choose_masks(settings: Lottery, folder: Folder, seed: int) -> None:
     model.eval()
     seen = Batch(*data.first(settings.samples, seed))
     for rescaled in _ways(settings):
-        own = _rescaled(settings, model, data, seed) if rescaled else model
-        network = capture(own, data.shape)
+        variant = _rescaled(settings, model, data, seed) if rescaled else model
+        network = capture(variant, data.shape)
         for key in (key for key in wanted if key[0] == rescaled and key not in done):
-            done[key] = _chosen(settings, folder, seed, key, network, own, data, seen)
+            done[key] = _chosen(settings, folder, seed, key, network, variant, data, seen)
             store.write_json(folder.choices(seed), {"choices": list(done.values())})
 
 
@@ -200,8 +200,8 @@ def _rescaled(settings: Lottery, model: nn.Module, data: Data, seed: int) -> nn.
 
 
 def _choices(folder: Folder, seed: int) -> dict[Key, dict[str, Any]]:
-    found = store.read_json(folder.choices(seed))["choices"]
-    return {(choice["rescaled"], choice["criterion"], choice["level"]): choice for choice in found}
+    choices = store.read_json(folder.choices(seed))["choices"]
+    return {(choice["rescaled"], choice["criterion"], choice["level"]): choice for choice in choices}
 
 
 def _chosen(
@@ -244,11 +244,11 @@ def _seen(name: str, batch: Batch) -> Seen | None:
 
 
 def _digest(masks: dict[str, Tensor]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, mask in masks.items():
-        found.update(name.encode())
-        found.update(mask.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(mask.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _digests(folder: Folder, seed: int) -> list[str]:
@@ -264,8 +264,8 @@ def train_ticket(settings: Lottery, folder: Folder, seed: int, digest: str) -> N
         seed: Which dense network.
         digest: Which mask.
     """
-    own = folder.ticket(seed, digest)
-    result = own / "result.json"
+    ticket = folder.ticket(seed, digest)
+    result = ticket / "result.json"
     if result.is_file():
         store.read_json(result)
         return
@@ -273,10 +273,10 @@ def train_ticket(settings: Lottery, folder: Folder, seed: int, digest: str) -> N
     model = _network(settings, data, seed)
     model.load_state_dict(store.read_checkpoint(folder.dense(seed) / "rewind.pt")["model"])
     masks = store.read_checkpoint(folder.masks(seed) / f"{digest}.pt")
-    history = Run(settings, data, seed, own, masks).launch(model, settings.rewind)
+    history = Run(settings, data, seed, ticket, masks).launch(model, settings.rewind)
     if first_rank():
         store.write_json(result, {"seed": seed, "mask": digest, "accuracy": history})
-        (own / "last.pt").unlink(missing_ok=True)
+        (ticket / "last.pt").unlink(missing_ok=True)
 
 
 def rows(settings: Lottery, folder: Folder) -> Iterator[dict[str, Any]]:

@@ -62,8 +62,8 @@ def resnet(channels: int, classes: int, *, width: int, blocks: Sequence[int], st
     below = width
     for stage, count in enumerate(blocks):
         above = width * 2**stage
-        for place in range(count):
-            layers.append(BasicBlock(below, above, 2 if stage and not place else 1))
+        for index in range(count):
+            layers.append(BasicBlock(below, above, 2 if stage and not index else 1))
             below = above
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(below, classes))
 

@@ -32,11 +32,11 @@ def cells(rows: Sequence[Row], what: str) -> dict[tuple[str, bool], dict[float, 
     Returns:
         (criterion, rescaled) to level to the values of all seeds.
     """
-    found: dict[tuple[str, bool], dict[float, list[float]]] = {}
+    grouped: dict[tuple[str, bool], dict[float, list[float]]] = {}
     for row in rows:
         if row.get(what) is not None:
-            found.setdefault((row["criterion"], row["rescaled"]), {}).setdefault(row["level"], []).append(row[what])
-    return found
+            grouped.setdefault((row["criterion"], row["rescaled"]), {}).setdefault(row["level"], []).append(row[what])
+    return grouped
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -57,13 +57,13 @@ def table(rows: Sequence[Row], what: str, title: str) -> Table:
     Returns:
         The table.
     """
-    found = cells(rows, what)
-    levels = sorted({level for (name, _), values in found.items() if name != "dense" for level in values})
+    grouped = cells(rows, what)
+    levels = sorted({level for (name, _), values in grouped.items() if name != "dense" for level in values})
     made = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     made.add_column("criterion", no_wrap=True)
     for level in levels:
         made.add_column(f"{level:.0%}", justify="right", no_wrap=True)
-    for (name, rescaled), values in found.items():
+    for (name, rescaled), values in grouped.items():
         if name != "dense":
             texts = [mean_and_deviation(values[level]) if level in values else "" for level in levels]
             made.add_row(f"{name}, rescaled" if rescaled else name, *texts)
@@ -95,16 +95,16 @@ def figure(rows: Sequence[Row], rewind: int, level: float, path: Path) -> None:
     plots = package("matplotlib.pyplot", "experiments")
     package("matplotlib", "experiments").use("Agg")
     drawing, (left, right) = plots.subplots(1, 2, figsize=(15, 4.6), constrained_layout=True)
-    colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["criterion"] for row in rows))}
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["criterion"] for row in rows))}
     colours["dense"] = "black"
     chosen = [row for row in rows if row["criterion"] == "dense" or row["level"] == level]
     for (name, rescaled), values in cells(rows, "accuracy").items():
         style = ":" if rescaled else "-"
         label = f"{name}, rescaled" if rescaled else name
-        own = [row for row in chosen if (row["criterion"], row["rescaled"]) == (name, rescaled) and row["history"]]
-        if own:
+        trained = [row for row in chosen if (row["criterion"], row["rescaled"]) == (name, rescaled) and row["history"]]
+        if trained:
             start = 1 if name == "dense" else rewind + 1
-            curve = [100 * statistics.fmean(points) for points in zip(*(row["history"] for row in own), strict=True)]
+            curve = [100 * statistics.fmean(points) for points in zip(*(row["history"] for row in trained), strict=True)]
             left.plot(
                 range(start, start + len(curve)), curve, style, color=colours[name], label=label, marker=".", lw=3 - rescaled
             )
@@ -112,13 +112,13 @@ def figure(rows: Sequence[Row], rewind: int, level: float, path: Path) -> None:
             right.axhline(100 * statistics.fmean(values[0.0]), color="black", lw=1, label="dense")
             continue
         levels = sorted(values)
-        means = [100 * statistics.fmean(values[own]) for own in levels]
-        spread = [100 * statistics.stdev(values[own]) if len(values[own]) > 1 else 0.0 for own in levels]
-        places = [-math.log10(1 - own) for own in levels]
+        means = [100 * statistics.fmean(values[share]) for share in levels]
+        spread = [100 * statistics.stdev(values[share]) if len(values[share]) > 1 else 0.0 for share in levels]
+        positions = [-math.log10(1 - share) for share in levels]
         right.errorbar(
-            places, means, spread, ls=style, color=colours[name], label=label, marker=".", capsize=2, lw=3 - rescaled
+            positions, means, spread, ls=style, color=colours[name], label=label, marker=".", capsize=2, lw=3 - rescaled
         )
-        right.set_xticks(places, [f"{own:.0%}" for own in levels])
+        right.set_xticks(positions, [f"{share:.0%}" for share in levels])
     left.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{level:.0%} pruned, rewound to epoch {rewind}, finetuned")
     right.set(xlabel="weights pruned", ylabel="test accuracy (%)", title="after finetuning")
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -52,12 +52,12 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: It is damaged.
     """
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is damaged: {error}. Delete it to have it computed again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise InputError(f"'{path}' is damaged: it holds no JSON object. Delete it to have it computed again.")
-    return found
+    return values
 
 
 def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:
@@ -80,13 +80,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: It is damaged.
     """
     try:
-        found = load_plain(path)
+        values = load_plain(path)
     except Exception as error:  # a torn file: whatever reading it raises, it cannot be read
         reason = next(iter(str(error).splitlines()), "it ends too early")
         raise InputError(f"'{path}' is damaged: {reason}. Delete it to have it computed again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise InputError(f"'{path}' is damaged: it holds no checkpoint. Delete it to have it computed again.")
-    return found
+    return values
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlift.experiments.datasets import Data
 from pathlift.experiments.settings import Lottery
 from pathlift.storage.packages import package
 
-fabric = package("lightning.fabric", "experiments")
+lightning_fabric = package("lightning.fabric", "experiments")
 strategies = package("lightning.fabric.strategies", "experiments")
 metrics = package("torchmetrics.classification", "experiments")
 
@@ -100,49 +100,49 @@ class Run:
             if settings.devices == 1
             else strategies.DDPStrategy(start_method="popen" if started else "spawn", timeout=PATIENCE)
         )
-        own = fabric.Fabric(
+        fabric = lightning_fabric.Fabric(
             accelerator=settings.accelerator, devices=settings.devices, strategy=strategy, precision=settings.precision
         )
-        history: list[float] = own.launch(_trained, self, model, begin)
+        history: list[float] = fabric.launch(_trained, self, model, begin)
         return history
 
 
-def _trained(own: Any, run: Run, model: nn.Module, begin: int) -> list[float]:
+def _trained(fabric: Any, run: Run, model: nn.Module, begin: int) -> list[float]:
     """Train on one rank; called by every process."""
     settings = run.settings
     torch.set_num_threads(settings.threads)
-    own.barrier()  # what the first rank has written before is there now
+    fabric.barrier()  # what the first rank has written before is there now
     last = run.folder / "last.pt"
     history: list[float] = []
     epoch = begin
     memory = None
     if last.is_file():
-        found = store.read_checkpoint(last)
-        model.load_state_dict(found["model"])
-        history, epoch, memory = found["history"], found["epoch"], found["optimizer"]
+        checkpoint = store.read_checkpoint(last)
+        model.load_state_dict(checkpoint["model"])
+        history, epoch, memory = checkpoint["history"], checkpoint["epoch"], checkpoint["optimizer"]
     model.to(memory_format=memory_format(settings))
     optimizer = torch.optim.SGD(model.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.decay)
     if memory is not None:
         optimizer.load_state_dict(memory)
-    wrapped, optimizer = own.setup(model, optimizer)
+    wrapped, optimizer = fabric.setup(model, optimizer)
     parameters = dict(model.named_parameters())
     masks = {name: mask.to(parameters[name].device) for name, mask in run.masks.items()}
     _mask(parameters, masks)
     while epoch < settings.epochs:
-        if own.is_global_zero and not masks and epoch == settings.rewind:
+        if fabric.is_global_zero and not masks and epoch == settings.rewind:
             store.write_checkpoint(run.folder / "rewind.pt", {"model": _on_cpu(model)})
-        _one_epoch(own, run, wrapped, optimizer, parameters, masks, epoch)
+        _one_epoch(fabric, run, wrapped, optimizer, parameters, masks, epoch)
         epoch += 1
-        history.append(accuracy(wrapped, run.data, own.device, own.global_rank, own.world_size))
-        if own.is_global_zero:
+        history.append(accuracy(wrapped, run.data, fabric.device, fabric.global_rank, fabric.world_size))
+        if fabric.is_global_zero:
             memory = optimizer.state_dict()
             store.write_checkpoint(last, {"model": _on_cpu(model), "history": history, "epoch": epoch, "optimizer": memory})
-        own.barrier()
+        fabric.barrier()
     return history
 
 
 def _one_epoch(
-    own: Any,
+    fabric: Any,
     run: Run,
     wrapped: Any,
     optimizer: Any,
@@ -153,12 +153,12 @@ def _one_epoch(
     settings = run.settings
     wrapped.train()
     steps = max(1, len(run.data.train) // settings.batch)  # type: ignore[arg-type]
-    batches = run.data.epoch(run.seed, epoch, settings.batch, own.global_rank, own.world_size)
+    batches = run.data.epoch(run.seed, epoch, settings.batch, fabric.global_rank, fabric.world_size)
     for step, (x, y) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, epoch + step / steps)
         optimizer.zero_grad()
-        own.backward(F.cross_entropy(wrapped(x.to(own.device)), y.to(own.device)))
+        fabric.backward(F.cross_entropy(wrapped(x.to(fabric.device)), y.to(fabric.device)))
         optimizer.step()
         _mask(parameters, masks)
 

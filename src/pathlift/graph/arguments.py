@@ -55,8 +55,8 @@ def check_names(network: Network, given: Mapping[str, Any]) -> None:
         for key, held in network.state.items():
             tensor = tensors.get(key)
             if not (isinstance(tensor, Tensor) and _can_stand_for(tensor, held)):
-                found = "nothing" if key not in tensors else shown(tensor)
-                raise MismatchError(f"'{key}' must be {shown(held)}, found {found}.")
+                what = "nothing" if key not in tensors else shown(tensor)
+                raise MismatchError(f"'{key}' must be {shown(held)}, found {what}.")
 
 
 def _can_stand_for(tensor: Tensor, held: Tensor) -> bool:

@@ -292,7 +292,7 @@ def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:
         Together(
             function,
             tuple(calls),
-            tuple(tuple(e.args[place] for e in calls) if kind is Expression else kind for place, kind in enumerate(kinds)),
+            tuple(tuple(e.args[index] for e in calls) if kind is Expression else kind for index, kind in enumerate(kinds)),
         )
         for (function, kinds), calls in groups.items()
     )

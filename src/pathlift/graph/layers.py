@@ -112,17 +112,17 @@ class Concat:
     dim: int
     sizes: tuple[int, ...]
 
-    def shape(self, piece: int, whole: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, piece: int, layer_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a piece.
 
         Args:
             piece: Which one.
-            whole: Shape of the layer.
+            layer_shape: Shape of the layer.
 
         Returns:
             Its shape.
         """
-        return (*whole[: self.dim], self.sizes[piece], *whole[self.dim + 1 :])
+        return (*layer_shape[: self.dim], self.sizes[piece], *layer_shape[self.dim + 1 :])
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,8 @@ class Network:
         """
         if compute not in self.graph.known:
             self.graph.known[compute] = compute(self)
-        found: R = self.graph.known[compute]
-        return found
+        result: R = self.graph.known[compute]
+        return result
 
     # ---- the state
 
@@ -228,7 +228,7 @@ class Network:
         """
         state = self.state if state is None else state
         if isinstance(state, LazyState):
-            return _Reading(self.graph, state)
+            return _WeightsOnDisk(self.graph, state)
         memo: dict[Any, Any] = {}
         values: dict[WeightTensor, Tensor] = {}
         for joint in self.graph.joint_calls:
@@ -270,7 +270,7 @@ def _refuse_hollow(weight: WeightTensor, value: Tensor) -> None:
         )
 
 
-class _Reading(Mapping[WeightTensor, Tensor]):
+class _WeightsOnDisk(Mapping[WeightTensor, Tensor]):
     """The values of weights that are read from disk: small ones are kept, the others evaluated when asked for."""
 
     def __init__(self, graph: Graph, state: LazyState) -> None:

@@ -58,12 +58,12 @@ class Origins:
 
     def places(self) -> dict[str, Tensor]:
         """Return for each parameter the places of the weight's elements in it, −1 for those that come from elsewhere."""
-        places, first = {}, 0
+        numbers, first = {}, 0
         for name, shape in self.shapes.items():
             inside = (self.index >= first) & (self.index < first + shape.numel())
-            places[name] = torch.where(inside, self.index - first, -1)
+            numbers[name] = torch.where(inside, self.index - first, -1)
             first += shape.numel()
-        return places
+        return numbers
 
 
 def moved_from(network: Network, weight: WeightTensor) -> list[str]:

@@ -32,17 +32,17 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
     Raises:
         MismatchError: It is not.
     """
-    names = {own: name for name, own in names_of(network.names, {own: own for own in other.names}).items()}
-    names = {own: network.aliases.get(name, name) for own, name in names.items()}
+    names = {theirs: name for name, theirs in names_of(network.names, {name: name for name in other.names}).items()}
+    names = {theirs: network.aliases.get(name, name) for theirs, name in names.items()}
     if len(network.outputs) != len(other.outputs):
         raise MismatchError(f"The first network has {len(network.outputs)} outputs, the second {len(other.outputs)}.")
-    one_input, two_input = ([layer.name for layer in own.layers if layer.kind == "input"] for own in (network, other))
-    pairs = dict(zip(one_input, two_input, strict=True)) if len(one_input) == len(two_input) else {}
+    inputs, other_inputs = ([layer.name for layer in side.layers if layer.kind == "input"] for side in (network, other))
+    pairs = dict(zip(inputs, other_inputs, strict=True)) if len(inputs) == len(other_inputs) else {}
     stack = list(zip(network.outputs, other.outputs, strict=True))
     weights: dict[tuple[WeightTensor, WeightTensor], Layer] = {}
     done: set[tuple[str, str]] = set()
     while stack:
-        first, second = (_settled(own, name) for own, name in zip((network, other), stack.pop(), strict=True))
+        first, second = (_settled(side, name) for side, name in zip((network, other), stack.pop(), strict=True))
         if (first.name, second.name) in done:
             continue
         done.add((first.name, second.name))
@@ -50,15 +50,15 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
             if pairs.get(first.name) != second.name:
                 raise MismatchError(_different(first, second))
             continue
-        for one, two in _weight_pairs(first, second):
-            weights.setdefault((one, two), first)
-        stack.extend((one.source, two.source) for one, two in zip(first.connections, second.connections, strict=True))
+        for weight, other_weight in _weight_pairs(first, second):
+            weights.setdefault((weight, other_weight), first)
+        stack.extend((left.source, right.source) for left, right in zip(first.connections, second.connections, strict=True))
     memos: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
-    for (one, two), layer in weights.items():
-        if not _same_weight(one, two, names, (state, other.state), memos):
-            what = f"how the weight '{one.label}' is computed" if one.requires or two.requires else "a constant"
+    for (weight, other_weight), layer in weights.items():
+        if not _same_weight(weight, other_weight, names, (state, other.state), memos):
+            what = f"how the weight '{weight.label}' is computed" if weight.requires or other_weight.requires else "a constant"
             raise MismatchError(
-                f"The two models have the same parameters, but {what} differs in {_place(layer)}. Networks are compared that "
+                f"The two models have the same parameters, but {what} differs in {_where(layer)}. Networks are compared that "
                 "differ in their parameters only."
             )
 
@@ -83,15 +83,14 @@ def _weight_pairs(first: Layer, second: Layer) -> Iterable[tuple[WeightTensor, W
     """Yield the weights of two layers that correspond; refuse layers that are not alike."""
     if _shape_of(first) != _shape_of(second):
         raise MismatchError(_different(first, second))
-    one, two = _weights(first), _weights(second)
-    return zip(one, two, strict=True)
+    return zip(_weights(first), _weights(second), strict=True)
 
 
 def _shape_of(layer: Layer) -> tuple[object, ...]:
     """Return all of a layer but its weights and what it reads."""
     connections = tuple((fingerprint(connection.edges), connection.weight is None) for connection in layer.connections)
     kind = layer.nonlinearity
-    rest = {key: _without_weight(own) for key, own in vars(kind).items()} if kind is not None else {}
+    rest = {key: _without_weight(value) for key, value in vars(kind).items()} if kind is not None else {}
     return (layer.shape, connections, tuple(bias.view for bias in layer.biases), layer.concat, type(kind), tuple(rest.items()))
 
 
@@ -101,44 +100,46 @@ def _without_weight(value: object) -> object:
 
 def _weights(layer: Layer) -> list[WeightTensor]:
     ends = (
-        [own for own in vars(layer.nonlinearity).values() if hasattr(own, "weight")] if layer.nonlinearity is not None else []
+        [part for part in vars(layer.nonlinearity).values() if hasattr(part, "weight")]
+        if layer.nonlinearity is not None
+        else []
     )
     connections: list[Connection] = [connection for connection in layer.connections if connection.weight is not None]
-    return [own.weight for own in (*connections, *layer.biases, *ends)]
+    return [part.weight for part in (*connections, *layer.biases, *ends)]
 
 
 def _same_weight(
-    one: WeightTensor,
-    two: WeightTensor,
+    first: WeightTensor,
+    second: WeightTensor,
     names: Mapping[str, str],
     states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     memos: tuple[dict[Any, Any], dict[Any, Any]],
 ) -> bool:
     """Whether two weights follow from the parameters alike, or at least have the same values."""
-    if one.shape != two.shape:
+    if first.shape != second.shape:
         return False
-    if one.scalar is not None and two.scalar is not None:
-        return one.scalar == two.scalar
-    if _written(one.expression, {}) == _written(two.expression, names):
+    if first.scalar is not None and second.scalar is not None:
+        return first.scalar == second.scalar
+    if _written(first.expression, {}) == _written(second.expression, names):
         return True
-    first, second = (
+    values, other_values = (
         torch.as_tensor(evaluate(weight.expression, state, memo) if weight.scalar is None else weight.scalar)
-        for weight, state, memo in zip((one, two), states, memos, strict=True)
+        for weight, state, memo in zip((first, second), states, memos, strict=True)
     )
-    if first.is_meta or second.is_meta:
+    if values.is_meta or other_values.is_meta:
         return False
-    second = second.detach().to(first.device)
-    return bool((first == second).all())
+    other_values = other_values.detach().to(values.device)
+    return bool((values == other_values).all())
 
 
 def _written(expression: Expression, names: Mapping[str, str]) -> str:
-    def write(own: Expression) -> Any:
-        if isinstance(own, StateTensor):
-            return ("parameter", names.get(own.name, own.name))
-        if isinstance(own, Constant):
-            return ("constant", own.value)
-        assert isinstance(own, FunctionCall)
-        return (own.function, substitute(own.args, write), substitute(dict(own.kwargs), write))
+    def write(part: Expression) -> Any:
+        if isinstance(part, StateTensor):
+            return ("parameter", names.get(part.name, part.name))
+        if isinstance(part, Constant):
+            return ("constant", part.value)
+        assert isinstance(part, FunctionCall)
+        return (part.function, substitute(part.args, write), substitute(dict(part.kwargs), write))
 
     return fingerprint(write(expression))
 
@@ -146,12 +147,12 @@ def _written(expression: Expression, names: Mapping[str, str]) -> str:
 def _different(first: Layer, second: Layer) -> str:
     return (
         "The two models have the same parameters but different graphs (another operator, order or constant): "
-        f"{_place(first)} in the first, {_place(second)} in the second. Networks are compared that differ in their parameters "
+        f"{_where(first)} in the first, {_where(second)} in the second. Networks are compared that differ in their parameters "
         "only."
     )
 
 
-def _place(layer: Layer) -> str:
+def _where(layer: Layer) -> str:
     module = f" of module '{layer.origin.module}'" if layer.origin.module else ""
     line = f" ({layer.origin.where})" if layer.origin.where else ""
     return f"{layer.origin.op}{module}{line}"

@@ -48,7 +48,7 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
             "A model is captured already, and its forward pass asks for another capture. Capture outside of forward."
         )
     default = default_device()
-    found: list[Result] = []
+    results: list[Result] = []
     failed: list[BaseException] = []
     begun: list[bool] = []
     end = threading.Lock()  # the waits of `threading` break when they are interrupted, that of a lock does not
@@ -59,7 +59,7 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
         _busy.set(True)
         try:
             with torch.device(default) if default.type == device.type != "cpu" else nullcontext():
-                found.append(work())
+                results.append(work())
         except BaseException as error:
             failed.append(error)
         finally:
@@ -71,9 +71,9 @@ def apart(work: Callable[[], Result], device: torch.device) -> Result:
             end.acquire()
         except KeyboardInterrupt:
             limit = time.monotonic() + 1
-            while not (found or failed) and (begun or time.monotonic() < limit):
+            while not (results or failed) and (begun or time.monotonic() < limit):
                 time.sleep(0.001)
             raise
     if failed:
         raise failed[0]
-    return found[0]
+    return results[0]

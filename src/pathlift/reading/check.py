@@ -26,7 +26,7 @@ from pathlift.precision import full_precision
 from pathlift.reading.examples import Examples
 from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Cloning, Copier
-from pathlift.reading.hooks import Place, without
+from pathlift.reading.hooks import HookKey, without
 from pathlift.reading.live import plain_attributes
 from pathlift.reading.lower import Lowered
 
@@ -61,7 +61,7 @@ def check(
     exported: Exported,
     lowered: Lowered,
     examples: Examples,
-    idle: frozenset[Place],
+    idle: frozenset[HookKey],
 ) -> frozenset[tuple[str, str]]:
     """Compare a graph with the model that it was read from.
 
@@ -85,8 +85,8 @@ def check(
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights to run a model with.
+class Trial:
+    """Weights to run a model with, and what is compared.
 
     Attributes:
         state: Parameters and buffers by canonical name.
@@ -101,7 +101,7 @@ class Weights:
     sample: int
 
     @property
-    def own(self) -> bool:
+    def original(self) -> bool:
         """Whether these are the model's own weights."""
         return self.sample == 0
 
@@ -120,7 +120,7 @@ class _Check:
         exported: Exported,
         lowered: Lowered,
         examples: Examples,
-        idle: frozenset[Place],
+        idle: frozenset[HookKey],
     ) -> None:
         self.model = model
         self.idle = idle
@@ -136,13 +136,14 @@ class _Check:
         )
 
     def run(self) -> None:
-        own = dict(self.network.state)
+        state = dict(self.network.state)
         with torch.no_grad(), full_precision(), torch.random.fork_rng(devices=[]):
-            self._compare(Weights(own, None, "at its own weights", 0))
+            self._compare(Trial(state, None, "at its own weights", 0))
             other = {
-                name: tensor if name in self.network.graph.baked else self._drawn(name, tensor) for name, tensor in own.items()
+                name: tensor if name in self.network.graph.baked else self._drawn(name, tensor)
+                for name, tensor in state.items()
             }
-            half = any(tensor.dtype in HALF for tensor in own.values())
+            half = any(tensor.dtype in HALF for tensor in state.values())
             told = self._compare_in(torch.float32 if half else None, other)
             if not told:  # signals died or left the range on the way
                 self._compare_in(torch.float64, other)
@@ -150,9 +151,9 @@ class _Check:
     def _compare_in(self, dtype: torch.dtype | None, state: Mapping[str, Tensor]) -> bool:
         """Compare at other weights, in a precision in which the model may not run."""
         try:
-            return self._compare(Weights(state, dtype, "at other weights", 1))
+            return self._compare(Trial(state, dtype, "at other weights", 1))
         except _NotInThisPrecision:
-            return self._compare(Weights(state, None, "at other weights", 1))
+            return self._compare(Trial(state, None, "at other weights", 1))
 
     def _drawn(self, name: str, tensor: Tensor) -> Tensor:
         """Return other values for a parameter or buffer, of a size at which signals neither die nor explode.
@@ -174,78 +175,78 @@ class _Check:
 
     # ---- one comparison
 
-    def _compare(self, weights: Weights) -> bool:
+    def _compare(self, trial: Trial) -> bool:
         """Compare model and graph; return whether the outputs tell anything at all."""
-        found = self._among_others(weights)
-        neighbours = found is not None
-        outputs = self._own_outputs(self._alone(weights) if found is None else found, weights)
-        run = _Graph(self.network, weights, self._cast(self.inputs, weights))
-        for place, (name, own) in enumerate(zip(self.network.outputs, outputs, strict=True)):
-            if _apart(own, run.values(name)) <= ROUGH * self._unit(own.dtype, weights):
+        together = self._among_others(trial)
+        outputs = self._own_outputs(self._alone(trial) if together is None else together, trial)
+        run = _Graph(self.network, trial, self._cast(self.inputs, trial))
+        for index, (name, output) in enumerate(zip(self.network.outputs, outputs, strict=True)):
+            if _relative_difference(output, run.values(name)) <= ROUGH * self._unit(output.dtype, trial):
                 continue
-            off = _apart(own, run.values(name, fine=True))
-            if off > ROUGH * self._unit(own.dtype, weights) * max(1.0, run.amplification(name)):
-                alone = self._own_outputs(self._alone(weights), weights) if neighbours else outputs
-                if _apart(alone[place], run.values(name, fine=True)) < 0.5 * off:
+            off = _relative_difference(output, run.values(name, fine=True))
+            if off > ROUGH * self._unit(output.dtype, trial) * max(1.0, run.amplification(name)):
+                alone = outputs if together is None else self._own_outputs(self._alone(trial), trial)
+                if _relative_difference(alone[index], run.values(name, fine=True)) < 0.5 * off:
                     raise UnsupportedModelError((Problem("", "check", "", NEIGHBOURS, "Keep the samples of a batch apart."),))
-                raise self._differs(weights, run, place, off)
-        return any(bool((torch.isfinite(own) & (own != 0)).any()) for own in outputs)
+                raise self._differs(trial, run, index, off)
+        return any(bool((torch.isfinite(output) & (output != 0)).any()) for output in outputs)
 
-    def _unit(self, dtype: torch.dtype, weights: Weights) -> float:
+    def _unit(self, dtype: torch.dtype, trial: Trial) -> float:
         """Return the unit of rounding of the coarsest type that the model computes in."""
-        return max(torch.finfo(own).eps for own in self._types(dtype, weights))
+        return max(torch.finfo(kind).eps for kind in self._types(dtype, trial))
 
-    def _types(self, dtype: torch.dtype, weights: Weights) -> set[torch.dtype]:
+    def _types(self, dtype: torch.dtype, trial: Trial) -> set[torch.dtype]:
         """Return the types that the model computes in."""
         kinds = {dtype, torch.float64} if dtype.is_floating_point else {torch.float64}
-        if weights.dtype is None:
-            kinds |= {own.dtype for own in weights.state.values() if own.dtype.is_floating_point}
+        if trial.dtype is None:
+            kinds |= {tensor.dtype for tensor in trial.state.values() if tensor.dtype.is_floating_point}
         for node in self.exported.program.graph.nodes:
             value = node.meta.get("val")
             cast = getattr(node.target, "__name__", "").split(".")[0] in CASTS
-            if isinstance(value, Tensor) and value.dtype.is_floating_point and (weights.dtype is None or cast):
+            if isinstance(value, Tensor) and value.dtype.is_floating_point and (trial.dtype is None or cast):
                 kinds.add(value.dtype)
         return kinds
 
-    def _cast(self, inputs: Sequence[Tensor], weights: Weights) -> tuple[Tensor, ...]:
+    def _cast(self, inputs: Sequence[Tensor], trial: Trial) -> tuple[Tensor, ...]:
         """Return inputs as the model takes them: of a type that all their numbers exist in."""
         return tuple(
-            x.to(example.dtype).to(example.device, weights.dtype or example.dtype)
+            x.to(example.dtype).to(example.device, trial.dtype or example.dtype)
             for x, example in zip(inputs, self.examples.tensors, strict=True)
         )
 
-    def _alone(self, weights: Weights) -> list[Tensor]:
+    def _alone(self, trial: Trial) -> list[Tensor]:
         """Run the model itself, on copies, on one sample."""
         try:
-            return self._eager(weights, 1)
+            return self._eager(trial, 1)
         except FAILURES as error:
-            if weights.dtype is not None:
+            if trial.dtype is not None:
                 raise _NotInThisPrecision from error
-            reason = f"It can be traced, but not run {weights.what}: {error}"
+            reason = f"It can be traced, but not run {trial.what}: {error}"
             raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),)) from error
 
-    def _among_others(self, weights: Weights) -> list[Tensor] | None:
+    def _among_others(self, trial: Trial) -> list[Tensor] | None:
         """Return what it gives for one of two samples; None when it cannot take two, or lays them out in another way."""
         try:
-            found = self._eager(weights, 2)
+            outputs = self._eager(trial, 2)
         except FAILURES:
             return None
         shapes = self._shapes()
-        alike = len(found) == len(shapes) and all(
-            shape != () and tuple(own.shape) == (2 * shape[0], *shape[1:]) for own, shape in zip(found, shapes, strict=True)
+        alike = len(outputs) == len(shapes) and all(
+            shape != () and tuple(output.shape) == (2 * shape[0], *shape[1:])
+            for output, shape in zip(outputs, shapes, strict=True)
         )
         if not alike:
             return None
-        return [own[weights.sample * shape[0] :][: shape[0]] for own, shape in zip(found, shapes, strict=True)]
+        return [output[trial.sample * shape[0] :][: shape[0]] for output, shape in zip(outputs, shapes, strict=True)]
 
-    def _eager(self, weights: Weights, batch: int) -> list[Tensor]:
-        inputs = self._cast(self.inputs, weights)
-        twin = self._twin(weights)
+    def _eager(self, trial: Trial, batch: int) -> list[Tensor]:
+        inputs = self._cast(self.inputs, trial)
+        twin = self._twin(trial)
         before = plain_attributes(twin)
-        returned = self.examples.form.run(twin, [(weights.chosen(x) if batch == 1 else x).clone() for x in inputs])
+        returned = self.examples.form.run(twin, [(trial.chosen(x) if batch == 1 else x).clone() for x in inputs])
         after = plain_attributes(twin)
-        self.changed |= {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
-        return [own.detach() for own in pytree.tree_leaves(returned) if isinstance(own, Tensor)]
+        self.changed |= {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        return [leaf.detach() for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes of all tensors that the model returns."""
@@ -254,45 +255,45 @@ class _Check:
     def _returned(self) -> list[fx.Node]:
         return [node for node in self.cut.returned if isinstance(node.meta.get("val"), Tensor)]
 
-    def _twin(self, weights: Weights) -> nn.Module:
+    def _twin(self, trial: Trial) -> nn.Module:
         """Return a copy of the model with memory of its own that holds these weights."""
         copier = Copier(Cloning(), training=False)
         twin = without(copier.copy(self.model), self.idle)
         with torch.no_grad():
             named = dict(twin.named_parameters(remove_duplicate=False)) | dict(twin.named_buffers(remove_duplicate=False))
-            for name, tensor in weights.state.items():
-                if not weights.own:
+            for name, tensor in trial.state.items():
+                if not trial.original:
                     named[name].copy_(tensor)
-        return twin if weights.dtype is None else _in_precision(twin, weights.dtype)
+        return twin if trial.dtype is None else _in_precision(twin, trial.dtype)
 
-    def _own_outputs(self, found: list[Tensor], weights: Weights) -> list[Tensor]:
+    def _own_outputs(self, outputs: list[Tensor], trial: Trial) -> list[Tensor]:
         """Return the values that the network's outputs stand for."""
         kept = self._returned()
         chosen = [node for node in self.cut.outputs if isinstance(node.meta.get("val"), Tensor)]
         floating = [node for node in chosen if node.meta["val"].dtype.is_floating_point]
         if not self.cut.left_off and all(node in kept for node in floating):
-            return [found[kept.index(node)] for node in floating]
+            return [outputs[kept.index(node)] for node in floating]
         try:
-            known = _Traced(self.exported, self.identified).values(weights, self._cast(self.inputs, weights))
+            known = _Traced(self.exported, self.identified).values(trial, self._cast(self.inputs, trial))
         except FAILURES as error:
-            if weights.dtype is None:
+            if trial.dtype is None:
                 raise
             raise _NotInThisPrecision from error
-        for node, own in zip(kept, found, strict=False):
-            off = _apart(own, known[node])
-            if off > max(1e-3, ROUGH * self._unit(own.dtype, weights)):
-                reason = f"What was traced is not the model: they differ by {off:.2g} {weights.what}."
+        for node, output in zip(kept, outputs, strict=False):
+            off = _relative_difference(output, known[node])
+            if off > max(1e-3, ROUGH * self._unit(output.dtype, trial)):
+                reason = f"What was traced is not the model: they differ by {off:.2g} {trial.what}."
                 raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),))
         if self.cut.left_off:
             logits = _Traced(self.exported, self.identified, self.cut.left_off)
-            known = logits.values(weights, self._cast(self.inputs, weights))
+            known = logits.values(trial, self._cast(self.inputs, trial))
         return [known[node] for node in floating]
 
     # ---- the first layer that differs
 
-    def _differs(self, weights: Weights, run: _Graph, place: int, off: float) -> UnsupportedModelError:
+    def _differs(self, trial: Trial, run: _Graph, index: int, off: float) -> UnsupportedModelError:
         """Name the first module whose result differs."""
-        twin = self._twin(weights)
+        twin = self._twin(trial)
         seen: dict[str, Tensor] = {}
 
         def note(path: str) -> Any:
@@ -305,21 +306,21 @@ class _Check:
         for path, module in twin.named_modules():
             if path:
                 module.register_forward_hook(note(path))
-        twin(*(weights.chosen(x) for x in self._cast(self.inputs, weights)))
+        twin(*(trial.chosen(x) for x in self._cast(self.inputs, trial)))
         graph = run.all()
         last = {layer.origin.module: layer for layer in self.network.layers if layer.origin.module}
         for path, values in seen.items():
             layer = last.get(path)
             if layer is None or tuple(values.shape) != layer.shape:
                 continue
-            if _apart(values, graph[layer.name]) > max(1e-3, 0.01 * off):
+            if _relative_difference(values, graph[layer.name]) > max(1e-3, 0.01 * off):
                 where, module, op = layer.origin.where, path, layer.origin.op
                 break
         else:
-            layer = self.network.layer[self.network.outputs[place]]
+            layer = self.network.layer[self.network.outputs[index]]
             where, module, op = layer.origin.where, layer.origin.module, layer.origin.op
         reason = (
-            f"What can be read of it is not the model: on random inputs, {weights.what}, they differ by {off:.2g} relative, "
+            f"What can be read of it is not the model: on random inputs, {trial.what}, they differ by {off:.2g} relative, "
             "and this is the first layer that does."
         )
         return UnsupportedModelError((Problem(module, op, where, reason, ADVICE),))
@@ -328,20 +329,20 @@ class _Check:
 class _Graph:
     """The graph, run on inputs with weights, in the precision of the passes and, when asked for, in both."""
 
-    def __init__(self, network: Network, weights: Weights, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, network: Network, trial: Trial, inputs: Sequence[Tensor]) -> None:
         self.network = network
-        self.state = weights.state
+        self.state = trial.state
         names = [layer.name for layer in network.layers if layer.kind == "input"]
-        self.feed = {name: weights.chosen(x).to(network.device).unsqueeze(1) for name, x in zip(names, inputs, strict=True)}
-        self.dtype = torch.float64 if torch.float64 in (weights.dtype, network.dtype) else torch.float32
+        self.feed = {name: trial.chosen(x).to(network.device).unsqueeze(1) for name, x in zip(names, inputs, strict=True)}
+        self.dtype = torch.float64 if torch.float64 in (trial.dtype, network.dtype) else torch.float32
         self.known: dict[torch.dtype, Mapping[str, Tensor]] = {}
 
     def _run(self, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:
         state = self.state
         if dtype == torch.float64:
-            state = {name: own.double() if own.dtype.is_floating_point else own for name, own in state.items()}
-        found = forward(self.network, self.network.values(state), self.feed, dtype, keep=keep)
-        return {name: own[0] for name, own in found.items()}
+            state = {name: tensor.double() if tensor.dtype.is_floating_point else tensor for name, tensor in state.items()}
+        values = forward(self.network, self.network.values(state), self.feed, dtype, keep=keep)
+        return {name: tensor[0] for name, tensor in values.items()}
 
     def values(self, name: str, *, fine: bool = False, coarse: bool = False) -> Tensor:
         """Return the values of a node."""
@@ -352,7 +353,7 @@ class _Graph:
 
     def amplification(self, name: str) -> float:
         """Return by how much roundings grow on the way to a node, as float32 shows."""
-        shown = _apart(self.values(name, coarse=True), self.values(name, fine=True))
+        shown = _relative_difference(self.values(name, coarse=True), self.values(name, fine=True))
         return shown / torch.finfo(torch.float32).eps
 
     def all(self) -> dict[str, Tensor]:
@@ -365,10 +366,10 @@ def _tiled(pattern: Tensor, like: Tensor) -> Tensor:
     made = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     count = made.numel()
     pattern = pattern.to(made)
-    whole = count - count % len(pattern)
+    filled = count - count % len(pattern)
     flat = made.reshape(-1)
-    flat[:whole].view(-1, len(pattern)).copy_(pattern)
-    flat[whole:].copy_(pattern[: count - whole])
+    flat[:filled].view(-1, len(pattern)).copy_(pattern)
+    flat[filled:].copy_(pattern[: count - filled])
     return made
 
 
@@ -394,14 +395,14 @@ class _Traced(fx.Interpreter):
         logits = self.fetch_args_kwargs_from_env(n)[0][0]
         return (logits, None) if isinstance(n.meta.get("val"), (tuple, list)) else logits
 
-    def values(self, weights: Weights, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    def values(self, trial: Trial, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
         """Return the value of every node."""
-        self.weights = weights
+        self.trial = trial
         given = iter(inputs)
         specs = self.exported.program.graph_signature.input_specs
         self.run(
             *(
-                weights.chosen(next(given)).clone() if spec.kind == InputKind.USER_INPUT else self._held(str(spec.target))
+                trial.chosen(next(given)).clone() if spec.kind == InputKind.USER_INPUT else self._held(str(spec.target))
                 for spec in specs
             )
         )
@@ -410,11 +411,11 @@ class _Traced(fx.Interpreter):
     def _held(self, name: str) -> Any:
         """Return a parameter, buffer or constant: with the other weights where it lies in their memory."""
         program, known = self.exported.program, self.identified.get(name)
-        found = program.constants.get(name) if known is None else evaluate(known, self.weights.state)
-        dtype = self.weights.dtype
-        if known is not None and dtype is None and isinstance(found, Tensor):  # `evaluate` widens half precision
-            return found.to(self.weights.state[_root(known)].dtype)
-        return found.to(dtype) if isinstance(found, Tensor) and found.dtype.is_floating_point and dtype is not None else found
+        value = program.constants.get(name) if known is None else evaluate(known, self.trial.state)
+        dtype = self.trial.dtype
+        if known is not None and dtype is None and isinstance(value, Tensor):  # `evaluate` widens half precision
+            return value.to(self.trial.state[_root(known)].dtype)
+        return value.to(dtype) if isinstance(value, Tensor) and value.dtype.is_floating_point and dtype is not None else value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return an attribute of the traced module."""
@@ -444,14 +445,14 @@ def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return twin
 
 
-def _apart(one: Tensor, two: Tensor) -> float:
+def _relative_difference(first: Tensor, second: Tensor) -> float:
     """Return the largest difference, relative to the largest entry; entries that are not finite in one are left out."""
-    one, two = one.detach().double().cpu(), two.detach().double().cpu()
-    if one.shape != two.shape:
+    first, second = first.detach().double().cpu(), second.detach().double().cpu()
+    if first.shape != second.shape:
         return math.inf
-    finite = torch.isfinite(one) & torch.isfinite(two)
+    finite = torch.isfinite(first) & torch.isfinite(second)
     if not bool(finite.any()):
         return 0.0
-    one, two = one[finite], two[finite]
-    size = float(torch.maximum(one.abs(), two.abs()).max())
-    return float((one - two).abs().max()) / size if size else 0.0
+    first, second = first[finite], second[finite]
+    size = float(torch.maximum(first.abs(), second.abs()).max())
+    return float((first - second).abs().max()) / size if size else 0.0

@@ -69,7 +69,7 @@ class Exported:
     baked: frozenset[str]
 
 
-class _Reading(TorchFunctionMode):
+class _TraceMode(TorchFunctionMode):
     """What a trace has to know of the attributes and methods that leave no operator in a graph.
 
     ``.data`` is read as ``.detach()``. The numbers of a buffer are handed to Python as they are, once it has turned out that
@@ -93,7 +93,7 @@ class _Reading(TorchFunctionMode):
         if function == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
         if function in READERS:
-            name = next((own for own, tensor in self.view.named_buffers() if tensor is args[0]), None)
+            name = next((buffer for buffer, tensor in self.view.named_buffers() if tensor is args[0]), None)
             self.asked = self.asked or name is not None
             if name in self.arrays:
                 self.baked.add(name)
@@ -123,16 +123,16 @@ def export_graph(view: nn.Module, examples: Examples, runs: Callable[[], None]) 
         UnsupportedModelError: The model runs but its graph cannot be captured.
         KeyboardInterrupt: As it came, also when the exporter wrapped it.
     """
-    reading = _Reading(view, bake=False)
+    mode = _TraceMode(view, bake=False)
     try:
         try:
-            found = _exported(view, examples, reading)
-            if not (reading.asked and _chooses_sizes(found.program.graph)):
-                return found
+            exported = _exported(view, examples, mode)
+            if not (mode.asked and _chooses_sizes(exported.program.graph)):
+                return exported
         except Exception:
-            if not reading.asked:
+            if not mode.asked:
                 raise
-        return _exported(view, examples, _Reading(view, bake=True))
+        return _exported(view, examples, _TraceMode(view, bake=True))
     except Exception as error:
         if _interrupted(error):
             raise KeyboardInterrupt from error
@@ -140,16 +140,16 @@ def export_graph(view: nn.Module, examples: Examples, runs: Callable[[], None]) 
         raise UnsupportedModelError((_explain(error),)) from error
 
 
-def _exported(view: nn.Module, examples: Examples, reading: _Reading) -> Exported:
+def _exported(view: nn.Module, examples: Examples, mode: _TraceMode) -> Exported:
     given = examples.form.filled(examples.tensors)
     args, keywords = ((), given) if isinstance(given, dict) else (given, {})
-    with switches_as_they_were(), quiet("torch"), torch.no_grad(), reading:
+    with switches_as_they_were(), quiet("torch"), torch.no_grad(), mode:
         program = torch.export.export(view, args, keywords, strict=False)
     with switches_as_they_were(), quiet("torch"), torch.no_grad():
         _inline_regions(program.graph_module)
         if _mutates_shared_memory(program.graph):
             program = program.run_decompositions({})
-    return Exported(program, frozenset(reading.baked))
+    return Exported(program, frozenset(mode.baked))
 
 
 @contextmanager
@@ -172,8 +172,8 @@ REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 def _inline_regions(module: fx.GraphModule) -> None:
     """Put the operators of regions of another gradient mode, or of autocast, in their places: the function is the same."""
     inlined = False
-    while found := [node for node in module.graph.nodes if getattr(node.target, "__name__", "") in REGIONS]:
-        for node in found:
+    while regions := [node for node in module.graph.nodes if getattr(node.target, "__name__", "") in REGIONS]:
+        for node in regions:
             _inline(module, node, REGIONS[node.target.__name__])
         inlined = True
     if inlined:
@@ -181,12 +181,12 @@ def _inline_regions(module: fx.GraphModule) -> None:
         module.recompile()
 
 
-def _inline(module: fx.GraphModule, call: fx.Node, place: int) -> None:
-    holder = call.args[place]
+def _inline(module: fx.GraphModule, call: fx.Node, index: int) -> None:
+    holder = call.args[index]
     assert isinstance(holder, fx.Node)
     inner = module.get_submodule(str(holder.target))
     assert isinstance(inner, fx.GraphModule)
-    given = iter(call.args[place + 1 :])
+    given = iter(call.args[index + 1 :])
     known: dict[fx.Node, Any] = {}
     result: Any = ()
     with module.graph.inserting_before(call):
@@ -267,7 +267,7 @@ def _mutates_shared_memory(graph: fx.Graph) -> bool:
     Returns:
         False when every in-place operator may be read as its out-of-place form.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: number for number, node in enumerate(graph.nodes)}
     root: dict[fx.Node, fx.Node] = {}
     members: dict[fx.Node, list[fx.Node]] = {}
     writes: list[tuple[fx.Node, fx.Node]] = []
@@ -313,9 +313,9 @@ def _aliased_argument(node: fx.Node) -> fx.Node | None:
     maybe = getattr(node.target, "__name__", "").split(".")[0] in _MAY_ALIAS
     if not shares and not maybe:
         return None
-    for place, argument in enumerate(schema.arguments):
-        if (argument.alias_info is not None or (maybe and place == 0)) and place < len(node.args):
-            value = node.args[place]
+    for index, argument in enumerate(schema.arguments):
+        if (argument.alias_info is not None or (maybe and index == 0)) and index < len(node.args):
+            value = node.args[index]
             if isinstance(value, fx.Node):
                 return value
     return None

@@ -84,9 +84,9 @@ def token(value: Any) -> str:
         return f"{PROCESS} {known[1]}"
 
 
-def _forget(place: int, gone: weakref.ref[Any]) -> None:
-    if place in _tokens and _tokens[place][0] is gone:
-        del _tokens[place]
+def _forget(identity: int, gone: weakref.ref[Any]) -> None:
+    if identity in _tokens and _tokens[identity][0] is gone:
+        del _tokens[identity]
 
 
 class Fingerprint:
@@ -168,7 +168,7 @@ class Fingerprint:
         elif isinstance(value, nn.Module):
             self._put("module")
             self.add(type(value))
-            self._mapping({key: own for key, own in vars(value).items() if key not in PASSING})
+            self._mapping({key: attribute for key, attribute in vars(value).items() if key not in PASSING})
         elif isinstance(value, (set, frozenset)):
             self._put(*sorted(Fingerprint(self.tensors, code=self.code).add(item).text() for item in value))
             self._class_and_attributes(value)
@@ -190,7 +190,7 @@ class Fingerprint:
             self._put("number or text", _plainly(value))
             self._class_and_attributes(value)
         elif getattr(type(value), "__reduce_ex__", None) is getattr(object, "__reduce_ex__", None) and (
-            hasattr(value, "__dict__") or _slots(value)
+            hasattr(value, "__dict__") or _slot_names(value)
         ):
             self._put("object")
             self._class_and_attributes(value)
@@ -209,14 +209,14 @@ class Fingerprint:
     def _class_and_attributes(self, value: Any) -> None:
         """Write down the class of an object and what it holds; without its code, not what it only remembers."""
         self.add(type(value))
-        own = getattr(value, "__dict__", None) or {}
+        attributes = getattr(value, "__dict__", None) or {}
         held = {
             key: item
-            for key, item in own.items()
+            for key, item in attributes.items()
             if self.code or not (key.startswith("_") or isinstance(getattr(type(value), key, None), functools.cached_property))
         }
         self._mapping(held)
-        for name in _slots(value):
+        for name in _slot_names(value):
             if self.code or not name.startswith("_"):
                 self.add(name).add(getattr(value, name, None))
 
@@ -224,8 +224,8 @@ class Fingerprint:
         self._put("class", value.__module__, value.__qualname__, token(value))
         if not self.code or value.__module__.partition(".")[0] in LIBRARIES:
             return
-        for own in value.__mro__[1:]:
-            self.add(own)
+        for base in value.__mro__[1:]:
+            self.add(base)
         for key, item in vars(value).items():
             if key not in ASIDE and not isinstance(item, (types.MemberDescriptorType, types.GetSetDescriptorType)):
                 self.add(key).add(item)
@@ -279,15 +279,15 @@ def _keeps_to_dict(value: Any) -> bool:
     return isinstance(value, dict) and type(value).__iter__ is dict.__iter__ and not hasattr(type(value), "__missing__")
 
 
-def _slots(value: Any) -> list[str]:
+def _slot_names(value: Any) -> list[str]:
     """Return the names of attributes for which a class has places of its own."""
     kinds = type(value).__mro__
-    return [key for kind in kinds for key, own in vars(kind).items() if isinstance(own, types.MemberDescriptorType)]
+    return [key for kind in kinds for key, member in vars(kind).items() if isinstance(member, types.MemberDescriptorType)]
 
 
 def _names(code: types.CodeType) -> set[str]:
     """Return every name that code may look up."""
-    return set(code.co_names).union(*(_names(own) for own in code.co_consts if isinstance(own, types.CodeType)))
+    return set(code.co_names).union(*(_names(nested) for nested in code.co_consts if isinstance(nested, types.CodeType)))
 
 
 def fingerprint(value: Any, tensors: Mapping[int, str] | None = None, *, code: bool = False) -> str:

@@ -107,7 +107,7 @@ class Copier:
             return functools.partial(self.copy(value.func), *map(self.copy, value.args), **self._items(value.keywords))
         if type(value) is tuple:
             items = tuple(map(self.copy, value))
-            return value if all(one is two for one, two in zip(items, value, strict=True)) else items
+            return value if all(copied is item for copied, item in zip(items, value, strict=True)) else items
         if type(value) is weakref.ref:
             target = value()
             return value if target is None else weakref.ref(self.copy(target))
@@ -122,19 +122,19 @@ class Copier:
         if value.dtype.hasobject:
             made = value.copy()
             self.memo[id(value)] = made
-            for place in np.ndindex(value.shape):
-                made[place] = self.copy(value[place])
+            for index in np.ndindex(value.shape):
+                made[index] = self.copy(value[index])
             return made
         start = value.__array_interface__["data"][0]
-        for own in self._owned.values():
-            if own.data_ptr() <= start < own.data_ptr() + own.numel():
-                held = self.tensor(own).numpy()
-                view = np.ndarray(value.shape, value.dtype, held, start - own.data_ptr(), value.strides)
+        for storage in self._owned.values():
+            if storage.data_ptr() <= start < storage.data_ptr() + storage.numel():
+                held = self.tensor(storage).numpy()
+                view = np.ndarray(value.shape, value.dtype, held, start - storage.data_ptr(), value.strides)
                 view.flags.writeable = False
                 return view
         return value.copy()
 
-    def _own(self, module: nn.Module) -> None:
+    def _remember_memory(self, module: nn.Module) -> None:
         """Remember the memory of a module's parameters and buffers, byte by byte."""
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and tensor.device.type == "cpu" and tensor.layout is torch.strided:
@@ -162,16 +162,16 @@ class Copier:
     def _function(self, value: types.FunctionType) -> Any:
         """Copy a function that closes over something that is copied; its globals stay what they are."""
         cells = value.__closure__ or ()
-        held = [own.cell_contents for own in cells if filled(own)]
+        held = [cell.cell_contents for cell in cells if filled(cell)]
         state = (*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values())
         if not any(_holds_state(item) for item in state):
             return value
         fresh = tuple(types.CellType() for _ in cells)
         made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, fresh)
         self.memo[id(value)] = made
-        for own, new in zip(cells, fresh, strict=True):
-            if filled(own):
-                new.cell_contents = self.copy(own.cell_contents)
+        for cell, new in zip(cells, fresh, strict=True):
+            if filled(cell):
+                new.cell_contents = self.copy(cell.cell_contents)
         made.__defaults__ = self.copy(value.__defaults__)
         made.__kwdefaults__ = None if value.__kwdefaults__ is None else self._items(value.__kwdefaults__)
         made.__dict__.update(self._items(value.__dict__))
@@ -180,17 +180,17 @@ class Copier:
 
     def _module(self, value: nn.Module) -> nn.Module:
         held = dict(vars(value))
-        self._own(value)
+        self._remember_memory(value)
         wrapped = inner(value) if self.transparent else None
         if wrapped is None:
             made: nn.Module = object.__new__(type(value))
         else:
             made = object.__new__(Transparent)
-            held = {key: own for key, own in held.items() if key in vars(nn.Module())}
+            held = {key: item for key, item in held.items() if key in vars(nn.Module())}
         self.memo[id(value)] = made
         if self.transparent and held.get("_compiled_call_impl") is not None:
             held["_compiled_call_impl"] = None
-        vars(made).update({key: self._hooks(own) if key in HOOKS else self.copy(own) for key, own in held.items()})
+        vars(made).update({key: self._hooks(item) if key in HOOKS else self.copy(item) for key, item in held.items()})
         for name in _slots(type(value)):
             if hasattr(value, name):
                 object.__setattr__(made, name, self.copy(getattr(value, name)))
@@ -202,12 +202,12 @@ class Copier:
         """Copy hooks, with the containers among the global names that they use: they record into copies."""
         made = copy.copy(hooks)
         for number, hook in hooks.items():
-            made[number] = own = self.copy(hook)
-            if isinstance(own, types.FunctionType):  # what a decorator wraps has other global names than its wrapper
-                names = [name for name in own.__code__.co_names if isinstance(own.__globals__.get(name), CONTAINERS)]
-                scope = {**own.__globals__, **{name: self.copy(own.__globals__[name]) for name in names}}
-                made[number] = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
-                made[number].__kwdefaults__ = own.__kwdefaults__
+            made[number] = twin = self.copy(hook)
+            if isinstance(twin, types.FunctionType):  # what a decorator wraps has other global names than its wrapper
+                names = [name for name in twin.__code__.co_names if isinstance(twin.__globals__.get(name), CONTAINERS)]
+                scope = {**twin.__globals__, **{name: self.copy(twin.__globals__[name]) for name in names}}
+                made[number] = types.FunctionType(twin.__code__, scope, twin.__name__, twin.__defaults__, twin.__closure__)
+                made[number].__kwdefaults__ = twin.__kwdefaults__
         return made
 
     def _object(self, value: Any) -> Any:
@@ -261,8 +261,8 @@ class Copier:
             else:
                 plain, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
                 vars(made).update(plain or {})
-                for name, own in (slots or {}).items():
-                    object.__setattr__(made, name, own)
+                for name, attribute in (slots or {}).items():
+                    object.__setattr__(made, name, attribute)
         for item in items or ():
             made.append(self.copy(item))
         for key, item in pairs or ():
@@ -313,19 +313,19 @@ def _is_sentinel(value: Any) -> bool:
     if getattr(value, "__dict__", True) or any(True for _ in _slots(type(value))):
         return False
     scope = vars(sys.modules.get(type(value).__module__, types))
-    return any(own is value for own in scope.values())
+    return any(item is value for item in scope.values())
 
 
 def _special(cls: type) -> bool:
     """Whether a class has its own say in how it is copied, and is listened to."""
     if cls.__module__.partition(".")[0] not in PROTOCOL:
         return False
-    own = ("__reduce_ex__", "__reduce__", "__getstate__")
+    methods = ("__reduce_ex__", "__reduce__", "__getstate__")
     return (
         hasattr(cls, "__deepcopy__")
         or hasattr(cls, "__setstate__")
         or cls in copyreg.dispatch_table
-        or any(getattr(cls, name, None) is not getattr(object, name, None) for name in own)
+        or any(getattr(cls, name, None) is not getattr(object, name, None) for name in methods)
     )
 
 
@@ -339,15 +339,15 @@ def check_modules(model: nn.Module) -> None:
         UnsupportedModelError: A module is TorchScript, or has lazy parameters.
     """
     for name, module in model.named_modules():
-        place = f"The module '{name}'" if name else "It"
+        subject = f"The module '{name}'" if name else "It"
         if isinstance(module, torch.jit.ScriptModule):
             advice = "Give the original nn.Module, as it was before torch.jit.script or torch.jit.trace."
             raise UnsupportedModelError(
-                _problem(name, f"{place} is a TorchScript module, which has no graph to export.", advice)
+                _problem(name, f"{subject} is a TorchScript module, which has no graph to export.", advice)
             )
-        for own in (*module._parameters.values(), *module._buffers.values()):
-            if isinstance(own, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-                reason = f"{place} has a lazy parameter without a shape."
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                reason = f"{subject} has a lazy parameter without a shape."
                 raise UnsupportedModelError(_problem(name, reason, "Run the model once so that it gets its shape."))
 
 
@@ -375,12 +375,14 @@ def frozen_view(model: nn.Module) -> tuple[nn.Module, Copier]:
 def _check_globals(model: nn.Module, copier: Copier) -> None:
     """Refuse methods that compare with a global object of which the model holds a copy by now: no comparison would be true."""
     for cls in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
-        functions = [own for own in vars(cls).values() if isinstance(own, types.FunctionType)]
+        functions = [member for member in vars(cls).values() if isinstance(member, types.FunctionType)]
         if cls.__module__.partition(".")[0] == "torch":
             continue
         for function in functions:
             scope = function.__globals__
-            names = {name for name in function.__code__.co_names if copier.memo.get(id(own := scope.get(name)), own) is not own}
+            names = {
+                name for name in function.__code__.co_names if copier.memo.get(id(item := scope.get(name)), item) is not item
+            }
             steps = list(dis.get_instructions(function)) if names else []
             read = names.intersection(step.argval for step in steps if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"})
             if read and any(step.opname in COMPARISONS for step in steps):
@@ -428,11 +430,11 @@ class Cloning:
     def _cloned(self, storage: torch.UntypedStorage) -> tuple[torch.UntypedStorage, int]:
         """Return the clone of a storage, or of one that it is a part of, and the byte at which it begins there."""
         if storage._cdata not in self.storages and storage.device.type == "cpu":
-            for own, made in self.storages.values():
-                start = storage.data_ptr() - own.data_ptr()
-                if own.device == storage.device and 0 <= start <= own.nbytes() - storage.nbytes() and storage.nbytes():
+            for source, made in self.storages.values():
+                start = storage.data_ptr() - source.data_ptr()
+                if source.device == storage.device and 0 <= start <= source.nbytes() - storage.nbytes() and storage.nbytes():
                     return made, start
-        own, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
+        source, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
         return made, 0
 
 

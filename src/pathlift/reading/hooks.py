@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
-from pathlift.reading.examples import Examples
 from pathlift.reading.freeze import Cloning, Copier
 
-Place: TypeAlias = tuple[str, str, int]
+HookKey: TypeAlias = tuple[str, str, int]
 """Path of the module, attribute that holds its hooks, number of the hook."""
 
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
@@ -26,7 +25,7 @@ COMPUTING = (prune.BasePruningMethod, weight_norm.__globals__["WeightNorm"], spe
 """Hooks of PyTorch that compute a weight."""
 
 
-def idle_hooks(model: nn.Module, examples: Examples) -> frozenset[Place]:
+def idle_hooks(model: nn.Module, examples: Examples) -> frozenset[HookKey]:
     """Find the hooks that only look on.
 
     Args:
@@ -34,38 +33,38 @@ def idle_hooks(model: nn.Module, examples: Examples) -> frozenset[Place]:
         examples: One example per input.
 
     Returns:
-        Their places; all that never ran are among them.
+        Their keys; all that never ran are among them.
     """
-    found = {place: hook for place, hook in _hooks(model) if not isinstance(hook, COMPUTING)}
-    if not found:
+    hooks = {key: hook for key, hook in _hooks(model) if not isinstance(hook, COMPUTING)}
+    if not hooks:
         return frozenset()
     twin: nn.Module = Copier(Cloning(), training=False).copy(model)
     modules = dict(twin.named_modules())
-    watched = {place: _Watched(getattr(modules[place[0]], place[1])[place[2]]) for place in found}
+    watched = {key: _Watched(getattr(modules[key[0]], key[1])[key[2]]) for key in hooks}
     for (path, kind, number), hook in watched.items():
         getattr(modules[path], kind)[number] = hook
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         examples.form.run(twin, [torch.zeros_like(example) for example in examples.tensors])
-    return frozenset(place for place, hook in watched.items() if not hook.effective)
+    return frozenset(key for key, hook in watched.items() if not hook.effective)
 
 
-def without(model: nn.Module, places: frozenset[Place]) -> nn.Module:
+def without(model: nn.Module, keys: frozenset[HookKey]) -> nn.Module:
     """Take hooks off a copy.
 
     Args:
         model: A copy of the user's model; changed.
-        places: Which.
+        keys: Which.
 
     Returns:
         The same copy.
     """
-    modules = dict(model.named_modules()) if places else {}
-    for path, kind, number in places:
+    modules = dict(model.named_modules()) if keys else {}
+    for path, kind, number in keys:
         getattr(modules[path], kind).pop(number)
     return model
 
 
-def _hooks(model: nn.Module) -> Iterator[tuple[Place, Callable[..., Any]]]:
+def _hooks(model: nn.Module) -> Iterator[tuple[HookKey, Callable[..., Any]]]:
     for path, module in model.named_modules():
         for kind in KINDS:
             for number, hook in getattr(module, kind).items():
@@ -82,14 +81,14 @@ class _Watched:
     def __call__(self, module: nn.Module, *given: Any, **named: Any) -> Any:
         """Call the hook and see what it does."""
         tensors = [leaf for leaf in pytree.tree_leaves((given, named)) if isinstance(leaf, Tensor)]
-        before = (_held(module), [own._version for own in tensors])
+        before = (_held(module), [tensor._version for tensor in tensors])
         result = self.hook(module, *given, **named)
-        after = (_held(module), [own._version for own in tensors])
+        after = (_held(module), [tensor._version for tensor in tensors])
         self.effective = self.effective or result is not None or before != after
         return result
 
 
 def _held(module: nn.Module) -> dict[str, tuple[int, int]]:
     """Return the identity and version of every tensor that a module holds."""
-    own = {**vars(module), **module._parameters, **module._buffers}
-    return {key: (id(value), value._version) for key, value in own.items() if isinstance(value, Tensor)}
+    attributes = {**vars(module), **module._parameters, **module._buffers}
+    return {key: (id(value), value._version) for key, value in attributes.items() if isinstance(value, Tensor)}

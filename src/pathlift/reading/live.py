@@ -45,7 +45,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Held:
+class PlainConstant:
     """A tensor that the model holds as a plain attribute and that is a constant of the graph."""
 
     path: str
@@ -77,16 +77,16 @@ class LiveState(Mapping[str, Tensor]):
             tensor = slot.read()
             assert tensor is not None
             self.slots[name] = Slot(path, modules[path], key, tensor.shape)
-        self.own = tuple(dict.fromkeys(own for name, own in names.items() if name == own))
-        self.shared = {name: own for name, own in names.items() if name != own}
+        self.owners = tuple(dict.fromkeys(owner for name, owner in names.items() if name == owner))
+        self.shared = {name: owner for name, owner in names.items() if name != owner}
         spans = {span(tensor): tensor for tensor in used}
         self.held = tuple(
-            Held(path, module, key, value)
+            PlainConstant(path, module, key, value)
             for path, module in modules.items()
             for key, value in vars(module).items()
-            if isinstance(value, Tensor) and (own := span(value)) is not None and own in spans
+            if isinstance(value, Tensor) and (extent := span(value)) is not None and extent in spans
         )
-        self.inside = {name: _inside(self[name], self[own]) for name, own in self.shared.items()}
+        self.inside = {name: _inside(self[name], self[owner]) for name, owner in self.shared.items()}
         self.passing: frozenset[tuple[str, str]] = frozenset()
         self.plain: dict[tuple[str, str], Any] = {}
         self.layout = self._layout()
@@ -99,13 +99,13 @@ class LiveState(Mapping[str, Tensor]):
         """
         self.passing = passing
         self.layout = self._layout()
-        found = plain_attributes(self.root)
-        self.plain = {place: value for place, value in found.items() if place not in passing}
+        attributes = plain_attributes(self.root)
+        self.plain = {attribute: value for attribute, value in attributes.items() if attribute not in passing}
 
     def _layout(self) -> list[tuple[object, ...]]:
         """Return the modules and their hooks, as they are now."""
         named = self.root.named_modules(remove_duplicate=False)
-        return [(path, id(own), *own._forward_pre_hooks, None, *own._forward_hooks) for path, own in named]
+        return [(path, id(module), *module._forward_pre_hooks, None, *module._forward_hooks) for path, module in named]
 
     @property
     def moved(self) -> str | None:
@@ -145,9 +145,9 @@ class LiveState(Mapping[str, Tensor]):
             holder = self.modules[parent] if parent else self.root
             if holder._modules.get(key) is not module:
                 raise MismatchError(f"The module '{path}' was replaced or removed after the model was captured. {AGAIN}")
-        for name, own in self.shared.items():
-            if _inside(self[name], self[own]) != self.inside[name]:
-                raise MismatchError(f"'{name}' shared its memory with '{own}' when the model was captured. {AGAIN}")
+        for name, owner in self.shared.items():
+            if _inside(self[name], self[owner]) != self.inside[name]:
+                raise MismatchError(f"'{name}' shared its memory with '{owner}' when the model was captured. {AGAIN}")
         for held in self.held:
             if vars(held.module).get(held.key) is not held.tensor:
                 raise MismatchError(f"The attribute '{held.key}' of module '{held.path}' is another tensor now. {AGAIN}")
@@ -158,11 +158,11 @@ class LiveState(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names that stand for a memory of their own."""
-        return iter(self.own)
+        return iter(self.owners)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
-        return len(self.own)
+        return len(self.owners)
 
     def __reduce__(self) -> tuple[type[dict[str, Tensor]], tuple[dict[str, Tensor]]]:
         """Pickle and copy as the tensors that there are now.
@@ -173,13 +173,14 @@ class LiveState(Mapping[str, Tensor]):
         return dict, ({name: self[name].clone() for name in self},)
 
 
-def _inside(part: Tensor, whole: Tensor) -> tuple[object, ...]:
+def _inside(part: Tensor, holder: Tensor) -> tuple[object, ...]:
     """Say how one tensor lies in the memory of another."""
-    one, two = span(part), span(whole)
-    if one is None or two is None:
+    part_span, holder_span = span(part), span(holder)
+    if part_span is None or holder_span is None:
         return ()
-    meets: bool = one.meets(two)
-    return (meets, one.start - two.start if meets else 0, one.stop - two.stop if meets else 0, part.stride(), whole.stride())
+    meets: bool = part_span.meets(holder_span)
+    ends = (part_span.start - holder_span.start, part_span.stop - holder_span.stop) if meets else (0, 0)
+    return (meets, *ends, part.stride(), holder.stride())
 
 
 def plain_attributes(root: nn.Module) -> dict[tuple[str, str], Any]:
@@ -193,14 +194,14 @@ def plain_attributes(root: nn.Module) -> dict[tuple[str, str], Any]:
     """
     modules = dict(root.named_modules(remove_duplicate=False))
     names = {name for module in modules.values() for name in _named_by(module.__class__)} - {"training"}
-    found: dict[tuple[str, str], Any] = {}
+    attributes: dict[tuple[str, str], Any] = {}
     for path, module in modules.items():
         bases = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
         held = {key: value for cls in reversed(bases) for key, value in vars(cls).items()} | vars(module)
         for key in names & held.keys():
             if _is_plain(held[key]):
-                found[path, key] = _kept(held[key])
-    return found
+                attributes[path, key] = _kept(held[key])
+    return attributes
 
 
 @cache
@@ -217,8 +218,8 @@ def _named_by(cls: type[nn.Module]) -> frozenset[str]:
 
 
 def _names_of(code: types.CodeType) -> set[str]:
-    inner = (own for own in code.co_consts if isinstance(own, types.CodeType))
-    return set(code.co_names).union(*(_names_of(own) for own in inner))
+    inner = (nested for nested in code.co_consts if isinstance(nested, types.CodeType))
+    return set(code.co_names).union(*(_names_of(nested) for nested in inner))
 
 
 def _is_plain(value: object) -> bool:
@@ -232,5 +233,5 @@ def _kept(value: Any) -> Any:
     return tuple(map(_kept, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _same(one: Any, two: Any) -> bool:
-    return type(one) is type(two) and (one == two or (one != one and two != two))
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and (value == other or (value != value and other != other))

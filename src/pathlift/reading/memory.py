@@ -57,44 +57,44 @@ def span(tensor: Tensor) -> Span | None:
     return Span(space, int(start), int(start + reach * tensor.itemsize))
 
 
-def _elements(tensor: Tensor, own: Span) -> Tensor:
+def _elements(tensor: Tensor, extent: Span) -> Tensor:
     """Return the address of each element, in elements from the start of its span."""
-    reach = (own.stop - own.start) // tensor.itemsize
+    reach = (extent.stop - extent.start) // tensor.itemsize
     return torch.arange(reach, device="cpu").as_strided(tensor.shape, tensor.stride())
 
 
-def view_of(whole: Tensor, part: Tensor, described: Expression) -> Expression | None:
+def view_of(holder: Tensor, part: Tensor, described: Expression) -> Expression | None:
     """Express a tensor by another that shares its memory.
 
     Args:
-        whole: The tensor that may hold the other.
+        holder: The tensor that may hold the other.
         part: The other.
         described: The expression of the first.
 
     Returns:
-        The expression; None when ``part`` has elements that are not elements of ``whole``.
+        The expression; None when ``part`` has elements that are not elements of ``holder``.
     """
-    one, two = span(whole), span(part)
-    if one is None or two is None or not one.meets(two) or whole.dtype != part.dtype:
+    holder_span, part_span = span(holder), span(part)
+    if holder_span is None or part_span is None or not holder_span.meets(part_span) or holder.dtype != part.dtype:
         return None
-    if one == two and whole.shape == part.shape and whole.stride() == part.stride():
+    if holder_span == part_span and holder.shape == part.shape and holder.stride() == part.stride():
         return described
-    offset = two.start - one.start
-    if offset % whole.itemsize or two.start < one.start or two.stop > one.stop:
+    offset = part_span.start - holder_span.start
+    if offset % holder.itemsize or part_span.start < holder_span.start or part_span.stop > holder_span.stop:
         return None
-    offset //= whole.itemsize
-    if whole.is_contiguous():
+    offset //= holder.itemsize
+    if holder.is_contiguous():
         return FunctionCall(strided_part, (described, tuple(part.shape), tuple(part.stride()), offset))
-    place = torch.full(((one.stop - one.start) // whole.itemsize,), -1)
-    place[_elements(whole, one).reshape(-1)] = torch.arange(whole.numel())
-    index = place[_elements(part, two) + offset]
+    numbers = torch.full(((holder_span.stop - holder_span.start) // holder.itemsize,), -1)
+    numbers[_elements(holder, holder_span).reshape(-1)] = torch.arange(holder.numel())
+    index = numbers[_elements(part, part_span) + offset]
     return None if bool((index < 0).any()) else FunctionCall(taken, (described, index))
 
 
 def strided_part(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:
     """Return a view of a part of a tensor's elements, as they lie in memory when it is contiguous."""
-    whole = tensor.contiguous()
-    return whole.as_strided(shape, strides, offset + whole.storage_offset())
+    contiguous = tensor.contiguous()
+    return contiguous.as_strided(shape, strides, offset + contiguous.storage_offset())
 
 
 def taken(tensor: Tensor, index: Tensor) -> Tensor:
@@ -102,19 +102,19 @@ def taken(tensor: Tensor, index: Tensor) -> Tensor:
     return torch.take(tensor.contiguous(), index.to(tensor.device))
 
 
-def _share_elements(one: Tensor, two: Tensor) -> bool:
+def _share_elements(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors whose spans meet have a byte in common."""
-    first, second = span(one), span(two)
-    assert first is not None
-    assert second is not None
-    unit = math.gcd(one.itemsize, two.itemsize, abs(first.start - second.start) or one.itemsize)
-    base = min(first.start, second.start)
-    places = []
-    for tensor, own in ((one, first), (two, second)):
+    first_span, second_span = span(first), span(second)
+    assert first_span is not None
+    assert second_span is not None
+    unit = math.gcd(first.itemsize, second.itemsize, abs(first_span.start - second_span.start) or first.itemsize)
+    base = min(first_span.start, second_span.start)
+    units = []
+    for tensor, extent in ((first, first_span), (second, second_span)):
         per = tensor.itemsize // unit
-        start = (_elements(tensor, own).reshape(-1, 1) * per + torch.arange(per)).reshape(-1)
-        places.append(start + (own.start - base) // unit)
-    return bool(torch.isin(places[0], places[1]).any())
+        start = (_elements(tensor, extent).reshape(-1, 1) * per + torch.arange(per)).reshape(-1)
+        units.append(start + (extent.start - base) // unit)
+    return bool(torch.isin(units[0], units[1]).any())
 
 
 class Memory:
@@ -140,19 +140,21 @@ class Memory:
         self.views: dict[str, Expression] = {}
         by_identity: dict[object, str] = {}
         for name, tensor in named:
-            own = span(tensor)
-            key: object = id(tensor) if own is None else (own, tensor.shape, tensor.stride(), tensor.dtype)
+            extent = span(tensor)
+            key: object = id(tensor) if extent is None else (extent, tensor.shape, tensor.stride(), tensor.dtype)
             first = by_identity.setdefault(key, name)
             if first == name:
                 self.state[name] = tensor
             else:
                 self.aliases[name] = first
-        order = sorted(((own, name) for name, tensor in self.state.items() if (own := span(tensor)) is not None), key=_by_place)
+        order = sorted(
+            ((extent, name) for name, tensor in self.state.items() if (extent := span(tensor)) is not None), key=_by_address
+        )
         crowded = {name for pair in _meetings(order) for name in pair}
         roots: list[str] = []
-        for name in sorted(crowded, key=lambda own: (-self.state[own].numel(), not self.state[own].is_contiguous())):
+        for name in sorted(crowded, key=lambda name: (-self.state[name].numel(), not self.state[name].is_contiguous())):
             self._place(name, roots)
-        self._order = [(own, name) for own, name in order if name in self.state]
+        self._order = [(extent, name) for extent, name in order if name in self.state]
 
     def _place(self, name: str, roots: list[str]) -> None:
         """Make a tensor a view of the root that holds it, or a root itself."""
@@ -161,19 +163,19 @@ class Memory:
         if not overlapping:
             roots.append(name)
             return
-        found = view_of(self.state[overlapping[0]], tensor, StateTensor(overlapping[0])) if len(overlapping) == 1 else None
-        if found is None:
-            names = " and ".join(f"'{own}'" for own in (name, *overlapping))
+        view = view_of(self.state[overlapping[0]], tensor, StateTensor(overlapping[0])) if len(overlapping) == 1 else None
+        if view is None:
+            names = " and ".join(f"'{sharer}'" for sharer in (name, *overlapping))
             reason = f"{names} share a part of their memory, and none holds the others."
             advice = (
                 "Give each parameter memory of its own (parameter.detach().clone()), or register the whole as one parameter."
             )
             raise UnsupportedModelError((Problem("", "export", "", reason, advice),))
-        self.views[name] = found
+        self.views[name] = view
         del self.state[name]
-        for alias, own in list(self.aliases.items()):
-            if own == name:
-                self.views[alias] = found
+        for alias, target in list(self.aliases.items()):
+            if target == name:
+                self.views[alias] = view
                 del self.aliases[alias]
 
     @property
@@ -204,30 +206,30 @@ class Memory:
         Raises:
             LookupError: It overlaps with parameters or buffers of which it is no part; the message names them.
         """
-        own = span(tensor)
-        if own is None:
+        extent = span(tensor)
+        if extent is None:
             return None
-        meeting = [name for other, name in self._order if other.meets(own) and _share_elements(self.state[name], tensor)]
+        meeting = [name for other, name in self._order if other.meets(extent) and _share_elements(self.state[name], tensor)]
         if not meeting:
             return None
-        found = view_of(self.state[meeting[0]], tensor, StateTensor(meeting[0])) if len(meeting) == 1 else None
-        if found is None:
+        expression = view_of(self.state[meeting[0]], tensor, StateTensor(meeting[0])) if len(meeting) == 1 else None
+        if expression is None:
             raise LookupError(", ".join(meeting))
-        return found
+        return expression
 
 
-def _by_place(entry: tuple[Span, str]) -> tuple[str, int, int]:
+def _by_address(entry: tuple[Span, str]) -> tuple[str, int, int]:
     return str(entry[0].space), entry[0].start, -entry[0].stop
 
 
 def _meetings(order: list[tuple[Span, str]]) -> Iterator[tuple[str, str]]:
     """Yield the pairs whose spans meet, of spans in the order of their starts."""
     open_: list[tuple[Span, str]] = []
-    for own, name in order:
-        open_ = [(other, earlier) for other, earlier in open_ if other.meets(own)]
+    for extent, name in order:
+        open_ = [(other, earlier) for other, earlier in open_ if other.meets(extent)]
         for _, earlier in open_:
             yield earlier, name
-        open_.append((own, name))
+        open_.append((extent, name))
 
 
 def contents(tensor: Tensor) -> memoryview:

@@ -40,12 +40,12 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
     if isinstance(other, nn.Module):
         if network.graph.program and program_of(other) == network.graph.program:
             return fitted(network, named_tensors(other))
-        check_names(network, translated(network, named_tensors(other)), strict=True)
+        check_tensors(network, translated(network, named_tensors(other)), strict=True)
         other = _captured_alike(network, other)
     if isinstance(other, Network):
         verify(other)
         given = translated(network, other.named(other.state))
-        check_names(network, given, strict=True)
+        check_tensors(network, given, strict=True)
         state = fitted(network, given)
         check_graph(network, other, state)
         return state
@@ -77,18 +77,18 @@ def translated(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tenso
     names = set(network.names)
     masked = _masked(names)
     pairs = {name: (given[f"{name}_orig"], given[f"{name}_mask"]) for name in _masked(given)}
-    entries: dict[str, Any] = {name: own for name, own in given.items() if name[:-5] not in pairs} | pairs
-    found: dict[str, Tensor] = {}
-    for name, own in names_of([*(name for name in names if name[:-5] not in masked), *masked], entries).items():
-        original, mask = own if isinstance(own, tuple) else (own, None)
+    entries: dict[str, Any] = {name: tensor for name, tensor in given.items() if name[:-5] not in pairs} | pairs
+    renamed: dict[str, Tensor] = {}
+    for name, entry in names_of([*(name for name in names if name[:-5] not in masked), *masked], entries).items():
+        original, mask = entry if isinstance(entry, tuple) else (entry, None)
         if mask is not None and name in names:
-            found[name] = original * mask
+            renamed[name] = original * mask
         elif mask is not None or name in masked:
-            found[f"{name}_orig"] = original
-            found[f"{name}_mask"] = torch.ones_like(original) if mask is None else mask
+            renamed[f"{name}_orig"] = original
+            renamed[f"{name}_mask"] = torch.ones_like(original) if mask is None else mask
         else:
-            found[name] = original
-    return found
+            renamed[name] = original
+    return renamed
 
 
 def _masked(names: Collection[str]) -> set[str]:
@@ -112,21 +112,21 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
             graph has other values.
     """
     given = translated(network, given)
-    check_names(network, given)
+    check_tensors(network, given)
     state: dict[str, Tensor] = {}
-    for name, own in network.state.items():
-        places = (name, *(alias for alias, target in network.aliases.items() if target == name))
-        place = next((place for place in places if place in given), None)
-        state[name] = own if place is None else _as_weight(given[place].detach().to(network.host), own)
+    for name, weight in network.state.items():
+        names = (name, *(alias for alias, target in network.aliases.items() if target == name))
+        given_name = next((alias for alias in names if alias in given), None)
+        state[name] = weight if given_name is None else _as_weight(given[given_name].detach().to(network.host), weight)
     for name, value in network.graph.baked.items():
         if not torch.equal(state[name].cpu(), value.cpu()):
             raise MismatchError(f"The values of the buffer '{name}' are part of the graph and differ between the networks.")
     return state
 
 
-def _as_weight(tensor: Tensor, own: Tensor) -> Tensor:
+def _as_weight(tensor: Tensor, weight: Tensor) -> Tensor:
     """Return whole numbers as what they are to the model: it loads them into floating-point weights."""
-    return tensor.to(own.dtype) if own.is_floating_point() and not tensor.is_floating_point() else tensor
+    return tensor.to(weight.dtype) if weight.is_floating_point() and not tensor.is_floating_point() else tensor
 
 
 def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,30 +143,32 @@ def given_weights(network: Network, given: nn.Module | Mapping[str, Tensor]) -> 
         MismatchError: None is named, or some that the network has not, or shapes differ.
     """
     if isinstance(given, nn.Module):
-        found = translated(network, named_tensors(given))
+        tensors = translated(network, named_tensors(given))
         known = set(network.names)
-        found = {name: tensor for name, tensor in found.items() if name in known}
-        check_names(network, found, strict=True)
+        tensors = {name: tensor for name, tensor in tensors.items() if name in known}
+        check_tensors(network, tensors, strict=True)
     else:
-        found = translated(network, given)
-        check_names(network, {**network.named(dict(network.state)), **found} if not _names_none(network, found) else found)
-    elsewhere = [name for name, tensor in found.items() if tensor.device.type != network.host.type]
+        tensors = translated(network, given)
+        check_tensors(
+            network, {**network.named(dict(network.state)), **tensors} if not _names_none(network, tensors) else tensors
+        )
+    elsewhere = [name for name, tensor in tensors.items() if tensor.device.type != network.host.type]
     if elsewhere:
-        device = found[elsewhere[0]].device
+        device = tensors[elsewhere[0]].device
         raise MismatchError(f"'{elsewhere[0]}' is on {device}, the network on {network.host}. Move one to the other's device.")
-    return {network.aliases.get(name, name): tensor for name, tensor in found.items() if name not in network.graph.views}
+    return {network.aliases.get(name, name): tensor for name, tensor in tensors.items() if name not in network.graph.views}
 
 
-def _names_none(network: Network, found: Mapping[str, Tensor]) -> bool:
-    return bool(network.state) and set(network.names).isdisjoint(found)
+def _names_none(network: Network, tensors: Mapping[str, Tensor]) -> bool:
+    return bool(network.state) and set(network.names).isdisjoint(tensors)
 
 
-def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool = False) -> None:
+def check_tensors(network: Network, tensors: Mapping[str, Tensor], *, strict: bool = False) -> None:
     """Make sure that tensors have the names and shapes of a network's parameters and buffers.
 
     Args:
         network: The network.
-        found: The tensors by name; on the meta device only their shapes are compared.
+        tensors: By name; on the meta device only their shapes are compared.
         strict: No name may be missing; otherwise those that no weight needs may.
 
     Raises:
@@ -176,15 +178,15 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
     for alias, name in network.aliases.items():
         aliases.setdefault(name, []).append(alias)
     needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
-    wanted = [name for name in network.state if (strict or name in needed) and _kept(network, name, aliases)]
+    wanted = [name for name in network.state if (strict or name in needed) and _is_saved(network, name, aliases)]
     wanted = [name for name in wanted if name in needed or name.rpartition(".")[2] not in BESIDE]
-    missing = [name for name in wanted if name not in found and not any(alias in found for alias in aliases.get(name, ()))]
+    missing = [name for name in wanted if name not in tensors and not any(alias in tensors for alias in aliases.get(name, ()))]
     known = {*network.names, *network.graph.saved}
-    surplus = [name for name in found if name not in known and bare(name).rpartition(".")[2] not in BESIDE]
-    if missing or surplus or _names_none(network, found):
+    surplus = [name for name in tensors if name not in known and bare(name).rpartition(".")[2] not in BESIDE]
+    if missing or surplus or _names_none(network, tensors):
         difference = name_differences(missing, surplus, "the first network") or "it names none of them"
         raise MismatchError(f"The second network does not have the parameters of the first. {difference}.")
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name not in network.state and name not in network.aliases:
             continue
         expected = network.state[network.aliases.get(name, name)]
@@ -194,31 +196,31 @@ def check_names(network: Network, found: Mapping[str, Tensor], *, strict: bool =
             raise MismatchError(
                 f"'{name}' has shape {tuple(expected.shape)} in the first network and {tuple(tensor.shape)} in the second."
             )
-    _check_shared(network, found)
+    _check_shared(network, tensors)
 
 
-def _kept(network: Network, name: str, aliases: Mapping[str, list[str]]) -> bool:
+def _is_saved(network: Network, name: str, aliases: Mapping[str, list[str]]) -> bool:
     """Whether a state-dict of the model has a tensor."""
-    return any(own in network.graph.saved for own in (name, *aliases.get(name, ())))
+    return any(spelling in network.graph.saved for spelling in (name, *aliases.get(name, ())))
 
 
-def _check_shared(network: Network, found: Mapping[str, Tensor]) -> None:
+def _check_shared(network: Network, tensors: Mapping[str, Tensor]) -> None:
     """Make sure that tensors which are one in the network agree."""
     for alias, name in network.aliases.items():
-        if alias in found and name in found and not _equal(found[alias], found[name]):
+        if alias in tensors and name in tensors and not _equal(tensors[alias], tensors[name]):
             raise MismatchError(f"'{alias}' and '{name}' are one tensor in the first network and differ in the second.")
     for view, expression in network.graph.views.items():
         (name,) = _names_in(expression)
-        if view in found and name in found and not found[name].is_meta:
-            held = evaluate(expression, {name: found[name]})
-            if held.shape != found[view].shape or not _equal(held, found[view]):
+        if view in tensors and name in tensors and not tensors[name].is_meta:
+            held = evaluate(expression, {name: tensors[name]})
+            if held.shape != tensors[view].shape or not _equal(held, tensors[view]):
                 raise MismatchError(f"'{view}' is a part of '{name}' in the first network and differs from it in the second.")
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
-    if one is two or one.is_meta or two.is_meta:
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first is second or first.is_meta or second.is_meta:
         return True
-    return torch.equal(one.detach().cpu(), two.detach().to("cpu", one.dtype))
+    return torch.equal(first.detach().cpu(), second.detach().to("cpu", first.dtype))
 
 
 def _names_in(expression: Any) -> set[str]:

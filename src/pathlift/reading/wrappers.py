@@ -105,12 +105,12 @@ def names_of(expected: Iterable[str], given: Mapping[str, Value], *, inside: boo
 
 
 def _unique(names: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_bare: dict[str, str] = {}
     twice: set[str] = set()
     for name in names:
-        if found.setdefault(bare(name), name) != name:
+        if by_bare.setdefault(bare(name), name) != name:
             twice.add(bare(name))
-    return {short: name for short, name in found.items() if short not in twice}
+    return {short: name for short, name in by_bare.items() if short not in twice}
 
 
 def _without_prefix(expected: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, Value] | None:
@@ -120,13 +120,13 @@ def _without_prefix(expected: Mapping[str, str], given: Mapping[str, Value]) -> 
     for name in given:
         if name.endswith(f".{first}"):
             prefix = name[: len(name) - len(first)]
-            if all(prefix + own in given for own in expected):
+            if all(prefix + key in given for key in expected):
                 fitting.append({expected.get(n.removeprefix(prefix), n): v for n, v in given.items()})
     counted = {name: value for name, value in given.items() if name.rpartition(".")[2] not in BESIDE}
     start = next(iter(counted), "")
     for name in expected:
         if name.endswith(f".{start}"):
             prefix = name[: len(name) - len(start)]
-            if all(own.startswith(prefix) for own in expected) and all(prefix + n in expected for n in counted):
+            if all(key.startswith(prefix) for key in expected) and all(prefix + n in expected for n in counted):
                 fitting.append({expected.get(prefix + n, n): v for n, v in given.items()})
     return fitting[0] if len(fitting) == 1 else None
