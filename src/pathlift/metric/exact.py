@@ -62,14 +62,14 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for one, two in pairs:
-        one, two = one.to(dtype), two.to(dtype)
-        if torch.equal(one, two):
+    for a, b in pairs:
+        a, b = a.to(dtype), b.to(dtype)
+        if torch.equal(a, b):
             continue
         different = True
-        step = one - two  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
-        above = above or bool((step * one.sign()).amax() > 0)
-        below = below or bool((step * two.sign()).amin() < 0)
+        step = a - b  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
+        above = above or bool((step * a.sign()).amax() > 0)
+        below = below or bool((step * b.sign()).amin() < 0)
         if above and below:
             break
     return above, below, different

@@ -386,9 +386,9 @@ def _plain(log2: float, side: int) -> tuple[float, float]:
     if log2 == -math.inf:
         return 0.0, -math.inf
     log2 += side * BLUR * (1 + abs(log2))
-    whole = math.floor(log2)
+    exponent = math.floor(log2)
     return _outward(
-        *to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole))), side
+        *to_float(Scaled(torch.tensor(2.0 ** (log2 - exponent), dtype=torch.float64, device="cpu"), float(exponent))), side
     )
 
 
@@ -417,13 +417,13 @@ def _l2(network: Network, values: Values, other: AlignedWeights) -> PathMetric:
     """Return ‖Φ(θ)−Φ(θ')‖₂ with its rounding error: of the sums, and of the weights of θ' in the gauge of θ."""
     if other.values is values or not (unequal(values, other.values) or other.roundings):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=0)
-    squared, magnitude, own = (_root(part) for part in squared_difference(network, values, other.values))
-    unit = max(magnitude, own)
+    squared, magnitude, norm = (_root(part) for part in squared_difference(network, values, other.values))
+    unit = max(magnitude, norm)
     if math.isinf(unit):  # one of both has no paths
         unit = magnitude = squared = _root(_squares(network, other.values))
     if math.isinf(unit):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
-    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, own))
+    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, norm))
     error, spoilt = rounding_factor(network) * error, 2 * (math.sqrt(size) + math.sqrt(error))
     slack = (lifting_error(network, other.roundings) + UNDERFLOW) * spoilt
     low, high = math.sqrt(max(square - error, 0.0)) - slack, math.sqrt(square + error) + slack

@@ -289,7 +289,7 @@ class _Draw:
             paths.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
 
     def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return θ, θ' and g at some places of a weight tensor."""
+        """Return θ, θ' and g at some positions of a weight tensor."""
         a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
         return a, b, self.g(weight, a, b, *(extra[where] for extra in self.g.extras(weight)))
 
@@ -337,16 +337,16 @@ class _Draw:
         device = x.device
         numbered = torch.arange(math.prod(pattern.above.whole), device=device).reshape(pattern.above.whole)
         spots = _inverse(pattern.above.split(numbered))
-        group, out, place = (axis[at] for axis in spots)
-        taps, sources = _by_place(pattern.triples.to(device), pattern.above.shape[2])
+        group, out, position = (axis[at] for axis in spots)
+        taps, sources = _by_position(pattern.triples.to(device), pattern.above.shape[2])
         below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.whole))
         masses = pattern.below.split(x.reshape(pattern.below.whole))
         index = pattern.weight.split(torch.arange(math.prod(weight.shape), device=device).reshape(pattern.weight.whole))
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):
-            groups, outs, places = group[part], out[part], place[part]
-            tap, source = taps[places], sources[places]  # (samples, most antecedents of a place)
+            groups, outs, positions = group[part], out[part], position[part]
+            tap, source = taps[positions], sources[positions]  # (samples, most antecedents of a position)
             there = tap >= 0
             tap, source = tap.clamp(min=0), source.clamp(min=0)
             ins = torch.arange(masses.shape[1], device=device)[None, :, None]
@@ -393,13 +393,13 @@ def _inverse(numbered: Tensor) -> tuple[Tensor, ...]:
     return torch.unravel_index(order, numbered.shape)
 
 
-def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Return the taps and the places below that each place above reads, padded with −1: (places above, most)."""
+def _by_position(triples: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the taps and the positions below that each position above reads, padded with −1: (positions above, most)."""
     order = torch.argsort(triples[:, 2], stable=True)
-    tap, source, place = triples[order].T
-    counts = torch.bincount(place, minlength=places)
-    column = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
-    tables = [torch.full((places, max(1, int(counts.max()))), -1, dtype=torch.long, device=place.device) for _ in range(2)]
-    tables[0][place, column] = tap
-    tables[1][place, column] = source
+    tap, source, position = triples[order].T
+    counts = torch.bincount(position, minlength=count)
+    column = torch.arange(len(position), device=position.device) - (counts.cumsum(0) - counts)[position]
+    tables = [torch.full((count, max(1, int(counts.max()))), -1, dtype=torch.long, device=position.device) for _ in range(2)]
+    tables[0][position, column] = tap
+    tables[1][position, column] = source
     return tables[0], tables[1]
