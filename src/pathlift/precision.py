@@ -26,9 +26,9 @@ def _switches() -> list[tuple[Any, str, tuple[str | bool, ...]]]:
     backends: Any = torch.backends
     with_cuda = torch.cuda.is_initialized()  # as long as it is not, no tensor is there
     if hasattr(backends.mkldnn, "matmul"):  # since torch 2.9
-        places = [backends.mkldnn.conv, backends.mkldnn.matmul]
-        places += [backends.cudnn.conv, backends.cuda.matmul] if with_cuda else []
-        return [(place, "fp32_precision", ("ieee", "none")) for place in places]
+        owners = [backends.mkldnn.conv, backends.mkldnn.matmul]
+        owners += [backends.cudnn.conv, backends.cuda.matmul] if with_cuda else []
+        return [(owner, "fp32_precision", ("ieee", "none")) for owner in owners]
     convolution = [(backends.cudnn, "allow_tf32", (False,))] if with_cuda else []
     return [*convolution, (_MATMUL, "precision", ("highest",))]
 
@@ -65,22 +65,22 @@ class _Guard:
             self.changed.wait_for(lambda: not self.closed)
             self.inside.append(who)
             wrong = self._wrong()
-            self.before += [(place, name, value) for place, name, value, _ in wrong]
-            for place, name, _, exact in wrong:
-                setattr(place, name, exact)
+            self.before += [(owner, name, value) for owner, name, value, _ in wrong]
+            for owner, name, _, exact in wrong:
+                setattr(owner, name, exact)
 
     def _wrong(self) -> list[tuple[Any, str, Any, str | bool]]:
-        found = [(place, name, getattr(place, name), exact) for place, name, exact in _switches()]
-        return [(place, name, value, exact[0]) for place, name, value, exact in found if value not in exact]
+        switches = [(owner, name, getattr(owner, name), exact) for owner, name, exact in _switches()]
+        return [(owner, name, value, exact[0]) for owner, name, value, exact in switches if value not in exact]
 
     def leave(self, who: object) -> None:
         with self.changed:
             if who in self.inside:
                 self.inside.remove(who)
             while self.before and not self.inside:
-                place, name, value = self.before[-1]
-                if any(own is place and getattr(place, key) == exact[0] for own, key, exact in _switches()):
-                    setattr(place, name, value)
+                owner, name, value = self.before[-1]
+                if any(other is owner and getattr(owner, key) == exact[0] for other, key, exact in _switches()):
+                    setattr(owner, name, value)
                 self.before.pop()
             self.changed.notify_all()
 
@@ -140,16 +140,16 @@ def factor_units(device: str) -> tuple[float, float]:
         A relative error for convolutions and one for matrix products; 0 where factors are used as they are.
     """
     backends: Any = torch.backends
-    before = {(id(place), name): value for place, name, value in _GUARD.before} if _GUARD.inside else {}
+    before = {(id(owner), name): value for owner, name, value in _GUARD.before} if _GUARD.inside else {}
     if hasattr(backends.mkldnn, "matmul"):
-        places = (
+        owners = (
             (backends.mkldnn.conv, backends.mkldnn.matmul) if device == "cpu" else (backends.cudnn.conv, backends.cuda.matmul)
         )
-        found = [before.get((id(place), "fp32_precision"), place.fp32_precision) for place in places]
+        digits = [before.get((id(owner), "fp32_precision"), owner.fp32_precision) for owner in owners]
     else:
         conv = "tf32" if device != "cpu" and backends.cudnn.allow_tf32 else "ieee"
-        found = [conv, {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]]
-    first, second = ({"tf32": 2.0**-10, "bf16": 2.0**-8}.get(own, 0.0) for own in found)
+        digits = [conv, {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]]
+    first, second = ({"tf32": 2.0**-10, "bf16": 2.0**-8}.get(kind, 0.0) for kind in digits)
     return first, second
 
 
@@ -219,6 +219,6 @@ def recordable(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
-    if type(value) in {list, tuple} and any(isinstance(own, Tensor) and own.is_inference() for own in value):
+    if type(value) in {list, tuple} and any(isinstance(each, Tensor) and each.is_inference() for each in value):
         return type(value)(map(recordable, value))
     return value
