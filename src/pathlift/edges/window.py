@@ -189,9 +189,7 @@ class Taps(UnitEdges):
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest of each window, dimension by dimension."""
         for dim, table in self.tables.items():
-            padded = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim)
-            read = padded.index_select(dim, table.on(x.device).reshape(-1))
-            x = read.unflatten(dim, tuple(table.index.shape)).amax(dim + 1)
+            x = read(x, table.on(x.device), dim).amax(dim + 1)
         return x
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
@@ -200,6 +198,13 @@ class Taps(UnitEdges):
         for dim in reversed(self.tables):
             g = along(g, self._matrix(dim, g).T, dim)
         return g
+
+
+def read(x: Tensor, table: Tensor, dim: int, none: float = 0.0) -> Tensor:
+    """Put what a table of positions says in the place of dimension ``dim`` of x; the position after the last holds ``none``."""
+    padded = torch.cat([x, torch.full_like(x.narrow(dim, 0, 1), none)], dim)
+    out: Tensor = padded.index_select(dim, table.reshape(-1)).unflatten(dim, tuple(table.shape))
+    return out
 
 
 def along(x: Tensor, matrix: Tensor, dim: int) -> Tensor:

@@ -18,14 +18,14 @@ from pathlift.graph.layers import Bias, Connection, Layer
 from pathlift.graph.network import Network
 from pathlift.metric import perceptron
 from pathlift.metric.comparison import Comparison, compact
+from pathlift.metric.exact import norm_tracks
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.forward import WeightsOf, carried, placed, value_of, weighted
-from pathlift.passes.programs import NormProgram, Values, distance
-from pathlift.passes.propagate import in_forward_order, in_range, propagate
+from pathlift.passes.programs import Values, distance
+from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
-from pathlift.passes.tracks import Tracks
 
 
 class NotApplicableError(Exception):
@@ -46,10 +46,6 @@ def log10_of(value: Scaled | None) -> float:
 def log10_of_float(value: float) -> float:
     """Return log₁₀ of a bound, −inf for 0; inf for one that is no number."""
     return math.log10(value) if 0 < value < math.inf else (-math.inf if value == 0 else math.inf)
-
-
-def _norm(network: Network, values: Values, *, keep: bool = False) -> dict[str, Tracks]:
-    return in_range(lambda _: propagate(network, NormProgram(network, values, torch.float64), keep=keep), torch.float64, values)
 
 
 def _sum(network: Network, outputs: Mapping[str, Tensor]) -> float:
@@ -174,7 +170,7 @@ def theorem_f2(comparison: Comparison) -> float:
     if not comparison.changed:
         return -math.inf
     sides = (comparison.values, comparison.others)
-    masses = [_norm(network, values, keep=True) for values in sides]
+    masses = [norm_tracks(network, values, keep=True) for values in sides]
     signed = [weighted(values, dtype=torch.float64) for values in sides]
     ones = weighted(comparison.values, dtype=torch.float64, transform=torch.ones_like)
     blur = 2 * rounding_factor(network)
@@ -307,7 +303,7 @@ def lemma_4_3(comparison: Comparison) -> float:
     if not comparison.changed:
         return -math.inf
     sides = (comparison.values, comparison.others)
-    masses = [_norm(network, side, keep=True) for side in sides]
+    masses = [norm_tracks(network, side, keep=True) for side in sides]
     blur, distance = 2 * rounding_factor(network), -math.inf
     for layer in layers:
         source, last = network.layer[layer.connections[0].source], layer is layers[-1]

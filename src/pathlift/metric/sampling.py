@@ -23,6 +23,7 @@ from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import CommonGauge
+from pathlift.metric.outputs import times
 from pathlift.norm import LOG10_OF_2
 from pathlift.passes.characters import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
@@ -106,7 +107,7 @@ def estimated(
             variance += share**2 * second / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
     (value, log10), (low, log10_low), (high, log10_high) = (
-        _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
+        times(end, unit * LOG10_OF_2) for end in (means, max(means - half, 0.0), means + half)
     )
     return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples)
 
@@ -118,12 +119,6 @@ def _on(device: torch.device, source: torch.Generator | int) -> torch.Generator:
     if source.device.type == device.type:
         return source
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))
-
-
-def _in_units(value: float, unit: float) -> tuple[float, float]:
-    """Return value·2**unit, inf past float64's range, and log₁₀ of it."""
-    log10 = math.log10(value) + unit * LOG10_OF_2 if value > 0 else -math.inf
-    return (10.0**log10 if log10 < 308 else math.inf), log10
 
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
