@@ -190,3 +190,11 @@ def test_a_number_is_a_seed_wherever_something_is_drawn() -> None:
             source.get_state(), torch.Generator().manual_seed(7).get_state()
         )
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_made_in_inference_mode_are_taken_within_containers(models: tuple[nn.Module, nn.Module]) -> None:
+    with torch.inference_mode():
+        samples = as_taken(*(torch.ones((2, *shape)) for shape in FLAT))
+    network = pathlift.capture(models[0], SHAPES)
+    norms = pathlift.lipschitz.gradient_norms(network, samples)
+    assert torch.equal(norms, pathlift.lipschitz.gradient_norms(network, as_taken(*(torch.ones((2, *s)) for s in FLAT))))

@@ -131,7 +131,7 @@ def hessian_of(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, list[tup
     def loss(vector: Tensor) -> Tensor:
         parts = vector.split([shape.numel() for _, shape in names])
         state = {name: part.view(shape) for part, (name, shape) in zip(parts, names, strict=True)}
-        return batch.loss(torch.func.functional_call(model, state, batch.samples), batch.y)
+        return batch.loss(torch.func.functional_call(model, state, (batch.x,)), batch.y)
 
     gradient = torch.func.grad(loss)(flat)
     return gradient, torch.autograd.functional.hessian(loss, flat), names

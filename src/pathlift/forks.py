@@ -21,7 +21,7 @@ def in_child(afresh: Callable[[], None]) -> Callable[[], None]:
     return afresh
 
 
-class Held:
+class LockPerProcess:
     """Holds a lock between the threads of a process, another one in each forked child; for a module, which stays.
 
     Attributes:

@@ -27,6 +27,7 @@ from torch import Tensor
 from pathlift.edges.axis import Axis, full_axes
 from pathlift.edges.pattern import Pattern
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, computed
+from pathlift.precision import recordable
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,11 @@ class Edges(ABC):
             wanted.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            values = recordable(x).requires_grad_()
-            weight = None if w is None else recordable(w.full()).requires_grad_()
+            values = recordable(x).detach().requires_grad_()
+            weight = None if w is None else recordable(w.full()).detach().requires_grad_()
             out = self.sum(values, None if weight is None else computed(weight))
             wanted = ([values] if below else []) + ([weight] if share and weight is not None else [])
             slopes = list(torch.autograd.grad(out, wanted, g))
         to_below = slopes.pop(0) if below else None
         to_weight = slopes.pop(0) * weight.detach() if share and weight is not None else None
         return to_below, to_weight
-
-
-def recordable(x: Tensor) -> Tensor:
-    """Return the same values as a leaf of autograd; a tensor of inference mode has to be copied."""
-    return x.clone() if x.is_inference() else x.detach()

@@ -16,7 +16,7 @@ from pathlift.edges.base import Compact, Edges
 from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
-from pathlift.edges.window import along
+from pathlift.edges.window import along, read
 
 
 class Dense(Edges):
@@ -199,11 +199,11 @@ class AxisMap(Edges):
         columns = torch.argsort((~edges).to(torch.int8), dim=1, stable=True)[:, :taps]  # those of the edges come first
         there = edges.gather(1, columns)
         columns = torch.where(there, columns, 0)
-        read = torch.where(there, below.index[columns], below.count)
-        axis, first = classify(read, torch.where(there, self.matrix.gather(1, columns), 0.0))
+        classes = torch.where(there, below.index[columns], below.count)
+        axis, first = classify(classes, torch.where(there, self.matrix.gather(1, columns), 0.0))
         entries = Entries(Table(first), Table(columns[first]), Table(there[first]))
         result = (*axes[: self.dim], axis, *axes[self.dim + 1 :])
-        return Compact(WeightedTaps(self.dim, read[first], below.count), result, entries)
+        return Compact(WeightedTaps(self.dim, classes[first], below.count), result, entries)
 
     @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
@@ -232,9 +232,7 @@ class AxisMap(Edges):
         width = max(len(row) for row in rows)
         none = x.shape[self.dim]
         table = torch.stack([F.pad(row, (0, width - len(row)), value=none) for row in rows]).to(x.device)
-        padded = torch.cat([x, torch.full_like(x.narrow(self.dim, 0, 1), -math.inf)], self.dim)
-        read: Tensor = padded.index_select(self.dim, table.T.reshape(-1)).unflatten(self.dim, (width, len(rows)))
-        return read.movedim(self.dim, 0)
+        return read(x, table.T, self.dim, -math.inf).movedim(self.dim, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,8 +281,5 @@ class WeightedTaps(Edges):
     @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
-        padded = torch.cat([x, torch.zeros_like(x.narrow(self.dim, 0, 1))], self.dim)
-        read = padded.index_select(self.dim, self.table.on(x.device).reshape(-1)).unflatten(self.dim, tuple(w.shape))
-        weight = w.full()
-        out: Tensor = (read * weight.reshape(*weight.shape, *[1] * (x.dim() - self.dim - 1))).amax(self.dim + 1)
-        return out
+        weight = w.full().reshape(*w.shape, *[1] * (x.dim() - self.dim - 1))
+        return (read(x, self.table.on(x.device), self.dim) * weight).amax(self.dim + 1)

@@ -36,7 +36,6 @@ class Convolution(Edges):
     output_padding: tuple[int, ...]
     groups: int
     pad_before: tuple[int, ...] = ()
-    fresh = True
 
     @override
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
@@ -61,20 +60,20 @@ class Convolution(Edges):
 
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        places = tuple(self.sum(torch.empty(below, device="meta"), computed(torch.empty(weight, device="meta"))).shape[2:])
-        tables = [self._taps(dim, *sizes) for dim, sizes in enumerate(zip(places, weight[2:], strict=True))]
+        above = self.sum(torch.empty(below, device="meta"), computed(torch.empty(weight, device="meta"))).shape[2:]
+        tables = [self._taps(dim, *sizes) for dim, sizes in enumerate(zip(above, weight[2:], strict=True))]
         triples = tap_triples(tables, below[2:], below[0])
-        return convolution_pattern(below, weight, places, self.groups, transposed=self.transposed, triples=triples)
+        return convolution_pattern(below, weight, above, self.groups, transposed=self.transposed, triples=triples)
 
     def _taps(self, dim: int, outputs: int, kernel: int) -> Tensor:
         """Return the input position that each output position reads with each tap, shape (outputs, kernel); −1 for none."""
         stride, padding, dilation = self.stride[dim], self.padding[dim], self.dilation[dim]
-        places, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation
+        positions, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation
         if self.transposed:
-            shifted = places + padding - taps  # input position q writes to q·stride − padding + tap
+            shifted = positions + padding - taps  # input position q writes to q·stride − padding + tap
             return torch.where(shifted % stride == 0, shifted // stride, -1)
         before = self.pad_before[::-1][1::2] if self.pad_before else (0,) * len(self.stride)
-        return places * stride - padding - before[dim] + taps
+        return positions * stride - padding - before[dim] + taps
 
     @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
@@ -84,21 +83,21 @@ class Convolution(Edges):
     @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
-        windows, kernels, places = self._windows(x, w.full())
+        windows, kernels, above = self._windows(x, w.full())
         step = max(1, COLUMNS * 2 // max(1, kernels.numel() // self.groups))
         pieces = [
             torch.stack(
                 [(part[:, group, :, None] * kernels[group]).amax(-1) for group in range(self.groups)], 1
-            )  # batch, group, place, channel
+            )  # batch, group, position, channel
             for part in windows.split(step, 2)
         ]
-        return torch.cat(pieces, 2).transpose(2, 3).reshape(len(x), -1, *places)
+        return torch.cat(pieces, 2).transpose(2, 3).reshape(len(x), -1, *above)
 
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
         """One group and one channel above at a time."""
-        first, kernels, places = self._windows(x, w)
+        first, kernels, above = self._windows(x, w)
         second, others, _ = self._windows(y, z)
-        scale = ratio.reshape(len(x), self.groups, -1, math.prod(places))
+        scale = ratio.reshape(len(x), self.groups, -1, math.prod(above))
         out = torch.empty_like(scale)
         for group in range(self.groups):
             for channel in range(scale.shape[2]):
@@ -107,10 +106,10 @@ class Convolution(Edges):
         return out.reshape(ratio.shape)
 
     def _windows(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Return what each place reads and with which weights.
+        """Return what each position above reads and with which weights.
 
         Returns:
-            Windows (batch, group, place, antecedents), kernels (group, channel, antecedents), sizes of the places.
+            Windows (batch, group, position, antecedents), kernels (group, channel, antecedents), spatial shape above.
         """
         x = self._pad(x)
         stride, padding = self.stride, self.padding
@@ -122,10 +121,9 @@ class Convolution(Edges):
         for axis, (size, step, gap) in enumerate(zip(weight.shape[2:], stride, self.dilation, strict=True)):
             x = x.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
         batch, channels, *rest = x.shape
-        places = rest[: len(stride)]
         x = x.reshape(batch, self.groups, channels // self.groups, -1, weight[0, 0].numel()).transpose(2, 3)
         kernels = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-        return x.reshape(batch, self.groups, x.shape[2], -1), kernels, places
+        return x.reshape(batch, self.groups, x.shape[2], -1), kernels, rest[: len(stride)]
 
     @override
     def adjoint(
@@ -161,9 +159,9 @@ class Convolution(Edges):
             (size - 1) * step + 1 + more for size, step, more in zip(spatial, self.stride, self.output_padding, strict=True)
         ]
         stretched = x.new_zeros(*x.shape[:2], *sizes)
-        places: tuple[slice, ...] = (slice(None), slice(None))
-        places += tuple(slice(0, (size - 1) * step + 1, step) for size, step in zip(spatial, self.stride, strict=True))
-        stretched[places] = x
+        index = [slice(None), slice(None)]
+        index += [slice(0, (size - 1) * step + 1, step) for size, step in zip(spatial, self.stride, strict=True)]
+        stretched[tuple(index)] = x
         count = weight.shape[0] // self.groups
         kernels = weight.reshape(self.groups, count, *weight.shape[1:]).transpose(1, 2)
         kernels = kernels.reshape(-1, count, *weight.shape[2:]).flip(list(range(2, weight.dim())))

@@ -1,14 +1,14 @@
 """Convolutions between compact tensors: each class of positions reads its window once, then one matrix product.
 
 A convolution is a matrix product of the weights (channels above, channels below · taps) with columns (channels below · taps,
-places): column p holds what place p reads. Where positions below are stored by classes, so are places above, and a column is
-gathered once for each class of places: `through_taps` says, along each dimension, which classes these read.
+positions): column p holds what position p reads. Where positions below are stored by classes, so are those above, and a
+column is gathered once for each class of positions: `through_taps` says, along each dimension, which classes these read.
 
 Example: one dimension, kernel 3, padding 1, 224 equal positions below, stored as one value x. There are three classes of
-places: the left end reads (none, x, x), the right end (x, x, none), all others (x, x, x). So there are 3 columns instead of
+positions: the left end reads (none, x, x), the right end (x, x, none), all others (x, x, x). So there are 3 columns instead of
 224, whatever the size of the image. With two dimensions there are 3 · 3 classes, the pairs of one along each.
 
-The weights are read once, in blocks of rows that stay in a cache, and places are worked off in chunks whose columns do.
+The weights are read once, in blocks of rows that stay in a cache, and positions are worked off in chunks whose columns do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlift.edges.product import product, turned_product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
 
 FEW = 64
-"""Places up to which columns are turned round, to lie end to end, before they are multiplied in blocks of channels below."""
+"""Positions up to which columns are turned round, to lie end to end, before they are multiplied in blocks of channels below."""
 
 COLUMNS = 1 << 20
 """Positions are gathered in chunks of about this many elements, which stay in a cache."""
@@ -49,7 +49,7 @@ class GatheredConvolution(Edges):
         """
         self.groups = groups
         self.transposed = transposed
-        self.places = tuple(len(table) for table in tables)
+        self.spatial = tuple(len(table) for table in tables)
         self.below = math.prod(counts)
         self._index = joined_taps(tables, counts)
         self.taps, self.count = self._index.shape
@@ -60,12 +60,12 @@ class GatheredConvolution(Edges):
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
         triples = tap_triples([self._index.T], [self.below], 1)
-        return convolution_pattern(below, weight, self.places, self.groups, transposed=self.transposed, triples=triples)
+        return convolution_pattern(below, weight, self.spatial, self.groups, transposed=self.transposed, triples=triples)
 
-    # ---- columns: what places read
+    # ---- columns: what positions read
 
     def _positions(self, rows: int) -> list[tuple[slice, Table]]:
-        """Split the places above into chunks whose columns, ``rows`` high, fit a cache; at least 64 places each."""
+        """Split the positions above into chunks whose columns, ``rows`` high, fit a cache; at least 64 positions each."""
         if rows not in self._chunks:
             step = self.count if self.plain or torch.is_grad_enabled() else max(64, COLUMNS // max(rows, 1))
             self._chunks[rows] = [
@@ -80,7 +80,7 @@ class GatheredConvolution(Edges):
         return F.pad(flat, (0, 1)) if self.padded else flat
 
     def _columns(self, flat: Tensor, table: Table) -> Tensor:
-        """Return what the places of a chunk read: shape (channels, taps, places)."""
+        """Return what the positions of a chunk read: shape (channels, taps, positions)."""
         if self.plain:
             return flat.unsqueeze(1)
         index = table.on(flat.device)
@@ -133,7 +133,7 @@ class GatheredConvolution(Edges):
                 part = self._part(block, columns, rows, self._per_group(w.shape), product)
                 parts = [parts[0] + part] if self._adds and parts else [*parts, part]
             pieces.append(_side_by_side(parts, 0))
-        return _side_by_side(pieces, 1).view(1, -1, *self.places)
+        return _side_by_side(pieces, 1).view(1, -1, *self.spatial)
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
@@ -146,12 +146,12 @@ class GatheredConvolution(Edges):
             above = (self._by_antecedents if tall else self._by_rows)(columns, bundle, factors)
             for track, piece in above.items():
                 pieces.setdefault(track, []).append(piece)
-        return {track: _side_by_side(piece, 1).view(1, -1, *self.places) for track, piece in pieces.items()}
+        return {track: _side_by_side(piece, 1).view(1, -1, *self.spatial) for track, piece in pieces.items()}
 
     def _part(
         self, block: Tensor, columns: Tensor, rows: slice, per_group: int, multiply: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Return what a block of weights gives to a chunk of places: (channels above, places)."""
+        """Return what a block of weights gives to a chunk of positions: (channels above, positions)."""
         if self.groups == 1:
             return multiply(*self._matrix(block, columns, rows))
         _, matrices, read = self._matrices(block, columns, rows, per_group)
@@ -175,7 +175,7 @@ class GatheredConvolution(Edges):
     def _by_antecedents(
         self, columns: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]
     ) -> dict[int, Tensor]:
-        """Do the same in blocks of channels below: 0.85 of the time where there are more than a few places."""
+        """Do the same in blocks of channels below: 0.85 of the time where there are more than a few positions."""
         flat = {track: values.flatten(0, 1) for track, values in columns.items()}
         turned = {track: values.T.contiguous().T if values.shape[1] <= FEW else values for track, values in flat.items()}
         above: dict[int, Tensor] = {}
@@ -201,7 +201,7 @@ class GatheredConvolution(Edges):
             torch.stack([(matrices[group, :, :, None] * part[group, None]).amax(1) for group in range(self.groups)])
             for part in read.split(step, 2)
         ]
-        return torch.cat(pieces, 2).reshape(1, -1, *self.places)
+        return torch.cat(pieces, 2).reshape(1, -1, *self.spatial)
 
     # ---- back
 
@@ -214,9 +214,9 @@ class GatheredConvolution(Edges):
         to_flat = torch.zeros_like(flat) if below else None
         to_weight: Tensor | None = None
         go_back = self._back if self.groups == 1 else self._back_by_groups
-        for places, table in self._positions(x.shape[1] * self.taps):
+        for positions, table in self._positions(x.shape[1] * self.taps):
             columns = self._columns(flat, table).contiguous()
-            to_columns, shares = go_back(columns, w, above[:, places].contiguous(), below=below, share=share)
+            to_columns, shares = go_back(columns, w, above[:, positions].contiguous(), below=below, share=share)
             if to_flat is not None and to_columns is not None and self.plain:
                 to_flat = to_columns.view(to_flat.shape)
             elif to_flat is not None and to_columns is not None:
@@ -229,7 +229,7 @@ class GatheredConvolution(Edges):
         return to_flat, to_weight
 
     def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The adjoint for one chunk of places: to the columns, and to the weights."""
+        """The adjoint for one chunk of positions: to the columns, and to the weights."""
         # On the way back channels above are what is summed. So it is rows of channels above that give parts to be added, and
         # with ``transposed`` each block gives some channels below.
         to_weight = columns.new_empty(w.shape) if share else None
@@ -269,9 +269,9 @@ class GatheredConvolution(Edges):
 
 
 def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Return what each place reads with each tap of a kernel of several dimensions, from what it reads along each.
+    """Return what each position reads with each tap of a kernel of several dimensions, from what it reads along each.
 
-    Taps, places and entries of the flattened compact tensor are numbers of which each dimension gives one digit.
+    Taps, positions and entries of the flattened compact tensor are numbers of which each dimension gives one digit.
 
     Args:
         tables: For each dimension the classes that each output class reads, shape (outputs, taps); the number of classes
@@ -279,10 +279,10 @@ def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         counts: Number of classes below, for each dimension.
 
     Returns:
-        Entries of the flattened compact tensor, shape (taps, places); their number stands for "no neuron".
+        Entries of the flattened compact tensor, shape (taps, positions); their number stands for "no neuron".
 
     Example:
-        Two columns of the last dimension, each read by one place; two rows, of which the only place reads the second and
+        Two columns of the last dimension, each read by one position; two rows, of which the only position reads the second and
         nothing:
 
         >>> joined_taps([torch.tensor([[1, 2]]), torch.tensor([[0], [1]])], [2, 2]).tolist()
@@ -290,7 +290,7 @@ def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """
     index, there = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     for table, count in zip(tables, counts, strict=True):
-        digit = table.T  # (taps, places) of this dimension
+        digit = table.T  # (taps, positions) of this dimension
         shape = (len(index) * len(digit), -1)
         index = (index[:, None, :, None] * count + digit[None, :, None, :]).reshape(shape)
         there = (there[:, None, :, None] & (digit < count)[None, :, None, :]).reshape(shape)

@@ -1,12 +1,12 @@
 """Which weight stands on which edge: the one description of a weighted map that rescaling symmetries need (mathematics §7).
 
-Every weighted map is a stack of dense blocks. With the neurons below laid out as (groups, ins, places below), those above
-as (groups, outs, places above) and the weights as (groups, outs, ins, taps), weight [g, o, i, t] stands on the edge from
+Every weighted map is a stack of dense blocks. With the neurons below laid out as (groups, ins, positions below), those above
+as (groups, outs, positions above) and the weights as (groups, outs, ins, taps), weight [g, o, i, t] stands on the edge from
 [g, i, q] to [g, o, p] for each triple (t, q, p), and on no other.
 
 Example: a convolution of 2 channels into 4, of kernel 2 along 3 positions, in 2 groups. It has 1 channel below and 2 above
-in each group, so ins = 1, outs = 2, taps = 2, 3 places below, 2 above. Place p above reads place p + t below with tap t:
-the triples (t, q, p) are (0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 2, 1), the same for every group, out and in.
+in each group, so ins = 1, outs = 2, taps = 2, 3 positions below, 2 above. Position p above reads p + t below with tap t: the
+triples (t, q, p) are (0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 2, 1), the same for every group, out and in.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class Pattern:
     """See the head of this module.
 
     Attributes:
-        below: The neurons below as (groups, ins, places below).
-        above: The neurons above as (groups, outs, places above).
+        below: The neurons below as (groups, ins, positions below).
+        above: The neurons above as (groups, outs, positions above).
         weight: The weights as (groups, outs, ins, taps).
-        triples: Shape (triples, 3): tap, place below, place above.
+        triples: Shape (triples, 3): tap, position below, position above.
     """
 
     below: Layout
@@ -117,8 +117,8 @@ def product_pattern(
         both              yes          ins
         weight alone      no           outs
         weight alone      yes          taps: several weights on edges between the same two neurons
-        neurons alone     no           places, above and below
-        neurons alone     yes          merged places: neurons below that one above reads with the same weight
+        neurons alone     no           positions, above and below
+        neurons alone     yes          merged positions: neurons below that one above reads with the same weight
         ================  ===========  ======================================================================
 
     Args:
@@ -130,7 +130,7 @@ def product_pattern(
         The pattern.
 
     Example:
-        A linear layer, ``"bi,oi->bo"``, on 2 rows of 3 neurons: i is summed, o is the weight's, b are places. Weight [o, i]
+        A linear layer, ``"bi,oi->bo"``, on 2 rows of 3 neurons: i is summed, o is the weight's, b are positions. Weight [o, i]
         joins [i, b] to [o, b]:
 
         >>> pattern = product_pattern((2, 3), (4, 3), ("bi", "oi", "bo"))
@@ -147,26 +147,26 @@ def product_pattern(
     kept = set(names_above)
     groups, ins = _partition([letter for letter in size if letter in of_neurons & of_weight], kept)
     outs, taps = _partition([letter for letter in size if letter in of_weight - of_neurons], kept)
-    places, merged = _partition([letter for letter in size if letter in of_neurons - of_weight], kept)
+    positions, merged = _partition([letter for letter in size if letter in of_neurons - of_weight], kept)
 
     def count(part: Iterable[object]) -> int:
         return math.prod(size[letter] for letter in part)
 
-    def layout(names: Sequence[object], whole: Sequence[int], extents: set[object], *parts: list[object]) -> Layout:
+    def layout(names: Sequence[object], shape: Sequence[int], extents: set[object], *parts: list[object]) -> Layout:
         """Bring the dimensions of a tensor, those of size 1 at the end, into the order of the parts."""
         order = [letter for part in parts for letter in part if letter in extents]
         order += [letter for letter in names if letter not in order]
         sizes = tuple(size[letter] if letter in extents else 1 for letter in names)
-        return Layout(tuple(whole), sizes, tuple(list(names).index(letter) for letter in order), tuple(map(count, parts)))
+        return Layout(tuple(shape), sizes, tuple(list(names).index(letter) for letter in order), tuple(map(count, parts)))
 
-    tap, place = torch.meshgrid(
-        torch.arange(count(taps), device="cpu"), torch.arange(count(places + merged), device="cpu"), indexing="ij"
+    tap, position = torch.meshgrid(
+        torch.arange(count(taps), device="cpu"), torch.arange(count(positions + merged), device="cpu"), indexing="ij"
     )
     return Pattern(
-        layout(names_below, below, of_neurons, groups, ins, places + merged),
-        layout(names_above, [size[letter] for letter in names_above], kept, groups, outs, places),
+        layout(names_below, below, of_neurons, groups, ins, positions + merged),
+        layout(names_above, [size[letter] for letter in names_above], kept, groups, outs, positions),
         layout(names_weight, weight, of_weight, groups, outs, ins, taps),
-        torch.stack([tap.flatten(), place.flatten(), place.flatten() // count(merged)]).T,
+        torch.stack([tap.flatten(), position.flatten(), position.flatten() // count(merged)]).T,
     )
 
 
@@ -178,7 +178,7 @@ def _partition(letters: list[object], kept: set[object]) -> tuple[list[object], 
 def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) -> Tensor:
     """Return the triples of a windowed map from one table per spatial dimension.
 
-    Along several dimensions the edges are all combinations of one edge along each: taps, places below and places above are
+    Along several dimensions the edges are all combinations of one edge along each: taps, positions below and those above are
     numbers of which each dimension gives one digit, the last dimension the last.
 
     Args:
@@ -196,33 +196,33 @@ def tap_triples(tables: Sequence[Tensor], below: Sequence[int], batch: int = 1) 
         >>> tap_triples([torch.tensor([[0, 1], [1, 2]])], [3]).tolist()
         [[0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 2, 1]]
     """
-    tap, source, place = (torch.zeros(1, dtype=torch.long, device="cpu") for _ in range(3))
+    tap, source, position = (torch.zeros(1, dtype=torch.long, device="cpu") for _ in range(3))
     for table, size in zip(tables, below, strict=True):
-        reader, reading = torch.nonzero((table >= 0) & (table < size), as_tuple=True)  # places above, and their taps
+        reader, reading = torch.nonzero((table >= 0) & (table < size), as_tuple=True)  # positions above, and their taps
         tap = (tap[:, None] * table.shape[1] + reading).reshape(-1)
         source = (source[:, None] * size + table[reader, reading]).reshape(-1)
-        place = (place[:, None] * table.shape[0] + reader).reshape(-1)
+        position = (position[:, None] * table.shape[0] + reader).reshape(-1)
     count_below, count_above = math.prod(below), math.prod(table.shape[0] for table in tables)
     sample = torch.arange(batch, device="cpu")[:, None]
     return torch.stack([
         tap.expand(batch, -1).reshape(-1),
         (sample * count_below + source).reshape(-1),
-        (sample * count_above + place).reshape(-1),
+        (sample * count_above + position).reshape(-1),
     ]).T
 
 
 def convolution_pattern(
-    below: Sequence[int], weight: Sequence[int], places: Sequence[int], groups: int, *, transposed: bool, triples: Tensor
+    below: Sequence[int], weight: Sequence[int], above: Sequence[int], groups: int, *, transposed: bool, triples: Tensor
 ) -> Pattern:
     """Return the pattern of a convolution.
 
     Args:
         below: Shape of the neurons below, (batch, channels, …).
         weight: Shape of the weight.
-        places: Number of positions above, for each spatial dimension.
+        above: Number of positions above, for each spatial dimension.
         groups: Groups of channels.
         transposed: The weight has the channels below first, then those above in one group.
-        triples: Which taps read which places (`tap_triples`).
+        triples: Which taps read which positions (`tap_triples`).
 
     Returns:
         The pattern.
@@ -230,12 +230,17 @@ def convolution_pattern(
     batch, channels, *spatial = below
     ins, taps = channels // groups, math.prod(weight[2:])
     outs = weight[1] if transposed else weight[0] // groups
-    space, above = math.prod(spatial), math.prod(places)
+    space_below, space_above = math.prod(spatial), math.prod(above)
     kernel = Layout(tuple(weight), (groups, ins, outs, taps), (0, 2, 1, 3), (groups, outs, ins, taps))
     plain = Layout(tuple(weight), (groups, outs, ins, taps), (0, 1, 2, 3), (groups, outs, ins, taps))
     return Pattern(
-        Layout(tuple(below), (batch, groups, ins, space), (1, 2, 0, 3), (groups, ins, batch * space)),
-        Layout((batch, groups * outs, *places), (batch, groups, outs, above), (1, 2, 0, 3), (groups, outs, batch * above)),
+        Layout(tuple(below), (batch, groups, ins, space_below), (1, 2, 0, 3), (groups, ins, batch * space_below)),
+        Layout(
+            (batch, groups * outs, *above),
+            (batch, groups, outs, space_above),
+            (1, 2, 0, 3),
+            (groups, outs, batch * space_above),
+        ),
         kernel if transposed else plain,
         triples,
     )

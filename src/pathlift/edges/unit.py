@@ -14,10 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from pathlift.edges.axis import Axis, Table, full_axes
-from pathlift.edges.base import Compact, Edges, recordable
+from pathlift.edges.base import Compact, Edges
 from pathlift.edges.chain import Chain
 from pathlift.edges.pattern import Pattern, product_pattern
 from pathlift.edges.weights import Weights
+from pathlift.precision import recordable
 
 
 class UnitEdges(Edges):
@@ -61,8 +62,8 @@ class UnitEdges(Edges):
             One number per neuron below.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            weight = recordable(x).requires_grad_()
-            (out,) = torch.autograd.grad(self.gather(weight), [weight], g)
+            values = recordable(x).detach().requires_grad_()
+            (out,) = torch.autograd.grad(self.gather(values), [values], g)
         return out
 
     @override

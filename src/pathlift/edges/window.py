@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,6 @@ class Reduce(UnitEdges):
 
     dims: tuple[int, ...]
     keepdim: bool
-    fresh = True
 
     def gather(self, x: Tensor) -> Tensor:
         """Sum over the dimensions."""
@@ -49,7 +48,7 @@ class Reduce(UnitEdges):
         ]
         if counts is None:
             return Compact(self, tuple(kept))
-        return Compact(Counted(self.dims, keepdim=self.keepdim, counts=counts), tuple(kept))
+        return Compact(Counted(self, counts), tuple(kept))
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ class Window(UnitEdges):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     extra: tuple[int, ...]
-    fresh = True
 
     def gather(self, x: Tensor) -> Tensor:
         """Sum over each window, one dimension after the other."""
@@ -110,42 +108,50 @@ class Window(UnitEdges):
             index[dim] = slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride)
             yield x[tuple(index)]
 
-    @override
-    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
-        first = len(axes) - len(self.kernel)
-        result, tables, counts = list(axes), {}, {}
-        for dim, (kernel, stride, padding, dilation) in enumerate(
-            zip(self.kernel, self.stride, self.padding, self.dilation, strict=True), first
-        ):
-            starts = torch.arange(out[dim]) * stride - padding
-            taps = starts[:, None] + dilation * torch.arange(kernel)
-            result[dim], tables[dim] = through_taps(axes[dim], taps)
-            counts[dim] = axes[dim].count
-        return Compact(Taps(tables, counts), tuple(result))
-
-
-class Counted(UnitEdges):
-    """A sum over the dimensions ``dims`` where each entry counts several times."""
-
-    def __init__(self, dims: tuple[int, ...], *, keepdim: bool, counts: Tensor) -> None:
-        """Describe the map.
+    def reads(self, above: Sequence[int]) -> dict[int, Tensor]:
+        """Return the positions below that the positions above read, dimension by dimension.
 
         Args:
-            dims: Dimensions to sum over.
-            keepdim: Keep them with size 1.
-            counts: How often each entry counts; broadcasts against x.
+            above: Shape of the neurons above.
+
+        Returns:
+            Dimension to positions, shape (positions above, taps); those outside hold no neuron.
         """
-        self.dims = dims
-        self.keepdim = keepdim
-        self.counts = counts
+        dims = range(len(above) - len(self.kernel), len(above))
+        options = zip(dims, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return {
+            dim: (torch.arange(above[dim], device="cpu") * stride - padding)[:, None]
+            + dilation * torch.arange(kernel, device="cpu")
+            for dim, kernel, stride, padding, dilation in options
+        }
+
+    @override
+    def compact_unit(self, axes: tuple[Axis, ...], out: tuple[int, ...]) -> Compact:
+        result, tables = list(axes), {}
+        for dim, taps in self.reads(out).items():
+            result[dim], tables[dim] = through_taps(axes[dim], taps)
+        return Compact(Taps(tables, {dim: axes[dim].count for dim in tables}), tuple(result))
+
+
+@dataclass(frozen=True, eq=False)
+class Counted(UnitEdges):
+    """A sum over dimensions where each entry counts several times.
+
+    Attributes:
+        pool: The sum where each counts once.
+        counts: How often each entry counts; broadcasts against x.
+    """
+
+    pool: Reduce
+    counts: Tensor
 
     def gather(self, x: Tensor) -> Tensor:
         """Sum."""
-        return (x * self.counts.to(x.device, x.dtype)).sum(self.dims, keepdim=self.keepdim)
+        return self.pool.gather(x * self.counts.to(x.device, x.dtype))
 
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest."""
-        return x.amax(self.dims, keepdim=self.keepdim)
+        return self.pool.gather_max(x)
 
 
 class Taps(UnitEdges):
@@ -183,9 +189,7 @@ class Taps(UnitEdges):
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest of each window, dimension by dimension."""
         for dim, table in self.tables.items():
-            padded = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim)
-            read = padded.index_select(dim, table.on(x.device).reshape(-1))
-            x = read.unflatten(dim, tuple(table.index.shape)).amax(dim + 1)
+            x = read(x, table.on(x.device), dim).amax(dim + 1)
         return x
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
@@ -194,6 +198,13 @@ class Taps(UnitEdges):
         for dim in reversed(self.tables):
             g = along(g, self._matrix(dim, g).T, dim)
         return g
+
+
+def read(x: Tensor, table: Tensor, dim: int, none: float = 0.0) -> Tensor:
+    """Put what a table of positions says in the place of dimension ``dim`` of x; the position after the last holds ``none``."""
+    padded = torch.cat([x, torch.full_like(x.narrow(dim, 0, 1), none)], dim)
+    out: Tensor = padded.index_select(dim, table.reshape(-1)).unflatten(dim, tuple(table.shape))
+    return out
 
 
 def along(x: Tensor, matrix: Tensor, dim: int) -> Tensor:

@@ -212,15 +212,14 @@ def compact(comparison: Comparison) -> Comparison:
     """
     network = compacted(comparison.network)
     rearranged = network.values()
-    values = {weight: comparison.values.get(weight, value) for weight, value in rearranged.items()}
-    others = (
-        None
-        if comparison.others is None
-        else {weight: comparison.others.get(weight, value) for weight, value in rearranged.items()}
-    )
+
+    def completed(values: Values, rest: Values = rearranged) -> Values:
+        return {weight: values.get(weight, value) for weight, value in rest.items()}
+
+    values = completed(comparison.values)
+    others = None if comparison.others is None else completed(comparison.others)
     box = comparison.box
     if box is not None:
-        lower = {weight: box.lower.get(weight, value.double()) for weight, value in rearranged.items()}
-        upper = {weight: box.upper.get(weight, value.double()) for weight, value in rearranged.items()}
-        box = Box(lower, upper, box.cancelled)
+        wide = {weight: value.double() for weight, value in rearranged.items()}
+        box = Box(completed(box.lower, wide), completed(box.upper, wide), box.cancelled)
     return Comparison(network, values, others, box, comparison.roundings, comparison.computed)

@@ -13,7 +13,7 @@ from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.backward import sum_of_outputs
-from pathlift.passes.programs import ORDERED, DifferenceProgram, Values
+from pathlift.passes.programs import ORDERED, DifferenceProgram, NormProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled
 from pathlift.passes.squares import InnerProgram, SquaredDifferenceProgram
@@ -62,14 +62,14 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for one, two in pairs:
-        one, two = one.to(dtype), two.to(dtype)
-        if torch.equal(one, two):
+    for a, b in pairs:
+        a, b = a.to(dtype), b.to(dtype)
+        if torch.equal(a, b):
             continue
         different = True
-        step = one - two  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
-        above = above or bool((step * one.sign()).amax() > 0)
-        below = below or bool((step * two.sign()).amin() < 0)
+        step = a - b  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
+        above = above or bool((step * a.sign()).amax() > 0)
+        below = below or bool((step * b.sign()).amin() < 0)
         if above and below:
             break
     return above, below, different
@@ -130,6 +130,12 @@ def ordered_difference(network: Network, larger: Values, smaller: Values, change
         return propagate(network, DifferenceProgram(network, larger, smaller, dtype, changed, through=ORDERED))
 
     return in_range(attempt, torch.float64, larger, smaller, memory=network.memory("path_metric"))
+
+
+def norm_tracks(network: Network, values: Values, *, q: float = 1.0, keep: bool = False) -> dict[str, Tracks]:
+    """Compute the path-norm's one track in float64, of the outputs or, to ``keep``, of every layer."""
+    program = NormProgram(network, values, torch.float64, q=q)
+    return in_range(lambda _: propagate(network, program, keep=keep), torch.float64, values)
 
 
 def squared_difference(network: Network, values: Values, other: Values) -> tuple[Scaled | None, ...]:

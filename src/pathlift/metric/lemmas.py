@@ -18,14 +18,14 @@ from pathlift.graph.layers import Bias, Connection, Layer
 from pathlift.graph.network import Network
 from pathlift.metric import perceptron
 from pathlift.metric.comparison import Comparison, compact
+from pathlift.metric.exact import norm_tracks
 from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.forward import WeightsOf, carried, placed, value_of, weighted
-from pathlift.passes.programs import NormProgram, Values, distance
-from pathlift.passes.propagate import in_forward_order, in_range, propagate
+from pathlift.passes.programs import Values, distance
+from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import fan_in, rounding_factor
 from pathlift.passes.scaled import Scaled, total
-from pathlift.passes.tracks import Tracks
 
 
 class NotApplicableError(Exception):
@@ -46,10 +46,6 @@ def log10_of(value: Scaled | None) -> float:
 def log10_of_float(value: float) -> float:
     """Return log₁₀ of a bound, −inf for 0; inf for one that is no number."""
     return math.log10(value) if 0 < value < math.inf else (-math.inf if value == 0 else math.inf)
-
-
-def _norm(network: Network, values: Values, *, keep: bool = False) -> dict[str, Tracks]:
-    return in_range(lambda _: propagate(network, NormProgram(network, values, torch.float64), keep=keep), torch.float64, values)
 
 
 def _sum(network: Network, outputs: Mapping[str, Tensor]) -> float:
@@ -93,7 +89,7 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
             bias = torch.ones(layer.shape, dtype=torch.float64, device=network.device)
             return torch.zeros_like(bias), bias
         least = LEAST * fan_in(network)[layer.name]  # what may have fallen below the range
-        mass = _carried(layer, {name: own[1] for name, own in below.items()}, others) + least
+        mass = _carried(layer, {name: size for name, (_, size) in below.items()}, others) + least
         changes = [_placed(bias, gaps(bias.weight)) for bias in layer.biases]
         if not layer.connections:
             return sum(changes, torch.zeros_like(mass)), mass
@@ -107,8 +103,7 @@ def _f1(comparison: Comparison, first: Values, second: Values) -> float:
         heaviest = _over(layer, lambda connection: _largest(connection, below[connection.source][1], ones), torch.maximum)
         return norm * farthest + change * heaviest + sum(changes, torch.zeros_like(mass)) + least, mass
 
-    found = in_forward_order(network, step)
-    return _sum(network, {name: own[0] for name, own in found.items()})
+    return _sum(network, {name: change for name, (change, _) in in_forward_order(network, step).items()})
 
 
 def _weight(connection: Connection, weights_of: WeightsOf) -> Weights | None:
@@ -121,7 +116,7 @@ def _placed(bias: Bias, weights: Weights | None) -> Tensor:
 
 
 def _carried(layer: Layer, below: Mapping[str, Tensor], weights_of: WeightsOf) -> Tensor:
-    return carried(layer, {name: own.unsqueeze(0) for name, own in below.items()}, weights_of, biases=weights_of)[0]
+    return carried(layer, {name: x.unsqueeze(0) for name, x in below.items()}, weights_of, biases=weights_of)[0]
 
 
 def _largest(connection: Connection, x: Tensor, ones: WeightsOf) -> Tensor:
@@ -141,8 +136,8 @@ def _over(layer: Layer, piece: Callable[[Connection], Tensor], combine: Callable
     if layer.concat is not None:
         return torch.cat(
             [
-                piece(connection).expand(layer.concat.shape(place, layer.shape))
-                for place, connection in enumerate(layer.connections)
+                piece(connection).expand(layer.concat.shape(number, layer.shape))
+                for number, connection in enumerate(layer.connections)
             ],
             layer.concat.dim,
         )
@@ -175,15 +170,15 @@ def theorem_f2(comparison: Comparison) -> float:
     if not comparison.changed:
         return -math.inf
     sides = (comparison.values, comparison.others)
-    masses = [_norm(network, own, keep=True) for own in sides]
-    signed = [weighted(own, dtype=torch.float64) for own in sides]
+    masses = [norm_tracks(network, values, keep=True) for values in sides]
+    signed = [weighted(values, dtype=torch.float64) for values in sides]
     ones = weighted(comparison.values, dtype=torch.float64, transform=torch.ones_like)
     blur = 2 * rounding_factor(network)
     tops, ends = [0.0], []
 
     def step(layer: Layer, below: Mapping[str, Tensor]) -> Tensor:
         """Return the largest sum of changes on a path that ends here."""
-        own = [_Mass.of(layer, found[layer.name][0]) for found in masses]
+        above = [_Mass.of(layer, tracks[layer.name][0]) for tracks in masses]
         if layer.kind == "input":
             return torch.zeros(layer.shape, dtype=torch.float64, device=network.device)
         is_output = layer.name in network.outputs
@@ -193,22 +188,25 @@ def theorem_f2(comparison: Comparison) -> float:
                 layer.shape
             )
         # in units of the exponent of A(v) for outputs, of 1 for normalised neurons
-        scales = [mass.tensor if not is_output else torch.ones_like(mass.tensor) for mass in own]
+        scales = [mass.tensor if not is_output else torch.ones_like(mass.tensor) for mass in above]
         scales = [torch.where(scale > 0, scale, 1.0) for scale in scales]
         if is_output:
-            scales[1] = scales[1] * _shifted(own[0].exponent - own[1].exponent)
+            scales[1] = scales[1] * _shifted(above[0].exponent - above[1].exponent)
         change = _normalised_change(
             layer,
-            [{t.source: _Mass.of(network.layer[t.source], found[t.source][0]) for t in layer.connections} for found in masses],
-            own,
+            [
+                {t.source: _Mass.of(network.layer[t.source], tracks[t.source][0]) for t in layer.connections}
+                for tracks in masses
+            ],
+            above,
             signed,
             scales,
         )
         if is_output:
-            slack = own[0].tensor + own[1].tensor * _shifted(own[1].exponent - own[0].exponent)
+            slack = above[0].tensor + above[1].tensor * _shifted(above[1].exponent - above[0].exponent)
             count = layer.multiplicity(network.device)
-            whole = change + blur * slack + LEAST * fan_in(network)[layer.name]
-            ends.append(Scaled((whole if count is None else whole * count).sum(), own[0].exponent))
+            per_neuron = change + blur * slack + LEAST * fan_in(network)[layer.name]
+            ends.append(Scaled((per_neuron if count is None else per_neuron * count).sum(), above[0].exponent))
             tops.append(float(path.max()))
             return path
         return path + change + blur
@@ -217,9 +215,9 @@ def theorem_f2(comparison: Comparison) -> float:
         in_forward_order(network, step)
     except NotImplementedError as error:
         raise NotApplicableError(f"The edges of an operator ({error}) are not listed one by one.") from error
-    least = min(log10_of(sum_of_outputs(network, found)) for found in masses)
-    found = log10_of(total(ends, fresh=False)[0])
-    return log10_sum(found, least + log10_of_float(max(tops))) + math.log10(1.0 + 4 * blur)
+    least = min(log10_of(sum_of_outputs(network, tracks)) for tracks in masses)
+    at_outputs = log10_of(total(ends, fresh=False)[0])
+    return log10_sum(at_outputs, least + log10_of_float(max(tops))) + math.log10(1.0 + 4 * blur)
 
 
 @dataclass(frozen=True)
@@ -247,14 +245,14 @@ def _shifted(exponent: float) -> float:
 def _normalised_change(
     layer: Layer,
     below: Sequence[Mapping[str, _Mass]],
-    own: Sequence[_Mass],
+    above: Sequence[_Mass],
     signed: Sequence[WeightsOf],
     scales: list[Tensor],
 ) -> Tensor:
     """Return ‖ΔN(v)‖₁ + |Δb̃(v)| for each neuron of a layer, edge by edge."""
     ratio, offset = scales[0] / scales[1], 0
 
-    def one(connection: Connection) -> Tensor:
+    def piece(connection: Connection) -> Tensor:
         nonlocal offset
         part = ratio
         if layer.concat is not None:
@@ -266,14 +264,14 @@ def _normalised_change(
         ]
         x, y = (
             masses[connection.source].tensor * _shifted(masses[connection.source].exponent - mass.exponent)
-            for masses, mass in zip(below, own, strict=True)
+            for masses, mass in zip(below, above, strict=True)
         )
         return connection.edges.gap(x, weights[0], y, weights[1], part)
 
-    out = _over(layer, one, torch.add) if layer.connections else torch.zeros_like(ratio)
+    out = _over(layer, piece, torch.add) if layer.connections else torch.zeros_like(ratio)
     for bias in layer.biases:
         first, second = (
-            _placed(bias, weights(bias.weight)) * _shifted(-mass.exponent) for weights, mass in zip(signed, own, strict=True)
+            _placed(bias, weights(bias.weight)) * _shifted(-mass.exponent) for weights, mass in zip(signed, above, strict=True)
         )
         out = out + (first - ratio * second).abs()
     return out / scales[0]
@@ -297,7 +295,7 @@ def lemma_4_3(comparison: Comparison) -> float:
     Raises:
         NotApplicableError: The path activations of two layers differ by more than the range of float64.
     """
-    own = perceptron.layered(comparison)
+    sizes = perceptron.layered(comparison)
     layers = perceptron.layers_of(comparison.network)
     assert isinstance(layers, list)
     assert comparison.others is not None
@@ -305,14 +303,12 @@ def lemma_4_3(comparison: Comparison) -> float:
     if not comparison.changed:
         return -math.inf
     sides = (comparison.values, comparison.others)
-    masses = [_norm(network, side, keep=True) for side in sides]
+    masses = [norm_tracks(network, side, keep=True) for side in sides]
     blur, distance = 2 * rounding_factor(network), -math.inf
-    for place, layer in enumerate(layers):
-        above = [_Mass.of(layer, found[layer.name][0]) for found in masses]
-        below = [
-            _Mass.of(network.layer[layer.connections[0].source], found[layer.connections[0].source][0]) for found in masses
-        ]
-        last = place == len(layers) - 1
+    for layer in layers:
+        source, last = network.layer[layer.connections[0].source], layer is layers[-1]
+        above = [_Mass.of(layer, tracks[layer.name][0]) for tracks in masses]
+        below = [_Mass.of(source, tracks[source.name][0]) for tracks in masses]
         rows = []
         for side, low, high in zip(sides, below, above, strict=True):
             weights = [layer.connections[0].weight, *(bias.weight for bias in layer.biases)]
@@ -325,9 +321,9 @@ def lemma_4_3(comparison: Comparison) -> float:
         second = rows[1] * _shifted(above[1].exponent - above[0].exponent) if last else rows[1]
         gaps = (rows[0] - second).abs() + blur * (rows[0].abs() + second.abs()) + LEAST
         distance = max(distance, log10_of(Scaled(gaps.amax(), exponent)))
-    width = own.width + 1
-    least = min(log10_of(sum_of_outputs(network, found)) for found in masses)
-    return log10_sum(math.log10(width**2), least + math.log10(own.depth * width)) + distance + math.log10(1.0 + 4 * blur)
+    width = sizes.width + 1
+    least = min(log10_of(sum_of_outputs(network, tracks)) for tracks in masses)
+    return log10_sum(math.log10(width**2), least + math.log10(sizes.depth * width)) + distance + math.log10(1.0 + 4 * blur)
 
 
 def lemma_4_4(comparison: Comparison) -> float:

@@ -22,15 +22,15 @@ from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.bracket import Bracket, Step, bracketed, quotient
 from pathlift.metric.common_gauge import CommonGauge, in_common_gauge
-from pathlift.metric.exact import checked_pair, differing, ordered_difference, squared_difference, unequal
-from pathlift.metric.outputs import expanded, multiplicities, per_output
+from pathlift.metric.exact import checked_pair, differing, norm_tracks, ordered_difference, squared_difference, unequal
+from pathlift.metric.outputs import expanded, multiplicities, per_output, times
 from pathlift.metric.sampling import Estimate, estimated
 from pathlift.metric.standing import REMEDY, Standing, standing
 from pathlift.norm import LOG10_OF_2, to_float
 from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.intervals import unrounded
-from pathlift.passes.programs import NormProgram, Values
-from pathlift.passes.propagate import blame, in_range, propagate
+from pathlift.passes.programs import Values
+from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor, weights_factor
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
@@ -387,9 +387,9 @@ def _plain(log2: float, side: int) -> tuple[float, float]:
     if log2 == -math.inf:
         return 0.0, -math.inf
     log2 += side * BLUR * (1 + abs(log2))
-    whole = math.floor(log2)
+    exponent = math.floor(log2)
     return _outward(
-        *to_float(Scaled(torch.tensor(2.0 ** (log2 - whole), dtype=torch.float64, device="cpu"), float(whole))), side
+        *to_float(Scaled(torch.tensor(2.0 ** (log2 - exponent), dtype=torch.float64, device="cpu"), float(exponent))), side
     )
 
 
@@ -418,21 +418,21 @@ def _l2(network: Network, values: Values, other: AlignedWeights) -> PathMetric:
     """Return ‖Φ(θ)−Φ(θ')‖₂ with its rounding error: of the sums, and of the weights of θ' in the gauge of θ."""
     if other.values is values or not (unequal(values, other.values) or other.roundings):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=0)
-    squared, magnitude, own = (_root(part) for part in squared_difference(network, values, other.values))
-    unit = max(magnitude, own)
+    squared, magnitude, norm = (_root(part) for part in squared_difference(network, values, other.values))
+    unit = max(magnitude, norm)
     if math.isinf(unit):  # one of both has no paths
-        unit = magnitude = squared = _root(_squares(network, other.values))
+        unit = magnitude = squared = _root(sum_of_outputs(network, norm_tracks(network, other.values, q=2.0)))
     if math.isinf(unit):
         return PathMetric(0.0, 0.0, True, 0.0, -math.inf, -math.inf, "l2 tracks", 2.0, passes=11)
-    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, own))
+    square, error, size = (100.0 ** (part - unit) for part in (squared, magnitude, norm))
     error, spoilt = rounding_factor(network) * error, 2 * (math.sqrt(size) + math.sqrt(error))
     slack = (lifting_error(network, other.roundings) + UNDERFLOW) * spoilt
     low, high = math.sqrt(max(square - error, 0.0)) - slack, math.sqrt(square + error) + slack
     (lower, log10_lower), (upper, log10_upper) = (
-        _outward(*_times(end * (1 + side * OFF), unit), side) for end, side in ((max(low, 0.0), -1), (high, 1))
+        _outward(*times(end * (1 + side * OFF), unit), side) for end, side in ((max(low, 0.0), -1), (high, 1))
     )
     exact = high - low <= KNOWN * high
-    value = _times(math.sqrt(square), unit)[0] if exact else math.nan
+    value = times(math.sqrt(square), unit)[0] if exact else math.nan
     return PathMetric(lower, upper, exact, value, log10_lower, log10_upper, "l2 tracks", 2.0, "l2 tracks", "l2 tracks", 11)
 
 
@@ -450,19 +450,6 @@ KNOWN = 1e-6
 
 OFF = 1e-12
 """What powers of ten lose to rounding."""
-
-
-def _times(number: float, unit: float) -> tuple[float, float]:
-    """Return number·10**unit, inf past float64's range, and log₁₀ of it."""
-    log10 = math.log10(number) + unit if number > 0 else -math.inf
-    return (10.0**log10 if log10 < 308 else math.inf), log10
-
-
-def _squares(network: Network, values: Values) -> Scaled | None:
-    def attempt(_: torch.dtype) -> Scaled | None:
-        return sum_of_outputs(network, propagate(network, NormProgram(network, values, torch.float64, q=2.0)))
-
-    return in_range(attempt, torch.float64, values)
 
 
 __all__ = ["Estimate", "PathMetric", "Step", "path_metric"]

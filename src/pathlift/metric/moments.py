@@ -109,8 +109,8 @@ class _Further(Moments):
 
     def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
         """See `Moments.of`."""
-        found = super().of(weight, a, b, *extras)
-        return [found[0], *found[(self.above // 2 + 1) ** 2 :]]  # 1 + 3 + 5 + … characters up to M_k are (k/2 + 1)²
+        characters = super().of(weight, a, b, *extras)
+        return [characters[0], *characters[(self.above // 2 + 1) ** 2 :]]  # 1 + 3 + 5 + … characters up to M_k are (k/2 + 1)²
 
 
 def moment_sums(pair: CommonGauge, highest: int, g: ComparisonWeights, *, above: int = -1) -> tuple[dict[int, Sum], int]:

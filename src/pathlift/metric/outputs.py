@@ -59,6 +59,12 @@ def log2_sum(values: Tensor, count: Tensor) -> float:
     return math.log2(float((count * torch.exp2(values - top)).sum())) + top
 
 
+def times(number: float, unit: float) -> tuple[float, float]:
+    """Return number·10**unit, inf past float64's range, and log₁₀ of it."""
+    log10 = math.log10(number) + unit if number > 0 else -math.inf
+    return (10.0**log10 if log10 < 308 else math.inf), log10
+
+
 def expanded(network: Network, values: Tensor) -> Tensor:
     """Return one entry per output neuron: of the output's shape, or flat over all when there are several outputs.
 

@@ -17,6 +17,7 @@ from pathlift.arguments import public
 from pathlift.errors import UnsupportedModelError
 from pathlift.graph.network import Network
 from pathlift.metric.comparison import Comparison, compact, compared_with
+from pathlift.metric.exact import norm_tracks
 from pathlift.metric.lemmas import (
     NotApplicableError,
     lemma_4_3,
@@ -29,9 +30,8 @@ from pathlift.metric.lemmas import (
 )
 from pathlift.metric.metric import path_metric
 from pathlift.metric.pivot import three_step
-from pathlift.norm import to_float
 from pathlift.passes.backward import sum_of_outputs
-from pathlift.passes.programs import TELESCOPING, DifferenceProgram, NormProgram, Values
+from pathlift.passes.programs import TELESCOPING, DifferenceProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import Scaled
@@ -146,13 +146,7 @@ def _rounding_of_gauge(comparison: Comparison) -> float:
         return -math.inf
     thin = compact(comparison)
     assert thin.others is not None
-    others = thin.others
-
-    def attempt(_: torch.dtype) -> Scaled | None:
-        tracks = propagate(thin.network, NormProgram(thin.network, others, torch.float64))
-        return sum_of_outputs(thin.network, tracks)
-
-    return log10_of(in_range(attempt, torch.float64, others)) + math.log10(part)
+    return log10_of(sum_of_outputs(thin.network, norm_tracks(thin.network, thin.others))) + math.log10(part)
 
 
 def _sum_in_three_steps(comparison: Comparison) -> float:
@@ -166,11 +160,11 @@ def _telescoping(comparison: Comparison) -> float:
     assert thin.others is not None
     orders = [(thin.values, thin.others), (thin.others, thin.values)]
 
-    def one(first: Values, second: Values) -> float:
+    def log10(first: Values, second: Values) -> float:
         def attempt(_: torch.dtype) -> Scaled | None:
             program = DifferenceProgram(thin.network, first, second, torch.float64, thin.changed, through=TELESCOPING)
             return sum_of_outputs(thin.network, propagate(thin.network, program), 1)
 
-        return to_float(in_range(attempt, torch.float64, first, second))[1]
+        return log10_of(in_range(attempt, torch.float64, first, second))
 
-    return min(one(*order) for order in orders) + math.log10(1.0 + rounding_factor(thin.network))
+    return min(log10(*order) for order in orders) + math.log10(1.0 + rounding_factor(thin.network))

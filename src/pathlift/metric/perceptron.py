@@ -56,9 +56,9 @@ def layers_of(network: Network) -> list[Layer] | Layer:
     """
     layers: list[Layer] = []
     below = network.layers[0].name
-    for place, layer in enumerate(network.layers):
+    for number, layer in enumerate(network.layers):
         if layer.kind == "input":
-            if place > 0 or len(layer.shape) != 2:
+            if number > 0 or len(layer.shape) != 2:
                 return layer
             continue
         if len(layer.connections) != 1 or layer.connections[0].source != below or layer.concat is not None:
@@ -95,8 +95,8 @@ def layered(comparison: Comparison) -> Layered:
     width = max(comparison.network.layers[0].shape[-1], *(layer.shape[-1] for layer in layers))
     for layer in layers:
         weights = [layer.connections[0].weight, *(bias.weight for bias in layer.biases)]
-        for found in (comparison.values, comparison.most):
-            sizes = [widen(found[weight]).double().abs().reshape(layer.shape[-1], -1).sum(1) for weight in weights if weight]
+        for values in (comparison.values, comparison.most):
+            sizes = [widen(values[weight]).double().abs().reshape(layer.shape[-1], -1).sum(1) for weight in weights if weight]
             radius = max(radius, float(torch.stack(sizes).sum(0).max()))
     gaps = [torch.zeros(1, dtype=torch.float64, device="cpu")]
     for weight in comparison.values:

@@ -37,7 +37,7 @@ def difference(
         (samples, outputs) or (outputs,), rounded up.
     """
     lead = () if feed is None else (len(next(iter(feed.values()))),)
-    whole = torch.zeros((*lead, output_count(comparison.network)), dtype=torch.float64, device=comparison.network.device)
+    total = torch.zeros((*lead, output_count(comparison.network)), dtype=torch.float64, device=comparison.network.device)
     for first, second, changed in comparison.halves:
 
         def make(
@@ -55,8 +55,8 @@ def difference(
                 through=comparison.through,
             )
 
-        whole = whole + rounded_up(comparison.network, make, 1, first, second)
-    return whole
+        total = total + rounded_up(comparison.network, make, 1, first, second)
+    return total
 
 
 def three_step(comparison: Comparison, feed: Mapping[str, Tensor]) -> Tensor:
@@ -82,9 +82,9 @@ def three_step(comparison: Comparison, feed: Mapping[str, Tensor]) -> Tensor:
         for side in (comparison.values, comparison.others)
     ]
     outer = [
-        Comparison(network, side, own, None) for side, own in zip((comparison.values, comparison.others), middle, strict=True)
+        Comparison(network, side, kept, None) for side, kept in zip((comparison.values, comparison.others), middle, strict=True)
     ]
-    whole = sum((difference(own, feed) for own in outer), torch.zeros((), dtype=torch.float64, device="cpu"))
+    total = sum((difference(step, feed) for step in outer), torch.zeros((), dtype=torch.float64, device="cpu"))
     changed = Comparison(network, middle[0], middle[1], None).changed
 
     def attempt(_: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -92,19 +92,19 @@ def three_step(comparison: Comparison, feed: Mapping[str, Tensor]) -> Tensor:
         squares, errors = ([tracks[name][track] for name in network.outputs] for track in (2, 4))
         signed = [None if value is None else Scaled(value.tensor.clamp(min=0.0), value.exponent) for value in squares]
         slack = rounding_factor(network) * flat(network, errors, batch)
-        found = flat(network, signed, batch)
-        return (found - slack).clamp(min=0.0), found + slack
+        per_output = flat(network, signed, batch)
+        return (per_output - slack).clamp(min=0.0), per_output + slack
 
     try:
         low, high = in_range(attempt, torch.float64, *middle)
     except TooWideError:
         return torch.full((batch, output_count(network)), math.inf, dtype=torch.float64, device=network.device)
     norms = [
-        rounded_up(network, lambda dtype, own=own: NormProgram(network, own, dtype, feed=feed), 0, own)  # type: ignore[misc]
-        for own in middle
+        rounded_up(network, lambda dtype, kept=kept: NormProgram(network, kept, dtype, feed=feed), 0, kept)  # type: ignore[misc]
+        for kept in middle
     ]
     # Increasing in H² up to S+S', which H² cannot exceed.
     sums = norms[0] + norms[1]
     hellinger = torch.sqrt(torch.minimum(high, sums)) * torch.sqrt((2 * sums - low).clamp(min=0.0)) * (1.0 + 8 * 2.0**-53)
     hellinger = torch.minimum(never_nan(hellinger), difference(Comparison(network, middle[0], middle[1], None), feed))
-    return (whole + hellinger) * (1.0 + 4 * 2.0**-53)
+    return (total + hellinger) * (1.0 + 4 * 2.0**-53)

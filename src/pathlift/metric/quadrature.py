@@ -10,6 +10,7 @@ known to lie in an interval, nodes may be poor, but never the bound wrong. Every
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -30,20 +31,20 @@ def _at_most(newton: Sequence[Tensor], nodes: Sequence[Tensor], moments: Interva
     terms = [
         torch.maximum(sign * c * low, sign * c * high) for c, (low, high) in zip(_expanded(newton, nodes), moments, strict=True)
     ]
-    parts = _expanded([own.abs() for own in newton], [-own.abs() for own in nodes])
+    parts = _expanded([c.abs() for c in newton], [-node.abs() for node in nodes])
     sizes = [c * high.abs() for c, (_, high) in zip(parts, moments, strict=True)]
     return sum(terms, torch.zeros_like(terms[0])) + MARGIN * sum(sizes, torch.zeros_like(terms[0]))
 
 
 def _expanded(newton: Sequence[Tensor], roots: Sequence[Tensor]) -> list[Tensor]:
     """Return the coefficients by powers of Σ_i newton_i·Π_{j<i}(s − roots_j)."""
-    found = [newton[-1]]
+    coefficients = [newton[-1]]
     for value, root in zip(reversed(newton[:-1]), reversed(roots[: len(newton) - 1]), strict=True):
-        shifted = [torch.zeros_like(value), *found]
-        lowered = [own * root for own in found]
-        found = [up - down for up, down in zip(shifted, [*lowered, torch.zeros_like(value)], strict=True)]
-        found[0] = found[0] + value
-    return found
+        shifted = [torch.zeros_like(value), *coefficients]
+        lowered = [c * root for c in coefficients]
+        coefficients = [up - down for up, down in zip(shifted, [*lowered, torch.zeros_like(value)], strict=True)]
+        coefficients[0] = coefficients[0] + value
+    return coefficients
 
 
 def two_nodes(moments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -82,13 +83,12 @@ def root_above(moments: Intervals) -> Tensor:
     if len(moments) < 4:
         return first
     middle = [(low + high) / 2 for low, high in moments[:4]]
-    found = [first]
-    for one, two in ((0, 1), (1, 0)):
-        s = two_nodes(middle)
-        t, u = torch.sqrt(s[one]), torch.sqrt(s[two])
+    bounds = [first]
+    for s, r in permutations(two_nodes(middle)):
+        t, u = torch.sqrt(s), torch.sqrt(r)
         newton = [t, 0.5 / t, -0.5 / (t * (t + u) ** 2), 0.5 / (t * u * (t + u) ** 3)]
-        found.append(_at_most(newton, [s[one], s[one], s[two]], moments[:4]))
-    return _least(found)
+        bounds.append(_at_most(newton, [s, s, r], moments[:4]))
+    return _least(bounds)
 
 
 def root_below(moments: Intervals) -> Tensor:
@@ -108,23 +108,22 @@ def root_below(moments: Intervals) -> Tensor:
     if len(moments) < 4:
         return first
     middle = [(below + above) / 2 for below, above in moments[:4]]
-    found = [-first]
-    for one, two in ((0, 1), (1, 0)):
-        s = two_nodes(middle)
-        t, u = torch.sqrt(s[one]), torch.sqrt(s[two])
+    bounds = [-first]
+    for s, r in permutations(two_nodes(middle)):
+        t, u = torch.sqrt(s), torch.sqrt(r)
         newton = [
             1 / t,
             -0.5 / t**3,
             (u + 2 * t) / (2 * t**3 * u * (t + u) ** 2),
             -(t * t + 3 * t * u + u * u) / (2 * t**3 * u**3 * (t + u) ** 3),
         ]
-        found.append(_at_most(newton, [s[one], s[one], s[two]], moments[:4], -1.0))
-    return (-_least(found)).clamp(min=0.0)
+        bounds.append(_at_most(newton, [s, s, r], moments[:4], -1.0))
+    return (-_least(bounds)).clamp(min=0.0)
 
 
-def _least(found: Sequence[Tensor]) -> Tensor:
+def _least(bounds: Sequence[Tensor]) -> Tensor:
     """Return the smallest of several bounds; what is not a number is no bound."""
-    return torch.stack([torch.nan_to_num(own, nan=torch.inf) for own in found]).amin(0)
+    return torch.stack([torch.nan_to_num(bound, nan=torch.inf) for bound in bounds]).amin(0)
 
 
 def overlap_above(order: int, moments: Intervals) -> Tensor:
@@ -139,18 +138,18 @@ def overlap_above(order: int, moments: Intervals) -> Tensor:
     Returns:
         The bound, one per measure.
     """
-    found = [2.0 * moments[0][1] * (1.0 + MARGIN)]
+    bounds = [2.0 * moments[0][1] * (1.0 + MARGIN)]
     middle = [(low + high) / 2 for low, high in moments]
     zero = torch.zeros_like(middle[0])
     if len(moments) >= 3:
         y = _apart(middle[2] / middle[1], zero)
-        found.append(_at_most(*_touching(order, [zero, y, y]), moments[:3]))
+        bounds.append(_at_most(*_touching(order, [zero, y, y]), moments[:3]))
     if len(moments) >= 5:
         small, large = two_nodes(middle[1:5])
         small = _apart(small, zero)
         large = _apart(large, small)
-        found.append(_at_most(*_touching(order, [zero, small, small, large, large]), moments[:5]))
-    return _least(found)
+        bounds.append(_at_most(*_touching(order, [zero, small, small, large, large]), moments[:5]))
+    return _least(bounds)
 
 
 def overlap_below(order: int, moments: Intervals) -> Tensor:
@@ -165,15 +164,15 @@ def overlap_below(order: int, moments: Intervals) -> Tensor:
     """
     middle = [(low + high) / 2 for low, high in moments]
     zero = torch.zeros_like(middle[0])
-    found = [zero]
+    bounds = [zero]
     y = _apart(middle[1] / middle[0], zero)
-    found.append(_at_most(*_touching(order, [y, y]), moments[:2], -1.0))
+    bounds.append(_at_most(*_touching(order, [y, y]), moments[:2], -1.0))
     if len(moments) >= 4:
         small, large = two_nodes(middle[:4])
         small = _apart(small, zero)
         large = _apart(large, small)
-        found.append(_at_most(*_touching(order, [small, small, large, large]), moments[:4], -1.0))
-    return -_least(found)
+        bounds.append(_at_most(*_touching(order, [small, small, large, large]), moments[:4], -1.0))
+    return -_least(bounds)
 
 
 NEAREST = 1e-6
@@ -195,10 +194,10 @@ def _touching(order: int, nodes: Sequence[Tensor]) -> tuple[list[Tensor], Sequen
     newton = [table[0]]
     for width in range(1, len(nodes)):
         table = [
-            _slope(order, nodes[place])
-            if width == 1 and nodes[place] is nodes[place + 1]
-            else (table[place + 1] - table[place]) / (nodes[place + width] - nodes[place])
-            for place in range(len(table) - 1)
+            _slope(order, nodes[i])
+            if width == 1 and nodes[i] is nodes[i + 1]
+            else (table[i + 1] - table[i]) / (nodes[i + width] - nodes[i])
+            for i in range(len(table) - 1)
         ]
         newton.append(table[0])
     return newton, nodes

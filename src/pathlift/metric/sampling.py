@@ -24,6 +24,7 @@ from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.common_gauge import CommonGauge
+from pathlift.metric.outputs import times
 from pathlift.norm import LOG10_OF_2
 from pathlift.passes.characters import CharacterProgram, ComparisonWeights, Moments
 from pathlift.passes.programs import NormProgram
@@ -107,7 +108,7 @@ def estimated(
             variance += share**2 * second / len(values)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
     (value, log10), (low, log10_low), (high, log10_high) = (
-        _in_units(end, unit) for end in (means, max(means - half, 0.0), means + half)
+        times(end, unit * LOG10_OF_2) for end in (means, max(means - half, 0.0), means + half)
     )
     return Estimate(value, low, high, log10, log10_low, log10_high, confidence, samples)
 
@@ -118,12 +119,6 @@ def _on(device: torch.device, source: Randomness) -> torch.Generator:
     if source.device.type == device.type:
         return source
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))
-
-
-def _in_units(value: float, unit: float) -> tuple[float, float]:
-    """Return value·2**unit, inf past float64's range, and log₁₀ of it."""
-    log10 = math.log10(value) + unit * LOG10_OF_2 if value > 0 else -math.inf
-    return (10.0**log10 if log10 < 308 else math.inf), log10
 
 
 def _apportioned(shares: list[float], samples: int) -> list[int]:
@@ -289,7 +284,7 @@ class _Draw:
             paths.step(samples, *self._values(weight, torch.unravel_index(index.reshape(-1)[at], weight.shape)))
 
     def _values(self, weight: WeightTensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return θ, θ' and g at some places of a weight tensor."""
+        """Return θ, θ' and g at some positions of a weight tensor."""
         a, b = self.pair.joined(*(part[where].double() for part in self.pair.parts(weight)))
         return a, b, self.g(weight, a, b, *(extra[where] for extra in self.g.extras(weight)))
 
@@ -337,16 +332,16 @@ class _Draw:
         device = x.device
         numbered = torch.arange(math.prod(pattern.above.whole), device=device).reshape(pattern.above.whole)
         spots = _inverse(pattern.above.split(numbered))
-        group, out, place = (axis[at] for axis in spots)
-        taps, sources = _by_place(pattern.triples.to(device), pattern.above.shape[2])
+        group, out, position = (axis[at] for axis in spots)
+        taps, sources = _by_position(pattern.triples.to(device), pattern.above.shape[2])
         below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.whole))
         masses = pattern.below.split(x.reshape(pattern.below.whole))
         index = pattern.weight.split(torch.arange(math.prod(weight.shape), device=device).reshape(pattern.weight.whole))
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):
-            groups, outs, places = group[part], out[part], place[part]
-            tap, source = taps[places], sources[places]  # (samples, most antecedents of a place)
+            groups, outs, positions = group[part], out[part], position[part]
+            tap, source = taps[positions], sources[positions]  # (samples, most antecedents of a position)
             there = tap >= 0
             tap, source = tap.clamp(min=0), source.clamp(min=0)
             ins = torch.arange(masses.shape[1], device=device)[None, :, None]
@@ -393,13 +388,13 @@ def _inverse(numbered: Tensor) -> tuple[Tensor, ...]:
     return torch.unravel_index(order, numbered.shape)
 
 
-def _by_place(triples: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Return the taps and the places below that each place above reads, padded with −1: (places above, most)."""
+def _by_position(triples: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the taps and the positions below that each position above reads, padded with −1: (positions above, most)."""
     order = torch.argsort(triples[:, 2], stable=True)
-    tap, source, place = triples[order].T
-    counts = torch.bincount(place, minlength=places)
-    column = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
-    tables = [torch.full((places, max(1, int(counts.max()))), -1, dtype=torch.long, device=place.device) for _ in range(2)]
-    tables[0][place, column] = tap
-    tables[1][place, column] = source
+    tap, source, position = triples[order].T
+    counts = torch.bincount(position, minlength=count)
+    column = torch.arange(len(position), device=position.device) - (counts.cumsum(0) - counts)[position]
+    tables = [torch.full((count, max(1, int(counts.max()))), -1, dtype=torch.long, device=position.device) for _ in range(2)]
+    tables[0][position, column] = tap
+    tables[1][position, column] = source
     return tables[0], tables[1]

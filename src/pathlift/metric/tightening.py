@@ -61,9 +61,9 @@ class _Learned:
         for weight in self.layers:
             shape = self.pair.parts(weight)[0].shape
             if stage == "channels" and weight not in self.channels:
-                sizes = [[size if dim == own else 1 for dim, size in enumerate(shape)] for own in range(min(len(shape), 2))]
+                sizes = [[size if dim == along else 1 for dim, size in enumerate(shape)] for along in range(min(len(shape), 2))]
                 self.channels[weight] = [
-                    torch.zeros(own, dtype=torch.float64, device=self.pair.network.device) for own in sizes
+                    torch.zeros(size, dtype=torch.float64, device=self.pair.network.device) for size in sizes
                 ]
             if stage == "weights" and weight not in self.weights:
                 self.weights[weight] = torch.zeros(shape, dtype=torch.float64, device=self.pair.network.device)
@@ -140,7 +140,7 @@ class Tightened:
             The upper bound of the best g that the step looked at.
         """
         if stage != self._stage:
-            parameters = [own.requires_grad_() for own in self.weights.parameters(stage)]
+            parameters = [parameter.requires_grad_() for parameter in self.weights.parameters(stage)]
             self._optimizer = torch.optim.LBFGS(parameters, max_iter=1, history_size=HISTORY, line_search_fn="strong_wolfe")
             self._stage = stage
         assert self._optimizer is not None
@@ -193,7 +193,7 @@ class Dual:
                 if weight in pair.changed:
                     a, b = pair.joined(*(part.double() for part in pair.parts(weight)))
                     self.free[weight] = 1.5 * torch.where(a == 0, b, a).sign()
-        self.optimizer = torch.optim.Adam([own.requires_grad_() for own in self.free.values()], lr=RATE)
+        self.optimizer = torch.optim.Adam([free.requires_grad_() for free in self.free.values()], lr=RATE)
 
     def step(self) -> Sides:
         """Make one step up.
@@ -204,7 +204,7 @@ class Dual:
         network = self.pair.network
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            program = DualProgram(network, self.pair, {weight: torch.tanh(own) for weight, own in self.free.items()})
+            program = DualProgram(network, self.pair, {weight: torch.tanh(free) for weight, free in self.free.items()})
             sums, exponent = per_output(network, propagate(network, program), [1, 3])
             total = sums[0].abs().sum()
             balanced = float(total.detach()) == 0.0
@@ -213,8 +213,10 @@ class Dual:
         if not balanced:
             self.optimizer.step()
         else:  # what s gains in one place it loses in another: leave the balance
-            for own in self.free.values():
-                own.detach().mul_(torch.linspace(0.5, 1.0, own.numel(), dtype=own.dtype, device=own.device).view(own.shape))
+            for free in self.free.values():
+                free.detach().mul_(
+                    torch.linspace(0.5, 1.0, free.numel(), dtype=free.dtype, device=free.device).view(free.shape)
+                )
         value, magnitude = sums.detach()
         lower = (value.abs() - rounding_factor(network) * magnitude).clamp(min=0.0)
         return Sides("dual", torch.log2(lower) + exponent, torch.full_like(lower, math.inf))

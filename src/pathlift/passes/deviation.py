@@ -33,7 +33,6 @@ from pathlift.graph.layers import Clamp, Extremum, Layer, LearnedSlope, Slopes, 
 from pathlift.graph.network import Network
 from pathlift.passes.forward import (
     Below,
-    Values,
     WeightsOf,
     along,
     carried,
@@ -43,7 +42,7 @@ from pathlift.passes.forward import (
     respond,
     weighted,
 )
-from pathlift.passes.programs import distance
+from pathlift.passes.programs import Values, distance
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import SPARE, UNIT, fan_in, rounding_factor
 
@@ -131,10 +130,8 @@ class Deviation:
         if layer.kind == "input":
             x = self.feed[layer.name].to(self.dtype)
             error = (UNIT[self.dtype] * x.abs()).amax(0, keepdim=True)
-            deviation = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64).to(
-                self.dtype
-            )  # inf past it
-            return Activations((x,) * len(sides), (error,) * len(sides), deviation)
+            reach = torch.full_like(x, self.radius * (1 + UNIT[self.dtype]), dtype=torch.float64)
+            return Activations((x,) * len(sides), (error,) * len(sides), reach.to(self.dtype))  # inf past it
         real = tuple({name: state.real[side] for name, state in below.items()} for side in sides)
         errors = tuple({name: state.error[side] for name, state in below.items()} for side in sides)
         deviations = {name: state.deviation for name, state in below.items()}

@@ -18,9 +18,9 @@ from pathlift.errors import InputError
 from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes, WeightTensor
 from pathlift.graph.network import Network
+from pathlift.passes.programs import Values
 from pathlift.passes.propagate import in_forward_order
 
-Values: TypeAlias = "Mapping[WeightTensor, Tensor]"
 Below: TypeAlias = "Mapping[str, Tensor]"
 WeightsOf: TypeAlias = "Callable[[WeightTensor], Weights | None]"
 """The weights that travel along the edges of a weight tensor; None when they are 0 everywhere."""
@@ -184,19 +184,15 @@ def respond(layer: Layer, below: Below, weights_of: WeightsOf) -> Tensor:
         out = largest(layer, below, biases, kind)
         return out if kind.largest else -out
     if isinstance(kind, LearnedSlope):
-        z = below[layer.connections[0].source]
-        return z.clamp(min=0.0) + along(layer.connections[1], z.clamp(max=0.0), weights_of(_weight(layer.connections[1])))
+        z, slope = below[layer.connections[0].source], layer.connections[1]
+        assert slope.weight is not None
+        return z.clamp(min=0.0) + along(slope, z.clamp(max=0.0), weights_of(slope.weight))
     z = carried(layer, below, weights_of)
     if isinstance(kind, Slopes):
         if kind == Slopes(1.0, 0.0):
             return z.clamp(min=0.0)
         return kind.plus * z.clamp(min=0.0) + kind.minus * z.clamp(max=0.0)
     return clamped(z, *ends(layer, weights_of))
-
-
-def _weight(connection: Connection) -> WeightTensor:
-    assert connection.weight is not None
-    return connection.weight
 
 
 def forward(network: Network, values: Values, feed: Below, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:

@@ -37,12 +37,14 @@ def unrounded(expression: Expression, state: Mapping[str, Tensor]) -> bool:
     """
     if not isinstance(expression, FunctionCall):
         return True
-    inner = [own for own in _flat([expression.args, expression.kwargs]) if isinstance(own, Expression)]
-    if not all(unrounded(own, state) for own in inner):
+    inner = [part for part in _flat([expression.args, expression.kwargs]) if isinstance(part, Expression)]
+    if not all(unrounded(part, state) for part in inner):
         return False
     name = _name(expression.function)
     if name in ("mul", "multiply"):  # a product of two numbers of float32 is a number of float64
-        first, second = (torch.as_tensor(own).double() for own in substitute(expression.args, partial(evaluate, state=state)))
+        first, second = (
+            torch.as_tensor(factor).double() for factor in substitute(expression.args, partial(evaluate, state=state))
+        )
         return torch.equal(evaluate(expression, state).double(), first * second)
     if name in CONVERSIONS:
         return torch.equal(evaluate(expression, state).double(), evaluate(inner[0], state).double())
@@ -450,7 +452,7 @@ def _pairwise(function: Callable[..., Tensor]) -> Callable[..., Interval]:
 
 def _clamp(ranges: Ranges, x: Any, *ends: Any, **named: Any) -> Interval:
     x = ranges.interval(x)
-    low, high = (named.get(name, ends[place] if place < len(ends) else None) for place, name in enumerate(("min", "max")))
+    low, high = (named.get(name, ends[number] if number < len(ends) else None) for number, name in enumerate(("min", "max")))
     for end, function in ((low, torch.maximum), (high, torch.minimum)):
         if end is not None:
             bound = ranges.interval(end)

@@ -81,12 +81,12 @@ class WeightedProgram(Program):
     def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Tensor]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
         if transform not in self._small:
-            found: dict[WeightTensor, Tensor] = {}
+            ready: dict[WeightTensor, Tensor] = {}
             for alike, flat in self._joined:
-                own = [self.values[0][weight] for weight in alike]
-                pieces = Weights(flat, transform, self.dtype).full().split([value.numel() for value in own])
-                found |= {weight: piece.view(value.shape) for weight, value, piece in zip(alike, own, pieces, strict=True)}
-            self._small[transform] = found
+                values = [self.values[0][weight] for weight in alike]
+                pieces = Weights(flat, transform, self.dtype).full().split([value.numel() for value in values])
+                ready |= {weight: piece.view(value.shape) for weight, value, piece in zip(alike, values, pieces, strict=True)}
+            self._small[transform] = ready
         return self._small[transform]
 
     @cached_property
@@ -95,12 +95,12 @@ class WeightedProgram(Program):
         alike: dict[tuple[torch.dtype, ...], list[WeightTensor]] = {}
         for weight in self.network.weights:
             if weight.scalar is None and math.prod(weight.shape) <= SMALL_ELEMENTS:
-                alike.setdefault(tuple(own[weight].dtype for own in self.values), []).append(weight)
-        found = [
-            (weights, tuple(torch.cat([own[weight].reshape(-1) for weight in weights]) for own in self.values))
+                alike.setdefault(tuple(values[weight].dtype for values in self.values), []).append(weight)
+        joined = [
+            (weights, tuple(torch.cat([values[weight].reshape(-1) for weight in weights]) for values in self.values))
             for weights in alike.values()
         ]
-        return found if self.dtype == torch.float32 else [own for own in found if all(_near_one(flat) for flat in own[1])]
+        return joined if self.dtype == torch.float32 else [each for each in joined if all(map(_near_one, each[1]))]
 
     def weights(self, weight: WeightTensor, transform: Callable[..., Tensor], degree: float) -> Weights:
         """Return a homogeneous function of the weight tensor's values.
@@ -436,7 +436,7 @@ class DifferenceProgram(WeightedProgram):
             return None
         if torch.is_grad_enabled():
             return None
-        values = tuple(own[weight] for own in self.values)
+        values = tuple(side[weight] for side in self.values)
         shift = self._shift_of(weight, values, 1.0)
         if weight not in self.changed:
             return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True)
@@ -449,8 +449,8 @@ class DifferenceProgram(WeightedProgram):
         """See `Program.start`."""
         if not self.from_biases:
             return {}
-        own = self.weights(weight, _first_magnitude, 1.0)
-        return {0: own, 1: self.weights(weight, self.through.above, 1.0)} if weight in self.changed else {0: own}
+        magnitudes = self.weights(weight, _first_magnitude, 1.0)
+        return {0: magnitudes, 1: self.weights(weight, self.through.above, 1.0)} if weight in self.changed else {0: magnitudes}
 
     def inputs(self, layer: Layer) -> Tracks:
         """See `Program.inputs`."""

@@ -77,20 +77,20 @@ CHUNK_ELEMENTS = 1 << 23
 """Samples travel together as long as the widest layer has at most so many values: larger tensors cost page faults."""
 
 
-def in_chunks(network: Network, feed: Mapping[str, Tensor], one: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+def in_chunks(network: Network, feed: Mapping[str, Tensor], compute: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
     """Compute something sample by sample, a few at a time.
 
     Args:
         network: The graph.
         feed: Input layer to values, (samples, *shape).
-        one: The computation for some of the samples, (samples, …).
+        compute: The computation for some of the samples, (samples, …).
 
     Returns:
         The results for all samples.
     """
     step = max(1, CHUNK_ELEMENTS // max(math.prod(layer.shape) for layer in network.layers))
     pieces = zip(*(value.split(step) for value in feed.values()), strict=True)
-    return torch.cat([one(dict(zip(feed, piece, strict=True))) for piece in pieces])
+    return torch.cat([compute(dict(zip(feed, piece, strict=True))) for piece in pieces])
 
 
 def never_nan(bound: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def weights_factor(network: Network, rounded: Mapping[WeightTensor, torch.dtype]
 
     def count(layer: Layer) -> int:
         weights = [connection.weight for connection in layer.connections] + [bias.weight for bias in layer.biases]
-        return fan_in(network)[layer.name] + SPARE if any(own in rounded for own in weights) else 0
+        return fan_in(network)[layer.name] + SPARE if any(weight in rounded for weight in weights) else 0
 
     return 2 * _longest(network, count) * max(units, default=0.0)
 

@@ -119,7 +119,7 @@ def _fits(small: torch.Size, large: torch.Size) -> bool:
     if small == large:
         return True
     dims = zip(reversed(small), reversed(large), strict=False)
-    return len(small) <= len(large) and all(size in (1, whole) for size, whole in dims)
+    return len(small) <= len(large) and all(size in (1, room) for size, room in dims)
 
 
 def top(value: Scaled) -> float:

@@ -18,10 +18,10 @@ from typing import TypeVar
 import torch
 
 from pathlift.errors import InputError
-from pathlift.forks import Held
+from pathlift.forks import LockPerProcess
 from pathlift.precision import default_device
 
-ONE_AT_A_TIME = Held()
+ONE_AT_A_TIME = LockPerProcess()
 """The exporter keeps the state of a trace in the process: no other model may be traced, nor run by us, meanwhile."""
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
-from pathlift.forks import Held
+from pathlift.forks import LockPerProcess
 from pathlift.reading.freeze import filled
 from pathlift.reading.memory import contents
 
@@ -60,7 +60,7 @@ PROCESS = uuid.uuid4().hex
 """Tokens mean nothing in another process."""
 
 _count = itertools.count()
-_one_at_a_time = Held()
+_one_at_a_time = LockPerProcess()
 _tokens: dict[int, tuple[weakref.ref[Any], int]] = {}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
+from pathlift.reading.examples import Examples
 from pathlift.reading.freeze import Cloning, Copier
 
 HookKey: TypeAlias = tuple[str, str, int]

@@ -141,13 +141,13 @@ def _moved_border(neurons: list[Neuron], name: str, call: OperatorCall, c: Tenso
     moved = torch.where(border, NONE, shifted - 2.0)
     values = torch.randn(len(neurons), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     known = torch.cat([values, torch.tensor([0.0, -torch.inf], dtype=torch.float64)])  # the last ones: a zero (−2), −∞ (−1)
-    whole = bool((moved == moved.round()).all()) and moved.min() >= -2 and moved.max() < len(neurons)
-    if not whole or not torch.equal(call.flat([known[ids] for ids in call.activations]), known[moved.long()]):
+    are_numbers = bool((moved == moved.round()).all()) and moved.min() >= -2 and moved.max() < len(neurons)
+    if not are_numbers or not torch.equal(call.flat([known[ids] for ids in call.activations]), known[moved.long()]):
         raise ProbeError(f"{call.target} reads a border of −inf, and does more than to move it.")
     numbers = moved.long()
-    for place in torch.nonzero(numbers == -2).reshape(-1).tolist():
-        numbers[place] = len(neurons)
-        neurons.append(Neuron(f"{name}[{place}]", "identity"))
+    for index in torch.nonzero(numbers == -2).reshape(-1).tolist():
+        numbers[index] = len(neurons)
+        neurons.append(Neuron(f"{name}[{index}]", "identity"))
     return call.like_results(numbers)
 
 

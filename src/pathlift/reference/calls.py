@@ -107,8 +107,8 @@ class OperatorCall:
     def argument(self, name: str) -> Any:
         """Return an argument by its name in the operator's schema, None when it is not given."""
         names = [argument.name for argument in self.target._schema.arguments]  # type: ignore[attr-defined]
-        place = names.index(name) if name in names else len(self.args)
-        return self.args[place] if place < len(self.args) else self.kwargs.get(name)
+        position = names.index(name) if name in names else len(self.args)
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name)
 
     def _returned(self, activations: list[Tensor], replaced: Mapping[Labelled, Tensor]) -> Any:
         given = iter(activations)

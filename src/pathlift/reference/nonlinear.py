@@ -75,14 +75,14 @@ def prelu(neurons: list[Neuron], name: str, ids: Tensor, weight: Labelled) -> Te
     Returns:
         The numbers of the new neurons.
     """
-    channels = [-1 if axis == min(1, ids.dim() - 1) else 1 for axis in range(ids.dim())]
-    places = torch.arange(weight.value.numel()).reshape(channels).expand(ids.shape).reshape(-1).tolist()
+    axes = [-1 if axis == min(1, ids.dim() - 1) else 1 for axis in range(ids.dim())]
+    channel = torch.arange(weight.value.numel()).reshape(axes).expand(ids.shape).reshape(-1).tolist()
     entries, below = weight.entries(), neurons_of("prelu", ids)
     above = added(neurons, f"{name}+", ids.shape, lambda n, i: Neuron(n, "slopes", (Edge(below[i], 1.0),)))
     under = added(neurons, f"{name}-", ids.shape, lambda n, i: Neuron(n, "slopes", (Edge(below[i], -1.0),)))
 
     def total(n: str, i: int) -> Neuron:
-        slope, label = entries[places[i]]
+        slope, label = entries[channel[i]]
         edges = (Edge(int(above.reshape(-1)[i]), 1.0), Edge(int(under.reshape(-1)[i]), -slope, label))
         return Neuron(n, "identity", edges)
 
@@ -130,8 +130,8 @@ def _bounds(bound: Any, shape: torch.Size) -> list[Bias | None]:
     if given.value is None:
         return [None] * shape.numel()
     entries = given.entries()
-    places = torch.arange(len(entries)).reshape(torch.as_tensor(given.value).shape).expand(shape).reshape(-1).tolist()
-    return [None if abs(entries[place][0]) == float("inf") else Bias(*entries[place]) for place in places]
+    numbers = torch.arange(len(entries)).reshape(torch.as_tensor(given.value).shape).expand(shape).reshape(-1).tolist()
+    return [None if abs(entries[number][0]) == float("inf") else Bias(*entries[number]) for number in numbers]
 
 
 def extremum(neurons: list[Neuron], name: str, call: OperatorCall, *, smallest: bool) -> Any:
@@ -176,7 +176,7 @@ def extremum(neurons: list[Neuron], name: str, call: OperatorCall, *, smallest: 
         return Neuron(n, "pool", tuple(edges[out]), tuple(biases[out]), k=count if smallest else 1)
 
     numbers = added(neurons, name, call.shapes[0], neuron)
-    return numbers if len(call.shapes) == 1 else (numbers, None)  # the places of the maxima are no neurons
+    return numbers if len(call.shapes) == 1 else (numbers, None)  # the indices of the maxima are no neurons
 
 
 def extrema(neurons: list[Neuron], name: str, ids: Tensor, dim: int | None, keepdim: bool) -> tuple[Any, Any]:

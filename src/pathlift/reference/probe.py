@@ -129,8 +129,8 @@ def _written_out(neurons: list[Neuron], node: fx.Node, args: Any, kwargs: Any) -
     """Return the numbers of the neurons that a node computes, or its value where it reads no activation."""
     name = getattr(node.target, "__name__", "").split(".")[0]
     if node.target is operator.getitem:
-        several, place = args
-        return Labelled(several.value[place]) if isinstance(several, Labelled) else several[place]
+        several, index = args
+        return Labelled(several.value[index]) if isinstance(several, Labelled) else several[index]
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
         return computed(node, name, args, kwargs)
     assert callable(node.target)

@@ -70,9 +70,9 @@ def lines(edges: Edges, below: tuple[int, ...], above: tuple[int, ...]) -> list[
     Returns:
         The maps.
     """
-    if isinstance(edges, Beside):
+    if isinstance(edges, (Beside, Counted)):
         return lines(edges.pool, below, above)
-    if isinstance(edges, (Reduce, Counted)):
+    if isinstance(edges, Reduce):
         return [_line(dim, torch.arange(below[dim], device="cpu")[None], below[dim]) for dim in edges.dims]
     if isinstance(edges, AxisMap):
         target, source = edges.matrix.cpu().nonzero().unbind(1)
@@ -82,17 +82,7 @@ def lines(edges: Edges, below: tuple[int, ...], above: tuple[int, ...]) -> list[
     if isinstance(edges, Taps):
         return [_line(dim, table.index, below[dim]) for dim, table in edges.tables.items()]
     if isinstance(edges, Window):
-        dims = range(len(below) - len(edges.kernel), len(below))
-        options = zip(dims, edges.kernel, edges.stride, edges.padding, edges.dilation, strict=True)
-        return [
-            _line(
-                dim,
-                (torch.arange(above[dim], device="cpu") * stride - padding)[:, None]
-                + dilation * torch.arange(kernel, device="cpu"),
-                below[dim],
-            )
-            for dim, kernel, stride, padding, dilation in options
-        ]
+        return [_line(dim, table, below[dim]) for dim, table in edges.reads(above).items()]
     return []
 
 

@@ -72,9 +72,9 @@ def clamp(call: Call) -> Draft:
         if bound is None or (isinstance(value, float) and math.isinf(value)):
             ends.append(None)
             continue
-        own = call.bias(bound)
-        biases += own
-        ends.append(own[0] if own else 0.0)
+        start = call.bias(bound)
+        biases += start
+        ends.append(start[0] if start else 0.0)
     return call.layer(Connection(source.name, Identity()), biases=biases, nonlinearity=Clamp(*ends))
 
 

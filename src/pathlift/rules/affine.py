@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 from pathlift.edges import Contraction, Convolution, Dense
 from pathlift.graph.layers import Connection
-from pathlift.rules.base import Activation, Call, Draft, Static, rule, spatial_tuple
+from pathlift.rules.base import Activation, Call, Draft, Static, Value, rule, spatial_tuple
 
 BILINEAR = (
     "it multiplies two activations (a bilinear form, as attention does).",
@@ -111,6 +112,12 @@ def _contraction(call: Call, source: Activation, static: Static, *, swapped: boo
     return call.layer(Connection(source.name, Contraction(f"{x},{w}->{out}"), call.weight(static, "weight")))
 
 
+def active_factor(call: Call, factors: Sequence[Value]) -> int:
+    """Return which factor of a product is an activation; a product of several is refused."""
+    active = [number for number, factor in enumerate(factors) if isinstance(factor, Activation)]
+    return active[0] if len(active) == 1 else call.refuse(*BILINEAR)
+
+
 @rule("einsum")
 def einsum(call: Call) -> Draft:
     """An einsum of one activation with at most one parameter or constant."""
@@ -124,12 +131,8 @@ def einsum(call: Call) -> Draft:
         out = "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
     if any(len(set(part)) < len(part) for part in letters):
         call.refuse(f"the equation '{equation}' takes a diagonal.", "Use torch.diagonal for that step.")
-    active = [place for place, operand in enumerate(operands) if isinstance(operand, Activation)]
-    if len(active) != 1:
-        call.refuse(*BILINEAR)
-    source = operands[active[0]]
-    assert isinstance(source, Activation)
-    others = [place for place in range(len(operands)) if place != active[0]]
+    active = active_factor(call, operands)
+    source, others = operands[active], [number for number in range(len(operands)) if number != active]
     if not others:
         ones = call.number(1.0)
         return call.layer(Connection(source.name, Contraction(f"{letters[0]},->{out}"), call.weight(ones)))
@@ -137,7 +140,7 @@ def einsum(call: Call) -> Draft:
         call.refuse("it joins more than one parameter with the activation.", "Multiply the parameters first.")
     connection = Connection(
         source.name,
-        Contraction(f"{letters[active[0]]},{letters[others[0]]}->{out}"),
+        Contraction(f"{letters[active]},{letters[others[0]]}->{out}"),
         call.weight(operands[others[0]], "weight"),
     )
     return call.layer(connection)

@@ -97,13 +97,13 @@ def addcmul(call: Call) -> Draft:
     if isinstance(first, Activation) or isinstance(second, Activation):
         source, weight = (first, second) if isinstance(first, Activation) else (second, first)
         wide = in_floating_point(weight)
-        own = FunctionCall(torch.reciprocal, (wide.expression,)) if divides else wide.expression
-        scaled = replace(wide, expression=FunctionCall(operator.mul, (own, value)))
+        factor = FunctionCall(torch.reciprocal, (wide.expression,)) if divides else wide.expression
+        scaled = replace(wide, expression=FunctionCall(operator.mul, (factor, value)))
         return call.layer(*connections, Connection(source.name, Scale(), call.weight(scaled)), biases=biases)
     factors = tuple(in_floating_point(factor).expression for factor in (first, second))
-    own = FunctionCall(operator.truediv if divides else operator.mul, factors)
+    product = FunctionCall(operator.truediv if divides else operator.mul, factors)
     fake = torch.empty(torch.broadcast_shapes(first.shape, second.shape), device="meta")
-    return call.layer(*connections, biases=(*biases, *call.bias(Static(FunctionCall(operator.mul, (own, value)), fake))))
+    return call.layer(*connections, biases=(*biases, *call.bias(Static(FunctionCall(operator.mul, (product, value)), fake))))
 
 
 @rule("lerp")

@@ -335,8 +335,8 @@ class Call:
             The layer.
         """
         operands = [self.operand(key, coefficient) for key, coefficient in summands]
-        connections = tuple(connection for own, _ in operands for connection in own)
-        biases = tuple(start for _, own in operands for start in own)
+        connections = tuple(connection for edges, _ in operands for connection in edges)
+        biases = tuple(start for _, starts in operands for start in starts)
         return self.layer(*connections, biases=biases, nonlinearity=nonlinearity)
 
     def as_activation(self, value: Value) -> Activation:

@@ -91,17 +91,17 @@ def _fixed(call: Call, name: str, value: Any) -> Any:
         return call.builder.bake(value)
     if isinstance(value, (list, tuple)):
         items = tuple(_fixed(call, name, item) for item in value)
-        return _places(items) if name == "indices" else items
+        return _without_masks(items) if name == "indices" else items
     return value
 
 
-def _places(indices: tuple[Tensor | int | None, ...]) -> tuple[Tensor | int | None, ...]:
-    """Spell boolean masks among indices out as the places that they choose."""
-    places: list[Tensor | int | None] = []
+def _without_masks(indices: tuple[Tensor | int | None, ...]) -> tuple[Tensor | int | None, ...]:
+    """Spell boolean masks among indices out as the positions that they choose."""
+    spelled: list[Tensor | int | None] = []
     for index in indices:
         mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-        places.extend(index.nonzero(as_tuple=True) if isinstance(index, Tensor) and mask else (index,))
-    return tuple(places)
+        spelled.extend(index.nonzero(as_tuple=True) if isinstance(index, Tensor) and mask else (index,))
+    return tuple(spelled)
 
 
 def moves_walls(make: Callable[[Call], Made]) -> Callable[[Call], Made]:
@@ -116,7 +116,7 @@ def moves_walls(make: Callable[[Call], Made]) -> Callable[[Call], Made]:
         inner = replace(call, args={**call.args, key: value.inside})
         made, wall = make(inner), replay(inner, key)(value.wall.double())
         if isinstance(made, tuple):
-            return tuple(walled(call, part, own) for part, own in zip(made, wall, strict=True))
+            return tuple(walled(call, part, border) for part, border in zip(made, wall, strict=True))
         return walled(call, made, wall)
 
     return carried
@@ -190,7 +190,7 @@ def split(call: Call) -> tuple[Draft, ...]:
     key = _first(call)
     source, function = call.source(key), replay(call, key)
     return tuple(
-        call.moved(source, replace(function, piece=place), piece.shape, "view") for place, piece in enumerate(call.result)
+        call.moved(source, replace(function, piece=number), piece.shape, "view") for number, piece in enumerate(call.result)
     )
 
 
@@ -211,9 +211,9 @@ def meshgrid(call: Call) -> tuple[Draft, ...]:
         order[:2] = [1, 0]
     layers = []
     for piece, dim, out in zip(pieces, order, call.result, strict=True):
-        line = tuple(math.prod(piece.shape) if place == dim else 1 for place in range(len(pieces)))
-        laid = call.builder.add(call.moved(piece, replayed("aten::reshape", shape=line), line, "view"))
-        layers.append(call.moved(laid, replayed("aten::expand", size=tuple(out.shape)), out.shape, "view"))
+        line = tuple(math.prod(piece.shape) if axis == dim else 1 for axis in range(len(pieces)))
+        vector = call.builder.add(call.moved(piece, replayed("aten::reshape", shape=line), line, "view"))
+        layers.append(call.moved(vector, replayed("aten::expand", size=tuple(out.shape)), out.shape, "view"))
     return tuple(layers)
 
 

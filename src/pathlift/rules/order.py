@@ -47,7 +47,7 @@ def window(call: Call, source: Activation, spatial: int, out: tuple[int, ...], b
             out[-spatial:], stride, dilation, kernel, source.shape[-spatial:], front, strict=True
         )
     )
-    extra = tuple(max(0, own) for own in missing) if border is None else missing
+    extra = tuple(max(0, width) for width in missing) if border is None else missing
     return Window(kernel, stride, front, dilation, extra)
 
 
@@ -62,25 +62,21 @@ def _pooled(call: Call, out: tuple[int, ...]) -> Draft:
     if not len(free):
         call.refuse("its input is −inf everywhere.", "Let each window reach into the input.")
     low, high = free.amin(0).tolist(), free.amax(0).tolist()
-    box = tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))
-    rest = len(inside.shape) - spatial
-    across = value.wall[box].any() or [last + 1 - first for first, last in zip(low, high, strict=True)][:rest] != list(
-        inside.shape[:rest]
-    )
-    if across:
+    spans = list(zip(low, high, inside.shape, strict=True))
+    shape = tuple(last + 1 - first for first, last, _ in spans)
+    rest = len(shape) - spatial
+    if value.wall[tuple(slice(first, last + 1) for first, last, _ in spans)].any() or shape[:rest] != inside.shape[:rest]:
         return _largest(call, inside, window(call, inside, spatial, out), value.wall, out)
-    cut = [width for first, last, size in zip(low, high, inside.shape, strict=True) for width in (-first, last + 1 - size)]
-    pairs = [cut[place : place + 2] for place in range(2 * rest, len(cut), 2)]
-    crop = replayed("aten::constant_pad_nd", pad=tuple(width for pair in reversed(pairs) for width in pair))
-    shape = tuple(last + 1 - first for first, last in zip(low, high, strict=True))
+    cut = [width for first, last, size in reversed(spans[rest:]) for width in (-first, last + 1 - size)]
+    crop = replayed("aten::constant_pad_nd", pad=tuple(cut))
     core = call.builder.add(call.moved(inside, crop, shape, tuple(range(-spatial, 0))))
     return _largest(call, core, window(call, core, spatial, out, low[rest:]), None, out)
 
 
 def _largest(call: Call, source: Activation, pool: UnitEdges, wall: Tensor | None, out: Sequence[int]) -> Draft:
     """Return the largest antecedent of each neuron above, after a look that each has one."""
-    one = [1] * (len(source.shape) - len(pool.kernel)) if isinstance(pool, Window) else []
-    there = torch.ones([*one, *source.shape[len(one) :]]) if wall is None else (~wall).float()
+    lead = [1] * (len(source.shape) - len(pool.kernel)) if isinstance(pool, Window) else []
+    there = torch.ones([*lead, *source.shape[len(lead) :]]) if wall is None else (~wall).float()
     if bool((pool.gather(there) == 0).any()):
         call.refuse(
             "a window lies wholly in the border, where it finds nothing but −inf.",
@@ -113,8 +109,8 @@ def adaptive_windows(size_in: int, size_out: int) -> Tensor:
         float64 matrix.
     """
     matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
-    for place in range(size_out):
-        matrix[place, place * size_in // size_out : math.ceil((place + 1) * size_in / size_out)] = 1
+    for i in range(size_out):
+        matrix[i, i * size_in // size_out : math.ceil((i + 1) * size_in / size_out)] = 1
     return matrix
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pathlift.edges import AxisMap, Contraction, Move, Reduce
 from pathlift.graph.layers import Connection
-from pathlift.rules.affine import BILINEAR
+from pathlift.rules.affine import BILINEAR, active_factor
 from pathlift.rules.base import Activation, Call, Draft, Static, rule
 from pathlift.rules.order import constant
 from pathlift.rules.replay import replayed
@@ -18,12 +18,10 @@ from pathlift.rules.replay import replayed
 def _product(call: Call, keys: Sequence[str], first: str, second: str, out: str, shape: Sequence[int] | None = None) -> Draft:
     """Return the einsum of two arguments, exactly one of which is an activation."""
     values = [call.args[key] for key in keys]
-    active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
-    if len(active) != 1:
-        call.refuse(*BILINEAR)
-    source, weight = values[active[0]], call.static(keys[1 - active[0]])
+    active = active_factor(call, values)
+    source, weight = values[active], call.static(keys[1 - active])
     assert weight is not None
-    x, w = (first, second) if active == [0] else (second, first)
+    x, w = (first, second) if active == 0 else (second, first)
     return call.layer(Connection(source.name, Contraction(f"{x},{w}->{out}"), call.weight(weight, "weight")), shape=shape)
 
 
@@ -106,16 +104,12 @@ def bilinear(call: Call) -> Draft:
 def multi_dot(call: Call) -> Draft:
     """A product of matrices, one of which is an activation: one step for each other factor, from the inside out."""
     values = list(call.args["tensors" if "tensors" in call.args else "matrices"])
-    active = [place for place, value in enumerate(values) if isinstance(value, Activation)]
-    if len(active) != 1:
-        call.refuse(*BILINEAR)
-    source = values[active[0]]
-    assert isinstance(source, Activation)
-    layer: Draft | None = None
-    for static in values[active[0] + 1 :]:
+    active = active_factor(call, values)
+    source, layer = values[active], None
+    for static in values[active + 1 :]:
         layer = _times(call, source, static, "ab"[2 - len(source.shape) :], "bc"[: len(static.shape)])
         source = call.builder.add(layer)
-    for static in reversed(values[: active[0]]):
+    for static in reversed(values[:active]):
         layer = _times(call, source, static, "bc"[: len(source.shape)], "ab"[2 - len(static.shape) :])
         source = call.builder.add(layer)
     assert layer is not None

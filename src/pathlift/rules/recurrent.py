@@ -72,10 +72,10 @@ def _cells(call: Call, count: int, both: bool) -> list[_Cell]:
             call.refuse("its weights depend on the input.", "Path-liftings need parameters or constants as weights.")
     size = 4 if call.args["has_biases"] else 2
     cells = []
-    for place in range(count):
-        own = values[place * size : (place + 1) * size]
-        suffix = f"_l{place // 2}{'_reverse' if place % 2 else ''}" if both else f"_l{place}"
-        cells.append(_Cell(own[0], own[1], tuple(own[2:]), suffix))
+    for number in range(count):
+        input_weight, hidden_weight, *biases = values[number * size : (number + 1) * size]
+        suffix = f"_l{number // 2}{'_reverse' if number % 2 else ''}" if both else f"_l{number}"
+        cells.append(_Cell(input_weight, hidden_weight, tuple(biases), suffix))
     return cells
 
 
@@ -87,7 +87,7 @@ def _initial(call: Call, key: str, count: int, *, stacked: bool = True) -> list[
     if isinstance(value, Static) and _is_zero(value):
         return [None] * count
     states = call.as_activation(value)
-    return [_select(call, states, 0, place) for place in range(count)] if stacked else [states]
+    return [_select(call, states, 0, number) for number in range(count)] if stacked else [states]
 
 
 def _is_zero(static: Static) -> bool:
@@ -123,9 +123,9 @@ def _relu(call: Call, below: Activation) -> Draft:
     return call.layer(Connection(below.name, Identity()), shape=below.shape, nonlinearity=Slopes(1.0, 0.0))
 
 
-def _select(call: Call, source: Activation, dim: int, place: int) -> Activation:
+def _select(call: Call, source: Activation, dim: int, index: int) -> Activation:
     shape = source.shape[:dim] + source.shape[dim + 1 :]
-    return call.builder.add(call.moved(source, replayed("aten::select.int", dim=dim, index=place), shape, "view"))
+    return call.builder.add(call.moved(source, replayed("aten::select.int", dim=dim, index=index), shape, "view"))
 
 
 def _raised(call: Call, source: Activation, dim: int) -> Activation:

@@ -35,7 +35,7 @@ class Operator:
             return cls(name)
         base, _, overload = name.partition(".")
         family = getattr(getattr(torch.ops, target.namespace), base.partition("::")[2].removesuffix("_"), None)
-        for candidate in sorted(family.overloads() if family else (), key=lambda found: found != (overload or "default")):
+        for candidate in sorted(family.overloads() if family else (), key=lambda name: name != (overload or "default")):
             twin = getattr(family, candidate)
             if not twin._schema.is_mutable and _arguments(twin) == _arguments(target):
                 return cls(str(twin.name()))

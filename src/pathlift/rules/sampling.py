@@ -30,23 +30,23 @@ def grid_sampler(call: Call) -> Draft:
             "Use torch.nn.functional.interpolate, or a constant grid.",
         )
     assert isinstance(grid, Static)
-    pixels, places = math.prod(source.shape[2:]), math.prod(grid.shape[1:-1])
+    pixels, positions = math.prod(source.shape[2:]), math.prod(grid.shape[1:-1])
     if source.shape[0] != 1:
         call.refuse("it samples several images at once.", "Sample one image per sample.")
-    if pixels * places > LARGEST:
+    if pixels * positions > LARGEST:
         call.refuse(
-            f"its map from {pixels} pixels to {places} positions is too large to write down.",
+            f"its map from {pixels} pixels to {positions} positions is too large to write down.",
             "Use torch.nn.functional.interpolate.",
         )
     options = {key: value for key, value in call.args.items() if key not in ("input", "grid")}
     arguments = (grid.expression, source.shape[2:], Operator.of(call.target), tuple(options.items()))
-    matrix = Static(FunctionCall(SAMPLING, arguments), torch.empty((pixels, places), device="meta"))
+    matrix = Static(FunctionCall(SAMPLING, arguments), torch.empty((pixels, positions), device="meta"))
     channels = source.shape[1]
     flat = call.moved(source, replayed("aten::reshape", shape=(1, channels, pixels)), (1, channels, pixels), "view")
     connection = Connection(call.builder.add(flat).name, Contraction("bci,io->bco"), call.weight(matrix))
     # Nearest pixels jump with a position's last digit; the weights of others move with it.
     blur = math.inf if int(call.args["interpolation_mode"]) == 1 else 6.0 * 7 * max(source.shape[2:])
-    sampled = call.builder.add(replace(call.layer(connection, shape=(1, channels, places)), blur=blur))
+    sampled = call.builder.add(replace(call.layer(connection, shape=(1, channels, positions)), blur=blur))
     return call.moved(sampled, replayed("aten::reshape", shape=call.shape), spatial="view")
 
 

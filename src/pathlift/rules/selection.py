@@ -107,11 +107,11 @@ def patched(call: Call) -> Draft:
         start, end, step = slice(*bounds).indices(base.shape[dim])
         call = replace(call, args={**call.args, "start": start, "end": end, "step": step})
     summed, alpha = _adds(call), float(call.args.get("alpha", 1))
-    place = replay(call, key, "self", without=("alpha",))
+    write = replay(call, key, "self", without=("alpha",))
     if call.name == "scatter" and summed:
-        fixed = {name: value for name, value in place.fixed.items() if name != "reduce"}
-        place = replace(place, operator=Operator("aten::scatter_add"), fixed=fixed)
-    back = _read_back(call, place)
+        fixed = {name: value for name, value in write.fixed.items() if name != "reduce"}
+        write = replace(write, operator=Operator("aten::scatter_add"), fixed=fixed)
+    back = _read_back(call, write)
     written = patch.shape
     if back is not None:
         patch = _spread(call, patch, back)
@@ -119,16 +119,16 @@ def patched(call: Call) -> Draft:
     if summed:
         assert back is not None
         weight = None if alpha == 1.0 else scalar_weight(alpha)
-        return call.layer(Connection(base.name, Identity()), Connection(patch.name, Overlap(place, back), weight))
-    if back is not None and not _written_once(place, back, written):
+        return call.layer(Connection(base.name, Identity()), Connection(patch.name, Overlap(write, back), weight))
+    if back is not None and not _written_once(write, back, written):
         call.refuse(
             "it writes several values to one place: which of them stays is left open by PyTorch.",
             "Use indices without repetition.",
         )
-    keep = replace(place, key="self", zeros={key: patch.shape})
-    if back is not None and not _written_once(place, back, patch.shape):
-        return call.layer(Connection(base.name, Move(keep)), _last_written(call, patch, place))
-    return call.layer(Connection(base.name, Move(keep)), Connection(patch.name, Move(place)))
+    keep = replace(write, key="self", zeros={key: patch.shape})
+    if back is not None and not _written_once(write, back, patch.shape):
+        return call.layer(Connection(base.name, Move(keep)), _last_written(call, patch, write))
+    return call.layer(Connection(base.name, Move(keep)), Connection(patch.name, Move(write)))
 
 
 def _plain(call: Call, key: str) -> Call:
@@ -168,9 +168,9 @@ def _filling(written: Replay, shape: tuple[int, ...], device: torch.device) -> T
     return out
 
 
-def _read_back(call: Call, place: Replay) -> Replay | None:
+def _read_back(call: Call, write: Replay) -> Replay | None:
     """Return what reads the places that are written to, None for operators that never write to a place twice."""
-    fixed: dict[str, Any] = dict(place.fixed)
+    fixed: dict[str, Any] = dict(write.fixed)
     if call.name in ("index_put", "_unsafe_index_put"):
         return replayed("aten::index.Tensor", indices=fixed["indices"])
     if call.name in ("index_copy", "index_add"):
@@ -189,27 +189,27 @@ def _spread(call: Call, patch: Activation, back: Replay) -> Activation:
         return call.builder.add(call.layer(Connection(patch.name, expansion(shape)), shape=shape))
     movement = replayed("aten::reshape", shape=shape)
     if call.name.startswith("scatter"):  # it reads the corner of a larger tensor
-        widths = [width for own, size in zip(patch.shape, shape, strict=True) for width in (size - own, 0)]
+        widths = [width for extent, size in zip(patch.shape, shape, strict=True) for width in (size - extent, 0)]
         movement = replayed("aten::constant_pad_nd", pad=tuple(reversed(widths)))
     return call.builder.add(call.moved(patch, movement, shape))
 
 
-def _written_once(place: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
+def _written_once(write: Replay, back: Replay, shape: tuple[int, ...]) -> bool:
     """Whether every element of that shape can be read wherever it was written: no other one took its place."""
     numbers = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
-    return bool((back(place(numbers)) == numbers).all())
+    return bool((back(write(numbers)) == numbers).all())
 
 
-def _last_written(call: Call, patch: Activation, place: Replay) -> Connection:
+def _last_written(call: Call, patch: Activation, write: Replay) -> Connection:
     """Where one value is written to a place several times: a movement that reads it once, also when it is transposed."""
     count = math.prod(patch.shape)
-    laid = place(torch.arange(1, count + 1, dtype=torch.float64).reshape(patch.shape))
-    numbers = laid.long().reshape(-1).to(call.result.device)
+    numbered = write(torch.arange(1, count + 1, dtype=torch.float64).reshape(patch.shape))
+    numbers = numbered.long().reshape(-1).to(call.result.device)
     flat = call.builder.add(call.moved(patch, replayed("aten::reshape", shape=(count,)), (count,)))
     padded = call.builder.add(call.moved(flat, replayed("aten::constant_pad_nd", pad=(1, 0)), (count + 1,)))
     read = replayed("aten::index_select", dim=0, index=numbers)
-    found = call.builder.add(call.moved(padded, read, tuple(numbers.shape)))
-    return Connection(found.name, Move(replayed("aten::reshape", shape=tuple(laid.shape))))
+    chosen = call.builder.add(call.moved(padded, read, tuple(numbers.shape)))
+    return Connection(chosen.name, Move(replayed("aten::reshape", shape=tuple(numbered.shape))))
 
 
 @rule("copy", "fill")

@@ -102,7 +102,7 @@ def clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
     y_left, y_right = left.clamp(floor, roof), right.clamp(floor, roof)
     under, over = left < floor, right > roof
     flat = y_left == y_right
-    one, zero = torch.ones_like(left), torch.zeros_like(left)
+    ones, zeros = torch.ones_like(left), torch.zeros_like(left)
     # Above: from (left, y_left) to the corner under the roof y is convex, so a chord is above it; beyond, y is flat and the
     # chord rises. Where nothing is below the floor y is concave: the identity or the roof, whichever part of the interval is
     # longer.
@@ -110,15 +110,15 @@ def clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
     run = torch.where(corner > left, corner - left, 1.0)
     rise = torch.where(corner > left, (corner - y_left) / run, 0.0)
     concave = over & ~under
-    upper_slope = torch.where(under, rise.clamp(0.0, 1.0), one)
-    upper_slope = torch.where(concave & (right - roof > roof - left), zero, upper_slope)
+    upper_slope = torch.where(under, rise.clamp(0.0, 1.0), ones)
+    upper_slope = torch.where(concave & (right - roof > roof - left), zeros, upper_slope)
     # Below: the same turned upside down, from the corner on the floor to (right, y_right).
     base = torch.maximum(left, floor)
     run = torch.where(right > base, right - base, 1.0)
     rise = torch.where(right > base, (y_right - base) / run, 0.0)
-    lower_slope = torch.where(over, rise.clamp(0.0, 1.0), one)
-    lower_slope = torch.where(under & ~over & (floor - left > right - floor), zero, lower_slope)
-    upper_slope, lower_slope = torch.where(flat, zero, upper_slope), torch.where(flat, zero, lower_slope)
+    lower_slope = torch.where(over, rise.clamp(0.0, 1.0), ones)
+    lower_slope = torch.where(under & ~over & (floor - left > right - floor), zeros, lower_slope)
+    upper_slope, lower_slope = torch.where(flat, zeros, upper_slope), torch.where(flat, zeros, lower_slope)
     # Constants: y is piecewise linear, so y − slope·z has its extremes at the ends and the corners.
     points = [left, right, floor.clamp(left, right), roof.clamp(left, right)]
     gaps_up = torch.stack([at.clamp(floor, roof) - upper_slope * at for at in points])
