@@ -19,6 +19,7 @@ from pathlift.storage.packages import package
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["conv1.weight", "bn1.bias", "fc.weight", "down.bias"])
 def test_a_weight_that_is_not_finite_is_named(bad: float, name: str) -> None:

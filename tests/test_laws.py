@@ -275,6 +275,7 @@ def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> 
     assert metric.log10_lower == pytest.approx(metric.log10_upper, abs=1e-9)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_metric_of_a_pruned_resnet_is_enclosed_to_nine_digits_whatever_the_precision(dtype: torch.dtype) -> None:
     model = trained_like("resnet18").to(dtype)

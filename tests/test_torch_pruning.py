@@ -30,6 +30,7 @@ def flat() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("make", [network, flat])
 def test_removing_a_channel_costs_no_more_than_its_importance(make):
     model = make()
