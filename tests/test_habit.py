@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from _pytest.mark.structures import Mark
@@ -13,8 +17,9 @@ import conftest
 class Item:
     """A collected test with a marker, as far as the hook looks at it."""
 
-    def __init__(self, nodeid: str, mark: Mark | None) -> None:
-        self.nodeid, self.mark, self.added = nodeid, mark, list[str]()
+    def __init__(self, name: str, number: int, mark: Mark | None) -> None:
+        self.nodeid, self.mark, self.added = f"{name}[{number}]", mark, list[str]()
+        self.callspec = SimpleNamespace(indices={"number": number})
 
     def get_closest_marker(self, name: str) -> Mark | None:
         return self.mark if name == "one_in" else None
@@ -24,11 +29,35 @@ class Item:
 
 
 def test_of_every_n_parameters_one_stays_and_the_hunt_has_the_others() -> None:
-    some, whole = pytest.mark.one_in(3, first=1).mark, [Item(f"b.py::law[{number}]", None) for number in range(4)]
-    several = [Item(f"a.py::law[{number}]", some) for number in range(8)]
-    conftest.pytest_collection_modifyitems([*several, *whole])
+    some = pytest.mark.one_in(3, first=1).mark
+    several = [Item("a.py::law", number, some) for number in range(8)]
+    all_kept = [Item("b.py::law", number, None) for number in range(4)]
+    shuffled = [*several, *all_kept]
+    random.Random(0).shuffle(shuffled)  # as pytest-randomly does before
+    conftest.pytest_collection_modifyitems(shuffled)  # type: ignore[arg-type]
     assert [item.added for item in several] == [["hunt"], [], ["hunt"], ["hunt"], [], ["hunt"], ["hunt"], []]
-    assert not any(item.added for item in whole)
+    assert not any(item.added for item in all_kept)
+
+
+def test_the_share_of_make_test_is_the_same_in_whatever_order_tests_run() -> None:
+    def kept(seed: int) -> set[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/test_work.py",
+            "--collect-only",
+            "-q",
+            "-o",
+            "addopts=",
+            "-m",
+            "not hunt",
+        ]
+        folder = Path(__file__).parents[1]
+        done = subprocess.run([*command, f"--randomly-seed={seed}"], check=True, cwd=folder, capture_output=True, text=True)
+        return {line for line in done.stdout.splitlines() if "::" in line}
+
+    assert kept(1) == kept(2) == kept(3) != set()
 
 
 def test_make_test_and_make_hunt_run_every_test_between_them() -> None:

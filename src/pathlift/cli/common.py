@@ -56,7 +56,7 @@ ModelArg = Annotated[
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Load .pt2 files, which run code of whoever wrote them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random initial weights when none are loaded.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random initial weights when none are loaded.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 
 

@@ -60,7 +60,7 @@ def metric(
     estimate: Annotated[int, typer.Option(help="Number of paths to sample for an unbiased estimate.")] = 0,
     as_json: Json = False,
     seed: Seed = 0,
-    other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
+    other_seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
     all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
     model_arg: ModelArg = None,

@@ -173,7 +173,7 @@ def equivalent(
     tolerance: Annotated[Optional[float], typer.Option(help="Relative difference of a weight that counts as rounding.")] = None,  # noqa: UP045
     as_json: Json = False,
     seed: Seed = 0,
-    other_seed: Annotated[int, typer.Option(help="Seed of the second model's random weights.")] = 1,
+    other_seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the second model's random weights.")] = 1,
     device: Device = "cpu",
     model_arg: ModelArg = None,
     trust: Trust = False,
