@@ -22,15 +22,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor of shape ``whole`` in another order: reshaped to ``sizes``, permuted by ``order``, reshaped to ``shape``.
+    """A tensor of shape ``original`` in another order: reshaped to ``sizes``, permuted by ``order``, reshaped to ``shape``.
 
-    Each dimension of the whole tensor is made of some consecutive ``sizes``, its digits, and each digit goes into one
+    Each dimension of the original tensor is made of some consecutive ``sizes``, its digits, and each digit goes into one
     dimension of the result. The weight (4, 1, 2) of the example above has the digits ``sizes`` = (2, 2, 1, 2): groups, outs,
     ins, taps. They stand in the right order already; a transposed convolution has (groups, ins, outs, taps) instead, and
     ``order`` = (0, 2, 1, 3).
     """
 
-    whole: tuple[int, ...]
+    original: tuple[int, ...]
     sizes: tuple[int, ...]
     order: tuple[int, ...]
     shape: tuple[int, ...]
@@ -42,10 +42,10 @@ class Layout:
     def join(self, x: Tensor) -> Tensor:
         """Undo `split`."""
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return x.reshape([self.sizes[dim] for dim in self.order]).permute(inverse).reshape(self.whole)
+        return x.reshape([self.sizes[dim] for dim in self.order]).permute(inverse).reshape(self.original)
 
     def axes(self) -> tuple[int | None, int | None]:
-        """Return the dimension of the whole tensor that moves the outs, and the one that moves the ins, of four dimensions.
+        """Return the dimension of the original tensor that moves the outs, and the one that moves the ins, of four dimensions.
 
         A channel above is a pair (group, out), one below a pair (group, in). The weight (groups·outs, ins, …) of a
         convolution moves the channels above by dimension 0 alone, those below by dimension 1 and, through the groups, by
@@ -54,7 +54,7 @@ class Layout:
         Returns:
             Two dimensions; None for one that no single dimension moves.
         """
-        moved = [self._last(dim) for dim in range(len(self.whole))]
+        moved = [self._last(dim) for dim in range(len(self.original))]
         above = [dim for dim, (group, out, _, _) in enumerate(moved) if group or out]
         below = [dim for dim, (group, _, into, _) in enumerate(moved) if group or into]
         outs = above[0] if len(above) == 1 else None
@@ -63,18 +63,18 @@ class Layout:
         return outs, below[0] if len(below) == 1 else None
 
     def kernel(self) -> tuple[int, ...]:
-        """Return the sides of the block of taps, of four dimensions: those of the whole tensor that move nothing else."""
-        moved = [self._last(dim) for dim in range(len(self.whole))]
-        sides = [size for size, (*channels, tap) in zip(self.whole, moved, strict=True) if tap and not any(channels)]
+        """Return the sides of the block of taps, of four dimensions: those of the original tensor that move nothing else."""
+        moved = [self._last(dim) for dim in range(len(self.original))]
+        sides = [size for size, (*channels, tap) in zip(self.original, moved, strict=True) if tap and not any(channels)]
         return tuple(sides) if math.prod(sides) == self.shape[3] else (self.shape[3],)
 
     def _last(self, dim: int) -> tuple[int, ...]:
-        """Return where `split` takes the last entry along a dimension of the whole tensor, the first along all others.
+        """Return where `split` takes the last entry along a dimension of the original tensor, the first along all others.
 
         All digits of the dimension have their largest value there, so the coordinates that it moves are those that are not 0.
         """
-        corner = [size - 1 if other == dim else 0 for other, size in enumerate(self.whole)]
-        digits = np.unravel_index(np.ravel_multi_index(corner, self.whole), self.sizes)
+        corner = [size - 1 if other == dim else 0 for other, size in enumerate(self.original)]
+        digits = np.unravel_index(np.ravel_multi_index(corner, self.original), self.sizes)
         turned = np.ravel_multi_index([digits[dim] for dim in self.order], [self.sizes[dim] for dim in self.order])
         return tuple(map(int, np.unravel_index(turned, self.shape)))
 

@@ -330,13 +330,13 @@ class _Draw:
         """Edges of weights that differ: the pattern of the map says which weight stands where."""
         pattern = edges.pattern(tuple(x.shape), weight.shape)
         device = x.device
-        numbered = torch.arange(math.prod(pattern.above.whole), device=device).reshape(pattern.above.whole)
+        numbered = torch.arange(math.prod(pattern.above.original), device=device).reshape(pattern.above.original)
         spots = _inverse(pattern.above.split(numbered))
         group, out, position = (axis[at] for axis in spots)
         taps, sources = _by_position(pattern.triples.to(device), pattern.above.shape[2])
-        below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.whole))
-        masses = pattern.below.split(x.reshape(pattern.below.whole))
-        index = pattern.weight.split(torch.arange(math.prod(weight.shape), device=device).reshape(pattern.weight.whole))
+        below = pattern.below.split(torch.arange(x.numel(), device=device).reshape(pattern.below.original))
+        masses = pattern.below.split(x.reshape(pattern.below.original))
+        index = pattern.weight.split(torch.arange(math.prod(weight.shape), device=device).reshape(pattern.weight.original))
         result = torch.empty_like(at)
         step = max(1, CHUNK // max(1, masses.shape[1] * taps.shape[1]))
         for part in torch.arange(len(at), device=device).split(step):

@@ -69,7 +69,7 @@ class Piece:
         """Return `indices`, also of a weight that is the parameter itself."""
         if self.indices is not None:
             return self.indices
-        return self.layout.split(torch.arange(math.prod(self.layout.whole)).reshape(self.layout.whole))
+        return self.layout.split(torch.arange(math.prod(self.layout.original)).reshape(self.layout.original))
 
 
 @dataclass(frozen=True, eq=False)

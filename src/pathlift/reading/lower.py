@@ -236,8 +236,8 @@ class _Lowering:
 
     def _tensor(self, expression: Expression, fake: Any) -> Static:
         """Return a parameter or buffer, or a part of one."""
-        places = frozenset({expression.name}) if isinstance(expression, StateTensor) else frozenset()
-        return self.statics.make(expression, fake, moves=expression, places=places)
+        elementwise = frozenset({expression.name}) if isinstance(expression, StateTensor) else frozenset()
+        return self.statics.make(expression, fake, moves=expression, elementwise=elementwise)
 
     def _constant(self, value: Any, fake: Any, name: str) -> Static:
         """Return a constant of the graph: a parameter when it lies in a parameter's memory."""
@@ -413,7 +413,7 @@ class _Lowering:
             else:
                 name = prefix + "derived"
             known = self.state.get(name)
-            if known is not None and (name not in static.places or tuple(known.shape) != static.shape):
+            if known is not None and (name not in static.elementwise or tuple(known.shape) != static.shape):
                 name = f"{name}.derived"
         if self.derived.setdefault(name, scored) != scored:  # another weight goes by that name already
             name = f"{name} from {', '.join(sorted(scored))}"

@@ -63,14 +63,14 @@ class Statics:
         fake: Any,
         moves: Expression | None,
         sources: frozenset[str] | None = None,
-        places: frozenset[str] = frozenset(),
+        elementwise: frozenset[str] = frozenset(),
     ) -> Static:
         """Return a static value; ``sources`` are the parameters and buffers that it needs, looked up when not given."""
         if sources is not None:
             self.sources[expression] = sources
         if isinstance(fake, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
             fake = torch.empty((), device="meta")
-        return Static(expression, fake, moves, places)
+        return Static(expression, fake, moves, elementwise)
 
     def requires(self, expression: Expression) -> frozenset[str]:
         """Return the names of the parameters and buffers that an expression needs."""
@@ -104,7 +104,9 @@ class Statics:
             result.dtype if isinstance(result, Tensor) and result.dtype.is_floating_point else None,
         )
         sources: frozenset[str] = frozenset().union(*(self.requires(static.expression) for static in statics))
-        return self.make(expression, result, self._moves(node, name, statics, expression), sources, self._places(node, statics))
+        return self.make(
+            expression, result, self._moves(node, name, statics, expression), sources, self._elementwise(node, statics)
+        )
 
     def from_shape(self, node: fx.Node, name: str) -> Static:
         """Read a call that looks at the shape, type or device of an activation only: zeros in its place."""
@@ -119,12 +121,12 @@ class Statics:
         return self.make(written(moves=False), node.meta["val"], written(moves=True) if moved and not rounded else None)
 
     @staticmethod
-    def _places(node: fx.Node, statics: list[Static]) -> frozenset[str]:
-        """See `Static.places`."""
+    def _elementwise(node: fx.Node, statics: list[Static]) -> frozenset[str]:
+        """See `Static.elementwise`."""
         result = node.meta.get("val")
         if not isinstance(result, Tensor) or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
             return frozenset()
-        return frozenset().union(*(static.places for static in statics if static.shape == tuple(result.shape)))
+        return frozenset().union(*(static.elementwise for static in statics if static.shape == tuple(result.shape)))
 
     def _moves(self, node: fx.Node, name: str, statics: list[Static], expression: Expression) -> Expression | None:
         """See `Static.moves`."""

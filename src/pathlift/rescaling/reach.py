@@ -124,7 +124,7 @@ class Reach:
             plain = weight is None or scales or (pattern is not None and self._dense(weight))
             weights = None if weight is None or plain else self.support(weight)
             if pattern is not None:
-                above = pattern.above.whole
+                above = pattern.above.original
             elif isinstance(edges, Identity) and (weights is None or weights.full().dim() == 0):
                 above = shape
             else:

@@ -58,11 +58,11 @@ class Scaling:
         Returns:
             Two axes; None for one that is no axis of the parameter.
         """
-        if self.index is not None or math.prod(shape) != math.prod(self.layout.whole):
+        if self.index is not None or math.prod(shape) != math.prod(self.layout.original):
             return None, None
-        laid_out = [dim for dim, size in enumerate(self.layout.whole) if size > 1]
+        laid_out = [dim for dim, size in enumerate(self.layout.original) if size > 1]
         wide = [dim for dim, size in enumerate(shape) if size > 1]
-        if [self.layout.whole[dim] for dim in laid_out] != [shape[dim] for dim in wide]:
+        if [self.layout.original[dim] for dim in laid_out] != [shape[dim] for dim in wide]:
             return None, None
         axis = dict(zip(laid_out, wide, strict=True))
         first, second = (None if dim is None else axis.get(dim) for dim in self.layout.axes())

@@ -40,13 +40,13 @@ class Static:
         fake: The exporter's tensor without data: shape and dtype.
         moves: When each element is one element of a parameter or constant, up to a factor: the expression that only moves
             them there (a path's share does not see the factor). None otherwise.
-        places: Parameters each of whose elements makes, elementwise, the element at its own place.
+        elementwise: Parameters each of whose elements makes the element at its own position.
     """
 
     expression: Expression
     fake: Tensor
     moves: Expression | None = None
-    places: frozenset[str] = frozenset()
+    elementwise: frozenset[str] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
