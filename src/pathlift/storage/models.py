@@ -1,40 +1,36 @@
 """Models by name, weights from files, results to files: what the command line needs.
 
 A model is named ``torchvision:resnet18``, ``timm:resnet50``, ``package.module:factory``, or is a ``.onnx`` or ``.pt2`` file.
-Weights are read with safetensors or ``torch.load(weights_only=True)``; nothing is downloaded.
+Weights are read without running code; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import operator
 import os
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
-from pathlift.storage.checkpoints import check_unfolding, load_plain
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.storage.names import BESIDE, bare, fit
 from pathlift.storage.onnx_file import read_onnx
 from pathlift.storage.packages import package
 
 DEFAULT_SHAPE = (3, 224, 224)
 
-DTYPES = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-})  # fmt: skip
-"""What a state-dict may hold."""
+LOG = logging.getLogger("pathlift")
 
 
 @public
@@ -45,16 +41,18 @@ def load_model(
     arguments: Mapping[str, object] | None = None,
     *,
     trust: bool = False,
+    key: str | None = None,
 ) -> nn.Module:
     """Build a model from its name.
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), or the path of
             an ``.onnx`` or ``.pt2`` file.
-        weights: A state-dict file to load into it.
+        weights: A file or folder of weights to load into it, see `Checkpoint`.
         seed: Seed of the random initial weights when there is no such file.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
         trust: Load a ``.pt2`` file too. PyTorch runs code from it, as from a Python module: whoever wrote it can do anything.
+        key: Which of several sets of weights in the file, see `Checkpoint`.
 
     Returns:
         The model.
@@ -83,7 +81,7 @@ def load_model(
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments or {})
     if weights is not None:
-        _load_into(model, weights)
+        _load_into(model, weights, key)
     return model
 
 
@@ -111,62 +109,23 @@ def default_shape(name: str) -> tuple[int, ...]:
 
 
 @public
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Read a state-dict from a file, without ever running code from it or unfolding it beyond its size.
 
     Args:
-        path: A ``.safetensors`` file, or a file written by ``torch.save``.
+        path: A file or folder of weights, see `Checkpoint`.
+        key: Which of several sets of weights in it, see `Checkpoint`.
 
     Returns:
-        Name to tensor: dense, with values, of a dtype of `DTYPES`.
+        Name to tensor: dense, with values, of floating-point numbers of at most 64 bits, whole numbers or truth values.
 
     Raises:
         InputError: The file is missing, unreadable, malicious or holds something else than such tensors by name.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
-    try:
-        found: object = _read(path)
-    except InputError as error:
-        raise InputError(f"'{path}' cannot be read as a state-dict: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"'{path}' is not a plain state-dict: it holds code or objects, which are never loaded. "
-            "Save model.state_dict() with torch.save or safetensors."
-        ) from error
-    except Exception as error:  # the bytes of a stranger: whatever reading them raises, they cannot be read
-        raise InputError(f"'{path}' cannot be read as a state-dict: {told(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    checkpoint = Checkpoint(path, key=key)
+    if not checkpoint:
         raise InputError(f"'{path}' holds no mapping from names to tensors. Save model.state_dict().")
-    for name, value in found.items():
-        _check_plain(path, str(name), value)
-    return {str(name): value for name, value in found.items()}
-
-
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return load_plain(path)
-
-
-def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is no array of numbers."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta:
-        raise InputError(f"'{name}' in '{path}' has no values: it was saved on the meta device.")
-    if tensor.layout != torch.strided or tensor.is_nested:
-        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        raise InputError(f"'{name}' in '{path}' is no dense tensor ({layout}). Save it with .to_dense().")
-    if tensor.dtype not in DTYPES:
-        expected = "floating-point numbers of 16, 32 or 64 bits, whole numbers or truth values"
-        raise InputError(f"'{name}' in '{path}' has dtype {kind}; expected {expected}. Convert it, with .float() say.")
-    try:
-        check_unfolding(tensor.untyped_storage().nbytes(), tensor.nbytes)
-    except InputError as error:
-        raise InputError(f"'{name}' in '{path}' cannot be read: {error}") from error
+    return {name: checkpoint[name] for name in checkpoint}
 
 
 @public
@@ -214,19 +173,19 @@ def _factory(module: str, entry: str) -> Callable[..., object] | nn.Module:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: object = importlib.import_module(module)
+        named: object = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(f"The module '{module}' cannot be imported: {told(error)}") from error
     try:
-        found = operator.attrgetter(entry)(found)
+        named = operator.attrgetter(entry)(named)
     except AttributeError as error:
         raise InputError(f"The module '{module}' has no '{entry}'.") from error
     except (Exception, SystemExit) as error:  # a lazy attribute of the module
         raise InputError(f"'{module}:{entry}' cannot be read: {told(error)}") from error
-    if not isinstance(found, nn.Module) and not callable(found):
+    if not isinstance(named, nn.Module) and not callable(named):
         expected = "not a torch.nn.Module or a function that makes one"
-        raise InputError(f"'{module}:{entry}' is a {type(found).__name__}, {expected}.")
-    return found
+        raise InputError(f"'{module}:{entry}' is a {type(named).__name__}, {expected}.")
+    return named
 
 
 def _built(name: str, builder: Callable[..., object] | nn.Module, arguments: Mapping[str, object]) -> nn.Module:
@@ -274,21 +233,52 @@ def _from_export(path: Path, *, trust: bool) -> nn.Module:
     return module
 
 
-def _load_into(model: nn.Module, path: Path) -> None:
-    state = load_state(path)
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    for name, tensor in state.items():
-        if name in own and not is_lazy(own[name]) and own[name].shape != tensor.shape:
-            raise MismatchError(
-                f"'{name}' has shape {tuple(tensor.shape)} in '{path}' and {tuple(own[name].shape)} in the model. If the model "
-                "can be built with other sizes, say so: --model-arg num_classes=10, for example."
-            )
-    missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+def _load_into(model: nn.Module, path: Path, key: str | None) -> None:
+    checkpoint = Checkpoint(path, key=key)
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    recipes, prefix = fit(tensors, checkpoint.specs, tensors.get)
+    given = {name: recipe(checkpoint.specs) for name, recipe in recipes.items()}
+    _check_sizes(path, tensors, given)
+    shared = {id(tensors[name]) for name in given if name in tensors}
+    missing = [name for name in tensors if id(tensors[name]) not in shared and name.rpartition(".")[2] not in BESIDE]
+    surplus = [name for name in given if name not in tensors and bare(name).rpartition(".")[2] not in BESIDE]
     if missing or surplus:
         difference = name_differences(missing, surplus, "the model")
-        raise MismatchError(f"'{path}' does not fit the model. {difference}.")
+        raise MismatchError(f"'{path}' does not fit the model. {difference}.{_other_networks(missing, surplus)}")
+    if prefix:
+        LOG.info("'%s': the names of its tensors are taken without '%s' in front of them.", path, prefix)
     try:
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict({name: recipe(checkpoint) for name, recipe in recipes.items() if name in tensors}, strict=False)
     except RuntimeError as error:
         raise MismatchError(f"'{path}' does not fit the model: {' '.join(str(error).split())}") from error
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other shapes; where only a last layer has another size, say which number of classes would do."""
+    wrong = [
+        name for name, tensor in given.items()
+        if name in tensors and not is_lazy(tensors[name]) and tensors[name].shape != tensor.shape
+    ]  # fmt: skip
+    if not wrong:
+        return
+    name = wrong[0]
+    first, second = given[name].shape, tensors[name].shape
+    message = f"'{name}' has shape {tuple(first)} in '{path}' and {tuple(second)} in the model."
+    layers = {name.rpartition(".")[0] for name in wrong}
+    if len(layers) == 1 and all(given[name].shape[1:] == tensors[name].shape[1:] for name in wrong):
+        message += (
+            f" The layer '{layers.pop()}' has {first[0]} outputs in the file and {second[0]} in the model: if they "
+            f"are classes, build the model so: --model-arg num_classes={first[0]}."
+        )
+    else:
+        message += " If the model can be built with other sizes, say so: --model-arg num_classes=10, for example."
+    raise MismatchError(message)
+
+
+def _other_networks(missing: list[str], surplus: list[str]) -> str:
+    """Say how to choose when the names of the model are there behind the same beginning, and others beside them."""
+    beginnings = {name[: -len(missing[0])].rstrip(".") for name in surplus if missing and name.endswith(f".{missing[0]}")}
+    fitting = [first for first in sorted(beginnings) if all(f"{first}.{name}" in surplus for name in missing)]
+    if not fitting:
+        return ""
+    return f" If those are meant whose names begin with {' or '.join(fitting)}, say so: --key {fitting[0]}."
