@@ -151,7 +151,7 @@ def checkpoint_paths(path: Path) -> list[Path]:
         return [path]
     files = _natural(path, WEIGHTS)
     names: set[str] = set()
-    for file in files if len(files) > 1 and files[0].name not in USUAL else ():
+    for file in files if not any(file.name in USUAL for file in files) else ():
         specs = _opened(file, None).specs
         if not names.isdisjoint(specs):
             return files

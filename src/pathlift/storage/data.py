@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
+from pathlift.storage.checkpoints import WEIGHTS
 from pathlift.storage.models import load_state
 from pathlift.storage.packages import package
 
@@ -44,7 +45,7 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
         x, y = handwritten_digits()
     elif name == "fashion-mnist":
         x, y = fashion_mnist("t10k")
-    elif Path(name).suffix in {".safetensors", ".pt", ".pth"}:
+    elif Path(name).suffix in WEIGHTS:
         tensors = load_state(Path(name))
         if "x" not in tensors:
             raise InputError(f"'{name}' holds {', '.join(sorted(tensors)[:5])}; expected inputs under the name 'x'.")

@@ -402,8 +402,10 @@ def _check_module(path: Path, value: object, where: str = "") -> None:
 
 
 def _no_tensor(value: object) -> str:
-    what = value.name if isinstance(value, Call) and value.name else type(value).__name__
-    return f"holds code or objects ({what[:100]}), which are never loaded"
+    while isinstance(value, Call) and not value.name:
+        value = value.function
+    what = f" ({value.name[:100]})" if isinstance(value, Call) else ""
+    return f"holds code or objects{what}, which are never loaded"
 
 
 def _entries(value: object) -> Iterator[tuple[str, object]]:
