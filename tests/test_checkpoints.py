@@ -7,13 +7,17 @@ import collections
 import datetime as dt
 import enum
 import functools
+import importlib.util
 import io
 import json
 import logging
 import os
 import pathlib
 import pickle
+import random
+import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +27,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 import pathlift
 from pathlift.storage import pickles, sizes
 from pathlift.storage.checkpoints import INDEX, Checkpoint
-from pathlift.storage.models import load_model, load_state
+from pathlift.storage.models import default_shape, load_model, load_state
 from pathlift.storage.names import fit
 from plain import run
 
@@ -526,6 +530,91 @@ def tied() -> nn.Module:
     return model
 
 
+# ---- folders of transformers
+
+
+def folder_of_transformers(folder: Path, model: nn.Module) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "resnet", "image_size": 32}))
+    save_file({name: own.contiguous() for name, own in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def test_a_folder_of_transformers_is_built_from_its_settings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, which reads settings as it does: what is asked of it, and that its weights are loaded."""
+    asked: dict[str, Any] = {}
+
+    class AutoConfig:
+        @staticmethod
+        def from_pretrained(folder: Path, **options: Any) -> types.SimpleNamespace:
+            asked.update(options)
+            return types.SimpleNamespace(**json.loads((folder / "config.json").read_text()), **options)
+
+    class AutoModelForImageClassification:
+        @staticmethod
+        def from_config(config: types.SimpleNamespace, *, trust_remote_code: bool) -> nn.Module:
+            assert not trust_remote_code and config.return_dict is False
+            return mlp(9, classes=getattr(config, "num_labels", 2))
+
+    package = types.ModuleType("transformers")
+    package.AutoConfig, package.AutoModelForImageClassification = AutoConfig, AutoModelForImageClassification  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", package)
+    folder_of_transformers(here / "net", mlp())
+    assert by_hand(load_model("hf:net").state_dict()) == pytest.approx(by_hand(mlp().state_dict()))
+    assert asked == {"local_files_only": True, "trust_remote_code": False}
+    torch.save(mlp(4).state_dict(), here / "other.pt")
+    assert by_hand(load_model("hf:net", here / "other.pt").state_dict()) == pytest.approx(by_hand(mlp(4).state_dict()))
+    with pytest.raises(pathlift.MismatchError, match="--model-arg num_labels=2"):
+        load_model("hf:net", arguments={"num_labels": 5})
+    (here / "net" / "model.safetensors").unlink()
+    for name, words in {"hf:net": r"holds no \.safetensors", "hf:none": r"no file 'none/config\.json'"}.items():
+        with pytest.raises(pathlift.InputError, match=words):
+            load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "prepared", "shape"),
+    [
+        ({"image_size": 32}, None, (3, 32, 32)),
+        ({"image_size": [32, 48], "num_channels": 1}, None, (1, 32, 48)),
+        ({}, {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (3, 224, 224)),
+        ({}, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 192}}, (3, 224, 192)),
+        ({}, {"size": 64}, (3, 64, 64)),
+        ({}, None, None),
+        ({"image_size": "large"}, None, None),
+    ],
+)
+def test_the_shape_of_pictures_is_in_the_folder(config: Any, prepared: Any, shape: Any, here: Path) -> None:
+    (here / "config.json").write_text(json.dumps(config))
+    if prepared is not None:
+        (here / "preprocessor_config.json").write_text(json.dumps(prepared))
+    if shape is None:
+        with pytest.raises(pathlift.InputError, match="--shape"):
+            default_shape(f"hf:{here}")
+    else:
+        assert default_shape(f"hf:{here}") == shape
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="the extra 'transformers' is not installed")
+@pytest.mark.parametrize("kind", ["ResNetConfig", "RegNetConfig"])
+def test_classifiers_of_transformers(kind: str, here: Path) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    config = getattr(transformers, kind)(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    model = transformers.AutoModelForImageClassification.from_config(config).eval()
+    model.save_pretrained(here / "net")
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.model(x).logits
+            return logits
+
+    expected = pathlift.path_norm(Logits(), (3, 32, 32)).log10
+    assert pathlift.path_norm(load_model("hf:net"), (3, 32, 32)).log10 == pytest.approx(expected)
+
+
 # ---- every function that takes another network
 
 
@@ -635,6 +724,107 @@ def test_the_command_line_reads_folders(nets: Callable[..., Any], here: Path) ->
     assert [Path(row["weights"]).name for row in found["checkpoints"]] == ["epoch9.pt", "epoch10.pt"]
     found, _ = nets("compare", "runs")
     assert [Path(name).name for name in found["checkpoints"]] == ["epoch9.pt", "epoch10.pt"] and len(found["cosine"]) == 2
+
+
+# ---- files that were damaged on their way, or by someone
+
+
+KINDS: dict[str, Callable[[State, Path], object]] = {
+    "safetensors": lambda state, path: save_file(state, path),
+    "archive": lambda state, path: torch.save({"model": state, "epoch": 3}, path),
+    "protocol 4": lambda state, path: torch.save({"model": state, "args": Settings(0.1, (1,))}, path, pickle_protocol=4),
+    "old": lambda state, path: torch.save({"model": state}, path, _use_new_zipfile_serialization=False),
+}
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Flip bits, write other bytes, cut, double or move pieces."""
+    changed = bytearray(content)
+    for _ in range(draw.choice([1, 1, 3, 10])):
+        place, other = draw.randrange(len(changed)), draw.randrange(len(changed))
+        size = draw.choice([1, 2, 4, 8, 64])
+        match draw.randrange(6):
+            case 0 | 1:
+                changed[place] ^= 1 << draw.randrange(8)
+            case 2:
+                changed[place] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, *b".R}]bcth"])
+            case 3:
+                changed[place : place + size] = changed[other : other + size]
+            case 4:
+                changed[place:place] = changed[other : other + size]
+            case 5:
+                del changed[place : draw.choice([place + size, len(changed)])]
+        if not changed:
+            return b""
+    return bytes(changed)
+
+
+def trusted(path: Path, kind: str) -> Mapping[str, Tensor] | None:
+    """What the makers of a format read from a file; None where they cannot, or not without running code."""
+    try:
+        content = load_file(path) if kind == "safetensors" else torch.load(path, weights_only=True)
+    except Exception:  # a damaged file: they raise anything
+        return None
+    return content.get("model", content) if isinstance(content, Mapping) else None
+
+
+def same_bytes(one: Tensor, two: Tensor) -> bool:
+    plain = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two)]
+    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(*plain)
+
+
+def read_or_why_not(path: Path) -> tuple[State | None, str]:
+    try:
+        return load_state(path), ""
+    except pathlift.InputError as error:
+        return None, str(error)
+
+
+def read_or_refused(kind: str, seeds: range, folder: Path) -> tuple[int, int]:
+    """Read mutations of a file. Each must be refused in a sentence, or give what the makers of the format read."""
+    whole, bad = folder / "whole.bin", folder / "bad.bin"
+    KINDS[kind](dict(mlp().state_dict()), whole)
+    content, read, compared = whole.read_bytes(), 0, 0
+    for seed in seeds:
+        bad.write_bytes(mutated(content, random.Random(f"{kind} {seed}")))
+        start = time.monotonic()
+        found, refusal = read_or_why_not(bad)
+        assert time.monotonic() - start < 20, (kind, seed)
+        if found is None:
+            assert "bad.bin" in refusal and "\n" not in refusal, (kind, seed, refusal)
+            continue
+        read += 1
+        expected = trusted(bad, kind)
+        if expected is not None:
+            compared += 1
+            assert all(same_bytes(found[name], tensor) for name, tensor in expected.items() if name in found), (kind, seed)
+    return read, compared
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_refused_or_read_as_it_is(kind: str, here: Path) -> None:
+    read, compared = read_or_refused(kind, range(100), here)
+    assert read >= 3 and (compared >= 3 or kind == "protocol 4")  # which torch.load does not read
+
+
+LIMITED = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_checkpoints import KINDS, read_or_refused
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+limit = int(status["VmData"].split()[0]) * 1024 + 2 * 2**30
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(read_or_refused(sys.argv[2], range(100, 100 + int(sys.argv[3])), Path.cwd()))
+"""
+
+
+@pytest.mark.hunt
+@pytest.mark.parametrize("kind", KINDS)
+def test_thousands_of_damaged_files(kind: str, here: Path) -> None:
+    program = [sys.executable, "-W", "ignore", "-c", LIMITED, str(Path(__file__).parent), kind, "1000"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=here, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- pickles as data

@@ -220,7 +220,8 @@ def _log10(value: Tensor) -> float:
 
 
 def _titled(model: str, weights: Path | None) -> str:
-    return model if weights is not None or ":" not in model else f"{model} (random initial weights)"
+    known = weights is not None or ":" not in model or model.startswith("hf:")
+    return model if known else f"{model} (random initial weights)"
 
 
 @app.command()

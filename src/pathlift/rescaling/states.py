@@ -111,7 +111,8 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor] | Path | str) -> nn
     before = made.state_dict()
     if isinstance(state, (str, Path)):
         state = Checkpoint(state)
-    recipes, _ = fit(before, state.specs if isinstance(state, Checkpoint) else state, before.get)
+    specs = state.specs if isinstance(state, Checkpoint) else state
+    recipes, _ = fit(before, specs, before.get, inside=isinstance(state, Checkpoint))
     given = {name: recipe(state) for name, recipe in recipes.items()}
     missing, surplus = [name for name in before if name not in given], [name for name in given if name not in before]
     if missing or surplus:

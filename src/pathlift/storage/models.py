@@ -1,6 +1,7 @@
 """Models by name, weights from files, results to files: what the command line needs.
 
-A model is named ``torchvision:resnet18``, ``timm:resnet50``, ``package.module:factory``, or is a ``.onnx`` or ``.pt2`` file.
+A model is named ``torchvision:resnet18``, ``timm:resnet50``, ``hf:folder``, ``package.module:factory``, or is a ``.onnx`` or
+``.pt2`` file.
 Weights are read without running code; nothing is downloaded.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 import operator
 import os
@@ -27,8 +29,12 @@ from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import BESIDE, bare, fit
 from pathlift.storage.onnx_file import read_onnx
 from pathlift.storage.packages import package
+from pathlift.storage.sizes import HEADER_BYTES
 
 DEFAULT_SHAPE = (3, 224, 224)
+
+FOLDER = "hf:"
+"""What the name of a folder begins with that transformers wrote."""
 
 LOG = logging.getLogger("pathlift")
 
@@ -46,8 +52,9 @@ def load_model(
     """Build a model from its name.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), or the path of
-            an ``.onnx`` or ``.pt2`` file.
+        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), the path of an
+            ``.onnx`` or ``.pt2`` file, or ``hf:FOLDER``: a folder with the ``config.json`` of an image classifier of
+            transformers, and its weights.
         weights: A file or folder of weights to load into it, see `Checkpoint`.
         seed: Seed of the random initial weights when there is no such file.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
@@ -65,23 +72,28 @@ def load_model(
         torch.manual_seed(seed)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"The seed must be a whole number of at most 64 bits, found {seed!r}.") from error
+    if key is not None and weights is None and not name.startswith(FOLDER):
+        raise InputError("key has no effect without weights: leave it out.")
     suffix = Path(name).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
         if arguments:
             raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
         model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
+    elif name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
+        model, weights = _from_folder(folder, arguments or {}), weights or folder
     else:
         library, _, entry = name.partition(":")
         if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
             raise InputError(
-                f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 "
-                "file."
+                f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, hf:FOLDER, package.module:factory, or a .onnx "
+                "or .pt2 file."
             )
         if Path(library).is_file():
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments or {})
-    if weights is not None:
-        _load_into(model, weights, key)
+    if weights is not None and not all(tensor.is_meta for tensor in model.state_dict().values()):
+        _load_into(model, weights, key, "num_labels" if name.startswith(FOLDER) else "num_classes")
     return model
 
 
@@ -105,6 +117,8 @@ def default_shape(name: str) -> tuple[int, ...]:
         timm = package("timm", "timm")
         config = timm.get_pretrained_cfg(entry)
         return DEFAULT_SHAPE if config is None else tuple(config.input_size)
+    if name.startswith(FOLDER) and (shape := _shape_of_folder(Path(name.removeprefix(FOLDER)))) is not None:
+        return shape
     raise InputError(f"The input shape of '{name}' is not known. Give it with --shape, for example --shape 3,224,224.")
 
 
@@ -218,6 +232,45 @@ def _check_arguments(name: str, builder: Callable[..., object], arguments: Mappi
         ) from error
 
 
+def _from_folder(folder: Path, arguments: Mapping[str, object]) -> nn.Module:
+    """Build an image classifier of transformers by what its folder says: no code in it is run, nothing is downloaded."""
+    transformers = package("transformers", "transformers")
+    _settings(folder / "config.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **arguments)
+        config.return_dict = False
+        model: nn.Module = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"'{FOLDER}{folder}' cannot be built as an image classifier of transformers: {told(error)}") from error
+    return model
+
+
+def _settings(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise InputError(f"There is no file '{file}', which tells what the model is.")
+    try:
+        with file.open("rb") as opened:
+            settings = json.loads(opened.read(HEADER_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is damaged: {told(error)}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"'{file}' is damaged: it holds no JSON object.")
+    return settings
+
+
+def _shape_of_folder(folder: Path) -> tuple[int, ...] | None:
+    """Return the shape of the pictures that a folder of transformers speaks of."""
+    config, preparation = _settings(folder / "config.json"), folder / "preprocessor_config.json"
+    prepared = _settings(preparation) if preparation.is_file() else {}
+    size = prepared.get("crop_size") or prepared.get("size") or config.get("image_size")
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = [size.get("height", edge), size.get("width", edge)]
+    sizes = [config.get("num_channels", 3), *(size if isinstance(size, list) else [size, size])]
+    shape = tuple(size for size in sizes if isinstance(size, int) and size > 0)
+    return shape if len(shape) == len(sizes) else None
+
+
 def _from_export(path: Path, *, trust: bool) -> nn.Module:
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
@@ -233,12 +286,12 @@ def _from_export(path: Path, *, trust: bool) -> nn.Module:
     return module
 
 
-def _load_into(model: nn.Module, path: Path, key: str | None) -> None:
+def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> None:
     checkpoint = Checkpoint(path, key=key)
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     recipes, prefix = fit(tensors, checkpoint.specs, tensors.get)
     given = {name: recipe(checkpoint.specs) for name, recipe in recipes.items()}
-    _check_sizes(path, tensors, given)
+    _check_sizes(path, tensors, given, classes)
     shared = {id(tensors[name]) for name in given if name in tensors}
     missing = [name for name in tensors if id(tensors[name]) not in shared and name.rpartition(".")[2] not in BESIDE]
     surplus = [name for name in given if name not in tensors and bare(name).rpartition(".")[2] not in BESIDE]
@@ -253,7 +306,7 @@ def _load_into(model: nn.Module, path: Path, key: str | None) -> None:
         raise MismatchError(f"'{path}' does not fit the model: {' '.join(str(error).split())}") from error
 
 
-def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor], classes: str) -> None:
     """Refuse tensors of other shapes; where only a last layer has another size, say which number of classes would do."""
     wrong = [
         name for name, tensor in given.items()
@@ -268,10 +321,10 @@ def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, 
     if len(layers) == 1 and all(given[name].shape[1:] == tensors[name].shape[1:] for name in wrong):
         message += (
             f" The layer '{layers.pop()}' has {first[0]} outputs in the file and {second[0]} in the model: if they "
-            f"are classes, build the model so: --model-arg num_classes={first[0]}."
+            f"are classes, build the model so: --model-arg {classes}={first[0]}."
         )
     else:
-        message += " If the model can be built with other sizes, say so: --model-arg num_classes=10, for example."
+        message += f" If the model can be built with other sizes, say so: --model-arg {classes}=10, for example."
     raise MismatchError(message)
 
 

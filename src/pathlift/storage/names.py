@@ -56,13 +56,16 @@ class Fit(NamedTuple):
     prefix: str
 
 
-def fit(expected: Iterable[str], given: Mapping[str, Tensor], spec: Callable[[str], Tensor | None]) -> Fit:
+def fit(
+    expected: Iterable[str], given: Mapping[str, Tensor], spec: Callable[[str], Tensor | None], *, inside: bool = True
+) -> Fit:
     """Give tensors the names of a model.
 
     Args:
         expected: The names of the model.
         given: Name to tensor, or to tensors without memory of their shapes.
         spec: The tensor that the model has by a name, or one of its shape; None if that is no tensor of its own.
+        inside: As for `names_of`.
 
     Returns:
         Where each comes from. Nothing is computed or read.
@@ -70,7 +73,7 @@ def fit(expected: Iterable[str], given: Mapping[str, Tensor], spec: Callable[[st
     wanted = _forms(expected, spec)
     written = _forms(given, given.get)
     recipes: dict[str, Recipe] = {}
-    renamed = names_of(wanted, written)
+    renamed = names_of(wanted, written, inside=inside)
     for weight, form in renamed.items():
         recipes |= _written_as(wanted.get(weight), form, spec)
     prefixes = {
