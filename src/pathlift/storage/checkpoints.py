@@ -77,6 +77,17 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             InputError: A file is missing or damaged, holds no weights, or several sets of them and no key says which; or two
                 files have a tensor of one name.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> weights, average = ({"0.weight": torch.full((1, 2), value)} for value in (1.0, 2.0))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = Path(folder, "run.ckpt")
+            ...     torch.save({"epoch": 3, "model": weights, "model_ema": average}, file)
+            ...     checkpoint = Checkpoint(file, key="model_ema")
+            ...     list(checkpoint), checkpoint["0.weight"].tolist()
+            (['0.weight'], [[2.0, 2.0]])
         """
         self.path = Path(path)
         self.device = torch.device(device)
