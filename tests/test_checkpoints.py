@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -824,6 +825,29 @@ def test_thousands_of_damaged_files(kind: str, here: Path) -> None:
     program = [sys.executable, "-W", "ignore", "-c", LIMITED, str(Path(__file__).parent), kind, "1000"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=here, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_archive_of_a_machine_of_the_other_order_of_bytes(state: State, here: Path) -> None:
+    torch.save(state, here / "little.pt")
+    with zipfile.ZipFile(here / "little.pt") as old, zipfile.ZipFile(here / "big.pt", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("byteorder"):
+                content = b"big"
+            elif "/data/" in name:
+                content = np.frombuffer(content, dtype="<f4").astype(">f4").tobytes()
+            new.writestr(name, content)
+    right(here / "big.pt", state)
+
+
+def test_a_tensor_within_calls_within_calls_is_refused(here: Path) -> None:
+    program = b"}U\x06weight" + b"ctorch._utils\n_rebuild_parameter\n(" * 50_000 + b"K\x01" + b"tR" * 50_000 + b"s."
+    torch.save({}, here / "empty.pt")
+    with zipfile.ZipFile(here / "empty.pt") as old, zipfile.ZipFile(here / "deep.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, program if name.endswith("data.pkl") else old.read(name))
+    with pytest.raises(pathlift.InputError, match=r"'weight'.*damaged"):
+        Checkpoint(here / "deep.pt")
 
 
 # ---- pickles as data

@@ -81,7 +81,9 @@ def load_model(
         model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
     elif name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
-        model, weights = _from_folder(folder, arguments or {}), weights or folder
+        model = _from_folder(folder, arguments or {})
+        hollow = any(parameter.is_meta for parameter in model.parameters())
+        weights = weights or (None if hollow else folder)
     else:
         library, _, entry = name.partition(":")
         if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
@@ -92,7 +94,7 @@ def load_model(
         if Path(library).is_file():
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments or {})
-    if weights is not None and not all(tensor.is_meta for tensor in model.state_dict().values()):
+    if weights is not None:
         _load_into(model, weights, key, "num_labels" if name.startswith(FOLDER) else "num_classes")
     return model
 

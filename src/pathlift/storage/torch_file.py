@@ -66,13 +66,11 @@ class Storage:
     Attributes:
         key: Its name in the file.
         dtype: What it holds.
-        count: How many of them.
         start: Where it begins in the storage of that name, in bytes.
     """
 
     key: str
     dtype: torch.dtype
-    count: int
     start: int = 0
 
 
@@ -218,8 +216,7 @@ class TorchFile:
 
             if read_pickle(stream, _storage) != MAGIC or read_pickle(stream, _storage) != PROTOCOL:
                 raise InputError("torch.save did not write it. Write it with torch.save or safetensors.")
-            system = read_pickle(stream, _storage)
-            self.swapped = isinstance(system, dict) and system.get("little_endian") is False
+            read_pickle(stream, _storage)  # of what machine it comes; the bytes are in one order on all
             content = read_pickle(stream, persistent)
             for key in read_pickle(stream, _storage):
                 if key not in storages:
@@ -251,7 +248,7 @@ class TorchFile:
             raise InputError(f"'{name}' in '{self.path}' {error}") from error
         except InputError as error:
             raise InputError(f"'{name}' in '{self.path}' cannot be read: {error}") from error
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             raise InputError(f"'{name}' in '{self.path}' cannot be read: it is damaged.") from error
         return tensor
 
@@ -286,11 +283,11 @@ class _Record:
 
 def _storage(saved: Any) -> Storage:
     """Read a reference to a storage: ("storage", class, key, device, count)."""
-    kind, cls, key, _, count = saved
+    kind, cls, key, _, _ = saved
     name = cls.name.rpartition(".")[2].removesuffix("Storage")
-    if kind not in {"storage", b"storage"} or name not in STORAGES or not isinstance(count, int):
+    if kind not in {"storage", b"storage"} or name not in STORAGES:
         raise ValueError("a reference to no storage")
-    return Storage(str(key), STORAGES[name], count)
+    return Storage(str(key), STORAGES[name])
 
 
 def _old_storage(saved: Any) -> Storage:
@@ -299,8 +296,8 @@ def _old_storage(saved: Any) -> Storage:
     storage = _storage(reference)
     if part is None:
         return storage
-    _, first, count = part
-    return replace(storage, start=first * storage.dtype.itemsize, count=count)
+    _, first, _ = part
+    return replace(storage, start=first * storage.dtype.itemsize)
 
 
 def _tensor(value: object) -> StoredTensor | None:
