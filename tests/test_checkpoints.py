@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 import pathlift
 from pathlift.storage import pickles, sizes
@@ -466,7 +467,11 @@ def test_a_weight_is_the_same_however_it_is_written_down(saved: str, model: str,
     torch.save({prefix + name: tensor for name, tensor in source.state_dict().items()}, file)
     expected = pathlift.path_norm(source, (4,)).value
     target = FORMS[model]()
-    assert norm_of(file, target) == pytest.approx(expected, rel=1e-6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", pathlift.PathliftWarning)
+        assert norm_of(file, target) == pytest.approx(expected, rel=1e-6)
+    told = [warning for warning in caught if "weight norm" in str(warning.message)]
+    assert bool(told) == (saved.endswith("norm") and not model.endswith("norm"))
     assert pathlift.path_norm(pathlift.with_state(target, file), (4,)).value == pytest.approx(expected, rel=1e-6)
     assert pathlift.path_metric(source, file, (4,)).value <= 1e-6 * expected
     built = load_model("test_checkpoints:" + FORMS[model].__name__, file)
@@ -480,6 +485,46 @@ def test_a_weight_that_weight_norm_cannot_give_is_refused(state: State, here: Pa
     for model in (normed_old(), normed_new()):
         with pytest.raises(pathlift.MismatchError, match="weight norm"):
             norm_of(here / "run.pt", model)
+
+
+class Scaled(nn.Module):
+    """Another thing that is done with two tensors of the shapes of lengths and directions."""
+
+    def forward(self, lengths: Tensor, directions: Tensor) -> Tensor:
+        return lengths * directions
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full((len(weight), 1), 2.0), weight / 2
+
+
+def scaled() -> nn.Module:
+    model = mlp()
+    parametrize.register_parametrization(model[0], "weight", Scaled(), unsafe=True)
+    return model
+
+
+def positive() -> nn.Module:
+    model = normed_new()
+    parametrize.register_parametrization(model[0], "weight", nn.ReLU())
+    return model
+
+
+@pytest.mark.parametrize("model", [scaled, positive])
+def test_what_is_not_weight_norm_is_not_taken_for_it(model: Callable[[], nn.Module], state: State, here: Path) -> None:
+    torch.save(state, here / "run.pt")
+    refusals: tuple[Callable[[], object], ...] = (
+        lambda: norm_of(here / "run.pt", model()),
+        lambda: pathlift.path_metric(model(), state, (4,)),
+        lambda: pathlift.path_metric(model(), mlp(), (4,)),
+        lambda: pathlift.path_metric(mlp(), model(), (4,)),
+        lambda: pathlift.with_state(model(), state),
+        lambda: load_model(f"test_checkpoints:{model.__name__}", here / "run.pt"),
+    )
+    for refused in refusals:
+        with pytest.raises(pathlift.MismatchError):
+            refused()
+    torch.save(model().state_dict(), here / "own.pt")
+    assert norm_of(here / "own.pt", model()) == pathlift.path_norm(model(), (4,)).value
 
 
 class Gains(nn.Module):

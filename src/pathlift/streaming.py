@@ -23,7 +23,7 @@ from pathlift.metric.arguments import one_or_two
 from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, check_names, other_state, recipes
+from pathlift.reading.second import Other, check_names, fit_to, other_state
 from pathlift.storage.checkpoints import Checkpoint, checkpoint_paths
 
 LIST = "modules, state-dicts or files of weights, in a list or another iterable"
@@ -37,7 +37,9 @@ class _OnDisk(LazyState):
     """The state of a network: tensors of a checkpoint, and buffers that no checkpoint holds."""
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
-        known = recipes(network, checkpoint)
+        fitting = fit_to(network, checkpoint)
+        fitting.tell(checkpoint.path)
+        known = fitting.recipes
         aliases: dict[str, list[str]] = {}
         for alias, name in network.aliases.items():
             aliases.setdefault(name, []).append(alias)

@@ -7,7 +7,6 @@ order of registration and a pass through `torch.nn.utils.prune` make no differen
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,10 +19,9 @@ from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
 from pathlift.reading import capture, program_of, verify
 from pathlift.reading.alike import check_graph
+from pathlift.reading.live import LiveState
 from pathlift.storage.checkpoints import Checkpoint
-from pathlift.storage.names import BESIDE, Recipe, bare, fit
-
-LOG = logging.getLogger("pathlift")
+from pathlift.storage.names import BESIDE, Fit, bare, fit
 
 Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor] | Path | str
 """The second network: a module or captured network of the same architecture, a state-dict, or a file or folder of weights."""
@@ -82,10 +80,10 @@ def translated(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tenso
     Returns:
         The same tensors, or what follows from them; those that fit nothing under their own names.
     """
-    return {name: recipe(given) for name, recipe in recipes(network, given).items()}
+    return {name: recipe(given) for name, recipe in fit_to(network, given).recipes.items()}
 
 
-def recipes(network: Network, given: Mapping[str, Tensor]) -> dict[str, Recipe]:
+def fit_to(network: Network, given: Mapping[str, Tensor]) -> Fit:
     """Tell from which of given tensors those of a network follow; nothing is computed.
 
     Args:
@@ -93,13 +91,11 @@ def recipes(network: Network, given: Mapping[str, Tensor]) -> dict[str, Recipe]:
         given: Name to tensor, or a checkpoint.
 
     Returns:
-        Name to what it follows from.
+        See `names.fit`.
     """
     specs = given.specs if isinstance(given, Checkpoint) else given
-    fitting = fit(network.names, specs, lambda name: network.state.get(network.aliases.get(name, name)))
-    if isinstance(given, Checkpoint) and fitting.prefix:
-        LOG.info("'%s': the names of its tensors are taken without '%s' in front of them.", given.path, fitting.prefix)
-    return fitting.recipes
+    model = network.state.root if isinstance(network.state, LiveState) else None
+    return fit(network.names, specs, lambda name: network.state.get(network.aliases.get(name, name)), model)
 
 
 def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +112,9 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         MismatchError: Names or shapes differ, tensors that are one in the network differ, or a buffer that is part of the
             graph has other values.
     """
-    given = translated(network, given)
+    fitting = fit_to(network, given)
+    fitting.tell(given.path if isinstance(given, Checkpoint) else "the second network")
+    given = {name: recipe(given) for name, recipe in fitting.recipes.items()}
     check_names(network, given)
     state: dict[str, Tensor] = {}
     for name, own in network.state.items():

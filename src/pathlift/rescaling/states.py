@@ -112,8 +112,9 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor] | Path | str) -> nn
     if isinstance(state, (str, Path)):
         state = Checkpoint(state)
     specs = state.specs if isinstance(state, Checkpoint) else state
-    recipes, _ = fit(before, specs, before.get, inside=isinstance(state, Checkpoint))
-    given = {name: recipe(state) for name, recipe in recipes.items()}
+    fitting = fit(before, specs, before.get, made, inside=isinstance(state, Checkpoint))
+    fitting.tell(state.path if isinstance(state, Checkpoint) else "the state-dict")
+    given = {name: recipe(state) for name, recipe in fitting.recipes.items()}
     missing, surplus = [name for name in before if name not in given], [name for name in given if name not in before]
     if missing or surplus:
         raise MismatchError(f"The state-dict does not fit the model. {name_differences(missing, surplus, 'the model')}.")

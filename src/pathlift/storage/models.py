@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import logging
 import operator
 import os
 import sys
@@ -35,8 +34,6 @@ DEFAULT_SHAPE = (3, 224, 224)
 
 FOLDER = "hf:"
 """What the name of a folder begins with that transformers wrote."""
-
-LOG = logging.getLogger("pathlift")
 
 
 @public
@@ -291,7 +288,8 @@ def _from_export(path: Path, *, trust: bool) -> nn.Module:
 def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> None:
     checkpoint = Checkpoint(path, key=key)
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
-    recipes, prefix = fit(tensors, checkpoint.specs, tensors.get)
+    fitting = fit(tensors, checkpoint.specs, tensors.get, model)
+    recipes = fitting.recipes
     given = {name: recipe(checkpoint.specs) for name, recipe in recipes.items()}
     _check_sizes(path, tensors, given, classes)
     shared = {id(tensors[name]) for name in given if name in tensors}
@@ -300,8 +298,7 @@ def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> N
     if missing or surplus:
         difference = name_differences(missing, surplus, "the model")
         raise MismatchError(f"'{path}' does not fit the model. {difference}.{_other_networks(missing, surplus)}")
-    if prefix:
-        LOG.info("'%s': the names of its tensors are taken without '%s' in front of them.", path, prefix)
+    fitting.tell(path)
     try:
         model.load_state_dict({name: recipe(checkpoint) for name, recipe in recipes.items() if name in tensors}, strict=False)
     except RuntimeError as error:

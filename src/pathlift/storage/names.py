@@ -8,15 +8,23 @@ follows.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
-from pathlift.errors import MismatchError
+from pathlift.errors import MismatchError, PathliftWarning
+
+LOG = logging.getLogger("pathlift")
+
 
 SEGMENTS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """Names under which wrappers hold what they wrap."""
@@ -50,14 +58,38 @@ class Fit(NamedTuple):
     Attributes:
         recipes: Name in the model to what it follows from; a tensor that fits nothing is there under its own name.
         prefix: What was in front of every name, with its dot; empty if nothing was, or not everywhere the same.
+        normed: Weights that are computed from what their names say are the lengths and directions of weight norm.
     """
 
     recipes: dict[str, Recipe]
     prefix: str
+    normed: list[str]
+
+    def tell(self, source: object) -> None:
+        """Say what was done that the names alone do not tell.
+
+        Args:
+            source: Where the tensors come from.
+        """
+        if self.prefix:
+            LOG.info("'%s': the names of its tensors are taken without '%s' in front of them.", source, self.prefix)
+        if self.normed:
+            more = f" and {len(self.normed) - 1} more" if len(self.normed) > 1 else ""
+            warnings.warn(
+                f"Weights in '{source}' ('{self.normed[0]}'{more}) are computed from lengths and directions as PyTorch's "
+                "weight norm does it: so the names say. If something else was done with these, give the module itself.",
+                PathliftWarning,
+                stacklevel=2,
+            )
 
 
 def fit(
-    expected: Iterable[str], given: Mapping[str, Tensor], spec: Callable[[str], Tensor | None], *, inside: bool = True
+    expected: Iterable[str],
+    given: Mapping[str, Tensor],
+    spec: Callable[[str], Tensor | None],
+    model: nn.Module | None = None,
+    *,
+    inside: bool = True,
 ) -> Fit:
     """Give tensors the names of a model.
 
@@ -65,6 +97,7 @@ def fit(
         expected: The names of the model.
         given: Name to tensor, or to tensors without memory of their shapes.
         spec: The tensor that the model has by a name, or one of its shape; None if that is no tensor of its own.
+        model: The model itself, if it is at hand: it alone can tell that weight norm is what it does with such tensors.
         inside: As for `names_of`.
 
     Returns:
@@ -74,13 +107,19 @@ def fit(
     written = _forms(given, given.get)
     recipes: dict[str, Recipe] = {}
     renamed = names_of(wanted, written, inside=inside)
+    normed = []
     for weight, form in renamed.items():
-        recipes |= _written_as(wanted.get(weight), form, spec)
+        target = wanted.get(weight)
+        if target is not None and target.kind == NORMED and target.ends != form.ends and not _is_weight_norm(model, target):
+            target = None
+        recipes |= _written_as(target, form, spec)
+        if target is not None and form.kind == NORMED and target.kind != NORMED:
+            normed.append(weight)
     prefixes = {
         form.weight.removesuffix(weight) if form.weight.endswith(weight) else None
         for weight, form in renamed.items() if weight in wanted
     }  # fmt: skip
-    return Fit(recipes, (prefixes.pop() or "") if len(prefixes) == 1 else "")
+    return Fit(recipes, (prefixes.pop() or "") if len(prefixes) == 1 else "", normed)
 
 
 PLAIN, MASKED, NORMED = "plain", "masked", "normed"
@@ -92,6 +131,7 @@ class _Form(NamedTuple):
     weight: str
     kind: str
     names: tuple[str, ...]
+    ends: tuple[str, ...] = ()
 
 
 ENDS = {("_orig", "_mask"): MASKED, ("_g", "_v"): NORMED, (".original0", ".original1"): NORMED}
@@ -103,19 +143,35 @@ def _forms(names: Iterable[str], spec: Callable[[str], Tensor | None]) -> dict[s
     known = dict.fromkeys(names)
     forms: dict[str, _Form] = {}
     for name in known:
-        for (first, second), kind in ENDS.items():
+        for ends, kind in ENDS.items():
+            first, second = ends
             stem = name.removesuffix(first)
             pair = (name, stem + second)
             if name.endswith(first) and pair[1] in known and _are_a_pair(kind, *map(spec, pair)):
                 before, _, last = stem.rpartition("parametrizations.")
                 weight = before + last if first == ".original0" else stem
-                if weight not in known:
-                    forms[weight] = _Form(weight, kind, pair)
+                if weight not in known and not any(other.startswith(f"{stem}.") for other in known if other not in pair):
+                    forms[weight] = _Form(weight, kind, pair, ends)
     taken = {name for form in forms.values() for name in form.names}
     for name in known:
         if name not in taken:
             forms[name] = _Form(name, PLAIN, (name,))
     return forms
+
+
+def _is_weight_norm(model: nn.Module | None, form: _Form) -> bool:
+    """Whether a model computes a weight by weight norm of PyTorch, and by nothing else."""
+    if model is None:
+        return False
+    stem = form.names[0].removesuffix(form.ends[0])
+    holder, _, name = stem.rpartition(".")
+    try:
+        module = model.get_submodule(stem if form.ends[0] == ".original0" else holder)
+    except AttributeError:
+        return False
+    if isinstance(module, ParametrizationList):
+        return len(module) == 1 and type(module[0]) is parametrizations._WeightNorm
+    return any(isinstance(hook, WeightNorm) and hook.name == name for hook in module._forward_pre_hooks.values())
 
 
 def _are_a_pair(kind: str, first: Tensor | None, second: Tensor | None) -> bool:
