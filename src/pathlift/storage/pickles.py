@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pathlift.errors import InputError
 
-MOST_STEPS = 1 << 22
+MOST_STEPS = 1 << 21
 """A pickle is a program of at most so many steps; that of a large checkpoint has some hundred thousand."""
 
 LONGEST = 1024
@@ -32,7 +32,7 @@ WRITTEN = frozenset({
 """Steps that push the value which is written behind them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """A class or function.
 
@@ -43,7 +43,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """What a class or function would make.
 
@@ -83,6 +83,8 @@ def read_pickle(stream: IO[bytes], persistent: Callable[[Any], object]) -> Any:
     """
     try:
         return _Machine(persistent).run(stream)
+    except InputError:
+        raise
     except (IndexError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"it is damaged: it holds no pickle ({str(error)[:100]}).") from error
 

@@ -163,7 +163,7 @@ class TorchFile:
         tensor = self.tensors[name]
         record = self.records[tensor.storage.key]
         begin = tensor.storage.start + tensor.offset * tensor.dtype.itemsize
-        data = torch.empty(tensor.span * tensor.dtype.itemsize, dtype=torch.uint8)
+        data = torch.empty(tensor.span * tensor.dtype.itemsize, dtype=torch.uint8, device="cpu")
         try:
             with self.path.open("rb") as file:
                 start = record.begin(file)
