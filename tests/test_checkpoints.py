@@ -143,6 +143,14 @@ def test_two_networks_side_by_side_are_chosen_by_the_beginning_of_their_names(st
     right(here / "both.ckpt", state, key="state_dict.generator")
 
 
+def test_what_lies_beside_the_model_in_a_training_module_is_named(state: State, here: Path) -> None:
+    own = {f"model.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**own, "loss.weight": torch.ones(2)}}, here / "run.ckpt")
+    with pytest.raises(pathlift.MismatchError, match=r"loss\.weight.*begin with model\., say so: --key model\."):
+        load_model("test_checkpoints:mlp", here / "run.ckpt")
+    right(here / "run.ckpt", state, key="model")
+
+
 # ---- keys
 
 
@@ -950,7 +958,7 @@ def test_programs_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pickles, "MOST_STEPS", 1000)
     pairs = b"(]" + b"K\x01K\x02\x86a" * 100 + b"tq\x00"
     for program in (b"]" * 1001 + b".", pairs + b"0ccollections\nOrderedDict\nh\x00R" * 20 + b"."):
-        with pytest.raises(pathlift.InputError, match="^it holds a pickle of more than 1,000 steps"):
+        with pytest.raises(pathlift.InputError, match=r"^it holds a pickle of more than 1,000 steps"):
             pickles.read_pickle(io.BytesIO(program), lambda saved: saved)
 
 

@@ -297,7 +297,7 @@ def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> N
     surplus = [name for name in given if name not in tensors and bare(name).rpartition(".")[2] not in BESIDE]
     if missing or surplus:
         difference = name_differences(missing, surplus, "the model")
-        raise MismatchError(f"'{path}' does not fit the model. {difference}.{_other_networks(missing, surplus)}")
+        raise MismatchError(f"'{path}' does not fit the model. {difference}.{_choice(missing, surplus, fitting.prefix)}")
     fitting.tell(path)
     try:
         model.load_state_dict({name: recipe(checkpoint) for name, recipe in recipes.items() if name in tensors}, strict=False)
@@ -327,10 +327,12 @@ def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, 
     raise MismatchError(message)
 
 
-def _other_networks(missing: list[str], surplus: list[str]) -> str:
-    """Say how to choose when the names of the model are there behind the same beginning, and others beside them."""
-    beginnings = {name[: -len(missing[0])].rstrip(".") for name in surplus if missing and name.endswith(f".{missing[0]}")}
-    fitting = [first for first in sorted(beginnings) if all(f"{first}.{name}" in surplus for name in missing)]
+def _choice(missing: list[str], surplus: list[str], prefix: str) -> str:
+    """Say how to choose when the names of the model are there behind one beginning, and others beside them."""
+    beginnings = {name[: -len(missing[0])] for name in surplus if missing and name.endswith(f".{missing[0]}")}
+    fitting = [first for first in sorted(beginnings) if all(first + name in surplus for name in missing)]
+    if prefix and not missing:
+        fitting = [prefix]
     if not fitting:
         return ""
-    return f" If those are meant whose names begin with {' or '.join(fitting)}, say so: --key {fitting[0]}."
+    return f" If those are meant whose names begin with {' or '.join(fitting)}, say so: --key {fitting[0].rstrip('.')}."
