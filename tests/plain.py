@@ -46,6 +46,7 @@ FILES = ("scores", "rescaled", "balanced", "pruned", "masks")
 EXTRAS = (
     ("vision", ("norm", "torchvision:resnet18")),
     ("timm", ("norm", "timm:resnet18")),
+    ("transformers", ("norm", "hf:folder", "--shape", "4")),
     ("onnx", ("norm", "model.onnx", "--shape", "4")),
     ("demo", ("certify", *MODEL, "--data", "digits")),
     ("experiments", ("experiment", "lottery", "--data", "digits", "--out", "lottery")),

@@ -200,10 +200,13 @@ def test_an_argument_that_would_have_no_effect_is_refused(world: World) -> None:
     run(pathlift.path_metric, {"model": world.network, "other": world.state, "generator": 0})  # as it is anyway
 
 
-def test_a_string_is_no_list_of_paths(world: World) -> None:
-    refused("others must be modules, state-dicts or files", pathlift.path_norms, world.network, str(world.weights))
-    refused("others must be", pathlift.path_metrics, world.network, world.state)
-    refused("models must be", pathlift.path_kernel, world.weights, model=world.network)
+def test_a_path_is_the_checkpoints_that_it_leads_to(world: World) -> None:
+    (found,) = pathlift.path_norms(world.network, str(world.weights))
+    assert found.value == pathlift.path_norm(pathlift.rescaling.with_state(world.model, world.state), (4,)).value
+    assert pathlift.path_kernel(world.weights, model=world.network).cosine.shape == (1, 1)
+    refused("others must be modules, state-dicts or files", pathlift.path_metrics, world.network, world.state)
+    refused("models must be", pathlift.path_kernel, world.network, model=world.network)
+    refused("no file 'weights'", lambda: next(iter(pathlift.path_norms(world.network, "weights"))))
 
 
 def test_a_batch_where_a_number_is_meant_is_not_written_out(world: World) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 import pathlift
 from pathlift.experiments import store
-from pathlift.storage import checkpoints, data
+from pathlift.storage import data, sizes
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.data import load_data
 from pathlift.storage.models import load_model, load_state, save_tensors
@@ -170,7 +170,7 @@ READERS: tuple[Callable[[str], object], ...] = (
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> int:
     """Files may unfold to a million bytes more than they have."""
-    monkeypatch.setattr(checkpoints, "SPARE_BYTES", 10**6)
+    monkeypatch.setattr(sizes, "SPARE_BYTES", 10**6)
     return 10**7
 
 
@@ -247,7 +247,7 @@ def test_a_damaged_header_is_refused(name: str, here: Path) -> None:
 
 
 def test_more_tensors_than_any_model_has_are_refused_soon(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setattr(checkpoints, "MOST_TENSORS", 100)
+    monkeypatch.setattr(sizes, "MOST_TENSORS", 100)
     own = described([0])["w"]
     for count in (100, 101):
         (here / f"{count}.safetensors").write_bytes(headed({f"w{place}": own for place in range(count)}))
@@ -287,7 +287,7 @@ def test_an_index_leads_only_to_files_beside_it(name: str, here: Path) -> None:
 
 
 def test_an_index_of_any_length_is_not_read(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setattr(checkpoints, "HEADER_BYTES", 100)
+    monkeypatch.setattr(sizes, "HEADER_BYTES", 100)
     (here / "long.safetensors.index.json").write_text('{"weight_map": {}}' + " " * 100)
     with pytest.raises(pathlift.InputError, match="more than 100"):
         Checkpoint(here / "long.safetensors.index.json")

@@ -679,6 +679,7 @@ FAIR: dict[str, Fair] = {
     "Batch.y": two_samples,
     "data": lambda v: plain(v, (2, 4)) or isinstance(v, Batch),
     "path": never,
+    "key": never,
     "save_masks.path": never,
     "save_tensors.path": lambda v: isinstance(v, str) and 0 < len(v) < 100 and v.isprintable(),
     "out": lambda v: isinstance(v, str) and 0 < len(v) < 100 and v.isprintable(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ from pathlift.norm import LOG10_OF_2
 from pathlift.passes.propagate import blame
 from pathlift.passes.scaled import Scaled
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import other_state
+from pathlift.reading.second import Other, other_state
 from pathlift.rescaling.alignment import aligned
 from pathlift.results import Result
-from pathlift.streaming import Stored, held, several
+from pathlift.streaming import each_of, held, several
 
 NEAR = 1e-4
 """Where ‖Φ_i − Φ_j‖₂² is below this part of the larger norm squared, it is summed by tracks of its own."""
@@ -108,7 +109,7 @@ def embedded(log10_distance: Tensor, dimensions: int) -> tuple[Tensor, float]:
 @public
 @torch.no_grad()
 def path_kernel(
-    models: Sequence[Stored],
+    models: Sequence[Other] | Path | str,
     inputs: Inputs | None = None,
     *,
     model: nn.Module | Network | None = None,
@@ -122,7 +123,7 @@ def path_kernel(
     cancellation; where networks differ by little more than the rounding of float64, ask that for its error.
 
     Args:
-        models: Modules, captured networks, state-dicts, or files and folders of weights.
+        models: Modules, captured networks, state-dicts, or files and folders of weights, as for `path_norms`.
         inputs: As for `capture`; not needed when ``model`` or the first network is a Network.
         model: Gives the architecture, a module or a Network; the first of ``models`` by default.
         progress: Called with the number of pairs that are done and that of all pairs.
@@ -147,7 +148,7 @@ def path_kernel(
         >>> [round(d, 6) for d in kernel.distance[0].tolist()]
         [0.0, 3.605551, 3.0]
     """
-    models = list(models)
+    models = list(each_of(models))
     if not models:
         raise InputError("path_kernel needs at least one network.")
     first = models[0] if model is None else model

@@ -6,36 +6,29 @@ weights hold one layer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import declare, public
-from pathlift.arguments.kinds import either, file, module_with_values
+from pathlift.arguments.kinds import either, file
 from pathlift.arguments.kinds import stream as stream_of
 from pathlift.errors import MismatchError
-from pathlift.graph.arguments import captured, state
+from pathlift.graph.arguments import other as one_other
 from pathlift.graph.network import LazyState, Network
 from pathlift.metric.arguments import one_or_two
 from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.norm import PathNorm, path_norm
 from pathlift.reading import Inputs, capture
-from pathlift.reading.second import Other, check_tensors, other_state
-from pathlift.reading.wrappers import names_of
-from pathlift.storage.checkpoints import Checkpoint
-from pathlift.storage.models import load_state
+from pathlift.reading.second import Other, check_tensors, fit_to, other_state
+from pathlift.storage.checkpoints import Checkpoint, checkpoint_paths
 
-Stored: TypeAlias = Other | Checkpoint | Path | str
-"""A network to compare with or to measure: see `Other`; or a file or folder of weights."""
+LIST = "modules, state-dicts or files of weights, in a list or another iterable"
 
-several = stream_of("modules, state-dicts or files of weights, in a list or another iterable", either(
-    "a module, a captured Network, a state-dict or a file of weights",
-    (nn.Module, module_with_values), (Network, captured), (Mapping, state), ((str, Path), file),
-))  # fmt: skip
+several = either(LIST, ((str, Path), file), (object, stream_of(LIST, one_other)))
 
 declare(__name__, {"others": several, "path_metrics.q": one_or_two})
 
@@ -44,21 +37,27 @@ class _OnDisk(LazyState):
     """The state of a network: tensors of a checkpoint, and buffers that no checkpoint holds."""
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
-        named = {name: (name, *(a for a, target in network.aliases.items() if target == name)) for name in network.state}
-        known = names_of(network.names, {name: name for name in checkpoint})
-        self.stored_as = {name: next((known[key] for key in names if key in known), None) for name, names in named.items()}
+        fitting = fit_to(network, checkpoint)
+        fitting.tell(checkpoint.path)
+        known = fitting.recipes
+        aliases: dict[str, list[str]] = {}
+        for alias, name in network.aliases.items():
+            aliases.setdefault(name, []).append(alias)
+        self.recipes = {
+            name: next((known[key] for key in (name, *aliases.get(name, ())) if key in known), None) for name in network.state
+        }
         self.checkpoint = checkpoint
-        self.kept = {name: network.state[name] for name, stored in self.stored_as.items() if stored is None}
-        check_tensors(network, {name: checkpoint.specs[stored] for name, stored in known.items()})
+        self.buffers = {name: network.state[name] for name, recipe in self.recipes.items() if recipe is None}
+        check_tensors(network, {name: recipe(checkpoint.specs) for name, recipe in known.items()})
         needed = {name for weight in network.weights for name in weight.requires} | set(network.graph.baked)
-        lost = sorted(name for name, tensor in self.kept.items() if tensor.is_meta and name in needed)
+        lost = sorted(name for name, tensor in self.buffers.items() if tensor.is_meta and name in needed)
         if lost:
             raise MismatchError(
                 f"The buffer '{lost[0]}' is not in '{checkpoint.path}', and the model is on the meta device and has no value "
                 "for it either. Save it with the checkpoint (persistent=True)."
             )
         for alias, name in network.aliases.items():
-            if alias in known and name in known and not torch.equal(checkpoint[known[alias]], checkpoint[known[name]]):
+            if alias in known and name in known and not torch.equal(known[alias](checkpoint), known[name](checkpoint)):
                 raise MismatchError(f"'{alias}' and '{name}' are one tensor in the model and differ in '{checkpoint.path}'.")
         for name, value in network.graph.baked.items():
             if value.is_meta or not torch.equal(self[name].cpu(), value.cpu()):
@@ -69,25 +68,25 @@ class _OnDisk(LazyState):
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor."""
-        stored = self.stored_as[name]
-        return self.kept[name].to(self.checkpoint.device) if stored is None else self.checkpoint[stored]
+        recipe = self.recipes[name]
+        return self.buffers[name].to(self.checkpoint.device) if recipe is None else recipe(self.checkpoint)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name; nothing is read."""
-        return name in self.stored_as
+        return name in self.recipes
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over canonical names."""
-        return iter(self.stored_as)
+        return iter(self.recipes)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
-        return len(self.stored_as)
+        return len(self.recipes)
 
     def dtype(self, name: str) -> torch.dtype:
         """See `LazyState.dtype`."""
-        stored = self.stored_as[name]
-        return self.kept[name].dtype if stored is None else self.checkpoint.specs[stored].dtype
+        recipe = self.recipes[name]
+        return self.buffers[name].dtype if recipe is None else recipe(self.checkpoint.specs).dtype
 
 
 @public
@@ -107,7 +106,7 @@ def stream(
     Args:
         model: A module, on the meta device or not, or a captured `Network`. Only its graph is used.
         inputs: As for `capture`; not needed for a Network.
-        weights: A ``.safetensors`` file, an index of several, a folder with either, or a `Checkpoint`.
+        weights: A file of weights, an index of several, a folder with either, or a `Checkpoint`.
         device: Where to compute; a layer is moved there when it is needed. A `Checkpoint` says for itself.
 
     Returns:
@@ -141,7 +140,7 @@ def _on_disk(network: Network, checkpoint: Checkpoint) -> Network:
     return replace(network, state=_OnDisk(network, checkpoint), device=checkpoint.device)
 
 
-def held(network: Network, other: Stored) -> Network:
+def held(network: Network, other: Other) -> Network:
     """Return a network with other weights, for the same graph; nothing is captured but modules.
 
     Args:
@@ -149,30 +148,45 @@ def held(network: Network, other: Stored) -> Network:
         other: The weights.
 
     Returns:
-        The network; a checkpoint of safetensors is read as passes need it.
+        The network; a checkpoint is read as passes need it.
 
     Raises:
         MismatchError: Names, shapes or graphs differ.
         InputError: A file cannot be read.
     """
-    if isinstance(other, (str, Path)) and Path(other).suffix not in {".pt", ".pth"}:
+    if isinstance(other, (str, Path)):
         other = Checkpoint(other, network.host)
-    elif isinstance(other, (str, Path)):
-        other = load_state(Path(other))
     if isinstance(other, Checkpoint):
         return _on_disk(network, other)
     return replace(network, state=other_state(network, other), device=network.host)
 
 
+def each_of(others: Iterable[Other] | Path | str) -> Iterator[Other]:
+    """Iterate over networks; a folder of several checkpoints is these, in their natural order.
+
+    Args:
+        others: Networks, files and folders; or one file or folder.
+
+    Yields:
+        One network or file after the other.
+    """
+    for other in (others,) if isinstance(others, (str, Path)) else others:
+        if isinstance(other, (str, Path)):
+            yield from checkpoint_paths(Path(other))
+        else:
+            yield other
+
+
 @public
 def path_norms(
-    model: nn.Module | Network, others: Iterable[Stored], inputs: Inputs | None = None, *, q: float = 1
+    model: nn.Module | Network, others: Iterable[Other] | Path | str, inputs: Inputs | None = None, *, q: float = 1
 ) -> Iterator[PathNorm]:
     """Compute the path-norms of many checkpoints of one architecture, one after the other: one capture, constant memory.
 
     Args:
         model: Gives the architecture: a module (on the meta device will do), or a captured `Network`.
-        others: The checkpoints: files or folders of weights, state-dicts, modules or networks. May be a generator.
+        others: The checkpoints: files of weights, state-dicts, modules or networks. May be a generator. A folder of files that
+            are no parts of one checkpoint stands for all of them, in their natural order.
         inputs: As for `capture`; not needed for a Network.
         q: Order, 1 ≤ q ≤ ∞.
 
@@ -194,14 +208,14 @@ def path_norms(
         [2.0, 4.0]
     """
     network = capture(model, inputs)
-    for other in others:
+    for other in each_of(others):
         yield path_norm(held(network, other), q=q)
 
 
 @public
 def path_metrics(
     model: nn.Module | Network,
-    others: Iterable[Stored],
+    others: Iterable[Other] | Path | str,
     inputs: Inputs | None = None,
     *,
     q: float = 1,
@@ -235,7 +249,7 @@ def path_metrics(
         [4.0, 2.0]
     """
     network = capture(model, inputs)
-    for other in others:
+    for other in each_of(others):
         yield path_metric(network, held(network, other), q=q, moments=moments)
 
 

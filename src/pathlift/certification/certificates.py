@@ -92,8 +92,8 @@ def certify(
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
         x: Inputs with a batch dimension, shape (batch, …); or an iterable of such batches, such as a data loader, whose
             batches may also be (inputs, labels). One batch is held at a time.
-        tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module or a
-            state-dict); None: the model alone.
+        tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module, a
+            state-dict or a file of weights); None: the model alone.
         radius: Largest change of each element of the input; 0: the input itself.
         seconds: Time to spend; when it is up, the best bounds so far are returned, and batches of an iterable that were not
             begun are left out. None: no limit.

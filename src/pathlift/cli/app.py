@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
@@ -19,6 +21,7 @@ from pathlift.cli.common import (
     Device,
     Force,
     Json,
+    Key,
     ModelArg,
     ModelName,
     Seed,
@@ -30,6 +33,7 @@ from pathlift.cli.common import (
     arguments_of,
     captured,
     check_used,
+    each_checkpoint,
     err,
     hollow,
     number,
@@ -58,7 +62,8 @@ def main() -> None:
     warnings.showwarning = _warn
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        with noted():
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except PathliftError as error:
         _refuse(str(error))
     except UsageError as error:
@@ -73,6 +78,34 @@ def main() -> None:
         from pathlift.errors import told
 
         _refuse(f"There is not enough memory for this: {told(error)}")
+
+
+class _Notes(logging.Handler):
+    """Prints what the library notes, each thing once: under which names the weights of a file were taken, say."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note = " ".join(record.getMessage().split())
+        if note not in self.printed:
+            self.printed.add(note)
+            err.print(f"pathlift: {note}", style="dim", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Print the notes of the library while a command runs."""
+    logger, notes = logging.getLogger("pathlift"), _Notes()
+    level = logger.level
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(level)
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -114,7 +147,7 @@ def norm(
     model: ModelName,
     weights: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="State-dict to load: .safetensors, or .pt (weights only). Several: the path-norm of each."),
+        typer.Option(help="Weights to load, as for all commands. Several, or a folder of several: the path-norm of each."),
     ] = None,
     shape: Shape = None,
     q: Annotated[float, typer.Option(help="Order of the norm, 1 to inf.")] = 1.0,
@@ -124,22 +157,24 @@ def norm(
     streamed: Stream = False,
     model_arg: ModelArg = None,
     trust: Trust = False,
+    key: Key = None,
 ) -> None:
     """Path-norm of a network, or of each of many checkpoints."""
-    if weights and len(weights) > 1:
+    paths = each_checkpoint(weights)
+    if len(paths) > 1:
         if streamed:
             network = hollow(model, shape, model_arg, trust=trust)
         else:
             network = captured(model, None, shape, seed, device, model_arg, trust=trust)
-        _norms(network, model, weights, q, as_json=as_json)
+        _norms(network, model, paths, key, q, as_json=as_json)
         return
-    only = weights[0] if weights else None
-    network = captured(model, only, shape, seed, device, model_arg, trust=trust, streamed=streamed)
+    only = paths[0] if paths else None
+    network = captured(model, only, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key)
     _norm(network, model, only, q, as_json=as_json)
 
 
-def _norms(network: pathlift.Network, model: str, paths: list[Path], q: float, *, as_json: bool) -> None:
-    norms = pathlift.path_norms(network, paths, q=q)
+def _norms(network: pathlift.Network, model: str, paths: list[Path], key: str | None, q: float, *, as_json: bool) -> None:
+    norms = pathlift.path_norms(network, (pathlift.storage.Checkpoint(path, network.host, key) for path in paths), q=q)
     with progress_bar() as bar:
         values = [norm.log10 for norm in bar.track(norms, len(paths), description="path-norms")]
     if as_json:
@@ -185,7 +220,8 @@ def _log10(value: Tensor) -> float:
 
 
 def _titled(model: str, weights: Path | None) -> str:
-    return model if weights is not None or ":" not in model else f"{model} (random initial weights)"
+    known = weights is not None or ":" not in model or model.startswith("hf:")
+    return model if known else f"{model} (random initial weights)"
 
 
 @app.command()
@@ -201,7 +237,7 @@ def certify(
     absolute: Annotated[Optional[float], typer.Option(help="Any change of each weight up to this.")] = None,  # noqa: UP045
     prune: Annotated[Optional[float], typer.Option(help="Any pruning among this lowest share of weights.")] = None,  # noqa: UP045
     criterion: Annotated[str, typer.Option(help="Ranking for --prune: path_magnitude or magnitude.")] = "path_magnitude",
-    other: Annotated[Optional[Path], typer.Option(help="One other state-dict.")] = None,  # noqa: UP045
+    other: Annotated[Optional[Path], typer.Option(help="One other file of weights.")] = None,  # noqa: UP045
     radius: Annotated[float, typer.Option(help="Any change of each input element up to this.")] = 0.0,
     limit: Annotated[Optional[int], typer.Option(help="Only the first samples.")] = None,  # noqa: UP045
     as_json: Json = False,
@@ -209,14 +245,16 @@ def certify(
     device: Device = "cpu",
     model_arg: ModelArg = None,
     trust: Trust = False,
+    key: Key = None,
+    other_key: Annotated[Optional[str], typer.Option(metavar="KEY", help="As --key, in the file --other.")] = None,  # noqa: UP045
 ) -> None:
     """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
     from pathlift.storage.data import load_data
-    from pathlift.storage.models import load_state
 
     check_used({"--per": per != "channel", "--step": step != 0.5}, "--bits", there=bits is not None)
     check_used({"--criterion": criterion != "path_magnitude"}, "--prune", there=prune is not None)
-    chosen: dict[str, pathlift.certification.Tolerance | dict[str, Tensor]] = {}
+    check_used({"--other-key": other_key is not None}, "--other", there=other is not None)
+    chosen: dict[str, pathlift.certification.Tolerance | pathlift.storage.Checkpoint] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
     if relative is not None:
@@ -226,10 +264,10 @@ def certify(
     if prune is not None:
         chosen["--prune"] = pathlift.Pruned(prune, criterion)  # type: ignore[arg-type]
     if other is not None:
-        chosen["--other"] = load_state(other)
+        chosen["--other"] = pathlift.storage.Checkpoint(other, key=other_key)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
     x, y = load_data(data, network.graph.examples[0][0][1:], limit)
     x = x.to(network.graph.examples[0][1])
     with progress_bar() as progress:
@@ -282,11 +320,12 @@ def score(
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
+    key: Key = None,
 ) -> None:
     """Path-magnitude of every weight: its share of the path-norm."""
     suffixes = () if streamed else TENSORS
     check_outputs({"--out": out_file}, suffixes=suffixes, inputs={"--weights": weights}, replace=force)
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, streamed=streamed)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key)
     with working("scoring all weights"):
         scores = pathlift.path_magnitude(network, out=out_file if streamed else None)
     if out_file is not None and not streamed:

@@ -24,7 +24,7 @@ import pathlift
 from pathlift.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 app = typer.Typer(
     help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
@@ -39,16 +39,24 @@ err = Console(stderr=True, soft_wrap=True)
 
 ModelName = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, package.module:factory, or a .onnx/.pt2 file."),
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, hf:FOLDER, package.module:factory, or a .onnx/.pt2 file."
+    ),
 ]
-Weights = Annotated[Optional[Path], typer.Option(help="State-dict to load: .safetensors, or .pt (weights only).")]  # noqa: UP045
+Weights = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Weights to load: .safetensors, .pt, .pth, .ckpt, .bin, an index of several, or a folder with either."),
+]
+Key = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--key", metavar="KEY", help="Which of several sets of weights in a file: model_ema, or generator."),
+]
+OtherKey = Annotated[Optional[str], typer.Option("--other-key", metavar="KEY", help="As --key, in the file OTHER.")]  # noqa: UP045
 Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Stream = Annotated[
     bool,
-    typer.Option(
-        "--stream", help="Read the weights layer by layer from --weights: safetensors, an index, or a folder of them."
-    ),
+    typer.Option("--stream", help="Read the weights layer by layer from --weights: a file, an index, or a folder of them."),
 ]
 ModelArg = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -114,16 +122,18 @@ def captured(
     *,
     trust: bool,
     streamed: bool = False,
+    key: str | None = None,
 ) -> pathlift.Network:
     """Build a model by name, load its weights (or leave them on disk) and capture it."""
     if streamed:
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
-        return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=weights, device=device)
+        checkpoint = pathlift.storage.Checkpoint(weights, device, key)
+        return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=checkpoint)
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
-        model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust)
+        model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=key)
         sizes = shape_of(name, shape)
         try:
             model = model.to(device)
@@ -190,14 +200,24 @@ def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def second_network(name: str, seed: int, model_arg: list[str] | None, *, trust: bool) -> nn.Module | dict[str, Tensor]:
-    """Read what a command compares with: a state-dict file, or a model by name."""
-    from pathlift.storage.models import load_model, load_state
+def second_network(
+    name: str, seed: int, model_arg: list[str] | None, *, trust: bool, key: str | None = None
+) -> nn.Module | pathlift.storage.Checkpoint:
+    """Read what a command compares with: a file or folder of weights, or a model by name."""
+    from pathlift.storage.checkpoints import WEIGHTS
+    from pathlift.storage.models import load_model
 
     suffix = Path(name).suffix.lower()
-    of_weights = suffix in {".safetensors", ".pt", ".pth"} or (os.path.isfile(name) and suffix not in {".onnx", ".pt2"})
-    return (
-        load_state(Path(name))
-        if of_weights
-        else load_model(name, arguments=arguments_of(model_arg), generator=seed, trust=trust)
-    )
+    if suffix in WEIGHTS or (os.path.exists(name) and suffix not in {".onnx", ".pt2"}):
+        return pathlift.storage.Checkpoint(name, key=key)
+    check_used({"--other-key": key is not None}, "a file OTHER", there=False)
+    return load_model(name, arguments=arguments_of(model_arg), generator=seed, trust=trust)
+
+
+def each_checkpoint(paths: list[Path] | None) -> list[Path]:
+    """Return files and folders of weights; a folder of several is each of them."""
+    if not paths:
+        return []
+    from pathlift.storage.checkpoints import checkpoint_paths
+
+    return [checkpoint for path in paths for checkpoint in checkpoint_paths(path)]

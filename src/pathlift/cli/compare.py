@@ -16,14 +16,17 @@ from pathlift.cli.common import (
     Device,
     Force,
     Json,
+    Key,
     ModelArg,
     ModelName,
+    OtherKey,
     Seed,
     Shape,
     Trust,
     Weights,
     app,
     captured,
+    each_checkpoint,
     hollow,
     number,
     out,
@@ -49,7 +52,7 @@ STEPS = 40
 @app.command()
 def metric(
     model: ModelName,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="A state-dict file, or a second model by name.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="A file of weights, or a second model by name.")],
     weights: Weights = None,
     shape: Shape = None,
     q: Annotated[int, typer.Option(help="1, or 2 (exact for any pair).")] = 1,
@@ -65,13 +68,15 @@ def metric(
     all_bounds: Annotated[bool, typer.Option("--all", help="Every bound on the path-metric, loosest first.")] = False,
     model_arg: ModelArg = None,
     trust: Trust = False,
+    key: Key = None,
+    other_key: OtherKey = None,
 ) -> None:
     """Path-metric between two networks of one architecture. MODEL may be a file when --weights holds its weights."""
     if all_bounds and q != 1:
         raise InputError(f"--all lists bounds on the l1 path-metric; found --q {q}.")
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
     with working("reading the second network"):
-        second = second_network(other, other_seed, model_arg, trust=trust)
+        second = second_network(other, other_seed, model_arg, trust=trust, key=other_key)
     if all_bounds:
         with working("computing all bounds"):
             bounds = pathlift.metric.path_metric_bounds(network, second, moments=moments)
@@ -176,7 +181,12 @@ def _print_bounds(model: str, other: str, bounds: tuple[pathlift.metric.MetricBo
 
 @app.command()
 def compare(
-    checkpoints: Annotated[list[Path], typer.Argument(help="State-dicts: .safetensors, .pt (weights only), or folders.")],
+    weights: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINTS...", help="Files of weights as for --weights; a folder of several is each of them."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="The architecture: torchvision:NAME, timm:NAME, package.module:factory.")],
     shape: Shape = None,
     plot: Annotated[Path | None, typer.Option(help="Draw cosines and path space: .png, .svg, .pdf.")] = None,
@@ -184,6 +194,7 @@ def compare(
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
+    key: Key = None,
 ) -> None:
     """Cosines and distances of the path-liftings of several checkpoints: they do not see a rescaling."""
     check_outputs({"--plot": plot}, suffixes=PICTURES, replace=force)
@@ -191,19 +202,22 @@ def compare(
         from pathlift.storage.packages import package
 
         package("matplotlib", "experiments")
+    paths = each_checkpoint(weights)
     network = hollow(model, shape, model_arg, trust=trust)
     with progress_bar() as bar:
-        task = bar.add_task("pairs of checkpoints", total=len(checkpoints) * (len(checkpoints) + 1) // 2)
+        task = bar.add_task("pairs of checkpoints", total=len(paths) * (len(paths) + 1) // 2)
         kernel = pathlift.path_kernel(
-            checkpoints, model=network, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            [pathlift.storage.Checkpoint(path, network.host, key) for path in paths],
+            model=network,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    names = _short(checkpoints)
+    names = _short(paths)
     if plot is not None:
         write_outputs({plot: picture(kernel, names, plot.suffix.removeprefix("."))}, replace=force)
     if as_json:
         print_json({
             "model": model,
-            "checkpoints": [str(path) for path in checkpoints],
+            "checkpoints": [str(path) for path in paths],
             "cosine": _rows(kernel.cosine),
             "log10_distance": _rows(kernel.log10_distance),
             "log10_norm": _rows(kernel.log10_norm[None])[0],

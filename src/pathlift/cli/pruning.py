@@ -13,6 +13,7 @@ from pathlift.cli.common import (
     Device,
     Force,
     Json,
+    Key,
     ModelArg,
     ModelName,
     Seed,
@@ -61,6 +62,7 @@ def prune(
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
+    key: Key = None,
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
     check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
@@ -75,7 +77,7 @@ def prune(
         raise InputError(
             f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
         )
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
     seen: Data | None = None
     if data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)

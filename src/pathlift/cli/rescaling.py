@@ -15,8 +15,10 @@ from pathlift.cli.common import (
     Device,
     Force,
     Json,
+    Key,
     ModelArg,
     ModelName,
+    OtherKey,
     Seed,
     Shape,
     Trust,
@@ -60,6 +62,7 @@ def rescale(
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
+    key: Key = None,
 ) -> None:
     """Rescaling groups of a network; with --to, other weights of the same function."""
     if out_file is not None and to is None:
@@ -69,7 +72,7 @@ def rescale(
     check_used({"--p": p != 2.0}, "--to balanced", there=to is Target.balanced)
     check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
     drawn = _choices(choices)
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.rescaling.RescaledState | None = None
@@ -167,7 +170,7 @@ def _print_groups(model: str, groups: pathlift.rescaling.Symmetries) -> None:
 @app.command()
 def equivalent(
     model: ModelName,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="A state-dict file, or a second model by name.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="A file of weights, or a second model by name.")],
     weights: Weights = None,
     shape: Shape = None,
     tolerance: Annotated[Optional[float], typer.Option(help="Relative difference of a weight that counts as rounding.")] = None,  # noqa: UP045
@@ -177,13 +180,14 @@ def equivalent(
     device: Device = "cpu",
     model_arg: ModelArg = None,
     trust: Trust = False,
+    key: Key = None,
+    other_key: OtherKey = None,
 ) -> None:
     """Tell whether two networks are rescalings of each other. Exit status 1 when they are not."""
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
     with working("comparing modulo rescaling"):
-        equivalence = pathlift.equivalent(
-            network, second_network(other, other_seed, model_arg, trust=trust), tolerance=tolerance
-        )
+        second = second_network(other, other_seed, model_arg, trust=trust, key=other_key)
+        equivalence = pathlift.equivalent(network, second, tolerance=tolerance)
     factors = equivalence.factors
     if as_json:
         print_json({

@@ -14,7 +14,7 @@ import torch
 
 from pathlift.errors import InputError
 from pathlift.output import write_outputs
-from pathlift.storage.checkpoints import load_plain
+from pathlift.storage.torch_file import load_plain
 
 
 def write(path: Path, content: bytes) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import anything, either, module_with_values, named, plain_tensor, refusal, shown, text
+from pathlift.arguments.kinds import anything, either, file, module_with_values, named, plain_tensor, refusal, shown, text
 from pathlift.errors import InputError, MismatchError, nearest
 from pathlift.graph.network import CompactNetwork, LazyState, Network
 from pathlift.storage.checkpoints import Checkpoint
@@ -69,14 +70,16 @@ def _of_a_network(given: Mapping[str, Any]) -> None:
         check_names(given["self"], given)
 
 
+other = either(
+    "a module, a captured Network, a state-dict or a file of weights",
+    (nn.Module, module_with_values), (Network, captured), (Mapping, state), ((str, Path), file),
+)  # fmt: skip
 weights = either("a module, or a mapping from names to tensors", (nn.Module, module_with_values), (Mapping, state))
 
 declare(__name__, {
     "model": either("a torch.nn.Module, or a captured Network", (nn.Module, anything), (Network, captured)),
     "network": captured,
-    "other": either(
-        "a module, a captured Network or a state-dict", (nn.Module, module_with_values), (Network, captured), (Mapping, state)
-    ),
+    "other": other,
     "state": state,
     "Network.kind_of.name": text("the name of a parameter or buffer"),
 }, check=_of_a_network)  # fmt: skip

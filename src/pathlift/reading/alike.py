@@ -18,7 +18,7 @@ from pathlift.graph.expressions import Constant, Expression, FunctionCall, State
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.reading.fingerprint import fingerprint
-from pathlift.reading.wrappers import names_of
+from pathlift.storage.names import names_of
 
 
 def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -> None:

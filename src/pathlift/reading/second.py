@@ -7,7 +7,8 @@ order of registration and a pass through `torch.nn.utils.prune` make no differen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -18,10 +19,12 @@ from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
 from pathlift.reading import capture, program_of, verify
 from pathlift.reading.alike import check_graph
-from pathlift.reading.wrappers import BESIDE, bare, names_of
+from pathlift.reading.live import LiveState
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.storage.names import BESIDE, Fit, bare, fit
 
-Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor]
-"""The second network: a module or captured network of the same architecture, or a state-dict."""
+Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor] | Path | str
+"""The second network: a module or captured network of the same architecture, a state-dict, or a file or folder of weights."""
 
 
 def other_state(network: Network, other: Other) -> dict[str, Tensor]:
@@ -36,7 +39,10 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
 
     Raises:
         MismatchError: A name, a shape, a constant or the graph differs, or nothing is named as in the first network.
+        InputError: A file cannot be read.
     """
+    if isinstance(other, (str, Path)):
+        other = Checkpoint(other, network.host)
     if isinstance(other, nn.Module):
         if network.graph.program and program_of(other) == network.graph.program:
             return fitted(network, named_tensors(other))
@@ -65,36 +71,31 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def translated(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors the names of a network: wrappers, and masks of `torch.nn.utils.prune`, make no difference.
+    """Give tensors the names of a network: wrappers, pruning masks and weight norm make no difference, see `names.fit`.
 
     Args:
         network: The network.
         given: Name to tensor.
 
     Returns:
-        The same tensors; those that fit nothing under their own names.
+        The same tensors, or what follows from them; those that fit nothing under their own names.
     """
-    names = set(network.names)
-    masked = _masked(names)
-    pairs = {name: (given[f"{name}_orig"], given[f"{name}_mask"]) for name in _masked(given)}
-    entries: dict[str, Any] = {name: tensor for name, tensor in given.items() if name[:-5] not in pairs} | pairs
-    renamed: dict[str, Tensor] = {}
-    for name, entry in names_of([*(name for name in names if name[:-5] not in masked), *masked], entries).items():
-        original, mask = entry if isinstance(entry, tuple) else (entry, None)
-        if mask is not None and name in names:
-            renamed[name] = original * mask
-        elif mask is not None or name in masked:
-            renamed[f"{name}_orig"] = original
-            renamed[f"{name}_mask"] = torch.ones_like(original) if mask is None else mask
-        else:
-            renamed[name] = original
-    return renamed
+    return {name: recipe(given) for name, recipe in fit_to(network, given).recipes.items()}
 
 
-def _masked(names: Collection[str]) -> set[str]:
-    """Return the names of weights that `torch.nn.utils.prune` keeps as ``name_orig`` and ``name_mask``."""
-    ends = {name[:-5] for name in names if name.endswith("_orig")}
-    return {name for name in ends if f"{name}_mask" in names}
+def fit_to(network: Network, given: Mapping[str, Tensor]) -> Fit:
+    """Tell from which of given tensors those of a network follow; nothing is computed.
+
+    Args:
+        network: The network.
+        given: Name to tensor, or a checkpoint.
+
+    Returns:
+        See `names.fit`.
+    """
+    specs = given.specs if isinstance(given, Checkpoint) else given
+    model = network.state.root if isinstance(network.state, LiveState) else None
+    return fit(network.names, specs, lambda name: network.state.get(network.aliases.get(name, name)), model)
 
 
 def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,7 +112,9 @@ def fitted(network: Network, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         MismatchError: Names or shapes differ, tensors that are one in the network differ, or a buffer that is part of the
             graph has other values.
     """
-    given = translated(network, given)
+    fitting = fit_to(network, given)
+    fitting.tell(given.path if isinstance(given, Checkpoint) else "the second network")
+    given = {name: recipe(given) for name, recipe in fitting.recipes.items()}
     check_tensors(network, given)
     state: dict[str, Tensor] = {}
     for name, weight in network.state.items():

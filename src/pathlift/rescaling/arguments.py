@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from pathlift.arguments import declare
 from pathlift.arguments.kinds import (
     anything,
     either,
+    file,
     function,
     instance,
     least_zero,
@@ -23,7 +25,7 @@ from pathlift.arguments.kinds import (
     positive_count,
     text,
 )
-from pathlift.graph.arguments import captured, check_names
+from pathlift.graph.arguments import captured, check_names, state
 from pathlift.graph.network import Network
 from pathlift.rescaling.groups import Symmetries
 from pathlift.rescaling.states import RescaledState
@@ -56,6 +58,7 @@ declare(__name__, {
     "equivalent.model": model_or_groups,
     "rescaling_distance.model": model_or_groups,
     "with_state.model": module_with_values,
+    "with_state.state": either("a state-dict or a file of weights", (Mapping, state), ((str, Path), file)),
     "groups": instance("the Symmetries of a model: symmetries(model, inputs)", Symmetries),
     "rescale_in_place.state": instance("what a method of the Symmetries returned", RescaledState),
     "equivalent.tolerance": least_zero,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, name_differences
 from pathlift.graph.network import Network
 from pathlift.reading.freeze import cloned
-from pathlift.reading.wrappers import names_of
 from pathlift.rescaling.gauges import Gauge
 from pathlift.results import Result
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.storage.names import fit
 
 
 class RescaledState(Result, dict[str, Tensor]):
@@ -91,22 +93,28 @@ class BalancedState(RescaledState):
 
 
 @public
-def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+def with_state(model: nn.Module, state: Mapping[str, Tensor] | Path | str) -> nn.Module:
     """Return a copy of a model with other parameters.
 
     Args:
         model: Any module; not changed.
-        state: A state-dict of it.
+        state: A state-dict of it, or a file of weights.
 
     Returns:
         The copy. Wrappers that compile, scatter or synchronise become plain modules of the same names.
 
     Raises:
         MismatchError: A name or a shape is not the model's.
+        InputError: A file cannot be read.
     """
     made = cloned(model)
     before = made.state_dict()
-    given = names_of(before, state, inside=False)
+    if isinstance(state, (str, Path)):
+        state = Checkpoint(state)
+    specs = state.specs if isinstance(state, Checkpoint) else state
+    fitting = fit(before, specs, before.get, made, inside=isinstance(state, Checkpoint))
+    fitting.tell(state.path if isinstance(state, Checkpoint) else "the state-dict")
+    given = {name: recipe(state) for name, recipe in fitting.recipes.items()}
     missing, surplus = [name for name in before if name not in given], [name for name in given if name not in before]
     if missing or surplus:
         raise MismatchError(f"The state-dict does not fit the model. {name_differences(missing, surplus, 'the model')}.")

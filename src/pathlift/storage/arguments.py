@@ -6,12 +6,13 @@ from pathlift.arguments import declare
 from pathlift.arguments.kinds import anything, either, file, flag, mapping, plain_tensor, text
 from pathlift.storage.checkpoints import Checkpoint
 
-model_name = text("torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 file")
+model_name = text("torchvision:NAME, timm:NAME, hf:FOLDER, package.module:factory, or a .onnx or .pt2 file")
 
 declare(__name__, {
     "path": file,
+    "key": text("the key that leads to the weights in a file: model_ema", least=1),
     "weights": either(
-        "a .safetensors file, an index, a folder with either, or a Checkpoint", (Checkpoint, anything), (object, file)
+        "a file of weights, an index, a folder with either, or a Checkpoint", (Checkpoint, anything), (object, file)
     ),
     "load_model.weights": file,
     "load_model.name": model_name,

@@ -1,11 +1,11 @@
-"""Weights on disk: read a tensor at a time, written a shard at a time (safetensors, one file or several with an index)."""
+"""Weights on disk, in whatever files people have: read a tensor at a time, written a shard at a time."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pathlift.arguments import public
-from pathlift.errors import InputError
+from pathlift.errors import InputError, nearest
+from pathlift.storage import sizes
+from pathlift.storage.torch_file import TorchFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,16 +30,14 @@ SHARD_BYTES = 1 << 26
 SMALL_BYTES = 1 << 20
 """Tensors up to this size are copied out of their file."""
 
-SPARE_BYTES = 1 << 26
-"""A file may unfold to this much more than it has."""
-
-HEADER_BYTES = 100_000_000
-"""An index has at most this much, as has the header of a file of safetensors."""
-
-MOST_TENSORS = 1 << 16
-"""A file has at most so many tensors."""
-
 INDEX = ".safetensors.index.json"
+"""How the name of the index of several files of safetensors ends."""
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+"""How the names of files of weights end."""
+
+USUAL = ("model.safetensors", "pytorch_model.bin")
+"""The file of weights in a folder that has others beside it."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -53,140 +53,212 @@ _DTYPES = {
 }
 
 
-def check_unfolding(size: int, whole: int) -> None:
-    """Refuse a file that would take far more memory than it has bytes.
-
-    Args:
-        size: Its bytes.
-        whole: What is to be read from it, in bytes.
-
-    Raises:
-        InputError: That is more than its bytes and `SPARE_BYTES`.
-    """
-    if whole > size + SPARE_BYTES:
-        raise InputError(f"{size:,} bytes unfold to {whole:,}, which no file of weights does.")
-
-
-def load_plain(path: Path) -> object:
-    """Read what ``torch.save`` wrote, on the CPU; no code in the file is run, and it is not unfolded beyond its size.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors and numbers in containers.
-
-    Raises:
-        InputError: It unfolds to much more than it has. Whatever PyTorch raises where it cannot read the file goes through.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            check_unfolding(path.stat().st_size, sum(entry.file_size for entry in archive.infolist()))
-    found: object = torch.load(path, map_location="cpu", weights_only=True)
-    return found
-
-
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each mapped into memory when asked for and not kept.
+    """The tensors of a checkpoint by name, each read from its file when asked for and not kept. No code in a file is run.
 
     Attributes:
         path: The file or folder.
         device: Where the tensors are put.
+        key: Which of the things in the file they are: the keys that led to them, with dots between; empty if it holds no other.
+        specs: Tensors without memory, of the same names, shapes and dtypes.
     """
 
     @public
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", key: str | None = None) -> None:
         """Read names, shapes and dtypes; no tensor is read.
 
         Args:
-            path: A ``.safetensors`` file, an index (``….safetensors.index.json``) of several, or a folder with either.
+            path: A ``.safetensors`` file; a file of ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``); an index
+                (``….index.json``) of several; or a folder with either.
             device: Where the tensors are put.
+            key: Where a file holds several sets of weights: ``"model_ema"``, ``"networks.generator"``. Where it holds one, the
+                beginning of the names to take, without its dot.
 
         Raises:
-            InputError: A file is missing or damaged, or two files have a tensor of one name.
+            InputError: A file is missing or damaged, holds no weights, or several sets of them and no key says which; or two
+                files have a tensor of one name.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> weights, average = ({"0.weight": torch.full((1, 2), value)} for value in (1.0, 2.0))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = Path(folder, "run.ckpt")
+            ...     torch.save({"epoch": 3, "model": weights, "model_ema": average}, file)
+            ...     checkpoint = Checkpoint(file, key="model_ema")
+            ...     list(checkpoint), checkpoint["0.weight"].tolist()
+            (['0.weight'], [[2.0, 2.0]])
         """
         self.path = Path(path)
         self.device = torch.device(device)
-        self.files: dict[str, Path] = {}
+        self.key = ""
         self.specs: dict[str, Tensor] = {}
+        self._files: dict[str, tuple[_SafetensorsFile | TorchFile, str]] = {}
         wanted = _weight_map(self.path)
-        for file in dict.fromkeys(wanted.values()) if wanted is not None else _files(self.path):
-            for name, spec in _specs(file).items():
-                if wanted is not None and wanted.get(name) != file:
+        paths = list(dict.fromkeys(wanted.values())) if wanted is not None else _files(self.path)
+        alone = len(paths) == 1
+        for file_path in paths:
+            file = _opened(file_path, key if alone else None)
+            self.key = file.key if alone and isinstance(file, TorchFile) else ""
+            for name, spec in file.specs.items():
+                if wanted is not None and wanted.get(name) != file_path:
                     continue
-                if name in self.files:
-                    raise InputError(f"'{name}' is in '{self.files[name].name}' and in '{file.name}' of '{self.path}'.")
-                self.files[name], self.specs[name] = file, spec
-        missing = sorted(set(wanted or ()) - set(self.files))
+                if name in self._files:
+                    first = self._files[name][0].path.name
+                    raise InputError(f"'{name}' is in '{first}' and in '{file_path.name}' of '{self.path}'.")
+                self._files[name], self.specs[name] = (file, name), spec
+        missing = sorted(set(wanted or ()) - set(self._files))
         if missing:
             raise InputError(f"'{self.path}' promises {missing[0]!r} in '{(wanted or {})[missing[0]]}', which lacks it.")
+        if key is not None and key != self.key and not self.key.startswith(f"{key}."):
+            self._keep(key)
+
+    def _keep(self, key: str) -> None:
+        """Keep the tensors whose names begin with the key, or with what is left of it, and call them by the rest."""
+        first = f"{key.removeprefix(f'{self.key}.') if self.key else key}."
+        chosen = {name.removeprefix(first): name for name in self._files if name.startswith(first)}
+        if not chosen:
+            beginnings = dict.fromkeys(name.partition(".")[0] for name in self._files)
+            raise InputError(f"'{self.path}' holds no weights under the key '{key}'.{nearest(key, beginnings)}")
+        self._files = {short: self._files[name] for short, name in chosen.items()}
+        self.specs = {short: self.specs[name] for short, name in chosen.items()}
+        self.key = key
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a tensor. A large one keeps its file mapped; a small one is copied, so that it does not."""
-        try:
-            with safe_open(self.files[name], "pt", device=str(self.device)) as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"'{name}' cannot be read from '{self.files[name]}': {error}") from error
-        return tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor
+        """Read a tensor. A large one of safetensors keeps its file mapped; a small one is copied, so that it does not."""
+        file, stored_name = self._files[name]
+        return file.read(stored_name, self.device)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name; nothing is read."""
-        return name in self.files
+        return name in self._files
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over names."""
-        return iter(self.files)
+        return iter(self._files)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
-        return len(self.files)
+        return len(self._files)
 
     def __repr__(self) -> str:
         """Return a one-line summary."""
         return f"Checkpoint({str(self.path)!r}, {len(self)} tensors)"
 
 
+def checkpoint_paths(path: Path) -> list[Path]:
+    """Return the checkpoints that a path leads to.
+
+    Args:
+        path: A file; or a folder, which may be one checkpoint (an index, or files that have no tensor of one name) or several.
+
+    Returns:
+        The path itself when it is one checkpoint; otherwise the files of weights in the folder, in their natural order.
+
+    Raises:
+        InputError: The folder holds no weights, or a file in it is damaged.
+    """
+    if not path.is_dir() or _index(path) is not None:
+        return [path]
+    files = _natural(path, WEIGHTS)
+    names: set[str] = set()
+    for file in files if not any(file.name in USUAL for file in files) else ():
+        specs = _opened(file, None).specs
+        if not names.isdisjoint(specs):
+            return files
+        names.update(specs)
+    return [path]
+
+
+def _natural(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files of a folder in the order in which people count: epoch 2 before epoch 10."""
+    files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".") and file.is_file()]
+
+    def parts(file: Path) -> list[tuple[int, str]]:
+        split = re.split(r"([0-9]+)", file.name)
+        return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(split)]
+
+    return sorted(files, key=lambda file: (parts(file), file.name))
+
+
+def _index(path: Path) -> Path | None:
+    """Return the index of several files, if there is one."""
+    if not path.is_dir():
+        return path if path.name.endswith(".index.json") else None
+    indices = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.bin.index.json"))
+    if len(indices) > 1:
+        raise InputError(f"'{path}' has {len(indices)} indices; name one: {', '.join(file.name for file in indices)}.")
+    return indices[0] if indices else None
+
+
 def _weight_map(path: Path) -> dict[str, Path] | None:
     """Return which file has which tensor, if there is an index."""
-    found = sorted(path.glob(f"*{INDEX}")) if path.is_dir() else [path] if path.name.endswith(INDEX) else []
-    if not found:
+    index = _index(path)
+    if index is None:
         return None
-    if len(found) > 1:
-        raise InputError(f"'{path}' has {len(found)} indices; name one: {', '.join(file.name for file in found)}.")
     try:
-        with found[0].open("rb") as opened:
-            text = opened.read(HEADER_BYTES + 1)
-        if len(text) > HEADER_BYTES:
-            raise ValueError(f"it has more than {HEADER_BYTES:,} bytes")
+        with index.open("rb") as opened:
+            text = opened.read(sizes.HEADER_BYTES + 1)
+        if len(text) > sizes.HEADER_BYTES:
+            raise ValueError(f"it has more than {sizes.HEADER_BYTES:,} bytes")
         entries = json.loads(text)["weight_map"]
         files = {str(name): Path(file).name for name, file in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"'{found[0]}' is not a readable index with a weight_map: {error}") from error
+        raise InputError(f"'{index}' is not a readable index with a weight_map: {error}") from error
     strange = next((file for file in files.values() if not file.isprintable()), None)
     if strange is not None:
-        raise InputError(f"'{found[0]}' names a file {strange!r}, which is no name.")
-    return {name: found[0].parent / file for name, file in files.items()}
+        raise InputError(f"'{index}' names a file {strange!r}, which is no name.")
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    """Return the files of one checkpoint without an index."""
+    if not path.is_dir():
+        return [path]
+    usual = [path / name for name in USUAL if (path / name).is_file()]
+    files = usual[:1] or _natural(path, (".safetensors",)) or _natural(path, WEIGHTS)
     if not files:
-        raise InputError(f"'{path}' holds no .safetensors file.")
+        raise InputError(f"'{path}' holds no .safetensors file, and no other file of weights ({', '.join(WEIGHTS[1:])}).")
     return files
+
+
+def _opened(path: Path, key: str | None) -> _SafetensorsFile | TorchFile:
+    """Open a file by what it is: safetensors begin with the length of a header in JSON."""
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'.")
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(9)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" or beginning[8:] == b"{" else TorchFile(path, key)
+
+
+class _SafetensorsFile:
+    """One file of safetensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.specs = _specs(path)
+
+    def read(self, name: str, device: torch.device) -> Tensor:
+        try:
+            with safe_open(self.path, "pt", device=str(device)) as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"'{name}' cannot be read from '{self.path}': {error}") from error
+        return tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor
 
 
 def _specs(path: Path) -> dict[str, Tensor]:
     """Return tensors without memory, of the shapes and dtypes of those in a file."""
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
-            if len(names) > MOST_TENSORS:
-                raise InputError(f"'{path}' holds {len(names):,} tensors, more than {MOST_TENSORS:,}.")
+            if len(names) > sizes.MOST_TENSORS:
+                raise InputError(f"'{path}' holds {len(names):,} tensors, more than {sizes.MOST_TENSORS:,}.")
             slices = {name: file.get_slice(name) for name in names}
-            described = {name: (own.get_shape(), own.get_dtype()) for name, own in slices.items()}
+            described = {name: (piece.get_shape(), piece.get_dtype()) for name, piece in slices.items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"'{path}' cannot be read as safetensors: {error}") from error
     unknown = {kind for _, kind in described.values()} - set(_DTYPES)
@@ -235,9 +307,10 @@ class ShardWriter:
             name: Its name.
             tensor: The tensor.
         """
-        own = tensor.detach().contiguous().cpu()
-        self.waiting[name] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()  # a file shares no memory
-        if sum(own.nbytes for own in self.waiting.values()) >= SHARD_BYTES:
+        plain = tensor.detach().contiguous().cpu()
+        alone = plain.untyped_storage().nbytes() == plain.nbytes
+        self.waiting[name] = plain if alone else plain.clone()  # a file shares no memory
+        if sum(waiting.nbytes for waiting in self.waiting.values()) >= SHARD_BYTES:
             self._flush()
 
     def __contains__(self, name: str) -> bool:
@@ -252,7 +325,7 @@ class ShardWriter:
         except (OSError, SafetensorError) as error:
             reason = str(error).split(" at path ", maxsplit=1)[0].replace(str(self.partial), str(self.target))
             raise InputError(f"'{self.target}' cannot be written: {reason}") from error
-        self.bytes += sum(own.nbytes for own in self.waiting.values())
+        self.bytes += sum(tensor.nbytes for tensor in self.waiting.values())
         self.index |= dict.fromkeys(self.waiting, file)
         self.waiting = {}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
+from pathlift.storage.checkpoints import WEIGHTS
 from pathlift.storage.models import load_state
 from pathlift.storage.packages import package
 
@@ -44,7 +45,7 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
         x, y = handwritten_digits()
     elif name == "fashion-mnist":
         x, y = fashion_mnist("t10k")
-    elif Path(name).suffix in {".safetensors", ".pt", ".pth"}:
+    elif Path(name).suffix in WEIGHTS:
         tensors = load_state(Path(name))
         if "x" not in tensors:
             raise InputError(f"'{name}' holds {', '.join(sorted(tensors)[:5])}; expected inputs under the name 'x'.")
@@ -58,8 +59,8 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
     if not x.dtype.is_floating_point:
         raise InputError(f"The inputs in '{name}' have dtype {x.dtype}; expected floating-point numbers.")
     if y is not None and (y.shape != (len(x),) or y.dtype.is_floating_point):
-        found = f"shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}"
-        raise InputError(f"'{name}' has classes 'y' of {found}; expected one whole number for each of {len(x)} inputs.")
+        kind = f"shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}"
+        raise InputError(f"'{name}' has classes 'y' of {kind}; expected one whole number for each of {len(x)} inputs.")
     return x.reshape(len(x), *shape)[:limit], None if y is None else y[:limit]
 
 
@@ -72,8 +73,8 @@ def handwritten_digits() -> tuple[Tensor, Tensor]:
     Raises:
         InputError: scikit-learn is missing.
     """
-    found = package("sklearn.datasets", "demo").load_digits()
-    return torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+    digits = package("sklearn.datasets", "demo").load_digits()
+    return torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
 
 
 def fashion_mnist(part: str) -> tuple[Tensor, Tensor]:
@@ -88,16 +89,16 @@ def fashion_mnist(part: str) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: A file is missing or damaged.
     """
-    found = []
+    contents = []
     for file, header in ((f"{part}-images-idx3-ubyte", 16), (f"{part}-labels-idx1-ubyte", 8)):
         packed = FASHION_MNIST / f"{file}.gz"
         if not packed.is_file():
             raise InputError(f"There is no file '{packed}'. Install Debian's package dataset-fashion-mnist.")
         try:
-            found.append(torch.frombuffer(bytearray(gzip.decompress(packed.read_bytes())[header:]), dtype=torch.uint8))
+            contents.append(torch.frombuffer(bytearray(gzip.decompress(packed.read_bytes())[header:]), dtype=torch.uint8))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"'{packed}' is damaged: {error}") from error
-    images, labels = found
+    images, labels = contents
     if len(images) % len(labels):
         raise InputError(f"'{FASHION_MNIST}' is damaged: {len(images)} pixels are not those of {len(labels)} pictures.")
     return images.reshape(len(labels), -1).float() / 255, labels.long()

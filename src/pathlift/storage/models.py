@@ -1,16 +1,17 @@
 """Models by name, weights from files, results to files: what the command line needs.
 
-A model is named ``torchvision:resnet18``, ``timm:resnet50``, ``package.module:factory``, or is a ``.onnx`` or ``.pt2`` file.
-Weights are read with safetensors or ``torch.load(weights_only=True)``; nothing is downloaded.
+A model is named ``torchvision:resnet18``, ``timm:resnet50``, ``hf:folder``, ``package.module:factory``, or is a ``.onnx`` or
+``.pt2`` file.
+Weights are read without running code; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import operator
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -26,17 +26,16 @@ from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
-from pathlift.storage.checkpoints import check_unfolding, load_plain
+from pathlift.storage.checkpoints import Checkpoint
+from pathlift.storage.names import BESIDE, bare, fit
 from pathlift.storage.onnx_file import read_onnx
 from pathlift.storage.packages import package
+from pathlift.storage.sizes import HEADER_BYTES
 
 DEFAULT_SHAPE = (3, 224, 224)
 
-DTYPES = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-})  # fmt: skip
-"""What a state-dict may hold."""
+FOLDER = "hf:"
+"""What the name of a folder begins with that transformers wrote."""
 
 
 @public
@@ -47,16 +46,19 @@ def load_model(
     arguments: Mapping[str, object] | None = None,
     generator: Randomness = 0,
     trust: bool = False,
+    key: str | None = None,
 ) -> nn.Module:
     """Build a model from its name.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), or the path of
-            an ``.onnx`` or ``.pt2`` file.
-        weights: A state-dict file to load into it.
+        name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), the path of an
+            ``.onnx`` or ``.pt2`` file, or ``hf:FOLDER``: a folder with the ``config.json`` of an image classifier of
+            transformers, and its weights.
+        weights: A file or folder of weights to load into it, see `Checkpoint`.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
         generator: Source of randomness of the initial weights, on the CPU, or a seed.
         trust: Load a ``.pt2`` file too. PyTorch runs code from it, as from a Python module: whoever wrote it can do anything.
+        key: Which of several sets of weights in the file, see `Checkpoint`.
 
     Returns:
         The model.
@@ -65,8 +67,10 @@ def load_model(
         InputError: The name is not known, a package is missing, a file cannot be read or is not trusted, or the builder fails.
         MismatchError: The weights are those of another model.
     """
+    if key is not None and weights is None and not name.startswith(FOLDER):
+        raise InputError("key has no effect without weights: leave it out.")
     with _drawing_from(source_of(generator)):
-        return _loaded(name, None if weights is None else Path(weights), arguments or {}, trust=trust)
+        return _loaded(name, None if weights is None else Path(weights), arguments or {}, trust=trust, key=key)
 
 
 @contextmanager
@@ -78,24 +82,29 @@ def _drawing_from(source: torch.Generator) -> Iterator[None]:
         source.set_state(torch.get_rng_state())
 
 
-def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *, trust: bool) -> nn.Module:
+def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *, trust: bool, key: str | None) -> nn.Module:
     suffix = Path(name).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
         if arguments:
             raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
         model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
+    elif name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
+        model = _from_folder(folder, arguments or {})
+        hollow = any(parameter.is_meta for parameter in model.parameters())
+        weights = weights or (None if hollow else folder)
     else:
         library, _, entry = name.partition(":")
         if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
             raise InputError(
-                f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, package.module:factory, or a .onnx or .pt2 "
-                "file."
+                f"'{name}' names no model. Expected torchvision:NAME, timm:NAME, hf:FOLDER, package.module:factory, or a .onnx "
+                "or .pt2 file."
             )
         if Path(library).is_file():
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments)
     if weights is not None:
-        _load_into(model, weights)
+        _load_into(model, weights, key, "num_labels" if name.startswith(FOLDER) else "num_classes")
     return model
 
 
@@ -119,66 +128,29 @@ def default_shape(name: str) -> tuple[int, ...]:
         timm = package("timm", "timm")
         config = timm.get_pretrained_cfg(entry)
         return DEFAULT_SHAPE if config is None else tuple(config.input_size)
+    if name.startswith(FOLDER) and (shape := _shape_of_folder(Path(name.removeprefix(FOLDER)))) is not None:
+        return shape
     raise InputError(f"The input shape of '{name}' is not known. Give it with --shape, for example --shape 3,224,224.")
 
 
 @public
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Read a state-dict from a file, without ever running code from it or unfolding it beyond its size.
 
     Args:
-        path: A ``.safetensors`` file, or a file written by ``torch.save``.
+        path: A file or folder of weights, see `Checkpoint`.
+        key: Which of several sets of weights in it, see `Checkpoint`.
 
     Returns:
-        Name to tensor: dense, with values, of a dtype of `DTYPES`.
+        Name to tensor: dense, with values, of floating-point numbers of at most 64 bits, whole numbers or truth values.
 
     Raises:
         InputError: The file is missing, unreadable, malicious or holds something else than such tensors by name.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
-    try:
-        found: object = _read(path)
-    except InputError as error:
-        raise InputError(f"'{path}' cannot be read as a state-dict: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"'{path}' is not a plain state-dict: it holds code or objects, which are never loaded. "
-            "Save model.state_dict() with torch.save or safetensors."
-        ) from error
-    except Exception as error:  # the bytes of a stranger: whatever reading them raises, they cannot be read
-        raise InputError(f"'{path}' cannot be read as a state-dict: {told(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    checkpoint = Checkpoint(path, key=key)
+    if not checkpoint:
         raise InputError(f"'{path}' holds no mapping from names to tensors. Save model.state_dict().")
-    for name, value in found.items():
-        _check_plain(path, str(name), value)
-    return {str(name): value for name, value in found.items()}
-
-
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return load_plain(path)
-
-
-def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is no array of numbers."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta:
-        raise InputError(f"'{name}' in '{path}' has no values: it was saved on the meta device.")
-    if tensor.layout != torch.strided or tensor.is_nested:
-        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        raise InputError(f"'{name}' in '{path}' is no dense tensor ({layout}). Save it with .to_dense().")
-    if tensor.dtype not in DTYPES:
-        expected = "floating-point numbers of 16, 32 or 64 bits, whole numbers or truth values"
-        raise InputError(f"'{name}' in '{path}' has dtype {kind}; expected {expected}. Convert it, with .float() say.")
-    try:
-        check_unfolding(tensor.untyped_storage().nbytes(), tensor.nbytes)
-    except InputError as error:
-        raise InputError(f"'{name}' in '{path}' cannot be read: {error}") from error
+    return {name: checkpoint[name] for name in checkpoint}
 
 
 @public
@@ -226,19 +198,19 @@ def _factory(module: str, entry: str) -> Callable[..., object] | nn.Module:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: object = importlib.import_module(module)
+        named: object = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(f"The module '{module}' cannot be imported: {told(error)}") from error
     try:
-        found = operator.attrgetter(entry)(found)
+        named = operator.attrgetter(entry)(named)
     except AttributeError as error:
         raise InputError(f"The module '{module}' has no '{entry}'.") from error
     except (Exception, SystemExit) as error:  # a lazy attribute of the module
         raise InputError(f"'{module}:{entry}' cannot be read: {told(error)}") from error
-    if not isinstance(found, nn.Module) and not callable(found):
+    if not isinstance(named, nn.Module) and not callable(named):
         expected = "not a torch.nn.Module or a function that makes one"
-        raise InputError(f"'{module}:{entry}' is a {type(found).__name__}, {expected}.")
-    return found
+        raise InputError(f"'{module}:{entry}' is a {type(named).__name__}, {expected}.")
+    return named
 
 
 def _built(name: str, builder: Callable[..., object] | nn.Module, arguments: Mapping[str, object]) -> nn.Module:
@@ -271,6 +243,45 @@ def _check_arguments(name: str, builder: Callable[..., object], arguments: Mappi
         ) from error
 
 
+def _from_folder(folder: Path, arguments: Mapping[str, object]) -> nn.Module:
+    """Build an image classifier of transformers by what its folder says: no code in it is run, nothing is downloaded."""
+    transformers = package("transformers", "transformers")
+    _settings(folder / "config.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **arguments)
+        config.return_dict = False
+        model: nn.Module = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"'{FOLDER}{folder}' cannot be built as an image classifier of transformers: {told(error)}") from error
+    return model
+
+
+def _settings(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise InputError(f"There is no file '{file}', which tells what the model is.")
+    try:
+        with file.open("rb") as opened:
+            settings = json.loads(opened.read(HEADER_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is damaged: {told(error)}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"'{file}' is damaged: it holds no JSON object.")
+    return settings
+
+
+def _shape_of_folder(folder: Path) -> tuple[int, ...] | None:
+    """Return the shape of the pictures that a folder of transformers speaks of."""
+    config, preparation = _settings(folder / "config.json"), folder / "preprocessor_config.json"
+    prepared = _settings(preparation) if preparation.is_file() else {}
+    size = prepared.get("crop_size") or prepared.get("size") or config.get("image_size")
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = [size.get("height", edge), size.get("width", edge)]
+    sizes = [config.get("num_channels", 3), *(size if isinstance(size, list) else [size, size])]
+    shape = tuple(size for size in sizes if isinstance(size, int) and size > 0)
+    return shape if len(shape) == len(sizes) else None
+
+
 def _from_export(path: Path, *, trust: bool) -> nn.Module:
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
@@ -286,21 +297,54 @@ def _from_export(path: Path, *, trust: bool) -> nn.Module:
     return module
 
 
-def _load_into(model: nn.Module, path: Path) -> None:
-    state = load_state(path)
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    for name, tensor in state.items():
-        if name in own and not is_lazy(own[name]) and own[name].shape != tensor.shape:
-            raise MismatchError(
-                f"'{name}' has shape {tuple(tensor.shape)} in '{path}' and {tuple(own[name].shape)} in the model. If the model "
-                "can be built with other sizes, say so: --model-arg num_classes=10, for example."
-            )
-    missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> None:
+    checkpoint = Checkpoint(path, key=key)
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    fitting = fit(tensors, checkpoint.specs, tensors.get, model)
+    recipes = fitting.recipes
+    given = {name: recipe(checkpoint.specs) for name, recipe in recipes.items()}
+    _check_sizes(path, tensors, given, classes)
+    shared = {id(tensors[name]) for name in given if name in tensors}
+    missing = [name for name in tensors if id(tensors[name]) not in shared and name.rpartition(".")[2] not in BESIDE]
+    surplus = [name for name in given if name not in tensors and bare(name).rpartition(".")[2] not in BESIDE]
     if missing or surplus:
         difference = name_differences(missing, surplus, "the model")
-        raise MismatchError(f"'{path}' does not fit the model. {difference}.")
+        raise MismatchError(f"'{path}' does not fit the model. {difference}.{_choice(missing, surplus, fitting.prefix)}")
+    fitting.tell(path)
     try:
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict({name: recipe(checkpoint) for name, recipe in recipes.items() if name in tensors}, strict=False)
     except RuntimeError as error:
         raise MismatchError(f"'{path}' does not fit the model: {' '.join(str(error).split())}") from error
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor], classes: str) -> None:
+    """Refuse tensors of other shapes; where only a last layer has another size, say which number of classes would do."""
+    wrong = [
+        name for name, tensor in given.items()
+        if name in tensors and not is_lazy(tensors[name]) and tensors[name].shape != tensor.shape
+    ]  # fmt: skip
+    if not wrong:
+        return
+    name = wrong[0]
+    first, second = given[name].shape, tensors[name].shape
+    message = f"'{name}' has shape {tuple(first)} in '{path}' and {tuple(second)} in the model."
+    layers = {name.rpartition(".")[0] for name in wrong}
+    if len(layers) == 1 and all(given[name].shape[1:] == tensors[name].shape[1:] for name in wrong):
+        message += (
+            f" The layer '{layers.pop()}' has {first[0]} outputs in the file and {second[0]} in the model: if they "
+            f"are classes, build the model so: --model-arg {classes}={first[0]}."
+        )
+    else:
+        message += f" If the model can be built with other sizes, say so: --model-arg {classes}=10, for example."
+    raise MismatchError(message)
+
+
+def _choice(missing: list[str], surplus: list[str], prefix: str) -> str:
+    """Say how to choose when the names of the model are there behind one beginning, and others beside them."""
+    beginnings = {name[: -len(missing[0])] for name in surplus if missing and name.endswith(f".{missing[0]}")}
+    fitting = [first for first in sorted(beginnings) if all(first + name in surplus for name in missing)]
+    if prefix and not missing:
+        fitting = [prefix]
+    if not fitting:
+        return ""
+    return f" If those are meant whose names begin with {' or '.join(fitting)}, say so: --key {fitting[0].rstrip('.')}."

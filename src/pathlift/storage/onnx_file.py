@@ -18,8 +18,8 @@ from typing import Any
 from torch import fx, nn
 
 from pathlift.errors import InputError, told
-from pathlift.storage.checkpoints import check_unfolding
 from pathlift.storage.packages import package
+from pathlift.storage.sizes import check_unfolding
 
 STANDARD = ("", "ai.onnx")
 """The domains of the operators of the standard: two names of one."""

@@ -21,9 +21,9 @@ class MissingPackageError(InputError, ImportError):
         """
         package = name.partition(".")[0]
         absent = isinstance(cause, ModuleNotFoundError) and (cause.name or package).partition(".")[0] == package
-        found = "is not installed" if absent else f"cannot be imported: {told(cause)}"
+        problem = "is not installed" if absent else f"cannot be imported: {told(cause)}"
         super().__init__(
-            f"The package '{package}' {found}{'' if found.endswith('.') else '.'} Run: pip install 'pathlift[{extra}]'"
+            f"The package '{package}' {problem}{'' if problem.endswith('.') else '.'} Run: pip install 'pathlift[{extra}]'"
         )
         self.arguments = name, extra, cause
 
