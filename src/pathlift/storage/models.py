@@ -25,7 +25,7 @@ from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import check_unfolding, load_plain
-from pathlift.storage.onnx_file import read_onnx
+from pathlift.storage.onnx import read_onnx
 from pathlift.storage.packages import package
 
 DEFAULT_SHAPE = (3, 224, 224)
