@@ -19,7 +19,7 @@ from pathlift.storage.packages import package
 STANDARD = ("", "ai.onnx")
 """The domains of the operators of the standard: two names of one."""
 
-OPSETS = range(9, 26)
+OPSETS = range(7, 26)
 """Versions of the standard that are read."""
 
 DEEPEST = 8

@@ -196,6 +196,8 @@ class _Building:
 
     def _setting(self, attribute: Any) -> Any:
         value = self.onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, self.onnx.TensorProto):
+            return self.onnx.numpy_helper.to_array(value)
         if isinstance(value, bytes):
             return value.decode()
         if isinstance(value, (int, float)):

@@ -19,6 +19,9 @@ Array = np.ndarray[Any, Any]
 LARGEST = 1 << 24
 """A result has at most so many elements."""
 
+SMALL = 1 << 20
+"""A tensor of one number that is repeated more often is left to PyTorch, where it takes no memory."""
+
 HOST = frozenset(
     "Abs Add And ArgMax ArgMin Cast CastLike Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements "
     "GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax "
@@ -26,6 +29,21 @@ HOST = frozenset(
     "Tile Transpose Trilu Unsqueeze Where Xor".split()
 )
 """Operators that are evaluated so when all their inputs are such numbers."""
+
+
+def on_host(kind: str, arrays: Sequence[object]) -> bool:
+    """Whether an operator is evaluated here.
+
+    Args:
+        kind: Its name.
+        arrays: Its inputs.
+
+    Returns:
+        Whether all of them are plain numbers, and its result is not one number repeated very often.
+    """
+    if kind not in HOST or not all(own is None or isinstance(own, np.ndarray) for own in arrays):
+        return False
+    return kind != "ConstantOfShape" or _product(arrays[0]) <= SMALL
 
 
 class TooLargeError(ValueError):
@@ -53,7 +71,8 @@ def evaluate(kind: str, version: int, settings: Mapping[str, Any], arrays: Seque
     onnx, reference = package("onnx", "onnx"), package("onnx.reference", "onnx")
     names = [f"x{place}" if own is not None else "" for place, own in enumerate(arrays)]
     results = [f"y{place}" for place in range(count)]
-    node = onnx.helper.make_node(kind, names, results, **settings)
+    written = {key: onnx.numpy_helper.from_array(own) if isinstance(own, np.ndarray) else own for key, own in settings.items()}
+    node = onnx.helper.make_node(kind, names, results, **written)
     inputs = [onnx.ValueInfoProto(name=name) for name in names if name]
     graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name) for name in results])
     program = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
@@ -71,7 +90,7 @@ def _elements(kind: str, arrays: Sequence[Array]) -> int:
     if kind == "Tile":
         return sizes[0] * _product(arrays[1])
     if kind == "Range":
-        start, limit, step = (float(own) for own in arrays)
+        start, limit, step = (float(own.item()) for own in arrays)
         return math.ceil(abs((limit - start) / step)) if step else LARGEST + 1
     if kind in {"Gather", "GatherND"}:
         return sizes[0] * sizes[1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.errors import InputError, PathliftError, Problem, UnsupportedModelError, told
-from pathlift.storage.onnx.host import HOST, Array, TooLargeError, evaluate
+from pathlift.storage.onnx.host import Array, TooLargeError, evaluate, on_host
 from pathlift.storage.onnx.names import Path
 from pathlift.storage.onnx.operators import ARRAYS, OPERATORS, STATIC, NotReadError
 
@@ -32,6 +32,7 @@ REASONS = {
     "Loop": "it runs a part of the program again and again.",
     "Scan": "it runs a part of the program again and again.",
     **dict.fromkeys(("LSTM", "GRU"), "its gates multiply activations."),
+    **dict.fromkeys(("ConstantOfShape", "Range", "NonZero"), "the size of its result depends on the values of activations."),
     "NonMaxSuppression": "it selects boxes by their scores.",
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
                     "it rounds activations to integers."),
@@ -202,8 +203,7 @@ class Operator(nn.Module):
             raise InputError(f"the operator {self.kind!r} cannot be computed: {told(error)}") from error
 
     def _on_host(self, values: Sequence[Value]) -> bool:
-        arrays = all(own is None or isinstance(own, np.ndarray) for own in values)
-        return arrays and self.kind in HOST or self.kind in {"Shape", "Size"}
+        return self.kind in {"Shape", "Size"} or on_host(self.kind, values)
 
     def _computed(self, values: Sequence[Value]) -> tuple[Value, ...]:
         if self.kind in {"Shape", "Size"} and isinstance(values[0], Tensor):

@@ -73,6 +73,8 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 def _batch_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if node.settings.get("training_mode", 0):
         raise NotReadError("it takes its statistics from the batch (training mode).")
+    if not node.settings.get("spatial", 1):
+        raise NotReadError("it has statistics for every position (version 8 of the standard).")
     return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, node.settings.get("epsilon", 1e-5))
 
 
@@ -181,7 +183,8 @@ def _local_response(node: Node, x: Tensor) -> Tensor:
 
 
 def _lp_norm(node: Node, x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, node.settings.get("p", 2), node.settings.get("axis", -1), keepdim=True)
+    size = torch.linalg.vector_norm(x, node.settings.get("p", 2), node.settings.get("axis", -1), keepdim=True)
+    return x / torch.where(size == 0, 1.0, size)
 
 
 # ---- reductions
@@ -215,14 +218,15 @@ def _selected(function: Callable[..., Tensor]) -> Function:
 
 
 def _top(node: Node, x: Tensor, count: Array) -> tuple[Tensor, Tensor]:
-    axis, largest = node.settings.get("axis", -1), bool(node.settings.get("largest", 1))
-    return tuple(torch.topk(x, int(count.item()), axis, largest, bool(node.settings.get("sorted", 1))))  # type: ignore[return-value]
+    axis = node.settings.get("axis", -1)
+    values, places = torch.sort(x, dim=axis, descending=bool(node.settings.get("largest", 1)), stable=True)
+    return values.narrow(axis, 0, int(count.item())), places.narrow(axis, 0, int(count.item()))
 
 
 def _summed_up(node: Node, x: Tensor, axis: Array) -> Tensor:
     if node.settings.get("exclusive", 0) or node.settings.get("reverse", 0):
         raise NotReadError("it sums from the end, or leaves out the value itself.")
-    return torch.cumsum(x, int(axis.item()))
+    return torch.cumsum(x, int(axis.item()), dtype=x.dtype)
 
 
 # ---- movement
@@ -349,6 +353,12 @@ def _expand(node: Node, x: Tensor, shape: Array) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(int(size) for size in shape)))
 
 
+def _filled(node: Node, shape: Array) -> Tensor:
+    value = torch.tensor(np.asarray(node.settings.get("value", np.zeros(1, dtype=np.float32))).item())
+    kind = node.settings["value"].dtype if "value" in node.settings else np.dtype("float32")
+    return value.to(getattr(torch, kind.name)).expand([int(size) for size in shape])
+
+
 def _depth_to_space(node: Node, x: Tensor) -> Tensor:
     block = node.settings["blocksize"]
     if node.settings.get("mode", "DCR") == "CRD":
@@ -460,6 +470,7 @@ OPERATORS: dict[str, Function] = {
     "Reshape": _reshape, "Flatten": lambda node, x: _flat(x, node.settings.get("axis", 1)), "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Transpose": _transpose, "Split": _split, "Slice": _slice, "Pad": _pad, "Gather": _gather,
     "GatherElements": _gather_each, "GatherND": _gather_nd, "ScatterND": _scatter_nd, "ScatterElements": _scatter_each,
+    "ConstantOfShape": _filled,
     "Concat": lambda node, *values: torch.cat(values, node.settings["axis"]), "Expand": _expand,
     "Tile": lambda node, x, times: x.repeat([int(own) for own in times]), "Where": _plain(torch.where),
     "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Trilu": _triangle,

@@ -208,6 +208,10 @@ def _resize(
 def _stretched(node: Node, x: Tensor, factors: Sequence[float], wanted: Sequence[int]) -> Tensor:
     mode = node.settings.get("mode", "nearest")
     how = node.settings.get("coordinate_transformation_mode", "half_pixel" if node.version >= 11 else "asymmetric")
+    ratios = [new / size for new, size in zip(wanted, x.shape, strict=True)]
+    exact = bool(np.array_equal(np.float32(ratios), np.float32(factors)))
+    if how in {"align_corners", "half_pixel_symmetric"} and not exact:
+        raise NotReadError("it resizes by a factor that is not the ratio of the sizes.")
     if node.settings.get("antialias", 0) or node.settings.get("exclude_outside", 0) or how == "tf_crop_and_resize":
         raise NotReadError("it resizes in a way that PyTorch has no operator for (antialiasing, cropping, excluded positions).")
     if mode == "nearest":
@@ -217,7 +221,6 @@ def _stretched(node: Node, x: Tensor, factors: Sequence[float], wanted: Sequence
     known = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}.get(mode, ("", "", ""))
     name = known[x.dim() - 3] if 3 <= x.dim() <= 5 else ""
     half = how == "half_pixel" or (how == "pytorch_half_pixel" and all(size > 1 for size in wanted[2:]))
-    exact = [float(np.float32(one / two)) for one, two in zip(wanted, x.shape, strict=True)] == [float(np.float32(f)) for f in factors]
     if not name or tuple(wanted[:2]) != tuple(x.shape[:2]) or not (half or how == "align_corners"):
         raise NotReadError(f"it resizes in a way that PyTorch has no operator for ({mode}, {how}).")
     if mode == "cubic" and node.settings.get("cubic_coeff_a", -0.75) != -0.75:
