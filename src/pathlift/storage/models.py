@@ -25,7 +25,7 @@ from pathlift.arguments import public
 from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import check_unfolding, load_plain
-from pathlift.storage.onnx import read_onnx
+from pathlift.storage.onnx import input_shapes, read_onnx
 from pathlift.storage.packages import package
 
 DEFAULT_SHAPE = (3, 224, 224)
@@ -88,18 +88,20 @@ def load_model(
 
 
 @public
-def default_shape(name: str) -> tuple[int, ...]:
+def default_shape(name: str) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """Return the input shape that a named model expects.
 
     Args:
         name: As for `load_model`.
 
     Returns:
-        Shape without the batch dimension.
+        Shape without the batch dimension; a tuple of shapes for an ``.onnx`` file with several inputs.
 
     Raises:
         InputError: The model's name does not tell.
     """
+    if Path(name).suffix.lower() == ".onnx":
+        return input_shapes(Path(name))
     library, _, entry = name.partition(":")
     if library == "torchvision":
         return (3, 299, 299) if entry == "inception_v3" else DEFAULT_SHAPE

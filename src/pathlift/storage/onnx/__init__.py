@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from pathlift.errors import InputError, told
 from pathlift.storage.onnx.file import load_program
-from pathlift.storage.onnx.graph import build
+from pathlift.storage.onnx.graph import build, declared_inputs
 from pathlift.storage.onnx.module import OnnxModule
 from pathlift.storage.packages import MissingPackageError
+
+
+Read = TypeVar("Read")
 
 
 def read_onnx(path: Path) -> OnnxModule:
@@ -19,14 +24,41 @@ def read_onnx(path: Path) -> OnnxModule:
 
     Returns:
         A module that computes it; its parameters, buffers and children have the names of the file.
+    """
+    return _read(path, lambda: build(load_program(path)))
+
+
+def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+    """Return the shapes of the inputs that a file declares.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The shape of its input without the batch dimension, or a tuple of them if it has several.
 
     Raises:
-        InputError: There is no such file, it is damaged, or it holds what is not read.
+        InputError: It leaves a size open, or is no file to read.
     """
+    inputs = _read(path, lambda: declared_inputs(load_program(path).graph))
+    shapes = []
+    for own in inputs:
+        if not own.shape or None in own.shape[1:]:
+            sizes = "has no shape" if own.shape is None else f"has the sizes ({', '.join(map(str, own.sizes))})"
+            raise InputError(
+                f"The input {own.name!r} of '{path}' {sizes} there, which leaves some open. Give them without the first, the "
+                "batch, with --shape, for example --shape 3,224,224."
+            )
+        shapes.append(tuple(size for size in own.shape[1:] if size is not None))
+    return shapes[0] if len(shapes) == 1 else tuple(shapes)
+
+
+def _read(path: Path, work: Callable[[], Read]) -> Read:
+    """Read something from a file; whatever that raises becomes one sentence."""
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     try:
-        return build(load_program(path))
+        return work()
     except MissingPackageError:
         raise
     except InputError as error:
@@ -35,4 +67,4 @@ def read_onnx(path: Path) -> OnnxModule:
         raise InputError(f"'{path}' cannot be read as ONNX: {told(error)}") from error
 
 
-__all__ = ["OnnxModule", "read_onnx"]
+__all__ = ["OnnxModule", "input_shapes", "read_onnx"]

@@ -7,7 +7,7 @@ single numbers are buffers. All other constants are plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,8 +103,7 @@ class _Building:
         places = node_paths(map(named, steps), paths, RESERVED)
         self.places = {id(node): place for node, place in zip(steps, places, strict=True)}
         self.paths = paths
-        held = {own.name for own in self.graph.initializer}
-        inputs = [self._declared(own) for own in self.graph.input if own.name not in held]
+        inputs = declared_inputs(self.graph)
         whole = self._program(self.graph)
         ended = whole.ending_at(whole.outputs)
         nodes = {named(node): tuple(name for name in node.output if name) for node in self.graph.node}
@@ -165,13 +164,6 @@ class _Building:
         ended = None if inner is None else {key: own.ending_at(own.outputs) for key, own in inner.items()}
         return Step(self.places[id(node)], tuple(node.input), tuple(node.output), branches=ended)
 
-    def _declared(self, value: Any) -> Declared:
-        own = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or own.elem_type not in DTYPES:
-            raise InputError(f"its input {value.name!r} is no tensor of numbers.")
-        sizes = [size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in own.shape.dim]
-        return Declared(value.name, tuple(sizes) if own.HasField("shape") else None, DTYPES[own.elem_type])
-
     # ---- the tree of modules
 
     def _add_weights(self, module: OnnxModule, program: Program) -> None:
@@ -222,22 +214,26 @@ def _holder(module: Operator, path: Path) -> Operator:
     return module
 
 
-def declared_batch(module: OnnxModule) -> int | None:
-    """Return the number of samples that a file has its inputs hold; None where that is open, or a size is.
+def declared_inputs(graph: Any) -> list[Declared]:
+    """Return the inputs that a program declares.
 
     Args:
-        module: What was read.
+        graph: Its ``GraphProto``.
 
     Returns:
-        The first size of all inputs.
+        All inputs without a value of their own.
+
+    Raises:
+        InputError: One is no tensor of numbers.
     """
-    shapes = [own.shape for own in module.inputs]
-    if not all(shape and None not in shape for shape in shapes):
-        return None
-    first = {shape[0] for shape in shapes if shape}
-    return first.pop() if len(first) == 1 else None
-
-
-def state_of(module: nn.Module) -> Mapping[str, Tensor]:
-    """Return the parameters and buffers of a module."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    held = {own.name for own in graph.initializer}
+    found = []
+    for value in graph.input:
+        own = value.type.tensor_type
+        if value.name in held:
+            continue
+        if not value.type.HasField("tensor_type") or own.elem_type not in DTYPES:
+            raise InputError(f"its input {value.name!r} is no tensor of numbers.")
+        sizes = tuple(size.dim_value if size.dim_value > 0 else size.dim_param or "?" for size in own.shape.dim)
+        found.append(Declared(value.name, sizes if own.HasField("shape") else None, DTYPES[own.elem_type]))
+    return found

@@ -279,13 +279,18 @@ class Declared:
 
     Attributes:
         name: Its name.
-        shape: Its sizes, None for those left open; None if there is no shape at all.
+        sizes: Its sizes, names in the place of those left open; None if there is no shape at all.
         dtype: Its type.
     """
 
     name: str
-    shape: tuple[int | None, ...] | None
+    sizes: tuple[int | str, ...] | None
     dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        """Its sizes, None in the place of those left open."""
+        return None if self.sizes is None else tuple(size if isinstance(size, int) else None for size in self.sizes)
 
 
 class OnnxModule(Operator):
