@@ -6,26 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from pathlift.errors import InputError, told
 from pathlift.storage.onnx.file import load_program
 from pathlift.storage.onnx.graph import build, declared_inputs
 from pathlift.storage.onnx.module import OnnxModule
+from pathlift.storage.onnx.trial import compare, mark_batch
 from pathlift.storage.packages import MissingPackageError
 
 
 Read = TypeVar("Read")
 
 
-def read_onnx(path: Path) -> OnnxModule:
+def read_onnx(path: Path, *, check: bool | None = None) -> OnnxModule:
     """Read a program.
 
     Args:
         path: The file.
+        check: Whether to compare its outputs on random inputs with those of onnxruntime, or of onnx's own evaluator, which is
+            slow, where that is not installed. None compares them if onnxruntime is there.
 
     Returns:
         A module that computes it; its parameters, buffers and children have the names of the file.
+
+    Raises:
+        InputError: There is no such file, it is damaged, it holds what is not read, or its outputs are others.
     """
-    return _read(path, lambda: build(load_program(path)))
+    return _read(path, lambda: _checked(path, check=check))
+
+
+def _checked(path: Path, *, check: bool | None) -> OnnxModule:
+    module = build(load_program(path))
+    mark_batch(module)
+    if check is not False and torch.get_default_device().type == "cpu":
+        compare(module, path, always=check is True)
+    return module
 
 
 def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:

@@ -300,6 +300,7 @@ class OnnxModule(Operator):
         program: What it runs.
         inputs: What it takes.
         nodes: Names of nodes in the file to the values that they make.
+        samples: The only number of samples that it runs with; None where it runs with any.
     """
 
     def __init__(self, program: Program, inputs: Sequence[Declared], nodes: Mapping[str, tuple[str, ...]]) -> None:
@@ -308,6 +309,7 @@ class OnnxModule(Operator):
         self.program = program
         self.inputs = tuple(inputs)
         self.nodes = dict(nodes)
+        self.samples: int | None = None
 
     def extra_repr(self) -> str:
         """Return nothing: its children say all."""
@@ -329,6 +331,8 @@ class OnnxModule(Operator):
         if len(values) != len(self.inputs):
             names = ", ".join(own.name for own in self.inputs)
             raise InputError(f"the file has {len(self.inputs)} inputs ({names}), found {len(values)}.")
+        if self.samples is not None and any(value.shape[:1] != (self.samples,) for value in values):
+            raise InputError(f"the file is made for {self.samples} samples at once, and cannot be run with another number.")
         unread: dict[str, Unread] = {}
         given: dict[str, Value] = {own.name: value for own, value in zip(self.inputs, values, strict=True)}
         returned = [self._returned(own) for own in self._run(self.program, given, unread)]
@@ -391,6 +395,7 @@ class OnnxModule(Operator):
         part = OnnxModule(self.program.ending_at(outputs), self.inputs, self.nodes)
         for name, child in self.named_children():
             part.add_module(name, child)
+        part.samples = self.samples
         part._parameters.update(self._parameters)
         part._buffers.update(self._buffers)
         return part.train(self.training)
