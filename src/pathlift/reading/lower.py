@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from pathlift.rules import (
     problem,
 )
 from pathlift.rules.replay import Operator
+from pathlift.storage import onnx
 
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 LIKE_ANOTHER = {"type_as", "to", "expand_as", "view_as", "reshape_as"}
@@ -56,6 +58,12 @@ IGNORED = {
 }
 UNKNOWN_ADVICE = "If it is affine, piecewise linear or data movement, please report it: docs/support.md lists what is covered."
 
+
+REFUSED = torch.ops.pathlift.refused.default
+"""What stands in a graph for an operator of a file that is not read."""
+
+INTERPRETER = str(Path(onnx.__file__).parent)
+"""Where operators of ONNX files are run: no place to look for them."""
 
 LAST = {
     "softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "tanh", "log_sigmoid", "logsigmoid",
@@ -369,6 +377,8 @@ class _Lowering:
             return container[place]
         if node in self.cut.left_off:
             return self._left_off(node)
+        if node.target is REFUSED:
+            raise Refusal(*node.args[2:4])
         schema = getattr(node.target, "_schema", None)
         args = self._arguments(node)
         name = _base_name(node)
@@ -718,6 +728,8 @@ def _function(node: fx.Node) -> Callable[..., Any]:
 
 
 def _operator_name(node: fx.Node) -> str:
+    if node.target is REFUSED:
+        return str(node.args[1])
     return (
         str(node.target)
         if getattr(node.target, "_schema", None) is not None
@@ -744,9 +756,9 @@ def _module_paths(node: fx.Node) -> list[str]:
 
 
 def _source_line(node: fx.Node) -> str:
-    """Return the innermost line of the stack trace that is not PyTorch's own."""
+    """Return the innermost line of the stack trace that is neither PyTorch's own nor that of the reader of ONNX files."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in lines if line.startswith("File ")]
+    files = [line for line in lines if line.startswith("File ") and INTERPRETER not in line]
     own = [line for line in files if "/torch/" not in line.replace("\\", "/")]
     for line in reversed(own or files):
         parts = line.split('"')
