@@ -187,7 +187,7 @@ def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> No
         except pathlift.PathliftError:
             continue
         for one, two in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
-            torch.testing.assert_close(one.detach(), two, rtol=1e-3, atol=1e-5, msg=str(file))
+            torch.testing.assert_close(one.detach(), two, rtol=1e-3, atol=1e-5, equal_nan=True, msg=str(file))
         compared += 1
     assert compared > 15
 
@@ -237,7 +237,7 @@ class UpAgain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.slope(self.up(F.relu6(self.down(x))))
-        y = torch.cat([y, F.leaky_relu(x, 0.2)], 1)
+        y = torch.cat([y, F.leaky_relu(F.pad(x, (0, 0, 0, 1)), 0.2)], 1)
         return F.interpolate(self.last(F.avg_pool2d(y, 3, 2, 1)), scale_factor=2, mode="nearest")
 
 
@@ -349,7 +349,7 @@ def test_a_weight_is_a_parameter_however_it_comes(kind: str, tmp_path: Path) -> 
     if kind != "DequantizeLinear":
         name = "w" if kind == "Constant" else "v"
         assert [own for own, _ in module.named_parameters()] == [name]
-        assert [own for own in pathlift.path_magnitude(module, (4,)) if name in own]
+        assert list(pathlift.path_magnitude(module, (4,))) == ["h.weight" if kind == "both" else name]
 
 
 @pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID", "uneven"])
@@ -371,13 +371,13 @@ def test_padding_of_a_convolution(auto: str, tmp_path: Path) -> None:
     {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"pads": [0, 1, 1, 0]}, {"ceil_mode": 1}, {"pads": [1, 1, 1, 1]},
     {"ceil_mode": 1, "pads": [0, 0, 1, 1]},
 ])  # fmt: skip
-def test_pooling_agrees_with_onnx_itself(pool: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_pooling_agrees_with_a_runtime(pool: str, options: dict[str, Any], tmp_path: Path) -> None:
     several = [{}, {"count_include_pad": 1}] if pool == "AveragePool" else [{}]
     for more in several:
         made = node(pool, ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], **options, **more)
         path = write(tmp_path / "m.onnx", [made], {}, [1, 2, 6, 7], 19)
-        evaluator = onnx.reference.ReferenceEvaluator(str(path))
-        reads(path, lambda x, run=evaluator: torch.from_numpy(run.run(None, {"x": x.numpy()})[0]))  # type: ignore[misc]
+        run = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"]).run
+        reads(path, lambda x, run=run: torch.cat([torch.from_numpy(run(None, {"x": one[None].numpy()})[0]) for one in x]))
         assert pathlift.path_norm(read_onnx(path), (2, 6, 7)).value > 0
 
 
@@ -498,7 +498,9 @@ def test_what_stands_before_a_decoder_can_be_read(tmp_path: Path) -> None:
     tensors = {"w": V, "axes": ints(0), "a": array(1, 12, 2), "b": array(1, 12, 3)}
     module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4]))
     report = pathlift.check_support(module, (4,))
-    assert [(problem.module, problem.op) for problem in report.problems] == [("lstm", "onnx.LSTM")]  # not what follows from it
+    assert [(problem.module, problem.op) for problem in report.problems] == [
+        ("lstm", "onnx.LSTM"), ("zeros", "onnx.NonZero"),
+    ]  # fmt: skip
     assert "gates" in report.problems[0].reason and "--until" in report.problems[0].advice
     for until in ("/head/Relu", "/head/Relu_output_0"):
         network = pathlift.capture(module, (4,), until=until)

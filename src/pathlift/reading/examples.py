@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.storage.onnx import OnnxModule
+
 Shape: TypeAlias = Sequence[int]
 Inputs: TypeAlias = Tensor | Shape | Sequence[Tensor] | Sequence[Shape]
 """An input shape without the batch dimension, an example tensor with it, or a sequence of either for several inputs."""
@@ -29,14 +31,15 @@ def example_tensors(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     if all(isinstance(item, Tensor) for item in inputs):
         return tuple(_first_sample(item) for item in inputs if isinstance(item, Tensor))
     if all(isinstance(item, Sequence) for item in inputs):
-        return tuple(_from_shape(model, item) for item in inputs if isinstance(item, Sequence))
-    return (_from_shape(model, inputs),)
+        return tuple(_from_shape(model, item, place) for place, item in enumerate(inputs) if isinstance(item, Sequence))
+    return (_from_shape(model, inputs, 0),)
 
 
 def _first_sample(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor[:1], requires_grad=False)
 
 
-def _from_shape(model: nn.Module, shape: Sequence[Any]) -> Tensor:
+def _from_shape(model: nn.Module, shape: Sequence[Any], place: int) -> Tensor:
     like = next((p for p in (*model.parameters(), *model.buffers()) if p.dtype.is_floating_point), torch.empty(0))
-    return torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+    dtype = model.input_dtype(place, like.dtype) if isinstance(model, OnnxModule) else like.dtype
+    return torch.zeros((1, *shape), dtype=dtype, device=like.device)

@@ -19,7 +19,7 @@ from pathlift.errors import InputError
 from pathlift.storage.onnx import windows as windows
 from pathlift.storage.onnx.file import branches, named, nodes_of, opset_of
 from pathlift.storage.onnx.host import Array
-from pathlift.storage.onnx.module import Declared, OnnxModule, Operator, Program, Step, tensor_of
+from pathlift.storage.onnx.module import Declared, OnnxModule, Program, Step, holder, tensor_of
 from pathlift.storage.onnx.names import Path, node_paths, tensor_paths
 from pathlift.storage.onnx.operators import DTYPES, STATIC
 from pathlift.storage.packages import package
@@ -110,6 +110,8 @@ class _Building:
         module = OnnxModule(ended, inputs, nodes)
         self._add_weights(module, ended)
         self._add_nodes(module, ended)
+        held = (*module.parameters(), *module.buffers())
+        module.held = next((own.dtype for own in held if own.is_floating_point()), None)
         return module
 
     # ---- constants
@@ -168,23 +170,23 @@ class _Building:
 
     def _add_weights(self, module: OnnxModule, program: Program) -> None:
         values = {self.paths[name]: (name, tensor) for name, tensor in self.tensors.values()}
-        for path in sorted({path for own in _programs(program) for path in own.tensors.values()}):
+        for path in sorted({path for own in program.all() for path in own.tensors.values()}):
             name, tensor = values[path]
-            holder = _holder(module, path[:-1])
-            if tensor.dim() == 0 or name in self.uses.statistics or not tensor.is_floating_point():
-                holder.register_buffer(path[-1], tensor)
+            place = holder(module, path[:-1])
+            if tensor.dim() == 0 or name in self.uses.statistics:
+                place.register_buffer(path[-1], tensor)
             else:
-                holder.register_parameter(path[-1], nn.Parameter(tensor))
+                place.register_parameter(path[-1], nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
 
     def _add_nodes(self, module: OnnxModule, program: Program) -> None:
         nodes = {self.places[id(node)]: node for node in self.nodes if id(node) in self.places}
-        for own in _programs(program):
+        for own in program.all():
             for step in own.steps:
                 node = nodes[step.path]
-                holder = _holder(module, step.path)
-                holder.kind, holder.version = node.op_type, self.version
-                holder.settings = {attribute.name: self._setting(attribute) for attribute in node.attribute if not attribute.HasField("g")}
-                holder.wanted = tuple(map(bool, step.outputs))
+                place = holder(module, step.path)
+                place.kind, place.version = node.op_type, self.version
+                place.settings = {attribute.name: self._setting(attribute) for attribute in node.attribute if not attribute.HasField("g")}
+                place.wanted = tuple(map(bool, step.outputs))
 
     def _setting(self, attribute: Any) -> Any:
         value = self.onnx.helper.get_attribute_value(attribute)
@@ -195,23 +197,6 @@ class _Building:
         if isinstance(value, (int, float)):
             return value
         return tuple(value) if isinstance(value, Iterable) else value
-
-
-def _programs(program: Program) -> list[Program]:
-    """Return a program and all branches in it."""
-    inner = [branch for step in program.steps for branch in (step.branches or {}).values()]
-    return [program, *(own for branch in inner for own in _programs(branch))]
-
-
-def _holder(module: Operator, path: Path) -> Operator:
-    """Return the module at a path, making those that are not there yet."""
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, Operator())
-        found = module._modules[part]
-        assert isinstance(found, Operator)
-        module = found
-    return module
 
 
 def declared_inputs(graph: Any) -> list[Declared]:

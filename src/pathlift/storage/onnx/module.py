@@ -7,7 +7,7 @@ constants is computed beside PyTorch (`host`), from the sizes that the inputs ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -118,6 +118,13 @@ class Program:
     outputs: tuple[str, ...]
     tensors: Mapping[str, Path]
     arrays: Mapping[str, Array]
+
+    def all(self) -> Iterator[Program]:
+        """Iterate over itself and all branches in it."""
+        yield self
+        for step in self.steps:
+            for branch in (step.branches or {}).values():
+                yield from branch.all()
 
     def reads(self) -> set[str]:
         """Return the names of all values that its steps read or that it returns."""
@@ -301,6 +308,7 @@ class OnnxModule(Operator):
         inputs: What it takes.
         nodes: Names of nodes in the file to the values that they make.
         samples: The only number of samples that it runs with; None where it runs with any.
+        held: Type of its first weight in the file.
     """
 
     def __init__(self, program: Program, inputs: Sequence[Declared], nodes: Mapping[str, tuple[str, ...]]) -> None:
@@ -310,6 +318,7 @@ class OnnxModule(Operator):
         self.inputs = tuple(inputs)
         self.nodes = dict(nodes)
         self.samples: int | None = None
+        self.held: torch.dtype | None = None
 
     def extra_repr(self) -> str:
         """Return nothing: its children say all."""
@@ -379,6 +388,19 @@ class OnnxModule(Operator):
             return tensor_of(value)
         return value if isinstance(value, Tensor) else None
 
+    def input_dtype(self, place: int, own: torch.dtype) -> torch.dtype:
+        """Return the type that an input has.
+
+        Args:
+            place: Which input.
+            own: Type of the first weight now.
+
+        Returns:
+            That of the file; that of the weights once they have another one than in the file, or where the file says integers.
+        """
+        declared = self.inputs[place].dtype if place < len(self.inputs) else own
+        return declared if declared.is_floating_point and own in {self.held, declared} or self.held is None else own
+
     def ending_at(self, until: str) -> OnnxModule | None:
         """Return the part of the program that ends with a value, or with what a node makes.
 
@@ -393,9 +415,33 @@ class OnnxModule(Operator):
         if not outputs:
             return None
         part = OnnxModule(self.program.ending_at(outputs), self.inputs, self.nodes)
-        for name, child in self.named_children():
-            part.add_module(name, child)
-        part.samples = self.samples
-        part._parameters.update(self._parameters)
-        part._buffers.update(self._buffers)
+        part.samples, part.held = self.samples, self.held
+        for own in part.program.all():
+            for path in own.tensors.values():
+                old, new = holder(self, path[:-1]), holder(part, path[:-1])
+                kept = new._parameters if path[-1] in old._parameters else new._buffers
+                kept[path[-1]] = getattr(old, path[-1])
+            for step in own.steps:
+                old, new = holder(self, step.path), holder(part, step.path)
+                new.kind, new.version, new.settings, new.keeps_batch = old.kind, old.version, old.settings, old.keeps_batch
+                new.wanted = tuple(map(bool, step.outputs))
         return part.train(self.training)
+
+
+def holder(module: Operator, path: Path) -> Operator:
+    """Return the module at a path, making those that are not there yet.
+
+    Args:
+        module: Where the path begins.
+        path: The path.
+
+    Returns:
+        The module.
+    """
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, Operator())
+        found = module._modules[part]
+        assert isinstance(found, Operator)
+        module = found
+    return module

@@ -29,7 +29,7 @@ def tensor_paths(names: Iterable[str], reserved: frozenset[str]) -> dict[str, Pa
     """
     paths = {name: _path(name, reserved) for name in names}
     modules = {prefix for path in paths.values() for prefix in _prefixes(path)}
-    return {name: _single(name) if path in modules else path for name, path in paths.items()}
+    return {name: _free(name, path, modules) if path in modules else path for name, path in paths.items()}
 
 
 def node_paths(names: Iterable[str], tensors: Mapping[str, Path], reserved: frozenset[str]) -> list[Path]:
@@ -48,9 +48,7 @@ def node_paths(names: Iterable[str], tensors: Mapping[str, Path], reserved: froz
     paths = []
     for name in names:
         path = _path(name, reserved)
-        if taken.intersection((*_prefixes(path), path)):
-            path = _single(name)
-        first = path
+        path = first = _free(name, path, taken)
         while path in known or path in taken:
             known[first] = known.get(first, 0) + 1
             path = (*first[:-1], f"{first[-1]}_{known[first]}")
@@ -66,9 +64,18 @@ def _path(name: str, reserved: frozenset[str]) -> Path:
     return tuple(_coded(part[0]) + _plain(part[1:]) if part in reserved else _plain(part) for part in parts)
 
 
-def _single(name: str) -> Path:
-    """Return a path of one part that no other name has: its first character, and every dot, is written by its code."""
-    return (_coded(name[:1]) + _plain(name[1:]).replace(".", "%2E"),)
+def _free(name: str, path: Path, taken: set[Path]) -> Path:
+    """Return a path for a name that is none of those taken, and leads through none."""
+    for count in range(1, len(name) + 1):
+        if taken.isdisjoint((*_prefixes(path), path)):
+            break
+        path = _single(name, count)
+    return path
+
+
+def _single(name: str, count: int = 1) -> Path:
+    """Return a path of one part that no other name has: its first characters, and every dot, are written by their codes."""
+    return (_coded(name[:count]).lower() + _plain(name[count:]).replace(".", "%2E"),)
 
 
 def _plain(text: str) -> str:
