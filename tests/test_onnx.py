@@ -1,4 +1,4 @@
-"""ONNX files: what is read of one computes what the file says, under the names of the file, or is refused with the node's name."""
+"""ONNX files: what is read of one computes what the file says, under the file's own names, or is refused by node."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
 def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
     """Make what decides the computation (axes, shapes, limits) a constant of the file, as exporters do."""
     names = [own.name for own in case.model.graph.input]
-    static = {own.input[place] for own in case.model.graph.node for place in STATIC.get(own.op_type, ()) if place < len(own.input)}
+    static = {
+        own.input[place] for own in case.model.graph.node for place in STATIC.get(own.op_type, ()) if place < len(own.input)
+    }
     for given, returned in case.data_sets:
         values = dict(zip(names, (as_array(own) for own in given if own is not None), strict=False))
         program = onnx.ModelProto.FromString(case.model.SerializeToString())
@@ -361,7 +363,9 @@ def test_padding_of_a_convolution(auto: str, tmp_path: Path) -> None:
     options = {"pads": [0, 2, 1, 0]} if auto == "uneven" else {"auto_pad": auto}
     conv = node("Conv", ["x", "w"], ["y"], strides=[2, 2], **options)
     module = reads(write(tmp_path / "m.onnx", [conv], {"w": W}, [1, 3, 6, 6]), right)
-    expected = F.conv2d(F.pad(torch.ones(1, 3, 6, 6), (0, 1, 0, 1)), CONV.abs(), stride=2).sum() if auto == "SAME_UPPER" else None
+    expected = (
+        F.conv2d(F.pad(torch.ones(1, 3, 6, 6), (0, 1, 0, 1)), CONV.abs(), stride=2).sum() if auto == "SAME_UPPER" else None
+    )
     if expected is not None:
         assert pathlift.path_norm(module, (3, 6, 6)).value == pytest.approx(float(expected), rel=1e-6)
 
@@ -388,7 +392,8 @@ def test_a_branch_with_a_constant_condition_is_the_chosen_one(tmp_path: Path) ->
 
     nodes = [
         node("MatMul", ["x", "w"], ["h"]), node("Shape", ["h"], ["s"]), node("Gather", ["s", "one"], ["size"], axis=0),
-        node("Equal", ["size", "two"], ["c"]), node("If", ["c"], ["y"], then_branch=branch("minus"), else_branch=branch("plus")),
+        node("Equal", ["size", "two"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=branch("minus"), else_branch=branch("plus")),
     ]  # fmt: skip
     tensors = {"w": V, "one": np.int64(1)}
     for two, sign in ((2, -1), (3, 1)):
@@ -407,7 +412,8 @@ def test_images_with_channels_last_as_keras_writes_them(tmp_path: Path) -> None:
     nodes = [
         node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), node("Conv", ["t", "w"], ["c"], auto_pad="SAME_UPPER"),
         node("Transpose", ["c"], ["u"], perm=[0, 2, 3, 1]), node("Add", ["u", "b"], ["a"]), node("Relu", ["a"], ["r"]),
-        node("ReduceMean", ["r"], ["m"], axes=[1, 2], keepdims=0), node("MatMul", ["m", "v"], ["l"]), node("Softmax", ["l"], ["y"]),
+        node("ReduceMean", ["r"], ["m"], axes=[1, 2], keepdims=0), node("MatMul", ["m", "v"], ["l"]),
+        node("Softmax", ["l"], ["y"]),
     ]  # fmt: skip
     path = write(tmp_path / "m.onnx", nodes, {"w": W, "b": B, "v": V}, ["unk", 5, 5, 3], 13)
 
@@ -469,22 +475,32 @@ def test_what_became_an_input_was_an_attribute(opset: int, tmp_path: Path) -> No
     reads(path, lambda x: F.pad(F.conv2d(x, CONV), (0, 1, 1, 0)).clamp(0, 6)[:, :, 1:].mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", ["w", "fc.weight", "/fc/w", "a.", ".a", "a..b", "training", "forward", "x\"y", "a\\b", "é", "50%",
-                                  "a b", "_modules", "kind", "d." * 40 + "e", "a\nb"])  # fmt: skip
+@pytest.mark.parametrize("name", ["w", "fc.weight", "/fc/w", "a.", ".a", "a..b", "training", "forward", "x\"y", "a\\b", "é",
+                                  "50%", "a b", "_modules", "kind", "d." * 40 + "e", "a\nb"])  # fmt: skip
 def test_names_come_back_from_the_state_dict(name: str, tmp_path: Path) -> None:
-    nodes = [node("MatMul", ["x", name], ["h"], name=name), node("Add", ["h", f"{name}.bias"], ["r"]), node("Relu", ["r"], ["y"])]
+    nodes = [
+        node("MatMul", ["x", name], ["h"], name=name),
+        node("Add", ["h", f"{name}.bias"], ["r"]),
+        node("Relu", ["r"], ["y"]),
+    ]
     tensors = {name: V, f"{name}.bias": array(2)}
     module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4]))
     assert {unquote(own) for own in module.state_dict()} == {name, f"{name}.bias"}
-    assert pathlift.path_norm(module, (4,)).value == pytest.approx(float(np.abs(V).sum() + np.abs(tensors[f"{name}.bias"]).sum()))
-    assert all(set('"\\\n\'').isdisjoint(own) for own, _ in (*module.named_modules(), *module.named_parameters()))
+    assert pathlift.path_norm(module, (4,)).value == pytest.approx(
+        float(np.abs(V).sum() + np.abs(tensors[f"{name}.bias"]).sum())
+    )
+    assert all(set("\"\\\n'").isdisjoint(own) for own, _ in (*module.named_modules(), *module.named_parameters()))
 
 
 # ---- what is refused, and what stands before it
 
 
 def test_unknown_operators_are_named_together(tmp_path: Path) -> None:
-    nodes = [node("Magic", ["x"], ["a"], name="one"), node("Relu", ["a"], ["b"]), node("Fused", ["b"], ["y"], name="two", domain="own")]
+    nodes = [
+        node("Magic", ["x"], ["a"], name="one"),
+        node("Relu", ["a"], ["b"]),
+        node("Fused", ["b"], ["y"], name="two", domain="own"),
+    ]
     with pytest.raises(pathlift.InputError, match=r"Magic.*one.*Fused.*own.*two"):
         load_model(str(write(tmp_path / "m.onnx", nodes, {}, ["n", 4])))
 
@@ -492,7 +508,8 @@ def test_unknown_operators_are_named_together(tmp_path: Path) -> None:
 def test_what_stands_before_a_decoder_can_be_read(tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "w"], ["h"], name="/head/MatMul"), node("Relu", ["h"], ["/head/Relu_output_0"], name="/head/Relu"),
-        node("Unsqueeze", ["/head/Relu_output_0", "axes"], ["u"]), node("LSTM", ["u", "a", "b"], ["l"], name="lstm", hidden_size=3),
+        node("Unsqueeze", ["/head/Relu_output_0", "axes"], ["u"]),
+        node("LSTM", ["u", "a", "b"], ["l"], name="lstm", hidden_size=3),
         node("NonZero", ["l"], ["z"], name="zeros"), node("Cast", ["z"], ["y"], to=1, name="cast"),
     ]  # fmt: skip
     tensors = {"w": V, "axes": ints(0), "a": array(1, 12, 2), "b": array(1, 12, 3)}
@@ -519,7 +536,13 @@ def test_a_small_file_does_not_unfold(kind: str, tmp_path: Path) -> None:
         "ConstantOfShape": [node("ConstantOfShape", ["s"], ["b"])],
         "Range": [node("Range", ["zero", "many", "one"], ["b"])],
     }[kind]
-    tensors = {"c": np.ones(1, np.float32), "s": ints(many), "zero": np.float32(0), "many": np.float32(many), "one": np.float32(1)}
+    tensors = {
+        "c": np.ones(1, np.float32),
+        "s": ints(many),
+        "zero": np.float32(0),
+        "many": np.float32(many),
+        "one": np.float32(1),
+    }
     nodes = [*nodes, node("ReduceSum", ["b"], ["t"], keepdims=0), node("Add", ["x", "t"], ["y"])]
     module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4], 13), check=False)
     with pytest.raises(pathlift.InputError, match=kind):

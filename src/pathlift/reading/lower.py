@@ -378,7 +378,7 @@ class _Lowering:
         if node in self.cut.left_off:
             return self._left_off(node)
         if node.target is REFUSED:
-            raise Refusal(*node.args[2:4])
+            raise Refusal(str(node.args[2]), str(node.args[3]))
         schema = getattr(node.target, "_schema", None)
         args = self._arguments(node)
         name = _base_name(node)

@@ -15,7 +15,6 @@ from pathlift.storage.onnx.module import OnnxModule
 from pathlift.storage.onnx.trial import compare, mark_batch
 from pathlift.storage.packages import MissingPackageError
 
-
 Read = TypeVar("Read")
 
 
@@ -59,8 +58,8 @@ def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     inputs = _read(path, lambda: declared_inputs(load_program(path).graph))
     shapes = []
     for own in inputs:
-        if not own.shape or None in own.shape[1:]:
-            sizes = "has no shape" if own.shape is None else f"has the sizes ({', '.join(map(str, own.sizes))})"
+        if not own.sizes or not own.shape or None in own.shape[1:]:
+            sizes = f"has the sizes ({', '.join(map(str, own.sizes))})" if own.sizes else "has no sizes"
             raise InputError(
                 f"The input {own.name!r} of '{path}' {sizes} there, which leaves some open. Give them without the first, the "
                 "batch, with --shape, for example --shape 3,224,224."

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pathlift.errors import InputError
@@ -20,7 +19,7 @@ from pathlift.storage.onnx import windows as windows
 from pathlift.storage.onnx.file import branches, named, nodes_of, opset_of
 from pathlift.storage.onnx.host import Array
 from pathlift.storage.onnx.module import Declared, OnnxModule, Program, Step, holder, tensor_of
-from pathlift.storage.onnx.names import Path, node_paths, tensor_paths
+from pathlift.storage.onnx.names import node_paths, tensor_paths
 from pathlift.storage.onnx.operators import DTYPES, STATIC
 from pathlift.storage.packages import package
 
@@ -160,7 +159,9 @@ class _Building:
         )
 
     def _step(self, node: Any) -> Step:
-        inner = {own.name: self._program(own.g) for own in node.attribute if own.HasField("g")} if node.op_type == "If" else None
+        inner = (
+            {own.name: self._program(own.g) for own in node.attribute if own.HasField("g")} if node.op_type == "If" else None
+        )
         if inner is not None and sorted(inner) != ["else_branch", "then_branch"]:
             raise InputError(f"the node {named(node)!r} has no two branches.")
         ended = None if inner is None else {key: own.ending_at(own.outputs) for key, own in inner.items()}
@@ -185,7 +186,9 @@ class _Building:
                 node = nodes[step.path]
                 place = holder(module, step.path)
                 place.kind, place.version = node.op_type, self.version
-                place.settings = {attribute.name: self._setting(attribute) for attribute in node.attribute if not attribute.HasField("g")}
+                place.settings = {
+                    attribute.name: self._setting(attribute) for attribute in node.attribute if not attribute.HasField("g")
+                }
                 place.wanted = tuple(map(bool, step.outputs))
 
     def _setting(self, attribute: Any) -> Any:

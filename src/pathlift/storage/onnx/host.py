@@ -22,12 +22,13 @@ LARGEST = 1 << 24
 SMALL = 1 << 20
 """A tensor of one number that is repeated more often is left to PyTorch, where it takes no memory."""
 
-HOST = frozenset(
-    "Abs Add And ArgMax ArgMin Cast CastLike Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements "
-    "GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax "
-    "ReduceMean ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Shape Sign Size Slice Split Sqrt Squeeze Sub "
-    "Tile Transpose Trilu Unsqueeze Where Xor".split()
-)
+HOST = frozenset({
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Concat", "ConstantOfShape", "CumSum", "Div", "Equal",
+    "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less",
+    "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sign",
+    "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+})  # fmt: skip
 """Operators that are evaluated so when all their inputs are such numbers."""
 
 
@@ -76,7 +77,9 @@ def evaluate(kind: str, version: int, settings: Mapping[str, Any], arrays: Seque
     inputs = [onnx.ValueInfoProto(name=name) for name in names if name]
     graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name) for name in results])
     program = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-    found = reference.ReferenceEvaluator(program).run(None, {name: own for name, own in zip(names, arrays, strict=True) if name})
+    found = reference.ReferenceEvaluator(program).run(
+        None, {name: own for name, own in zip(names, arrays, strict=True) if name}
+    )
     return [np.asarray(own) for own in found]
 
 

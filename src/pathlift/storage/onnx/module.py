@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, PathliftError, Problem, UnsupportedModelError, told
+from pathlift.errors import InputError, Problem, UnsupportedModelError, told
 from pathlift.storage.onnx.host import Array, TooLargeError, evaluate, on_host
 from pathlift.storage.onnx.names import Path
 from pathlift.storage.onnx.operators import ARRAYS, OPERATORS, STATIC, NotReadError
@@ -52,12 +52,10 @@ def refused(values: Sequence[Tensor], operator: str, reason: str, advice: str) -
         reason: Why.
         advice: What to do.
 
-    Returns:
-        Nothing.
-
     Raises:
         UnsupportedModelError: Always.
     """
+    del values
     raise UnsupportedModelError((Problem("", operator, "", reason, advice),))
 
 
@@ -195,16 +193,16 @@ class Operator(nn.Module):
         Raises:
             InputError: It cannot be computed from such inputs.
         """
+        if self.kind not in OPERATORS and not self._on_host(values):
+            return (self._unread(values, REASONS.get(self.kind, NO_RULE)),) * len(self.wanted)
+        unread = next((own for own in values if isinstance(own, Unread)), None)
+        if unread is not None:
+            return (unread,) * len(self.wanted)
         try:
-            if self.kind in OPERATORS or self._on_host(values):
-                unread = next((own for own in values if isinstance(own, Unread)), None)
-                made = self._computed(values) if unread is None else (unread,) * len(self.wanted)
-            else:
-                raise NotReadError(REASONS.get(self.kind, NO_RULE))
-            return made
-        except NotReadError as error:
+            return self._computed(values)
+        except NotReadError as error:  # a way to use the operator
             return (self._unread(values, str(error)),) * len(self.wanted)
-        except PathliftError:
+        except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, ArithmeticError) as error:
             raise InputError(f"the operator {self.kind!r} cannot be computed: {told(error)}") from error
@@ -243,7 +241,9 @@ class Operator(nn.Module):
         found: list[Any] = []
         for place, own in enumerate(values):
             if place in static and isinstance(own, Tensor):
-                raise NotReadError(f"its input {place + 1}, which must be made of constants and sizes, is computed or is a weight.")
+                raise NotReadError(
+                    f"its input {place + 1}, which must be made of constants and sizes, is computed or is a weight."
+                )
             if place not in (*static, *kept) and isinstance(own, np.ndarray):
                 tensor = tensor_of(own)
                 like = floating if floating is not None and tensor.is_floating_point() else None
@@ -399,7 +399,7 @@ class OnnxModule(Operator):
             That of the file; that of the weights once they have another one than in the file, or where the file says integers.
         """
         declared = self.inputs[place].dtype if place < len(self.inputs) else own
-        return declared if declared.is_floating_point and own in {self.held, declared} or self.held is None else own
+        return declared if (declared.is_floating_point and own in {self.held, declared}) or self.held is None else own
 
     def ending_at(self, until: str) -> OnnxModule | None:
         """Return the part of the program that ends with a value, or with what a node makes.

@@ -36,12 +36,12 @@ Function = Callable[..., Any]
 
 def _plain(function: Function) -> Function:
     """Return a function that does not look at the node."""
-    return lambda node, *values: function(*values)
+    return lambda _node, *values: function(*values)
 
 
 def _each(function: Callable[[Any, Any], Any]) -> Function:
     """Return a function of two values as one of any number of them."""
-    return lambda node, *values: reduce(function, values)
+    return lambda _node, *values: reduce(function, values)
 
 
 def _divided(one: Tensor, two: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def _clip(node: Node, x: Tensor, low: Array | None = None, high: Array | None = 
     return torch.clamp(x, lowest, highest)
 
 
-def _prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
+def _prelu(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
     channels = x.shape[1] if x.dim() > 1 else 1
     if slope.numel() == 1 or (slope.numel() == channels and slope.dim() == x.dim() - 1 and slope.shape[0] == channels):
         return F.prelu(x, slope.reshape(-1))
@@ -151,7 +151,7 @@ def _gelu(node: Node, x: Tensor) -> Tensor:
 
 def _selu(node: Node, x: Tensor) -> Tensor:
     alpha, gamma = node.settings.get("alpha", 1.67326319217681884765625), node.settings.get("gamma", 1.05070102214813232421875)
-    return gamma * F.elu(x, alpha)
+    return F.elu(x, alpha) * float(gamma)
 
 
 # ---- normalisation by the activations themselves: outside the theory, mapped so that the reason is given
@@ -273,7 +273,12 @@ def _split(node: Node, x: Tensor, sizes: Array | None = None) -> tuple[Tensor, .
 
 
 def _slice(
-    node: Node, x: Tensor, starts: Array | None = None, ends: Array | None = None, axes: Array | None = None, steps: Array | None = None
+    node: Node,
+    x: Tensor,
+    starts: Array | None = None,
+    ends: Array | None = None,
+    axes: Array | None = None,
+    steps: Array | None = None,
 ) -> Tensor:
     first, last = _option(node, "starts", starts) or (), _option(node, "ends", ends) or ()
     along = _option(node, "axes", axes) or tuple(range(len(first)))
@@ -282,8 +287,8 @@ def _slice(
         size = x.shape[axis]
         found = range(*slice(start, end, step).indices(size))
         if found.step > 0:
-            places = [slice(None)] * (axis % x.dim())
-            x = x[(*places, slice(found.start, max(found.start, found.stop), found.step))]
+            places = [slice(None)] * (axis % x.dim()) + [slice(found.start, max(found.start, found.stop), found.step)]
+            x = x[tuple(places)]
         else:
             x = x.index_select(axis, torch.tensor(list(found), dtype=torch.int64, device=x.device))
     return x
@@ -297,7 +302,9 @@ def _pad(node: Node, x: Tensor, pads: Array | None = None, value: Array | None =
     while len(pairs) > 1 and pairs[0] == (0, 0):
         del pairs[0]
     flat = [size for pair in reversed(pairs) for size in pair]
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[node.settings.get("mode", "constant")]
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
+        node.settings.get("mode", "constant")
+    ]
     if mode != "constant":
         if min(flat) < 0 or len(pairs) > min(3, x.dim() - 1):
             raise NotReadError(f"it pads {x.dim()} dimensions by reflected or repeated values, or by less than nothing.")
@@ -349,7 +356,7 @@ def _scatter_each(node: Node, x: Tensor, places: Tensor, values: Tensor) -> Tens
     raise NotReadError(f"it combines values by {kind!r}.")
 
 
-def _expand(node: Node, x: Tensor, shape: Array) -> Tensor:
+def _expand(_node: Node, x: Tensor, shape: Array) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(int(size) for size in shape)))
 
 
@@ -391,7 +398,7 @@ def _cast(node: Node, x: Tensor) -> Tensor:
     return x.to(DTYPES[node.settings["to"]])
 
 
-def _dropout(node: Node, x: Tensor, ratio: Array | None = None, training: Array | None = None) -> Tensor:
+def _dropout(_node: Node, x: Tensor, ratio: Array | None = None, training: Array | None = None) -> Tensor:
     if training is not None and training.item() and (ratio is None or ratio.item()):
         raise NotReadError("it drops values at random (training mode).")
     return x
@@ -411,7 +418,7 @@ def _grid(node: Node, x: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode, node.settings.get("padding_mode", "zeros"), corners)
 
 
-def _mean_of(node: Node, *values: Tensor) -> Tensor:
+def _mean_of(_node: Node, *values: Tensor) -> Tensor:
     return reduce(torch.add, values) / len(values)
 
 
@@ -449,7 +456,7 @@ OPERATORS: dict[str, Function] = {
     "Cos": _plain(torch.cos), "Tan": _plain(torch.tan), "Asin": _plain(torch.asin), "Acos": _plain(torch.acos),
     "Atan": _plain(torch.atan), "Sinh": _plain(torch.sinh), "Cosh": _plain(torch.cosh), "Asinh": _plain(torch.asinh),
     "Acosh": _plain(torch.acosh), "Atanh": _plain(torch.atanh), "Floor": _plain(torch.floor), "Ceil": _plain(torch.ceil),
-    "Round": _plain(torch.round), "Sign": _plain(torch.sign), "Pow": lambda node, x, power: torch.pow(x, power).to(x.dtype),
+    "Round": _plain(torch.round), "Sign": _plain(torch.sign), "Pow": lambda _node, x, power: torch.pow(x, power).to(x.dtype),
     "Mod": _mod,
     # outside the theory
     "InstanceNormalization": _instance_norm, "LayerNormalization": _layer_norm, "GroupNormalization": _group_norm,
@@ -466,13 +473,13 @@ OPERATORS: dict[str, Function] = {
     "ReduceSumSquare": _reduced(lambda x, axes, keep: x.square().sum(axes, keep)),
     "ReduceLogSum": _reduced(lambda x, axes, keep: x.sum(axes, keep).log()), "ReduceLogSumExp": _reduced(torch.logsumexp),
     # movement
-    "Identity": _plain(lambda x: x), "Dropout": _dropout, "Cast": _cast, "CastLike": lambda node, x, like: x.to(like.dtype),
+    "Identity": _plain(lambda x: x), "Dropout": _dropout, "Cast": _cast, "CastLike": lambda _node, x, like: x.to(like.dtype),
     "Reshape": _reshape, "Flatten": lambda node, x: _flat(x, node.settings.get("axis", 1)), "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Transpose": _transpose, "Split": _split, "Slice": _slice, "Pad": _pad, "Gather": _gather,
     "GatherElements": _gather_each, "GatherND": _gather_nd, "ScatterND": _scatter_nd, "ScatterElements": _scatter_each,
     "ConstantOfShape": _filled,
     "Concat": lambda node, *values: torch.cat(values, node.settings["axis"]), "Expand": _expand,
-    "Tile": lambda node, x, times: x.repeat([int(own) for own in times]), "Where": _plain(torch.where),
+    "Tile": lambda _node, x, times: x.repeat([int(own) for own in times]), "Where": _plain(torch.where),
     "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Trilu": _triangle,
 }  # fmt: skip
 """Name of an operator to what computes it."""

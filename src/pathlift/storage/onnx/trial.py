@@ -30,7 +30,7 @@ AGREEMENT = 1000
 """Outputs may differ by so many units of rounding of the largest, and by what rounding explains besides."""
 
 CARRIED = 300.0
-"""In units of the difference that it makes when every value is moved by a unit of rounding: roundings of long sums go one way."""
+"""In units of the difference that it makes when every value is moved by one: roundings of long sums go one way."""
 
 
 def mark_batch(module: OnnxModule) -> None:

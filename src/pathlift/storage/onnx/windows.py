@@ -174,7 +174,7 @@ def _summed(x: Tensor, window: _Window) -> Tensor:
 
 
 def _global(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda node, x: function(x, tuple(range(2, x.dim())), keepdim=True)
+    return lambda _node, x: function(x, tuple(range(2, x.dim())), keepdim=True)
 
 
 # ---- resizing
@@ -209,7 +209,7 @@ def _stretched(node: Node, x: Tensor, factors: Sequence[float], wanted: Sequence
     mode = node.settings.get("mode", "nearest")
     how = node.settings.get("coordinate_transformation_mode", "half_pixel" if node.version >= 11 else "asymmetric")
     ratios = [new / size for new, size in zip(wanted, x.shape, strict=True)]
-    exact = bool(np.array_equal(np.float32(ratios), np.float32(factors)))
+    exact = bool(np.array_equal(np.array(ratios, np.float32), np.array(factors, np.float32)))
     if how in {"align_corners", "half_pixel_symmetric"} and not exact:
         raise NotReadError("it resizes by a factor that is not the ratio of the sizes.")
     if node.settings.get("antialias", 0) or node.settings.get("exclude_outside", 0) or how == "tf_crop_and_resize":
