@@ -397,7 +397,7 @@ def two_layers(first: str, second: str, **changes: Any) -> str:
     )
 
 
-PLAIN = re.compile(r"[\w/%.]+", re.ASCII)
+PLAIN = re.compile(r"[\w/:;,=@#~+ .%-]+", re.ASCII)
 CALL = f'getattr(__import__("os"), "system")("touch {MARK}")'
 NAMES = {
     "a call": f'a", {CALL} and "b',
