@@ -80,8 +80,8 @@ def absolute(path: Path) -> Any:
             node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(settings["value"]).astype(float))))
         elif node.op_type == "GlobalMaxPool":
             node = onnx.helper.make_node("ReduceL1", node.input, node.output, axes=[2, 3])
-        elif node.op_type == "PRelu":  # of the two slopes the larger one counts
-            put(node.input[1], np.maximum(1.0, np.abs(array[node.input[1]].astype(np.float64))))
+        elif node.op_type == "PRelu":  # two neurons, one for each sign
+            put(node.input[1], 1 + np.abs(array[node.input[1]].astype(np.float64)))
             node.op_type = "Mul"
         elif node.op_type == "ReduceMax":
             node.op_type = "ReduceL1"

@@ -135,7 +135,7 @@ def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> Non
                 continue
             for one, two in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
                 assert one.shape == two.shape and one.dtype == two.dtype, case.name
-                rough = 1e-2 if two.dtype in {torch.float16, torch.bfloat16} else 1e-3
+                rough = 8 * torch.finfo(torch.bfloat16).eps if two.dtype in {torch.float16, torch.bfloat16} else 1e-3
                 torch.testing.assert_close(one.detach(), two, rtol=rough, atol=rough / 100, equal_nan=True, msg=case.name)
             compared += 1
     assert compared > 80
@@ -368,6 +368,20 @@ def test_padding_of_a_convolution(auto: str, tmp_path: Path) -> None:
     )
     if expected is not None:
         assert pathlift.path_norm(module, (3, 6, 6)).value == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1, 1), (1, 4, 1, 1), (5,), (4, 5, 5)])
+def test_slopes_of_any_shape_are_those_of_two_neurons_each(shape: tuple[int, ...], tmp_path: Path) -> None:
+    slope = torch.from_numpy(np.asarray(3 * array(*shape, seed=5)))
+    path = write(tmp_path / "m.onnx", [node("Conv", ["x", "w"], ["c"]), node("PRelu", ["c", "a"], ["y"])],
+                 {"w": W, "a": slope.numpy()}, [1, 3, 7, 7])  # fmt: skip
+
+    def right(x: Tensor) -> Tensor:
+        made = F.conv2d(x, CONV)
+        return torch.where(made > 0, made, made * slope)
+
+    counted = F.conv2d(torch.ones(1, 3, 7, 7), CONV.abs()) * (1 + slope.abs())
+    assert pathlift.path_norm(reads(path, right), (3, 7, 7)).value == pytest.approx(float(counted.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])

@@ -117,10 +117,13 @@ def _clip(node: Node, x: Tensor, low: Array | None = None, high: Array | None = 
 
 
 def _prelu(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    channels = x.shape[1] if x.dim() > 1 else 1
-    if slope.numel() == 1 or (slope.numel() == channels and slope.dim() == x.dim() - 1 and slope.shape[0] == channels):
+    shape = (*(1,) * (x.dim() - slope.dim()), *slope.shape)
+    if all(size == 1 for place, size in enumerate(shape) if place != 1):
         return F.prelu(x, slope.reshape(-1))
-    return torch.relu(x) - slope * torch.relu(-x)
+    if shape[0] != 1:
+        raise NotReadError("it has slopes for every sample.")
+    each = slope.reshape(shape[1:]).expand(x.shape[1:]).reshape(-1)  # one neuron each, with two slopes of which one counts
+    return F.prelu(x.flatten(1), each).reshape(x.shape)
 
 
 def _softmax(function: Callable[[Tensor, int], Tensor]) -> Function:
