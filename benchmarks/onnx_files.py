@@ -77,7 +77,9 @@ def absolute(path: Path) -> Any:
         elif node.op_type == "Sub":
             node.op_type = "Add"
         elif node.op_type == "Constant" and settings["value"].data_type in FLOATS:
-            node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(settings["value"]).astype(float))))
+            node.attribute[0].t.CopyFrom(
+                numpy_helper.from_array(np.abs(numpy_helper.to_array(settings["value"]).astype(float)))
+            )
         elif node.op_type == "GlobalMaxPool":
             node = onnx.helper.make_node("ReduceL1", node.input, node.output, axes=[2, 3])
         elif node.op_type == "PRelu":  # two neurons, one for each sign
@@ -175,7 +177,9 @@ def exporters(names: list[str]) -> None:
                 off = float((module(x) - model(x)).abs().max() / model(x).abs().max())
                 apart = abs(10 ** (pathlift.path_norm(module, (3, size, size)).log10 - norm) - 1)
             seconds = time.perf_counter() - start
-            print(f"| {name} | {'torch.export' if new else 'TorchScript'} | {off:.1e} | {apart:.1e} | {seconds:.0f} |", flush=True)
+            print(
+                f"| {name} | {'torch.export' if new else 'TorchScript'} | {off:.1e} | {apart:.1e} | {seconds:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlift.storage.models import default_shape, load_model
 
 onnx = pytest.importorskip("onnx")
 
-from pathlift.storage.onnx import OnnxModule, read_onnx  # noqa: E402
+from pathlift.storage.onnx import OnnxModule, read_onnx, save  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
 from pathlift.storage.onnx.module import tensor_of  # noqa: E402
 from pathlift.storage.onnx.operators import OPERATORS, STATIC  # noqa: E402
@@ -577,3 +577,49 @@ def test_a_model_in_half_precision_is_compared_with_its_own_rounding(tmp_path: P
     nodes = [node("Cast", ["x"], ["c"], to=10), node("MatMul", ["c", "w"], ["h"]), node("Cast", ["h"], ["y"], to=1)]
     path = write(tmp_path / "m.onnx", nodes, {"w": array(64, 8).astype(np.float16)}, ["n", 64])
     assert pathlift.path_norm(read_onnx(path, check=True), (64,)).value > 0
+
+
+# ---- back into a file
+
+
+def test_a_pruned_model_goes_back_as_the_same_graph(tmp_path: Path) -> None:
+    nodes = [
+        node("Constant", [], ["v"], name="made", value=numpy_helper.from_array(V, "inner")), node("Transpose", ["u"], ["w"]),
+        node("Conv", ["x", "c"], ["h"], name="/conv"), node("Relu", ["h"], ["r"]), node("GlobalAveragePool", ["r"], ["g"]),
+        node("Flatten", ["g"], ["f"]), node("MatMul", ["f", "v"], ["m"]), node("Gemm", ["m", "w"], ["y"]),
+    ]  # fmt: skip
+    path = write(tmp_path / "m.onnx", nodes, {"c": W, "u": array(3, 2)}, ["n", 3, 5, 5])
+    before = onnx.load(path)
+    before.metadata_props.add(key="author", value="someone")
+    onnx.save(before, path)
+    module = read_onnx(path)
+    save(module, tmp_path / "same.onnx")
+    assert onnx.load(tmp_path / "same.onnx") == before
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor[tensor.abs() < tensor.abs().median()] = 0
+    save(module, tmp_path / "pruned.onnx")
+    after, x = read_onnx(tmp_path / "pruned.onnx", check=True), inputs(module)
+    assert torch.equal(after(x), module(x)) and not torch.equal(after(x), read_onnx(path)(x))
+    assert after.state_dict().keys() == module.state_dict().keys() == {"c", "u", "v"}
+    for name, own in module.state_dict().items():
+        assert torch.equal(after.state_dict()[name], own) and 0.3 * own.numel() < int((own == 0).sum()) < own.numel()
+    written = onnx.load(tmp_path / "pruned.onnx")
+    assert written.metadata_props == before.metadata_props and written.opset_import == before.opset_import
+    assert [own.name for own in written.graph.initializer] == ["c", "u"] and written.graph.node[0].attribute[
+        0
+    ].t.name == "inner"
+    with pytest.raises(pathlift.InputError, match="exists"):
+        save(module, path)
+
+
+def test_two_branches_with_weights_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    def branch(name: str, scale: float) -> Any:
+        value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        weight = numpy_helper.from_array(np.full((4, 2), scale, np.float32), "same")
+        return helper.make_graph([node("MatMul", ["x", "same"], [name])], name, [], [value], [weight])
+
+    nodes = [node("If", ["c"], ["y"], then_branch=branch("one", 1), else_branch=branch("two", 2))]
+    path = write(tmp_path / "m.onnx", nodes, {"c": np.array(True)}, ["n", 4])
+    with pytest.raises(pathlift.InputError, match="same"):
+        read_onnx(path)

@@ -13,6 +13,7 @@ from pathlift.storage.onnx.file import load_program
 from pathlift.storage.onnx.graph import build, declared_inputs
 from pathlift.storage.onnx.module import OnnxModule
 from pathlift.storage.onnx.trial import compare, mark_batch
+from pathlift.storage.onnx.write import save
 from pathlift.storage.packages import MissingPackageError
 
 Read = TypeVar("Read")
@@ -82,4 +83,4 @@ def _read(path: Path, work: Callable[[], Read]) -> Read:
         raise InputError(f"'{path}' cannot be read as ONNX: {told(error)}") from error
 
 
-__all__ = ["OnnxModule", "input_shapes", "read_onnx"]
+__all__ = ["OnnxModule", "input_shapes", "read_onnx", "save"]

@@ -97,6 +97,24 @@ def nodes_of(graph: Any) -> Iterator[Any]:
             yield from nodes_of(branch)
 
 
+def stored(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Iterate over the tensors that a graph holds.
+
+    Args:
+        graph: A ``GraphProto``.
+
+    Yields:
+        Names of values and their ``TensorProto``, those of branches among them.
+    """
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            yield node.output[0], node.attribute[0].t
+        for branch in branches(node):
+            yield from stored(branch)
+
+
 def named(node: Any) -> str:
     """Return what a node is called: its name in the file, or what it makes.
 
@@ -123,7 +141,8 @@ def _check_operators(onnx: Any, graph: Any) -> None:
                 raise InputError(f"the operator {node.op_type!r} runs programs of its own ({inner!r}), which are not read.")
         if any(own.ref_attr_name or own.graphs for own in node.attribute):
             raise InputError(f"the node {named(node)!r} has attributes without a value, or too many programs.")
-        node.domain = ""
+        if node.domain:
+            node.domain = ""
     if unknown:
         listed = "; ".join(f"{kind} ({_several(names)})" for kind, names in list(unknown.items())[:20])
         more = f"; and {len(unknown) - 20} more" if len(unknown) > 20 else ""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathlift.errors import InputError
 from pathlift.storage.onnx import windows as windows
-from pathlift.storage.onnx.file import branches, named, nodes_of, opset_of
+from pathlift.storage.onnx.file import branches, named, nodes_of, opset_of, stored
 from pathlift.storage.onnx.host import Array
 from pathlift.storage.onnx.module import Declared, OnnxModule, Program, Step, holder, tensor_of
 from pathlift.storage.onnx.names import node_paths, tensor_paths
@@ -87,12 +87,14 @@ class _Building:
 
     def __init__(self, program: Any) -> None:
         self.onnx = package("onnx", "onnx")
+        self.whole = program
         self.graph = program.graph
         self.version = opset_of(program)
         self.nodes = list(nodes_of(self.graph))
         self.uses = _Uses.of(self.nodes)
         self.tensors: dict[int, tuple[str, Tensor]] = {}  # by the id of the TensorProto, or of the Constant's node
         self.arrays: dict[int, Array] = {}
+        self.named: set[str] = set()
         self.kept: list[Any] = []  # ids stay theirs while we look
 
     def module(self) -> OnnxModule:
@@ -110,8 +112,20 @@ class _Building:
         self._add_weights(module, ended)
         self._add_nodes(module, ended)
         held = (*module.parameters(), *module.buffers())
+        module.onnx_source = self._source()
         module.held = next((own.dtype for own in held if own.is_floating_point()), None)
         return module
+
+    def _source(self) -> bytes:
+        """Return the program without the values of the weights: a module holds those."""
+        bare = self.onnx.ModelProto.FromString(self.whole.SerializeToString())
+        weights = {name for name, _ in self.tensors.values()}
+        for name, tensor in stored(bare.graph):
+            if name in weights:
+                for part in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+                    tensor.ClearField(part)
+        content: bytes = bare.SerializeToString()
+        return content
 
     # ---- constants
 
@@ -142,6 +156,9 @@ class _Building:
         floating = kind in DTYPES and DTYPES[kind].is_floating_point
         weight = (floating and name not in self.uses.static and (named_so or array.ndim > 0)) or name in self.uses.quantized
         if weight and kind in DTYPES:
+            if name in self.named:
+                raise InputError(f"two branches have weights of the name {name!r}, which are not told apart.")
+            self.named.add(name)
             self.tensors[key] = name, tensor_of(array)
         else:
             self.arrays[key] = array

@@ -309,6 +309,7 @@ class OnnxModule(Operator):
         nodes: Names of nodes in the file to the values that they make.
         samples: The only number of samples that it runs with; None where it runs with any.
         held: Type of its first weight in the file.
+        onnx_source: The program as the file has it, without the values of weights; empty for a part of it.
     """
 
     def __init__(self, program: Program, inputs: Sequence[Declared], nodes: Mapping[str, tuple[str, ...]]) -> None:
@@ -319,6 +320,7 @@ class OnnxModule(Operator):
         self.nodes = dict(nodes)
         self.samples: int | None = None
         self.held: torch.dtype | None = None
+        self.onnx_source = b""
 
     def extra_repr(self) -> str:
         """Return nothing: its children say all."""
