@@ -30,7 +30,7 @@ from torch import nn
 import pathlift
 from pathlift.storage.onnx import input_shapes, read_onnx
 
-OPEN = {"height": 64, "width": 64, "image_width": 64, "frames": 64}
+OPEN = {"height": 64, "width": 64, "image_width": 64, "frames": 64, "sequence": 576}
 """Sizes for those that a file leaves open, by name; 64 for all others."""
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
