@@ -173,7 +173,8 @@ def main() -> None:
             if args.raw:
                 with args.raw.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    args.out.write_text(page(rows))
+    _, mark, kept = args.out.read_text().partition("\n## ONNX files\n") if args.out.is_file() else ("", "", "")
+    args.out.write_text(page(rows).rstrip("\n") + "\n" + mark + kept)
 
 
 if __name__ == "__main__":

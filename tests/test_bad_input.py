@@ -353,7 +353,7 @@ def test_a_wrong_model_name_says_what_is_expected(name: str, words: str) -> None
     if "torchvision" in name:
         pytest.importorskip("torchvision")
     if name.endswith(".onnx"):
-        pytest.importorskip("onnx2torch")
+        pytest.importorskip("onnx")
     with pytest.raises(pathlift.InputError, match=words):
         load_model(name)
 

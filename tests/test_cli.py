@@ -165,7 +165,6 @@ def test_bad_input_exits_with_2_and_says_why(args: tuple[str, ...], words: str) 
 
 def test_an_onnx_file_is_read(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnx2torch")
     weight = onnx.numpy_helper.from_array(torch.tensor([[2.0, -3.0]]).numpy(), "w")
     bias = onnx.numpy_helper.from_array(torch.tensor([-1.0]).numpy(), "b")
     layers = [

@@ -83,7 +83,7 @@ def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
         yield shown
 
 
-def shape_of(name: str, shape: str | None) -> tuple[int, ...]:
+def shape_of(name: str, shape: str | None) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """Read --shape, or take the shape that the model's name tells."""
     if shape is None:
         from pathlift.storage.models import default_shape

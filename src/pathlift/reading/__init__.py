@@ -27,6 +27,7 @@ from pathlift.reading.live import AGAIN, LiveState
 from pathlift.reading.lower import Lowered, lower
 from pathlift.reading.memory import Memory
 from pathlift.results import Result
+from pathlift.storage.onnx import OnnxModule
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,7 +115,8 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
         inputs: An input shape without the batch dimension, such as ``(3, 224, 224)``, or an example tensor with it; for a
             model with several inputs or keywords, a tuple or dictionary of these, nested as the model takes them.
         until: Name of a module, or of a value of the exported graph, whose result is taken for the model's output: an encoder
-            in front of a decoder, a backbone in front of a head. None reads the whole model; an activation at its very end
+            in front of a decoder, a backbone in front of a head. For a model read from an ``.onnx`` file, also the name of a
+            node or a value of the file. None reads the whole model; an activation at its very end
             that keeps the order of the logits (softmax, log-softmax, sigmoid, tanh) is left off, and the network says so.
 
     Returns:
@@ -137,7 +139,8 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
         return model
     if inputs is None:
         raise InputError("inputs is missing: give an input shape such as (3, 224, 224), or an example tensor.")
-    lowered = _lowered(model, inputs, until)
+    part = model.ending_at(until) if until is not None and isinstance(model, OnnxModule) else None
+    lowered = _lowered(model, inputs, until) if part is None else _lowered(part, inputs)
     if lowered.network is None:
         raise UnsupportedModelError(lowered.problems)
     return lowered.network

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.graph.calling import Form, form_of, leaves
+from pathlift.storage.onnx import OnnxModule
 
 Shape: TypeAlias = Sequence[int]
 Inputs: TypeAlias = "Tensor | Shape | Sequence[Inputs] | Mapping[str, Inputs]"
@@ -48,7 +49,8 @@ def examples_of(model: nn.Module, inputs: Inputs) -> Examples:
         The examples.
     """
     tensors = tuple(
-        _first_sample(item) if isinstance(item, Tensor) else _from_shape(model, item) for item in leaves(inputs, is_input)
+        _first_sample(item) if isinstance(item, Tensor) else _from_shape(model, item, number)
+        for number, item in enumerate(leaves(inputs, is_input))
     )
     return Examples(tensors, form_of(inputs, is_input))
 
@@ -62,6 +64,7 @@ def _first_sample(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor[:1], requires_grad=False)
 
 
-def _from_shape(model: nn.Module, shape: Sequence[Any]) -> Tensor:
+def _from_shape(model: nn.Module, shape: Sequence[Any], number: int) -> Tensor:
     like = next((p for p in (*model.parameters(), *model.buffers()) if p.dtype.is_floating_point), torch.empty(0))
-    return torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+    dtype = model.input_dtype(number, like.dtype) if isinstance(model, OnnxModule) else like.dtype
+    return torch.zeros((1, *shape), dtype=dtype, device=like.device)

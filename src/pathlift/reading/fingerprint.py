@@ -40,6 +40,7 @@ PASSING = frozenset({
     "_load_state_dict_post_hooks",
     "_compiled_call_impl",
     "call_super_init",
+    "onnx_source",
 })
 """Attributes of a module that have no part in what it computes in eval mode."""
 

@@ -393,7 +393,7 @@ def _check_globals(model: nn.Module, copier: Copier) -> None:
 
 def _alias(tensor: Tensor) -> Tensor:
     alias = tensor.detach()
-    if isinstance(tensor, nn.Parameter) and alias.dtype.is_floating_point:
+    if isinstance(tensor, nn.Parameter):
         return nn.Parameter(alias, requires_grad=False)
     return alias
 

@@ -27,7 +27,7 @@ from pathlift.reading.export import Exported
 from pathlift.reading.freeze import Copier
 from pathlift.reading.live import LiveState
 from pathlift.reading.memory import Memory, span
-from pathlift.reading.nodes import IGNORED, base_name, module_path, operator_name, source_line
+from pathlift.reading.nodes import IGNORED, REFUSED, base_name, module_path, operator_name, source_line
 from pathlift.reading.statics import LIKE_ANOTHER, UNKNOWN_ADVICE, Statics, flatten
 from pathlift.rules import (
     READS_WALLS,
@@ -284,6 +284,8 @@ class _Lowering:
             return container[index]
         if node in self.cut.left_off:
             return self._left_off(node)
+        if node.target is REFUSED:
+            raise Refusal(str(node.args[2]), str(node.args[3]))
         schema = getattr(node.target, "_schema", None)
         args = self.statics.arguments(node)
         name = base_name(node)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from torch import fx
+
+from pathlift.storage import onnx
 
 IGNORED = {
     "_assert_tensor_metadata",
@@ -13,9 +18,17 @@ IGNORED = {
 }
 """Operators that check something and compute nothing."""
 
+REFUSED = torch.ops.pathlift.refused.default
+"""What stands in a graph for an operator of a file that is not read."""
+
+INTERPRETER = str(Path(onnx.__file__).parent)
+"""Where operators of ONNX files are run: no place to look for them."""
+
 
 def operator_name(node: fx.Node) -> str:
     """Return the name of an operator with its overload, for messages."""
+    if node.target is REFUSED:
+        return str(node.args[1])
     return (
         str(node.target)
         if getattr(node.target, "_schema", None) is not None
@@ -43,9 +56,9 @@ def module_paths(node: fx.Node) -> list[str]:
 
 
 def source_line(node: fx.Node) -> str:
-    """Return the innermost line of the stack trace that is not PyTorch's own."""
+    """Return the innermost line of the stack trace that is neither PyTorch's own nor that of the reader of ONNX files."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in lines if line.startswith("File ")]
+    files = [line for line in lines if line.startswith("File ") and INTERPRETER not in line]
     outside = [line for line in files if "/torch/" not in line.replace("\\", "/")]
     for line in reversed(outside or files):
         parts = line.split('"')

@@ -28,7 +28,7 @@ from pathlift.errors import InputError, MismatchError, name_differences, nearest
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import BESIDE, bare, fit
-from pathlift.storage.onnx_file import read_onnx
+from pathlift.storage.onnx import input_shapes, read_onnx
 from pathlift.storage.packages import package
 from pathlift.storage.sizes import HEADER_BYTES
 
@@ -109,18 +109,20 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
 
 
 @public
-def default_shape(name: str) -> tuple[int, ...]:
+def default_shape(name: str) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """Return the input shape that a named model expects.
 
     Args:
         name: As for `load_model`.
 
     Returns:
-        Shape without the batch dimension.
+        Shape without the batch dimension; a tuple of shapes for an ``.onnx`` file with several inputs.
 
     Raises:
         InputError: The model's name does not tell.
     """
+    if Path(name).suffix.lower() == ".onnx":
+        return input_shapes(Path(name))
     library, _, entry = name.partition(":")
     if library == "torchvision":
         return (3, 299, 299) if entry == "inception_v3" else DEFAULT_SHAPE

@@ -1,0 +1,625 @@
+"""ONNX files: what is read of one computes what the file says, under the file's own names, or is refused by node."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pathlift
+from pathlift.storage.models import default_shape, load_model
+
+onnx = pytest.importorskip("onnx")
+
+from pathlift.storage.onnx import OnnxModule, read_onnx, save  # noqa: E402
+from pathlift.storage.onnx.host import HOST  # noqa: E402
+from pathlift.storage.onnx.module import tensor_of  # noqa: E402
+from pathlift.storage.onnx.operators import OPERATORS, STATIC  # noqa: E402
+
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+node = helper.make_node
+runtime = importlib.util.find_spec("onnxruntime") is not None
+needs_script = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="PyTorch's exporter needs onnxscript")
+
+Sizes = Sequence[int | str | None]
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, dtype=np.int64)
+
+
+def write(
+    path: Path,
+    nodes: Sequence[Any],
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    shape: Sizes,
+    opset: int = 17,
+    outputs: Sequence[str] = ("y",),
+) -> Path:
+    """Write a program of x that returns y."""
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def inputs(module: OnnxModule, batch: int = 2) -> Tensor:
+    """Draw an input of the declared shape."""
+    shape = module.inputs[0].shape
+    assert shape is not None
+    sizes = [batch, *(size for size in shape[1:] if size is not None)]
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(1))
+
+
+def reads(path: Path, expected: Callable[[Tensor], Tensor], batch: int = 2) -> OnnxModule:
+    """Read a file; its outputs are those expected, on a batch too."""
+    module = read_onnx(path)
+    x = inputs(module, batch)
+    torch.testing.assert_close(module(x).detach(), expected(x), rtol=1e-4, atol=1e-5)
+    return module
+
+
+# ---- the tests of the onnx package
+
+
+@cache
+def node_cases() -> list[Any]:
+    """Return the package's cases of one node whose operators and versions are read."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    known = {*OPERATORS, *HOST, "Constant", "If"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = collect_testcases(None)
+    return [
+        case
+        for case in cases
+        if all(own.op_type in known and own.domain == "" for own in case.model.graph.node)
+        and 7 <= max(own.version for own in case.model.opset_import if own.domain == "") <= 25
+    ]
+
+
+def as_array(value: Any) -> np.ndarray[Any, Any]:
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+
+
+def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
+    """Make what decides the computation (axes, shapes, limits) a constant of the file, as exporters do."""
+    names = [own.name for own in case.model.graph.input]
+    static = {
+        own.input[place] for own in case.model.graph.node for place in STATIC.get(own.op_type, ()) if place < len(own.input)
+    }
+    for given, returned in case.data_sets:
+        values = dict(zip(names, (as_array(own) for own in given if own is not None), strict=False))
+        program = onnx.ModelProto.FromString(case.model.SerializeToString())
+        program.graph.initializer.extend(numpy_helper.from_array(own, name) for name, own in values.items() if name in static)
+        try:
+            tensors = [tensor_of(own) for name, own in values.items() if name not in static]
+            results = [tensor_of(as_array(own)) for own in returned if own is not None]
+        except pathlift.InputError:
+            continue  # types that PyTorch does not have
+        yield program, tensors, results
+
+
+@pytest.mark.parametrize("shard", [pytest.param(place, marks=pytest.mark.one_in(8)) for place in range(8)])
+def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> None:
+    compared = 0
+    for case in node_cases()[shard::8]:
+        for program, given, expected in decided(case):
+            (tmp_path / "m.onnx").write_bytes(program.SerializeToString())
+            try:
+                found = read_onnx(tmp_path / "m.onnx", check=False)(*given)
+            except pathlift.PathliftError:
+                continue
+            for one, two in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+                assert one.shape == two.shape and one.dtype == two.dtype, case.name
+                rough = 8 * torch.finfo(torch.bfloat16).eps if two.dtype in {torch.float16, torch.bfloat16} else 1e-3
+                torch.testing.assert_close(one.detach(), two, rtol=rough, atol=rough / 100, equal_nan=True, msg=case.name)
+            compared += 1
+    assert compared > 80
+
+
+REFUSED_CASES = {
+    "argmax", "argmin", "batchnorm", "cumsum", "dropout", "gathernd", "if", "layer", "maxpool", "nonzero", "reduce", "resize",
+    "scatter", "scatternd", "training", "affine", "attention", "blackmanwindow", "hammingwindow", "hannwindow", "center",
+}  # fmt: skip
+"""First words of the names of cases of which some are refused: a way to use the operator that is not read."""
+
+
+@pytest.mark.hunt
+def test_nodes_that_are_refused_are_few_and_known(tmp_path: Path) -> None:
+    refused = []
+    for case in node_cases():
+        for program, given, _ in decided(case):
+            (tmp_path / "m.onnx").write_bytes(program.SerializeToString())
+            try:
+                read_onnx(tmp_path / "m.onnx", check=False)(*given)
+            except pathlift.PathliftError:
+                refused.append(case.name)
+    odd = [name for name in refused if name.split("_")[1] not in REFUSED_CASES]
+    declared = [name for name in odd if "uint" not in name and "castlike" not in name and "opt" not in name]
+    assert declared == [] and len(refused) < 0.2 * len(node_cases())
+
+
+def stored(group: str) -> list[Path]:
+    return sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / group).glob("*/model.onnx"))
+
+
+@pytest.mark.parametrize("group", ["pytorch-converted", "pytorch-operator"])
+def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> None:
+    from onnx import version_converter
+
+    compared = 0
+    for file in stored(group):
+        try:
+            program = version_converter.convert_version(onnx.load(file), 13)
+        except Exception:  # the converter does not know all old operators
+            continue
+        onnx.save(program, tmp_path / "m.onnx")
+        try:
+            module = read_onnx(tmp_path / "m.onnx", check=False)
+            data = file.parent / "test_data_set_0"
+            given, expected = (
+                [tensor_of(numpy_helper.to_array(onnx.load_tensor(data / f"{kind}_{place}.pb"))) for place in range(count)]
+                for kind, count in (("input", len(module.inputs)), ("output", len(program.graph.output)))
+            )
+            found = module(*given)
+        except pathlift.PathliftError:
+            continue
+        for one, two in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+            torch.testing.assert_close(one.detach(), two, rtol=1e-3, atol=1e-5, equal_nan=True, msg=str(file))
+        compared += 1
+    assert compared > 15
+
+
+LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
+
+
+@pytest.mark.hunt
+@pytest.mark.skipif(not runtime, reason="onnxruntime is what it is compared with")
+@pytest.mark.parametrize("file", LIGHT, ids=lambda file: file.stem)
+def test_the_models_of_the_onnx_package(file: Path) -> None:
+    module = read_onnx(file)  # compares the outputs
+    shape = default_shape(str(file))
+    if any(own.kind == "LRN" for own in module.modules() if hasattr(own, "kind")):
+        with pytest.raises(pathlift.UnsupportedModelError):
+            pathlift.capture(module, shape)
+    else:
+        assert pathlift.path_norm(module, shape).value > 0
+
+
+# ---- PyTorch's two exporters
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.two = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.down = nn.Conv2d(4, 6, 3, stride=2)
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.one(x)))
+        x = torch.relu(self.two(x) + x)
+        x = F.max_pool2d(torch.relu(self.down(x)), 2, ceil_mode=True)
+        return self.out(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class UpAgain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1)
+        self.slope = nn.PReLU(4)
+        self.last = nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.slope(self.up(F.relu6(self.down(x))))
+        y = torch.cat([y, F.leaky_relu(F.pad(x, (0, 0, 0, 1)), 0.2)], 1)
+        return F.interpolate(self.last(F.avg_pool2d(y, 3, 2, 1)), scale_factor=2, mode="nearest")
+
+
+class Shuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 3, padding=1, dilation=1)
+        self.two = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x))
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([left, torch.relu(self.two(right))], 1)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return F.interpolate(x, size=(10, 14), mode="bilinear", align_corners=False).mean((2, 3))
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """Give a model weights and statistics that all show."""
+    torch.manual_seed(3)
+    for own in model.modules():
+        if isinstance(own, nn.BatchNorm2d):
+            for tensor, low in ((own.weight, 0.5), (own.bias, -0.5), (own.running_mean, -0.5), (own.running_var, 0.5)):
+                assert tensor is not None
+                nn.init.uniform_(tensor, low, low + 1)
+    return model.eval()
+
+
+def exported(model: nn.Module, path: Path, *, new: bool, opset: int | None = None, dynamic: bool = False) -> Path:
+    """Export a model by one of PyTorch's exporters."""
+    x = torch.randn(2 if dynamic else 1, 3, 9, 12)
+    options: dict[str, Any] = {} if opset is None else {"opset_version": opset}
+    if dynamic:
+        options |= {"dynamic_shapes": ({0: "batch"},)} if new else {"dynamic_axes": {"x": {0: "batch"}}, "input_names": ["x"]}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            torch.onnx.export(model, (x,), path, dynamo=new, verbose=False, **options)
+        finally:
+            logging.disable(logging.NOTSET)
+    return path
+
+
+@needs_script
+@pytest.mark.parametrize("kind", [Residual, UpAgain, Shuffled])
+@pytest.mark.parametrize("way", ["new", "new, any batch", "old", "old, any batch", "old, opset 9"])
+def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_path: Path) -> None:
+    model = drawn(kind())
+    if kind is Shuffled and way == "old, opset 9":
+        pytest.skip("that exporter writes bilinear resizing as another one")
+    new, dynamic = way.startswith("new"), way.endswith("batch")
+    path = exported(model, tmp_path / "m.onnx", new=new, dynamic=dynamic, opset=9 if way.endswith("9") else None)
+    module = reads(path, lambda x: model(x).detach(), batch=3 if dynamic or kind is not Shuffled else 1)
+    assert default_shape(str(path)) == (3, 9, 12)
+    found, expected = (pathlift.path_norm(own, (3, 9, 12)).value for own in (module, model))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert sum(own.numel() for own in module.parameters()) <= sum(own.numel() for own in model.parameters())
+
+
+@needs_script
+@pytest.mark.parametrize("new", [True, False])
+def test_weights_keep_the_names_of_the_model(new: bool, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(280, 2)).eval()
+    module = read_onnx(exported(model, tmp_path / "m.onnx", new=new))
+    assert {name: tuple(own.shape) for name, own in module.state_dict().items()} == {
+        name: tuple(own.shape) for name, own in model.state_dict().items()
+    }
+    scores, expected = (pathlift.path_magnitude(own, (3, 9, 12)) for own in (module, model))
+    for name, score in expected.items():
+        torch.testing.assert_close(scores[name], score, rtol=1e-4, atol=1e-6)
+
+
+# ---- habits of exporters
+
+
+W, V, B = array(4, 3, 3, 3), array(4, 2, seed=1), array(4, seed=2)
+CONV = torch.from_numpy(W)
+
+
+@pytest.mark.parametrize("kind", ["Constant", "Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear", "both"])
+def test_a_weight_is_a_parameter_however_it_comes(kind: str, tmp_path: Path) -> None:
+    weight, tensors, before = V, {}, []
+    if kind == "Constant":
+        before = [node("Constant", [], ["w"], value=numpy_helper.from_array(V, "v"))]
+    elif kind == "Identity":
+        before, tensors = [node("Identity", ["v"], ["u"]), node("Identity", ["u"], ["w"])], {"v": V}
+    elif kind == "Transpose":
+        before, tensors = [node("Transpose", ["v"], ["w"], perm=[1, 0])], {"v": np.ascontiguousarray(V.T)}
+    elif kind == "Cast":
+        before, tensors = [node("Cast", ["v"], ["w"], to=1)], {"v": V.astype(np.float16)}
+        weight = V.astype(np.float16).astype(np.float32)
+    elif kind == "Reshape":
+        before, tensors = [node("Reshape", ["v", "s"], ["w"])], {"v": V.reshape(8), "s": ints(4, 2)}
+    else:
+        scale, zero = np.float32(0.05), np.int8(3)
+        numbers = np.clip(np.round(V / scale) + zero, -128, 127).astype(np.int8)
+        weight, tensors = ((numbers.astype(np.float32) - zero) * scale).astype(np.float32), {"scale": scale, "zero": zero}
+        before = [node("DequantizeLinear", ["q", "scale", "zero"], ["w"])]
+        if kind == "both":
+            before.insert(0, node("QuantizeLinear", ["v", "scale", "zero"], ["q"]))
+            tensors["v"] = V
+        else:
+            tensors["q"] = numbers
+    nodes = [*before, node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["y"])]
+    module = reads(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4], 17), lambda x: torch.relu(x @ torch.from_numpy(weight)))
+    assert pathlift.path_norm(module, (4,)).value == pytest.approx(float(np.abs(weight).sum()), rel=1e-6)
+    if kind != "DequantizeLinear":
+        name = "w" if kind == "Constant" else "v"
+        assert [own for own, _ in module.named_parameters()] == [name]
+        assert list(pathlift.path_magnitude(module, (4,))) == ["h.weight" if kind == "both" else name]
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID", "uneven"])
+def test_padding_of_a_convolution(auto: str, tmp_path: Path) -> None:
+    def right(x: Tensor) -> Tensor:
+        sides = {"SAME_UPPER": (0, 1, 0, 1), "SAME_LOWER": (1, 0, 1, 0), "VALID": (0, 0, 0, 0), "uneven": (2, 0, 0, 1)}[auto]
+        return F.conv2d(F.pad(x, sides), CONV, stride=2)
+
+    options = {"pads": [0, 2, 1, 0]} if auto == "uneven" else {"auto_pad": auto}
+    conv = node("Conv", ["x", "w"], ["y"], strides=[2, 2], **options)
+    module = reads(write(tmp_path / "m.onnx", [conv], {"w": W}, [1, 3, 6, 6]), right)
+    expected = (
+        F.conv2d(F.pad(torch.ones(1, 3, 6, 6), (0, 1, 0, 1)), CONV.abs(), stride=2).sum() if auto == "SAME_UPPER" else None
+    )
+    if expected is not None:
+        assert pathlift.path_norm(module, (3, 6, 6)).value == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1, 1), (1, 4, 1, 1), (5,), (4, 5, 5)])
+def test_slopes_of_any_shape_are_those_of_two_neurons_each(shape: tuple[int, ...], tmp_path: Path) -> None:
+    slope = torch.from_numpy(np.asarray(3 * array(*shape, seed=5)))
+    path = write(tmp_path / "m.onnx", [node("Conv", ["x", "w"], ["c"]), node("PRelu", ["c", "a"], ["y"])],
+                 {"w": W, "a": slope.numpy()}, [1, 3, 7, 7])  # fmt: skip
+
+    def right(x: Tensor) -> Tensor:
+        made = F.conv2d(x, CONV)
+        return torch.where(made > 0, made, made * slope)
+
+    counted = F.conv2d(torch.ones(1, 3, 7, 7), CONV.abs()) * (1 + slope.abs())
+    assert pathlift.path_norm(reads(path, right), (3, 7, 7)).value == pytest.approx(float(counted.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("options", [
+    {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"pads": [0, 1, 1, 0]}, {"ceil_mode": 1}, {"pads": [1, 1, 1, 1]},
+    {"ceil_mode": 1, "pads": [0, 0, 1, 1]},
+])  # fmt: skip
+def test_pooling_agrees_with_a_runtime(pool: str, options: dict[str, Any], tmp_path: Path) -> None:
+    several = [{}, {"count_include_pad": 1}] if pool == "AveragePool" else [{}]
+    for more in several:
+        made = node(pool, ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], **options, **more)
+        path = write(tmp_path / "m.onnx", [made], {}, [1, 2, 6, 7], 19)
+        run = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"]).run
+        reads(path, lambda x, run=run: torch.cat([torch.from_numpy(run(None, {"x": one[None].numpy()})[0]) for one in x]))
+        assert pathlift.path_norm(read_onnx(path), (2, 6, 7)).value > 0
+
+
+def test_a_branch_with_a_constant_condition_is_the_chosen_one(tmp_path: Path) -> None:
+    def branch(sign: str) -> Any:
+        value = helper.make_tensor_value_info(sign, onnx.TensorProto.FLOAT, None)
+        return helper.make_graph([node("Neg" if sign == "minus" else "Identity", ["h"], [sign])], sign, [], [value])
+
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]), node("Shape", ["h"], ["s"]), node("Gather", ["s", "one"], ["size"], axis=0),
+        node("Equal", ["size", "two"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=branch("minus"), else_branch=branch("plus")),
+    ]  # fmt: skip
+    tensors = {"w": V, "one": np.int64(1)}
+    for two, sign in ((2, -1), (3, 1)):
+        path = write(tmp_path / "m.onnx", nodes, {**tensors, "two": np.int64(two)}, ["n", 4])
+        module = reads(path, lambda x, sign=sign: sign * x @ torch.from_numpy(V))  # type: ignore[misc]
+        assert pathlift.path_norm(module, (4,)).value == pytest.approx(float(np.abs(V).sum()), rel=1e-6)
+    nodes[1:4] = [node("ReduceSum", ["h"], ["t"], keepdims=0), node("Greater", ["t", "zero"], ["c"])]
+    module = read_onnx(write(tmp_path / "m.onnx", nodes, {"w": V, "zero": np.float32(0)}, ["n", 4]))
+    report = pathlift.check_support(module, (4,))
+    assert "onnx.If" in {problem.op for problem in report.problems}
+    with pytest.raises(pathlift.UnsupportedModelError, match="If"):
+        module(torch.ones(1, 4))
+
+
+def test_images_with_channels_last_as_keras_writes_them(tmp_path: Path) -> None:
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), node("Conv", ["t", "w"], ["c"], auto_pad="SAME_UPPER"),
+        node("Transpose", ["c"], ["u"], perm=[0, 2, 3, 1]), node("Add", ["u", "b"], ["a"]), node("Relu", ["a"], ["r"]),
+        node("ReduceMean", ["r"], ["m"], axes=[1, 2], keepdims=0), node("MatMul", ["m", "v"], ["l"]),
+        node("Softmax", ["l"], ["y"]),
+    ]  # fmt: skip
+    path = write(tmp_path / "m.onnx", nodes, {"w": W, "b": B, "v": V}, ["unk", 5, 5, 3], 13)
+
+    def right(x: Tensor) -> Tensor:
+        images = torch.relu(F.conv2d(x.permute(0, 3, 1, 2), CONV, torch.from_numpy(B), padding=1))
+        return torch.softmax(images.mean((2, 3)) @ torch.from_numpy(V), -1)
+
+    module = reads(path, right)
+    network = pathlift.capture(module, default_shape(str(path)))
+    assert network.left_off == ("softmax",) and default_shape(str(path)) == (5, 5, 3)
+
+
+def test_a_flattening_of_computed_sizes_keeps_the_batch_open(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), node("Shape", ["c"], ["s"]), node("Gather", ["s", "zero"], ["n"], axis=0),
+        node("Unsqueeze", ["n", "axes"], ["n1"]), node("Concat", ["n1", "rest"], ["sizes"], axis=0),
+        node("Reshape", ["c", "sizes"], ["y"]),
+    ]  # fmt: skip
+    tensors = {"w": W, "zero": np.int64(0), "axes": ints(0), "rest": ints(-1)}
+    for shape in (["n", 3, 4, 4], [1, 3, 4, 4]):
+        module = reads(write(tmp_path / "m.onnx", nodes, tensors, shape), lambda x: F.conv2d(x, CONV).flatten(1), batch=5)
+        assert [name for name, _ in module.named_parameters()] == ["w"] and not list(module.buffers())
+
+
+def test_a_fixed_batch_is_the_batch_where_that_is_sound(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Reshape", ["c", "s"], ["y"])]
+    for batch in (1, 4):
+        path = write(tmp_path / "m.onnx", nodes, {"w": W, "s": ints(batch, 16)}, [batch, 3, 4, 4])
+        module = reads(path, lambda x: F.conv2d(x, CONV).flatten(1), batch=3)
+        assert pathlift.path_norm(module, (3, 4, 4)).value > 0
+    nodes = [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("MatMul", ["w", "t"], ["m"]), node("Transpose", ["m"], ["u"])]
+    mixed = [*nodes, node("Softmax", ["u"], ["p"], axis=0), node("Mul", ["p", "u"], ["y"])]
+    path = write(tmp_path / "m.onnx", mixed, {"w": np.ascontiguousarray(V.T)}, [4, 4])
+    assert read_onnx(path)(torch.ones(4, 4)).shape == (4, 2)
+    with pytest.raises(pathlift.InputError, match="4 samples"):
+        pathlift.capture(read_onnx(path), (4,))
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 18, 22, 25])
+def test_what_became_an_input_was_an_attribute(opset: int, tmp_path: Path) -> None:
+    tensors: dict[str, np.ndarray[Any, Any]] = {"w": W}
+
+    def made(kind: str, value: str, result: str, since: int, **settings: Any) -> Any:
+        if opset < since:
+            return node(kind, [value], [result], **settings)
+        tensors.update({f"{result}_{key}": np.array(own) for key, own in settings.items()})
+        return node(kind, [value, *(f"{result}_{key}" for key in settings)], [result])
+
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), made("Pad", "c", "p", 11, pads=[0, 0, 1, 0, 0, 0, 0, 1]),
+        made("Clip", "p", "k", 11, min=np.float32(0), max=np.float32(6)),
+        made("Slice", "k", "s", 10, starts=[1], ends=[9], axes=[2]), made("Unsqueeze", "s", "u", 13, axes=[1]),
+        made("Squeeze", "u", "q", 13, axes=[1]), node("ReduceMean", ["q", "axes"], ["y"], keepdims=0) if opset >= 18
+        else node("ReduceMean", ["q"], ["y"], axes=[2, 3], keepdims=0),
+    ]  # fmt: skip
+    if opset >= 18:
+        tensors["axes"] = ints(2, 3)
+    path = write(tmp_path / "m.onnx", nodes, tensors, ["n", 3, 5, 5], opset)
+    reads(path, lambda x: F.pad(F.conv2d(x, CONV), (0, 1, 1, 0)).clamp(0, 6)[:, :, 1:].mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["w", "fc.weight", "/fc/w", "a.", ".a", "a..b", "training", "forward", "x\"y", "a\\b", "é",
+                                  "50%", "a b", "_modules", "kind", "d." * 40 + "e", "a\nb"])  # fmt: skip
+def test_names_come_back_from_the_state_dict(name: str, tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", name], ["h"], name=name),
+        node("Add", ["h", f"{name}.bias"], ["r"]),
+        node("Relu", ["r"], ["y"]),
+    ]
+    tensors = {name: V, f"{name}.bias": array(2)}
+    module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4]))
+    assert {unquote(own) for own in module.state_dict()} == {name, f"{name}.bias"}
+    assert pathlift.path_norm(module, (4,)).value == pytest.approx(
+        float(np.abs(V).sum() + np.abs(tensors[f"{name}.bias"]).sum())
+    )
+    assert all(set("\"\\\n'").isdisjoint(own) for own, _ in (*module.named_modules(), *module.named_parameters()))
+
+
+# ---- what is refused, and what stands before it
+
+
+def test_unknown_operators_are_named_together(tmp_path: Path) -> None:
+    nodes = [
+        node("Magic", ["x"], ["a"], name="one"),
+        node("Relu", ["a"], ["b"]),
+        node("Fused", ["b"], ["y"], name="two", domain="own"),
+    ]
+    with pytest.raises(pathlift.InputError, match=r"Magic.*one.*Fused.*own.*two"):
+        load_model(str(write(tmp_path / "m.onnx", nodes, {}, ["n", 4])))
+
+
+def test_what_stands_before_a_decoder_can_be_read(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"], name="/head/MatMul"), node("Relu", ["h"], ["/head/Relu_output_0"], name="/head/Relu"),
+        node("Unsqueeze", ["/head/Relu_output_0", "axes"], ["u"]),
+        node("LSTM", ["u", "a", "b"], ["l"], name="lstm", hidden_size=3),
+        node("NonZero", ["l"], ["z"], name="zeros"), node("Cast", ["z"], ["y"], to=1, name="cast"),
+    ]  # fmt: skip
+    tensors = {"w": V, "axes": ints(0), "a": array(1, 12, 2), "b": array(1, 12, 3)}
+    module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4]))
+    report = pathlift.check_support(module, (4,))
+    assert [(problem.module, problem.op) for problem in report.problems] == [
+        ("lstm", "onnx.LSTM"), ("zeros", "onnx.NonZero"),
+    ]  # fmt: skip
+    assert "gates" in report.problems[0].reason and "--until" in report.problems[0].advice
+    for until in ("/head/Relu", "/head/Relu_output_0"):
+        network = pathlift.capture(module, (4,), until=until)
+        assert pathlift.path_norm(network).value == pytest.approx(float(np.abs(V).sum()), rel=1e-6)
+        assert list(network.parameters) == ["w"]
+    with pytest.raises(pathlift.UnsupportedModelError, match="lstm"):
+        module(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("kind", ["Expand", "Tile", "ConstantOfShape", "Range"])
+def test_a_small_file_does_not_unfold(kind: str, tmp_path: Path) -> None:
+    many = 1 << 40
+    nodes = {
+        "Expand": [node("Expand", ["c", "s"], ["b"])],
+        "Tile": [node("Tile", ["c", "s"], ["b"])],
+        "ConstantOfShape": [node("ConstantOfShape", ["s"], ["b"])],
+        "Range": [node("Range", ["zero", "many", "one"], ["b"])],
+    }[kind]
+    tensors = {
+        "c": np.ones(1, np.float32),
+        "s": ints(many),
+        "zero": np.float32(0),
+        "many": np.float32(many),
+        "one": np.float32(1),
+    }
+    nodes = [*nodes, node("ReduceSum", ["b"], ["t"], keepdims=0), node("Add", ["x", "t"], ["y"])]
+    module = read_onnx(write(tmp_path / "m.onnx", nodes, tensors, ["n", 4], 13), check=False)
+    with pytest.raises(pathlift.InputError, match=kind):
+        module(torch.ones(1, 4))
+
+
+def test_a_reading_that_disagrees_with_a_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("LeakyRelu", ["h"], ["y"], alpha=0.2)]
+    path = write(tmp_path / "m.onnx", nodes, {"w": V}, ["n", 4])
+    read_onnx(path, check=True)
+    monkeypatch.setitem(OPERATORS, "LeakyRelu", lambda node, x: F.leaky_relu(x, 0.21))
+    with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
+        read_onnx(path, check=True)
+    read_onnx(path, check=False)
+
+
+def test_a_model_in_half_precision_is_compared_with_its_own_rounding(tmp_path: Path) -> None:
+    nodes = [node("Cast", ["x"], ["c"], to=10), node("MatMul", ["c", "w"], ["h"]), node("Cast", ["h"], ["y"], to=1)]
+    path = write(tmp_path / "m.onnx", nodes, {"w": array(64, 8).astype(np.float16)}, ["n", 64])
+    assert pathlift.path_norm(read_onnx(path, check=True), (64,)).value > 0
+
+
+# ---- back into a file
+
+
+def test_a_pruned_model_goes_back_as_the_same_graph(tmp_path: Path) -> None:
+    nodes = [
+        node("Constant", [], ["v"], name="made", value=numpy_helper.from_array(V, "inner")), node("Transpose", ["u"], ["w"]),
+        node("Conv", ["x", "c"], ["h"], name="/conv"), node("Relu", ["h"], ["r"]), node("GlobalAveragePool", ["r"], ["g"]),
+        node("Flatten", ["g"], ["f"]), node("MatMul", ["f", "v"], ["m"]), node("Gemm", ["m", "w"], ["y"]),
+    ]  # fmt: skip
+    path = write(tmp_path / "m.onnx", nodes, {"c": W, "u": array(3, 2)}, ["n", 3, 5, 5])
+    before = onnx.load(path)
+    before.metadata_props.add(key="author", value="someone")
+    onnx.save(before, path)
+    module = read_onnx(path)
+    save(module, tmp_path / "same.onnx")
+    assert onnx.load(tmp_path / "same.onnx") == before
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor[tensor.abs() < tensor.abs().median()] = 0
+    save(module, tmp_path / "pruned.onnx")
+    after, x = read_onnx(tmp_path / "pruned.onnx", check=True), inputs(module)
+    assert torch.equal(after(x), module(x)) and not torch.equal(after(x), read_onnx(path)(x))
+    assert after.state_dict().keys() == module.state_dict().keys() == {"c", "u", "v"}
+    for name, own in module.state_dict().items():
+        assert torch.equal(after.state_dict()[name], own) and 0.3 * own.numel() < int((own == 0).sum()) < own.numel()
+    written = onnx.load(tmp_path / "pruned.onnx")
+    assert written.metadata_props == before.metadata_props and written.opset_import == before.opset_import
+    assert [own.name for own in written.graph.initializer] == ["c", "u"] and written.graph.node[0].attribute[
+        0
+    ].t.name == "inner"
+    with pytest.raises(pathlift.InputError, match="exists"):
+        save(module, path)
+
+
+def test_two_branches_with_weights_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    def branch(name: str, scale: float) -> Any:
+        value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        weight = numpy_helper.from_array(np.full((4, 2), scale, np.float32), "same")
+        return helper.make_graph([node("MatMul", ["x", "same"], [name])], name, [], [value], [weight])
+
+    nodes = [node("If", ["c"], ["y"], then_branch=branch("one", 1), else_branch=branch("two", 2))]
+    path = write(tmp_path / "m.onnx", nodes, {"c": np.array(True)}, ["n", 4])
+    with pytest.raises(pathlift.InputError, match="same"):
+        read_onnx(path)
