@@ -23,7 +23,7 @@ from pathlift.storage.onnx.operators import ARRAYS, OPERATORS, STATIC, NotReadEr
 LARGEST = 1 << 31
 """A value has fewer elements than this."""
 
-ADVICE = "Leave that part out: until= (--until) names a node or a value before it."
+ADVICE = "Leave that part out: until= names a node or a value of the file before it."
 
 NO_RULE = "none of what it computes is covered by the theory."
 

@@ -120,10 +120,7 @@ def _prelu(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
     shape = (*(1,) * (x.dim() - slope.dim()), *slope.shape)
     if all(size == 1 for place, size in enumerate(shape) if place != 1):
         return F.prelu(x, slope.reshape(-1))
-    if shape[0] != 1:
-        raise NotReadError("it has slopes for every sample.")
-    each = slope.reshape(shape[1:]).expand(x.shape[1:]).reshape(-1)  # one neuron each, with two slopes of which one counts
-    return F.prelu(x.flatten(1), each).reshape(x.shape)
+    return torch.relu(x) - slope * torch.relu(-x)  # what PReLU is taken for: two neurons, one for each sign
 
 
 def _softmax(function: Callable[[Tensor, int], Tensor]) -> Function:
