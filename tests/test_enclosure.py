@@ -163,3 +163,15 @@ def test_a_weight_that_is_used_twice_moves_once() -> None:
     interval, bounds = enclosed(Twice(), torch.ones(1, 1, 2, dtype=torch.float64), varied, 0.0)
     assert interval == pytest.approx([-0.2, 0.2])
     assert bounds == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(("slope", "radius"), [(0.0, 100.0), (0.5, 99.5), (100.0, 1.0)])
+def test_the_product_with_a_slope_is_rounded_relative_to_the_largest_slope_of_the_set(slope: float, radius: float) -> None:
+    model, x = nn.PReLU(1, init=slope), -torch.rand(500, 1, generator=torch.Generator().manual_seed(0))
+    network = pathlift.capture(model, x[:1])
+    weights = box(network, Absolute(radius))
+    enclosure = Enclosure(network, weights, feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False)
+    interval = enclosure.intervals[network.outputs[0]]
+    for end in (slope - radius, slope + radius):
+        found = nn.functional.prelu(x, torch.tensor([end])).double().unsqueeze(1)
+        assert bool(((interval.low <= found) & (found <= interval.high)).all())

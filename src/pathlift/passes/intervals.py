@@ -67,7 +67,12 @@ class Ranges:
         """
         self.low, self.high, self.arithmetic = low, high, arithmetic
         self._memo: dict[Expression, Any] = {}
-        self._format: Format | None = None
+        self._dtype: torch.dtype | None = None
+
+    @property
+    def _format(self) -> Format | None:
+        """The type in which the model computes the operator at hand, where that is asked for."""
+        return None if self._dtype is None else FORMATS.get(self._dtype)
 
     def of(self, weight: WeightTensor) -> Interval:
         """Return the interval of a weight.
@@ -132,7 +137,7 @@ class Ranges:
             return self._held(expression.function(*args, **kwargs))
         converts = name in CONVERSIONS
         dtype = next((arg for arg in _flat([args, kwargs]) if isinstance(arg, torch.dtype)), expression.dtype)
-        self._format = FORMATS.get(dtype) if dtype is not None and (self.arithmetic or converts) else None
+        self._dtype = dtype if self.arithmetic or converts else None
         if converts:
             if dtype is not None and self._format is None:
                 raise NoIntervalError(f"a conversion to {dtype}")
@@ -197,11 +202,12 @@ class Ranges:
 
     # ---- the pieces that operations are made of
 
-    @staticmethod
-    def interval(value: Any) -> Interval:
-        """Return an argument as an interval."""
-        if isinstance(value, float):
-            return point(torch.tensor(value, dtype=torch.float64))
+    def interval(self, value: Any) -> Interval:
+        """Return an argument as an interval; that of a number holds what it is rounded to in the type of the operator."""
+        if isinstance(value, (int, float)):
+            number = torch.tensor(value, dtype=torch.float64)
+            rounded = number if self._format is None else number.to(self._dtype).double()
+            return point(number) if bool(rounded == number) else Interval(*torch.stack([number, rounded]).sort().values)
         return value if isinstance(value, Interval) else point(torch.as_tensor(value))
 
     def rounded(

@@ -63,8 +63,7 @@ def _slopes(relaxation: Relaxation, layer: Layer, z: Interval, *, plain: bool) -
     if bool(crossing.any()):
         relaxation.free[layer.name] = Free(crossing, minus.expand(crossing.shape), plus.expand(crossing.shape))
     exact = isinstance(layer.nonlinearity, Slopes) and {layer.nonlinearity.plus, layer.nonlinearity.minus} <= {0.0, 1.0, -1.0}
-    steepest = torch.maximum(plus.abs(), minus.abs()).clamp(min=1.0)
-    rounding = 0.0 if exact and plain else roundoff.model_bend(layer) * z.size * steepest
+    rounding = 0.0 if exact and plain else roundoff.model_bend(layer) * z.size
     error = roundoff.here(layer) * (lines.lower.abs() + lines.upper.abs() + z.size)
     slack = relaxation.slack[layer.name] = varies + rounding + error + roundoff.underflow_of_bend(layer)
     return _between(z, lambda at: plus * at.clamp(min=0.0) + minus * at.clamp(max=0.0), slack)
@@ -78,18 +77,19 @@ def _between(z: Interval, function: Callable[[Tensor], Tensor], slack: Tensor) -
 
 
 def _both_slopes(relaxation: Relaxation, layer: Layer, z: Interval) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Return both slopes, and what a slope that varies can add: |δ|·z⁻ ≤ r·(depth of the interval below 0)."""
+    """Return both slopes, and what a learned one c + δ can add with z⁻ ≤ depth: |δ|·z⁻ ≤ r·depth, and ε·(|c| + r)·depth."""
     kind = layer.nonlinearity
     if isinstance(kind, Slopes):
         return z.low.new_tensor(kind.plus), z.low.new_tensor(kind.minus), 0.0
     assert isinstance(kind, LearnedSlope)
     connection = layer.connections[1]
     assert connection.weight is not None
-    minus = along(connection, torch.ones_like(z.low), relaxation.weights.middles(connection.weight))
-    radius = relaxation.weights.radii(connection.weight)
-    depth = (-z.low).clamp(min=0.0)
-    rounding = relaxation.roundoff.model_bend(layer) * minus.abs() * depth
-    return z.low.new_ones(()), minus, rounding + (0.0 if radius is None else along(connection, depth, radius))
+    ones, depth = torch.ones_like(z.low), (-z.low).clamp(min=0.0)
+    minus = along(connection, ones, relaxation.weights.middles(connection.weight))
+    radii = relaxation.weights.radii(connection.weight)
+    radius = torch.zeros_like(minus) if radii is None else along(connection, ones, radii)
+    rounding = relaxation.roundoff.model_bend(layer) * (minus.abs() + radius)
+    return z.low.new_ones(()), minus, (radius + rounding) * depth
 
 
 def _clamp(relaxation: Relaxation, layer: Layer, z: Interval) -> Interval:
