@@ -300,7 +300,7 @@ def test_bad_input_is_one_clear_error() -> None:
         (lambda: Rounding(8, per="row"), "per must be"),
         (lambda: Pruned(1.5), "amount must be"),
         (lambda: pathlift.certify(model, x, Relative(0.1), -1.0), "radius must be"),
-        (lambda: pathlift.certify(model, x, "8 bits"), "tolerance must be"),
+        (lambda: pathlift.certify(model, x, "8 bits"), "There is no file '8 bits'"),
         (lambda: pathlift.certify(model, x * float("nan"), Relative(0.1)), "NaN or inf"),
         (lambda: pathlift.certify(model, torch.tensor(1.0), Relative(0.1)), "batch dimension"),
         (lambda: pathlift.certify(pathlift.capture(model, x), torch.zeros(2, 4), Relative(0.1)), "expected"),

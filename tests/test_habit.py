@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,27 +35,6 @@ def test_of_every_n_parameters_one_stays_and_the_hunt_has_the_others() -> None:
     conftest.pytest_collection_modifyitems(shuffled)  # type: ignore[arg-type]
     assert [item.added for item in several] == [["hunt"], [], ["hunt"], ["hunt"], [], ["hunt"], ["hunt"], []]
     assert not any(item.added for item in all_kept)
-
-
-def test_the_share_of_make_test_is_the_same_in_whatever_order_tests_run() -> None:
-    def kept(seed: int) -> set[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests/test_work.py",
-            "--collect-only",
-            "-q",
-            "-o",
-            "addopts=",
-            "-m",
-            "not hunt",
-        ]
-        folder = Path(__file__).parents[1]
-        done = subprocess.run([*command, f"--randomly-seed={seed}"], check=True, cwd=folder, capture_output=True, text=True)
-        return {line for line in done.stdout.splitlines() if "::" in line}
-
-    assert kept(1) == kept(2) == kept(3) != set()
 
 
 def test_make_test_and_make_hunt_run_every_test_between_them() -> None:

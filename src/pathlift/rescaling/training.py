@@ -114,7 +114,8 @@ def rescale_after_steps(
 
     Example:
         >>> from torch import nn
-        >>> from pathlift import Symmetries, symmetries
+        >>> from pathlift import symmetries
+        >>> from pathlift.rescaling import Symmetries
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> handle = rescale_after_steps(optimizer, symmetries(model, (2,)), Symmetries.balance, every=10)
