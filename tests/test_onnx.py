@@ -287,6 +287,7 @@ def exported(model: nn.Module, path: Path, *, new: bool, opset: int | None = Non
 
 
 @needs_script
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", [Residual, UpAgain, Shuffled])
 @pytest.mark.parametrize("way", ["new", "new, any batch", "old", "old, any batch", "old, opset 9"])
 def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_path: Path) -> None:
