@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -235,3 +236,32 @@ def test_a_view_of_what_is_stored_is_the_view_of_all_positions() -> None:
         found = stored.contiguous().as_strided(again.strided.sizes, again.strided.strides, again.strided.offset)
         assert torch.equal(positions(again.axes, found), view)
     assert read > 50 and mixed > 50
+
+
+class Viewed(nn.Module):
+    """A view of an image with borders, between two convolutions."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor], dims: int) -> None:
+        super().__init__()
+        self.first, self.view = nn.Conv2d(1, 2, 3, padding=1), view
+        self.last = nn.Conv2d(2, 2, 1) if dims == 2 else nn.Conv1d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.view(self.first(x)))
+
+
+VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "slice": (lambda x: x[:, :, 3:, :-4], 2),
+    "steps": (lambda x: x[:, :, 1::2], 2),
+    "turned slice": (lambda x: x[..., 2:7].transpose(2, 3), 2),
+    "row": (lambda x: x[:, :, 0], 1),
+    "diagonal": (lambda x: x.diagonal(dim1=2, dim2=3), 1),
+    "flat": (lambda x: x.flatten(2)[..., 5:40], 1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_an_image_with_borders_agree_with_their_full_form(name: str) -> None:
+    network = pathlift.capture(randomised(Viewed(*VIEWS[name])), (1, 9, 11))
+    upper, expected = assert_same(network, moved(network), 1e-11)
+    assert math.isclose(upper, expected, rel_tol=1e-10)

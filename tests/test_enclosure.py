@@ -215,19 +215,27 @@ def test_lines_around_an_extremum_hold_on_the_whole_box(sign: float) -> None:
     gap = sign * (x[:, :, 1] - x[:, :, 0])
     extremes = sign * torch.stack([(gap - 2 * radius).clamp(min=0.0), (gap + 2 * radius).clamp(min=0.0)])
     assert bool((low <= extremes.amin(0)).all() and (extremes.amax(0) <= high).all())
+    first = gap < 0  # where x₁ is the antecedent that lines go through, their corners are attained
+    outer, truth = (high, extremes.amax(0)) if sign > 0 else (low, extremes.amin(0))
+    torch.testing.assert_close(outer[first], truth[first], rtol=0.0, atol=1e-9)
 
 
 def test_a_clamp_with_one_end_has_the_lines_of_a_relu() -> None:
     generator = torch.Generator().manual_seed(0)
     low = torch.randn(100, generator=generator, dtype=torch.float64)
-    z, zero = Interval(low, low + 2 * torch.rand(100, generator=generator, dtype=torch.float64)), torch.zeros(())
+    high = low + 2 * torch.rand(100, generator=generator, dtype=torch.float64)
     one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for clamp, relu in (
-        (clamp_lines(z, zero, None), slope_lines(z, one, none)),
-        (clamp_lines(z, None, zero), slope_lines(z, none, one)),
-    ):
-        for name in ("lower_slope", "lower", "upper_slope", "upper"):
-            torch.testing.assert_close(getattr(clamp, name), getattr(relu, name), rtol=0.0, atol=1e-12)
+    for end in (0.0, 0.75, -2.0):
+        z, at = Interval(low + end, high + end), torch.tensor(end)
+        for clamp, relu in (
+            (clamp_lines(z, at, None), slope_lines(Interval(low, high), one, none)),
+            (clamp_lines(z, None, at), slope_lines(Interval(low, high), none, one)),
+        ):
+            for slope, constant in (("lower_slope", "lower"), ("upper_slope", "upper")):
+                steep = getattr(relu, slope)
+                torch.testing.assert_close(getattr(clamp, slope), steep, rtol=0.0, atol=1e-12)
+                moved = getattr(relu, constant) + end - steep * end
+                torch.testing.assert_close(getattr(clamp, constant), moved, rtol=0.0, atol=1e-12)
 
 
 def test_slopes_are_chosen_among_those_that_hold() -> None:
@@ -273,3 +281,41 @@ def test_middle_and_radius_of_weights_and_inputs_cover_both_ends_exactly() -> No
     for value, least, most in zip(x.flatten(), interval.low.flatten(), interval.high.flatten(), strict=True):
         assert Fraction(float(least)) <= Fraction(float(value)) - Fraction(0.1)
         assert Fraction(float(value)) + Fraction(0.1) <= Fraction(float(most))
+
+
+def own_and_enclosed(model: nn.Module, x: Tensor) -> tuple[Tensor, Interval, Tensor]:
+    """What a model gives, the interval of it, and where nothing is said."""
+    network = pathlift.capture(model, x[:1])
+    walls = Enclosure(network, box(network, Relative(0.0), arithmetic=True), feed_of(network, (x,)), 0.0, Arithmetic(network),
+                      refine=False)  # fmt: skip
+    interval = walls.intervals[network.outputs[0]]
+    return outputs(model, (x,)).reshape(interval.low.shape), interval, walls.lost
+
+
+def test_what_cancels_in_a_batch_norm_is_rounded_at_its_size() -> None:
+    """β − μ·s is nearly 0 where β is s·μ rounded, and (x − μ)·s + β at x near 0 is rounded at the size of both."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.BatchNorm1d(500).eval()
+    model.running_mean = 100 * torch.randn(500, generator=generator)
+    model.running_var = torch.rand(500, generator=generator) + 0.1
+    nn.init.uniform_(model.weight, 0.1, 2.0, generator)
+    with torch.no_grad():
+        model.bias.copy_(model.running_mean * model.weight / (model.running_var + model.eps).sqrt())
+    own, interval, _ = own_and_enclosed(model, 1e-6 * torch.randn(1, 500, generator=generator))
+    assert bool(((interval.low <= own) & (own <= interval.high)).all())
+
+
+def test_nothing_is_said_where_a_batch_norm_overflows_on_its_way() -> None:
+    """(x − μ)·γ/σ with γ = 1e10 and σ = 1e18: 1e22 at x = 1e30, but 1e40 if the product comes first."""
+    model = nn.BatchNorm1d(1).eval()
+    model.running_var = torch.full((1,), 1e36)
+    nn.init.constant_(model.weight, 1e10)
+    *_, lost = own_and_enclosed(model, torch.tensor([[1.0], [1e30]]))
+    assert lost.tolist() == [False, True]
+
+
+def test_positions_between_pixels_are_rounded() -> None:
+    x = torch.rand(2, 1, 200, generator=torch.Generator().manual_seed(0))
+    own, interval, lost = own_and_enclosed(nn.Upsample(333, mode="linear"), x)
+    assert not bool(lost.any())
+    assert bool(((interval.low <= own) & (own <= interval.high)).all())
