@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test hunt search plain lint types check bench coverage clean
+.PHONY: demo test hunt search mutants plain lint types check bench coverage clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,11 @@ search: $(STAMP)
 	PATHLIFT_SEARCH=30 $(BIN)/python -m pytest -n 2 tests/test_hunt.py tests/test_metric_hunt.py tests/test_process.py \
 		tests/test_random_networks.py tests/test_axes.py
 	PATHLIFT_SEARCH=50 $(BIN)/python -m pytest -n 2 tests/test_arguments.py
+
+# One hour of small changes of passes/ and edges/, one at a time: which of them do the quick tests not notice?
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet cosmic-ray coverage
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 plain: $(STAMP)
 	rm -rf build/plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 import pathlift
 from agreement import assert_same, full, moved, randomised
+from axes import random_axis
 from habit import LONGER
 from networks import over
 from pathlift.edges.axis import Axis, classify
+from pathlift.edges.axis import expand as positions
 from pathlift.edges.view import Strided, plan_view
 from pathlift.graph.compact import compacted
 
@@ -181,3 +184,84 @@ def test_a_view_that_mixes_a_compact_dimension_expands_it() -> None:
     assert not transposed.expanded
     assert transposed.strided.sizes == (1, 2, 1)
     assert plan_view(axes, Strided((3,), (13,), 0)) is None  # a diagonal
+    across = plan_view((Axis.constant(2), Axis.constant(2), Axis.constant(4)), Strided((8,), (1,), 4))
+    assert across is not None
+    assert across.expanded == {0, 1, 2}  # from (0, 1, 0) to (1, 0, 3): each digit overflows into the one before
+
+
+def viewed(draw: torch.Generator, full: Tensor) -> Tensor:
+    """A few slices, transposes and reshapes in a row, as long as they copy nothing."""
+
+    def number(most: int) -> int:
+        return int(torch.randint(most, (), generator=draw))
+
+    for _ in range(3):
+        dim, kind = number(full.dim()), number(4)
+        if kind == 0:
+            full = full.transpose(dim, number(full.dim()))
+        elif kind == 1:
+            start = number(full.shape[dim])
+            full = full.narrow(dim, start, 1 + number(full.shape[dim] - start))
+        elif kind == 2:
+            full = full[(slice(None),) * dim + (slice(number(2) if full.shape[dim] > 1 else 0, None, 2),)]
+        elif dim + 1 < full.dim() and full.is_contiguous():
+            full = full.flatten(dim)
+        elif full.is_contiguous():
+            full = full.flatten()
+    return full
+
+
+def test_a_view_of_what_is_stored_is_the_view_of_all_positions() -> None:
+    draw = torch.Generator().manual_seed(0)
+    read = mixed = 0
+    for _ in range(400):
+        axes = tuple(random_axis(int(torch.randint(1, 5, (), generator=draw)), draw) for _ in range(4))
+        stored = torch.rand([axis.count for axis in axes], generator=draw)
+        memory = positions(axes, stored).contiguous()
+        view = viewed(draw, memory)
+        strided = Strided(tuple(view.shape), view.stride(), int(view.storage_offset()))
+        plan = plan_view(axes, strided)
+        if plan is None:  # a step of what was flattened, which is none along a single dimension
+            continue
+        for dim in plan.expanded:  # what the view mixes is stored in full, and then it is asked once more
+            mixed += 1
+            assert axes[dim].classes is not None
+            stored = stored.index_select(dim, axes[dim].index)
+        axes = tuple(Axis.full(axis.size) if dim in plan.expanded else axis for dim, axis in enumerate(axes))
+        again = plan_view(axes, strided)
+        assert again is not None and not again.expanded
+        for dim, classes in again.read.items():
+            read += 1
+            stored = stored.index_select(dim, classes)
+        found = stored.contiguous().as_strided(again.strided.sizes, again.strided.strides, again.strided.offset)
+        assert torch.equal(positions(again.axes, found), view)
+    assert read > 50 and mixed > 50
+
+
+class Viewed(nn.Module):
+    """A view of an image with borders, between two convolutions."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor], dims: int) -> None:
+        super().__init__()
+        self.first, self.view = nn.Conv2d(1, 2, 3, padding=1), view
+        self.last = nn.Conv2d(2, 2, 1) if dims == 2 else nn.Conv1d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.view(self.first(x)))
+
+
+VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "slice": (lambda x: x[:, :, 3:, :-4], 2),
+    "steps": (lambda x: x[:, :, 1::2], 2),
+    "turned slice": (lambda x: x[..., 2:7].transpose(2, 3), 2),
+    "row": (lambda x: x[:, :, 0], 1),
+    "diagonal": (lambda x: x.diagonal(dim1=2, dim2=3), 1),
+    "flat": (lambda x: x.flatten(2)[..., 5:40], 1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_an_image_with_borders_agree_with_their_full_form(name: str) -> None:
+    network = pathlift.capture(randomised(Viewed(*VIEWS[name])), (1, 9, 11))
+    upper, expected = assert_same(network, moved(network), 1e-11)
+    assert math.isclose(upper, expected, rel_tol=1e-10)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume
 from torch import Tensor, nn
 
@@ -18,8 +20,11 @@ from habit import LONGER
 from networks import networks, over
 from pathlift import Absolute, Pruned, Relative, Rounding
 from pathlift.certification import Tolerance
+from pathlift.graph.interval import Interval
 from pathlift.passes.box import Box, box
 from pathlift.passes.enclosure import Enclosure
+from pathlift.passes.enclosure.lines import clamp_lines, slope_lines
+from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.forward import feed_of
 from pathlift.passes.rounding import Arithmetic
 
@@ -165,13 +170,152 @@ def test_a_weight_that_is_used_twice_moves_once() -> None:
     assert bounds == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
-@pytest.mark.parametrize(("slope", "radius"), [(0.0, 100.0), (0.5, 99.5), (100.0, 1.0)])
-def test_the_product_with_a_slope_is_rounded_relative_to_the_largest_slope_of_the_set(slope: float, radius: float) -> None:
-    model, x = nn.PReLU(1, init=slope), -torch.rand(500, 1, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kind", ["prelu", "linear"])
+@pytest.mark.parametrize(("value", "radius"), [(0.0, 100.0), (0.5, 99.5), (100.0, 1.0)])
+def test_a_product_is_rounded_relative_to_the_largest_weight_of_the_set(kind: str, value: float, radius: float) -> None:
+    model = nn.PReLU(1) if kind == "prelu" else nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    x = -torch.rand(500, 1, generator=torch.Generator().manual_seed(0))
     network = pathlift.capture(model, x[:1])
     weights = box(network, Absolute(radius))
     enclosure = Enclosure(network, weights, feed_of(network, (x,)), 0.0, Arithmetic(network), refine=False)
     interval = enclosure.intervals[network.outputs[0]]
-    for end in (slope - radius, slope + radius):
-        found = nn.functional.prelu(x, torch.tensor([end])).double().unsqueeze(1)
+    for end in (value - radius, value + radius):
+        nn.init.constant_(model.weight, end)
+        found = outputs(model, (x,)).reshape(interval.low.shape)
         assert bool(((interval.low <= found) & (found <= interval.high)).all())
+
+
+def of_function(function: Callable[[Tensor], Tensor], x: Tensor, radius: float, *, refine: bool = False) -> Enclosure:
+    """The enclosure of a function without parameters over a ball."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    network = pathlift.capture(Model(), x[:1])
+    return Enclosure(network, box(network, Relative(0.0)), feed_of(network, (x,)), radius, Arithmetic(network), refine=refine)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_an_extremum_holds_0_where_a_processor_may_take_small_numbers_for_it(sign: float) -> None:
+    enclosure = of_function(lambda x: F.max_pool1d(x, 2), torch.full((1, 1, 2), sign * 1e-40), 0.0)
+    interval = enclosure.intervals[enclosure.network.outputs[0]]
+    for low, high in ((interval.low, interval.high), ends(enclosure)):
+        assert float(low) <= min(0.0, sign * 1e-40) and max(0.0, sign * 1e-40) <= float(high)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_lines_around_an_extremum_hold_on_the_whole_box(sign: float) -> None:
+    """±(max(±x₁, ±x₂) − (±x₁)) = ±max(0, ±(x₂ − x₁)), whose extremes over a box are known."""
+    generator = torch.Generator().manual_seed(0)
+    x, radius = torch.randn(200, 1, 2, generator=generator, dtype=torch.float64), 0.7
+    enclosure = of_function(lambda x: sign * F.max_pool1d(sign * x, 2) - x[..., :1], x, radius)
+    low, high = ends(enclosure)
+    gap = sign * (x[:, :, 1] - x[:, :, 0])
+    extremes = sign * torch.stack([(gap - 2 * radius).clamp(min=0.0), (gap + 2 * radius).clamp(min=0.0)])
+    assert bool((low <= extremes.amin(0)).all() and (extremes.amax(0) <= high).all())
+    first = gap < 0  # where x₁ is the antecedent that lines go through, their corners are attained
+    outer, truth = (high, extremes.amax(0)) if sign > 0 else (low, extremes.amin(0))
+    torch.testing.assert_close(outer[first], truth[first], rtol=0.0, atol=1e-9)
+
+
+def test_a_clamp_with_one_end_has_the_lines_of_a_relu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(100, generator=generator, dtype=torch.float64)
+    high = low + 2 * torch.rand(100, generator=generator, dtype=torch.float64)
+    one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for end in (0.0, 0.75, -2.0):
+        z, at = Interval(low + end, high + end), torch.tensor(end)
+        for clamp, relu in (
+            (clamp_lines(z, at, None), slope_lines(Interval(low, high), one, none)),
+            (clamp_lines(z, None, at), slope_lines(Interval(low, high), none, one)),
+        ):
+            for slope, constant in (("lower_slope", "lower"), ("upper_slope", "upper")):
+                steep = getattr(relu, slope)
+                torch.testing.assert_close(getattr(clamp, slope), steep, rtol=0.0, atol=1e-12)
+                moved = getattr(relu, constant) + end - steep * end
+                torch.testing.assert_close(getattr(clamp, constant), moved, rtol=0.0, atol=1e-12)
+
+
+def test_slopes_are_chosen_among_those_that_hold() -> None:
+    """ReLU(z) − c·z over z in [−1, 1] is at least min(c, 1 − c), 0 for c = 1/4 … 1 and then less: no slope of more than 1."""
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    for c in (-1.0, 0.25, 0.5, 1.0, 2.0):
+        enclosure = of_function(lambda x, c=c: x.relu() - c * x, x, 1.0)  # type: ignore[misc]
+        found = enclosure.tightened({enclosure.network.outputs[0]: torch.ones(1, 1, 1, 1, dtype=torch.float64)}, steps=30)
+        truth = min(0.0, c, 1 - c)
+        assert truth - 0.02 <= float(found) <= truth
+
+
+def test_refined_intervals_are_narrower() -> None:
+    """x + (−x + ReLU(x)) in [−1, 1]: what cancels is seen on the way back alone, before the second ReLU."""
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    coarse, fine = (of_function(lambda x: (x.relu() - x / 2).relu(), x, 1.0, refine=refine) for refine in (False, True))
+    first, second = (float(each.intervals[each.network.outputs[0]].high) for each in (coarse, fine))
+    assert first == pytest.approx(1.5)
+    assert second == pytest.approx(0.5)
+
+
+def test_without_rounding_of_the_model_a_slope_costs_nothing() -> None:
+    interval, bounds = enclosed(nn.LeakyReLU(0.25), torch.zeros(1, 1, dtype=torch.float64), {}, 1.0)
+    assert interval == pytest.approx([-0.25, 1.0])
+    assert bounds == pytest.approx([-1.0, 1.0])
+
+
+def test_middle_and_radius_of_weights_and_inputs_cover_both_ends_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(300, 1, generator=generator, dtype=torch.float64)
+    high = low + torch.rand(300, 1, generator=generator, dtype=torch.float64).pow(9) * 1e-6
+    network = pathlift.capture(nn.Linear(1, 300, bias=False).double(), (1,))
+    (weight,) = network.values()
+    weights = BoxWeights(Box({weight: low}, {weight: high}))
+    middle, radius = weights.middle[weight], weights.radius[weight]
+    assert radius is not None
+    for least, most, c, r in zip(low, high, middle, radius, strict=True):
+        assert Fraction(float(c)) - Fraction(float(r)) <= Fraction(float(least))
+        assert Fraction(float(most)) <= Fraction(float(c)) + Fraction(float(r))
+    x = 1000 * torch.randn(300, 1, generator=generator, dtype=torch.float64)
+    enclosure = of_function(lambda x: x.relu(), x, 0.1)
+    interval = enclosure.intervals[enclosure.network.layers[0].name]
+    for value, least, most in zip(x.flatten(), interval.low.flatten(), interval.high.flatten(), strict=True):
+        assert Fraction(float(least)) <= Fraction(float(value)) - Fraction(0.1)
+        assert Fraction(float(value)) + Fraction(0.1) <= Fraction(float(most))
+
+
+def own_and_enclosed(model: nn.Module, x: Tensor) -> tuple[Tensor, Interval, Tensor]:
+    """What a model gives, the interval of it, and where nothing is said."""
+    network = pathlift.capture(model, x[:1])
+    walls = Enclosure(network, box(network, Relative(0.0), arithmetic=True), feed_of(network, (x,)), 0.0, Arithmetic(network),
+                      refine=False)  # fmt: skip
+    interval = walls.intervals[network.outputs[0]]
+    return outputs(model, (x,)).reshape(interval.low.shape), interval, walls.lost
+
+
+def test_what_cancels_in_a_batch_norm_is_rounded_at_its_size() -> None:
+    """β − μ·s is nearly 0 where β is s·μ rounded, and (x − μ)·s + β at x near 0 is rounded at the size of both."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.BatchNorm1d(500).eval()
+    model.running_mean = 100 * torch.randn(500, generator=generator)
+    model.running_var = torch.rand(500, generator=generator) + 0.1
+    nn.init.uniform_(model.weight, 0.1, 2.0, generator)
+    with torch.no_grad():
+        model.bias.copy_(model.running_mean * model.weight / (model.running_var + model.eps).sqrt())
+    own, interval, _ = own_and_enclosed(model, 1e-6 * torch.randn(1, 500, generator=generator))
+    assert bool(((interval.low <= own) & (own <= interval.high)).all())
+
+
+def test_nothing_is_said_where_a_batch_norm_overflows_on_its_way() -> None:
+    """(x − μ)·γ/σ with γ = 1e10 and σ = 1e18: 1e22 at x = 1e30, but 1e40 if the product comes first."""
+    model = nn.BatchNorm1d(1).eval()
+    model.running_var = torch.full((1,), 1e36)
+    nn.init.constant_(model.weight, 1e10)
+    *_, lost = own_and_enclosed(model, torch.tensor([[1.0], [1e30]]))
+    assert lost.tolist() == [False, True]
+
+
+def test_positions_between_pixels_are_rounded() -> None:
+    x = torch.rand(2, 1, 200, generator=torch.Generator().manual_seed(0))
+    own, interval, lost = own_and_enclosed(nn.Upsample(333, mode="linear"), x)
+    assert not bool(lost.any())
+    assert bool(((interval.low <= own) & (own <= interval.high)).all())

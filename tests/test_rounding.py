@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 import pathlift
 from cases import perceptron
+from pathlift.passes import rounded, rounding
 from pathlift.passes.box import box
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.forward import feed_of, forward
-from pathlift.passes.rounding import Arithmetic, chain, fan_in, rounding_factor
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import TooWideError
+from pathlift.passes.rounded import plain
+from pathlift.passes.rounding import FORMATS, SPARE, Arithmetic, chain, fan_in, rounding_factor, weights_factor
+from pathlift.passes.scaled import Scaled
 
 Vector = list[Fraction]
 
@@ -170,3 +175,71 @@ def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
         found = walls.intervals[layer.name]
         for value in (truth[layer.name], single[layer.name].double()):
             assert bool(((found.low <= value) & (value <= found.high)).all()), layer.name
+
+
+def test_a_value_with_its_exponent_becomes_the_float_next_to_it() -> None:
+    """Also where 2**exponent alone is no float; inf past the range, never 0 for what is positive."""
+    for exponent in (-1500.0, -1074.0, -600.0, 0.0, 3.0, 600.0, 1000.0, 1500.0):
+        for size in (2.0**-400, 0.75, 2.0**400):
+            value = Fraction(size) * Fraction(2) ** int(exponent)
+            found = float(plain(Scaled(torch.tensor(size, dtype=torch.float64), exponent)))
+            if value > Fraction(torch.finfo(torch.float64).max):
+                assert found == float("inf")
+            else:
+                assert found == max(float(value), torch.finfo(torch.float64).tiny)
+    assert float(plain(Scaled(torch.zeros(()), 1500.0))) == 0.0
+
+
+def test_a_type_holds_the_numbers_of_another() -> None:
+    holds = {(one, two) for one in FORMATS for two in FORMATS if FORMATS[one].holds(FORMATS[two])}
+    half, brain, single, double = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    assert holds == {(kind, kind) for kind in FORMATS} | {
+        (double, single), (double, brain), (double, half), (single, brain), (single, half),
+    }  # fmt: skip
+
+
+def test_the_arithmetic_of_a_layer_is_what_it_runs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(6, 2))
+    network = pathlift.capture(model, (1, 3))
+    convolution, flatten, linear = network.layers[1:]
+    monkeypatch.setattr(rounding, "factor_units", lambda device: (0.25, 0.125))
+    arithmetic = Arithmetic(network)
+    assert [arithmetic.factors(layer) for layer in (convolution, flatten, linear)] == [0.25, 0.0, 0.125]
+    assert [arithmetic.exact(layer) for layer in (convolution, flatten, linear)] == [False, True, False]
+    assert {arithmetic.of(layer) for layer in network.layers} == {FORMATS[torch.float32]}
+    model.bfloat16()
+    assert {Arithmetic(network).of(layer) for layer in network.layers} == {FORMATS[torch.bfloat16]}
+
+
+def test_a_weight_in_few_digits_costs_as_many_roundings_as_its_neuron_has_summands() -> None:
+    network = pathlift.capture(seeded(4, 7, 6, dtype=torch.float64), (4,))
+    first, second = (layer.connections[0].weight for layer in network.layers if layer.biases)
+    assert first is not None and second is not None
+    unit = 2.0**-24
+    assert weights_factor(network, {}) == 0.0
+    assert weights_factor(network, {first: torch.float32}) == 2 * (5 + SPARE) * unit
+    assert weights_factor(network, {first: torch.float32, second: torch.float32}) == 2 * (5 + 8 + 2 * SPARE) * unit
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_beyond_all_ranges_a_bound_is_infinite(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pathlift.capture(seeded(4, 7, 2, dtype=torch.float32), (4,))
+    feed = None if batch is None else {network.layers[0].name: torch.ones(batch, 1, 4, dtype=torch.float64)}
+
+    def refuse(*_: object) -> Tensor:
+        raise TooWideError("too wide")
+
+    monkeypatch.setattr(rounded, "in_range", refuse)
+    values = network.values()
+    found = rounded.rounded_up(network, lambda dtype: NormProgram(network, values, dtype, feed=feed), 0, values)
+    assert found.shape == ((2,) if batch is None else (3, 2))
+    assert bool(found.isinf().all())
+
+
+def test_bounds_of_an_input_of_zeros_are_those_of_the_biases() -> None:
+    network = pathlift.capture(seeded(4, 7, 2, dtype=torch.float32), (4,))
+    other = seeded(4, 7, 2, dtype=torch.float32, seed=1)
+    zeros, tiny = torch.zeros(1, 4), torch.full((1, 4), 1e-30)
+    for kind in ("per_input", "activation", "enclosure"):
+        found, near = (pathlift.lipschitz_bound(network, other, x, kind=kind) for x in (zeros, tiny))  # type: ignore[arg-type]
+        torch.testing.assert_close(found, near, rtol=1e-6, atol=0.0)
