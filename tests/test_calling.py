@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -143,6 +143,15 @@ def test_wrong_containers_of_inputs(models: tuple[nn.Module, nn.Module], words: 
         pathlift.capture(models[0], given)
 
 
+def test_tuples_with_names_are_refused(models: tuple[nn.Module, nn.Module]) -> None:
+    class Pair(NamedTuple):
+        x: tuple[int, ...]
+        y: tuple[int, ...]
+
+    with pytest.raises(pathlift.InputError, match=r"inputs\['pair'\] is a Pair, whose names would be lost"):
+        pathlift.capture(models[0], {"pair": Pair((4,), (3,)), "extra": {"more": [(4,)]}})
+
+
 def test_containers_without_end_are_refused(models: tuple[nn.Module, nn.Module]) -> None:
     endless: list[Any] = []
     endless.append(endless)
@@ -156,6 +165,11 @@ def test_samples_in_other_containers_are_refused(models: tuple[nn.Module, nn.Mod
     for found in (first, x, {"pair": (first,)}, {"pair": (first, second), "extra": more}):
         with pytest.raises(pathlift.InputError, match=expected):
             pathlift.lipschitz_bound(network, models[1], found)
+    in_order = pathlift.capture(Flat(models[0]), FLAT)
+    with pytest.raises(pathlift.InputError, match=r"inputs as \(tensor, tensor, tensor\), found \{'x': tensor, .*"):
+        pathlift.lipschitz_bound(in_order, Flat(models[1]), {"x": first, "y": second, "more": more})
+    with pytest.raises(pathlift.InputError, match="has 3 inputs, found 1 tensors"):
+        pathlift.lipschitz_bound(in_order, Flat(models[1]), first)
     with pytest.raises(pathlift.InputError, match="every input needs the same number"):
         pathlift.lipschitz_bound(network, models[1], as_taken(more[:2], first, second))
 

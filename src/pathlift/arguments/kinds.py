@@ -392,6 +392,8 @@ def nested(what: str, leaf: Kind, is_leaf: Callable[[Any], bool]) -> Kind:
             return leaf(name, value)
         if isinstance(value, TEXTS) or not isinstance(value, (Sequence, Mapping)) or len(value) > 1000 or depth > DEEPEST:
             raise refusal(name, what, value)
+        if hasattr(value, "_fields"):
+            raise InputError(f"{name} is a {type(value).__name__}, whose names would be lost; wrap the model to take a tuple.")
         if not value:
             raise InputError(f"{name} is empty; expected {what}.")
         if isinstance(value, Mapping):

@@ -54,7 +54,7 @@ class Form:
         given = (samples,) if isinstance(samples, Tensor) else samples
         if not _matched(self.nested, given, numbered):
             count = sum(1 for _ in leaves(given))
-            if self == flat(len(self.nested)):
+            if self == flat(len(self.nested)) and count != len(self.nested):
                 raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.")
             raise InputError(f"The model takes its inputs as {_written(self.nested)}, found {_written(given)}.")
         return tuple(tensor for _, tensor in sorted(numbered.items()))
