@@ -266,3 +266,14 @@ def test_a_set_with_a_radius_refuses_what_is_about_one_input() -> None:
         pathlift.lipschitz_bound(model, pathlift.Relative(1.1), x, kind="theorem")
     with pytest.raises(pathlift.InputError, match="radius must be"):
         pathlift.lipschitz_bound(model, pathlift.Relative(0.1), x, radius=-1.0)
+
+
+def test_the_activation_bound_takes_the_smaller_of_both_directions() -> None:
+    """Edges (2, 1) and (3, −1) at x = 1: 1·1 + 2·2 = 5 one way, 1·1 + 3·2 = 7 the other, and 5 apart in truth."""
+    one, two = (nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).double() for _ in range(2))
+    for model, weights in ((one, (2.0, 1.0)), (two, (3.0, -1.0))):
+        for layer, weight in zip((model[0], model[2]), weights, strict=True):
+            nn.init.constant_(layer.weight, weight)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for first, second in ((one, two), (two, one)):
+        assert float(pathlift.lipschitz_bound(first, second, x, kind="activation")) == pytest.approx(5.0)
