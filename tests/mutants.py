@@ -41,7 +41,7 @@ ROOMS = [ROOT / "src" / "pathlift" / room for room in ("passes", "edges")]
 TESTS = [
     "enumeration", "operators", "product", "enclosure", "rounding", "intervals", "blocks", "axes", "compact", "forward",
     "certified_arithmetic", "metric_proofs", "range", "expressions", "bounds", "metric_bounds", "metric_improved", "laws",
-    "criteria", "streaming", "certify", "kernel", "symmetries", "traps",
+    "criteria", "streaming", "certify", "kernel", "programs", "symmetries", "traps",
 ]  # fmt: skip
 
 SOUND = [

@@ -101,3 +101,18 @@ def test_the_largest_antecedent_is_found_block_by_block(name: str, monkeypatch: 
     for sample, largest in zip(x, expected, strict=True):
         alone = edges.max(sample.unsqueeze(0), computed(w))
         torch.testing.assert_close(alone.squeeze(0), largest)
+
+
+@pytest.mark.parametrize(
+    ("edges", "below", "weight", "moved"),
+    [
+        (Dense(), (3, 4), (5, 4), (0, 1)),
+        (Convolution((1,), (0,), (1,), False, (0,), 1), (1, 4, 5), (6, 4, 2), (0, 1)),
+        (Convolution((1,), (0,), (1,), False, (0,), 2), (1, 4, 5), (6, 2, 2), (0, 1)),
+        (Convolution((1,), (0,), (1,), True, (0,), 1), (1, 4, 5), (4, 3, 2), (1, 0)),
+    ],
+)
+def test_one_dimension_of_a_weight_moves_the_channels_above_and_one_those_below(
+    edges: Edges, below: tuple[int, ...], weight: tuple[int, ...], moved: tuple[int, int]
+) -> None:
+    assert edges.pattern(below, weight).weight.axes() == moved

@@ -16,6 +16,7 @@ from agreement import samples as batch
 from cases import NETWORKS, OPERATORS, Case
 from habit import LONGER
 from networks import networks, over
+from pathlift.passes.deviation import Deviation, Side
 from test_enclosure import corner
 
 CHANGES = ("pruned", "grown", "moved", "flipped", "unrelated")
@@ -266,3 +267,17 @@ def test_a_set_with_a_radius_refuses_what_is_about_one_input() -> None:
         pathlift.lipschitz_bound(model, pathlift.Relative(1.1), x, kind="theorem")
     with pytest.raises(pathlift.InputError, match="radius must be"):
         pathlift.lipschitz_bound(model, pathlift.Relative(0.1), x, radius=-1.0)
+
+
+def test_the_activation_bound_takes_the_smaller_of_both_directions() -> None:
+    """Edges (2, 1) and (3, −1) at x = 1: 1·1 + 2·2 = 5 one way, 1·1 + 3·2 = 7 the other, and 5 apart in truth."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).double()
+    network = pathlift.capture(model, (1,))
+    one, two = ({weight: torch.full((1, 1), value).double() for weight, value in zip(network.values(), values, strict=True)}
+                for values in ((2.0, 1.0), (3.0, -1.0)))  # fmt: skip
+    feed = {network.layers[0].name: torch.ones(1, 1, 1, dtype=torch.float64)}
+    ways = Side(one, two), Side(two, one)
+    for sides, bound in ((ways[:1], 5.0), (ways[1:], 7.0), (ways, 5.0), (ways[::-1], 5.0)):
+        deviation = Deviation(network, sides, (one, two), set(one), feed, 0.0, torch.float64)
+        (found,) = deviation.bounds().values()
+        assert float(found) == pytest.approx(bound)

@@ -19,6 +19,8 @@ from habit import LONGER
 from networks import over
 from pathlift.edges.axis import Axis, classify
 from pathlift.edges.axis import expand as positions
+from pathlift.edges.base import Compact
+from pathlift.edges.movement import Move
 from pathlift.edges.view import Strided, plan_view
 from pathlift.graph.compact import compacted
 
@@ -265,3 +267,18 @@ def test_views_of_an_image_with_borders_agree_with_their_full_form(name: str) ->
     network = pathlift.capture(randomised(Viewed(*VIEWS[name])), (1, 9, 11))
     upper, expected = assert_same(network, moved(network), 1e-11)
     assert math.isclose(upper, expected, rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_is_declared_a_view_reads_its_classes_or_asks_for_full_axes(name: str) -> None:
+    view, _ = VIEWS[name]
+    bordered = classify(torch.tensor([0] + 7 * [1] + [2]))[0], classify(torch.tensor([0] + 9 * [1] + [2]))[0]
+    axes = (Axis.full(1), Axis.full(2), *bordered)
+    stored = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    full_form = view(positions(axes, stored))
+    compact = Move(view, "view").compact(axes, tuple(full_form.shape), None)
+    if name in {"diagonal", "flat"}:
+        assert compact == {2, 3}
+    else:
+        assert isinstance(compact, Compact)
+        assert torch.equal(positions(compact.axes, compact.edges.sum(stored, None)), full_form)

@@ -265,9 +265,10 @@ def test_without_rounding_of_the_model_a_slope_costs_nothing() -> None:
 
 def test_middle_and_radius_of_weights_and_inputs_cover_both_ends_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
-    low = torch.randn(300, 1, generator=generator, dtype=torch.float64)
-    high = low + torch.rand(300, 1, generator=generator, dtype=torch.float64).pow(9) * 1e-6
-    network = pathlift.capture(nn.Linear(1, 300, bias=False).double(), (1,))
+    low = torch.randn(3000, 1, generator=generator, dtype=torch.float64)
+    share = torch.rand(3000, 1, generator=generator, dtype=torch.float64)
+    high = low + torch.cat([share[:1000] * 1e-6, share[1000:] * low[1000:].abs() * 2.5])
+    network = pathlift.capture(nn.Linear(1, 3000, bias=False).double(), (1,))
     (weight,) = network.values()
     weights = BoxWeights(Box({weight: low}, {weight: high}))
     middle, radius = weights.middle[weight], weights.radius[weight]
@@ -319,3 +320,24 @@ def test_positions_between_pixels_are_rounded() -> None:
     own, interval, lost = own_and_enclosed(nn.Upsample(333, mode="linear"), x)
     assert not bool(lost.any())
     assert bool(((interval.low <= own) & (own <= interval.high)).all())
+
+
+class Floor(nn.Module):
+    """max(x, p): a parameter among the antecedents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.p)
+
+
+@pytest.mark.parametrize(("x", "low", "high"), [(-5.0, -1.0, 1.0), (0.5, 0.5, 1.0), (5.0, 5.0, 5.0)])
+def test_a_parameter_in_an_extremum_moves_by_its_radius(x: float, low: float, high: float) -> None:
+    network = pathlift.capture(Floor().double(), (1,))
+    feed = feed_of(network, (torch.full((1, 1), x, dtype=torch.float64),))
+    enclosure = Enclosure(network, box(network, Absolute(1.0)), feed, 0.0, None, refine=False)
+    interval = enclosure.intervals[network.outputs[0]]
+    assert [float(interval.low), float(interval.high)] == pytest.approx([low, high])
+    assert [float(end) for end in ends(enclosure)] == pytest.approx([low, high])

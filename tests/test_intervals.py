@@ -136,3 +136,14 @@ def test_a_number_is_rounded_to_the_type_that_it_is_put_into() -> None:
     found = Ranges({"w": low}, {"w": low + 1}, arithmetic=True).enclosed(expression)
     for number in (0.1, float(torch.tensor(0.1))):
         assert float(found.low[0]) <= number <= float(found.high[0])
+
+
+def test_an_einsum_of_two_tensors_is_a_product_of_intervals_and_no_other_has_one() -> None:
+    boxes = drawn(Call("matmul", torch.matmul, ((3, 4), (4, 2))), 0.5, torch.Generator().manual_seed(0))
+    ranges = Ranges({}, {}, arithmetic=False)
+    found, product = ranges.operator("einsum", "ij,jk->ik", boxes), ranges.operator("matmul", *boxes)
+    torch.testing.assert_close(found.low, product.low)
+    torch.testing.assert_close(found.high, product.high)
+    for several in (boxes[:1], [*boxes, boxes[1]]):
+        with pytest.raises(NoIntervalError):
+            ranges.operator("einsum", "", several)

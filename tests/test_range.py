@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift.passes import wide
-from pathlift.passes.scaled import FORWARD_WINDOWS, Scaled, normalised
+from pathlift.passes.backward import Backward
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
 
@@ -286,3 +288,14 @@ def test_what_leaves_its_window_is_brought_back(
     assert found is not None
     assert found.tensor.tolist() == list(mantissas)
     assert (found.exponent, smallest) == (exponent, min(mantissas))
+
+
+@pytest.mark.parametrize("shift", [-300.0, 0.0, 300.0])
+def test_what_is_left_out_counts_with_the_exponents_of_both_factors(shift: float) -> None:
+    """2^−110 · 2^9 is left out, as 2^−101 is below the floor of float32; 2^−110 · 2^11 is not."""
+    network = pathlift.capture(nn.Linear(1, 2), (1,))
+    back = Backward(network, NormProgram(network, network.values(), torch.float32))
+    small = Scaled(torch.tensor([2.0**-110, 1.0]), shift)
+    back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**9, 1.0]), -shift))
+    with pytest.raises(RangeError):
+        back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**11, 1.0]), -shift))

@@ -239,8 +239,7 @@ class Ranges:
 
 def _name(function: Callable[..., Any]) -> str:
     if isinstance(function, Operator):
-        base = function.name.partition("::")[2].partition(".")[0]
-        return base.rstrip("_") if not base.startswith("_") else base
+        return function.name.partition("::")[2].partition(".")[0]  # never that of an operator in place: those are read as plain
     return str(getattr(function, "__name__", type(function).__name__))
 
 
