@@ -198,8 +198,10 @@ METHODS: dict[str, Callable[[World], object]] = {
     "PathMetric.estimate": lambda w: pathlift.path_metric(w.network, w.far).estimate(4),
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
     "Criterion.scores": lambda w: pruning.CRITERIA["wanda"].scores(w.network, w.x),
-    "NofM.fits": lambda w: pruning.NofM(2, 4).fits(torch.ones(4, 4)),
-    "ScorePruning.compute_mask": lambda w: pruning.ScorePruning(0.5).compute_mask(torch.arange(4.0), torch.ones(4)),
+    "NofM.fits": lambda w: pruning.NofM(2, 4).fits(torch.ones(4, 4, device="cpu")),
+    "ScorePruning.compute_mask": lambda w: pruning.ScorePruning(0.5).compute_mask(
+        w.one[0, 0, 0], torch.ones_like(w.one[0, 0, 0])
+    ),
     "PathLifting.reconstruction": lambda w: pathlift.path_lifting(w.model, SHAPE, w.one).reconstruction(),
     "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),
     "Pruned.intervals": lambda w: pathlift.Pruned(0.1).intervals(w.network),

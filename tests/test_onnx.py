@@ -195,6 +195,10 @@ def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> No
     assert compared > 15
 
 
+ROUNDING = {"light_resnet50", "light_vgg19"}
+"""All their weights are equal, so all classes are: which of them the softmax takes is a matter of rounding, and no graph can be
+compared with that. They are refused."""
+
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
 
@@ -204,7 +208,7 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 def test_the_models_of_the_onnx_package(file: Path) -> None:
     module = read_onnx(file)  # compares the outputs
     shape = default_shape(str(file))
-    if any(own.kind == "LRN" for own in module.modules() if hasattr(own, "kind")):
+    if file.stem in ROUNDING or any(own.kind == "LRN" for own in module.modules() if hasattr(own, "kind")):
         with pytest.raises(pathlift.UnsupportedModelError):
             pathlift.capture(module, shape)
     else:
