@@ -460,5 +460,5 @@ def test_captures_leave_nothing_behind() -> None:
     times = 100 if SEARCH else 5
     for _ in range(times):
         once()
-    assert live_tensors() == tensors
+    assert live_tensors() <= tensors  # what another test left may go meanwhile
     assert len(gc.get_objects()) - objects < 60 * times  # four captures
