@@ -8,7 +8,6 @@ tensors beside the network.
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,17 +212,13 @@ def recordable(value: Any) -> Any:
     """Return an argument with plain tensors in the place of those that were made in inference mode: no gradient passes these.
 
     Args:
-        value: A tensor, or tensors in lists, tuples and dictionaries; all else is returned as it is.
+        value: A tensor, or a list or tuple of tensors; all else is returned as it is.
 
     Returns:
         The same values.
     """
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
-    if type(value) is dict:
-        items = [recordable(item) for item in value.values()]
-        return value if all(map(operator.is_, items, value.values())) else dict(zip(value, items, strict=True))
-    if type(value) in {list, tuple}:
-        items = [recordable(item) for item in value]
-        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    if type(value) in {list, tuple} and any(isinstance(item, Tensor) and item.is_inference() for item in value):
+        return type(value)(map(recordable, value))
     return value

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pathlift.errors import InputError, nearest
+from pathlift.precision import recordable
 
 Kind: TypeAlias = Callable[[str, Any], Any]
 """The name of an argument and its value ↦ the value to use; raises `InputError`."""
@@ -389,7 +390,7 @@ def nested(what: str, leaf: Kind, is_leaf: Callable[[Any], bool]) -> Kind:
 
     def checked(name: str, value: Any, depth: int = 0) -> Any:
         if is_leaf(value):
-            return leaf(name, value)
+            return recordable(leaf(name, value))
         if isinstance(value, TEXTS) or not isinstance(value, (Sequence, Mapping)) or len(value) > 1000 or depth > DEEPEST:
             raise refusal(name, what, value)
         if hasattr(value, "_fields"):
@@ -404,7 +405,8 @@ def nested(what: str, leaf: Kind, is_leaf: Callable[[Any], bool]) -> Kind:
     return checked
 
 
-def _one_input(value: Any) -> bool:
+def one_input(value: Any) -> bool:
+    """Whether something is one input of a model, a tensor or a shape, and no container of several."""
     if isinstance(value, Tensor):
         return True
     holds = (Sequence, Mapping, Tensor)
@@ -443,7 +445,7 @@ def _example(name: str, value: Tensor) -> Tensor:
 
 shapes = nested(
     "a shape such as (3, 224, 224) or an example tensor with a batch dimension, or a tuple or dictionary of these as the model "
-    "takes them", _input, _one_input,
+    "takes them", _input, one_input,
 )  # fmt: skip
 batches = nested(
     "a tensor with a batch dimension, shape (batch, …), or a tuple or dictionary of these as the model takes them", batch,

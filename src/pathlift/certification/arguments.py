@@ -14,8 +14,9 @@ from pathlift.reading.arguments import streamed
 
 def labelled(name: str, value: Any) -> Any:
     """A batch, which may come as (inputs, labels)."""
-    batches(name, value[0] if isinstance(value, (list, tuple)) and value else value)
-    return value
+    if isinstance(value, (list, tuple)) and value:
+        return (batches(name, value[0]), *value[1:])
+    return batches(name, value)
 
 
 declare(__name__, {

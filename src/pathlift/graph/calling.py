@@ -7,6 +7,7 @@ called as ``model(image=x)``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -65,9 +66,9 @@ def flat(count: int) -> Form:
     return Form(tuple(range(count)))
 
 
-def form_of(inputs: Any, is_leaf: Callable[[Any], bool] = lambda item: isinstance(item, Tensor)) -> Form:
+def form_of(inputs: Any, is_leaf: Callable[[Any], bool] = lambda _: False) -> Form:
     """Return the form of what a user gives: leaves are numbered in order."""
-    numbers = iter(range(sum(1 for _ in leaves(inputs, is_leaf))))
+    numbers = itertools.count()
     nested = mapped(inputs, lambda _: next(numbers), is_leaf)
     return Form(nested if isinstance(nested, (tuple, dict)) else (nested,) if isinstance(nested, int) else tuple(nested))
 

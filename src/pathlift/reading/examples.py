@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments.kinds import one_input
 from pathlift.graph.calling import Form, form_of, leaves
 from pathlift.storage.onnx import OnnxModule
 
@@ -16,9 +17,6 @@ Shape: TypeAlias = Sequence[int]
 Inputs: TypeAlias = "Tensor | Shape | Sequence[Inputs] | Mapping[str, Inputs]"
 """An input shape without the batch dimension, or an example tensor with it; or these as the model takes them: in a tuple of
 positional inputs, in a dictionary of keyword inputs, nested like the model's own."""
-
-HOLDERS = (Tensor, Sequence, Mapping)
-"""Of what a container holds, where a shape holds numbers."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,9 @@ def examples_of(model: nn.Module, inputs: Inputs) -> Examples:
     """
     tensors = tuple(
         _first_sample(item) if isinstance(item, Tensor) else _from_shape(model, item, number)
-        for number, item in enumerate(leaves(inputs, is_input))
+        for number, item in enumerate(leaves(inputs, one_input))
     )
-    return Examples(tensors, form_of(inputs, is_input))
-
-
-def is_input(item: Any) -> bool:
-    """Tell one input, a tensor or a shape, from containers of inputs."""
-    return isinstance(item, Tensor) or (isinstance(item, Sequence) and not any(isinstance(inner, HOLDERS) for inner in item))
+    return Examples(tensors, form_of(inputs, one_input))
 
 
 def _first_sample(tensor: Tensor) -> Tensor:

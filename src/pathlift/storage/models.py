@@ -90,7 +90,7 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
         model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
     elif name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
-        model = _from_folder(folder, arguments or {})
+        model = _from_folder(folder, arguments)
         hollow = any(parameter.is_meta for parameter in model.parameters())
         weights = weights or (None if hollow else folder)
     else:
