@@ -56,7 +56,7 @@ def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     Raises:
         InputError: It leaves a size open, or is no file to read.
     """
-    inputs = _read(path, lambda: declared_inputs(load_program(path).graph))
+    inputs = _read(path, lambda: declared_inputs(load_program(path, weights=False).graph))
     shapes = []
     for own in inputs:
         if not own.sizes or not own.shape or None in own.shape[1:]:

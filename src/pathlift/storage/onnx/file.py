@@ -29,14 +29,15 @@ INNER = {"Loop", "Scan", "SequenceMap"}
 """Operators that run a program of their own many times: that program is not looked at, and they are not read."""
 
 
-def load_program(path: Path) -> Any:
-    """Read a program, with its weights, and look at it.
+def load_program(path: Path, *, weights: bool = True) -> Any:
+    """Read a program and look at it.
 
     Args:
         path: The file.
+        weights: Whether to read the weights that lie in other files, too.
 
     Returns:
-        A ``ModelProto`` without functions; its operators are those of the standard and its weights are all in it.
+        A ``ModelProto`` without functions; its operators are those of the standard.
 
     Raises:
         InputError: It is not what an ONNX file should be.
@@ -46,7 +47,8 @@ def load_program(path: Path) -> Any:
     opset_of(program)
     _check_operators(onnx, program.graph)
     _check_values(program.graph, frozenset(), 0)
-    read_weights(onnx, program, path)
+    if weights:
+        read_weights(onnx, program, path)
     del program.functions[:], program.training_info[:]
     return program
 
