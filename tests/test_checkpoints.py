@@ -691,6 +691,7 @@ TAKERS: dict[str, Callable[[nn.Module, Any], object]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("function", TAKERS)
 def test_a_file_stands_for_its_weights(function: str, here: Path) -> None:
     other = mlp(3).state_dict()

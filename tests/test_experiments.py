@@ -256,6 +256,7 @@ def test_ray_finds_what_one_process_finds(undisturbed, tmp_path):
         backend.ray.shutdown()
 
 
+@pytest.mark.hunt
 def test_an_error_in_a_process_is_the_error_of_the_experiment(tmp_path):
     with pytest.raises(InputError, match="no folders"):
         lottery.run(settings_of("imagenet", root=str(tmp_path / "none")), tmp_path, Processes(2))
