@@ -26,6 +26,8 @@ from pathlift.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from pathlift.storage.programs import Shapes
+
 app = typer.Typer(
     help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
     add_completion=False,
@@ -83,7 +85,7 @@ def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
         yield shown
 
 
-def shape_of(name: str, shape: str | None) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+def shape_of(name: str, shape: str | None) -> Shapes:
     """Read --shape, or take the shape that the model's name tells."""
     if shape is None:
         from pathlift.storage.models import default_shape
