@@ -13,22 +13,27 @@ from pathlift.pruning.masks import (
     save_masks,
     to_torch_prune,
 )
+from pathlift.pruning.removal import ChannelsLeft, ShrinkReport, ShrunkLayer, shrink
 from pathlift.pruning.selection import SELECTIONS, NofM
 
 __all__ = [
     "CRITERIA",
     "SELECTIONS",
     "Batch",
+    "ChannelsLeft",
     "Criterion",
     "NofM",
     "PruneReport",
     "PrunedTensor",
     "ScorePruning",
+    "ShrinkReport",
+    "ShrunkLayer",
     "apply_masks",
     "from_torch_prune",
     "importance_scores",
     "load_masks",
     "prune",
     "save_masks",
+    "shrink",
     "to_torch_prune",
 ]

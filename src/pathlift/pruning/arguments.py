@@ -90,6 +90,8 @@ declare(__name__, {
     "scores": scores,
     "prune.steps": positive_count,
     "prune.progress": done_of_all,
+    "prune.shrink": flag,
+    "shrink.model": module_with_values,
     # a criterion of the user's own
     "Criterion.name": text("a name"),
     "what": text("a line of text"),
