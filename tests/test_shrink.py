@@ -169,17 +169,32 @@ def test_a_channel_that_puts_out_a_constant_stays_and_is_named() -> None:
 
 
 def test_channels_of_a_residual_stream_go_only_together() -> None:
-    model = randomised(residual())
-    network = pathlift.capture(model, SHAPE)
-    one = next(name for name in network.parameters if name.startswith("layer") or ".conv2" in name or "conv" in name)
-    smaller, report = pathlift.prune(model, SHAPE, 0.4, "magnitude", selection="channels", shrink=True)
-    same(apply_masks(model, report.masks), smaller)
-    assert one in network.state
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.head((x + self.inner(x)).relu())
+
+    model = unread(randomised(Stream()), "head.weight", [1, 2])
+    unread(model, "inner.weight", [2, 3])
+    with torch.no_grad():
+        model.stem.weight[4] = model.stem.bias[4] = 0
+        model.inner.weight[0] = model.inner.bias[0] = 0
+    smaller, report = shrink(model, (3,))
+    assert [(layer.name, layer.before, layer.after) for layer in report.layers] == [("stem", 5, 4), ("inner", 5, 4)]
+    assert {(left.name, left.channels, left.reason) for left in report.left} == {
+        ("stem", (4,), "tied to channels that 'inner' makes"), ("inner", (0,), "tied to channels that 'stem' makes")
+    }  # fmt: skip
+    same(model, smaller, (3,))
 
 
 def test_channels_tied_to_a_grouped_convolution_stay_with_a_reason() -> None:
     model = randomised(nn.Sequential(
-        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1)
+        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(),
+        nn.Conv2d(5, 3, 1),
     ))  # fmt: skip
     unread(model, "6.weight", [1])
     with torch.no_grad():

@@ -4,6 +4,7 @@ from pathlift.pruning import arguments as arguments
 from pathlift.pruning.api import PrunedTensor, PruneReport, prune
 from pathlift.pruning.catalogue import CRITERIA, Criterion
 from pathlift.pruning.criteria import Batch
+from pathlift.pruning.finetuning import MaskHandle, keep_masks
 from pathlift.pruning.masks import (
     ScorePruning,
     apply_masks,
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "ChannelsLeft",
     "Criterion",
+    "MaskHandle",
     "NofM",
     "PruneReport",
     "PrunedTensor",
@@ -31,6 +33,7 @@ __all__ = [
     "apply_masks",
     "from_torch_prune",
     "importance_scores",
+    "keep_masks",
     "load_masks",
     "prune",
     "save_masks",

@@ -29,7 +29,8 @@ from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
-from pathlift.pruning.removal import ShrinkReport, shrink as without_channels, whole_channels
+from pathlift.pruning.removal import ShrinkReport, whole_channels
+from pathlift.pruning.removal import shrink as without_channels
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, select_channels, selection_of
 from pathlift.reading import Inputs, capture
@@ -272,7 +273,7 @@ def prune(
         if module is None:
             return pruned, report
         made = apply_masks(module, masks)
-        if not shrink:
+        if not shrink or inputs is None:
             return made, report
         smaller, shrunk = without_channels(made, inputs)
         return smaller, replace(report, shrunk=shrunk)

@@ -79,6 +79,7 @@ declare(__name__, {
     "from_torch_prune.model": module,
     "importance_scores.model": module_with_values,
     "PathMagnitudeImportance.model": module,
+    "keep_masks.model": module_with_values,
     "to_torch_prune.model": module_with_values,
     # what is pruned, and by what
     "amount": number("a share in [0, 1)", lambda v: 0 <= v < 1),

@@ -83,7 +83,7 @@ class ShrinkReport(Result, line=("channels_removed", "parameters", "multiply_add
         left: Channels whose weights are 0 and that stay, with the reason.
         parameters: Number of parameters.
         parameters_before: The same before.
-        multiply_adds: Multiplications with a weight, and additions after them, for one sample: convolutions and matrix products.
+        multiply_adds: Products that convolutions and matrix products add up for one sample.
         multiply_adds_before: The same before.
         bytes: Size of the tensors of the state-dict, which a file of weights holds.
         bytes_before: The same before.
@@ -138,7 +138,7 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
         network = capture(model, inputs)
         examples = examples_of(model, inputs)
         smaller, ties = _ties(model, examples)
-        sizes = _sizes(smaller, examples)
+        before = _sizes(smaller, examples)
         dead = _dead(network, ties.groups)
         left = _left(network, ties.groups, dead)
         ties.remove({path: channels for path, channels in dead.items() if len(channels)})
@@ -147,8 +147,18 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
         layers = tuple(_shrunk_layers(model, smaller))
         after = _sizes(smaller, examples)
         norm = path_norm(shrunk).log10
-    both = (number for pair in zip(after, sizes, strict=True) for number in pair)
-    return smaller, ShrinkReport(layers, left, *both, norm, deviation)
+    return smaller, ShrinkReport(
+        layers,
+        left,
+        parameters=after[0],
+        parameters_before=before[0],
+        multiply_adds=after[1],
+        multiply_adds_before=before[1],
+        bytes=after[2],
+        bytes_before=before[2],
+        log10_path_norm=norm,
+        deviation=deviation,
+    )
 
 
 def _ties(model: nn.Module, examples: Examples) -> tuple[nn.Module, Ties]:

@@ -101,7 +101,9 @@ class Ties:
         self.groups = [self._group(path, group) for path, group in self._roots.items()]
 
     def _group(self, path: str, group: Dependencies) -> TiedChannels:
-        made, read, reasons = [], [], []
+        made: list[Slices] = []
+        read: list[Slices] = []
+        reasons: list[str] = []
         for item in group:
             layer, handler = item.dep.target.module, item.dep.handler
             reasons.append(self._reason(layer, item.dep.target))
