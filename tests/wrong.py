@@ -58,9 +58,10 @@ MODULES = (
 """Where users find functions."""
 
 MADE = {
-    "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family", "GeneralisationBound", "InputLipschitz",
-    "LipschitzBound", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude", "PathMetric", "PathNorm",
-    "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
+    "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
+    "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
+    "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
+    "ShrunkLayer", "Step", "SupportReport", "Tolerance",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -68,6 +69,10 @@ STEPS = {
     "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
+    "MaskCallback.on_train_start": "called by Lightning",
+    "MaskCallback.on_train_end": "called by Lightning",
+    "MaskCallback.on_exception": "called by Lightning",
+    "MaskHandle.remove": "takes no argument",
     "PathMagnitudeImportance.__call__": "called by Torch-Pruning",
     "told": "a text for messages",
     "package": "imports one of the packages that extras bring",
@@ -174,6 +179,7 @@ class World:
         network = pathlift.capture(model, (4,))
         groups = pathlift.symmetries(network)
         return {
+            "model": model,
             "network": network,
             "groups": groups,
             "optimizer": torch.optim.SGD(model.parameters(), 0.1),
@@ -194,6 +200,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Criterion": lambda w: {"name": "own", "what": "of mine", "score": lambda network, data, generator: w.scores},
     "Criterion.scores": lambda w: {"self": pathlift.pruning.CRITERIA["wanda"], "network": w.network, "data": w.x},
     "GeneralisationBound.vacuous": lambda w: {"self": generalisation_bound(w.network, samples=9), "loss_range": 1.0},
+    "MaskCallback": lambda w: {"masks": w.masks},
     "Network.kind_of": lambda w: {"self": w.network, "name": "0.weight"},
     "Network.named": lambda w: {"self": w.network, "state": w.state},
     "Network.values": lambda w: {"self": w.network, "state": w.state},
@@ -236,6 +243,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "gradient_norms": lambda w: {"model": w.network, "x": w.x},
     "importance_scores": lambda w: {"model": w.model, "scores": w.scores},
     "input_lipschitz": lambda w: {"model": w.network},
+    "keep_masks": lambda w: {**_some(w.trained, "optimizer", "model"), "masks": w.masks},
     "lipschitz_bound": lambda w: {"model": w.network, "other": w.state, "x": w.x},
     "load_masks": lambda w: {"path": w.stored_masks},
     "load_model": lambda w: {"name": "torch.nn:Flatten"},
@@ -257,6 +265,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "save_masks": lambda w: {"masks": w.masks, "path": w.folder / "written.safetensors"},
     "save_tensors": lambda w: {"tensors": w.state, "path": w.folder / "written.safetensors"},
     "sharpness": lambda w: {"model": w.network, "x": w.x, "y": w.y, "r": 0.1, "steps": 1},
+    "shrink": lambda w: {"model": w.model, "inputs": (4,)},
     "stream": lambda w: {"model": w.network, "weights": w.weights},
     "symmetries": lambda w: {"model": w.network},
     "to_torch_prune": lambda w: {"model": w.model, "masks": w.masks},
@@ -579,6 +588,9 @@ FAIR: dict[str, Fair] = {
     "capture.model": of_shapes,
     "check_support.model": lambda v: isinstance(v, nn.Module),
     "importance_scores.model": of_shapes,
+    "keep_masks.model": lambda v: v is None or of_shapes(v),
+    "shrink.model": of_shapes,
+    "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,
     "PathMagnitudeImportance.model": lambda v: isinstance(v, nn.Module),
@@ -587,6 +599,7 @@ FAIR: dict[str, Fair] = {
     "inputs": never,
     "capture.inputs": shape_like,
     "check_support.inputs": sizes_like,
+    "shrink.inputs": shape_like,
     "path_lifting.inputs": shape_like,
     "PathMagnitudeImportance.inputs": sizes_like,
     "RescaleCallback.inputs": sizes_like,
@@ -658,6 +671,7 @@ FAIR: dict[str, Fair] = {
     "what": lambda v: isinstance(v, str) and len(v) < 5000,
     "module": never,
     "masks": nothing,
+    "MaskCallback.masks": lambda v: nothing(v) or tensors_like(v),
     "apply_masks.masks": lambda v: nothing(v) or (state_like(v) and all(bool((own == 1).all()) for own in v.values())),
     "to_torch_prune.masks": lambda v: nothing(v) or (state_like(v) and all(bool((own == 1).all()) for own in v.values())),
     "save_masks.masks": lambda v: tensors_like(v) and all(bool(((own == 0) | (own == 1)).all()) for own in v.values()),
