@@ -36,7 +36,6 @@ from pathlift.cli.common import (
     each_checkpoint,
     err,
     hollow,
-    number,
     out,
     print_json,
     print_rows,
@@ -178,7 +177,7 @@ def _norms(network: pathlift.Network, model: str, paths: list[Path], key: str | 
     with progress_bar() as bar:
         values = [norm.log10 for norm in bar.track(norms, len(paths), description="path-norms")]
     if as_json:
-        rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
+        rows = [{"weights": str(path), "log10": value} for path, value in zip(paths, values, strict=True)]
         print_json({"model": model, "q": q, "checkpoints": rows})
         return
     rows_ = [(str(path), scientific(value)) for path, value in zip(paths, values, strict=True)]
@@ -286,7 +285,7 @@ def certify(
             "certified": certificate.certified.tolist(),
             "predicted": certificate.predicted.tolist(),
             "margin": certificate.margin.tolist(),
-            "bound": [number(value) for value in certificate.bound.tolist()],
+            "bound": certificate.bound,
         })
         return
     rows = [("samples", f"{len(x):,}")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -28,7 +28,6 @@ from pathlift.cli.common import (
     captured,
     each_checkpoint,
     hollow,
-    number,
     out,
     print_json,
     print_rows,
@@ -39,9 +38,6 @@ from pathlift.cli.common import (
 )
 from pathlift.errors import InputError
 from pathlift.output import Writer, check_outputs, write_outputs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -124,16 +120,10 @@ def _print_json(model: str, other: str, distance: pathlift.metric.PathMetric, no
         "lower_by": distance.lower_by,
         "upper_by": distance.upper_by,
         "passes": distance.passes,
-        "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in distance.history],
-        "estimate": None
-        if distance.sampled is None
-        else {key: _clean(value) for key, value in dataclasses.asdict(distance.sampled).items()},
+        "history": distance.history,
+        "estimate": distance.sampled,
         "log10_path_norm": norm.log10,
     })
-
-
-def _clean(value: object) -> object:
-    return number(value) if isinstance(value, float) else value
 
 
 def _print_metric(model: str, other: str, distance: pathlift.metric.PathMetric, norm: pathlift.norm.PathNorm) -> None:
@@ -160,9 +150,7 @@ def _print_metric(model: str, other: str, distance: pathlift.metric.PathMetric, 
 
 def _print_bounds(model: str, other: str, bounds: tuple[pathlift.metric.MetricBound, ...], *, as_json: bool) -> None:
     if as_json:
-        rows = [
-            {**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else number(bound.log10)} for bound in bounds
-        ]
+        rows = [{**dataclasses.asdict(bound), "log10": None if math.isnan(bound.log10) else bound.log10} for bound in bounds]
         print_json({"model": model, "other": other, "bounds": rows})
         return
     table = Table(title=f"Bounds on ‖Φ(θ) − Φ(θ')‖₁: {model} and {other}", title_justify="left", box=None, padding=(0, 2))
@@ -218,9 +206,9 @@ def compare(
         print_json({
             "model": model,
             "checkpoints": [str(path) for path in paths],
-            "cosine": _rows(kernel.cosine),
-            "log10_distance": _rows(kernel.log10_distance),
-            "log10_norm": _rows(kernel.log10_norm[None])[0],
+            "cosine": kernel.cosine,
+            "log10_distance": kernel.log10_distance,
+            "log10_norm": kernel.log10_norm,
         })
         return
     _print_matrix("cosine of Φ", names, [[f"{value:.6f}" for value in row] for row in kernel.cosine.tolist()])
@@ -228,10 +216,6 @@ def compare(
     _print_matrix("‖Φ‖₂", names, [[scientific(value)] for value in kernel.log10_norm.tolist()], columns=[""])
     if plot is not None:
         out.print(f"Drawn to {plot}", markup=False, highlight=False)
-
-
-def _rows(matrix: Tensor) -> list[list[float | str]]:
-    return [[number(value) for value in row] for row in matrix.tolist()]
 
 
 def _short(paths: list[Path]) -> list[str]:
