@@ -56,7 +56,8 @@ class Form:
         if not _matched(self.nested, given, numbered):
             count = sum(1 for _ in leaves(given))
             if self == flat(len(self.nested)) and count != len(self.nested):
-                raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.")
+                among = " In a list of batches, each is a tuple: [(a, b)]." if count == 1 else ""
+                raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.{among}")
             raise InputError(f"The model takes its inputs as {_written(self.nested)}, found {_written(given)}.")
         return tuple(tensor for _, tensor in sorted(numbered.items()))
 
