@@ -46,7 +46,6 @@ from pathlift.cli.common import (
     hollow,
     known,
     manner,
-    number,
     out,
     print_json,
     print_rows,
@@ -198,7 +197,7 @@ def _norms(network: pathlift.Network, model: str, paths: list[Path], key: str | 
     with progress_bar() as bar:
         values = [norm.log10 for norm in bar.track(norms, len(paths), description="path-norms")]
     if as_json:
-        rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
+        rows = [{"weights": str(path), "log10": value} for path, value in zip(paths, values, strict=True)]
         print_json({"model": model, "q": q, "checkpoints": rows})
         return
     columns = (Column("weights", kind="name"), LOGARITHM, Column("log10", "{:.6f}".format))
@@ -336,7 +335,7 @@ def certify(
             "certified": certificate.certified.tolist(),
             "predicted": certificate.predicted.tolist(),
             "margin": certificate.margin.tolist(),
-            "bound": [number(value) for value in certificate.bound.tolist()],
+            "bound": certificate.bound,
         })
         return
     rows = [("samples", f"{len(x):,}")]

@@ -27,6 +27,7 @@ from rich.progress import Progress, ProgressColumn
 import pathlift
 from pathlift.cli.tables import Column, Layout, as_csv, laid_out
 from pathlift.errors import InputError
+from pathlift.results import plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -369,15 +370,9 @@ def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:
             raise InputError(f"{option} has no effect without {where}: leave it out.")
 
 
-def number(value: float) -> float | str:
-    """JSON has no inf and no NaN."""
-    return value if math.isfinite(value) else str(value)
-
-
 def print_json(values: dict[str, object]) -> None:
     """Print one JSON object; inf and NaN as strings."""
-    clean = {key: number(value) if isinstance(value, float) else value for key, value in values.items()}
-    typer.echo(json.dumps(clean, allow_nan=False))
+    typer.echo(json.dumps(plain(values), allow_nan=False))
 
 
 def scientific(log10: float) -> str:

@@ -40,7 +40,6 @@ from pathlift.cli.common import (
     each_other,
     hollow,
     manner,
-    number,
     out,
     print_cells,
     print_header,
@@ -169,31 +168,29 @@ def _record(distance: pathlift.metric.PathMetric) -> dict[str, object]:
         "q": int(distance.q),
         "exact": distance.exact,
         "method": distance.method,
-        "lower": number(distance.lower),
-        "upper": number(distance.upper),
-        "log10_lower": number(distance.log10_lower),
-        "log10_upper": number(distance.log10_upper),
-        "ratio": number(distance.ratio),
+        "lower": distance.lower,
+        "upper": distance.upper,
+        "log10_lower": distance.log10_lower,
+        "log10_upper": distance.log10_upper,
+        "ratio": distance.ratio,
         "lower_by": distance.lower_by,
         "upper_by": distance.upper_by,
         "passes": distance.passes,
-        "history": [{key: _clean(value) for key, value in dataclasses.asdict(step).items()} for step in distance.history],
-        "estimate": None
-        if distance.sampled is None
-        else {key: _clean(value) for key, value in dataclasses.asdict(distance.sampled).items()},
+        "history": distance.history,
+        "estimate": distance.sampled,
     }
 
 
 def _print_distances(
     model: str,
     names: list[str],
-    found: list[pathlift.metric.PathMetric],
+    distances: list[pathlift.metric.PathMetric],
     norm: pathlift.norm.PathNorm,
     *,
     as_json: bool,
 ) -> None:
     if as_json:
-        others = [{"other": name, **_record(distance)} for name, distance in zip(names, found, strict=True)]
+        others = [{"other": name, **_record(distance)} for name, distance in zip(names, distances, strict=True)]
         print_json({"model": model, "others": others, "log10_path_norm": norm.log10})
         return
     columns = (
@@ -204,13 +201,9 @@ def _print_distances(
     )
     rows = [
         (name, distance.log10_lower, distance.log10_upper, distance.log10_upper - norm.log10)
-        for name, distance in zip(names, found, strict=True)
+        for name, distance in zip(names, distances, strict=True)
     ]
-    print_table(f"‖Φ(θ) − Φ(θ')‖ (q = {found[0].q:g}) from {model}, path-norm {scientific(norm.log10)}", columns, rows)
-
-
-def _clean(value: object) -> object:
-    return number(value) if isinstance(value, float) else value
+    print_table(f"‖Φ(θ) − Φ(θ')‖ (q = {distances[0].q:g}) from {model}, path-norm {scientific(norm.log10)}", columns, rows)
 
 
 def _print_metric(model: str, other: str, distance: pathlift.metric.PathMetric, norm: pathlift.norm.PathNorm) -> None:
@@ -286,7 +279,7 @@ def _all_bounds(
         rows = [
             {
                 **dataclasses.asdict(bound),
-                "log10": None if math.isnan(bound.log10) else number(bound.log10),
+                "log10": None if math.isnan(bound.log10) else bound.log10,
                 "seconds": spent[f"{bound.name} {bound.side}"],
             }
             for bound in bounds
@@ -353,18 +346,14 @@ def compare(
         print_json({
             "model": model,
             "checkpoints": [str(path) for path in paths],
-            "cosine": _rows(kernel.cosine),
-            "log10_distance": _rows(kernel.log10_distance),
-            "log10_norm": _rows(kernel.log10_norm[None])[0],
+            "cosine": kernel.cosine,
+            "log10_distance": kernel.log10_distance,
+            "log10_norm": kernel.log10_norm,
         })
         return
     _print_kernel(kernel, names)
     if plot is not None:
         out.print(f"Drawn to {plot}", markup=False)
-
-
-def _rows(matrix: Tensor) -> list[list[float | str]]:
-    return [[number(value) for value in row] for row in matrix.tolist()]
 
 
 def _short(paths: list[Path]) -> list[str]:
