@@ -66,6 +66,10 @@ ModelArg = Annotated[
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Load .pt2 files, which run code of whoever wrote them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+OutModel = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", help="Write the model: .onnx, .pt2, or its state-dict as .safetensors or .pt."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random initial weights when none are loaded.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 

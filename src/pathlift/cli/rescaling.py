@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -19,6 +19,7 @@ from pathlift.cli.common import (
     ModelArg,
     ModelName,
     OtherKey,
+    OutModel,
     Seed,
     Shape,
     Trust,
@@ -33,7 +34,7 @@ from pathlift.cli.common import (
     working,
 )
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, tensor_writer, write_outputs
+from pathlift.output import MODELS, check_outputs, write_outputs
 
 
 class Target(str, Enum):
@@ -55,7 +56,7 @@ def rescale(
     choices: Annotated[Optional[str], typer.Option(help="With --to random: factors to draw from, e.g. 1,128,4096.")] = None,  # noqa: UP045
     sigma: Annotated[float, typer.Option(help="With --to random and no --choices: standard deviation of log factors.")] = 1.0,
     p: Annotated[float, typer.Option(help="With --to balanced: the l^p norm that becomes smallest.")] = 2.0,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="Write the state-dict to a .safetensors file.")] = None,  # noqa: UP045
+    out_file: OutModel = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -70,9 +71,12 @@ def rescale(
     drawing = {"--choices": choices is not None, "--sigma": sigma != 1.0}
     check_used(drawing, "--to random", there=to is Target.random)
     check_used({"--p": p != 2.0}, "--to balanced", there=to is Target.balanced)
-    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
+    check_outputs({"--out": out_file}, suffixes=MODELS, inputs={"MODEL": model, "--weights": weights}, replace=force)
+    from pathlift.saving import check_extra, model_writer
+
     drawn = _choices(choices)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    check_extra(network, out_file)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.rescaling.RescaledState | None = None
@@ -80,7 +84,9 @@ def rescale(
         with working(f"rescaling to the {to.value} representative"):
             made = _made(groups, to, drawn, sigma, p, seed)
         if out_file is not None:
-            write_outputs({out_file: tensor_writer(made)}, replace=force)
+            with working(f"writing {out_file}"):
+                rescaled = dataclasses.replace(network, state={**network.state, **made})
+                write_outputs({out_file: model_writer(rescaled, out_file.suffix)}, replace=force)
     if as_json:
         print_json({
             "model": model,
