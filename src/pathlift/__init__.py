@@ -3,7 +3,7 @@
 Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
 every neuron-wise rescaling and are computed in about one forward pass each.
 
-The thirty names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
+The names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
 `pathlift.pruning`, `pathlift.rescaling`, `pathlift.metric`, `pathlift.lipschitz`, `pathlift.certification`,
 `pathlift.consequences`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
 ``pathlift --help`` need not wait for PyTorch.

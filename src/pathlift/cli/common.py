@@ -216,9 +216,14 @@ Others = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …", metavar="DEVICE", rich_help_panel=MODEL)]
-OutFile = Annotated[
+OutModel = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--out", metavar="FILE", help="Write the state-dict to a .safetensors file.", rich_help_panel=ANSWER),
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write the model: .onnx, .pt2, or its state-dict as .safetensors or .pt.",
+        rich_help_panel=ANSWER,
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from pathlift.cli.common import (
     Key,
     ModelArg,
     ModelName,
-    OutFile,
+    OutModel,
     Seed,
     Shape,
     Trust,
@@ -33,10 +33,11 @@ from pathlift.cli.common import (
     print_table,
     progress_bar,
     scientific,
+    working,
 )
 from pathlift.cli.tables import Column
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, tensor_writer, write_outputs
+from pathlift.output import MODELS, TENSORS, check_outputs, tensor_writer, write_outputs
 
 if TYPE_CHECKING:
     from pathlift.pruning.catalogue import Data
@@ -79,7 +80,7 @@ def prune(
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
     weights: Weights = None,
     shape: Shape = None,
-    out_file: OutFile = None,
+    out_file: OutModel = None,
     masks_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--masks", metavar="FILE", help="Write the masks to a .safetensors file.", rich_help_panel=ANSWER),
@@ -94,11 +95,14 @@ def prune(
     key: Key = None,
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
-    check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
+    read = {"MODEL": model, "--weights": weights, "--data": data}
+    check_outputs({"--masks": masks_file}, suffixes=TENSORS, inputs=read, replace=force)
+    check_outputs({"--out": out_file, "--masks": masks_file}, suffixes=MODELS, inputs=read, replace=force)
     import torch
 
     from pathlift.pruning.catalogue import criterion_of
     from pathlift.pruning.selection import NofM, selection_of
+    from pathlift.saving import check_extra, model_writer
     from pathlift.storage.data import load_data
 
     check_options("prune", amount=amount, steps=steps)
@@ -114,6 +118,7 @@ def prune(
             f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
         )
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    check_extra(network, out_file)
     seen: Data | None = None
     if data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)
@@ -134,9 +139,10 @@ def prune(
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    results = {out_file: pathlift.rescaling.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
-    writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
-    write_outputs(writers, replace=force)
+    with working("writing files"):
+        writers = {} if out_file is None else {out_file: model_writer(pruned, out_file.suffix)}
+        writers |= {} if masks_file is None else {masks_file: tensor_writer(report.masks)}
+        write_outputs(writers, replace=force)
     written = [str(path) for path in writers]
     if as_json:
         print_json({

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
 from typing import Annotated, Optional
 
@@ -20,7 +21,7 @@ from pathlift.cli.common import (
     OtherKey,
     Others,
     OtherSeed,
-    OutFile,
+    OutModel,
     Seed,
     Shape,
     Trust,
@@ -41,7 +42,7 @@ from pathlift.cli.common import (
 )
 from pathlift.cli.tables import Column
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, tensor_writer, write_outputs
+from pathlift.output import MODELS, check_outputs, write_outputs
 
 
 class Target(str, Enum):
@@ -71,7 +72,7 @@ def rescale(
         float, typer.Option(help="With --to random and no --choices: standard deviation of log factors.", metavar="X")
     ] = 1.0,
     p: Annotated[float, typer.Option(help="With --to balanced: the l^p norm that becomes smallest.", metavar="P")] = 2.0,
-    out_file: OutFile = None,
+    out_file: OutModel = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -87,11 +88,14 @@ def rescale(
     drawing = {"--choices": choices is not None, "--sigma": sigma != 1.0}
     check_used(drawing, "--to random", there=to is Target.random)
     check_used({"--p": p != 2.0}, "--to balanced", there=to is Target.balanced)
-    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
+    check_outputs({"--out": out_file}, suffixes=MODELS, inputs={"MODEL": model, "--weights": weights}, replace=force)
+    from pathlift.saving import check_extra, model_writer
+
     drawn = _choices(choices)
     check_options("Symmetries.randomize", choices=drawn, sigma=sigma)
     check_options("Symmetries.balance", p=p)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    check_extra(network, out_file)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.rescaling.RescaledState | None = None
@@ -99,7 +103,9 @@ def rescale(
         with working(f"rescaling to the {to.value} representative"):
             made = _made(groups, to, drawn, sigma, p, seed)
         if out_file is not None:
-            write_outputs({out_file: tensor_writer(made)}, replace=force)
+            with working(f"writing {out_file}"):
+                rescaled = dataclasses.replace(network, state={**network.state, **made})
+                write_outputs({out_file: model_writer(rescaled, out_file.suffix)}, replace=force)
     if as_json:
         print_json({
             "model": model,
