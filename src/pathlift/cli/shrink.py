@@ -124,7 +124,7 @@ def _writer(smaller: nn.Module, sizes: tuple[int, ...] | tuple[tuple[int, ...], 
 
     examples = examples_of(smaller, sizes).tensors
     batches = tuple(example.expand(2, *example.shape[1:]) for example in examples)
-    free = tuple({0: torch.export.Dim.AUTO} for _ in batches)  # type: ignore[attr-defined]
+    free = tuple({0: torch.export.Dim.AUTO} for _ in batches)
     try:
         program = torch.export.export(smaller.eval(), batches, dynamic_shapes=free)
     except Exception as error:  # whatever the exporter raises, there is no program
