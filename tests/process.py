@@ -133,6 +133,14 @@ def _shrunk(world: World) -> object:
     return pruning.shrink(pruning.apply_masks(world.model, {"5.weight": mask}), SHAPE)
 
 
+def _refused(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except pathlift.InputError as error:
+        return str(error)
+    raise AssertionError("this should have been refused")
+
+
 def _regularised(world: World) -> object:
     found = pathlift.log_path_norm(world.network, world.model)
     return found.detach()  # whether it can be differentiated is for the caller's mode to say
@@ -193,6 +201,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "shrink": _shrunk,
     "stream": _streamed,
     "symmetries": lambda w: pathlift.symmetries(w.network),
+    "to_semi_structured": lambda w: _refused(lambda: pruning.to_semi_structured(w.model)),  # its layers have no 2:4 weights
     "to_torch_prune": lambda w: pruning.to_torch_prune(w.model, w.masks),
     "unit_path_magnitude": lambda w: pathlift.unit_path_magnitude(w.network),
     "with_state": lambda w: pathlift.rescaling.with_state(w.model, w.far),
@@ -214,6 +223,7 @@ METHODS: dict[str, Callable[[World], object]] = {
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
     "Criterion.scores": lambda w: pruning.CRITERIA["wanda"].scores(w.network, w.x),
     "MaskHandle.remove": lambda w: _step(w, lambda o, m: _kept(w, o, m).remove()),
+    "NofM.holds": lambda w: pruning.NofM(2, 4).holds(torch.eye(4, device="cpu")),
     "NofM.fits": lambda w: pruning.NofM(2, 4).fits(torch.ones(4, 4, device="cpu")),
     "ScorePruning.compute_mask": lambda w: pruning.ScorePruning(0.5).compute_mask(
         w.one[0, 0, 0], torch.ones_like(w.one[0, 0, 0])

@@ -17,6 +17,7 @@ import pathlift
 from pathlift.errors import InputError, PathliftError
 from pathlift.experiments.networks import resnet
 from pathlift.pruning import apply_masks, shrink
+from plain import run
 
 pytest.importorskip("torch_pruning")
 
@@ -315,3 +316,47 @@ def test_multiply_adds_are_counted_by_hand() -> None:
         return 64 * first * 2 * 9 + 9 * 6 * first * 9 + 6 * 7 + 7 * 3
 
     assert (report.multiply_adds_before, report.multiply_adds) == (count(8), count(6))
+
+
+CHANNELS = ("shrink", "cases:Residual", "--shape", "1,3,3")
+
+
+def test_the_command_writes_a_program_that_is_the_smaller_network(tmp_path) -> None:
+    path = tmp_path / "small.pt2"
+    done = run(*CHANNELS, "--amount", "0.4", "--criterion", "magnitude", "--out", str(path))
+    assert done.code == 0 and "multiply-adds" in done.stdout and str(path) in done.stdout, done
+    model = pathlift.load_model("cases:Residual")
+    smaller, report = pathlift.prune(model, (1, 3, 3), 0.4, "magnitude", selection="channels", shrink=True)
+    loaded = pathlift.load_model(str(path), trust=True)
+    for batch in (1, 5):
+        x = torch.randn(batch, 1, 3, 3)
+        torch.testing.assert_close(loaded(x), smaller.eval()(x))
+    assert report.shrunk is not None
+    said = json.loads(run(*CHANNELS, "--amount", "0.4", "--criterion", "magnitude", "--json").stdout)
+    assert said["multiply_adds"] == report.shrunk.multiply_adds and said["layers"] == report.shrunk.to_dict()["layers"]
+
+
+def test_the_command_writes_weights_and_takes_masked_ones(tmp_path) -> None:
+    model = pathlift.load_model("cases:Residual")
+    _, report = pathlift.prune(model, (1, 3, 3), 0.4, "magnitude", selection="channels", shrink=True)
+    masked, path = tmp_path / "masked.safetensors", tmp_path / "small.safetensors"
+    pathlift.storage.save_tensors(apply_masks(model, report.masks).state_dict(), masked)
+    done = run(*CHANNELS, "--weights", str(masked), "--out", str(path))
+    assert done.code == 0, done
+    sizes = {name: tuple(tensor.shape) for name, tensor in pathlift.storage.load_state(path).items()}
+    smaller, _ = pathlift.prune(model, (1, 3, 3), 0.4, "magnitude", selection="channels", shrink=True)
+    assert sizes == {name: tuple(tensor.shape) for name, tensor in smaller.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--out", "small.txt"), "--out must end in .safetensors"),
+        (("--criterion", "magnitude"), "has no effect without --amount"),
+        (("--amount", "0.5", "--criterion", "snip"), "looks at data"),
+        (("--amount", "1.5"), "share"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_one_sentence(args: tuple[str, ...], words: str) -> None:
+    done = run(*CHANNELS, *args)
+    assert done.code == 2 and words in done.stderr, done

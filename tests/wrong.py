@@ -80,6 +80,10 @@ STEPS = {
 """Functions that users do not call, and why they are there."""
 
 
+ACCELERATED = {"to_semi_structured"}
+"""Functions that are answered on an accelerator alone."""
+
+
 def surface() -> dict[str, Callable[..., Any]]:
     """Return every public function, constructor and method that takes arguments, by name."""
     found: dict[str, Callable[..., Any]] = {}
@@ -205,6 +209,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Network.named": lambda w: {"self": w.network, "state": w.state},
     "Network.values": lambda w: {"self": w.network, "state": w.state},
     "NofM": lambda w: {"n": 2, "m": 4},
+    "NofM.holds": lambda w: {"self": NofM(2, 4), "weight": torch.ones(4, 4)},
     "NofM.fits": lambda w: {"self": NofM(2, 4), "score": torch.ones(4, 4)},
     "PathKernel.coordinates": lambda w: {"self": pathlift.path_kernel([w.network, w.state]), "dimensions": 2},
     "PathMetric.estimate": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "samples": 3},
@@ -268,6 +273,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "shrink": lambda w: {"model": w.model, "inputs": (4,)},
     "stream": lambda w: {"model": w.network, "weights": w.weights},
     "symmetries": lambda w: {"model": w.network},
+    "to_semi_structured": lambda w: {"model": w.model},
     "to_torch_prune": lambda w: {"model": w.model, "masks": w.masks},
     "unit_path_magnitude": lambda w: {"model": w.network},
     "with_state": lambda w: {"model": w.model, "state": w.state},
@@ -590,6 +596,7 @@ FAIR: dict[str, Fair] = {
     "importance_scores.model": of_shapes,
     "keep_masks.model": lambda v: v is None or of_shapes(v),
     "shrink.model": of_shapes,
+    "to_semi_structured.model": never,
     "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,
@@ -677,6 +684,7 @@ FAIR: dict[str, Fair] = {
     "save_masks.masks": lambda v: tensors_like(v) and all(bool(((own == 0) | (own == 1)).all()) for own in v.values()),
     "scores": lambda v: nothing(v) or ranked_like(v),
     "score": dense,
+    "weight": dense,
     "Criterion.score": callback(3),
     "t": lambda v: plain(v, (4,)),
     "default_mask": lambda v: plain(v, (4,)),

@@ -292,21 +292,38 @@ def captured(
     until: str | None = None,
 ) -> pathlift.Network:
     """Build a model by name, load its weights (or leave them on disk) and capture it."""
+    if streamed:
+        check_model(shape, model_arg, device)
+        if weights is None:
+            raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
+        checkpoint = pathlift.storage.Checkpoint(weights, device, key)
+        return pathlift.stream(hollow(name, shape, model_arg, trust=trust, until=until), weights=checkpoint)
+    model, sizes = built(name, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    with working("capturing the graph"):
+        return pathlift.capture(model, sizes, until)
+
+
+def built(
+    name: str,
+    weights: Path | None,
+    shape: Sequence[str] | None,
+    seed: int,
+    device: str,
+    model_arg: list[str] | None,
+    *,
+    trust: bool,
+    key: str | None = None,
+) -> tuple[nn.Module, Shapes]:
+    """Build a model by name with its weights, on a device; also return its input shape."""
     check_model(shape, model_arg, device)
     check_used({"--key": key is not None}, "--weights", there=weights is not None or name.startswith("hf:"))
-    if streamed and weights is None:
-        raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
-    checkpoint = None if weights is None else pathlift.storage.Checkpoint(weights, device, key)  # is it there, and whole?
-    if streamed and checkpoint is not None:
-        return pathlift.stream(hollow(name, shape, model_arg, trust=trust, until=until), weights=checkpoint)
+    if weights is not None:
+        pathlift.storage.Checkpoint(weights, device, key)  # is it there, and whole?
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
         model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=key)
-        sizes = shape_of(name, shape)
-        model = model.to(device)
-    with working("capturing the graph"):
-        return pathlift.capture(model, sizes, until)
+        return model.to(device), shape_of(name, shape)
 
 
 def check_model(shape: Sequence[str] | None, model_arg: list[str] | None, device: str = "cpu") -> None:

@@ -16,6 +16,7 @@ from pathlift.pruning.masks import (
 )
 from pathlift.pruning.removal import ChannelsLeft, ShrinkReport, ShrunkLayer, shrink
 from pathlift.pruning.selection import SELECTIONS, NofM
+from pathlift.pruning.semi_structured import to_semi_structured
 
 __all__ = [
     "CRITERIA",
@@ -38,5 +39,6 @@ __all__ = [
     "prune",
     "save_masks",
     "shrink",
+    "to_semi_structured",
     "to_torch_prune",
 ]

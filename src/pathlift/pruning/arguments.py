@@ -93,6 +93,8 @@ declare(__name__, {
     "prune.progress": done_of_all,
     "prune.shrink": flag,
     "shrink.model": module_with_values,
+    "to_semi_structured.model": module_with_values,
+    "weight": plain_tensor,
     # a criterion of the user's own
     "Criterion.name": text("a name"),
     "what": text("a line of text"),

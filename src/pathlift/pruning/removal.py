@@ -205,11 +205,11 @@ def _live(network: Network) -> dict[str, Tensor]:
 
     def step(layer: Layer, below: Mapping[str, Tensor]) -> Tensor:
         if layer.kind == "input":
-            return torch.ones((1, *layer.shape), device=network.device)
+            return torch.ones((1, *layer.shape), dtype=torch.float32, device=network.device)
         for position, connection in enumerate(layer.connections):
             if connection.weight is not None and isinstance(connection.weight.expression, StateTensor):
                 shape = layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape)
-                above = torch.ones(shape, device=network.device)
+                above = torch.ones(shape, dtype=torch.float32, device=network.device)
                 x, weights = below[connection.source][0], there(connection.weight)
                 _, edges = connection.edges.adjoint(x, weights, above, below=False, share=True)
                 assert edges is not None
@@ -281,7 +281,7 @@ def _left(network: Network, groups: Sequence[TiedChannels], dead: Mapping[str, T
     """Find the channels whose own weights are 0 and that stay, and say why."""
     left: dict[tuple[str, str], list[int]] = {}
     for group in groups:
-        gone = set(dead.get(group.layer, torch.zeros(0)).tolist())
+        gone = set(dead[group.layer].tolist()) if group.layer in dead else set()
         silent = [
             set(slices.index[~_any(network.state[_weight(network, slices)] != 0, slices.dim)[slices.index]].tolist())
             for slices in group.made
@@ -430,13 +430,13 @@ class WholeChannels:
         return {name: _mask(score, rank_of.get(name, {}), count) for name, score in scores.items()}
 
     def _sums(self, group: TiedChannels, scores: Scores) -> Tensor:
-        total, there = torch.zeros(group.size, dtype=torch.float64, device="cpu"), torch.zeros(group.size, device="cpu")
+        total, there = torch.zeros((2, group.size), dtype=torch.float64, device="cpu")
         for slices in group.made:
             rows = scores[_weight(self.network, slices)].movedim(slices.dim, 0).flatten(1).double()
             present = rows > -math.inf
             sums = torch.where(present, rows, 0.0).sum(1).cpu()[slices.index]
             total.index_add_(0, slices.channels, sums)
-            there.index_add_(0, slices.channels, present.sum(1).float().cpu()[slices.index])
+            there.index_add_(0, slices.channels, present.sum(1).double().cpu()[slices.index])
         return torch.where(there > 0, total, -math.inf)
 
     def _by_slice(self, ranks: Sequence[Tensor], scores: Scores, most: int) -> dict[str, dict[int, Tensor]]:
