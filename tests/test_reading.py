@@ -1056,3 +1056,10 @@ def test_what_follows_from_a_refusal_is_no_cause_of_its_own() -> None:
     assert [problem.op for problem in problems] == [
         "aten.gt.Scalar", "aten.gt.Scalar", "aten.topk.default", "aten.argmax.default", "aten.gelu.default",
     ]  # fmt: skip
+
+
+def test_a_second_model_is_read_to_where_the_first_one_was() -> None:
+    one, two = (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
+    network = pathlift.capture(one, (4,), until="0")
+    assert pathlift.path_metric(network, two).upper >= pathlift.path_metric(one[0], two[0].state_dict(), (4,)).lower
+    assert pathlift.path_metric(network, two, q=2).value == pathlift.path_metric(one[0], two[0], (4,), q=2).value

@@ -119,7 +119,7 @@ def metric(
             q, moments, tighten if tighten is not None else (STEPS if ratio > 1 else 0), ratio, seconds, estimate
         )
         found.append(_distance(network, second, name, options, seed))
-        norm = norm or pathlift.path_norm(network, q=q)
+        norm = pathlift.path_norm(network, q=q) if norm is None else norm
     assert norm is not None
     if len(names) > 1:
         _print_distances(model, names, found, norm, as_json=as_json)
