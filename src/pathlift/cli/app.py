@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import re
 import sys
 import warnings
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
 
 PER, RANKINGS = known("channel", "tensor"), known("path_magnitude", "magnitude")
 
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+"""Why the answer may not get to where it goes: a full disk, a pipe that is closed."""
+
 UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What typer raises for any option that is not there or does not fit; it has no public name for it."""
 
@@ -76,7 +81,9 @@ def main() -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
         with noted():
-            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+            status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+            sys.stdout.flush()
+            sys.exit(status)
     except PathliftError as error:
         _refuse(for_shell(str(error)))
     except UsageError as error:
@@ -85,6 +92,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         err.print("pathlift: interrupted", style="red")
         sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITTEN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        if error.errno == errno.EPIPE:  # nobody reads it any more
+            sys.exit(1)
+        _refuse(f"The answer cannot be written: {error.strerror}.")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise

@@ -118,7 +118,7 @@ def metric(
             q, moments, tighten if tighten is not None else (STEPS if ratio > 1 else 0), ratio, seconds, estimate
         )
         found.append(_distance(network, second, name, options, seed))
-        norm = norm or pathlift.path_norm(network, q=q)
+        norm = pathlift.path_norm(network, q=q) if norm is None else norm
     assert norm is not None
     if len(names) > 1:
         _print_distances(model, names, found, norm, as_json=as_json)
@@ -286,7 +286,10 @@ def _all_bounds(
         ]
         print_json({"model": model, "other": other, "bounds": rows})
     elif manner.csv:
-        print_table("", BOUNDS, [_row(bound, spent[f"{bound.name} {bound.side}"]) for bound in bounds if not bound.reason])
+        columns = (BOUNDS[0], Column("side"), BOUNDS[1], Column("value"), *BOUNDS[3:])
+        applying = [(bound, spent[f"{bound.name} {bound.side}"]) for bound in bounds if not bound.reason]
+        lines = [(bound, _row(bound, seconds)) for bound, seconds in applying]
+        print_table("", columns, [(row[0], bound.side, row[1], str(row[2])[2:], *row[3:]) for bound, row in lines])
 
 
 def _row(bound: pathlift.metric.MetricBound, seconds: float) -> tuple[object, ...]:

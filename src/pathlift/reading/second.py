@@ -244,4 +244,4 @@ def _captured_alike(network: Network, other: nn.Module) -> Network:
     like = next((p for p in other.parameters() if p.dtype.is_floating_point), None)
     if like is not None:
         examples = tuple(example.to(like.device, like.dtype) for example in examples)
-    return capture(other, network.graph.form.filled(examples))
+    return capture(other, network.graph.form.filled(examples), network.graph.until)
