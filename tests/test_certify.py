@@ -317,3 +317,53 @@ def test_bad_input_is_one_clear_error() -> None:
         model[0].weight[0, 0] = float("inf")
     with pytest.raises(pathlift.NumericalError, match=r"0\.weight"):
         pathlift.certify(model, x, Relative(0.1))
+
+
+class Both(nn.Module):
+    """One model of two inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model(torch.cat([x, y], 1))
+
+
+def test_two_inputs_are_certified_and_attacked_as_one_that_holds_both() -> None:
+    model, x = fitted(perceptron(5, 12, 3), (5,))
+    model, x = model.double(), x.double()
+    both, pair = Both(model), (x[:, :2], x[:, 2:])
+    network = pathlift.capture(both, ((2,), (3,)))
+    labels = torch.zeros(len(x))
+    for tolerance, radius in ((Relative(0.2), 0.0), (None, 0.5)):
+        right = pathlift.certify(model, x, tolerance, radius)
+        assert 0 < right.share < 1
+        for batches in ([pair], [(pair, labels)], {"x": pair[0], "y": pair[1]}, [{"y": pair[1], "x": pair[0]}], [(*pair,)]):
+            found = pathlift.certify(both, batches, tolerance, radius)
+            assert torch.equal(found.certified, right.certified)
+            torch.testing.assert_close(found.bound, right.bound, rtol=1e-9, atol=1e-12)
+        for batches in ([pair], [(pair, labels)]):
+            assert torch.equal(pathlift.certify(network, batches, tolerance, radius).certified, right.certified)
+        searched = pathlift.attack(model, x, tolerance, radius)
+        for own in (both, network):
+            torch.testing.assert_close(pathlift.attack(own, pair, tolerance, radius).margin, searched.margin)
+        drawn = pathlift.attack(both, pair, tolerance, radius, generator=1)
+        assert not bool((drawn.changed & right.certified).any())
+
+
+def test_batches_are_never_taken_for_several_inputs() -> None:
+    model, x = fitted(perceptron(5, 12, 3), (5,))
+    model, x = model.double(), x.double()
+    both, pair = Both(model), (x[:, :2], x[:, 2:])
+    for own in (both, pathlift.capture(both, ((2,), (3,)))):
+        for given in (pair, list(pair)):
+            with pytest.raises(pathlift.InputError, match=r"\[\(a, b\)\]"):
+                pathlift.certify(own, given)
+            with pytest.raises(pathlift.InputError, match=r"\[\(a, b\)\]"):
+                pathlift.lipschitz.expected_bound(own, Relative(0.1), given)
+    for given in ([pair], {"x": pair[0], "y": pair[1]}, (pair, pair)):
+        found = pathlift.lipschitz.expected_bound(both, Relative(0.1), given)
+        torch.testing.assert_close(found, pathlift.lipschitz.expected_bound(model, Relative(0.1), [x]), rtol=1e-9, atol=0)
+    whole = pathlift.lipschitz.expected_bound(model, Relative(0.1), x)
+    assert torch.allclose(pathlift.lipschitz.expected_bound(model, Relative(0.1), x.split(7)), whole, rtol=1e-9)

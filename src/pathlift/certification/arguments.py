@@ -13,7 +13,7 @@ from pathlift.reading.arguments import streamed
 
 
 def labelled(name: str, value: Any) -> Any:
-    """A batch, which may come as (inputs, labels)."""
+    """A batch, which may come as (inputs, labels); that what follows is inputs is seen when the model is known."""
     if isinstance(value, (list, tuple)) and value:
         return (batches(name, value[0]), *value[1:])
     return batches(name, value)

@@ -67,9 +67,9 @@ def attack(
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
-        x: Inputs, shape (batch, …).
+        x: Inputs, shape (batch, …); a tuple or dictionary of them as the model takes them.
         tolerance: The set of networks, as for `certify`.
-        radius: Largest change of each element of the input.
+        radius: Largest change of each element of every input.
         steps: Number of steps.
         generator: Start at a random place of the set, drawn from it or from a seed, instead of at the model itself.
         seconds: Time to spend; when it is up, the best that was found so far is returned. None: no limit.
@@ -84,14 +84,13 @@ def attack(
     reach, clock = float(radius), Clock(seconds)
     network = captured_on(model, x)
     name, samples = logits_of(network), feed_of(network, x)
-    (entry,) = samples
     source = source_of(generator)
     state, low, high = _set(network, tolerance)
     blame({weight: tensor for weight, tensor in network.values(state).items() if isinstance(weight.expression, StateTensor)})
 
-    def margin(moving: Mapping[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+    def margin(moving: Mapping[str, Tensor], sample: Mapping[str, Tensor], label: Tensor) -> Tensor:
         values = network.values({**state, **moving})
-        out = forward(network, values, {entry: sample[None]}, torch.float64)[name].reshape(-1)
+        out = forward(network, values, {entry: x[None] for entry, x in sample.items()}, torch.float64)[name].reshape(-1)
         mine = torch.arange(len(out), device=out.device) == label
         return torch.where(mine, out, 0.0).sum() - out.masked_fill(mine, -torch.inf).amax()
 
@@ -101,16 +100,20 @@ def attack(
     chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in low.values())))
     with torch.no_grad():
         outputs = forward(network, network.values(), samples, torch.float64)
-        labels = flat_outputs(network, outputs, len(samples[entry])).argmax(1)
-        for center, label in zip(samples[entry].split(chunk), labels.split(chunk), strict=True):
-            batch = len(center)
+        labels = flat_outputs(network, outputs, len(next(iter(samples.values())))).argmax(1)
+        for places in torch.arange(len(labels), device=labels.device).split(chunk):
+            center, label = {entry: values[places] for entry, values in samples.items()}, labels[places]
+            batch = len(places)
             start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
             point = center
             if source is not None:
                 start = {
                     key: low[key] + (high[key] - low[key]) * _uniform((batch, *low[key].shape), source, low[key]) for key in low
                 }
-                point = center + reach * (2 * _uniform(tuple(center.shape), source, center) - 1)
+                point = {
+                    entry: values + reach * (2 * _uniform(tuple(values.shape), source, values) - 1)
+                    for entry, values in center.items()
+                }
             moving = {key: start[key].clamp(low[key], high[key]) for key in low}
             best, stopped = value(moving, point, label), False
             for step in range(steps):
@@ -123,8 +126,8 @@ def attack(
                     key: (tensor - share * (high[key] - low[key]) * torch.sign(to_weights[key])).clamp(low[key], high[key])
                     for key, tensor in moving.items()
                 }
-                moved = point - share * 2 * reach * torch.sign(to_point)
-                point = moved.clamp(center - reach, center + reach)
+                moved = {entry: values - share * 2 * reach * torch.sign(to_point[entry]) for entry, values in point.items()}
+                point = {entry: moved[entry].clamp(values - reach, values + reach) for entry, values in center.items()}
                 best = torch.fmin(best, value(moving, point, label))
             margins.append(best)
             late.append(torch.full_like(label, stopped, dtype=torch.bool))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
+from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.graph.calling import Samples
@@ -90,11 +91,12 @@ def certify(
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
-        x: Inputs with a batch dimension, shape (batch, …); or an iterable of such batches, such as a data loader, whose
-            batches may also be (inputs, labels). One batch is held at a time.
+        x: Inputs with a batch dimension, shape (batch, …), or a dictionary of them by keyword; or an iterable of such
+            batches, a list or a data loader say, whose batches may also be (inputs, labels). A model of several positional
+            inputs takes them in a tuple within it: [(a, b)] or [((a, b), labels)]. One batch is held at a time.
         tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module, a
             state-dict or a file of weights); None: the model alone.
-        radius: Largest change of each element of the input; 0: the input itself.
+        radius: Largest change of each element of every input; 0: the inputs themselves.
         seconds: Time to spend; when it is up, the best bounds so far are returned, and batches of an iterable that were not
             begun are left out. None: no limit.
         progress: Called with the number of samples done since the last call, parts of one included, as the work goes on.
@@ -118,13 +120,12 @@ def certify(
         tensor([ True, False])
     """
     reach, clock = float(radius), Clock(seconds)
-    batches = [x] if isinstance(x, (Tensor, Mapping)) else (batch[0] if isinstance(batch, Sequence) else batch for batch in x)
     search: _Search | None = None
     results = []
-    for batch in batches:
+    for batch in [x] if isinstance(x, (Tensor, Mapping)) else x:
         if search is None:
-            search = _Search(captured_on(model, batch), tolerance, reach, clock, progress)
-        results.append(search.batch(batch))
+            search = _Search(_captured_on_batch(model, batch), tolerance, reach, clock, progress)
+        results.append(search.batch(_without_labels(search.network, batch)))
         if clock.over():
             break
     if search is None:
@@ -132,6 +133,27 @@ def certify(
     margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*results, strict=True))
     bound = margin - worst
     return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped)
+
+
+def _captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
+    """Capture a model for the inputs of a batch, which may come as (inputs, labels)."""
+    if not isinstance(batch, Sequence):
+        return captured_on(model, batch)
+    try:
+        return captured_on(model, batch[0])
+    except InputError as error:  # then the model takes all of them, or none
+        try:
+            return captured_on(model, batches("a batch", batch))
+        except InputError:
+            raise error from None
+
+
+def _without_labels(network: Network, batch: Samples) -> Samples:
+    """Return the inputs of a batch, which may come as (inputs, labels)."""
+    if isinstance(batch, Sequence) and network.graph.form.fits(batch[0]):
+        return batch[0]
+    checked: Samples = batches("a batch", batch)
+    return checked
 
 
 class _Search:
@@ -262,7 +284,7 @@ def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
 
 
 def logits_of(network: Network) -> str:
-    """Return the output layer, which must hold one vector of at least two logits per sample.
+    """Return the output layer, which must hold one vector of at least two logits for each sample.
 
     Args:
         network: The graph.
@@ -271,16 +293,15 @@ def logits_of(network: Network) -> str:
         Its name.
 
     Raises:
-        UnsupportedModelError: The network has several inputs, or other outputs.
+        UnsupportedModelError: The network has other outputs.
     """
     name = network.outputs[0]
     layer = network.layer[name]
-    inputs = sum(node.kind == "input" for node in network.layers)
-    if len(network.outputs) == 1 and len(layer.shape) == 2 and layer.shape[0] == 1 and layer.shape[1] > 1 and inputs == 1:
+    if len(network.outputs) == 1 and len(layer.shape) == 2 and layer.shape[0] == 1 and layer.shape[1] > 1:
         return name
     shapes = ", ".join(str(network.layer[output].shape) for output in network.outputs)
-    reason = f"A certificate is about the arg-max of one vector of logits per input; this model takes {inputs} inputs and "
-    reason += f"returns {len(network.outputs)} outputs of shape {shapes} per sample."
+    reason = "A certificate is about the arg-max of one vector of logits per sample, two at least; this model returns "
+    reason += f"{len(network.outputs)} output{'s' if len(network.outputs) > 1 else ''} of shape {shapes}."
     raise UnsupportedModelError((
         Problem("", "output", "", reason, "Wrap the model so that it returns a tensor of shape (batch, classes)."),
     ))

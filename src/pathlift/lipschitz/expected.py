@@ -48,8 +48,9 @@ def expected_bound(
     Args:
         model: A module, or a captured `Network`: θ.
         other: θ', as for `path_metric`, or a set of networks.
-        batches: All inputs in one tensor, or an iterable of batches (tensors, or tuples for several inputs); a data loader
-            that yields (inputs, labels) is to be mapped to its inputs. Only its moments are kept.
+        batches: All inputs in one tensor, or in a dictionary by keyword; or an iterable of such batches. Lists and tuples
+            are iterables, too: a model of several positional inputs takes them in a tuple within it, [(a, b)]. A data loader
+            that yields (inputs, labels) is to be mapped to its inputs. Only moments are kept.
         q: Order, 1 ≤ q < ∞.
 
     Returns:
