@@ -187,8 +187,8 @@ def _module(network: Network) -> nn.Module:
     if not _has_model(network):
         lost = "is not known in a copy or another process" if network.graph.origin is None else "has no values"
         raise InputError(
-            f"The model that the network was captured from {lost}: give the model itself with its weights. The weights alone can "
-            "be written to .safetensors or .pt."
+            f"The model that the network was captured from {lost}: give the model itself with its weights. The weights alone "
+            "can be written to .safetensors or .pt."
         )
     origin = network.graph.origin
     assert isinstance(origin, LiveState)
