@@ -300,7 +300,7 @@ def test_equivalent_exits_with_1_and_names_the_first_difference(tmp_path: Path) 
         (("--to", "random", "--choices", "one"), "--choices must be numbers"),
         (("--to", "balanced", "--p", "-1"), "p must be a positive"),
         (("--out", "x.safetensors"), "--out needs --to"),
-        (("--to", "balanced", "--out", "x.txt"), "--out must end in .safetensors"),
+        (("--to", "balanced", "--out", "x.txt"), "--out must end in .safetensors or .pt or .onnx or .pt2"),
     ],
 )
 def test_rescale_refuses_bad_input_in_one_sentence(args: tuple[str, ...], words: str) -> None:

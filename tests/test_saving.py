@@ -263,7 +263,7 @@ def test_weights_of_another_model_are_no_weights_of_this_one() -> None:
     state = {**network.state, "2.bias": torch.zeros(1)}
     with pytest.raises(pathlift.MismatchError, match=r"2\.bias"):
         pathlift.save(dataclasses.replace(network, state=state), "m.pt")
-    network.graph.origin.root[0] = nn.Linear(4, 4, bias=False)  # type: ignore[union-attr]
+    network.origin.root[0] = nn.Linear(4, 4, bias=False)  # type: ignore[union-attr]
     with pytest.raises(pathlift.MismatchError):
         pathlift.save(dataclasses.replace(network, state=dict.fromkeys(network.names)), "m.pt")
     assert not leaves()

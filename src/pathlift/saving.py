@@ -134,7 +134,7 @@ def check_extra(model: nn.Module | Network, path: Path | None) -> None:
     """
     if path is not None and path.suffix == ".onnx":
         package("onnx", "onnx")
-        origin = model.graph.origin if isinstance(model, Network) else None
+        origin = model.origin if isinstance(model, Network) else None
         if not isinstance(origin.root if isinstance(origin, LiveState) else model, OnnxModule):
             package("onnxscript", "onnx")
 
@@ -178,19 +178,19 @@ def _pickled(state: Mapping[str, Any]) -> Writer:
 
 
 def _has_model(network: Network) -> bool:
-    origin = network.graph.origin
+    origin = network.origin
     return isinstance(origin, LiveState) and origin.device.type != "meta"
 
 
 def _module(network: Network) -> nn.Module:
     """Return a copy of the model that a network was captured from, with the weights of the network."""
     if not _has_model(network):
-        lost = "is not known in a copy or another process" if network.graph.origin is None else "has no values"
+        lost = "is not known in a copy or another process" if network.origin is None else "has no values"
         raise InputError(
             f"The model that the network was captured from {lost}: give the model itself with its weights. The weights alone "
             "can be written to .safetensors or .pt."
         )
-    origin = network.graph.origin
+    origin = network.origin
     assert isinstance(origin, LiveState)
     captured = replace(network, state=origin)
     verify(captured)

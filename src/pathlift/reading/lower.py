@@ -178,9 +178,8 @@ class _Lowering:
             views=self.memory.views,
             baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
             left_off=tuple(base_name(node) for node in self.program.graph.nodes if node in self.cut.left_off),
-            origin=live_state,
         )
-        return Lowered(Network(graph, live_state, device), (), self.operators, self.cut, self.identified)
+        return Lowered(Network(graph, live_state, device, live_state), (), self.operators, self.cut, self.identified)
 
     def _root(self, name: str) -> str:
         """Return the name that stands for the memory of a parameter or buffer."""
