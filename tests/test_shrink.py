@@ -360,3 +360,30 @@ def test_the_command_writes_weights_and_takes_masked_ones(tmp_path) -> None:
 def test_the_command_refuses_bad_input_in_one_sentence(args: tuple[str, ...], words: str) -> None:
     done = run(*CHANNELS, *args)
     assert done.code == 2 and words in done.stderr, done
+
+
+def _normalised(model: nn.Module) -> None:
+    torch.nn.utils.parametrizations.weight_norm(model[2])
+
+
+def _masked(model: nn.Module) -> None:
+    torch.nn.utils.prune.l1_unstructured(model[2], "weight", 0.2)
+
+
+def _within(model: nn.Module) -> None:
+    model.register_parameter("larger", nn.Parameter(torch.randn(8, 6)))
+    model[2].weight = nn.Parameter(model.larger.data[:5])
+
+
+@pytest.mark.parametrize("change", [_normalised, _masked, _within])
+def test_layers_whose_weights_are_no_parameters_of_their_own_stay_and_others_go(change: Callable[[nn.Module], None]) -> None:
+    model = randomised(nn.Sequential(
+        nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+    ))  # fmt: skip
+    change(model)
+    unread(unread(model, "4.weight", [0, 1]), "6.weight", [3])
+    before = [name for name, _ in model.named_parameters()]
+    smaller, report = shrink(model, (3,))
+    assert [(layer.name, layer.before, layer.after) for layer in report.layers] == [("4", 4, 3)]
+    assert [name for name, _ in smaller.named_parameters()] == before
+    same(model, smaller, (3,))

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pathlift.arguments import public
 from pathlift.errors import InputError, PathliftError, told
 from pathlift.graph.compact import compacted
-from pathlift.graph.expressions import StateTensor
+from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, substitute
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.norm import path_norm
@@ -120,7 +120,8 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
 
     Returns:
         A copy with smaller layers, in the modes of the model, and what became smaller. Channels that are tied to each other,
-        in a residual stream say, go together or stay; a layer keeps at least one.
+        in a residual stream say, go together or stay; a layer keeps at least one. What does not run in eval mode (an auxiliary
+        head) is left as it is.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
@@ -137,7 +138,7 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
     with without_autocast():
         network = capture(model, inputs)
         examples = examples_of(model, inputs)
-        smaller, ties = _ties(model, examples)
+        smaller, ties = _ties(model, examples, network)
         before = _sizes(smaller, examples)
         dead = _dead(network, ties.groups)
         left = _left(network, ties.groups, dead)
@@ -161,12 +162,13 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
     )
 
 
-def _ties(model: nn.Module, examples: Examples) -> tuple[nn.Module, Ties]:
+def _ties(model: nn.Module, examples: Examples, network: Network) -> tuple[nn.Module, Ties]:
     """Copy a model and find its tied channels.
 
     Args:
         model: The user's.
         examples: Its inputs.
+        network: The captured network.
 
     Returns:
         The copy, and its tied channels.
@@ -182,7 +184,23 @@ def _ties(model: nn.Module, examples: Examples) -> tuple[nn.Module, Ties]:
     from pathlift.pruning.tied import Ties
 
     copy = cloned(model)
-    return copy, Ties(copy, examples)
+    return copy, Ties(copy, examples, _parts(network))
+
+
+def _parts(network: Network) -> set[str]:
+    """Return every name of a parameter that views another one, or that is viewed."""
+    parts = set(network.graph.views)
+
+    def noted(expression: Expression) -> Expression:
+        if isinstance(expression, StateTensor):
+            parts.add(expression.name)
+        if isinstance(expression, FunctionCall):
+            substitute((expression.args, dict(expression.kwargs)), noted)
+        return expression
+
+    for view in network.graph.views.values():
+        substitute(view, noted)
+    return parts | {alias for alias, name in network.aliases.items() if name in parts}
 
 
 # ------------------------------------------------------------------------------------------------------- which can go
@@ -281,18 +299,19 @@ def _left(network: Network, groups: Sequence[TiedChannels], dead: Mapping[str, T
     """Find the channels whose own weights are 0 and that stay, and say why."""
     left: dict[tuple[str, str], list[int]] = {}
     for group in groups:
+        made = [slices for slices in group.made if _weight(network, slices) in network.state]
         gone = set(dead[group.layer].tolist()) if group.layer in dead else set()
         silent = [
             set(slices.index[~_any(network.state[_weight(network, slices)] != 0, slices.dim)[slices.index]].tolist())
-            for slices in group.made
+            for slices in made
         ]
-        for slices, numbers in zip(group.made, silent, strict=True):
+        for slices, numbers in zip(made, silent, strict=True):
             for number, channel in zip(slices.index.tolist(), slices.channels.tolist(), strict=True):
                 if number not in numbers or channel in gone:
                     continue
                 others = [
                     other.layer
-                    for other, zero in zip(group.made, silent, strict=True)
+                    for other, zero in zip(made, silent, strict=True)
                     if any(
                         index not in zero
                         for index, tied in zip(other.index.tolist(), other.channels.tolist(), strict=True)
@@ -482,7 +501,7 @@ def whole_channels(model: nn.Module | None, inputs: Inputs | None, network: Netw
     """
     if model is None or inputs is None:
         raise InputError("shrink=True makes a smaller module: give the module and its inputs, not a Network.")
-    groups = _ties(model, examples_of(model, inputs))[1].groups
+    groups = _ties(model, examples_of(model, inputs), network)[1].groups
     chosen = set(names)
     within = [
         group

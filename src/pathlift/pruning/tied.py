@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,17 +76,19 @@ class TiedChannels:
 class Ties:
     """The tied channels of a model that may be changed."""
 
-    def __init__(self, model: nn.Module, examples: Examples) -> None:
+    def __init__(self, model: nn.Module, examples: Examples, parts: Container[str] = ()) -> None:
         """Trace the model.
 
         Args:
-            model: A copy of the user's, in eval mode.
+            model: A copy of the user's.
             examples: Its inputs.
+            parts: Names of parameters that are parts of others, or have such parts.
 
         Raises:
             InputError: Torch-Pruning cannot follow the model.
         """
         self.model = model
+        self._parts = parts
         self._paths = {module: path for path, module in model.named_modules()}
         owners = Counter(
             id(tensor) for module in model.modules() for tensor in module._parameters.values() if tensor is not None
@@ -128,8 +130,9 @@ class Ties:
             return f"'{path}' is a {type(layer).__name__}, which is not cut" if tensors else ""
         if "weight" not in layer._parameters:
             return f"'{path}' computes its weight from other parameters"
-        if any(id(tensor) in self._shared for tensor in tensors):
-            return f"'{path}' shares a tensor with another layer"
+        names = (f"{path}.{name}".lstrip(".") for name, _ in layer.named_parameters())
+        if any(id(tensor) in self._shared for tensor in tensors) or any(name in self._parts for name in names):
+            return f"'{path}' shares memory with another parameter"
         if isinstance(layer, _ConvNd) and layer.groups > 1 and not layer.groups == layer.in_channels == layer.out_channels:
             return f"'{path}' is a convolution in {layer.groups} groups, which can lose channels only in equal numbers"
         return ""
