@@ -26,8 +26,8 @@ onnx = pytest.importorskip("onnx")
 
 from pathlift.storage.onnx import OnnxModule, read_onnx, save  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
-from pathlift.storage.onnx.module import tensor_of  # noqa: E402
-from pathlift.storage.onnx.operators import OPERATORS, STATIC  # noqa: E402
+from pathlift.storage.onnx.operators import OPERATORS  # noqa: E402
+from pathlift.storage.onnx.program import STATIC, tensor_of  # noqa: E402
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 node = helper.make_node
