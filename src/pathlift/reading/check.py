@@ -55,8 +55,8 @@ ADVICE = (
 NEIGHBOURS = "What it returns for a sample depends on the other samples of the batch (the first dimension of its inputs)."
 
 ROUNDED = (
-    "What it returns for a sample alone is another thing than what it returns for it beside a second one (they differ by {:.2g}): "
-    "it depends on the other samples, or on nothing but rounding, as a softmax of equal large numbers does."
+    "What it returns for a sample alone is another thing than what it returns for it beside a second one (they differ by "
+    "{:.2g}): it depends on the other samples, or on nothing but rounding, as a softmax of equal large numbers does."
 )
 
 

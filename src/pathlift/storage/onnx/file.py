@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, told
 from pathlift.storage.packages import package
 from pathlift.storage.sizes import check_unfolding
 
 STANDARD = ("", "ai.onnx")
 """The domains of the operators of the standard: two names of one."""
 
-OPSETS = range(9, 26)
+LEARNING = "ai.onnx.ml"
+"""The domain of the operators that scikit-learn's exporter puts around a network."""
+
+OPSETS = range(7, 26)
 """Versions of the standard that are read; onnx converts older ones to the first of them."""
 
 DEEPEST = 8
@@ -74,7 +77,10 @@ def flattened(program: Any) -> Any:
     _check_operators(onnx, program.graph)
     _check_values(program.graph, frozenset())
     if version < OPSETS[0]:
-        program = package("onnx.version_converter", "onnx").convert_version(program, OPSETS[0])
+        try:
+            program = package("onnx.version_converter", "onnx").convert_version(program, OPSETS[0])
+        except RuntimeError as error:
+            raise InputError(f"onnx cannot convert it from version {version} of the standard: {told(error)}") from error
         _check_values(program.graph, frozenset())
     return program
 
@@ -224,15 +230,14 @@ def _check_operators(onnx: Any, graph: Any) -> None:
     """Refuse operators that are not of the standard, all at once, and programs within the program."""
     unknown: dict[str, list[str]] = {}
     for node in nodes_of(graph):
-        if node.domain not in STANDARD or not onnx.defs.has(node.op_type):
-            kind = f"{node.op_type!r}" + (f" of {node.domain!r}" if node.domain not in STANDARD else "")
+        domain = "" if node.domain in STANDARD else node.domain
+        if domain not in {"", LEARNING} or not onnx.defs.has(node.op_type, domain):
+            kind = f"{node.op_type!r}" + (f" of {domain!r}" if domain else "")
             unknown.setdefault(kind, []).append(repr(name_of(node)[:100]))
         if any(attribute.ref_attr_name or attribute.graphs for attribute in node.attribute):
             raise InputError(f"the node {name_of(node)!r} has attributes without a value, or too many programs.")
         if node.op_type == "If" and {"then_branch", "else_branch"} != set(branches(node)):
             raise InputError(f"the node {name_of(node)!r} has no two branches.")
-        if node.domain:
-            node.domain = ""
     if unknown:
         listed = [f"{kind} (node{'s' if names[1:] else ''} {_several(names, 5)})" for kind, names in unknown.items()]
         raise InputError(f"it has operators that are none of the ONNX standard: {_several(listed, 20)}.")

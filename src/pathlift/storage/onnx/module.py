@@ -144,6 +144,8 @@ class Operator(nn.Module):
         kind, static = self.node.kind, STATIC.get(self.node.kind, ())
         if any(isinstance(value, Tensor) for index, value in enumerate(values) if index in static):
             raise NotReadError("an input that must be made of constants and sizes, is computed or is a weight.")
+        if any(value.dtype.kind not in "biufV" for value in values if isinstance(value, np.ndarray)):
+            raise NotReadError("it reads text.")
         tensors = [value for value in values if isinstance(value, Tensor)]
         device = tensors[0].device if tensors else None
         dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)

@@ -7,7 +7,7 @@ A function gets the node (its attributes and its version) and the inputs: tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -59,6 +59,8 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 def _batch_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if node.get("training_mode", 0):
         raise NotReadError("it takes its statistics from the batch (training mode).")
+    if not node.get("spatial", 1):
+        raise NotReadError("it has statistics for every position (version 8 of the standard).")
     return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, node.get("epsilon", 1e-5))
 
 
@@ -314,6 +316,10 @@ def _dropout(_node: Node, x: Tensor, ratio: Array | None = None, training: Array
     return x
 
 
+def _scaled(x: Tensor, offset: Sequence[float], scale: Sequence[float]) -> Tensor:
+    return (x - torch.tensor(offset, dtype=x.dtype, device=x.device)) * torch.tensor(scale, dtype=x.dtype, device=x.device)
+
+
 def _triangle(node: Node, x: Tensor, diagonal: Array | None = None) -> Tensor:
     return (torch.triu if node.get("upper", 1) else torch.tril)(x, 0 if diagonal is None else int(diagonal.item()))
 
@@ -370,6 +376,10 @@ OPERATORS: dict[str, Function] = {
     "Concat": lambda node, *values: torch.cat(values, node.settings["axis"]),
     "Expand": lambda _node, x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(map(int, shape)))),
     "Tile": lambda _node, x, times: x.repeat(list(map(int, times))),
+    # around the networks of scikit-learn
+    "Scaler": _of(_scaled, offset=(0.0,), scale=(1.0,)), "ZipMap": lambda _node, x: x,
+    "Binarizer": lambda node, x: (x > node.get("threshold", 0.0)).to(x.dtype),
+    "ArrayFeatureExtractor": lambda _node, x, index: torch.index_select(x, -1, index.reshape(-1)).reshape(1, -1),
     "DepthToSpace": _of(_depth_to_space, blocksize=1, mode="DCR"), "SpaceToDepth": _of(_space_to_depth, blocksize=1),
 }  # fmt: skip
 """Name of an operator to what computes it."""

@@ -167,6 +167,12 @@ def declared_inputs(graph: Any) -> list[Declared]:
         if not value.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
             raise InputError(f"its input {value.name!r} is no tensor of numbers.")
         sizes = tuple(size.dim_value if size.dim_value > 0 else size.dim_param or "?" for size in kind.shape.dim)
+        batch = next((index for index, size in enumerate(sizes) if isinstance(size, str) and "batch" in size.lower()), 0)
+        if batch > 0:
+            raise InputError(
+                f"its input {value.name!r} has the samples of a batch along dimension {batch + 1} ({sizes[batch]!r}), not along "
+                "the first; export the model with the batch first."
+            )
         inputs.append(Declared(value.name, sizes if kind.HasField("shape") else None, DTYPES[kind.elem_type]))
     return inputs
 
