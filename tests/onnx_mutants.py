@@ -65,7 +65,8 @@ def bases() -> list[tuple[Any, tuple[int, ...]]]:
         for kind, name in (("Neg", "minus"), ("Identity", "plus"))
     ]
     plain = [
-        node("Constant", [], ["k"], value=numpy_helper.from_array(array(5, 4), "k")), node("Transpose", ["k"], ["t"], perm=[1, 0]),
+        node("Constant", [], ["k"], value=numpy_helper.from_array(array(5, 4), "k")),
+        node("Transpose", ["k"], ["t"], perm=[1, 0]),
         node("QuantizeLinear", ["t", "step"], ["q"]), node("DequantizeLinear", ["q", "step"], ["d"]),
         node("MatMul", ["x", "d"], ["h"]), node("Shape", ["h"], ["s"]), node("Gather", ["s", "one"], ["size"], axis=0),
         node("Equal", ["size", "five"], ["c"]), node("If", ["c"], ["z"], then_branch=branch[0], else_branch=branch[1]),

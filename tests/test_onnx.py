@@ -6,6 +6,9 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -196,8 +199,8 @@ def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> No
 
 
 ROUNDING = {"light_resnet50": 14, "light_vgg19": 2}
-"""All their filters are equal numbers, so all classes have one value, of size 10^18 and more: which of them the softmax takes is
-a matter of rounding, and no graph can be compared with that. They are refused; what stands before has so many parameters."""
+"""All their filters are equal numbers, so all classes have one value, of size 10^18 and more: which of them the softmax takes
+is a matter of rounding, and no graph can be compared with that. They are refused; what stands before has so many parameters."""
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
@@ -647,8 +650,9 @@ def test_a_function_of_the_file_is_what_it_says(tmp_path: Path) -> None:
     inner = helper.make_function("own", "Leaky", ["a"], ["b"], [leaky], opsets, ["alpha"])
     inner.node[0].attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT))
     body = [
-        node("MatMul", ["x", "w"], ["h"], name="matmul"), node("Leaky", ["h"], ["y"], domain="own", alpha=0.25, name="activation"),
-    ]  # fmt: skip
+        node("MatMul", ["x", "w"], ["h"], name="matmul"),
+        node("Leaky", ["h"], ["y"], domain="own", alpha=0.25, name="activation"),
+    ]
     layer = helper.make_function("own", "Layer", ["x", "w"], ["y"], body, opsets)
     nodes = [node("Layer", ["x", "w"], ["y"], domain="own", name="layer")]
     path = write(tmp_path / "m.onnx", nodes, {"w": V}, ["n", 4])
@@ -743,3 +747,20 @@ def test_weights_in_lists_of_a_constant_go_back_too(tmp_path: Path) -> None:
         module.get_parameter("c").mul_(2)
     save(module, tmp_path / "again.onnx")
     assert read_onnx(tmp_path / "again.onnx").get_parameter("c").tolist() == [2, 4, 6, 8]
+
+
+# ---- damaged files
+
+
+@pytest.mark.hunt
+@pytest.mark.parametrize("first", range(0, 2000, 250))
+def test_a_damaged_file_is_refused_or_read_in_little_time_and_memory(first: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("onnx_mutants.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, tmp_path, str(first), "250"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.split()[1:2] not in (["read"], ["refused"])] == [], done.stderr
+    assert done.returncode == 0 and len(lines) == 250, done.stderr
+    assert sum(line.split()[1] == "read" for line in lines) > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["mutant.onnx"]

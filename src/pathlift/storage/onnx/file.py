@@ -35,17 +35,7 @@ MOST_NODES = 1 << 17
 
 
 def load_program(path: Path) -> Any:
-    """Read a program as it stands, without weights that lie in other files.
-
-    Args:
-        path: The file.
-
-    Returns:
-        A ``ModelProto``; the value of every ``Constant`` in it is a tensor.
-
-    Raises:
-        InputError: It is not what an ONNX file should be.
-    """
+    """Read a program as it stands, without weights in other files; the value of every ``Constant`` in it is a tensor."""
     onnx = package("onnx", "onnx")
     program = onnx.load(str(path), load_external_data=False)
     _check_depth(program.graph, 0)
@@ -56,17 +46,7 @@ def load_program(path: Path) -> Any:
 
 
 def flattened(program: Any) -> Any:
-    """Return a program without functions, in a version of the standard that is read, after a look at all of it.
-
-    Args:
-        program: A ``ModelProto``.
-
-    Returns:
-        The program itself where it is so already.
-
-    Raises:
-        InputError: It holds what is not read, or is made wrongly.
-    """
+    """Return a program without functions, in a version of the standard that is read, after a look at all of it."""
     onnx = package("onnx", "onnx")
     called = {(function.domain, function.name): function for function in program.functions}
     if any((node.domain, node.op_type) in called for node in nodes_of(program.graph)):
@@ -86,17 +66,7 @@ def flattened(program: Any) -> Any:
 
 
 def opset_of(program: Any) -> int:
-    """Return the version of the standard that a program is written in.
-
-    Args:
-        program: A ``ModelProto``.
-
-    Returns:
-        The version.
-
-    Raises:
-        InputError: It names none, or a later one than those that are read.
-    """
+    """Return the version of the standard that a program is written in."""
     version = max((opset.version for opset in program.opset_import if opset.domain in STANDARD), default=0)
     if not 1 <= version <= OPSETS[-1]:
         named = f"version {version} of the standard (opset)" if version else "no version of the standard"
@@ -118,15 +88,7 @@ def nodes_of(graph: Any) -> Iterator[Any]:
 
 
 def constants(graph: Any, *, inner: bool = True) -> Iterator[tuple[str, Any, bool]]:
-    """Iterate over the constants of a graph and, if asked for, of the branches in it.
-
-    Args:
-        graph: A ``GraphProto``.
-        inner: Whether to look into branches.
-
-    Yields:
-        The name of a value, its ``TensorProto``, and whether it is an initialiser, not a ``Constant``.
-    """
+    """Yield the name, the ``TensorProto`` and whether it is an initialiser of every constant; also of those in branches."""
     for tensor in graph.initializer:
         yield tensor.name, tensor, True
     for node in graph.node:
@@ -142,15 +104,7 @@ def name_of(node: Any) -> str:
 
 
 def read_weights(program: Any, path: Path) -> None:
-    """Read weights that are kept in other files, which must lie in the program's folder or below it.
-
-    Args:
-        program: The program; its weights are in it afterwards.
-        path: Its file.
-
-    Raises:
-        InputError: They lie elsewhere, or the files do not hold them.
-    """
+    """Read weights that are kept in other files, which must lie in the program's folder or below it, into the program."""
     external = [tensor for _, tensor, _ in constants(program.graph) if tensor.data_location == 1]
     entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in external]
     files = [_beside(path, entry.get("location", "")) for entry in entries]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pathlift.errors import InputError
-from pathlift.storage.onnx.program import Array, Node
+from pathlift.storage.onnx.program import Array
 from pathlift.storage.packages import package
 
 LARGEST = 1 << 24
@@ -39,38 +39,8 @@ def on_host(kind: str, arrays: Sequence[object]) -> bool:
     return kind != "ConstantOfShape" or math.prod(np.ravel(np.asarray(arrays[0])).tolist()) <= SMALL
 
 
-def evaluate(node: Node, arrays: Sequence[Array | None]) -> list[Array]:
-    """Evaluate one operator.
-
-    Args:
-        node: Of an operator in `HOST`.
-        arrays: Its inputs; None for those left out.
-
-    Returns:
-        The results.
-
-    Raises:
-        InputError: They would be larger than anything that sizes and indices need.
-    """
-    return run_alone(node.kind, node.version, node.settings, arrays, len(node.outputs))
-
-
-def run_alone(kind: str, version: int, settings: Mapping[str, Any], arrays: Sequence[Array | None], count: int) -> list[Array]:
-    """Run one operator in onnx's evaluator.
-
-    Args:
-        kind: Its name.
-        version: Version of the standard.
-        settings: Its attributes.
-        arrays: Its inputs; None for those left out.
-        count: How many results it has.
-
-    Returns:
-        The results.
-
-    Raises:
-        InputError: One would have more elements than `LARGEST`.
-    """
+def evaluate(kind: str, version: int, settings: Mapping[str, Any], arrays: Sequence[Array | None], count: int) -> list[Array]:
+    """Run one operator in onnx's evaluator, unless a result would have more than `LARGEST` elements."""
     onnx, reference = package("onnx", "onnx"), package("onnx.reference", "onnx")
     names = ["" if array is None else f"x{index}" for index, array in enumerate(arrays)]
     proto_of = onnx.numpy_helper.from_array

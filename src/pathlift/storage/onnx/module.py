@@ -45,17 +45,7 @@ REASONS = {
 
 @torch.library.custom_op("pathlift::refused", mutates_args=())
 def refused(values: Sequence[Tensor], operator: str, reason: str, advice: str) -> Tensor:
-    """Stand in a traced graph for an operator of a file that is not read; never run.
-
-    Args:
-        values: The tensors that it would have read.
-        operator: What is refused.
-        reason: Why.
-        advice: What to do.
-
-    Raises:
-        UnsupportedModelError: Always.
-    """
+    """Stand in a traced graph for an operator of a file that is not read; never run."""
     del values
     raise UnsupportedModelError((Problem("", operator, "", reason, advice),))
 
@@ -133,7 +123,8 @@ class Operator(nn.Module):
         """Return results that depend on sizes and constants only."""
         assert self.node is not None
         if not isinstance(values[0], Tensor):
-            return evaluate(self.node, values)
+            node = self.node
+            return evaluate(node.kind, node.version, node.settings, values, len(node.outputs))
         sizes = list(values[0].shape)
         chosen = math.prod(sizes) if self.node.kind == "Size" else sizes[self.node.get("start", 0) : self.node.get("end")]
         return [np.array(chosen, dtype=np.int64)]
@@ -189,14 +180,7 @@ class OnnxModule(Operator):
         nodes: Mapping[str, tuple[str, ...]],
         tensors: Mapping[Path, Tensor | None],
     ) -> None:
-        """Say what it runs.
-
-        Args:
-            program: The program.
-            inputs: What it takes.
-            nodes: Names of nodes to the values that they make.
-            tensors: Its weights: parameters, and tensors for buffers.
-        """
+        """Say what it runs; its weights are parameters, and tensors for buffers."""
         super().__init__()
         self.program = program
         self.inputs = tuple(inputs)
@@ -269,27 +253,12 @@ class OnnxModule(Operator):
         return [values[name] for name in program.outputs]
 
     def input_dtype(self, index: int, dtype: torch.dtype) -> torch.dtype:
-        """Return the type that an input has.
-
-        Args:
-            index: Which input.
-            dtype: Type of the first weight now.
-
-        Returns:
-            That of the file; that of the weights once they have another one than in the file, or where the file says integers.
-        """
+        """Return the type of an input: the file's; the weights', once they are of another, or where it says integers."""
         declared = self.inputs[index].dtype if index < len(self.inputs) else dtype
         return declared if (declared.is_floating_point and dtype in {self.held, declared}) or self.held is None else dtype
 
     def ending_at(self, until: str) -> OnnxModule | None:
-        """Return the part of the program that ends with a value, or with what a node makes.
-
-        Args:
-            until: Name of a value or a node in the file.
-
-        Returns:
-            A module with the same parameters; None if the file has neither.
-        """
+        """Return the part that ends with a value or what a node makes, with the same parameters; None if neither is there."""
         made = {name for node in self.program.nodes for name in node.outputs if name}
         outputs = (until,) if until in made else tuple(name for name in self.nodes.get(until, ()) if name in made)
         if not outputs:

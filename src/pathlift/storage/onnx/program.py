@@ -147,17 +147,7 @@ class Declared:
 
 
 def declared_inputs(graph: Any) -> list[Declared]:
-    """Return the inputs that a program declares.
-
-    Args:
-        graph: Its ``GraphProto``.
-
-    Returns:
-        All inputs without a value of their own.
-
-    Raises:
-        InputError: One is no tensor of numbers.
-    """
+    """Return the inputs that a program declares: all without a value of their own."""
     initialisers = {tensor.name for tensor in graph.initializer}
     inputs = []
     for value in graph.input:
@@ -170,25 +160,15 @@ def declared_inputs(graph: Any) -> list[Declared]:
         batch = next((index for index, size in enumerate(sizes) if isinstance(size, str) and "batch" in size.lower()), 0)
         if batch > 0:
             raise InputError(
-                f"its input {value.name!r} has the samples of a batch along dimension {batch + 1} ({sizes[batch]!r}), not along "
-                "the first; export the model with the batch first."
+                f"its input {value.name!r} has the samples of a batch along dimension {batch + 1} ({sizes[batch]!r}), not the "
+                "first; export the model with the batch first."
             )
         inputs.append(Declared(value.name, sizes if kind.HasField("shape") else None, DTYPES[kind.elem_type]))
     return inputs
 
 
 def tensor_of(array: Array) -> Tensor:
-    """Return an array as a tensor with memory of its own.
-
-    Args:
-        array: Numbers or truth values.
-
-    Returns:
-        A tensor of the same type.
-
-    Raises:
-        InputError: PyTorch has no such type.
-    """
+    """Return an array as a tensor of the same type, with memory of its own."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     try:
@@ -198,18 +178,7 @@ def tensor_of(array: Array) -> Tensor:
 
 
 def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[Path, Tensor]]:
-    """Read a program that has been looked at.
-
-    Args:
-        proto: A ``ModelProto``.
-        reserved: Attributes that every module has.
-
-    Returns:
-        The program, and its weights by their paths: parameters, and tensors for buffers.
-
-    Raises:
-        InputError: It holds numbers that are not read.
-    """
+    """Read a program that has been looked at, and its weights by their paths: parameters, and tensors for buffers."""
     onnx = package("onnx", "onnx")
     to_array, version = onnx.numpy_helper.to_array, opset_of(proto)
     nodes = list(nodes_of(proto.graph))

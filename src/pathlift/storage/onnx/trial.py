@@ -33,11 +33,7 @@ CARRIED = 300.0
 
 
 def mark_batch(module: OnnxModule) -> None:
-    """Find the sizes in constant shapes that are the number of samples.
-
-    Args:
-        module: What was read; ``keeps_batch`` of its nodes is set.
-    """
+    """Find the sizes in constant shapes that are the number of samples; ``keeps_batch`` of their nodes is set."""
     shapes = declared_shapes(module, None)
     if not shapes or not shapes[0] or (batch := shapes[0][0]) < 1 or any(shape[:1] != (batch,) for shape in shapes):
         return
@@ -65,15 +61,7 @@ def mark_batch(module: OnnxModule) -> None:
 
 
 def declared_shapes(module: OnnxModule, batch: int | None) -> list[tuple[int, ...]] | None:
-    """Return the shapes of all inputs.
-
-    Args:
-        module: What was read.
-        batch: Number of samples where the file leaves it open.
-
-    Returns:
-        The shapes; None if another size is open, or this one and there is no number for it.
-    """
+    """Return the shapes of all inputs, with `batch` where the number of samples is open; None if a size is left open."""
     shapes = []
     for declared in module.inputs:
         sizes = declared.shape and (declared.shape[0] or batch, *declared.shape[1:])

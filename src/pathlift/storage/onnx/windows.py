@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pathlift.errors import InputError
-from pathlift.storage.onnx.host import run_alone
+from pathlift.storage.onnx.host import evaluate
 from pathlift.storage.onnx.program import Array, Node, NotReadError
 
 Functions = Sequence[Callable[..., Tensor]]
@@ -215,7 +215,7 @@ def _resized(size: int, by: str, number: float, options: Options) -> Array:
         return _line(mode, size)
     given = np.array([number], np.int64 if by == "sizes" else np.float32)
     arrays = [_line(mode, size), None, *([None, given] if by == "sizes" else [given])]
-    (line,) = run_alone("Resize", 19, dict(options), arrays, 1)
+    (line,) = evaluate("Resize", 19, dict(options), arrays, 1)
     return line
 
 

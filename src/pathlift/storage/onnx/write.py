@@ -46,17 +46,7 @@ def save(model: OnnxModule, path: Path, *, replace: bool = False) -> None:
 
 
 def program_with(model: OnnxModule) -> Any:
-    """Return the program of a model's file with the weights that the model has now.
-
-    Args:
-        model: The model.
-
-    Returns:
-        A ``ModelProto``.
-
-    Raises:
-        InputError: It is a part of a file's model, or weights lie in functions of the file.
-    """
+    """Return the program of a model's file, a ``ModelProto``, with the weights that the model has now."""
     onnx = package("onnx", "onnx")
     program = onnx.ModelProto.FromString(model.onnx_source)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
