@@ -1,7 +1,7 @@
 """ONNX files that have been damaged, bit by bit or field by field: ``python tests/onnx_mutants.py FOLDER FIRST COUNT``.
 
-Prints a line for each: what became of it. The limits are those of the machine: memory by `resource`, seconds by a watch that
-ends the process, so that nothing that a file does can pass unseen.
+Prints a line for each: what became of it. The limits are those of the machine: memory by `resource`; seconds of the processor
+are counted, and a watch ends the process where one file takes far longer, so that nothing that a file does can pass unseen.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import faulthandler
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 SECONDS = 20
+"""Of the processor, for one file; on the wall it may be ten times as many."""
+
 MEMORY = 2 << 30
 
 NUMBERS = (-(1 << 63), -(1 << 31), -2, -1, 0, 1, 2, 3, 7, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1)
@@ -194,7 +197,8 @@ def main(folder: Path, first: int, count: int) -> None:
     for number in range(first, first + count):
         content, shape = mutant(number)
         path.write_bytes(content)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
+        start = time.process_time()
         print(number, end=" ", flush=True)
         try:
             print("read", pathlift.path_norm(load_model(str(path)), shape).log10, flush=True)
@@ -203,6 +207,7 @@ def main(folder: Path, first: int, count: int) -> None:
         except Exception as error:
             print("raised", repr(error)[:300], flush=True)
         faulthandler.cancel_dump_traceback_later()
+        assert time.process_time() - start < SECONDS, number
 
 
 if __name__ == "__main__":
