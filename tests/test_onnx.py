@@ -749,6 +749,19 @@ def test_weights_in_lists_of_a_constant_go_back_too(tmp_path: Path) -> None:
     assert read_onnx(tmp_path / "again.onnx").get_parameter("c").tolist() == [2, 4, 6, 8]
 
 
+def test_a_long_axis_that_is_not_resized_is_no_hindrance(tmp_path: Path) -> None:
+    nodes = [node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear")]
+    path = write(tmp_path / "m.onnx", nodes, {"sizes": ints(1, 1, 4, 70_000)}, [1, 1, 2, 70_000])
+    reads(path, lambda x: F.interpolate(x, size=(4, 70_000), mode="bilinear"), batch=1)
+
+
+def test_a_resizing_that_pytorch_does_not_know_is_refused(tmp_path: Path) -> None:
+    nodes = [node("Resize", ["x", "", "scales"], ["y"], mode="linear", coordinate_transformation_mode="asymmetric", name="up")]
+    path = write(tmp_path / "m.onnx", nodes, {"scales": np.array([1, 1, 2, 2], np.float32)}, [1, 1, 4, 4])
+    with pytest.raises(pathlift.UnsupportedModelError, match=r"Resize.*up.*PyTorch has no operator"):
+        read_onnx(path)(torch.ones(1, 1, 4, 4))
+
+
 # ---- damaged files
 
 

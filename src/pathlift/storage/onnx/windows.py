@@ -209,10 +209,10 @@ def _line(mode: str, size: int) -> Array:
 def _resized(size: int, by: str, number: float, options: Options) -> Array:
     """Return what onnx's own evaluator makes of a line of numbers."""
     mode, count = dict(options)["mode"], math.floor(number if by == "sizes" else size * number)
-    if not 0 < count <= LONGEST:
-        raise InputError(f"it resizes {size} positions to {count:,}.")
     if count == size and (by == "sizes" or number == 1):
         return _line(mode, size)
+    if not 0 < count <= LONGEST:
+        raise InputError(f"it resizes {size} positions to {count:,}.")
     given = np.array([number], np.int64 if by == "sizes" else np.float32)
     arrays = [_line(mode, size), None, *([None, given] if by == "sizes" else [given])]
     (line,) = evaluate("Resize", 19, dict(options), arrays, 1)
