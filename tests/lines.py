@@ -34,6 +34,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "metric": (MODEL[0], "torch.nn:Linear", *MODEL[1:]),
     "compare": ("weights.safetensors", "other.safetensors", "--model", *MODEL),
     "prune": (*MODEL, "--amount", "0.5", "--criterion", "wanda", "--data", "data.safetensors"),
+    "shrink": MODEL,
     "rescale": (*MODEL, "--to", "random"),
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
     "certify": (*MODEL, "--data", "data.safetensors", "--bits", "8"),

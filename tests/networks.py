@@ -15,7 +15,7 @@ from cases import OPERATORS, Fn, _ops
 
 Shape: TypeAlias = "tuple[int, ...]"
 Draw: TypeAlias = "Callable[[st.SearchStrategy[object]], object]"
-PER_PART = 20
+PER_PART = 10
 """Random networks per test."""
 
 

@@ -48,6 +48,7 @@ EXTRAS = (
     ("timm", ("norm", "timm:resnet18")),
     ("transformers", ("norm", "hf:folder", "--shape", "4")),
     ("onnx", ("norm", "model.onnx", "--shape", "4")),
+    ("torch-pruning", ("shrink", *MODEL)),
     ("demo", ("certify", *MODEL, "--data", "digits")),
     ("experiments", ("experiment", "lottery", "--data", "digits", "--out", "lottery")),
     ("experiments", ("compare", "pruned.safetensors", "--model", "nets:mlp", "--shape", "4", "--plot", "a.png")),

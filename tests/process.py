@@ -120,6 +120,27 @@ def _step(world: World, use: Callable[[torch.optim.Optimizer, nn.Module], object
     return model.state_dict(), [memory["momentum_buffer"].tolist() for memory in optimizer.state.values()]
 
 
+def _kept(world: World, optimizer: torch.optim.Optimizer, model: nn.Module) -> pruning.MaskHandle:
+    with torch.no_grad():
+        model[0].weight.mul_(world.masks["0.weight"])
+    return pruning.keep_masks(optimizer, world.masks, model)
+
+
+def _shrunk(world: World) -> object:
+    """One channel that nothing reads goes, an output whose weights are 0 stays."""
+    mask = torch.arange(24).reshape(3, 8) % 8 >= 4
+    mask[1] = False
+    return pruning.shrink(pruning.apply_masks(world.model, {"5.weight": mask}), SHAPE)
+
+
+def _refused(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except pathlift.InputError as error:
+        return str(error)
+    raise AssertionError("this should have been refused")
+
+
 def _regularised(world: World) -> object:
     found = pathlift.log_path_norm(world.network, world.model)
     return found.detach()  # whether it can be differentiated is for the caller's mode to say
@@ -159,6 +180,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "default_shape": lambda w: storage.default_shape("torchvision:resnet18"),
     "from_torch_prune": lambda w: pruning.from_torch_prune(pruning.to_torch_prune(w.model, w.masks)),
     "importance_scores": lambda w: list(pruning.importance_scores(w.model, w.weights()).values()),
+    "keep_masks": lambda w: _step(w, lambda o, m: _kept(w, o, m)),
     "load_masks": _loaded,
     "load_model": lambda w: pathlift.load_model("torch.nn:Linear", arguments={"in_features": 2, "out_features": 3}),
     "load_state": lambda w: storage.load_state(w.file),
@@ -176,8 +198,10 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "save_masks": _saved,
     "save_tensors": lambda w: storage.save_tensors(w.near, w.folder / "near.safetensors"),
     "sharpness": lambda w: pathlift.consequences.sharpness(w.network, w.x, w.y, 0.1, steps=2),
+    "shrink": _shrunk,
     "stream": _streamed,
     "symmetries": lambda w: pathlift.symmetries(w.network),
+    "to_semi_structured": lambda w: _refused(lambda: pruning.to_semi_structured(w.model)),  # its layers have no 2:4 weights
     "to_torch_prune": lambda w: pruning.to_torch_prune(w.model, w.masks),
     "unit_path_magnitude": lambda w: pathlift.unit_path_magnitude(w.network),
     "with_state": lambda w: pathlift.rescaling.with_state(w.model, w.far),
@@ -198,6 +222,8 @@ METHODS: dict[str, Callable[[World], object]] = {
     "PathMetric.estimate": lambda w: pathlift.path_metric(w.network, w.far).estimate(4),
     "PathKernel.coordinates": lambda w: pathlift.path_kernel([w.network, w.near, w.file]).coordinates(),
     "Criterion.scores": lambda w: pruning.CRITERIA["wanda"].scores(w.network, w.x),
+    "MaskHandle.remove": lambda w: _step(w, lambda o, m: _kept(w, o, m).remove()),
+    "NofM.holds": lambda w: pruning.NofM(2, 4).holds(torch.eye(4, device="cpu")),
     "NofM.fits": lambda w: pruning.NofM(2, 4).fits(torch.ones(4, 4, device="cpu")),
     "ScorePruning.compute_mask": lambda w: pruning.ScorePruning(0.5).compute_mask(
         w.one[0, 0, 0], torch.ones_like(w.one[0, 0, 0])

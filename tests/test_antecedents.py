@@ -114,6 +114,7 @@ def count_of_components(reads: Tensor) -> int:
     return len(sets)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CASES)
 def test_groups_of_factors_are_the_components_that_an_operator_joins(name: str) -> None:
     torch.manual_seed(0)
@@ -122,6 +123,7 @@ def test_groups_of_factors_are_the_components_that_an_operator_joins(name: str) 
     assert len(pathlift.symmetries(model, shape)) == count_of_components(joined(model.op, shape))
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("name", CASES)
 def test_groups_of_channels_are_the_components_that_an_operator_joins(name: str) -> None:
     torch.manual_seed(0)

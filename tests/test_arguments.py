@@ -28,7 +28,7 @@ from pathlift.arguments.registry import DECLARED, kind_of
 from pathlift.errors import shortage
 from pathlift.rescaling import training
 from rooms import imports
-from wrong import CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
+from wrong import ACCELERATED, CALLS, FAIR, VALUES, World, arguments, fair, run, surface, tried
 
 FUNCTIONS = surface()
 EACH = 4 * LONGER
@@ -125,7 +125,7 @@ def test_an_argument_that_nobody_declared_is_an_error_at_the_first_call() -> Non
 # ----------------------------------------------------------------------------------------------------------- wrong values
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ACCELERATED])
 def test_a_right_call_is_answered(world: World, name: str) -> None:
     run(FUNCTIONS[name], CALLS[name](world))
 
@@ -356,7 +356,7 @@ def test_every_command_has_a_right_line() -> None:
     assert set(commands()) == set(LINES)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("command", LINES)
 def test_a_bad_command_line_ends_in_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

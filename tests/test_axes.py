@@ -177,16 +177,16 @@ def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.one_in(24)
-@pytest.mark.parametrize("part", range(14 * LONGER))
+@pytest.mark.one_in(48)
+@pytest.mark.parametrize("part", range(28 * LONGER))
 def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
-    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program, 10)
+    over(moving_networks(stages=(2, 6), most=150), part, _against_the_program, 5)
 
 
-@pytest.mark.one_in(24)
-@pytest.mark.parametrize("part", range(14 * LONGER))
+@pytest.mark.one_in(48)
+@pytest.mark.parametrize("part", range(28 * LONGER))
 def test_moving_networks_agree_with_the_paths(part: int) -> None:
-    over(moving_networks(stages=(1, 3), most=36), 1_000 + part, _against_the_paths, 8)
+    over(moving_networks(stages=(1, 3), most=36), 1_000 + part, _against_the_paths, 4)
 
 
 MAPS = (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -383,3 +386,68 @@ def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> Non
     ):
         with pytest.raises(pathlift.InputError, match=message):
             load_data(name, shape)
+
+
+def small(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).to(dtype)
+
+
+DOORS: dict[str, Callable[[nn.Module, Any], object]] = {
+    "capture": pathlift.capture,
+    "check_support": pathlift.check_support,
+    "path_norm": pathlift.path_norm,
+    "path_lifting": lambda model, x: pathlift.path_lifting(model, x, None),
+    "path_metric": lambda model, x: pathlift.path_metric(model, small(), x),
+    "path_norms": lambda model, x: list(pathlift.path_norms(model, [small()], x)),
+    "path_kernel": lambda model, x: pathlift.path_kernel([model, small()], x),
+    "symmetries": pathlift.symmetries,
+    "lipschitz_bound": lambda model, x: pathlift.lipschitz_bound(model, small(), x),
+    "expected_bound": lambda model, x: pathlift.lipschitz.expected_bound(model, small(), [x]),
+    "gradient_norms": pathlift.lipschitz.gradient_norms,
+    "certify": pathlift.certify,
+    "certify batches": lambda model, x: pathlift.certify(model, [x]),
+    "attack": pathlift.attack,
+    "prune": lambda model, x: pathlift.prune(model, x, 0.5),
+    "sharpness": lambda model, x: pathlift.consequences.sharpness(model, x, torch.zeros(len(x), dtype=torch.int64), 0.1),
+}
+"""Functions that take inputs or samples."""
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("door", DOORS)
+def test_inputs_of_another_type_than_the_weights_are_refused_with_both(door: str) -> None:
+    for dtype, words in ((torch.float64, "float64.*float32"), (torch.int64, "int64.*float32")):
+        with pytest.raises(pathlift.InputError, match=rf"{words}.*Convert the input with \.to\(torch\.float32\)"):
+            DOORS[door](small(), torch.ones(2, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_arrays_are_refused_with_the_way_to_a_tensor(door: str) -> None:
+    for array in (np.ones((2, 3), dtype=np.float32), [np.ones((2, 3))]):
+        with pytest.raises(pathlift.InputError, match=r"torch\.from_numpy"):
+            DOORS[door](small(), array)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(3, 2, 1), nn.ConvTranspose1d(3, 2, 1), nn.BatchNorm1d(3), nn.PReLU(3)])
+def test_layers_of_any_kind_name_both_types(layer: nn.Module) -> None:
+    with pytest.raises(pathlift.InputError, match=r"dtype float64, the weights have float32"):
+        pathlift.capture(layer, torch.ones(1, 3, 2, dtype=torch.float64))
+    with pytest.raises(pathlift.InputError, match=r"dtype float32, the weights have float64"):
+        pathlift.capture(copy.deepcopy(layer).double(), torch.ones(1, 3, 2))
+
+
+def test_a_model_that_converts_its_inputs_is_read_and_one_outside_the_theory_is_told_why() -> None:
+    class Converting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float())
+
+    x, model = torch.ones(1, 3, dtype=torch.float64), Converting(3, 2)
+    assert pathlift.path_norm(model, x).value == pathlift.path_norm(model, (3,)).value
+    with pytest.raises(pathlift.UnsupportedModelError, match="gelu"):
+        pathlift.capture(nn.Sequential(Converting(3, 2), nn.GELU()), x)
+
+
+def test_weights_that_are_arrays_are_refused_with_the_way_to_a_tensor() -> None:
+    arrays = {name: value.numpy() for name, value in small().state_dict().items()}
+    with pytest.raises(pathlift.MismatchError, match=r"torch\.from_numpy"):
+        pathlift.path_metric(small(), arrays, (3,))

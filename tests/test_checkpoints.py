@@ -678,6 +678,7 @@ TAKERS: dict[str, Callable[[nn.Module, Any], object]] = {
     "path_metric": lambda model, other: pathlift.path_metric(model, other, (4,)).upper,
     "path_metric_bounds": lambda model, other: [own.log10 for own in pathlift.metric.path_metric_bounds(model, other, (4,))],
     "path_norms": lambda model, other: [own.value for own in pathlift.path_norms(model, [other], (4,))],
+    "log_path_norm": lambda model, other: pathlift.log_path_norm(pathlift.capture(model, (4,)), other).item(),
     "path_metrics": lambda model, other: [own.upper for own in pathlift.path_metrics(model, [other], (4,))],
     "path_kernel": lambda model, other: pathlift.path_kernel([model, other], (4,)).cosine.tolist(),
     "equivalent": lambda model, other: bool(pathlift.equivalent(model, other, (4,))),
@@ -691,6 +692,7 @@ TAKERS: dict[str, Callable[[nn.Module, Any], object]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("function", TAKERS)
 def test_a_file_stands_for_its_weights(function: str, here: Path) -> None:
     other = mlp(3).state_dict()

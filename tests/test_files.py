@@ -425,6 +425,7 @@ NAMES = {
 }
 
 
+@pytest.mark.one_in(3)
 @needs_onnx
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_an_onnx_file_becomes_source(name: str) -> None:

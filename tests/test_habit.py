@@ -10,6 +10,24 @@ import pytest
 from _pytest.mark.structures import Mark
 
 import conftest
+import test_bounds
+import test_enclosure
+import test_enumeration
+import test_forward
+import test_metric_bounds
+import test_symmetries
+from cases import NETWORKS, OPERATORS
+
+LAWS = (
+    test_enumeration.test_every_quantity_agrees_with_the_paths,
+    test_enumeration.test_the_key_identity_holds,
+    test_forward.test_the_graph_computes_what_the_model_computes,
+    test_symmetries.test_every_operator_ties_what_its_paths_tie,
+    test_enclosure.test_every_operator_stays_inside,
+    test_bounds.test_bounds_hold_for_every_operator,
+    test_metric_bounds.test_bounds_on_the_metric_hold_for_every_operator,
+)
+"""Tests of every operator: `make test` runs a part of each."""
 
 
 class Item:
@@ -35,6 +53,16 @@ def test_of_every_n_parameters_one_stays_and_the_hunt_has_the_others() -> None:
     conftest.pytest_collection_modifyitems(shuffled)  # type: ignore[arg-type]
     assert [item.added for item in several] == [["hunt"], [], ["hunt"], ["hunt"], [], ["hunt"], ["hunt"], []]
     assert not any(item.added for item in all_kept)
+
+
+def test_every_operator_is_in_a_law_that_make_test_runs() -> None:
+    left = set(range(len([*OPERATORS, *NETWORKS])))
+    for law in LAWS:
+        marks = {mark.name: mark for mark in law.pytestmark}  # type: ignore[attr-defined]
+        assert marks["parametrize"].args == ("case", [*OPERATORS, *NETWORKS])
+        (count,), first = marks["one_in"].args, marks["one_in"].kwargs.get("first", 0)
+        left -= set(range(first, len(OPERATORS) + len(NETWORKS), count))
+    assert not left, [[*OPERATORS, *NETWORKS][number].name for number in sorted(left)]
 
 
 def test_make_test_and_make_hunt_run_every_test_between_them() -> None:

@@ -26,6 +26,7 @@ def _phis(model: nn.Module, states: list[dict[str, Tensor]], shape: tuple[int, .
     return torch.stack([pathlift.path_lifting(pathlift.rescaling.with_state(model, state), shape).phi for state in states])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
 def test_the_kernel_is_that_of_the_enumerated_liftings(size: float) -> None:
     model = random_perceptron(3, 4, 4, 2)

@@ -60,6 +60,7 @@ def test_powers_of_two_change_no_bit_of_norm_and_scores() -> None:
     assert not torch.equal(magnitude, torch.cat([p.abs().flatten() for p in other.parameters()]))
 
 
+@pytest.mark.hunt
 def test_any_rescaling_leaves_norm_and_scores_to_rounding() -> None:
     model = trained_like("resnet18")
     other = rescaled_resnet(model, (1e-3, 0.7, 1.0, 3.3, 1e5), seed=5)

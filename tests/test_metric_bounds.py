@@ -58,8 +58,8 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert_enclosed(model, shape)
 
 
-@pytest.mark.one_in(6)
-@pytest.mark.parametrize("part", range(4 * LONGER))
+@pytest.mark.one_in(12)
+@pytest.mark.parametrize("part", range(8 * LONGER))
 def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:
     over(networks(), 500 + part, _enclosed)
 

@@ -126,10 +126,11 @@ def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
         yield program, tensors, results
 
 
-@pytest.mark.parametrize("shard", [pytest.param(place, marks=pytest.mark.one_in(8)) for place in range(8)])
+@pytest.mark.one_in(16)
+@pytest.mark.parametrize("shard", range(16))
 def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> None:
     compared = 0
-    for case in node_cases()[shard::8]:
+    for case in node_cases()[shard::16]:
         for program, given, expected in decided(case):
             (tmp_path / "m.onnx").write_bytes(program.SerializeToString())
             try:
@@ -141,7 +142,7 @@ def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> Non
                 rough = 8 * torch.finfo(torch.bfloat16).eps if two.dtype in {torch.float16, torch.bfloat16} else 1e-3
                 torch.testing.assert_close(one.detach(), two, rtol=rough, atol=rough / 100, equal_nan=True, msg=case.name)
             compared += 1
-    assert compared > 80
+    assert compared > 40
 
 
 REFUSED_CASES = {
@@ -301,7 +302,7 @@ def exported(model: nn.Module, path: Path, *, new: bool, opset: int | None = Non
 
 
 @needs_script
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("kind", [Residual, UpAgain, Shuffled])
 @pytest.mark.parametrize("way", ["new", "new, any batch", "old", "old, any batch", "old, opset 9"])
 def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_path: Path) -> None:

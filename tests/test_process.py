@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from process import (
     INTERNAL,
     METHODS,
     PUBLIC,
+    ROOMS,
     SHAPE,
     World,
     contents,
@@ -131,7 +133,7 @@ def test_every_public_function_and_method_is_tried() -> None:
     assert methods - INTERNAL <= set(METHODS)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("around", CIRCUMSTANCES)
 def test_a_call_gives_the_same_bits_or_is_refused_whatever_is_around_it(around: str) -> None:
     refused = []
@@ -462,3 +464,11 @@ def test_captures_leave_nothing_behind() -> None:
         once()
     assert live_tensors() <= tensors  # what another test left may go meanwhile
     assert len(gc.get_objects()) - objects < 60 * times  # four captures
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room])
+def test_a_name_that_lives_in_a_package_is_pointed_to(room: str) -> None:
+    for name in set(import_module(f"pathlift{room}").__all__) - set(pathlift.__all__):
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}'; it lives in pathlift\.\w+: from pathlift\."):
+            getattr(pathlift, name)
+    assert not hasattr(pathlift, "path_nrom")

@@ -23,13 +23,13 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.one_in(26)
-@pytest.mark.parametrize("part", range(14 * LONGER))
+@pytest.mark.one_in(52)
+@pytest.mark.parametrize("part", range(28 * LONGER))
 def test_random_networks_agree_with_the_paths(part: int) -> None:
     over(networks(), part, _check)
 
 
 @pytest.mark.hunt
-@pytest.mark.parametrize("part", range(6 * LONGER))
+@pytest.mark.parametrize("part", range(12 * LONGER))
 def test_pairs_of_operators_agree_with_the_paths(part: int) -> None:
     over(operator_pairs(), 10_000 + part, _check)

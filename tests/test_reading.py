@@ -1036,3 +1036,30 @@ def test_numbers_and_ends_of_every_kind(function: Callable[..., Any], factor: fl
 def test_a_layer_of_no_neurons_is_refused() -> None:
     with pytest.raises(pathlift.UnsupportedModelError, match="no elements"):
         pathlift.capture(Numbered(lambda m, h, x: (h, x[:, :0])), (2,))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table, self.last = nn.Linear(4, 4), nn.Embedding(4, 4), nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        h = h.unsqueeze(-1) * (h > 0).to(h.dtype).unsqueeze(-1)
+        h = torch.where(x > 0, h.squeeze(-1), x)
+        h = h + self.table(x.topk(2).indices).sum(1)
+        return self.last(h * nn.functional.one_hot(x.argmax(-1), 4))
+
+
+def test_what_follows_from_a_refusal_is_no_cause_of_its_own() -> None:
+    problems = pathlift.check_support(Masked(), (4,)).problems
+    assert [problem.op for problem in problems] == [
+        "aten.gt.Scalar", "aten.gt.Scalar", "aten.topk.default", "aten.argmax.default", "aten.gelu.default",
+    ]  # fmt: skip
+
+
+def test_a_second_model_is_read_to_where_the_first_one_was() -> None:
+    one, two = (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
+    network = pathlift.capture(one, (4,), until="0")
+    assert pathlift.path_metric(network, two).upper >= pathlift.path_metric(one[0], two[0].state_dict(), (4,)).lower
+    assert pathlift.path_metric(network, two, q=2).value == pathlift.path_metric(one[0], two[0], (4,), q=2).value

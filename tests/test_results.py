@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.results import LINE, Result
+from pathlift.graph.calling import leaves
+from pathlift.results import LINE, Result, plain
 from process import FUNCTIONS, METHODS, PUBLIC, World
 
 MODELS = (pathlift.Network, pathlift.storage.Checkpoint, pathlift.pruning.Batch)
@@ -77,15 +79,15 @@ def test_a_result_prints_as_one_line(name: str) -> None:
 @pytest.mark.parametrize("name", classes())
 def test_a_result_becomes_json_and_comes_back(name: str) -> None:
     result = results()[name]
-    plain = result.to_dict()
-    again = json.loads(json.dumps(plain))
-    assert list(again) == list(plain) and len(plain) > 0
-    assert all(not isinstance(value, Tensor) for value in plain.values())
+    written = result.to_dict()
+    assert json.loads(json.dumps(written, allow_nan=False)) == written and len(written) > 0
+    assert all(not isinstance(value, Tensor) for value in written.values())
     for key, value in vars(result).items():
         if isinstance(value, (float, int, str, bool)) and not key.startswith("_"):
-            assert plain[key] == value or value != value, key
+            assert type(value)(written[key]) == value or value != value, key
         if isinstance(value, Tensor) and not key.startswith("_"):
-            assert torch.equal(torch.tensor(plain[key], dtype=value.dtype).nan_to_num(), value.nan_to_num()), key
+            numbers = torch.tensor([float(word) for word in leaves(written[key])], dtype=torch.float64).reshape(value.shape)
+            assert torch.equal(numbers.nan_to_num(), value.double().nan_to_num()), key
 
 
 class Tags(html.parser.HTMLParser):
@@ -125,7 +127,7 @@ def test_a_result_is_pickled_and_copied(name: str, make: Any) -> None:
     if isinstance(made, Result):
         assert type(made) is type(result) and str(made.to_dict()) == str(result.to_dict())
     else:  # a state-dict pickles as one, for torch.load(…, weights_only=True)
-        assert isinstance(result, dict)
+        assert isinstance(result, dict) and type(made) is OrderedDict
         assert all(torch.equal(made[key], value) for key, value in result.items())
 
 
@@ -180,10 +182,31 @@ def test_large_results_stay_short() -> None:
     assert len(repr(problem)) <= LINE and repr(problem).endswith("…)")
 
 
-def test_numbers_that_are_not_finite_stay_numbers() -> None:
+def test_numbers_that_are_not_finite_are_words_that_float_reads() -> None:
     bound = pathlift.metric.MetricBound("x", "y", "lower", -math.inf, invariant=True)
-    plain = {"name": "x", "reference": "y", "side": "lower", "log10": -math.inf, "invariant": True, "reason": ""}
-    assert bound.to_dict() == plain == json.loads(json.dumps(plain))
+    words = {"name": "x", "reference": "y", "side": "lower", "log10": "-inf", "invariant": True, "reason": ""}
+    assert bound.to_dict() == words == json.loads(json.dumps(words, allow_nan=False))
+    values = {"tensor": torch.tensor([[math.inf, 1.0], [math.nan, -0.5]]), "within": (bound, [-math.inf])}
+    assert plain(values) == {"tensor": [["inf", 1.0], ["nan", -0.5]], "within": [words, ["-inf"]]}
+    assert all(float(word) == value for word, value in (("inf", math.inf), ("-inf", -math.inf)))
+
+
+def test_every_result_of_networks_without_paths_is_json() -> None:
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    nothing = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    huge = {name: torch.full_like(value, 1e38) for name, value in model.state_dict().items()}
+    empty, x = pathlift.rescaling.with_state(model, nothing), torch.ones(1, 2)
+    found = [
+        pathlift.path_norm(empty, (2,)),
+        pathlift.path_metric(empty, nothing, (2,)),
+        pathlift.path_metric(model, huge, (2,)),
+        *pathlift.metric.path_metric_bounds(empty, nothing, (2,)),
+        pathlift.certify(pathlift.rescaling.with_state(model, huge), x),
+        pathlift.lipschitz_bound(model, huge, x),
+        pathlift.path_kernel([nothing, nothing], (2,), model=model),
+    ]
+    texts = [json.dumps(result.to_dict(), allow_nan=False) for result in found]
+    assert sum("inf" in text for text in texts) >= 4
 
 
 def test_names_are_escaped_in_a_table() -> None:

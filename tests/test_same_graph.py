@@ -265,7 +265,7 @@ def _alike(one: float, two: float) -> bool:
     return abs(one - two) <= 1e-5 * max(abs(one), abs(two))
 
 
-@pytest.mark.one_in(4, first=1)
+@pytest.mark.one_in(8, first=1)
 @pytest.mark.parametrize("way", SAME)
 def test_what_surrounds_a_network_makes_no_difference(way: str) -> None:
     model, first, second = SAME[way](plain()), plain(), moved()
@@ -365,3 +365,51 @@ def test_a_constant_is_told_by_its_elements_and_not_by_the_memory_around_them() 
     assert fingerprint(view) == fingerprint(view.clone())
     assert fingerprint(view) != fingerprint(large[4:9])
     assert fingerprint(torch.tensor([1 + 2j]).conj()) == fingerprint(torch.tensor([1 - 2j]))
+
+
+class TwoInputs(nn.Module):
+    """Not the same in its two inputs."""
+
+    def __init__(self, *, exchanged: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.one, self.two, self.exchanged = nn.Linear(3, 4), nn.Linear(3, 4), exchanged
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = (y, x) if self.exchanged else (x, y)
+        return F.relu(self.one(x) + self.two(y))
+
+
+def test_the_order_of_keywords_makes_no_difference() -> None:
+    model = TwoInputs()
+    shapes = {"x": (3,), "y": (3,)}
+    first, second = pathlift.capture(model, shapes), pathlift.capture(model, dict(reversed(shapes.items())))
+    assert pathlift.path_metric(first, second).value == 0
+    assert pathlift.equivalent(second, first)
+    samples = {"y": torch.randn(4, 3), "x": torch.randn(4, 3)}
+    assert not pathlift.lipschitz_bound(first, second, samples).any()
+    within = [pathlift.capture(Taking(model), {"given": given}) for given in (shapes, dict(reversed(shapes.items())))]
+    assert pathlift.path_metric(*within).value == 0
+    assert pathlift.path_metric(pathlift.capture(model, ((3,), (3,))), first).value == 0, "in order where containers differ"
+
+
+class Taking(nn.Module):
+    """Takes both inputs in a dictionary."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        return self.model(**given)
+
+
+def test_models_that_read_their_inputs_elsewhere_are_refused_for_that_reason() -> None:
+    shapes = {"x": (3,), "y": (3,)}
+    first = pathlift.capture(TwoInputs(), shapes)
+    with pytest.raises(MismatchError, match="read their inputs in different places"):
+        pathlift.path_metric(first, pathlift.capture(TwoInputs(exchanged=True), dict(reversed(shapes.items()))))
+    with pytest.raises(MismatchError, match=r"inputs as \(tensor, tensor\), the second as \{'y'"):
+        pathlift.path_metric(
+            pathlift.capture(TwoInputs(), ((3,), (3,))), pathlift.capture(TwoInputs(), dict(reversed(shapes.items())))
+        )

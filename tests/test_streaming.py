@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import pathlift
 from pathlift import reading
-from pathlift.cli import app
+from pathlift.cli.app import app
 from pathlift.storage.checkpoints import INDEX, Checkpoint
 
 

@@ -33,7 +33,7 @@ def generator(start: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(start)
 
 
-@pytest.mark.one_in(8, first=5)
+@pytest.mark.one_in(16, first=7)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_ties_what_its_paths_tie(case: Case) -> None:
     torch.manual_seed(0)
@@ -57,8 +57,8 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.one_in(15)
-@pytest.mark.parametrize("part", range(8 * LONGER))
+@pytest.mark.one_in(30)
+@pytest.mark.parametrize("part", range(16 * LONGER))
 def test_random_networks(part: int) -> None:
     over(networks(), 20_000 + part, _check)
 
@@ -67,8 +67,8 @@ def _check_invariance(model: nn.Module, shape: tuple[int, ...], weights: int) ->
     assert_symmetric(randomised(model, weights), examples(shape), generator(weights))
 
 
-@pytest.mark.one_in(9)
-@pytest.mark.parametrize("part", range(5 * LONGER))
+@pytest.mark.one_in(18)
+@pytest.mark.parametrize("part", range(10 * LONGER))
 def test_pairs_of_operators(part: int) -> None:
     over(operator_pairs(), 30_000 + part, _check_invariance)
 

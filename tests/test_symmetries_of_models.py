@@ -100,7 +100,7 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(found.factors, state.factors, rtol=1e-4, atol=0)
 
 
-@pytest.mark.one_in(16)  # the smallest
+@pytest.mark.hunt
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rescaling_of_a_known_architecture_is_seen(name: str) -> None:
     check(*build(name))

@@ -58,9 +58,10 @@ MODULES = (
 """Where users find functions."""
 
 MADE = {
-    "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family", "GeneralisationBound", "InputLipschitz",
-    "LipschitzBound", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude", "PathMetric", "PathNorm",
-    "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
+    "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
+    "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
+    "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
+    "ShrunkLayer", "Step", "SupportReport", "Tolerance",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -68,11 +69,19 @@ STEPS = {
     "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
+    "MaskCallback.on_train_start": "called by Lightning",
+    "MaskCallback.on_train_end": "called by Lightning",
+    "MaskCallback.on_exception": "called by Lightning",
+    "MaskHandle.remove": "takes no argument",
     "PathMagnitudeImportance.__call__": "called by Torch-Pruning",
     "told": "a text for messages",
     "package": "imports one of the packages that extras bring",
 }
 """Functions that users do not call, and why they are there."""
+
+
+ACCELERATED = {"to_semi_structured"}
+"""Functions that are answered on an accelerator alone."""
 
 
 def surface() -> dict[str, Callable[..., Any]]:
@@ -174,6 +183,7 @@ class World:
         network = pathlift.capture(model, (4,))
         groups = pathlift.symmetries(network)
         return {
+            "model": model,
             "network": network,
             "groups": groups,
             "optimizer": torch.optim.SGD(model.parameters(), 0.1),
@@ -194,10 +204,12 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Criterion": lambda w: {"name": "own", "what": "of mine", "score": lambda network, data, generator: w.scores},
     "Criterion.scores": lambda w: {"self": pathlift.pruning.CRITERIA["wanda"], "network": w.network, "data": w.x},
     "GeneralisationBound.vacuous": lambda w: {"self": generalisation_bound(w.network, samples=9), "loss_range": 1.0},
+    "MaskCallback": lambda w: {"masks": w.masks},
     "Network.kind_of": lambda w: {"self": w.network, "name": "0.weight"},
     "Network.named": lambda w: {"self": w.network, "state": w.state},
     "Network.values": lambda w: {"self": w.network, "state": w.state},
     "NofM": lambda w: {"n": 2, "m": 4},
+    "NofM.holds": lambda w: {"self": NofM(2, 4), "weight": torch.ones(4, 4)},
     "NofM.fits": lambda w: {"self": NofM(2, 4), "score": torch.ones(4, 4)},
     "PathKernel.coordinates": lambda w: {"self": pathlift.path_kernel([w.network, w.state]), "dimensions": 2},
     "PathMetric.estimate": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "samples": 3},
@@ -236,6 +248,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "gradient_norms": lambda w: {"model": w.network, "x": w.x},
     "importance_scores": lambda w: {"model": w.model, "scores": w.scores},
     "input_lipschitz": lambda w: {"model": w.network},
+    "keep_masks": lambda w: {**_some(w.trained, "optimizer", "model"), "masks": w.masks},
     "lipschitz_bound": lambda w: {"model": w.network, "other": w.state, "x": w.x},
     "load_masks": lambda w: {"path": w.stored_masks},
     "load_model": lambda w: {"name": "torch.nn:Flatten"},
@@ -257,8 +270,10 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "save_masks": lambda w: {"masks": w.masks, "path": w.folder / "written.safetensors"},
     "save_tensors": lambda w: {"tensors": w.state, "path": w.folder / "written.safetensors"},
     "sharpness": lambda w: {"model": w.network, "x": w.x, "y": w.y, "r": 0.1, "steps": 1},
+    "shrink": lambda w: {"model": w.model, "inputs": (4,)},
     "stream": lambda w: {"model": w.network, "weights": w.weights},
     "symmetries": lambda w: {"model": w.network},
+    "to_semi_structured": lambda w: {"model": w.model},
     "to_torch_prune": lambda w: {"model": w.model, "masks": w.masks},
     "unit_path_magnitude": lambda w: {"model": w.network},
     "with_state": lambda w: {"model": w.model, "state": w.state},
@@ -579,6 +594,10 @@ FAIR: dict[str, Fair] = {
     "capture.model": of_shapes,
     "check_support.model": lambda v: isinstance(v, nn.Module),
     "importance_scores.model": of_shapes,
+    "keep_masks.model": lambda v: v is None or of_shapes(v),
+    "shrink.model": of_shapes,
+    "to_semi_structured.model": never,
+    "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,
     "PathMagnitudeImportance.model": lambda v: isinstance(v, nn.Module),
@@ -587,6 +606,7 @@ FAIR: dict[str, Fair] = {
     "inputs": never,
     "capture.inputs": shape_like,
     "check_support.inputs": sizes_like,
+    "shrink.inputs": shape_like,
     "path_lifting.inputs": shape_like,
     "PathMagnitudeImportance.inputs": sizes_like,
     "RescaleCallback.inputs": sizes_like,
@@ -658,11 +678,13 @@ FAIR: dict[str, Fair] = {
     "what": lambda v: isinstance(v, str) and len(v) < 5000,
     "module": never,
     "masks": nothing,
+    "MaskCallback.masks": lambda v: nothing(v) or tensors_like(v),
     "apply_masks.masks": lambda v: nothing(v) or (state_like(v) and all(bool((own == 1).all()) for own in v.values())),
     "to_torch_prune.masks": lambda v: nothing(v) or (state_like(v) and all(bool((own == 1).all()) for own in v.values())),
     "save_masks.masks": lambda v: tensors_like(v) and all(bool(((own == 0) | (own == 1)).all()) for own in v.values()),
     "scores": lambda v: nothing(v) or ranked_like(v),
     "score": dense,
+    "weight": dense,
     "Criterion.score": callback(3),
     "t": lambda v: plain(v, (4,)),
     "default_mask": lambda v: plain(v, (4,)),

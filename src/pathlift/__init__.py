@@ -3,7 +3,7 @@
 Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
 every neuron-wise rescaling and are computed in about one forward pass each.
 
-The thirty names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
+The names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
 `pathlift.pruning`, `pathlift.rescaling`, `pathlift.metric`, `pathlift.lipschitz`, `pathlift.certification`,
 `pathlift.consequences`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
 ``pathlift --help`` need not wait for PyTorch.
@@ -11,6 +11,7 @@ The thirty names at the top are in `pathlift.public`; further ones are in their 
 
 import sys
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+APART = ("cli", "experiments", "lightning")
+"""Rooms that may need an extra: a missing name is not looked for in these."""
+
 
 class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
@@ -26,12 +30,14 @@ class _Package(ModuleType):
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         public = import_module("pathlift.public")
-        names = public.__all__
-        vars(self).update({own: getattr(public, own) for own in names}, __all__=names)
-        try:
+        vars(self).update({listed: getattr(public, listed) for listed in public.__all__}, __all__=public.__all__)
+        if name in vars(self):
             return vars(self)[name]
-        except KeyError:
-            raise AttributeError(f"module 'pathlift' has no attribute '{name}'") from None
+        rooms = [room.name for room in iter_modules(self.__path__) if not room.name.startswith("_")]
+        packages = [f"pathlift.{room}" for room in rooms if room not in APART]
+        lives = [package for package in packages if name in getattr(import_module(package), "__all__", ())]
+        advice = "".join(f"; it lives in {room}: from {room} import {name}" for room in lives[:1])
+        raise AttributeError(f"module 'pathlift' has no attribute '{name}'{advice}", name=name, obj=self)
 
     def __dir__(self) -> list[str]:
         """Return all names, the public ones too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -23,7 +24,7 @@ from pathlift.passes.programs import NormProgram, PartsProgram, Values
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, total
 from pathlift.reading import Inputs, capture, verify
-from pathlift.reading.second import given_weights
+from pathlift.reading.second import given_weights, other_state
 from pathlift.results import Result
 
 LOG10_OF_2 = math.log10(2.0)
@@ -231,7 +232,9 @@ class _Output:
 
 
 @public
-def log_path_norm(network: Network, weights: nn.Module | Mapping[str, Tensor] | None = None, q: float = 1) -> Tensor:
+def log_path_norm(
+    network: Network, weights: nn.Module | Mapping[str, Tensor] | Path | str | None = None, q: float = 1
+) -> Tensor:
     """Compute ln ‖Φ(θ)‖_q as a differentiable function of the parameters, for use as a regulariser.
 
     The logarithm keeps value and gradient finite at any depth; ``torch.exp`` of it is the path-norm.
@@ -240,7 +243,7 @@ def log_path_norm(network: Network, weights: nn.Module | Mapping[str, Tensor] | 
         network: The model, captured once outside the training loop.
         weights: The module whose parameters the result is differentiated by (the one that was captured, in general, or what
             wraps it), with its buffers as they are; or a mapping from parameter names to tensors, which may be a part of
-            them. None: no gradient.
+            them. None: those of the network; or a file of weights, as for `path_metric`. Neither has a gradient.
         q: Order, 1 ≤ q < ∞.
 
     Returns:
@@ -262,7 +265,11 @@ def log_path_norm(network: Network, weights: nn.Module | Mapping[str, Tensor] | 
     """
     order = float(q)
     verify(network)
-    state = dict(network.state) | ({} if weights is None else given_weights(network, weights))
+    state = dict(network.state)
+    if isinstance(weights, (str, Path)):
+        state |= other_state(network, weights)
+    elif weights is not None:
+        state |= given_weights(network, weights)
     network = compacted(network)
     values = network.values(state)
 

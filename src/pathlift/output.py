@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from pathlift.errors import InputError
+from pathlift.errors import InputError, PathliftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,9 @@ Writer = Callable[[Path], object]
 
 TENSORS = (".safetensors",)
 """Names of files of tensors end so."""
+
+MODELS = (".safetensors", ".pt", ".onnx", ".pt2")
+"""Names of files that a model is written to end so: state-dicts and programs."""
 
 
 def check_outputs(
@@ -137,6 +140,8 @@ def _write(path: Path, partial: Path, writer: Writer) -> None:
         partial.chmod(mode)  # some writers make files that nobody else can read
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror or type(error).__name__}.") from error
+    except PathliftError:
+        raise
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:  # a full disk; tensors that are not plain memory
         reason = str(error).split(" at path ", maxsplit=1)[0].replace(str(partial), str(path))
         raise InputError(f"'{path}' cannot be written: {reason}") from error
@@ -192,7 +197,9 @@ def _check_existing(option: str, path: Path, inputs: Mapping[str, Path | str | N
         return
     source = next((name for name, read in inputs.items() if read is not None and _same(path, read)), None)
     what = "exists already" if source is None else f"is the file that {source} reads"
-    raise InputError(f"{option} '{path}' {what}. Give another name, or add --force to replace it.")
+    raise InputError(
+        f"{option} '{path}' {what}. Give another name, or say that it may be replaced: --force, in Python overwrite=True."
+    )
 
 
 def _same(path: Path, other: Path | str) -> bool:

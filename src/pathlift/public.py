@@ -16,6 +16,7 @@ from pathlift.norm import log_path_norm, path_norm
 from pathlift.pruning import prune
 from pathlift.reading import capture, check_support
 from pathlift.rescaling import align, equivalent, symmetries
+from pathlift.saving import save
 from pathlift.storage import load_model
 from pathlift.streaming import path_metrics, path_norms, stream
 
@@ -47,6 +48,7 @@ __all__ = [
     "path_norm",
     "path_norms",
     "prune",
+    "save",
     "stream",
     "symmetries",
     "unit_path_magnitude",

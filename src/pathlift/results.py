@@ -7,6 +7,7 @@ which of them stand in its line, and which are shown at all, where these are not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,10 +49,11 @@ class Result:
         """Return all that the result shows as what ``json.dumps`` and data frames take.
 
         Returns:
-            Attribute to its value: tensors and tuples are lists, results within it are dictionaries, numbers that are not
-            finite stay Python's. What this result does not have (bounds per output neuron for q = 2, say) is left out.
+            Attribute to its value: tensors and tuples are lists, results within it are dictionaries. JSON has no numbers that
+            are not finite: they are the strings "inf", "-inf" and "nan", which ``float`` reads. What this result does not
+            have (bounds per output neuron for q = 2, say) is left out.
         """
-        return {name: _plain(value) for name, value in self._attributes().items()}
+        return {name: plain(value) for name, value in self._attributes().items()}
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -113,15 +115,24 @@ def verdict_of_one(result: Result, name: str) -> bool:
     return bool(verdicts[0])
 
 
-def _plain(value: object) -> Any:
-    """Return a value as JSON has it."""
+def plain(value: object) -> Any:
+    """Return a value as JSON has it, on the command line too.
+
+    Args:
+        value: A number, a word, a tensor or a result; or tuples, lists and mappings of these.
+
+    Returns:
+        Dictionaries and lists; inf, −inf and NaN as strings.
+    """
     if isinstance(value, Result):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _nothing(value: object) -> bool:

@@ -86,7 +86,13 @@ def refusal(name: str, what: str, value: object) -> InputError:
     Returns:
         The error.
     """
-    return InputError(f"{name} must be {what}, found {shown(value)}.")
+    return InputError(f"{name} must be {what}, found {shown(value)}.{from_array(what, value)}")
+
+
+def from_array(what: str, value: object) -> str:
+    """Say how an array becomes a tensor, where one would do."""
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+    return " Convert it with torch.from_numpy(…)." if numbers and "tensor" in what else ""
 
 
 def optional(kind: Kind) -> Kind:
@@ -314,7 +320,10 @@ def unfit(tensor: Tensor, dtypes: frozenset[torch.dtype] = DTYPES) -> str | None
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"is no dense tensor ({layout}). Convert it with .to_dense()"
     if tensor.dtype not in dtypes:
-        allowed = "floating-point numbers of 16, 32 or 64 bits" + (", whole numbers or truth values" if dtypes & WHOLE else "")
+        kinds = ["floating-point numbers of 16, 32 or 64 bits"]
+        kinds += ["whole numbers"] if dtypes & (WHOLE - {torch.bool}) else []
+        kinds += ["truth values"] if torch.bool in dtypes else []
+        allowed = " or ".join([", ".join(kinds[:-1]), kinds[-1]] if kinds[1:] else kinds)
         advice = "Dequantize it" if tensor.is_quantized else "Convert it, with .float() say"
         return f"has dtype {_dtype(tensor)}; expected {allowed}. {advice}"
     return None
@@ -423,8 +432,8 @@ def _shape(name: str, sizes: Sequence[object]) -> tuple[int, ...]:
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) < 2**63:
             raise InputError(
-                f"{name} is no shape: every size must be an integer of at least 1, found {shown(size)}. "
-                "Give the shape without the batch dimension."
+                f"{name} is no shape: every size must be an integer of at least 1, found {shown(size)}."
+                f"{from_array('tensor', size) or ' Give the shape without the batch dimension.'}"
             )
         shape.append(int(size))
     if math.prod(shape) >= 2**63:
@@ -433,13 +442,11 @@ def _shape(name: str, sizes: Sequence[object]) -> tuple[int, ...]:
 
 
 def _example(name: str, value: Tensor) -> Tensor:
-    plain_tensor(name, value, hollow=True)
+    plain_tensor(name, value, DTYPES - {torch.bool}, hollow=True)
     if value.dim() == 0:
         raise InputError(f"{name} has no batch dimension; expected shape (batch, …), found a scalar.")
     if value.numel() == 0:
         raise InputError(f"{name} is empty: shape {tuple(value.shape)}. Every size must be at least 1.")
-    if not value.dtype.is_floating_point:
-        raise InputError(f"{name} has dtype {value.dtype}; path-liftings need floating-point inputs.")
     return value
 
 

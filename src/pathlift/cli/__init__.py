@@ -1,5 +1,5 @@
 """The command line, ``pathlift``: tables for people, ``--json`` for programs, exit status 2 for bad input."""
 
-from pathlift.cli.app import app, main
+from pathlift.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

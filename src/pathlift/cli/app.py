@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import re
 import sys
 import warnings
@@ -13,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
 import typer
-from rich.table import Table
 
 import pathlift
-from pathlift.cli import compare, experiment, pruning, rescaling  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, rescaling, shrink  # noqa: F401 - register their commands
 from pathlift.cli.common import (
+    ANSWER,
+    MEASURE,
+    MODEL,
+    PANELS,
     Device,
     Force,
     Json,
@@ -28,28 +33,41 @@ from pathlift.cli.common import (
     Shape,
     Stream,
     Trust,
+    Until,
     Weights,
     app,
     arguments_of,
     captured,
+    check_data,
+    check_model,
+    check_options,
     check_used,
     each_checkpoint,
     err,
+    for_shell,
     hollow,
-    number,
+    known,
+    manner,
     out,
     print_json,
     print_rows,
+    print_table,
     progress_bar,
     scientific,
     shape_of,
     working,
 )
+from pathlift.cli.tables import Column
 from pathlift.errors import InputError, PathliftError, PathliftWarning, grouped
 from pathlift.output import TENSORS, check_outputs, tensor_writer, write_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PER, RANKINGS = known("channel", "tensor"), known("path_magnitude", "magnitude")
+
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+"""Why the answer may not get to where it goes: a full disk, a pipe that is closed."""
 
 UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What typer raises for any option that is not there or does not fit; it has no public name for it."""
@@ -63,15 +81,24 @@ def main() -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
         with noted():
-            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+            status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+            sys.stdout.flush()
+            sys.exit(status)
     except PathliftError as error:
-        _refuse(str(error))
+        _refuse(for_shell(str(error)))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "pathlift"
         _refuse(f"{error.format_message().rstrip('.')}. See {command} --help.")
     except (KeyboardInterrupt, typer.Abort):
         err.print("pathlift: interrupted", style="red")
         sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITTEN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        if error.errno == errno.EPIPE:  # nobody reads it any more
+            sys.exit(1)
+        _refuse(f"The answer cannot be written: {error.strerror}.")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
@@ -89,7 +116,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         note = " ".join(record.getMessage().split())
-        if note not in self.printed:
+        if note not in self.printed and not manner.quiet:
             self.printed.add(note)
             err.print(f"pathlift: {note}", style="dim", markup=False, highlight=False)
 
@@ -123,7 +150,7 @@ def _warn(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     """Print a warning of pathlift's own as one line; those of other packages say nothing to the user of a command."""
-    if issubclass(category, PathliftWarning):
+    if issubclass(category, PathliftWarning) and not manner.quiet:
         err.print(f"pathlift: {' '.join(str(message).split())}", style="yellow", markup=False, highlight=False)
 
 
@@ -142,34 +169,40 @@ def options(
     """Path-norms, path-metrics and path-magnitudes of ReLU networks."""
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def norm(
     model: ModelName,
     weights: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="Weights to load, as for all commands. Several, or a folder of several: the path-norm of each."),
+        typer.Option(
+            help="Weights to load, as for all commands. Several, or a folder of several: the path-norm of each.",
+            metavar="PATH",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     shape: Shape = None,
-    q: Annotated[float, typer.Option(help="Order of the norm, 1 to inf.")] = 1.0,
+    q: Annotated[float, typer.Option(help="Order of the norm, 1 to inf.", metavar="Q")] = 1.0,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
     streamed: Stream = False,
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     key: Key = None,
 ) -> None:
     """Path-norm of a network, or of each of many checkpoints."""
+    check_options("path_norm", q=q)
     paths = each_checkpoint(weights)
     if len(paths) > 1:
         if streamed:
-            network = hollow(model, shape, model_arg, trust=trust)
+            network = hollow(model, shape, model_arg, trust=trust, until=until)
         else:
-            network = captured(model, None, shape, seed, device, model_arg, trust=trust)
+            network = captured(model, None, shape, seed, device, model_arg, trust=trust, until=until)
         _norms(network, model, paths, key, q, as_json=as_json)
         return
     only = paths[0] if paths else None
-    network = captured(model, only, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key)
+    network = captured(model, only, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key, until=until)
     _norm(network, model, only, q, as_json=as_json)
 
 
@@ -178,11 +211,16 @@ def _norms(network: pathlift.Network, model: str, paths: list[Path], key: str | 
     with progress_bar() as bar:
         values = [norm.log10 for norm in bar.track(norms, len(paths), description="path-norms")]
     if as_json:
-        rows = [{"weights": str(path), "log10": number(value)} for path, value in zip(paths, values, strict=True)]
+        rows = [{"weights": str(path), "log10": value} for path, value in zip(paths, values, strict=True)]
         print_json({"model": model, "q": q, "checkpoints": rows})
         return
-    rows_ = [(str(path), scientific(value)) for path, value in zip(paths, values, strict=True)]
-    print_rows(f"{model}: path-norms (q = {q:g})", rows_)
+    columns = (Column("weights", kind="name"), LOGARITHM, Column("log10", "{:.6f}".format))
+    rows_ = [(str(path), value, value) for path, value in zip(paths, values, strict=True)]
+    print_table(f"{model}: path-norms (q = {q:g})", columns, rows_)
+
+
+LOGARITHM = Column("path-norm", scientific, raw=scientific)
+"""A number that is kept as its logarithm."""
 
 
 def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float, *, as_json: bool) -> None:
@@ -224,29 +262,52 @@ def _titled(model: str, weights: Path | None) -> str:
     return model if known else f"{model} (random initial weights)"
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def certify(
     model: ModelName,
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist, or a .safetensors/.pt file with 'x' (and 'y').")],
+    data: Annotated[
+        str, typer.Option(help="digits, fashion-mnist, or a .safetensors/.pt file with 'x' (and 'y').", metavar="DATA")
+    ],
     weights: Weights = None,
     shape: Shape = None,
-    bits: Annotated[Optional[int], typer.Option(help="Any rounding of the weights to this many bits.")] = None,  # noqa: UP045
-    per: Annotated[str, typer.Option(help="One grid per output channel, or per tensor.")] = "channel",
-    step: Annotated[float, typer.Option(help="0.5: to the nearest point of the grid; 1: up or down.")] = 0.5,
-    relative: Annotated[Optional[float], typer.Option(help="Any relative change of each weight up to this.")] = None,  # noqa: UP045
-    absolute: Annotated[Optional[float], typer.Option(help="Any change of each weight up to this.")] = None,  # noqa: UP045
-    prune: Annotated[Optional[float], typer.Option(help="Any pruning among this lowest share of weights.")] = None,  # noqa: UP045
-    criterion: Annotated[str, typer.Option(help="Ranking for --prune: path_magnitude or magnitude.")] = "path_magnitude",
-    other: Annotated[Optional[Path], typer.Option(help="One other file of weights.")] = None,  # noqa: UP045
-    radius: Annotated[float, typer.Option(help="Any change of each input element up to this.")] = 0.0,
-    limit: Annotated[Optional[int], typer.Option(help="Only the first samples.")] = None,  # noqa: UP045
+    bits: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Any rounding of the weights to this many bits.", metavar="N"),
+    ] = None,
+    per: Annotated[
+        str, typer.Option(help="One grid per output channel, or per tensor.", metavar="NAME", autocompletion=PER)
+    ] = "channel",
+    step: Annotated[float, typer.Option(help="0.5: to the nearest point of the grid; 1: up or down.", metavar="X")] = 0.5,
+    relative: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Any relative change of each weight up to this.", metavar="X"),
+    ] = None,
+    absolute: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Any change of each weight up to this.", metavar="X"),
+    ] = None,
+    prune: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Any pruning among this lowest share of weights.", metavar="X"),
+    ] = None,
+    criterion: Annotated[
+        str,
+        typer.Option(help="Ranking for --prune: path_magnitude or magnitude.", metavar="NAME", autocompletion=RANKINGS),
+    ] = "path_magnitude",
+    other: Annotated[Optional[Path], typer.Option(help="One other file of weights.", metavar="PATH")] = None,  # noqa: UP045
+    other_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="KEY", help="As --key, in the file --other."),
+    ] = None,
+    radius: Annotated[float, typer.Option(help="Any change of each input element up to this.", metavar="X")] = 0.0,
+    limit: Annotated[Optional[int], typer.Option(help="Only the first samples.", metavar="N")] = None,  # noqa: UP045
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     key: Key = None,
-    other_key: Annotated[Optional[str], typer.Option(metavar="KEY", help="As --key, in the file --other.")] = None,  # noqa: UP045
 ) -> None:
     """Share of inputs whose class provably stays for a set of networks and inputs; for neither, under the model's rounding."""
     from pathlift.storage.data import load_data
@@ -267,7 +328,9 @@ def certify(
         chosen["--other"] = pathlift.storage.Checkpoint(other, key=other_key)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    check_options("certify", radius=radius)
+    check_data(data, limit)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     x, y = load_data(data, network.graph.examples[0][0][1:], limit)
     x = x.to(network.graph.examples[0][1])
     with progress_bar() as progress:
@@ -286,7 +349,7 @@ def certify(
             "certified": certificate.certified.tolist(),
             "predicted": certificate.predicted.tolist(),
             "margin": certificate.margin.tolist(),
-            "bound": [number(value) for value in certificate.bound.tolist()],
+            "bound": certificate.bound,
         })
         return
     rows = [("samples", f"{len(x):,}")]
@@ -301,22 +364,28 @@ def certify(
     ]
     print_rows(_titled(model, weights), rows)
     covers = certificate.covers if other is None else f"{other}: {certificate.covers}"
-    out.print(f"covers {covers}", markup=False, highlight=False)
+    out.print(f"covers {covers}", markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def score(
     model: ModelName,
     weights: Weights = None,
     shape: Shape = None,
     out_file: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", help="Write the scores to a .safetensors file, or with --stream to a new folder of them."),
+        typer.Option(
+            "--out",
+            help="Write the scores to a .safetensors file, or with --stream to a new folder of them.",
+            metavar="FILE",
+            rich_help_panel=ANSWER,
+        ),
     ] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
     streamed: Stream = False,
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
@@ -325,7 +394,7 @@ def score(
     """Path-magnitude of every weight: its share of the path-norm."""
     suffixes = () if streamed else TENSORS
     check_outputs({"--out": out_file}, suffixes=suffixes, inputs={"--weights": weights}, replace=force)
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, streamed=streamed, key=key, until=until)
     with working("scoring all weights"):
         scores = pathlift.path_magnitude(network, out=out_file if streamed else None)
     if out_file is not None and not streamed:
@@ -340,29 +409,41 @@ def score(
             },
         })
         return
-    table = Table(title=_titled(model, weights), title_justify="left", box=None, padding=(0, 2))
-    for header in ("tensor", "weights", "share of all paths", "largest", "median"):
-        table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
-    for name, tensor in scores.items():
-        middle = float(tensor.reshape(-1).median())
-        table.add_row(name, f"{tensor.numel():,}", f"{float(tensor.sum()):.4f}", f"{float(tensor.max()):.2e}", f"{middle:.2e}")
-    out.print(table)
+    columns = (
+        Column("tensor", kind="name"),
+        Column("weights", "{:,}".format),
+        Column("share of all paths", "{:.4f}".format),
+        Column("largest", "{:.2e}".format),
+        Column("median", "{:.2e}".format),
+    )
+    rows = [
+        (name, tensor.numel(), float(tensor.sum()), float(tensor.max()), float(tensor.reshape(-1).median()))
+        for name, tensor in scores.items()
+    ]
+    print_table(_titled(model, weights), columns, rows)
     out.print(f"path-norm {scientific(scores.log10_path_norm)}" + (f", scores written to {out_file}" if out_file else ""))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def support(
-    model: ModelName, shape: Shape = None, as_json: Json = False, model_arg: ModelArg = None, trust: Trust = False
+    model: ModelName,
+    shape: Shape = None,
+    as_json: Json = False,
+    until: Until = None,
+    model_arg: ModelArg = None,
+    trust: Trust = False,
 ) -> None:
     """Tell whether a model lies inside the theory; list every operator that does not. Exit status 1 if unsupported."""
+    check_model(shape, model_arg)
     from pathlift.storage.models import load_model
 
     with working(f"looking at {model}"):
         built = load_model(model, arguments=arguments_of(model_arg), trust=trust)
-        report = pathlift.check_support(built, shape_of(model, shape))
+        report = pathlift.check_support(built, shape_of(model, shape), until)
     if as_json:
         problems = [
-            {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": p.advice} for p in report.problems
+            {"module": p.module, "op": p.op, "where": p.where, "reason": p.reason, "advice": for_shell(p.advice)}
+            for p in report.problems
         ]
         print_json({
             "model": model,
@@ -371,17 +452,23 @@ def support(
             "left_off": list(report.left_off),
             "problems": problems,
         })
+    elif manner.csv:
+        columns = tuple(Column(name) for name in ("module", "op", "where", "reason", "advice"))
+        print_table(model, columns, [(p.module, p.op, p.where, p.reason, for_shell(p.advice)) for p in report.problems])
     elif report.supported:
-        out.print(f"{model}: {report}", highlight=False)
+        out.print(f"{model}: {report}", markup=False)
     else:
-        out.print(f"{model}: not supported, {len(report.problems)} problems", style="bold")
+        count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
+        out.print(f"{model}: not supported, {count}", style="bold", markup=False)
         for same in grouped(report.problems):
             first = same[0]
-            out.print(f"\n{first.op}, {len(same)} ×. {first.reason}\n{first.advice}", markup=False, highlight=False)
+            out.print(f"\n{first.op}, {len(same)} ×. {first.reason}\n{for_shell(first.advice)}", markup=False)
             for p in same:
                 line = f" ({p.where.rsplit('/', 1)[-1]})" if p.where else ""
-                out.print(f"  {p.module or 'the model itself'}{line}", markup=False, highlight=False)
+                out.print(f"  {p.module or 'the model itself'}{line}", markup=False)
     raise typer.Exit(0 if report.supported else 1)
 
+
+app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
 
 __all__ = ["app", "main"]

@@ -7,35 +7,138 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
+import inspect
+import io
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
-from rich.table import Table
 
 import pathlift
+from pathlift.cli.tables import Column, Layout, as_csv, laid_out
 from pathlift.errors import InputError
+from pathlift.results import plain
 
 if TYPE_CHECKING:
     from torch import nn
 
-app = typer.Typer(
-    help="Path-norms, path-metrics and path-magnitudes of ReLU networks.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+    from pathlift.storage.programs import Shapes
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Manner:
+    """How the command that runs answers.
+
+    Attributes:
+        csv: Its table as CSV.
+        quiet: Neither progress nor notes nor warnings.
+        written: Whether a table was written as CSV.
+    """
+
+    csv: bool = False
+    quiet: bool = False
+    written: bool = False
+
+
+manner = Manner()
+MODEL, ANSWER = "The model", "The answer"
+"""Groups of options in the help; those of one command alone come first."""
+
+Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV, with all digits.", rich_help_panel=ANSWER)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, notes or warnings.", rich_help_panel=ANSWER)]
+
+
+class Commands(typer.Typer):
+    """An application whose commands all have ``--csv`` and ``--quiet``."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Register a command, as Typer's own `command` does.
+
+        Args:
+            name: As for Typer.
+            options: As for Typer.
+
+        Returns:
+            The decorator.
+        """
+        register = super().command(name, **{"rich_help_panel": CHANGE, **options})
+
+        def decorate(function: Function) -> Function:
+            register(_answering(function))
+            return function
+
+        return decorate
+
+
+def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the options of all commands."""
+
+    @functools.wraps(function)
+    def command(*, _csv: bool, _quiet: bool, **given: Any) -> None:
+        if _csv and given.get("as_json"):
+            raise InputError("Give --json or --csv, found both.")
+        manner.csv, manner.quiet, manner.written = _csv, _quiet, False
+        out.quiet = _csv
+        try:
+            function(**given)
+        finally:
+            out.quiet = False
+        if _csv and not manner.written:
+            raise InputError("This answer is no table: leave out --csv, or take --json.")
+
+    signature = inspect.signature(function, eval_str=True)
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
+    own += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("_csv", Csv), ("_quiet", Quiet))
+    ]
+    command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in own}
+    return command
+
+
+PANELS = MEASURE, COMPARE, CHANGE = "Measure a network", "Compare networks", "Change the weights"
+"""Groups of commands in the help."""
+
+
+def known(*names: str) -> Callable[[str], list[str]]:
+    """Return what completes one of these names in a shell."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+app = Commands(help="Path-norms, path-metrics and path-magnitudes of ReLU networks.", pretty_exceptions_enable=False)
 LARGEST = 10**12
 """An input has fewer numbers than this."""
 
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+PIPED = 160
+"""Columns of an answer that goes into a file or a pipe, unless COLUMNS says otherwise."""
+
+out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True)
+
+
+def seed_of(text: str) -> int:
+    """Read a seed."""
+    try:
+        seed = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+    if not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{text[:30]} is not a whole number from 0 to 2**63 - 1")
+    return seed
+
 
 ModelName = Annotated[
     str,
@@ -45,50 +148,113 @@ ModelName = Annotated[
 ]
 Weights = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Weights to load: .safetensors, .pt, .pth, .ckpt, .bin, an index of several, or a folder with either."),
+    typer.Option(
+        help="Weights to load: .safetensors, .pt, .pth, .ckpt, .bin, an index of several, or a folder with either.",
+        metavar="PATH",
+        rich_help_panel=MODEL,
+    ),
 ]
 Key = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--key", metavar="KEY", help="Which of several sets of weights in a file: model_ema, or generator."),
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="Which of several sets of weights in a file: model_ema, or generator.",
+        rich_help_panel=MODEL,
+    ),
 ]
-OtherKey = Annotated[Optional[str], typer.Option("--other-key", metavar="KEY", help="As --key, in the file OTHER.")]  # noqa: UP045
-Shape = Annotated[Optional[str], typer.Option(help="Input shape without batch, e.g. 3,224,224.")]  # noqa: UP045
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+OtherKey = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--other-key", metavar="KEY", help="As --key, in the file OTHER.", rich_help_panel=MODEL),
+]
+Shape = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        help="Input shape without batch, e.g. 3,224,224. Once for each input.", metavar="SIZES", rich_help_panel=MODEL
+    ),
+]
+Until = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Stop behind this module, or this value of the graph.", metavar="NAME", rich_help_panel=MODEL),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.", rich_help_panel=ANSWER)]
 Stream = Annotated[
     bool,
-    typer.Option("--stream", help="Read the weights layer by layer from --weights: a file, an index, or a folder of them."),
+    typer.Option(
+        "--stream",
+        help="Read the weights layer by layer from --weights: a file, an index, or a folder of them.",
+        rich_help_panel=MODEL,
+    ),
 ]
 ModelArg = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of what builds the model: num_classes=10. Repeatable."),
+    typer.Option(
+        "--model-arg",
+        metavar="NAME=VALUE",
+        help="Argument of what builds the model: num_classes=10. Repeatable.",
+        rich_help_panel=MODEL,
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Load .pt2 files, which run code of whoever wrote them.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random initial weights when none are loaded.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load .pt2 files, which run code of whoever wrote them.", rich_help_panel=MODEL)
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=ANSWER)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        parser=seed_of, metavar="N", help="Seed of the random initial weights when none are loaded.", rich_help_panel=MODEL
+    ),
+]
+OtherSeed = Annotated[
+    int, typer.Option(parser=seed_of, metavar="N", help="Seed of random weights of OTHER.", rich_help_panel=MODEL)
+]
+Others = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="OTHER...",
+        help="Files of weights, or models by name; a folder of several files of weights is each of them.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …", metavar="DEVICE", rich_help_panel=MODEL)]
+OutModel = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write the model: .onnx, .pt2, or its state-dict as .safetensors or .pt.",
+        rich_help_panel=ANSWER,
+    ),
+]
 
 
 @contextlib.contextmanager
 def working(on: str) -> Iterator[None]:
     """Show on a terminal what is being worked on; what a model prints meanwhile goes to stderr, stdout is for the answer."""
-    with err.status(on), contextlib.redirect_stdout(sys.stderr):
+    shown = contextlib.nullcontext() if manner.quiet else err.status(on)
+    with shown, contextlib.redirect_stdout(io.StringIO() if manner.quiet else sys.stderr):
         yield
 
 
 @contextlib.contextmanager
 def progress_bar(*columns: str | ProgressColumn) -> Iterator[Progress]:
     """Show a progress bar on a terminal, gone afterwards; as with `working`, stdout is for the answer."""
-    shown = Progress(*columns or Progress.get_default_columns(), console=err, transient=True, disable=not err.is_terminal)
-    with shown, contextlib.redirect_stdout(sys.stderr):
+    hidden = manner.quiet or not err.is_terminal
+    shown = Progress(*columns or Progress.get_default_columns(), console=err, transient=True, disable=hidden)
+    with shown, contextlib.redirect_stdout(io.StringIO() if manner.quiet else sys.stderr):
         yield shown
 
 
-def shape_of(name: str, shape: str | None) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
-    """Read --shape, or take the shape that the model's name tells."""
-    if shape is None:
+def shape_of(name: str, shape: Sequence[str] | None) -> Shapes:
+    """Read --shape, once for each input, or take the shape that the model's name tells."""
+    if not shape:
         from pathlift.storage.models import default_shape
 
         return default_shape(name)
+    sizes = tuple(map(_sizes, shape))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(size) for size in shape.replace("x", ",").split(","))
     except ValueError:
@@ -115,7 +281,7 @@ def arguments_of(pairs: list[str] | None) -> dict[str, object]:
 def captured(
     name: str,
     weights: Path | None,
-    shape: str | None,
+    shape: Sequence[str] | None,
     seed: int,
     device: str,
     model_arg: list[str] | None,
@@ -123,33 +289,90 @@ def captured(
     trust: bool,
     streamed: bool = False,
     key: str | None = None,
+    until: str | None = None,
 ) -> pathlift.Network:
     """Build a model by name, load its weights (or leave them on disk) and capture it."""
     if streamed:
+        check_model(shape, model_arg, device)
         if weights is None:
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
         checkpoint = pathlift.storage.Checkpoint(weights, device, key)
-        return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=checkpoint)
+        return pathlift.stream(hollow(name, shape, model_arg, trust=trust, until=until), weights=checkpoint)
+    model, sizes = built(name, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    with working("capturing the graph"):
+        return pathlift.capture(model, sizes, until)
+
+
+def built(
+    name: str,
+    weights: Path | None,
+    shape: Sequence[str] | None,
+    seed: int,
+    device: str,
+    model_arg: list[str] | None,
+    *,
+    trust: bool,
+    key: str | None = None,
+) -> tuple[nn.Module, Shapes]:
+    """Build a model by name with its weights, on a device; also return its input shape."""
+    check_model(shape, model_arg, device)
+    check_used({"--key": key is not None}, "--weights", there=weights is not None or name.startswith("hf:"))
+    if weights is not None:
+        pathlift.storage.Checkpoint(weights, device, key)  # is it there, and whole?
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
         model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=key)
-        sizes = shape_of(name, shape)
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    with working("capturing the graph"):
-        return pathlift.capture(model, sizes)
+        return model.to(device), shape_of(name, shape)
 
 
-def hollow(name: str, shape: str | None, model_arg: list[str] | None, *, trust: bool) -> pathlift.Network:
+def check_model(shape: Sequence[str] | None, model_arg: list[str] | None, device: str = "cpu") -> None:
+    """Refuse what is said of a model before it is built."""
+    for sizes in shape or ():
+        _sizes(sizes)
+    arguments_of(model_arg)
+    if device != "cpu":
+        check_options("captured_on", device=device)
+
+
+def check_data(name: str | None, limit: int | None) -> None:
+    """Refuse --data and --limit before a model is built."""
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1 sample, found {limit}.")
+    if name is not None:
+        from pathlift.storage.data import check_name
+
+        check_name(name)
+
+
+def check_options(function: str, **given: object) -> None:
+    """Refuse values before a model is built for them, in the words in which the function would.
+
+    Args:
+        function: Name of the function of the library that takes them.
+        given: Its arguments by name; those that are None are left to their defaults.
+
+    Raises:
+        InputError: One is not what it may be.
+    """
+    import pathlift.public  # noqa: F401 - every room declares its arguments
+    from pathlift.arguments.registry import kind_of
+
+    for name, value in given.items():
+        if value is not None:
+            kind_of(function, name, may_be_none=False)(f"--{name.replace('_', '-')}", value)
+
+
+def hollow(
+    name: str, shape: Sequence[str] | None, model_arg: list[str] | None, *, trust: bool, until: str | None = None
+) -> pathlift.Network:
     """Capture a model without weights, or with random ones if it reads values while it is built."""
+    check_model(shape, model_arg)
     with working(f"building {name}"):
         model = _without_values(name, arguments_of(model_arg), trust=trust)
         sizes = shape_of(name, shape)
     with working("capturing the graph"):
-        return pathlift.capture(model, sizes)
+        return pathlift.capture(model, sizes, until)
 
 
 def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> nn.Module:
@@ -169,15 +392,9 @@ def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:
             raise InputError(f"{option} has no effect without {where}: leave it out.")
 
 
-def number(value: float) -> float | str:
-    """JSON has no inf and no NaN."""
-    return value if math.isfinite(value) else str(value)
-
-
 def print_json(values: dict[str, object]) -> None:
     """Print one JSON object; inf and NaN as strings."""
-    clean = {key: number(value) if isinstance(value, float) else value for key, value in values.items()}
-    typer.echo(json.dumps(clean, allow_nan=False))
+    typer.echo(json.dumps(plain(values), allow_nan=False))
 
 
 def scientific(log10: float) -> str:
@@ -192,12 +409,63 @@ def scientific(log10: float) -> str:
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    if manner.csv:
+        print_table(title, (Column("quantity"), Column("value")), [(name.strip(), value) for name, value in rows])
+    else:
+        print_table(title, (Column("", kind="words"), Column("", kind="words")), rows, style="bold")
+
+
+def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], style: str = "") -> None:
+    """Print a table for people, as wide as the terminal and never with a cut number, or as CSV.
+
+    Args:
+        title: Stands above it.
+        columns: Its columns.
+        rows: Values.
+        style: Of the first column.
+    """
+    if manner.csv:
+        manner.written = True
+        typer.echo(as_csv(columns, rows), nl=False)
+        return
+    cells = [[column.shown(value) for column, value in zip(columns, row, strict=True)] for row in rows]
+    out.print(title, style="italic", markup=False)
+    layout = laid_out(columns, cells, width())
+    print_header(layout)
+    for row in cells:
+        print_cells(layout, row, style)
+
+
+def print_header(layout: Layout) -> None:
+    """Print the headers of a table whose rows follow one by one."""
+    for line in layout.header():
+        out.print(line, width=WIDEST)
+
+
+def print_cells(layout: Layout, cells: Sequence[str], style: str = "") -> None:
+    """Print one row of a table."""
+    for line in layout.row(cells, style):
+        out.print(line, width=WIDEST)
+
+
+WIDEST = 10**4
+"""A line is never cut by what prints it: its parts have been laid out."""
+
+
+def width() -> int:
+    """Return how many columns there are to print in."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    return os.get_terminal_size(sys.stdout.fileno()).columns or PIPED if out.is_terminal else PIPED
+
+
+def for_shell(message: str) -> str:
+    """Return a message of the library with the names that its arguments have on the command line."""
+    named = re.sub(
+        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda found: f"--{found[1]} {found[2]}".rstrip(), message
+    )
+    return re.sub(r"^until (?=names)", "--until ", named)
 
 
 def second_network(
@@ -212,6 +480,13 @@ def second_network(
         return pathlift.storage.Checkpoint(name, key=key)
     check_used({"--other-key": key is not None}, "a file OTHER", there=False)
     return load_model(name, arguments=arguments_of(model_arg), generator=seed, trust=trust)
+
+
+def each_other(names: list[str]) -> list[str]:
+    """Return what a command compares with, one by one; a folder of several files of weights is each of them."""
+    from pathlift.storage.checkpoints import checkpoint_paths
+
+    return [other for name in names for other in (map(str, checkpoint_paths(Path(name))) if os.path.isdir(name) else (name,))]
 
 
 def each_checkpoint(paths: list[Path] | None) -> list[Path]:

@@ -7,12 +7,15 @@ from typing import Annotated, Optional
 
 import typer
 
-from pathlift.cli.common import Json, app, out, print_json, progress_bar
+from pathlift.cli.common import ANSWER, Commands, Json, app, manner, out, print_json, print_table, progress_bar
+from pathlift.cli.tables import Column
 from pathlift.errors import InputError
 from pathlift.output import check_folder_of_results
 
-experiments = typer.Typer(help="Experiments of the paper.")
-app.add_typer(experiments, name="experiment")
+experiments = Commands(help="Experiments of the paper.")
+app.add_typer(experiments, name="experiment", rich_help_panel="Reproduce the paper")
+
+TRAINING, RUNNING = "Training", "Where it runs"
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -26,29 +29,100 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 @experiments.command()
 def lottery(
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or imagenet (folders train/CLASS, val/CLASS).")],
-    folder: Annotated[Optional[Path], typer.Option("--out", help="Folder of the results; by default out/lottery-DATA.")] = None,  # noqa: UP045
-    root: Annotated[Optional[str], typer.Option(help="Where cifar10 or imagenet lie.")] = None,  # noqa: UP045
-    model: Annotated[Optional[str], typer.Option(help="resnet, or a model by name.")] = None,  # noqa: UP045
-    criteria: Annotated[Optional[str], typer.Option(help="Names separated by commas.")] = None,  # noqa: UP045
-    levels: Annotated[Optional[str], typer.Option(help="Shares to prune, e.g. 0.4,0.8.")] = None,  # noqa: UP045
-    seeds: Annotated[Optional[int], typer.Option(help="Number of runs.")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[int], typer.Option(help="Length of training.")] = None,  # noqa: UP045
-    rewind: Annotated[Optional[int], typer.Option(help="Epoch to rewind to.")] = None,  # noqa: UP045
-    width: Annotated[Optional[int], typer.Option(help="Channels of the first stage of resnet.")] = None,  # noqa: UP045
-    batch: Annotated[Optional[int], typer.Option(help="Samples per step.")] = None,  # noqa: UP045
-    rate: Annotated[Optional[float], typer.Option(help="Largest learning rate.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(help="Use only the first samples.")] = None,  # noqa: UP045
-    rescale: Annotated[Optional[bool], typer.Option(help="Also prune the rescaled network.")] = None,  # noqa: UP045
-    finetune: Annotated[Optional[bool], typer.Option(help="Rewind and train what was pruned.")] = None,  # noqa: UP045
-    accelerator: Annotated[Optional[str], typer.Option(help="cpu, cuda, auto.")] = None,  # noqa: UP045
-    devices: Annotated[Optional[int], typer.Option(help="Devices that train one network (DDP).")] = None,  # noqa: UP045
-    precision: Annotated[Optional[str], typer.Option(help="Of training, e.g. 32-true, bf16-mixed.")] = None,  # noqa: UP045
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads per job.")] = None,  # noqa: UP045
-    jobs: Annotated[int, typer.Option(help="Trainings at a time, in processes of their own.")] = 1,
-    backend: Annotated[str, typer.Option(help="processes, or ray.")] = "processes",
-    address: Annotated[Optional[str], typer.Option(help="Of a Ray cluster; without it one is started here.")] = None,  # noqa: UP045
-    gpus: Annotated[float, typer.Option(help="GPUs that a job on Ray takes.")] = 0,
+    data: Annotated[
+        str,
+        typer.Option(help="digits, fashion-mnist, cifar10, or imagenet (folders train/CLASS, val/CLASS).", metavar="DATA"),
+    ],
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--out", help="Folder of the results; by default out/lottery-DATA.", metavar="FOLDER", rich_help_panel=ANSWER
+        ),
+    ] = None,
+    root: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where cifar10 or imagenet lie.", metavar="FOLDER"),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="resnet, or a model by name.", metavar="MODEL"),
+    ] = None,
+    criteria: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Names separated by commas.", metavar="NAME,…"),
+    ] = None,
+    levels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Shares to prune, e.g. 0.4,0.8.", metavar="X,X,…"),
+    ] = None,
+    seeds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Number of runs.", metavar="N"),
+    ] = None,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Length of training.", metavar="N", rich_help_panel=TRAINING),
+    ] = None,
+    rewind: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Epoch to rewind to.", metavar="N", rich_help_panel=TRAINING),
+    ] = None,
+    width: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Channels of the first stage of resnet.", metavar="N", rich_help_panel=TRAINING),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Samples per step.", metavar="N", rich_help_panel=TRAINING),
+    ] = None,
+    rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Largest learning rate.", metavar="X", rich_help_panel=TRAINING),
+    ] = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Use only the first samples.", metavar="N"),
+    ] = None,
+    rescale: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(help="Also prune the rescaled network."),
+    ] = None,
+    finetune: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(help="Rewind and train what was pruned."),
+    ] = None,
+    accelerator: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, auto.", metavar="NAME", rich_help_panel=RUNNING),
+    ] = None,
+    devices: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Devices that train one network (DDP).", metavar="N", rich_help_panel=RUNNING),
+    ] = None,
+    precision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of training, e.g. 32-true, bf16-mixed.", metavar="NAME", rich_help_panel=RUNNING),
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="CPU threads per job.", metavar="N", rich_help_panel=RUNNING),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Trainings at a time, in processes of their own.", metavar="N", rich_help_panel=RUNNING),
+    ] = 1,
+    backend: Annotated[
+        str,
+        typer.Option(help="processes, or ray.", metavar="NAME", rich_help_panel=RUNNING),
+    ] = "processes",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of a Ray cluster; without it one is started here.", metavar="ADDRESS", rich_help_panel=RUNNING),
+    ] = None,
+    gpus: Annotated[
+        float,
+        typer.Option(help="GPUs that a job on Ray takes.", metavar="N", rich_help_panel=RUNNING),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Train, rescale, prune by every criterion and level, rewind, finetune. Run it again to go on where it was killed."""
@@ -102,9 +176,16 @@ def lottery(
     if as_json:
         print_json({"folder": str(target), "settings": settings.record(), "rows": rows})
         return
+    if manner.csv:
+        columns = tuple(map(Column, report.COLUMNS))
+        cells = [[" ".join(v) if isinstance(v, list) else v for v in map(row.get, report.COLUMNS)] for row in rows]
+        print_table("", columns, cells)
+        return
     dense = report.mean_and_deviation([row["accuracy"] for row in rows if row["criterion"] == "dense"])
     names = f"{data}, {settings.model}, {settings.seeds} seeds, dense {dense} %"
-    if settings.finetune:
-        out.print(report.table(rows, "accuracy", f"Test accuracy (%) after finetuning: {names}"))
-    out.print(report.table(rows, "one_shot", f"Test accuracy (%) of the pruned network itself: {names}"))
-    out.print(f"results.csv{', figure.png' if settings.finetune else ''} and settings.json are in {target}")
+    tables = {"accuracy": "after finetuning"} if settings.finetune else {}
+    for what, words in (*tables.items(), ("one_shot", "of the pruned network itself")):
+        headers, lines = report.table(rows, what)
+        columns = (Column(headers[0], kind="name"), *map(Column, headers[1:]))
+        print_table(f"Test accuracy (%) {words}: {names}", columns, lines)
+    out.print(f"results.csv{', figure.png' if settings.finetune else ''} and settings.json are in {target}", markup=False)

@@ -6,30 +6,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.table import Table
 
 import pathlift
 from pathlift.cli.common import (
+    ANSWER,
+    CHANGE,
     Device,
     Force,
     Json,
     Key,
     ModelArg,
     ModelName,
+    OutModel,
     Seed,
     Shape,
     Trust,
+    Until,
     Weights,
     app,
     captured,
-    number,
+    check_data,
+    check_options,
+    known,
     out,
     print_json,
+    print_table,
     progress_bar,
     scientific,
+    working,
 )
+from pathlift.cli.tables import Column
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, tensor_writer, write_outputs
+from pathlift.output import MODELS, TENSORS, check_outputs, tensor_writer, write_outputs
 
 if TYPE_CHECKING:
     from pathlift.pruning.catalogue import Data
@@ -41,43 +49,76 @@ CRITERIA = (
 )
 """The names in `pathlift.pruning.CRITERIA`, for the help."""
 
+SELECTIONS = ("global", "per_layer", "per_output", "lamp", "erk", "channels", "2:4")
+"""Names of selections, for the help."""
 
-@app.command()
+
+@app.command(rich_help_panel=CHANGE)
 def prune(
     model: ModelName,
-    amount: Annotated[Optional[float], typer.Option(help="Share of the weights that goes; n:m selections fix it.")] = None,  # noqa: UP045
-    criterion: Annotated[str, typer.Option(help=f"One of {CRITERIA}.")] = "relative_path_magnitude",
-    selection: Annotated[str | None, typer.Option(help="global, per_layer, lamp, erk, channels, 2:4 …")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Rounds of scoring and pruning.")] = None,  # noqa: UP045
-    scope: Annotated[Optional[str], typer.Option(help="Name patterns with commas; !pattern excludes.")] = None,  # noqa: UP045
-    data: Annotated[str | None, typer.Option(help="For criteria that look at data: digits, fashion-mnist, or a file.")] = None,
-    limit: Annotated[int, typer.Option(help="Only the first samples of --data.")] = 256,
+    amount: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of the weights that goes; n:m selections fix it.", metavar="X"),
+    ] = None,
+    criterion: Annotated[
+        str,
+        typer.Option(help=f"One of {CRITERIA}.", metavar="NAME", autocompletion=known(*CRITERIA.split(", "))),
+    ] = "relative_path_magnitude",
+    selection: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="global, per_layer, lamp, erk, channels, 2:4 …", metavar="NAME", autocompletion=known(*SELECTIONS)),
+    ] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Rounds of scoring and pruning.", metavar="N")] = None,  # noqa: UP045
+    scope: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Name patterns with commas; !pattern excludes.", metavar="PATTERNS"),
+    ] = None,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="For criteria that look at data: digits, fashion-mnist, or a file.", metavar="DATA"),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
     weights: Weights = None,
     shape: Shape = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the state-dict to a .safetensors file.")] = None,
-    masks_file: Annotated[Optional[Path], typer.Option("--masks", help="Write the masks to a .safetensors file.")] = None,  # noqa: UP045
+    out_file: OutModel = None,
+    masks_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--masks", metavar="FILE", help="Write the masks to a .safetensors file.", rich_help_panel=ANSWER),
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
     key: Key = None,
 ) -> None:
     """Prune a network; print what became of each tensor and how far the function can have moved."""
-    check_outputs({"--out": out_file, "--masks": masks_file}, inputs={"--weights": weights, "--data": data}, replace=force)
+    read = {"MODEL": model, "--weights": weights, "--data": data}
+    check_outputs({"--masks": masks_file}, suffixes=TENSORS, inputs=read, replace=force)
+    check_outputs({"--out": out_file, "--masks": masks_file}, suffixes=MODELS, inputs=read, replace=force)
     import torch
 
     from pathlift.pruning.catalogue import criterion_of
+    from pathlift.pruning.selection import NofM, selection_of
+    from pathlift.saving import check_extra, model_writer
     from pathlift.storage.data import load_data
 
-    needs = criterion_of(criterion).needs
+    check_options("prune", amount=amount, steps=steps)
+    chosen = criterion_of(criterion)
+    selects = chosen.selection if selection is None else selection_of(selection)
+    if amount is None and not isinstance(selects, NofM):
+        raise InputError("Say how much to prune: --amount, a share in [0, 1).")
+    check_data(data, limit)
+    needs = chosen.needs
     if needs != "nothing" and data is None:
         what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
         raise InputError(
             f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
         )
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    check_extra(network, out_file)
     seen: Data | None = None
     if data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)
@@ -98,9 +139,10 @@ def prune(
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    results = {out_file: pathlift.rescaling.RescaledState(pruned, pruned.state, torch.ones(0)), masks_file: report.masks}
-    writers = {path: tensor_writer(tensors) for path, tensors in results.items() if path is not None}
-    write_outputs(writers, replace=force)
+    with working("writing files"):
+        writers = {} if out_file is None else {out_file: model_writer(pruned, out_file.suffix)}
+        writers |= {} if masks_file is None else {masks_file: tensor_writer(report.masks)}
+        write_outputs(writers, replace=force)
     written = [str(path) for path in writers]
     if as_json:
         print_json({
@@ -108,9 +150,9 @@ def prune(
             "criterion": report.criterion,
             "amount": report.amount,
             "sparsity": report.sparsity,
-            "log10_path_norm": number(report.log10_path_norm),
-            "log10_cost": number(report.log10_cost),
-            "log10_bound": number(report.log10_bound),
+            "log10_path_norm": report.log10_path_norm,
+            "log10_cost": report.log10_cost,
+            "log10_bound": report.log10_bound,
             "mass_kept": report.mass_kept,
             "collapsed": list(report.collapsed),
             "tensors": {row.name: {"weights": row.weights, "kept": row.kept, "share": row.share} for row in report.tensors},
@@ -125,13 +167,19 @@ def prune(
 def _print(model: str, report: pathlift.pruning.PruneReport) -> None:
     total = sum(row.weights for row in report.tensors)
     title = f"{model}: {report.sparsity:.2%} of {total:,} weights pruned by {report.criterion}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for header in ("tensor", "weights", "kept", "sparsity", "share of all paths before", "and after"):
-        table.add_column(header, justify="left" if header == "tensor" else "right", no_wrap=True)
-    for row in report.tensors:
-        state = "collapsed" if row.collapsed else f"{row.left:.4f}"
-        table.add_row(row.name, f"{row.weights:,}", f"{row.kept:,}", f"{row.sparsity:.2%}", f"{row.share:.4f}", state)
-    out.print(table)
+    columns = (
+        Column("tensor", kind="name"),
+        Column("weights", "{:,}".format),
+        Column("kept", "{:,}".format),
+        Column("sparsity", "{:.2%}".format),
+        Column("share of all paths before", "{:.4f}".format),
+        Column("and after", lambda left: left if isinstance(left, str) else f"{left:.4f}"),
+    )
+    rows = [
+        (row.name, row.weights, row.kept, row.sparsity, row.share, "collapsed" if row.collapsed else row.left)
+        for row in report.tensors
+    ]
+    print_table(title, columns, rows)
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
     out.print(f"share of it that is left        {report.mass_kept:.3g}")
     out.print(f"joint cost, exact path-metric   {scientific(report.log10_cost)}")

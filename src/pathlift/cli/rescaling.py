@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 import pathlift
 from pathlift.cli.common import (
+    CHANGE,
+    COMPARE,
     Device,
     Force,
     Json,
@@ -19,21 +19,30 @@ from pathlift.cli.common import (
     ModelArg,
     ModelName,
     OtherKey,
+    Others,
+    OtherSeed,
+    OutModel,
     Seed,
     Shape,
     Trust,
+    Until,
     Weights,
     app,
     captured,
+    check_options,
     check_used,
+    each_other,
+    manner,
     out,
     print_json,
     print_rows,
+    print_table,
     second_network,
     working,
 )
+from pathlift.cli.tables import Column
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, tensor_writer, write_outputs
+from pathlift.output import MODELS, check_outputs, write_outputs
 
 
 class Target(str, Enum):
@@ -46,19 +55,28 @@ class Target(str, Enum):
     conditioned = "conditioned"
 
 
-@app.command()
+@app.command(rich_help_panel=CHANGE)
 def rescale(
     model: ModelName,
     weights: Weights = None,
     shape: Shape = None,
-    to: Annotated[Optional[Target], typer.Option(help="Which representative; without it only the groups are shown.")] = None,  # noqa: UP045
-    choices: Annotated[Optional[str], typer.Option(help="With --to random: factors to draw from, e.g. 1,128,4096.")] = None,  # noqa: UP045
-    sigma: Annotated[float, typer.Option(help="With --to random and no --choices: standard deviation of log factors.")] = 1.0,
-    p: Annotated[float, typer.Option(help="With --to balanced: the l^p norm that becomes smallest.")] = 2.0,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="Write the state-dict to a .safetensors file.")] = None,  # noqa: UP045
+    to: Annotated[
+        Optional[Target],  # noqa: UP045
+        typer.Option(help="Which representative; without it only the groups are shown."),
+    ] = None,
+    choices: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --to random: factors to draw from, e.g. 1,128,4096.", metavar="X,X,…"),
+    ] = None,
+    sigma: Annotated[
+        float, typer.Option(help="With --to random and no --choices: standard deviation of log factors.", metavar="X")
+    ] = 1.0,
+    p: Annotated[float, typer.Option(help="With --to balanced: the l^p norm that becomes smallest.", metavar="P")] = 2.0,
+    out_file: OutModel = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     force: Force = False,
@@ -70,9 +88,14 @@ def rescale(
     drawing = {"--choices": choices is not None, "--sigma": sigma != 1.0}
     check_used(drawing, "--to random", there=to is Target.random)
     check_used({"--p": p != 2.0}, "--to balanced", there=to is Target.balanced)
-    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
+    check_outputs({"--out": out_file}, suffixes=MODELS, inputs={"MODEL": model, "--weights": weights}, replace=force)
+    from pathlift.saving import check_extra, model_writer
+
     drawn = _choices(choices)
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    check_options("Symmetries.randomize", choices=drawn, sigma=sigma)
+    check_options("Symmetries.balance", p=p)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    check_extra(network, out_file)
     with working("finding the groups"):
         groups = pathlift.symmetries(network)
     made: pathlift.rescaling.RescaledState | None = None
@@ -80,7 +103,9 @@ def rescale(
         with working(f"rescaling to the {to.value} representative"):
             made = _made(groups, to, drawn, sigma, p, seed)
         if out_file is not None:
-            write_outputs({out_file: tensor_writer(made)}, replace=force)
+            with working(f"writing {out_file}"):
+                rescaled = dataclasses.replace(network, state={**network.state, **made})
+                write_outputs({out_file: model_writer(rescaled, out_file.suffix)}, replace=force)
     if as_json:
         print_json({
             "model": model,
@@ -149,58 +174,88 @@ def _changes(network: pathlift.Network, made: pathlift.rescaling.RescaledState) 
 def _print_groups(model: str, groups: pathlift.rescaling.Symmetries) -> None:
     from pathlift.rescaling.families import axes_text
 
-    table = Table(title=f"{model}: {len(groups):,} rescaling groups", title_justify="left", box=None, padding=(0, 2))
-    table.add_column("groups", justify="right", no_wrap=True)
-    table.add_column("λ multiplies", overflow="fold")
-    table.add_column("λ divides", overflow="fold")
-    for family in groups.families:
-        sides = (escape(axes_text(family.multiplied)), escape(axes_text(family.divided)))
-        table.add_row(f"{len(family.groups):,}", *sides)
-    out.print(table)
-    if groups.pinned:
-        pinned = Table(title="pinned at 1", title_justify="left", box=None, padding=(0, 2))
-        pinned.add_column("channels", justify="right")
-        pinned.add_column("module")
-        pinned.add_column("by")
-        for pin in groups.pinned:
-            pinned.add_row(f"{len(pin.channels):,}", pin.module, pin.reason)
-        out.print(pinned)
+    free = [(len(family.groups), axes_text(family.multiplied), axes_text(family.divided), "") for family in groups.families]
+    pinned = [(len(pin.channels), pin.module, pin.reason) for pin in groups.pinned]
+    columns = (Column("groups"), Column("λ multiplies", kind="name"), Column("λ divides", kind="name"))
+    if manner.csv:
+        rows = [*free, *((channels, module, "", reason) for channels, module, reason in pinned)]
+        print_table("", (*columns, Column("pinned by")), rows)
+        return
+    print_table(f"{model}: {len(groups):,} rescaling groups", columns, [row[:3] for row in free])
+    if pinned:
+        names = (Column("channels", "{:,}".format), Column("module", kind="name"), Column("by", kind="words"))
+        print_table("pinned at 1", names, pinned)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def equivalent(
     model: ModelName,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="A file of weights, or a second model by name.")],
+    others: Others,
     weights: Weights = None,
     shape: Shape = None,
-    tolerance: Annotated[Optional[float], typer.Option(help="Relative difference of a weight that counts as rounding.")] = None,  # noqa: UP045
+    tolerance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Relative difference of a weight that counts as rounding.", metavar="X"),
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
-    other_seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the second model's random weights.")] = 1,
+    other_seed: OtherSeed = 1,
     device: Device = "cpu",
+    until: Until = None,
     model_arg: ModelArg = None,
     trust: Trust = False,
     key: Key = None,
     other_key: OtherKey = None,
 ) -> None:
-    """Tell whether two networks are rescalings of each other. Exit status 1 when they are not."""
-    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
-    with working("comparing modulo rescaling"):
-        second = second_network(other, other_seed, model_arg, trust=trust, key=other_key)
-        equivalence = pathlift.equivalent(network, second, tolerance=tolerance)
-    factors = equivalence.factors
+    """Tell whether networks are rescalings of the first. Exit status 1 when one is not."""
+    check_options("equivalent", tolerance=tolerance)
+    names = each_other(others)
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    found: dict[str, pathlift.rescaling.Equivalence] = {}
+    for name in names:
+        with working(f"comparing modulo rescaling with {name}"):
+            second = second_network(name, other_seed, model_arg, trust=trust, key=other_key)
+            found[name] = pathlift.equivalent(network, second, tolerance=tolerance)
     if as_json:
-        print_json({
-            "model": model,
-            "other": other,
-            "equivalent": bool(equivalence),
-            "mismatch": equivalence.mismatch,
-            "tolerance": equivalence.tolerance,
-            "factors": None if factors is None else factors.tolist(),
-        })
-    elif factors is not None:
-        span = f", factors {float(factors.min()):.4g} … {float(factors.max()):.4g}" if len(factors) else ""
-        out.print(f"equivalent: a rescaling by {len(factors):,} factors leads from {model} to {other}{span}")
-    else:
-        out.print(f"not equivalent: {equivalence.mismatch}", markup=False, highlight=False)
-    raise typer.Exit(0 if equivalence else 1)
+        records = [{"other": name, **_record(equivalence)} for name, equivalence in found.items()]
+        print_json({"model": model, **(records[0] if len(records) == 1 else {"others": records})})
+    elif manner.csv or len(found) > 1:
+        columns = (
+            Column("network", kind="name"),
+            Column("equivalent", kind="words"),
+            Column("factors"),
+            Column("smallest", _shortened),
+            Column("largest", _shortened),
+            Column("mismatch", kind="words"),
+        )
+        print_table(f"rescalings of {model}", columns, [(name, *_verdict(answer)) for name, answer in found.items()])
+    for name, answer in () if as_json or len(found) > 1 else found.items():
+        _, count, least, most, mismatch = _verdict(answer)
+        if answer:
+            span = f", factors {least:.4g} … {most:.4g}" if count else ""
+            out.print(f"equivalent: a rescaling by {count:,} factors leads from {model} to {name}{span}", markup=False)
+        else:
+            out.print(f"not equivalent: {mismatch}", markup=False)
+    raise typer.Exit(0 if all(found.values()) else 1)
+
+
+def _record(equivalence: pathlift.rescaling.Equivalence) -> dict[str, object]:
+    factors = equivalence.factors
+    return {
+        "equivalent": bool(equivalence),
+        "mismatch": equivalence.mismatch,
+        "tolerance": equivalence.tolerance,
+        "factors": None if factors is None else factors.tolist(),
+    }
+
+
+def _verdict(equivalence: pathlift.rescaling.Equivalence) -> tuple[str, int, float | None, float | None, str]:
+    factors = equivalence.factors
+    if factors is None:
+        return "no", 0, None, None, equivalence.mismatch or ""
+    extremes = (float(factors.min()), float(factors.max())) if len(factors) else (None, None)
+    return "yes", len(factors), *extremes, ""
+
+
+def _shortened(factor: float | None) -> str:
+    return "" if factor is None else f"{factor:.4g}"

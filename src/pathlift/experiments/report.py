@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from pathlift.experiments import store
 from pathlift.storage.packages import package
 
@@ -46,28 +44,27 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{middle:.1f}" if len(percent) == 1 else f"{middle:.1f} ± {statistics.stdev(percent):.1f}"
 
 
-def table(rows: Sequence[Row], what: str, title: str) -> Table:
+def table(rows: Sequence[Row], what: str) -> tuple[list[str], list[list[str]]]:
     """Lay out accuracies: a line per criterion and rescaling, a column per level.
 
     Args:
         rows: The results.
         what: ``accuracy`` or ``one_shot``.
-        title: Of the table.
 
     Returns:
-        The table.
+        The headers, and a line of texts for each criterion.
     """
     grouped = cells(rows, what)
     levels = sorted({level for (name, _), values in grouped.items() if name != "dense" for level in values})
-    made = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    made.add_column("criterion", no_wrap=True)
-    for level in levels:
-        made.add_column(f"{level:.0%}", justify="right", no_wrap=True)
-    for (name, rescaled), values in grouped.items():
-        if name != "dense":
-            texts = [mean_and_deviation(values[level]) if level in values else "" for level in levels]
-            made.add_row(f"{name}, rescaled" if rescaled else name, *texts)
-    return made
+    lines = [
+        [
+            f"{name}, rescaled" if rescaled else name,
+            *(mean_and_deviation(values[level]) if level in values else "" for level in levels),
+        ]
+        for (name, rescaled), values in grouped.items()
+        if name != "dense"
+    ]
+    return ["criterion", *(f"{level:.0%}" for level in levels)], lines
 
 
 def as_csv(rows: Sequence[Row]) -> str:

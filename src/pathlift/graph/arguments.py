@@ -74,7 +74,10 @@ other = either(
     "a module, a captured Network, a state-dict or a file of weights",
     (nn.Module, module_with_values), (Network, captured), (Mapping, state), ((str, Path), file),
 )  # fmt: skip
-weights = either("a module, or a mapping from names to tensors", (nn.Module, module_with_values), (Mapping, state))
+weights = either(
+    "a module, a mapping from names to tensors or a file of weights",
+    (nn.Module, module_with_values), (Mapping, state), ((str, Path), file),
+)  # fmt: skip
 
 declare(__name__, {
     "model": either("a torch.nn.Module, or a captured Network", (nn.Module, anything), (Network, captured)),

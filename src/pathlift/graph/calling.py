@@ -56,9 +56,39 @@ class Form:
         if not _matched(self.nested, given, numbered):
             count = sum(1 for _ in leaves(given))
             if self == flat(len(self.nested)) and count != len(self.nested):
-                raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.")
-            raise InputError(f"The model takes its inputs as {_written(self.nested)}, found {_written(given)}.")
+                among = " In a list of batches, each is a tuple: [(a, b)]." if count == 1 else ""
+                raise InputError(f"The model has {len(self.nested)} inputs, found {count} tensors.{among}")
+            raise InputError(f"The model takes its inputs as {self}, found {_written(given)}.")
         return tuple(tensor for _, tensor in sorted(numbered.items()))
+
+    def fits(self, samples: Samples) -> bool:
+        """Tell whether containers are of this form.
+
+        Args:
+            samples: See `tensors`.
+
+        Returns:
+            Whether `tensors` takes them.
+        """
+        return _matched(self.nested, (samples,) if isinstance(samples, Tensor) else samples, {})
+
+    def beside(self, other: Form) -> list[tuple[int, int]]:
+        """Pair the inputs of two forms: by their places in the containers, or in order where the containers are others.
+
+        Args:
+            other: The other form.
+
+        Returns:
+            Numbers here and there.
+        """
+        mine, theirs = dict(_places(self.nested)), dict(_places(other.nested))
+        if mine.keys() == theirs.keys():
+            return [(number, theirs[place]) for place, number in mine.items()]
+        return list(zip(sorted(mine.values()), sorted(theirs.values()), strict=False))
+
+    def __str__(self) -> str:
+        """Write the containers with ``tensor`` in place of each."""
+        return _written(self.nested)
 
 
 def flat(count: int) -> Form:
@@ -102,6 +132,15 @@ def _matched(nested: Any, given: Any, numbered: dict[int, Tensor]) -> bool:
         return alike and all(_matched(item, given[name], numbered) for name, item in nested.items())
     alike = isinstance(given, (tuple, list)) and len(given) == len(nested)
     return alike and all(_matched(item, inner, numbered) for item, inner in zip(nested, given, strict=True))
+
+
+def _places(nested: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Yield where each number stands: the keys and indices that lead to it."""
+    if isinstance(nested, int):
+        yield place, nested
+    else:
+        for key, item in nested.items() if isinstance(nested, dict) else enumerate(nested):
+            yield from _places(item, (*place, key))
 
 
 def _written(nested: Any) -> str:

@@ -57,6 +57,7 @@ class Graph:
         checked: Whether the graph was compared with the model on random inputs; not so on the meta device.
         program: A text that two modules share only when their forward pass is the same function of their parameters.
         until: Where the reading ended, when it was told to.
+        origin: The parameters and buffers of the model that was captured, as they are there; None in a copy.
         known: What followed from the graph so far, by the function that computed it; see `Network.remembered`.
     """
 
@@ -75,11 +76,15 @@ class Graph:
     checked: bool = False
     program: str = ""
     until: str | None = None
+    origin: Mapping[str, Tensor] | None = field(default=None, repr=False)
     known: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be worked out again."""
-        return {name: value for name, value in vars(self).items() if name not in {"layer", "joint_calls"}} | {"known": {}}
+        return {name: value for name, value in vars(self).items() if name not in {"layer", "joint_calls"}} | {
+            "known": {},
+            "origin": None,
+        }
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:

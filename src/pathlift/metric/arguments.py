@@ -24,5 +24,6 @@ declare(__name__, {
     "PathMetric.estimate.samples": whole("a whole number of at least 2: one path has no spread", lambda v: v >= 2),
     "confidence": number("a number between 0 and 1", lambda v: 0 < v < 1),
     "path_metric.progress": of_a_step,
+    "path_metric_bounds.progress": function("a function of a MetricBound", 1),
     "PathMetric.tighten.progress": of_a_step,
 }, needed={("path_metric", "generator"): "estimate"})  # fmt: skip

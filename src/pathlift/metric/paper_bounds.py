@@ -65,7 +65,12 @@ class MetricBound(Result):
 @public
 @torch.no_grad()
 def path_metric_bounds(
-    model: nn.Module | Network, other: Other, inputs: Inputs | None = None, *, moments: int | None = None
+    model: nn.Module | Network,
+    other: Other,
+    inputs: Inputs | None = None,
+    *,
+    moments: int | None = None,
+    progress: Callable[[MetricBound], object] | None = None,
 ) -> tuple[MetricBound, ...]:
     """Compute every bound on ‖Φ(θ)−Φ(θ')‖₁, loosest upper bound first, lower bounds last.
 
@@ -77,6 +82,7 @@ def path_metric_bounds(
         other: θ', as for `path_metric`.
         inputs: As for `capture`; not needed for a Network.
         moments: 2, 4, 6 or 8: the bounds of `path_metric` with so many moments are listed too; they cost more than all others.
+        progress: Called with each bound as soon as it is there, in the order of what they cost; those that do not apply, too.
 
     Returns:
         The bounds; those that do not apply come last of all, with the reason.
@@ -97,28 +103,33 @@ def path_metric_bounds(
     """
     network = capture(model, inputs)
     comparison = compared_with(network, other)
+    bounds: list[MetricBound] = []
+
+    def keep(bound: MetricBound) -> None:
+        bounds.append(bound)
+        if progress is not None:
+            progress(bound)
+
     metric = path_metric(network, other, moments=0)
     exact = "Lemma 4.2, exact" if metric.exact else ""
-    closer = None if moments is None else path_metric(network, other, moments=moments)
+    keep(MetricBound(exact or "norm difference", "(6), Lemma 4.2", "lower", metric.log10_lower, invariant=True))
+    keep(MetricBound(exact or "pivot", "pathlift", "upper", metric.log10_upper, invariant=True))
     extra = _rounding_of_gauge(comparison)
 
-    def bound(name: str, reference: str, compute: Callable[[], float], *, invariant: bool = True) -> MetricBound:
-        return _bound(name, reference, compute, extra, invariant)
+    def bound(name: str, reference: str, compute: Callable[[], float], *, invariant: bool = True) -> None:
+        keep(_bound(name, reference, compute, extra, invariant))
 
-    bounds = [
-        MetricBound(exact or "norm difference", "(6), Lemma 4.2", "lower", metric.log10_lower, invariant=True),
-        MetricBound(exact or "pivot", "pathlift", "upper", metric.log10_upper, invariant=True),
-        bound("telescoping", "pathlift", lambda: _telescoping(comparison)),
-        bound("Hellinger in three steps", "pathlift", lambda: log10_of_float(_sum_in_three_steps(comparison))),
-        bound("Lemma F.1", "Lemma F.1", lambda: lemma_f1(comparison), invariant=False),
-        bound("Theorem F.2", "Theorem F.2", lambda: theorem_f2(comparison)),
-        bound("Lemma 4.3", "(8), Lemma 4.3", lambda: lemma_4_3(comparison)),
-        bound("Lemma 4.4", "(9), Lemma 4.4", lambda: lemma_4_4(comparison), invariant=False),
-    ]
+    bound("telescoping", "pathlift", lambda: _telescoping(comparison))
+    bound("Hellinger in three steps", "pathlift", lambda: log10_of_float(_sum_in_three_steps(comparison)))
+    bound("Lemma F.1", "Lemma F.1", lambda: lemma_f1(comparison), invariant=False)
+    bound("Theorem F.2", "Theorem F.2", lambda: theorem_f2(comparison))
+    bound("Lemma 4.3", "(8), Lemma 4.3", lambda: lemma_4_3(comparison))
+    bound("Lemma 4.4", "(9), Lemma 4.4", lambda: lemma_4_4(comparison), invariant=False)
+    closer = None if moments is None else path_metric(network, other, moments=moments)
     if closer is not None and not closer.exact:
-        upper = MetricBound(closer.upper_by, "pathlift", "upper", closer.log10_upper, invariant=True)
-        lower = MetricBound(closer.lower_by, "pathlift", "lower", closer.log10_lower, invariant=True)
-        bounds += [upper, lower] if closer.upper_by != "pivot" else [lower]
+        if closer.upper_by != "pivot":
+            keep(MetricBound(closer.upper_by, "pathlift", "upper", closer.log10_upper, invariant=True))
+        keep(MetricBound(closer.lower_by, "pathlift", "lower", closer.log10_lower, invariant=True))
     applying = [bound for bound in bounds if not bound.reason]
     uppers = sorted((bound for bound in applying if bound.side == "upper"), key=lambda bound: -bound.log10)
     lowers = sorted((bound for bound in applying if bound.side == "lower"), key=lambda bound: -bound.log10)

@@ -198,9 +198,8 @@ class Deviation:
             change = None if gaps is None else gaps(slope.weight)
             return out if change is None else out + along(slope, real[source].clamp(max=0.0).abs(), change)
         out = carried(layer, moved, weights_of)
-        if isinstance(kind, Slopes):
-            steepest = max(abs(kind.plus), abs(kind.minus))
-            return out if steepest == 1.0 else out * steepest
+        if isinstance(kind, Slopes):  # none exceeds 1
+            return out
         assert isinstance(kind, Clamp)
         for end in ends(layer, gaps) if gaps is not None else ():
             out = out if end is None else torch.maximum(out, end.to(out))

@@ -29,8 +29,10 @@ from pathlift.precision import without_autocast
 from pathlift.pruning.axes import Axes, along_channels, channel_axes
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
+from pathlift.pruning.removal import ShrinkReport, whole_channels
+from pathlift.pruning.removal import shrink as without_channels
 from pathlift.pruning.scope import Scope, checked_scores, scoped
-from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, selection_of
+from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, select_channels, selection_of
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
 
@@ -84,6 +86,7 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
             max(‖x‖_∞, 1) times this.
         log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned; never below `log10_cost`.
         rounding: What the relative error of these numbers cannot exceed; a certificate is rounded up by it.
+        shrunk: What became smaller, when channels were removed for good (``shrink=True``).
     """
 
     criterion: str
@@ -95,6 +98,7 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
     log10_cost: float
     log10_bound: float
     rounding: float
+    shrunk: ShrinkReport | None = None
 
     @property
     def sparsity(self) -> float:
@@ -160,6 +164,7 @@ def prune(
     data: Data | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shrink: bool = False,
 ) -> tuple[Network, PruneReport]: ...
 
 
@@ -176,6 +181,7 @@ def prune(
     data: Data | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shrink: bool = False,
 ) -> tuple[nn.Module, PruneReport]: ...
 
 
@@ -192,6 +198,7 @@ def prune(
     data: Data | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shrink: bool = False,
 ) -> tuple[nn.Module | Network, PruneReport]:
     """Set the least important weights of a copy to 0 and report the price.
 
@@ -212,9 +219,13 @@ def prune(
             look at none leave it alone.
         generator: Source of randomness, on the CPU, or a seed, for criteria that draw; the others leave it alone.
         progress: Called after each round with its number and that of all rounds.
+        shrink: Remove the channels for good (``selection="channels"``, extra ``torch-pruning``). Channels that are tied to each
+            other, by a residual stream say, go together, with the weights that make them and those that read them; only
+            channels go all of whose weights are in the scope. See `pathlift.pruning.shrink`.
 
     Returns:
-        A pruned copy of what was given (module or Network), and the report. A `PathliftWarning` names layers through which no
+        A pruned copy of what was given (module or Network), and the report; with ``shrink`` a smaller module, which is the
+        copy ``apply_masks(model, report.masks)`` without these channels. A `PathliftWarning` names layers through which no
         path runs any more.
 
     Raises:
@@ -236,6 +247,10 @@ def prune(
         names = scoped(network, scope, module)
         chosen = _criterion(criterion)
         select = chosen.selection if selection is None else selection_of(selection)
+        if shrink:
+            if select is not select_channels:
+                raise InputError("shrink=True removes whole channels: say selection='channels'.")
+            select = whole_channels(module, inputs, network, names)
         share, source = _amount(amount, select), source_of(generator)
         rounds = _rounds(_steps(chosen, select) if steps is None else steps, criterion, select)
         blame(compacted(network).values())
@@ -255,7 +270,13 @@ def prune(
         report = _report(network, pruned, masks, chosen.name, share)
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=3)
-        return (pruned if module is None else apply_masks(module, masks)), report
+        if module is None:
+            return pruned, report
+        made = apply_masks(module, masks)
+        if not shrink or inputs is None:
+            return made, report
+        smaller, shrunk = without_channels(made, inputs)
+        return smaller, replace(report, shrunk=shrunk)
 
 
 def _tells_channels(select: Selection) -> bool:

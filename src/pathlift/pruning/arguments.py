@@ -79,6 +79,7 @@ declare(__name__, {
     "from_torch_prune.model": module,
     "importance_scores.model": module_with_values,
     "PathMagnitudeImportance.model": module,
+    "keep_masks.model": module_with_values,
     "to_torch_prune.model": module_with_values,
     # what is pruned, and by what
     "amount": number("a share in [0, 1)", lambda v: 0 <= v < 1),
@@ -90,6 +91,10 @@ declare(__name__, {
     "scores": scores,
     "prune.steps": positive_count,
     "prune.progress": done_of_all,
+    "prune.shrink": flag,
+    "shrink.model": module_with_values,
+    "to_semi_structured.model": module_with_values,
+    "weight": plain_tensor,
     # a criterion of the user's own
     "Criterion.name": text("a name"),
     "what": text("a line of text"),

@@ -323,6 +323,11 @@ class NofM:
         """Tell whether a tensor can be cut into blocks."""
         return score.dim() > 1 and score.shape[1] % self.m == 0
 
+    @public
+    def holds(self, weight: Tensor) -> bool:
+        """Tell whether a weight, of shape (outputs, inputs, …), has at most n that are not 0 in each block of m inputs."""
+        return self.fits(weight) and bool(((weight != 0).movedim(1, -1).reshape(-1, self.m).sum(1) <= self.n).all())
+
     def __call__(self, scores: Scores, amount: float) -> Masks:
         """Select.
 

@@ -79,6 +79,8 @@ def program_of(model: nn.Module) -> str:
 
 
 def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowered:
+    part = model.ending_at(until) if until is not None and isinstance(model, OnnxModule) else None
+    model, until = (model, until) if part is None else (part, None)
     examples = examples_of(model, inputs)
     check_modules(model)
     return apart(lambda: _read(model, examples, until), examples.tensors[0].device)
@@ -139,8 +141,7 @@ def capture(model: nn.Module | Network, inputs: Inputs | None = None, until: str
         return model
     if inputs is None:
         raise InputError("inputs is missing: give an input shape such as (3, 224, 224), or an example tensor.")
-    part = model.ending_at(until) if until is not None and isinstance(model, OnnxModule) else None
-    lowered = _lowered(model, inputs, until) if part is None else _lowered(part, inputs)
+    lowered = _lowered(model, inputs, until)
     if lowered.network is None:
         raise UnsupportedModelError(lowered.problems)
     return lowered.network
@@ -186,7 +187,7 @@ def captured_on(model: nn.Module | Network, samples: Samples) -> Network:
 
 
 @public
-def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
+def check_support(model: nn.Module, inputs: Inputs, until: str | None = None) -> SupportReport:
     """Tell whether a model lies inside the theory; list every operator that does not.
 
     Needs no weights: a model on the meta device will do.
@@ -194,12 +195,13 @@ def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
     Args:
         model: Any module.
         inputs: As for `capture`.
+        until: As for `capture`.
 
     Returns:
         The report. An unsupported model is reported, never raised.
 
     Raises:
-        InputError: ``inputs`` is malformed, or the model cannot run on such an input.
+        InputError: ``inputs`` is malformed, ``until`` names nothing, or the model cannot run on such an input.
 
     Example:
         >>> from torch import nn
@@ -208,7 +210,7 @@ def check_support(model: nn.Module, inputs: Inputs) -> SupportReport:
         (False, 'aten.gelu.default', '1')
     """
     try:
-        lowered = _lowered(model, inputs)
+        lowered = _lowered(model, inputs, until)
     except UnsupportedModelError as error:
         return SupportReport(False, error.problems, 0)
     left_off = () if lowered.network is None else lowered.network.left_off

@@ -37,7 +37,9 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
     if len(network.outputs) != len(other.outputs):
         raise MismatchError(f"The first network has {len(network.outputs)} outputs, the second {len(other.outputs)}.")
     inputs, other_inputs = ([layer.name for layer in side.layers if layer.kind == "input"] for side in (network, other))
-    pairs = dict(zip(inputs, other_inputs, strict=True)) if len(inputs) == len(other_inputs) else {}
+    if len(inputs) != len(other_inputs):
+        raise MismatchError(f"The first network has {len(inputs)} inputs, the second {len(other_inputs)}.")
+    pairs = {inputs[first]: other_inputs[second] for first, second in network.graph.form.beside(other.graph.form)}
     stack = list(zip(network.outputs, other.outputs, strict=True))
     weights: dict[tuple[WeightTensor, WeightTensor], Layer] = {}
     done: set[tuple[str, str]] = set()
@@ -47,8 +49,15 @@ def check_graph(network: Network, other: Network, state: Mapping[str, Tensor]) -
             continue
         done.add((first.name, second.name))
         if first.kind == "input" or second.kind == "input":
-            if pairs.get(first.name) != second.name:
+            if first.kind != second.kind:
                 raise MismatchError(_different(first, second))
+            if pairs[first.name] != second.name:
+                raise MismatchError(
+                    f"The two models read their inputs in different places: input {inputs.index(first.name)} of the first "
+                    f"where the second reads input {other_inputs.index(second.name)}. The first was captured with inputs as "
+                    f"{network.graph.form}, the second as {other.graph.form}; inputs of the same name, or of the same place, "
+                    "are taken for the same."
+                )
             continue
         for weight, other_weight in _weight_pairs(first, second):
             weights.setdefault((weight, other_weight), first)

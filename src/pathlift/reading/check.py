@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from pathlift.errors import Problem, UnsupportedModelError
+from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
 from pathlift.passes.forward import forward
@@ -82,6 +82,7 @@ def check(
         Module paths and names of the plain attributes that a forward pass changes.
 
     Raises:
+        InputError: The model cannot run, and its inputs are of another type than its weights.
         UnsupportedModelError: They differ by more than rounding explains; the first layer that differs is named.
     """
     comparison = _Check(model, network, exported, lowered, examples, idle)
@@ -226,6 +227,8 @@ class _Check:
         except FAILURES as error:
             if trial.dtype is not None:
                 raise _NotInThisPrecision from error
+            if unlike := self.examples.unlike(self.model):
+                raise InputError(f"The model cannot run: {str(error).rstrip('.')}. {unlike}") from error
             reason = f"It can be traced, but not run {trial.what}: {error}"
             raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),)) from error
 

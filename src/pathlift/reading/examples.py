@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments.kinds import one_input
+from pathlift.errors import InputError
 from pathlift.graph.calling import Form, form_of, leaves
 from pathlift.storage.onnx import OnnxModule
 
@@ -35,6 +36,18 @@ class Examples:
         """Call a model with the examples."""
         return self.form.run(model, self.tensors)
 
+    def unlike(self, model: nn.Module) -> str:
+        """Say which input is of another type than the weights of a model, and what to do; nothing where none is."""
+        kinds = _dtypes(model)
+        for number, tensor in enumerate(self.tensors):
+            if kinds and tensor.dtype not in kinds:
+                name = f"Input {number}" if len(self.tensors) > 1 else "The input"
+                return (
+                    f"{name} has dtype {_plainly(tensor.dtype)}, the weights have {' and '.join(map(_plainly, kinds))}. "
+                    f"Convert the input with .to({kinds[0]}), or the model with .to({tensor.dtype})."
+                )
+        return ""
+
 
 def examples_of(model: nn.Module, inputs: Inputs) -> Examples:
     """Make one example per input of the model, with batch size 1.
@@ -45,15 +58,33 @@ def examples_of(model: nn.Module, inputs: Inputs) -> Examples:
 
     Returns:
         The examples.
+
+    Raises:
+        InputError: A tensor holds no floating-point numbers.
     """
     tensors = tuple(
-        _first_sample(item) if isinstance(item, Tensor) else _from_shape(model, item, number)
+        _first_sample(model, item) if isinstance(item, Tensor) else _from_shape(model, item, number)
         for number, item in enumerate(leaves(inputs, one_input))
     )
     return Examples(tensors, form_of(inputs, one_input))
 
 
-def _first_sample(tensor: Tensor) -> Tensor:
+def _dtypes(model: nn.Module) -> list[torch.dtype]:
+    """Return the floating-point types of parameters and buffers, in their order."""
+    return list(dict.fromkeys(p.dtype for p in (*model.parameters(), *model.buffers()) if p.dtype.is_floating_point))
+
+
+def _plainly(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _first_sample(model: nn.Module, tensor: Tensor) -> Tensor:
+    if not tensor.dtype.is_floating_point:
+        kinds = _dtypes(model) or [torch.get_default_dtype()]
+        raise InputError(
+            f"inputs has dtype {_plainly(tensor.dtype)}; path-liftings need floating-point inputs, {_plainly(kinds[0])} for "
+            f"the weights of this model. Convert the input with .to({kinds[0]})."
+        )
     return torch.zeros_like(tensor[:1], requires_grad=False)
 
 

@@ -136,7 +136,7 @@ def export_graph(view: nn.Module, examples: Examples, runs: Callable[[], None]) 
     except Exception as error:
         if _interrupted(error):
             raise KeyboardInterrupt from error
-        _raise_if_model_fails(examples, error, runs)
+        _raise_if_model_fails(examples, error, runs, examples.unlike(view))
         raise UnsupportedModelError((_explain(error),)) from error
 
 
@@ -222,7 +222,11 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[], None]) -> None:
+FEWER = "Give all inputs as the model takes them, in a tuple or a dictionary; in a list of batches, each is one: [(a, b)]"
+"""What to do when a call has too few arguments."""
+
+
+def _raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[], None], unlike: str) -> None:
     """Tell a model that cannot run on this input from one that cannot be exported: run it."""
     shapes = ", ".join(str(tuple(example.shape)) for example in examples.tensors)
     try:
@@ -230,9 +234,9 @@ def _raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[
             runs()
     except Exception as error:
         if not _is_dynamic(error):  # on the meta device no model can look at its data
-            raise InputError(
-                f"The model cannot run on inputs of shape {shapes} (batch dimension first): {_first_line(error)}"
-            ) from cause
+            few = FEWER if "required positional argument" in str(error) else ""
+            words = f"The model cannot run on inputs of shape {shapes} (batch dimension first): {_first_line(error)}"
+            raise InputError(". ".join(part.rstrip(".") for part in (words, few, unlike) if part) + ".") from cause
 
 
 def _is_dynamic(error: Exception) -> bool:

@@ -124,7 +124,8 @@ class _Lowering:
         self.layers: list[Layer] = []
         self.weights: dict[tuple[Expression, str | None], WeightTensor] = {}
         self.problems: list[Problem] = []
-        self.unread: set[fx.Node] = set()  # numbers that a refused operator makes: what takes one has no value either
+        self.unread: set[fx.Node] = set()  # numbers and masks that a refused operator makes: what takes one has no value either
+        self.refused: set[fx.Node] = set()
         self.operators = 0
         held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         named = [(name, tensor.detach()) for name, tensor in held]
@@ -177,6 +178,7 @@ class _Lowering:
             views=self.memory.views,
             baked={name: self.state[name].detach().clone() for name in sorted(self.baked)},
             left_off=tuple(base_name(node) for node in self.program.graph.nodes if node in self.cut.left_off),
+            origin=live_state,
         )
         return Lowered(Network(graph, live_state, device), (), self.operators, self.cut, self.identified)
 
@@ -259,8 +261,8 @@ class _Lowering:
 
     def _guarded_call(self, node: fx.Node) -> Any:
         fake = node.meta.get("val")
-        if any(below in self.unread for below in node.all_input_nodes):
-            if not isinstance(fake, Tensor):
+        if any(below in self.unread for below in node.all_input_nodes) or self._is_part_of_refused(node):
+            if not isinstance(fake, Tensor) or _is_mask(fake) or self.unread.issuperset(node.all_input_nodes):
                 self.unread.add(node)
             return _placeholder_like(fake, node.name)
         try:
@@ -269,9 +271,18 @@ class _Lowering:
             refused = problem(self.origin.module, self.origin.op, self.origin.where, refusal)
             if refused not in self.problems:
                 self.problems.append(refused)
-            if not isinstance(fake, (Tensor, list, tuple)):
+            self.refused.add(node)
+            if _is_mask(fake) or not isinstance(fake, (Tensor, list, tuple)) or self._made_of_forbidden(node):
                 self.unread.add(node)
             return _placeholder_like(fake, node.name)
+
+    def _is_part_of_refused(self, node: fx.Node) -> bool:
+        """Whether this is the indices, say, that a refused operator returns beside other things."""
+        return node.target is operator.getitem and node.args[0] in self.refused and _is_mask(node.meta.get("val"))
+
+    def _made_of_forbidden(self, node: fx.Node) -> bool:
+        """Whether a call reads nothing but what no rule may read: a comparison, say, or its copy as numbers."""
+        return all(isinstance(self.statics.values.get(below), Forbidden) for below in node.all_input_nodes)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -470,6 +481,11 @@ class _Lowering:
 
 def _contains(value: Any, kinds: tuple[type, ...]) -> bool:
     return any(isinstance(item, kinds) for item in flatten([value]))
+
+
+def _is_mask(fake: Any) -> bool:
+    """Whether a value is a tensor of whole numbers or truth values."""
+    return isinstance(fake, Tensor) and not fake.dtype.is_floating_point
 
 
 def _placeholder_like(fake: Any, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pathlift.arguments.kinds import from_array
 from pathlift.errors import MismatchError, name_differences
 from pathlift.graph.expressions import FunctionCall, StateTensor, evaluate
 from pathlift.graph.network import Network
@@ -194,7 +195,8 @@ def check_tensors(network: Network, tensors: Mapping[str, Tensor], *, strict: bo
             continue
         expected = network.state[network.aliases.get(name, name)]
         if not isinstance(tensor, Tensor):
-            raise MismatchError(f"'{name}' of the second network is a {type(tensor).__name__}, not a tensor.")
+            hint = from_array("tensor", tensor)
+            raise MismatchError(f"'{name}' of the second network is a {type(tensor).__name__}, not a tensor.{hint}")
         if tensor.shape != expected.shape:
             raise MismatchError(
                 f"'{name}' has shape {tuple(expected.shape)} in the first network and {tuple(tensor.shape)} in the second."
@@ -242,4 +244,4 @@ def _captured_alike(network: Network, other: nn.Module) -> Network:
     like = next((p for p in other.parameters() if p.dtype.is_floating_point), None)
     if like is not None:
         examples = tuple(example.to(like.device, like.dtype) for example in examples)
-    return capture(other, network.graph.form.filled(examples))
+    return capture(other, network.graph.form.filled(examples), network.graph.until)

@@ -24,6 +24,9 @@ from pathlift.storage.names import fit
 class RescaledState(Result, dict[str, Tensor]):
     """A state-dict of the same function: what `load_state_dict` takes.
 
+    Pickled, or saved by ``torch.save``, it becomes a plain ordered dictionary of its tensors, which ``torch.load`` reads with
+    ``weights_only`` where there is no pathlift; ``copy`` and ``deepcopy`` keep all that it knows.
+
     Attributes:
         factors: λ by which the network was rescaled, float64, shape (groups,).
         stopped: The seconds that the call was given were over before the best factors were found; the function is the same.

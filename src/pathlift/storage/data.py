@@ -40,18 +40,17 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 sample, found {limit}.")
+    check_name(name)
     y: Tensor | None
     if name == "digits":
         x, y = handwritten_digits()
     elif name == "fashion-mnist":
         x, y = fashion_mnist("t10k")
-    elif Path(name).suffix in WEIGHTS:
+    else:
         tensors = load_state(Path(name))
         if "x" not in tensors:
             raise InputError(f"'{name}' holds {', '.join(sorted(tensors)[:5])}; expected inputs under the name 'x'.")
         x, y = tensors["x"], tensors.get("y")
-    else:
-        raise InputError(f"--data '{name}' is not known. Expected digits, fashion-mnist, or a .safetensors or .pt file.")
     if x.dim() == 0 or len(x) == 0 or x[0].numel() != math.prod(shape):
         raise InputError(
             f"'{name}' has inputs of shape {tuple(x.shape[1:])}, which do not fill the input shape {tuple(shape)}."
@@ -62,6 +61,23 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
         kind = f"shape {tuple(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}"
         raise InputError(f"'{name}' has classes 'y' of {kind}; expected one whole number for each of {len(x)} inputs.")
     return x.reshape(len(x), *shape)[:limit], None if y is None else y[:limit]
+
+
+def check_name(name: str) -> None:
+    """Refuse what names no data, before a model is built for it.
+
+    Args:
+        name: As for `load_data`.
+
+    Raises:
+        InputError: It is neither the name of data that ship with a package, nor that of a file that is there.
+    """
+    if name in {"digits", "fashion-mnist"}:
+        return
+    if Path(name).suffix not in WEIGHTS:
+        raise InputError(f"--data '{name}' is not known. Expected digits, fashion-mnist, or a .safetensors or .pt file.")
+    if not Path(name).exists():
+        raise InputError(f"There is no file '{name}'.")
 
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import BESIDE, bare, fit
 from pathlift.storage.onnx import input_shapes, read_onnx
 from pathlift.storage.packages import package
+from pathlift.storage.programs import Shapes, program_inputs, read_program
 from pathlift.storage.sizes import HEADER_BYTES
 
 DEFAULT_SHAPE = (3, 224, 224)
@@ -87,7 +88,7 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
     if suffix in {".onnx", ".pt2"}:
         if arguments:
             raise InputError(f"'{name}' is a file, which takes no arguments; found {', '.join(arguments)}.")
-        model = read_onnx(Path(name)) if suffix == ".onnx" else _from_export(Path(name), trust=trust)
+        model = read_onnx(Path(name)) if suffix == ".onnx" else read_program(Path(name), trust=trust)
     elif name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         model = _from_folder(folder, arguments)
@@ -109,20 +110,21 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
 
 
 @public
-def default_shape(name: str) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
-    """Return the input shape that a named model expects.
+def default_shape(name: str) -> Shapes:
+    """Return the input shape that a named model expects. Nothing in a file is run.
 
     Args:
         name: As for `load_model`.
 
     Returns:
-        Shape without the batch dimension; a tuple of shapes for an ``.onnx`` file with several inputs.
+        Shape without the batch dimension; for a file with several inputs their shapes, in the containers that it takes.
 
     Raises:
         InputError: The model's name does not tell.
     """
-    if Path(name).suffix.lower() == ".onnx":
-        return input_shapes(Path(name))
+    suffix = Path(name).suffix.lower()
+    if suffix in {".onnx", ".pt2"}:
+        return input_shapes(Path(name)) if suffix == ".onnx" else program_inputs(Path(name))
     library, _, entry = name.partition(":")
     if library == "torchvision":
         return (3, 299, 299) if entry == "inception_v3" else DEFAULT_SHAPE
@@ -282,21 +284,6 @@ def _shape_of_folder(folder: Path) -> tuple[int, ...] | None:
     sizes = [config.get("num_channels", 3), *(size if isinstance(size, list) else [size, size])]
     shape = tuple(size for size in sizes if isinstance(size, int) and size > 0)
     return shape if len(shape) == len(sizes) else None
-
-
-def _from_export(path: Path, *, trust: bool) -> nn.Module:
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
-    if not trust:
-        raise InputError(
-            f"'{path}' is a program, not only weights: PyTorch runs code from such a file while it loads it, and whoever wrote "
-            "the file can do anything here. If you trust it, say so: --trust, in Python trust=True."
-        )
-    try:
-        module: nn.Module = torch.export.load(path).module()
-    except Exception as error:
-        raise InputError(f"'{path}' is not a readable exported program: {told(error)}") from error
-    return module
 
 
 def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> None:

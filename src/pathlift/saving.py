@@ -1,0 +1,455 @@
+"""Models back into files: programs (``.onnx``, ``.pt2``), and state-dicts under the model's own names.
+
+What was read from an ``.onnx`` file goes back as the same graph with other weights; any other module is exported by PyTorch, in
+evaluation mode. A program that was written is read again and run, and must give the outputs of the model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from pathlift.arguments import declare, public
+from pathlift.arguments.kinds import file, flag, plain_tensor
+from pathlift.errors import InputError, NumericalError, told
+from pathlift.graph.network import Network
+from pathlift.output import MODELS, Writer, check_outputs, tensor_writer, write_outputs
+from pathlift.precision import full_precision, switches_as_they_were
+from pathlift.reading import Inputs, verify
+from pathlift.reading.apart import apart
+from pathlift.reading.examples import Examples, examples_of
+from pathlift.reading.export import sources_forgotten
+from pathlift.reading.freeze import check_modules, cloned, run_copy
+from pathlift.reading.live import LiveState
+from pathlift.reading.quiet import quiet
+from pathlift.reading.second import named_tensors
+from pathlift.rescaling.states import RescaledState
+from pathlift.storage.onnx import OnnxModule
+from pathlift.storage.onnx.write import program_with
+from pathlift.storage.packages import package
+
+LOG = logging.getLogger("pathlift")
+
+declare(__name__, {"save.path": file, "overwrite": flag})
+
+LARGEST = (1 << 31) - 1
+"""Bytes of an ONNX file that is one message."""
+
+SEED = 20250
+"""Of the inputs on which outputs are compared."""
+
+AGREEMENT = 100.0
+"""Outputs may differ by so many units of rounding of the largest, and by what rounding explains besides."""
+
+CARRIED = 30.0
+"""In units of the difference that it makes when every weight and input is moved by one unit of rounding."""
+
+WIDEST = 0.1
+"""Outputs that differ by more of the largest are others, whatever rounding explains."""
+
+
+@public
+def save(model: nn.Module | Network, path: Path | str, inputs: Inputs | None = None, *, overwrite: bool = False) -> None:
+    """Write a model to a file, all or nothing.
+
+    A model that was read from an ``.onnx`` file goes back into one as the same graph: names, metadata and version of the
+    standard are kept, only the weights are others. Any other model is exported by PyTorch as it is in evaluation mode, for any
+    number of samples where PyTorch can. What was written is run (an ``.onnx`` file where onnxruntime is installed) on random
+    inputs, and has to give the outputs of the model.
+
+    Args:
+        model: A module, or a captured `Network`: the model that it was captured from, with the weights that the network has
+            now. Not changed.
+        path: Where, by its ending: ``.onnx``, ``.pt2`` (for `torch.export.load`), or, for a state-dict under the model's own
+            names, ``.safetensors`` or ``.pt``.
+        inputs: As for `capture`; a Network knows them, and state-dicts and models from ``.onnx`` files need none.
+        overwrite: Replace a file that exists.
+
+    Raises:
+        InputError: The file cannot be written or exists already, an extra is missing, or PyTorch cannot export the model.
+        MismatchError: The model that a Network was captured from is another one now.
+        NumericalError: What was written gives other outputs than the model; nothing is left of it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(nn.Linear(2, 3), f"{folder}/model.pt")
+        ...     sorted(torch.load(f"{folder}/model.pt"))
+        ['bias', 'weight']
+    """
+    path = Path(path)
+    check_outputs({"The file": path}, suffixes=MODELS, replace=overwrite)
+    check_extra(model, path)
+    write_outputs({path: model_writer(model, path.suffix, inputs)}, replace=overwrite)
+
+
+def model_writer(model: nn.Module | Network, suffix: str, inputs: Inputs | None = None) -> Writer:
+    """Return what writes a model; all that can be refused without a file is refused now.
+
+    Args:
+        model: See `save`.
+        suffix: How the name of the file ends.
+        inputs: See `save`.
+
+    Returns:
+        The writer. It raises a `NumericalError` when what it wrote gives other outputs than the model.
+
+    Raises:
+        InputError: See `save`.
+    """
+    if suffix in {".safetensors", ".pt"}:
+        state = _state_dict(model)
+        return tensor_writer(_tensors(state)) if suffix == ".safetensors" else _pickled(state)
+    module = _module(model) if isinstance(model, Network) else model
+    check_modules(module)
+    _check_plain(named_tensors(module))
+    if isinstance(module, OnnxModule) and suffix == ".onnx":
+        return _same_graph(module, _examples(model, module, inputs, needed=False))
+    examples = _examples(model, module, inputs, needed=True)
+    assert examples is not None
+    return _export(module, examples, suffix)
+
+
+def check_extra(model: nn.Module | Network, path: Path | None) -> None:
+    """Refuse to write an ``.onnx`` file without the packages that write it, before anything is computed.
+
+    Args:
+        model: See `save`.
+        path: Where, or None.
+
+    Raises:
+        MissingPackageError: One is missing.
+    """
+    if path is not None and path.suffix == ".onnx":
+        package("onnx", "onnx")
+        origin = model.graph.origin if isinstance(model, Network) else None
+        if not isinstance(origin.root if isinstance(origin, LiveState) else model, OnnxModule):
+            package("onnxscript", "onnx")
+
+
+# ---- state-dicts
+
+
+def _state_dict(model: nn.Module | Network) -> Mapping[str, Any]:
+    if isinstance(model, nn.Module):
+        state = model.state_dict()
+    elif _has_model(model):
+        state = _module(model).state_dict()
+    else:  # it came from another process, or its weights lie on disk
+        state = RescaledState(model, model.state, torch.ones(0))
+    _check_plain({name: own for name, own in state.items() if isinstance(own, Tensor)})
+    on_cpu = OrderedDict((name, own.cpu() if isinstance(own, Tensor) else own) for name, own in state.items())
+    vars(on_cpu)["_metadata"] = getattr(state, "_metadata", {})  # versions, which some modules ask for
+    return on_cpu
+
+
+def _check_plain(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no arrays of numbers, or have no values."""
+    for name, tensor in tensors.items():
+        plain_tensor(f"'{name}'", tensor)
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    other = next((name for name, own in state.items() if not isinstance(own, Tensor)), None)
+    if other is not None:
+        raise InputError(f"'{other}' of the state-dict is no tensor, and .safetensors holds nothing else: write it to .pt.")
+    return dict(state)
+
+
+def _pickled(state: Mapping[str, Any]) -> Writer:
+    content = io.BytesIO()  # PyTorch does not survive a disk that is full
+    torch.save(state, content)
+    return lambda path: path.write_bytes(content.getbuffer())
+
+
+# ---- the model of a network
+
+
+def _has_model(network: Network) -> bool:
+    origin = network.graph.origin
+    return isinstance(origin, LiveState) and origin.device.type != "meta"
+
+
+def _module(network: Network) -> nn.Module:
+    """Return a copy of the model that a network was captured from, with the weights of the network."""
+    if not _has_model(network):
+        lost = "is not known in a copy or another process" if network.graph.origin is None else "has no values"
+        raise InputError(
+            f"The model that the network was captured from {lost}: give the model itself with its weights. The weights alone "
+            "can be written to .safetensors or .pt."
+        )
+    origin = network.graph.origin
+    assert isinstance(origin, LiveState)
+    captured = replace(network, state=origin)
+    verify(captured)
+    made = cloned(origin.root)
+    held = named_tensors(made)
+    for name, tensor in captured.named(network.state).items():
+        if held[name].dtype == tensor.dtype:
+            with torch.no_grad():
+                held[name].copy_(tensor)
+        else:
+            held[name].data = tensor.detach().to(held[name].device, copy=True)
+    return made
+
+
+def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None, *, needed: bool) -> Examples | None:
+    """Return examples of the inputs; None where they are not known and not needed."""
+    if isinstance(model, Network):
+        tensors = tuple(torch.zeros(shape, dtype=dtype, device=model.device) for shape, dtype in model.graph.examples)
+        return Examples(tensors, model.graph.form)
+    if inputs is None and isinstance(module, OnnxModule):
+        inputs = _declared(module)
+    if inputs is not None:
+        return examples_of(module, inputs)
+    if needed:
+        raise InputError("inputs is missing: PyTorch exports a model by running it. Give an input shape, or a Network.")
+    return None
+
+
+def _declared(module: OnnxModule) -> tuple[tuple[int, ...], ...] | None:
+    """Return the shapes that a file declares for its inputs; None if it leaves some open."""
+    shapes = [own.shape[1:] if own.shape else (None,) for own in module.inputs]
+    closed = [tuple(size for size in shape if size is not None) for shape in shapes]
+    return tuple(closed) if closed == shapes else None
+
+
+# ---- programs
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model and random inputs, to compare a file with.
+
+    Attributes:
+        model: The model.
+        inputs: Its inputs.
+    """
+
+    model: nn.Module
+    inputs: Examples
+
+    def check(self, outputs: Sequence[Tensor], kind: str) -> None:
+        """Refuse outputs of a file that are not those of the model.
+
+        Args:
+            outputs: What the file gives.
+            kind: How its name ends.
+
+        Raises:
+            NumericalError: They differ by more than rounding explains.
+        """
+        with full_precision():
+            own = _run(cloned(self.model), self.inputs)
+            kinds = {tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *own)}
+            unit = max(torch.finfo(dtype).eps for dtype in kinds | {torch.float32} if dtype.is_floating_point)
+            moved = _run(*self._moved(unit))
+        off = [math.inf] if len(own) != len(outputs) else list(map(_apart, own, outputs))
+        carried = list(map(_apart, own, moved))
+        if any(one > min(AGREEMENT * unit + CARRIED * other, WIDEST) for one, other in zip(off, carried, strict=False)):
+            raise NumericalError(
+                f"The {kind} file that was written gives other outputs than the model, off by {max(off):.2g} of the largest; "
+                "nothing of it is left."
+            )
+
+    def _moved(self, unit: float) -> tuple[nn.Module, Examples]:
+        """Return the model and its inputs with every number moved by a unit of rounding or so."""
+        draws = torch.Generator().manual_seed(SEED)
+
+        def near(tensor: Tensor) -> Tensor:
+            factors = 1 + unit * torch.randn(tensor.shape, generator=draws)
+            return (tensor * factors.to(tensor.device)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+        made = cloned(self.model)
+        with torch.no_grad():
+            for tensor in named_tensors(made).values():
+                tensor.copy_(near(tensor))
+        return made, replace(self.inputs, tensors=tuple(map(near, self.inputs.tensors)))
+
+
+def _trial(module: nn.Module, examples: Examples, sizes: Sequence[int]) -> _Trial:
+    """Draw inputs.
+
+    Args:
+        module: The model, in evaluation mode.
+        examples: Inputs of batch size 1.
+        sizes: Number of samples of each.
+
+    Returns:
+        The model and the inputs.
+    """
+    draws = torch.Generator().manual_seed(SEED)
+    tensors = tuple(
+        torch.randn((size, *example.shape[1:]), generator=draws).to(example)
+        for size, example in zip(sizes, examples.tensors, strict=True)
+    )
+    return _Trial(module, replace(examples, tensors=tensors))
+
+
+def _run(model: nn.Module, inputs: Examples) -> list[Tensor]:
+    """Run a model; return the tensors that it returns."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        returned = inputs.run(model)
+    return [tensor.detach().cpu() for tensor in pytree.tree_leaves(returned) if isinstance(tensor, Tensor)]
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    """Return the largest difference relative to the largest entry; infinite for other shapes, or entries that one lacks."""
+    if first.shape != second.shape:
+        return math.inf
+    first, second = first.double(), second.double()
+    gap = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, (first - second).abs())
+    if not bool(gap.any()):
+        return 0.0
+    size = first[first.isfinite()].abs().max() if bool(first.isfinite().any()) else torch.tensor(0.0)
+    return float(gap.nan_to_num(nan=math.inf).max() / size)
+
+
+def _evaluating(module: nn.Module) -> nn.Module:
+    """Return a copy with memory of its own, in evaluation mode; no method of the user's is called."""
+    made = cloned(module)
+    for child in made.modules():
+        vars(child)["training"] = False
+    return made
+
+
+def _same_graph(module: OnnxModule, examples: Examples | None) -> Writer:
+    """Write the program of a file with the weights that its module has now."""
+    if not module.onnx_source:
+        raise InputError("The network ends within the graph of its file (until=): capture all of it to write it to .onnx.")
+    content = _message(program_with(module))
+    if examples is None:
+        return lambda path: path.write_bytes(content)
+    sizes = [(own.shape or (None,))[0] or module.samples or 2 for own in module.inputs]
+    trial = _trial(_evaluating(module), examples, sizes)
+
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+        _compare_with_runtime(path, trial)
+
+    return write
+
+
+def _message(program: Any) -> bytes:
+    """Return the bytes of a ``ModelProto``."""
+    size = program.ByteSize()
+    if size > LARGEST:
+        raise InputError(f"The model takes {size:,} bytes, more than one ONNX file holds: write it to .pt2 or .safetensors.")
+    content: bytes = program.SerializeToString()
+    return content
+
+
+def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
+    """Write what PyTorch exports."""
+    made = _evaluating(module)
+    device = examples.tensors[0].device
+    try:
+        run_copy(made, examples)
+    except Exception as error:  # the user's code
+        shapes = ", ".join(str(tuple(example.shape)) for example in examples.tensors)
+        raise InputError(
+            f"The model cannot run on inputs of shape {shapes} (batch dimension first): {_reason(error)}"
+        ) from error
+
+    def exported() -> tuple[bytes, int]:
+        with sources_forgotten(), quiet("torch"), torch.random.fork_rng(devices=[]), torch.no_grad():
+            program, batch = _program(made, examples)
+            try:
+                return _onnx(program) if suffix == ".onnx" else _pt2(program), batch
+            except InputError:
+                raise
+            except Exception as error:  # PyTorch's exporter raises errors of any kind
+                raise InputError(f"PyTorch cannot write the model to {suffix}: {_reason(error)}") from error
+
+    content, batch = apart(exported, device)
+    if batch == 1:
+        LOG.info("PyTorch exports this model for one sample at a time only.")
+    trial = _trial(made, examples, [batch] * len(examples.tensors))
+
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+        if suffix == ".onnx":
+            _compare_with_runtime(path, trial)
+        else:
+            trial.check(apart(lambda: _outputs_of_program(path, trial.inputs), device), suffix)
+
+    return write
+
+
+def _program(module: nn.Module, examples: Examples) -> tuple[ExportedProgram, int]:
+    """Export a model for any number of samples, or for one where PyTorch cannot; and how many it was exported with."""
+    failure: Exception | None = None
+    for batch in (2, 1):
+        tensors = [example.new_zeros((batch, *example.shape[1:])) for example in examples.tensors]
+        given = examples.form.filled(tensors)
+        args, keywords = ((), given) if isinstance(given, dict) else (given, {})
+        shapes = torch.export.ShapesCollection() if batch > 1 else None
+        for tensor in tensors if shapes is not None else ():
+            shapes[tensor] = {0: torch.export.Dim("batch")}  # type: ignore[index]
+        try:
+            with switches_as_they_were():
+                return torch.export.export(module, args, keywords, dynamic_shapes=shapes, strict=False), batch
+        except Exception as error:  # PyTorch's exporter raises errors of any kind
+            failure = error
+    assert failure is not None
+    raise InputError(f"PyTorch cannot export the model: {_reason(failure)}") from failure
+
+
+def _reason(error: Exception) -> str:
+    return told(error)[:300]
+
+
+def _onnx(program: ExportedProgram) -> bytes:
+    """Return an ONNX file of an exported program; nothing is folded, so that weights keep their names."""
+    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    assert written is not None
+    return _message(written.model_proto)
+
+
+def _pt2(program: ExportedProgram) -> bytes:
+    content = io.BytesIO()  # PyTorch does not survive a disk that is full
+    torch.export.save(program, content)
+    return content.getvalue()
+
+
+def _outputs_of_program(path: Path, inputs: Examples) -> list[Tensor]:
+    with sources_forgotten(), quiet("torch"):
+        return _run(torch.export.load(path).module(), inputs)
+
+
+def _compare_with_runtime(path: Path, trial: _Trial) -> None:
+    """Compare an ONNX file with the model where onnxruntime is installed and has kernels for it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return
+    runtime = package("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        arrays = [tensor.cpu().numpy() for tensor in trial.inputs.tensors]
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = {own.name: array for own, array in zip(session.get_inputs(), arrays, strict=True)}
+        outputs = [torch.from_numpy(array) for array in session.run(None, given)]
+    except Exception as error:
+        if isinstance(error, TypeError) or type(error).__name__ == "NotImplemented":  # bfloat16, or a kernel that it lacks
+            LOG.info("What was written is not compared with the model, since onnxruntime cannot run it: %s", _reason(error))
+            return
+        reason = _reason(error).replace(f"{path} ", "")
+        raise NumericalError(f"onnxruntime cannot run the .onnx file that was written: {reason}") from error
+    trial.check(outputs, ".onnx")
+
+
+__all__ = ["model_writer", "save"]

@@ -1,0 +1,461 @@
+"""What the commands print: complete at every width, the same in a table, as CSV and as JSON, and nothing beside the answer."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import resource
+import struct
+import subprocess
+import sys
+import termios
+from collections import Counter
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from rich.console import Console
+
+import exact
+import pathlift
+from pathlift.cli.tables import Column, laid_out
+from pathlift.storage.models import load_state
+from plain import run
+
+HERE = Path(__file__).parent
+SNAPSHOTS = HERE / "snapshots"
+MODEL = ("exact:net", "--shape", "4")
+TRAINED = (*MODEL, "--weights", "trained.safetensors")
+LINES = {
+    "norm": ("norm", *TRAINED),
+    "norms": ("norm", *MODEL, "--weights", "trained.safetensors", "--weights", "another_training.safetensors"),
+    "metric": ("metric", "exact:net", "another_training.safetensors", *TRAINED[1:], "--moments", "4"),
+    "metric_exact": ("metric", "exact:net", "half.safetensors", *TRAINED[1:]),
+    "metric_all": ("metric", "exact:net", "another_training.safetensors", *TRAINED[1:], "--all"),
+    "metrics": ("metric", "exact:net", "half.safetensors", "rescaled.safetensors", *TRAINED[1:]),
+    "score": ("score", *TRAINED),
+    "prune": ("prune", *TRAINED, "--amount", "0.5"),
+    "rescale": ("rescale", *TRAINED),
+    "rescale_balanced": ("rescale", *TRAINED, "--to", "normal"),
+    "equivalent": ("equivalent", "exact:net", "rescaled.safetensors", *TRAINED[1:]),
+    "equivalents": ("equivalent", "exact:net", "rescaled.safetensors", "half.safetensors", *TRAINED[1:]),
+    "compare": (
+        "compare", "trained.safetensors", "half.safetensors", "another_training.safetensors", "--model", "exact:net", "--shape",
+        "4",
+    ),
+    "certify": ("certify", *TRAINED, "--data", "data.safetensors", "--bits", "12"),
+    "support": ("support", *MODEL),
+    "unsupported": ("support", "exact:unsupported", "--shape", "4"),
+}  # fmt: skip
+STATUS = {"equivalents": 1, "unsupported": 1}
+NUMBER = re.compile(r"(?<![\w.\-])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?![\w.]*[\w])")
+SOURCE = re.compile(r"\.py:\d+\)")
+SECONDS = re.compile(r" \d+\.\d\d(?=  (?:no|yes))")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("weights")
+    exact.write(made)
+    return made
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, name: str, columns: int, *more: str) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = run(*LINES[name], *more)
+    assert done.code == STATUS.get(name, 0) and not done.stderr, done
+    return "\n".join(line.rstrip() for line in SOURCE.sub(".py:1)", SECONDS.sub(" 0.00", done.stdout)).splitlines()) + "\n"
+
+
+# ---- widths
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_at_80_columns_a_command_prints_its_snapshot(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write them anew: PATHLIFT_SNAPSHOTS=write, and look at the difference."""
+    text = printed(monkeypatch, name, 80)
+    file = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("PATHLIFT_SNAPSHOTS") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_no_number_is_cut_at_60_and_80_columns(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Counter(NUMBER.findall(printed(monkeypatch, name, 200)))
+    for columns in (60, 80):
+        narrow = printed(monkeypatch, name, columns)
+        assert not wide - Counter(NUMBER.findall(narrow)), narrow
+        assert "…" not in narrow.replace(" … ", ""), narrow
+
+
+texts = st.text("abcdef._", min_size=1, max_size=50)
+numbers = st.floats(allow_nan=False, allow_infinity=False).map("{:.6g}".format)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(8, 120),
+    table=st.lists(st.tuples(texts, numbers, st.integers(0, 10**9).map("{:,}".format), numbers), min_size=1, max_size=4),
+    kind=st.sampled_from(["name", "words"]),
+    headers=st.lists(st.text("abc ", max_size=25), min_size=4, max_size=4),
+)
+def test_every_table_shows_every_number_whole_at_any_width(
+    width: int, table: list[tuple[str, ...]], kind: str, headers: list[str]
+) -> None:
+    columns = (Column(headers[0], kind=kind), *map(Column, headers[1:]))  # type: ignore[arg-type]
+    layout = laid_out(columns, table, width)
+    text = io.StringIO()
+    console = Console(file=text, width=width, soft_wrap=True, highlight=False)
+    for row in table:
+        for line in layout.row(row):
+            console.print(line, width=10**4)
+    lines = text.getvalue().splitlines()
+    for row in table:
+        assert set(row[1:]) <= {word for line in lines for word in line.split()}
+    needed = max(2 + 2 + len(header) + len(cell) for row in table for header, cell in zip(headers[1:], row[1:], strict=True))
+    names = max(len(row[0]) for row in table)
+    assert max(map(len, lines)) <= max(width, needed, names)
+    if layout.above or not layout.widths:
+        assert {row[0] for row in table} <= set(lines)
+
+
+def test_a_number_that_is_wider_than_its_column_is_whole() -> None:
+    layout = laid_out((Column("bound", kind="words"), Column("value")), [("pivot", "1.0")], 30)
+    text = io.StringIO()
+    for line in layout.row(("pivot", "1.23456e+12345")):
+        Console(file=text, width=30).print(line, width=10**4)
+    assert "1.23456e+12345" in text.getvalue()
+
+
+def terminal(*arguments: str, columns: int, folder: Path, **environment: str) -> str:
+    """Run a command in a terminal of so many columns; what it shows, escapes included."""
+    own, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}}
+    env |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]), **environment}
+    command = [sys.executable, "-m", "pathlift", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=other, stderr=other, cwd=folder, env=env) as process:
+        os.close(other)
+        parts = []
+        while True:
+            try:
+                part = os.read(own, 1 << 16)
+            except OSError:
+                break
+            if not part:
+                break
+            parts.append(part)
+    os.close(own)
+    assert process.returncode == 0, parts
+    return b"".join(parts).decode(errors="replace")
+
+
+def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: Path) -> None:
+    plain = terminal(*LINES["score"], columns=60, folder=folder, NO_COLOR="1")
+    assert not re.search(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|38|4[0-7]|9[0-7])(?:;[0-9;]*)?m", plain)
+    assert "capturing the graph" in plain
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", plain).replace("\r", "")
+    answer = shown[shown.rindex("exact:net\n") :]
+    assert max(map(len, answer.splitlines())) <= 60 and "path-norm " in answer
+    quiet = terminal("norm", *TRAINED, "--quiet", columns=60, folder=folder)
+    assert "capturing" not in quiet and "path-norm" in quiet
+
+
+# ---- CSV, JSON, quiet
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_csv_has_the_rows_of_the_table(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "support":
+        assert list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout))) == [
+            ["module", "op", "where", "reason", "advice"]
+        ]
+        return
+    rows = list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout)))
+    assert len(rows) > 1 and len({len(row) for row in rows}) == 1
+    table = printed(monkeypatch, name, 400)
+    names = {"compare": [row[1] for row in rows[1:]], "rescale": []}.get(name, [row[0] for row in rows[1:]])
+    assert all(first in table for first in names)
+
+
+def test_csv_has_all_digits(here: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run(*LINES["score"], "--csv").stdout)))
+    found = json.loads(run(*LINES["score"], "--json").stdout)["tensors"]
+    assert {row["tensor"]: float(row["share of all paths"]) for row in rows} == {
+        name: row["share"] for name, row in found.items()
+    }
+
+
+def keys(value: object, path: str = "") -> set[str]:
+    """The keys of a JSON value, with dots; those of lists of objects with [], of tensors by name with *."""
+    if isinstance(value, list):
+        return {key for item in value for key in keys(item, f"{path}[]")} if any(isinstance(v, dict) for v in value) else set()
+    if not isinstance(value, dict):
+        return set()
+    if path == "tensors":
+        value = {"*": next(iter(value.values()))}
+    found: set[str] = set()
+    for key, item in value.items():
+        inner = f"{path}.{key}" if path else key
+        found |= {inner} | keys(item, inner)
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    """The keys that docs/commands.md lists, by section."""
+    text = (HERE.parent / "docs" / "commands.md").read_text()
+    sections = re.findall(r"^### `([\w ]+)`\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {title: set(re.findall(r"^\| `([\w.\[\]*]+)` \|", body, re.MULTILINE)) for title, body in sections}
+
+
+SECTIONS = {
+    "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
+    "score": "score", "prune": "prune", "rescale": "rescale", "rescale_balanced": "rescale", "equivalent": "equivalent",
+    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
+}  # fmt: skip
+
+
+def test_the_keys_of_json_are_those_that_are_documented(here: Path) -> None:
+    found: dict[str, set[str]] = {}
+    more = {"metric": ("--estimate", "50")}
+    for name, line in LINES.items():
+        done = run(*line, "--json", *more.get(name, ()))
+        assert done.code == STATUS.get(name, 0), done
+        found.setdefault(SECTIONS[name], set()).update(keys(json.loads(done.stdout)))
+    said = documented()
+    assert set(found) <= set(said)
+    assert {name: said[name] for name in found} == found
+
+
+def test_json_and_csv_exclude_each_other(here: Path) -> None:
+    done = run(*LINES["norm"], "--json", "--csv")
+    assert done.code == 2 and done.stderr == "pathlift: Give --json or --csv, found both.\n" and not done.stdout
+
+
+def test_quiet_says_the_answer_alone(here: Path) -> None:
+    line = ("prune", *TRAINED, "--amount", "0.97", "--criterion", "magnitude")
+    loud, quiet = run(*line), run(*line, "--quiet")
+    assert "No path runs" in loud.stderr and not quiet.stderr and quiet.stdout == loud.stdout
+
+
+def test_bounds_are_printed_as_they_come_with_what_they_cost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = printed(monkeypatch, "metric_all", 160)
+    assert text.index("norm difference") < text.index("Lemma F.1") < text.index("4 moments")
+    assert "seconds" in text
+    found: list[str] = []
+    bounds = pathlift.metric.path_metric_bounds(
+        exact.net(), load_state(here / "half.safetensors"), (4,), progress=lambda bound: found.append(bound.name)
+    )
+    assert sorted(found) == sorted(bound.name for bound in bounds)
+    bounds_ = json.loads(run(*LINES["metric_all"], "--json").stdout)["bounds"]
+    assert all(bound["seconds"] >= 0 for bound in bounds_) and any("moments" in bound["name"] for bound in bounds_)
+
+
+# ---- inputs, until, several files
+
+
+def test_several_inputs_are_several_shapes() -> None:
+    done = run("norm", "exact:two", "--shape", "2", "--shape", "4", "--json")
+    assert json.loads(done.stdout)["value"] == pathlift.path_norm(exact.two(), ((2,), (4,))).value
+
+
+CAPTURING = (
+    ("norm", *MODEL), ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
+    ("metric", "exact:net", "exact:net", "--shape", "4"), ("equivalent", "exact:net", "exact:net", "--shape", "4"),
+    ("certify", *MODEL, "--data", "data.safetensors", "--bits", "8"),
+    ("compare", "trained.safetensors", "half.safetensors", "--model", "exact:net", "--shape", "4"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", CAPTURING, ids=lambda line: line[0])
+def test_every_command_that_captures_can_stop_at_a_module(line: tuple[str, ...], here: Path) -> None:
+    done = run(*line, "--until", "encoder_blocks")
+    assert done.code == 0, done
+    refused = run(*line, "--until", "encoder_block")
+    assert refused.code == 2
+    assert refused.stderr == (
+        "pathlift: --until names no module that the forward pass calls and no value of it: 'encoder_block'. "
+        "Did you mean 'encoder_blocks'?\n"
+    )
+
+
+def test_until_reads_the_part_that_is_supported(here: Path) -> None:
+    done = run("norm", "exact:unsupported", "--shape", "4", "--until", "0", "--json")
+    assert json.loads(done.stdout)["value"] == pathlift.path_norm(exact.net(), (4,)).value
+    assert run("support", "exact:unsupported", "--shape", "4", "--until", "0").code == 0
+
+
+def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path) -> None:
+    for name in ("half", "another_training"):
+        (tmp_path / f"{name}.safetensors").write_bytes((here / f"{name}.safetensors").read_bytes())
+    others = json.loads(run("metric", "exact:net", str(tmp_path), *TRAINED[1:], "--json").stdout)["others"]
+    alone = json.loads(run(*LINES["metric_exact"], "--json").stdout)
+    assert [Path(other["other"]).stem for other in others] == ["another_training", "half"]
+    assert others[1]["upper"] == alone["upper"]
+    assert run("equivalent", "exact:net", str(tmp_path), *TRAINED[1:]).code == 1
+
+
+# ---- what is wrong is found before the model is built
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("norm", "--q", "0.5"), ("norm", "--shape", "4,0"), ("norm", "--shape", "4", "--shape", "x"), ("norm", "--seed", "-1"),
+        ("norm", "--device", "nowhere"), ("norm", "--device", "meta"), ("norm", "--weights", "none.pt"), ("norm", "--key", "a"),
+        ("norm", "--stream"), ("norm", "--model-arg", "width"), ("norm", "--weights", "data.safetensors", "--key", "none"),
+        ("support", "--shape", "x"), ("score", "--out", "a.txt"), ("score", "--out", "none/a.safetensors"),
+        ("prune",), ("prune", "--amount", "1"), ("prune", "--amount", "nan"), ("prune", "--amount", "0.5", "--steps", "0"),
+        ("prune", "--amount", "0.5", "--criterion", "luck"), ("prune", "--amount", "0.5", "--selection", "luck"),
+        ("prune", "--amount", "0.5", "--data", "none.pt"), ("prune", "--amount", "0.5", "--limit", "0"),
+        ("rescale", "--to", "nowhere"), ("rescale", "--to", "balanced", "--p", "0"),
+        ("rescale", "--to", "random", "--sigma", "-1"),
+        ("rescale", "--to", "random", "--choices", "0"), ("rescale", "--out", "a.safetensors"),
+        ("metric", "--q", "3"), ("metric", "--moments", "3"), ("metric", "--ratio", "0.5"), ("metric", "--tighten", "-1"),
+        ("metric", "--estimate", "1"), ("metric", "--seconds", "-1"), ("metric", "--moments", "0", "--tighten", "1"),
+        ("metric", "--q", "2", "--estimate", "9"), ("metric", "--all", "--q", "2"), ("metric", "--other-seed", "x"),
+        ("equivalent", "--tolerance", "-1"), ("certify", "--data", "none.pt"), ("certify", "--data", "luck"),
+        ("certify", "--data", "data.safetensors", "--bits", "1"), ("certify", "--data", "data.safetensors", "--radius", "-1"),
+        ("certify", "--data", "data.safetensors", "--per", "luck"), ("certify", "--data", "data.safetensors", "--limit", "0"),
+        ("compare", "--plot", "a.txt"), ("compare", "--shape", "x"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_values_are_found_before_the_model_is_built(line: tuple[str, ...], here: Path) -> None:
+    command, *options = line
+    arguments = {
+        "metric": ("exact:ending", "half.safetensors"),
+        "equivalent": ("exact:ending", "half.safetensors"),
+        "compare": ("half.safetensors", "--model", "exact:ending"),
+    }.get(command, ("exact:ending",))
+    shape = () if "--shape" in options else ("--shape", "4")
+    done = run(command, *arguments, *shape, *options)
+    assert done.code == 2, done
+    assert done.stderr.startswith("pathlift: ") and done.stderr.count("\n") == 1 and not done.stdout, done
+
+
+# ---- files that are damaged, disks that are full
+
+
+@pytest.mark.parametrize("damage", ["half", "three bytes", "nothing", "other model", "folder", "text"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_file_that_is_no_good_is_one_sentence(damage: str, suffix: str, here: Path, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    if damage == "folder":
+        file.mkdir()
+    else:
+        other = damage == "other model"
+        tensors = {"other.weight": torch.ones(2)} if other else exact.net().state_dict()
+        torch.save(tensors, file) if suffix == ".pt" else pathlift.storage.models.save_tensors(tensors, file)
+        data = file.read_bytes()
+        wrong = {"half": data[: len(data) // 2], "three bytes": data[:3], "nothing": b"", "text": b"no weights\n" * 99}
+        file.write_bytes(wrong.get(damage, data))
+    lines = (
+        ("norm", *MODEL, "--weights", str(file)),
+        ("metric", "exact:net", str(file), "--shape", "4"),
+        ("compare", str(file), "--model", "exact:net", "--shape", "4"),
+        ("certify", *MODEL, "--data", str(file)),
+        ("score", *MODEL, "--weights", str(file), "--out", str(tmp_path / "out.safetensors")),
+    )
+    for line in lines:
+        done = run(*line)
+        assert done.code == 2 and done.stderr.startswith("pathlift: ") and done.stderr.count("\n") == 1, done
+        assert not done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+
+
+def outside(*arguments: str, folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]])}
+    command = [sys.executable, "-m", "pathlift", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_answer_that_cannot_be_written_is_one_sentence(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = outside("--version", folder=folder, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, "pathlift: The answer cannot be written: No space left on device.\n")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
+
+    done = outside(
+        "score", *MODEL, "--out", str(tmp_path / "a.safetensors"), folder=folder, capture_output=True, preexec_fn=small
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr, done
+    assert not list(tmp_path.iterdir())
+
+
+# ---- start
+
+
+COMMANDS = (
+    (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("rescale",), ("equivalent",),
+    ("experiment",), ("experiment", "lottery"),
+)  # fmt: skip
+
+
+def test_help_and_version_load_neither_torch_nor_numpy() -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from plain import run
+for command in {COMMANDS!r}:
+    done = run(*command, "--help")
+    assert done.code == 0 and "Usage" in done.stdout, done
+assert run("--version").code == 0
+print([name for name in ("torch", "numpy", "safetensors.torch", "pathlift.public") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done
+
+
+def test_help_takes_little_time() -> None:
+    """Half a second of a machine of 2024; the bound leaves room for slower ones, not for PyTorch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "pathlift", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def completed(words: str) -> list[str]:
+    env = {
+        **os.environ, "_PATHLIFT_COMPLETE": "complete_bash", "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }  # fmt: skip
+    code = "import sys; sys.argv = ['pathlift']; from pathlift.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_names() -> None:
+    assert completed("pathlift eq") == ["equivalent"]
+    assert completed("pathlift norm --unt") == ["--until"]
+    assert completed("pathlift prune --criterion path_magnitude_l") == ["path_magnitude_lamp", "path_magnitude_l2"]
+    assert completed("pathlift rescale --to bal") == ["balanced"]
+
+
+def test_options_stand_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("norm", "metric", "score", "certify", "prune", "rescale", "equivalent", "compare"):
+        text = run(command, "--help").stdout
+        own, model, answer = (text.index(f" {title} ─") for title in ("Options", "The model", "The answer"))
+        assert own < model < text.index("--shape") < answer < text.index("--json") < text.index("--quiet"), command
+    groups = run("--help").stdout
+    assert groups.index("norm ") < groups.index("metric ") < groups.index("prune ") < groups.index("experiment ")
