@@ -35,13 +35,15 @@ MOST_NODES = 1 << 17
 
 
 def load_program(path: Path) -> Any:
-    """Read a program as it stands, without weights in other files; the value of every ``Constant`` in it is a tensor."""
+    """Read a program as it stands, without weights in other files; lists of floats in it are tensors."""
     onnx = package("onnx", "onnx")
     program = onnx.load(str(path), load_external_data=False)
     _check_depth(program.graph, 0)
     for node in (*nodes_of(program.graph), *(node for function in program.functions for node in function.node)):
         if node.op_type == "Constant" and node.domain in STANDARD:
-            _make_tensor(onnx, node)
+            tensor = _constant(node)
+            if node.attribute[0].name == "value_floats":  # may be a weight, which has to be written back
+                node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
     return program
 
 
@@ -93,7 +95,7 @@ def constants(graph: Any, *, inner: bool = True) -> Iterator[tuple[str, Any, boo
         yield tensor.name, tensor, True
     for node in graph.node:
         if node.op_type == "Constant":
-            yield node.output[0], node.attribute[0].t, False
+            yield node.output[0], _constant(node), False
         for branch in branches(node).values() if inner else ():
             yield from constants(branch)
 
@@ -136,20 +138,19 @@ def _length(entry: dict[str, str], file: Path) -> int:
     return length
 
 
-def _make_tensor(onnx: Any, node: Any) -> None:
-    """Write the value of a constant as a tensor, however the file has it."""
+def _constant(node: Any) -> Any:
+    """Return the value of a ``Constant`` as a ``TensorProto``, however the file has it."""
     if len(node.attribute) != 1 or len(node.output) != 1:
         raise InputError(f"the constant {name_of(node)!r} has no value, or several.")
-    attribute = node.attribute[0]
-    if attribute.name != "value":
-        kinds = {"value_float": 1, "value_floats": 1, "value_int": 7, "value_ints": 7}
-        if attribute.name not in kinds:
-            raise InputError(f"the constant {name_of(node)!r} is text or a sparse tensor, which is not read.")
-        value = onnx.helper.get_attribute_value(attribute)
-        values = list(value) if attribute.name.endswith("s") else [value]
-        shape = [len(values)] if attribute.name.endswith("s") else []
-        tensor = onnx.helper.make_tensor(node.output[0], kinds[attribute.name], shape, values)
-        attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+    attribute, helper = node.attribute[0], package("onnx.helper", "onnx")
+    if attribute.name == "value":
+        return attribute.t
+    kinds = {"value_float": 1, "value_floats": 1, "value_int": 7, "value_ints": 7}
+    if attribute.name not in kinds:
+        raise InputError(f"the constant {name_of(node)!r} is text or a sparse tensor, which is not read.")
+    value = helper.get_attribute_value(attribute)
+    shape, values = ([len(value)], value) if attribute.name.endswith("s") else ([], [value])
+    return helper.make_tensor(node.output[0], kinds[attribute.name], shape, values)
 
 
 # ---- a look at all of it
