@@ -54,6 +54,11 @@ ADVICE = (
 
 NEIGHBOURS = "What it returns for a sample depends on the other samples of the batch (the first dimension of its inputs)."
 
+ROUNDED = (
+    "What it returns for a sample alone is another thing than what it returns for it beside a second one (they differ by "
+    "{:.2g}): it depends on the other samples, or on nothing but rounding, as a softmax of equal large numbers does."
+)
+
 
 def check(
     model: nn.Module,
@@ -282,9 +287,12 @@ class _Check:
             if trial.dtype is None:
                 raise
             raise _NotInThisPrecision from error
-        for node, output in zip(kept, outputs, strict=False):
-            off = _relative_difference(output, known[node])
-            if off > max(1e-3, ROUGH * self._unit(output.dtype, trial)):
+        for index, (node, output) in enumerate(zip(kept, outputs, strict=False)):
+            off, rough = _relative_difference(output, known[node]), max(1e-3, ROUGH * self._unit(output.dtype, trial))
+            if off > rough and _relative_difference(self._alone(trial)[index], known[node]) <= rough:
+                advice = "Keep the samples of a batch apart, or capture what stands before the last activation (until=)."
+                raise UnsupportedModelError((Problem("", "check", "", ROUNDED.format(off), advice),))
+            if off > rough:
                 reason = f"What was traced is not the model: they differ by {off:.2g} {trial.what}."
                 raise UnsupportedModelError((Problem("", "check", "", reason, ADVICE),))
         if self.cut.left_off:

@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 
 from pathlift.errors import InputError, told
-from pathlift.storage.onnx.file import load_program
-from pathlift.storage.onnx.graph import build, declared_inputs
-from pathlift.storage.onnx.module import OnnxModule
+from pathlift.storage.onnx.file import flattened, load_program, name_of, read_weights
+from pathlift.storage.onnx.module import RESERVED, OnnxModule
+from pathlift.storage.onnx.program import declared_inputs, read_program, source_of
 from pathlift.storage.onnx.trial import compare, mark_batch
 from pathlift.storage.onnx.write import save
 from pathlift.storage.packages import MissingPackageError
@@ -37,7 +37,15 @@ def read_onnx(path: Path, *, check: bool | None = None) -> OnnxModule:
 
 
 def _checked(path: Path, *, check: bool | None) -> OnnxModule:
-    module = build(load_program(path))
+    proto = load_program(path)
+    flat = flattened(proto)
+    read_weights(flat, path)
+    if flat is not proto:
+        read_weights(proto, path)
+    program, weights = read_program(flat, RESERVED)
+    nodes = {name_of(node): tuple(filter(None, node.output)) for node in flat.graph.node}
+    module = OnnxModule(program, declared_inputs(flat.graph), nodes, weights)
+    module.onnx_source = source_of(proto, {name for part in program.all() for name in part.tensors})
     mark_batch(module)
     if check is not False and torch.get_default_device().type == "cpu":
         compare(module, path, always=check is True)
@@ -56,16 +64,16 @@ def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     Raises:
         InputError: It leaves a size open, or is no file to read.
     """
-    inputs = _read(path, lambda: declared_inputs(load_program(path, weights=False).graph))
+    inputs = _read(path, lambda: declared_inputs(flattened(load_program(path)).graph))
     shapes = []
-    for own in inputs:
-        if not own.sizes or not own.shape or None in own.shape[1:]:
-            sizes = f"has the sizes ({', '.join(map(str, own.sizes))})" if own.sizes else "has no sizes"
+    for declared in inputs:
+        if not declared.sizes or not declared.shape or None in declared.shape[1:]:
+            sizes = f"has the sizes ({', '.join(map(str, declared.sizes))})" if declared.sizes else "has no sizes"
             raise InputError(
-                f"The input {own.name!r} of '{path}' {sizes} there, which leaves some open. Give them without the first, the "
-                "batch, with --shape, for example --shape 3,224,224."
+                f"The input {declared.name!r} of '{path}' {sizes} there, which leaves some open. Give them without the first, "
+                "the batch, with --shape, for example --shape 3,224,224."
             )
-        shapes.append(tuple(size for size in own.shape[1:] if size is not None))
+        shapes.append(tuple(size for size in declared.shape[1:] if size is not None))
     return shapes[0] if len(shapes) == 1 else tuple(shapes)
 
 

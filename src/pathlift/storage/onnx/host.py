@@ -1,7 +1,7 @@
 """Numbers that no activation and no weight has a part in: sizes, axes, indices. They are computed by onnx's own evaluator.
 
 They are arrays of NumPy's, not tensors, so that they are plain numbers where a model is traced. A small file must not unfold:
-how large a result will be is told before it is computed.
+how large a result will be is inferred, by onnx too, before it is computed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pathlift.errors import InputError
+from pathlift.storage.onnx.program import Array
 from pathlift.storage.packages import package
-
-Array = np.ndarray[Any, Any]
 
 LARGEST = 1 << 24
 """A result has at most so many elements."""
@@ -33,77 +33,25 @@ HOST = frozenset({
 
 
 def on_host(kind: str, arrays: Sequence[object]) -> bool:
-    """Whether an operator is evaluated here.
-
-    Args:
-        kind: Its name.
-        arrays: Its inputs.
-
-    Returns:
-        Whether all of them are plain numbers, and its result is not one number repeated very often.
-    """
-    if kind not in HOST or not all(own is None or isinstance(own, np.ndarray) for own in arrays):
+    """Whether an operator is evaluated here: it reads plain numbers only, and does not repeat one of them very often."""
+    if kind not in HOST or not all(array is None or isinstance(array, np.ndarray) for array in arrays):
         return False
-    return kind != "ConstantOfShape" or _product(arrays[0]) <= SMALL
-
-
-class TooLargeError(ValueError):
-    """A result would have more elements than `LARGEST`."""
+    return kind != "ConstantOfShape" or math.prod(np.ravel(np.asarray(arrays[0])).tolist()) <= SMALL
 
 
 def evaluate(kind: str, version: int, settings: Mapping[str, Any], arrays: Sequence[Array | None], count: int) -> list[Array]:
-    """Evaluate one operator.
-
-    Args:
-        kind: Name of the operator, one of `HOST`.
-        version: Version of the standard.
-        settings: Its attributes.
-        arrays: Its inputs; None for those left out.
-        count: How many results it has.
-
-    Returns:
-        The results.
-
-    Raises:
-        TooLargeError: They would be larger than anything that sizes and indices need.
-    """
-    if _elements(kind, [own for own in arrays if own is not None]) > LARGEST:
-        raise TooLargeError(f"its result would have more than {LARGEST:,} elements.")
+    """Run one operator in onnx's evaluator, unless a result would have more than `LARGEST` elements."""
     onnx, reference = package("onnx", "onnx"), package("onnx.reference", "onnx")
-    names = [f"x{place}" if own is not None else "" for place, own in enumerate(arrays)]
-    results = [f"y{place}" for place in range(count)]
-    written = {key: onnx.numpy_helper.from_array(own) if isinstance(own, np.ndarray) else own for key, own in settings.items()}
-    node = onnx.helper.make_node(kind, names, results, **written)
-    inputs = [onnx.ValueInfoProto(name=name) for name in names if name]
-    graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name) for name in results])
+    names = ["" if array is None else f"x{index}" for index, array in enumerate(arrays)]
+    proto_of = onnx.numpy_helper.from_array
+    settings = {name: proto_of(value) if isinstance(value, np.ndarray) else value for name, value in settings.items()}
+    node = onnx.helper.make_node(kind, names, [f"y{index}" for index in range(count)], **settings)
+    tensors = [proto_of(array, name) for name, array in zip(names, arrays, strict=True) if array is not None]
+    graph = onnx.helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name=name) for name in node.output], tensors)
     program = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-    found = reference.ReferenceEvaluator(program).run(
-        None, {name: own for name, own in zip(names, arrays, strict=True) if name}
-    )
-    return [np.asarray(own) for own in found]
-
-
-def _elements(kind: str, arrays: Sequence[Array]) -> int:
-    """Return a bound on the number of elements of a result."""
-    sizes = [own.size for own in arrays]
-    if kind == "ConstantOfShape":
-        return _product(arrays[0])
-    if kind == "Expand":
-        return _product(np.broadcast_shapes(arrays[0].shape, tuple(int(size) for size in arrays[1].ravel())))
-    if kind == "Tile":
-        return sizes[0] * _product(arrays[1])
-    if kind == "Range":
-        start, limit, step = (float(own.item()) for own in arrays)
-        return math.ceil(abs((limit - start) / step)) if step else LARGEST + 1
-    if kind in {"Gather", "GatherND"}:
-        return sizes[0] * sizes[1]
-    if kind == "NonZero":
-        return sizes[0] * arrays[0].ndim
-    try:
-        return max(sum(sizes), _product(np.broadcast_shapes(*(own.shape for own in arrays))))
-    except ValueError:
-        return sum(sizes)
-
-
-def _product(sizes: Any) -> int:
-    return math.prod(int(size) for size in np.ravel(sizes))
+    given = sum(array.size for array in arrays if array is not None)
+    for value in onnx.shape_inference.infer_shapes(program, data_prop=True).graph.output:
+        sizes = [size.dim_value if size.HasField("dim_value") else given for size in value.type.tensor_type.shape.dim]
+        if math.prod(sizes) > LARGEST:
+            raise InputError(f"its result would have {math.prod(sizes):,} elements, more than {LARGEST:,}.")
+    return [np.asarray(array) for array in reference.ReferenceEvaluator(program).run(None, {})]

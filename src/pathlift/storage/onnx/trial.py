@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pathlift.errors import InputError, PathliftError, UnsupportedModelError, told
-from pathlift.storage.onnx.host import Array
-from pathlift.storage.onnx.module import OnnxModule, Operator, tensor_of
-from pathlift.storage.onnx.operators import DTYPES
+from pathlift.storage.onnx.module import OnnxModule, Operator
+from pathlift.storage.onnx.program import DTYPES, Array, Node, tensor_of
 from pathlift.storage.packages import package
 
 SEED = 20250
@@ -34,54 +33,38 @@ CARRIED = 300.0
 
 
 def mark_batch(module: OnnxModule) -> None:
-    """Find the sizes in constant shapes that are the number of samples.
-
-    Args:
-        module: What was read; `Operator.keeps_batch` of its nodes is set.
-    """
+    """Find the sizes in constant shapes that are the number of samples; ``keeps_batch`` of their nodes is set."""
     shapes = declared_shapes(module, None)
-    if shapes is None:
+    if not shapes or not shapes[0] or (batch := shapes[0][0]) < 1 or any(shape[:1] != (batch,) for shape in shapes):
         return
-    batch = shapes[0][0] if shapes and shapes[0] else 0
-    if batch < 1 or any(not shape or shape[0] != batch for shape in shapes):
-        return
-    constants = {name for name, own in module.program.arrays.items() if own.ndim == 1 and own.size and own[0] == batch}
-    steps = [step for step in module.program.steps if len(step.inputs) > 1 and step.inputs[1] in constants]
-    nodes = [node for step in steps if (node := module.get_submodule(".".join(step.path))).kind == "Reshape"]
-    found: list[Operator] = []
+    starts = {name for name, array in module.program.arrays.items() if array.ndim == 1 and array.size and array[0] == batch}
+    reshapes = [node for node in module.program.nodes if node.kind == "Reshape" and not starts.isdisjoint(node.inputs[1:])]
+    marked: list[Node] = []
 
-    def note(node: nn.Module, inputs: Any) -> None:
-        value = inputs[0]
-        if isinstance(node, Operator) and isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
-            found.append(node)
+    def note(operator: nn.Module, inputs: Any) -> None:
+        assert isinstance(operator, Operator) and operator.node
+        if isinstance(inputs[0], Tensor) and inputs[0].shape[:1] == (batch,):
+            marked.append(operator.node)
 
-    hooks = [node.register_forward_pre_hook(note) for node in nodes]
+    hooks = [module.get_submodule(".".join(node.path)).register_forward_pre_hook(note) for node in reshapes]
     known = _shapes(module, shapes)
     for hook in hooks:
         hook.remove()
-    for node in found:
-        node.keeps_batch = True
-    other = _shapes(module, [(batch + 1, *shape[1:]) for shape in shapes])
-    grown = known is not None and [(batch + 1, *shape[1:]) for shape in known if shape[:1] == (batch,)] == other
-    for node in found:
-        node.keeps_batch = grown
-    if batch > 1 and not (grown and _alone_as_together(module, shapes)):
+    for node in marked:
+        node.settings["keeps_batch"] = True
+    grown = _shapes(module, [(batch + 1, *shape[1:]) for shape in shapes])
+    grows = known is not None and [(batch + 1, *shape[1:]) for shape in known if shape[:1] == (batch,)] == grown
+    for node in marked if not grows else ():
+        del node.settings["keeps_batch"]
+    if batch > 1 and not (grows and _alone_as_together(module, shapes)):
         module.samples = batch
 
 
 def declared_shapes(module: OnnxModule, batch: int | None) -> list[tuple[int, ...]] | None:
-    """Return the shapes of all inputs.
-
-    Args:
-        module: What was read.
-        batch: Number of samples where the file leaves it open.
-
-    Returns:
-        The shapes; None if another size is open, or this one and there is no number for it.
-    """
+    """Return the shapes of all inputs, with `batch` where the number of samples is open; None if a size is left open."""
     shapes = []
-    for own in module.inputs:
-        sizes = own.shape and (own.shape[0] or batch, *own.shape[1:])
+    for declared in module.inputs:
+        sizes = declared.shape and (declared.shape[0] or batch, *declared.shape[1:])
         if sizes is None or None in sizes:
             return None
         shapes.append(tuple(size for size in sizes if size is not None))
@@ -91,10 +74,11 @@ def declared_shapes(module: OnnxModule, batch: int | None) -> list[tuple[int, ..
 def _shapes(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
     """Run a module without numbers; return the shapes of its outputs, None where it cannot be run so."""
     state = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    values = [torch.empty(shape, dtype=own.dtype, device="meta") for shape, own in zip(shapes, module.inputs, strict=True)]
+    pairs = zip(shapes, module.inputs, strict=True)
+    values = [torch.empty(shape, dtype=declared.dtype, device="meta") for shape, declared in pairs]
     with torch.no_grad(), contextlib.suppress(PathliftError):  # whoever runs it on numbers is told
         returned = functional_call(module, state, tuple(values))
-        return [tuple(own.shape) for own in (returned if isinstance(returned, tuple) else (returned,))]
+        return [tuple(value.shape) for value in (returned if isinstance(returned, tuple) else (returned,))]
     return None
 
 
@@ -115,73 +99,78 @@ def compare(module: OnnxModule, path: Path, *, always: bool) -> None:
     runtime = importlib.util.find_spec("onnxruntime") is not None
     if shapes is None or not (runtime or always):
         return
-    draws = np.random.default_rng(SEED)
-    inputs = [_drawn(draws, shape, own.dtype) for shape, own in zip(shapes, module.inputs, strict=True)]
+    inputs = _drawn(module, shapes)
     try:
         outputs = _outputs(module, inputs)
     except (UnsupportedModelError, InputError):
         return
     run = _runtime if runtime else _evaluator
-    expected = run(path, {own.name: value for own, value in zip(module.inputs, inputs, strict=True)})
+    expected = run(path, {declared.name: value for declared, value in zip(module.inputs, inputs, strict=True)})
     if expected is None:
         return
     unit = _unit(module, outputs)
     moved = _outputs(module, inputs, unit)
-    for place, (one, two, other) in enumerate(zip(outputs, expected, moved, strict=True)):
+    for index, (one, two, other) in enumerate(zip(outputs, expected, moved, strict=True)):
+        if two is None:
+            continue
         off = _apart(one, two)
         if off is None or off > AGREEMENT * unit + CARRIED * (_apart(one, other) or 0.0):
             what = "of another shape" if off is None else f"differ by {off:.2g} relative"
-            raise InputError(f"what is read of it is not what a runtime makes of it: the values of output {place + 1} {what}.")
+            raise InputError(f"what is read of it is not what a runtime makes of it: the values of output {index + 1} {what}.")
 
 
 def _alone_as_together(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether a sample comes out alone as it does among the others of a batch of the size that the file fixes."""
-    draws = np.random.default_rng(SEED)
-    inputs = [_drawn(draws, shape, own.dtype) for shape, own in zip(shapes, module.inputs, strict=True)]
+    inputs = _drawn(module, shapes)
     try:
         together, alone = _outputs(module, inputs), _outputs(module, [value[:1] for value in inputs])
     except PathliftError:
         return False
-    found = [_apart(one, two[:1]) if two.dim() else None for one, two in zip(alone, together, strict=True)]
-    return all(off is not None and off <= 100 * AGREEMENT * _unit(module, together) for off in found)
+    apart = [_apart(one, two[:1]) if two.dim() else None for one, two in zip(alone, together, strict=True)]
+    return all(off is not None and off <= 100 * AGREEMENT * _unit(module, together) for off in apart)
 
 
 def _unit(module: OnnxModule, outputs: Sequence[Tensor]) -> float:
     """Return the unit of rounding of the coarsest type that a module computes in."""
-    casts = [DTYPES.get(own.settings.get("to", 0)) for own in module.modules() if isinstance(own, Operator)]
-    kinds = {own.dtype for own in (*module.parameters(), *module.buffers(), *outputs)}.union(casts)
+    casts = {DTYPES.get(node.get("to", 0)) for part in module.program.all() for node in part.nodes}
+    kinds = {tensor.dtype for tensor in (*module.parameters(), *module.buffers(), *outputs)} | casts
     return max(torch.finfo(kind).eps for kind in kinds | {torch.float32} if kind is not None and kind.is_floating_point)
 
 
-def _drawn(draws: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
-    values = draws.normal(size=shape) if dtype.is_floating_point else draws.integers(0, 2, size=shape)
-    return np.asarray(values, dtype=str(dtype).removeprefix("torch.") if dtype != torch.bfloat16 else "float32")
+def _drawn(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    draws = np.random.default_rng(SEED)
+    inputs = []
+    for declared, shape in zip(module.inputs, shapes, strict=True):
+        values = draws.normal(size=shape) if declared.dtype.is_floating_point else draws.integers(0, 2, size=shape)
+        name = str(declared.dtype).removeprefix("torch.").replace("bfloat16", "float32")
+        inputs.append(np.asarray(values, dtype=name))
+    return inputs
 
 
 def _outputs(module: OnnxModule, inputs: Sequence[Array], moved: float = 0.0) -> list[Tensor]:
     """Run a module; if asked for, with the results of all nodes moved a little, as rounding may move them."""
     draws = torch.Generator().manual_seed(SEED)
 
-    def near(_node: nn.Module, _inputs: Any, made: Any) -> Any:
+    def near(_operator: nn.Module, _inputs: Any, results: Any) -> Any:
         return tuple(
-            own * (1 + moved * torch.randn(own.shape, generator=draws)).to(own.dtype)
-            if isinstance(own, Tensor) and own.is_floating_point()
-            else own
-            for own in made
+            value * (1 + moved * torch.randn(value.shape, generator=draws)).to(value.dtype)
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for value in results
         )
 
-    nodes = [own for own in module.modules() if isinstance(own, Operator) and own.kind and moved]
-    hooks = [node.register_forward_hook(near) for node in nodes]
+    operators = [child for child in module.modules() if isinstance(child, Operator) and child.node and moved]
+    hooks = [operator.register_forward_hook(near) for operator in operators]
     try:
         with torch.no_grad():
-            found = module(*map(tensor_of, inputs))
+            returned = module(*map(tensor_of, inputs))
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found) if isinstance(found, tuple) else [found]
+    return list(returned) if isinstance(returned, tuple) else [returned]
 
 
-def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor] | None:
+def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor | None] | None:
     """Run a file in onnxruntime; None where that cannot."""
     runtime = package("onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -190,20 +179,26 @@ def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor] | None:
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return [tensor_of(np.asarray(own)) for own in session.run(None, inputs)]
+        return _numbers(session.run(None, inputs))
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
             return None  # an operator or a version that it does not have
         raise
 
 
-def _evaluator(path: Path, inputs: dict[str, Array]) -> list[Tensor]:
+def _evaluator(path: Path, inputs: dict[str, Array]) -> list[Tensor | None]:
     """Run a file in onnx's own evaluator."""
     try:
-        found = package("onnx.reference", "onnx").ReferenceEvaluator(str(path)).run(None, inputs)
+        outputs = package("onnx.reference", "onnx").ReferenceEvaluator(str(path)).run(None, inputs)
     except Exception as error:
         raise InputError(f"onnx's evaluator cannot run it: {told(error)}") from error
-    return [tensor_of(np.asarray(own)) for own in found]
+    return _numbers(outputs)
+
+
+def _numbers(outputs: Sequence[Any]) -> list[Tensor | None]:
+    """Return what a runtime returns as tensors; None for texts and for lists of dictionaries."""
+    arrays = map(np.asarray, outputs)
+    return [None if array.dtype.kind in "OSU" else tensor_of(array) for array in arrays]
 
 
 def _apart(one: Tensor, two: Tensor) -> float | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathlift.errors import InputError
 from pathlift.output import check_outputs, write_outputs
-from pathlift.storage.onnx.file import stored
+from pathlift.storage.onnx.file import constants
 from pathlift.storage.onnx.module import OnnxModule
 from pathlift.storage.onnx.trial import compare
 from pathlift.storage.packages import package
@@ -46,21 +46,16 @@ def save(model: OnnxModule, path: Path, *, replace: bool = False) -> None:
 
 
 def program_with(model: OnnxModule) -> Any:
-    """Return the program of a model's file with the weights that the model has now.
-
-    Args:
-        model: The model.
-
-    Returns:
-        A ``ModelProto``.
-    """
+    """Return the program of a model's file, a ``ModelProto``, with the weights that the model has now."""
     onnx = package("onnx", "onnx")
     program = onnx.ModelProto.FromString(model.onnx_source)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    paths = {name: ".".join(place) for own in model.program.all() for name, place in own.tensors.items()}
-    for name, tensor in stored(program.graph):
-        if name in paths:
-            _fill(onnx, tensor, held[paths[name]].detach().cpu().contiguous())
+    weights = {name: held[".".join(path)] for part in model.program.all() for name, path in part.tensors.items()}
+    for name, tensor, _ in constants(program.graph):
+        if name in weights:
+            _fill(onnx, tensor, weights.pop(name).detach().cpu().contiguous())
+    if weights:
+        raise InputError(f"The weight {next(iter(weights))!r} has no place of its own in the graph of the model's file.")
     return program
 
 
