@@ -27,7 +27,7 @@ from pathlift.storage.models import default_shape, load_model
 
 onnx = pytest.importorskip("onnx")
 
-from pathlift.storage.onnx import OnnxModule, read_onnx, save  # noqa: E402
+from pathlift.storage.onnx import OnnxModule, read_onnx  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
 from pathlift.storage.onnx.operators import OPERATORS  # noqa: E402
 from pathlift.storage.onnx.program import STATIC, tensor_of  # noqa: E402
@@ -610,12 +610,12 @@ def test_a_pruned_model_goes_back_as_the_same_graph(tmp_path: Path) -> None:
     before.metadata_props.add(key="author", value="someone")
     onnx.save(before, path)
     module = read_onnx(path)
-    save(module, tmp_path / "same.onnx")
+    pathlift.save(module, tmp_path / "same.onnx")
     assert onnx.load(tmp_path / "same.onnx") == before
     with torch.no_grad():
         for tensor in module.parameters():
             tensor[tensor.abs() < tensor.abs().median()] = 0
-    save(module, tmp_path / "pruned.onnx")
+    pathlift.save(module, tmp_path / "pruned.onnx")
     after, x = read_onnx(tmp_path / "pruned.onnx", check=True), inputs(module)
     assert torch.equal(after(x), module(x)) and not torch.equal(after(x), read_onnx(path)(x))
     assert after.state_dict().keys() == module.state_dict().keys() == {"c", "u", "v"}
@@ -627,7 +627,7 @@ def test_a_pruned_model_goes_back_as_the_same_graph(tmp_path: Path) -> None:
         0
     ].t.name == "inner"
     with pytest.raises(pathlift.InputError, match="exists"):
-        save(module, path)
+        pathlift.save(module, path)
 
 
 def test_two_branches_with_weights_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
@@ -663,7 +663,7 @@ def test_a_function_of_the_file_is_what_it_says(tmp_path: Path) -> None:
     onnx.save(program, path)
     module = reads(path, lambda x: F.leaky_relu(x @ torch.from_numpy(V), 0.25))
     assert list(module.state_dict()) == ["w"] and pathlift.path_norm(module, (4,)).value > 0
-    save(module, tmp_path / "again.onnx")
+    pathlift.save(module, tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx") == program
 
 
@@ -673,7 +673,7 @@ def test_an_old_version_is_converted(opset: int, tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", nodes, {"w": W}, [1, 3, 5, 5], opset)
     module = reads(path, lambda x: 2 * torch.relu(F.conv2d(x, CONV)))
     assert list(module.state_dict()) == ["w"]
-    save(module, tmp_path / "again.onnx")
+    pathlift.save(module, tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx").opset_import[0].version == opset
     path = write(tmp_path / "m.onnx", nodes, {"w": W}, ["n", 3, 5, 5], opset)
     if opset < 7:
@@ -714,7 +714,7 @@ def test_a_classifier_of_scikit_learn(labels: bool, tmp_path: Path) -> None:
     assert pathlift.path_norm(network).value == pytest.approx(float(counted.sum()), rel=1e-6)
     if not labels:
         assert pathlift.capture(module, (4,)).left_off == ("softmax",)
-    save(module, tmp_path / "again.onnx")
+    pathlift.save(module, tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx") == program
 
 
@@ -748,7 +748,7 @@ def test_weights_in_lists_of_a_constant_go_back_too(tmp_path: Path) -> None:
     module = read_onnx(write(tmp_path / "m.onnx", nodes, {}, ["n", 4]))
     with torch.no_grad():
         module.get_parameter("c").mul_(2)
-    save(module, tmp_path / "again.onnx")
+    pathlift.save(module, tmp_path / "again.onnx")
     assert read_onnx(tmp_path / "again.onnx").get_parameter("c").tolist() == [2, 4, 6, 8]
 
 

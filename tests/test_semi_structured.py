@@ -74,8 +74,6 @@ def test_onnx_files_have_the_pattern_as_plain_weights(tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
-    from pathlift.storage.onnx import save
-
     made = torch.Generator().manual_seed(0)
     for transposed in (0, 1):
         weight = torch.randn((3, 8) if transposed else (8, 3), generator=made)
@@ -86,7 +84,7 @@ def test_onnx_files_have_the_pattern_as_plain_weights(tmp_path) -> None:
         program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         path.write_bytes(program.SerializeToString())
         pruned, _ = pathlift.prune(pathlift.load_model(str(path)), (8,), criterion="magnitude", selection="2:4")
-        save(pruned, tmp_path / f"pruned{transposed}.onnx")
+        pathlift.save(pruned, tmp_path / f"pruned{transposed}.onnx")
         stored = onnx.load(tmp_path / f"pruned{transposed}.onnx").graph.initializer
         written = torch.tensor(numpy_helper.to_array(next(tensor for tensor in stored if tensor.name == "w")))
         assert NofM(2, 4).holds(written if transposed else written.T)

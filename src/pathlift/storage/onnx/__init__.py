@@ -13,7 +13,6 @@ from pathlift.storage.onnx.file import flattened, load_program, name_of, read_we
 from pathlift.storage.onnx.module import RESERVED, OnnxModule
 from pathlift.storage.onnx.program import declared_inputs, read_program, source_of
 from pathlift.storage.onnx.trial import compare, mark_batch
-from pathlift.storage.onnx.write import save
 from pathlift.storage.packages import MissingPackageError
 
 Read = TypeVar("Read")
@@ -91,4 +90,4 @@ def _read(path: Path, work: Callable[[], Read]) -> Read:
         raise InputError(f"'{path}' cannot be read as ONNX: {told(error)}") from error
 
 
-__all__ = ["OnnxModule", "input_shapes", "read_onnx", "save"]
+__all__ = ["OnnxModule", "input_shapes", "read_onnx"]
