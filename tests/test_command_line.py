@@ -42,6 +42,7 @@ LINES = {
     "metrics": ("metric", "exact:net", "half.safetensors", "rescaled.safetensors", *TRAINED[1:]),
     "score": ("score", *TRAINED),
     "prune": ("prune", *TRAINED, "--amount", "0.5"),
+    "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "rescale_balanced": ("rescale", *TRAINED, "--to", "normal"),
     "equivalent": ("equivalent", "exact:net", "rescaled.safetensors", *TRAINED[1:]),
@@ -224,7 +225,7 @@ def documented() -> dict[str, set[str]]:
 
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
-    "score": "score", "prune": "prune", "rescale": "rescale", "rescale_balanced": "rescale", "equivalent": "equivalent",
+    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
 }  # fmt: skip
 
@@ -406,7 +407,7 @@ def test_a_disk_that_fills_up_leaves_nothing(folder: Path, tmp_path: Path) -> No
 
 
 COMMANDS = (
-    (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("rescale",), ("equivalent",),
+    (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("shrink",), ("rescale",), ("equivalent",),
     ("experiment",), ("experiment", "lottery"),
 )  # fmt: skip
 
