@@ -1,7 +1,7 @@
 """Which dimension of a layer counts channels: neurons that differ along it are different features, others are positions.
 
-A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and data
-movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
+A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and
+data movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ class InputMoments:
     def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
         """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not always 0.
 
-        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs that
-        are always 0 have rows and columns of zeros.
+        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
+        that are always 0 have rows and columns of zeros.
 
         Args:
             group: The group.
@@ -196,8 +196,8 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         transfer = dict(enumerate(model.propagation.bundles(layer))).get(position)
         if isinstance(transfer, Apart):
             raise InputError(
-                f"'{name}' multiplies neurons of '{connection.source}' that have a scale of their own at every position: it has no "
-                "moments of its own."
+                f"'{name}' multiplies neurons of '{connection.source}' that have a scale of their own at every position: it "
+                "has no moments of its own."
             )
         if not isinstance(transfer, Weighted):
             raise InputError(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pathlift.edges import Identity, Reduce, Window
 from pathlift.graph.expressions import Expression, evaluate
-from pathlift.graph.layers import Bound, Bias, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
+from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
 from pathlift.graph.network import Network
 from pathlift.passes.forward import antecedents, value_of
 from pathlift.passes.programs import Values
@@ -30,7 +30,16 @@ from pathlift.precision import full_precision
 from pathlift.rules.batch_norm import Running, running
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.kinks import Kink, Response, largest_of, largest_of_equal, respond
-from pathlift.statistics.transfer import Elementwise, Transfer, collapsed, each_apart, numbered, stationary, told_apart, transfer_of
+from pathlift.statistics.transfer import (
+    Elementwise,
+    Transfer,
+    collapsed,
+    each_apart,
+    numbered,
+    stationary,
+    told_apart,
+    transfer_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,7 +336,9 @@ class Propagation:
         if len(layer.connections) > 1 or layer.biases or kind.zero or not isinstance(connection.edges, (Window, Reduce)):
             return False
         classes = self.classes[connection.source]
-        return self._one_channel(connection) and all(classes.shape[dim] == 1 for dim in self._pooled(connection.edges, classes.dim()))
+        return self._one_channel(connection) and all(
+            classes.shape[dim] == 1 for dim in self._pooled(connection.edges, classes.dim())
+        )
 
     def _pooled(self, edges: Window | Reduce, rank: int) -> tuple[int, ...]:
         return edges.dims if isinstance(edges, Reduce) else tuple(range(rank - len(edges.kernel), rank))
@@ -342,7 +353,10 @@ class Propagation:
         counts = connection.edges.sum(torch.ones(shape, dtype=torch.float64, device=self.network.device), None)
         numbers, times = counts.unique(return_counts=True)
         parts = [
-            (times_ / counts.numel(), *largest_of_equal(kink, mean, variance, moments.correlation, int(number), largest=kind.largest))
+            (
+                times_ / counts.numel(),
+                *largest_of_equal(kink, mean, variance, moments.correlation, int(number), largest=kind.largest),
+            )
             for number, times_ in zip(numbers.tolist(), times.tolist(), strict=True)
         ]
         centre = torch.stack([share * first for share, first, _ in parts]).sum(0)

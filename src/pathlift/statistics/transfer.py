@@ -44,7 +44,15 @@ CHUNK = 1 << 22
 
 
 def collapsed(classes: Tensor, but: float | None = None) -> Tensor:
-    """Return classes with size 1 along every dimension along which all are equal, those with a number that counts for nothing."""
+    """Return classes with size 1 along every dimension along which all are equal.
+
+    Args:
+        classes: A number for each neuron.
+        but: The number of neurons that are like any other.
+
+    Returns:
+        The same numbers.
+    """
     for dim, size in enumerate(classes.shape):
         largest = classes.amax(dim, keepdim=True)
         if size > 1 and bool(((classes == largest) | (False if but is None else classes == but)).all()):
@@ -208,7 +216,8 @@ class Sums(Transfer):
             dims = edges.dims
         if dims and all(classes.shape[dim] == 1 for dim in dims):
             return classes.squeeze(dims) if isinstance(edges, Reduce) and not edges.keepdim else classes
-        carried = collapsed(self._sum(classes), but=0.0 if alone else None)
+        padded = alone and isinstance(edges, Move) and isinstance(edges.spatial, tuple)
+        carried = collapsed(self._sum(classes), but=0.0 if padded else None)
         return numbered(carried) if self.apart is None else told_apart(carried, self.apart)
 
     @override
