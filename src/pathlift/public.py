@@ -16,6 +16,7 @@ from pathlift.norm import log_path_norm, path_norm
 from pathlift.pruning import prune
 from pathlift.reading import capture, check_support
 from pathlift.rescaling import align, equivalent, symmetries
+from pathlift.statistics import activation_statistics
 from pathlift.storage import load_model
 from pathlift.streaming import path_metrics, path_norms, stream
 
@@ -30,6 +31,7 @@ __all__ = [
     "Relative",
     "Rounding",
     "UnsupportedModelError",
+    "activation_statistics",
     "align",
     "attack",
     "capture",
