@@ -12,6 +12,8 @@ from torch import Tensor
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import blame
+from pathlift.statistics.correlated import CorrelatedPropagation
+from pathlift.statistics.covariances import Lags
 from pathlift.statistics.measure import measured
 from pathlift.statistics.propagation import Propagation, Step
 from pathlift.statistics.sensitivity import sensitivities
@@ -39,6 +41,10 @@ class ActivationModel:
     def network(self) -> Network:
         """The network."""
         return self.propagation.network
+
+    def lags(self, layer: str, source: str) -> Lags | None:
+        """Return the correlations of what a weight between two layers multiplies, None where there are none."""
+        return self.propagation.read.get((layer, source)) if isinstance(self.propagation, CorrelatedPropagation) else None
 
     @property
     def steps(self) -> Mapping[str, Step]:
@@ -71,7 +77,8 @@ def activation_model(
         InputError: There is no batch in the data, or one is malformed.
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
-    propagation = Propagation(network, moments or {}, correlation)
+    kind = CorrelatedPropagation if correlations == "channels" else Propagation
+    propagation = kind(network, moments or {}, correlation)
     blame(propagation.values)
     propagation.run()
     if data is not None:
