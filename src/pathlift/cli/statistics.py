@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+import math
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @app.command()
 def statistics(
     model: ModelName,
-    data: Annotated[Optional[str], typer.Option(help="Measure on data: digits, fashion-mnist, or a file with inputs 'x'.")] = None,  # noqa: UP045
+    data: Annotated[str | None, typer.Option(help="Measure on data: digits, fashion-mnist, or a file with inputs 'x'.")] = None,
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.")] = 256,
     correlation: Annotated[float, typer.Option(help="Correlation of two taps of one channel where nothing is known.")] = 0.5,
     channels: Annotated[bool, typer.Option("--channels", help="Propagate covariances of all channels, too.")] = False,
@@ -59,7 +60,7 @@ def statistics(
             network, data=x, correlation=correlation, correlations="channels" if channels else "taps"
         )
     if as_json:
-        layers = {name: layer.to_dict() for name, layer in found.layers.items()}
+        layers = [layer.to_dict() for layer in found.layers]
         print_json({
             "model": model,
             "source": found.source,
@@ -75,10 +76,10 @@ def _print(model: str, found: pathlift.statistics.ActivationStatistics) -> None:
     table = Table(title=f"{model}: activations, from {found.source}", title_justify="left", box=None, padding=(0, 2))
     for header in ("layer", "operator", "channels", "|mean|", "deviation", "correlation", "active", "sensitivity", "from"):
         table.add_column(header, justify="left" if header in {"layer", "operator", "from"} else "right", no_wrap=True)
-    for name, layer in found.layers.items():
+    for layer in found.layers:
         active = "" if layer.activity is None else f"{float(layer.activity.mean()):.1%}"
         table.add_row(
-            layer.module or name,
+            layer.module or layer.name,
             layer.operator,
             str(len(layer.mean)),
             f"{float(layer.mean.abs().median()):.3g}",
@@ -90,8 +91,8 @@ def _print(model: str, found: pathlift.statistics.ActivationStatistics) -> None:
         )
     out.print(table)
     out.print("medians over channels; correlation and active: means")
-    if found.shift == found.shift:  # there are batch norms
+    if not math.isnan(found.shift):
         out.print(
-            f"batch norms say otherwise       by {found.shift:.3g} deviations in the mean, by a factor of 2^{found.spread:.3g} in "
+            f"batch norms say otherwise by {found.shift:.3g} deviations in the mean, by a factor of 2^{found.spread:.3g} in "
             "the variance (medians)"
         )
