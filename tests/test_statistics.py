@@ -318,6 +318,22 @@ def test_measured_statistics_are_those_of_the_model_itself() -> None:
     assert found.shift == pytest.approx(float((norm.mean - model[1].running_mean).abs().median()))
 
 
+@pytest.mark.parametrize("name", ["conv", "strided conv", "dilated conv", "grouped conv", "flat linear"])
+def test_measured_second_moments_are_those_of_windows(name: str) -> None:
+    torch.manual_seed(0)
+    layer = FIRST_LAYERS[name].double()
+    x = torch.randn(7, 3, 8, 8, dtype=torch.float64) + 0.5
+    network = network_of(layer, (3, 8, 8))
+    moments = input_moments(activation_model(network, [x[:3], x[3:]], correlations="channels"), network.parameters[0])
+    rows = windows(layer, x) if isinstance(layer, nn.Conv2d) else x.flatten(1)
+    rows = rows.reshape(len(rows), moments.shape[0], -1)
+    torch.testing.assert_close(moments.mean, rows.mean(0))
+    expected = torch.einsum("ngc,ngd->gcd", rows, rows) / len(rows)
+    if name != "flat linear":  # of few samples: not definite
+        torch.testing.assert_close(moments.second, expected)
+    torch.testing.assert_close(moments.diagonal, expected.diagonal(dim1=1, dim2=2))
+
+
 def test_a_batch_norm_tells_moments_before_and_behind_it() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double().eval()

@@ -27,6 +27,7 @@ from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.rules.batch_norm import running
 from pathlift.statistics.covariances import Lags
+from pathlift.statistics.measure import Seen
 from pathlift.statistics.model import ActivationModel
 from pathlift.statistics.transfer import Apart, Weighted
 
@@ -124,13 +125,18 @@ class _Use:
     correlation: Tensor
     transfer: Weighted
     lags: Lags | None
+    seen: Seen | None
 
     def first(self) -> Tensor:
         """E u, (groups, columns)."""
+        if self.seen is not None:
+            return self.seen.mean
         return torch.einsum("gi,t->git", self.mean, self.transfer.reads.single.to(self.mean.device)).flatten(1)
 
     def diagonal(self) -> Tensor:
         """E u², (groups, columns)."""
+        if self.seen is not None:
+            return self.seen.second.diagonal(dim1=1, dim2=2)
         below = (self.mean**2, self.variance * (1.0 - self.correlation), self.variance * self.correlation)
         taps = (form.diagonal().to(self.mean.device) for form in self._forms())
         parts = [torch.einsum("gi,t->git", *pair).flatten(1) for pair in zip(below, taps, strict=True)]
@@ -142,6 +148,8 @@ class _Use:
 
     def second(self, group: int) -> Tensor:
         """E u·uᵀ of a group."""
+        if self.seen is not None:
+            return self.seen.second[group]
         squares, own, common = (form.to(self.mean.device) for form in self._forms())
         mean, variance, rho = self.mean[group], self.variance[group], self.correlation[group]
         if self.lags is not None:
@@ -229,7 +237,16 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
             raise InputError(f"'{name}' is only a part of what the layer '{layer.name}' multiplies by.")
         below = model.steps[connection.source].moments
         mean, variance, rho = (transfer.per_channel(x) for x in (below.mean, below.variance, below.correlation))
-        uses.append(_Use(mean, variance, rho, transfer, model.lags(layer.name, connection.source)))
+        uses.append(
+            _Use(
+                mean,
+                variance,
+                rho,
+                transfer,
+                model.lags(layer.name, connection.source),
+                model.seen.get((layer.name, connection.source)),
+            )
+        )
         rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
         following.append(_following(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pathlift.edges import Convolution, Edges
+from pathlift.edges.window import read
 from pathlift.errors import InputError
 from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Extremum, Layer
@@ -15,6 +17,7 @@ from pathlift.passes.forward import Below, along, carried, feed_of, respond, wei
 from pathlift.passes.propagate import in_forward_order
 from pathlift.statistics.kinks import Kink, Response
 from pathlift.statistics.propagation import Propagation, Step
+from pathlift.statistics.transfer import Weighted
 
 
 @dataclass
@@ -70,34 +73,107 @@ class _Sums:
         self.activity = shares[kink.active] if self.activity is None else self.activity + shares[kink.active]
 
 
-def measured(propagation: Propagation, batches: Iterable[Samples]) -> dict[str, Step]:
+@dataclass
+class Seen:
+    """First and second moments of what a weight multiplied, over samples and positions above.
+
+    Attributes:
+        count: Number of windows.
+        mean: Σ u, then E u: (groups, columns).
+        second: Σ u·uᵀ, then E u·uᵀ: (groups, columns, columns).
+    """
+
+    count: int
+    mean: Tensor
+    second: Tensor
+
+
+def measured(
+    propagation: Propagation, batches: Iterable[Samples], *, windows: bool
+) -> tuple[dict[str, Step], dict[tuple[str, str], Seen]]:
     """Return what every layer does to moments, with the moments that it has on data.
 
     Args:
         propagation: A propagation that has run.
         batches: Inputs with a batch dimension.
+        windows: Measure all second moments of what weights multiply, too.
 
     Returns:
-        Layer name to step.
+        Layer name to step; layer and source to the moments of what the weight between them multiplied.
 
     Raises:
         InputError: There is no batch, or one is malformed.
     """
     network = propagation.network
     sums = {layer.name: _Sums() for layer in network.layers}
+    seen: dict[tuple[str, str], Seen] = {}
     for batch in batches:
-        _run(propagation, feed_of(network, batch), sums)
+        _run(propagation, feed_of(network, batch), sums, seen if windows else None)
     if not any(found.count for found in sums.values()):
         raise InputError("data holds no batch: give at least one.")
-    return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}
+    for found in seen.values():
+        found.mean, found.second = found.mean / found.count, found.second / found.count
+    return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}, seen
 
 
-def _run(propagation: Propagation, feed: Below, sums: Mapping[str, _Sums]) -> None:
+def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple[str, str], Seen]) -> None:
+    """Add up what the weights of a layer multiply, sample by sample."""
+    if isinstance(layer.nonlinearity, Extremum):
+        return
+    for connection, transfer in propagation.transfers(layer):
+        if not isinstance(transfer, Weighted):
+            continue
+        for sample in below[connection.source]:
+            columns = columns_of(connection.edges, transfer, sample, layer.shape)
+            if columns is None:
+                break
+            key = (layer.name, connection.source)
+            mean, second = columns.sum(1), columns.mT @ columns
+            known = seen.get(key)
+            if known is None:
+                seen[key] = Seen(columns.shape[1], mean, second)
+            else:
+                known.count += columns.shape[1]
+                known.mean += mean
+                known.second += second
+
+
+def columns_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Tensor | None:
+    """Return what a weight multiplies at each position above, in float64, shape (groups, positions, columns).
+
+    Args:
+        edges: Its edges.
+        transfer: How moments go along them.
+        x: Values of the neurons below, of their shape.
+        above: Shape of the neurons above.
+
+    Returns:
+        The windows, zeros where they read no neuron; None where each neuron above reads several with one weight.
+    """
+    groups, _, ins, taps = transfer.pattern.weight.shape
+    x = x.double()
+    if not isinstance(edges, Convolution):
+        if taps > 1 or transfer.reads.merged > 1:
+            return None
+        return transfer.pattern.below.split(x).mT
+    kernel = transfer.weight.shape[2:]
+    for dim, (size, outputs) in enumerate(zip(kernel, above[2:], strict=True)):
+        table, place = edges.taps(dim, outputs, size).to(x.device), 2 + 2 * dim
+        inside = (table >= 0) & (table < x.shape[place])
+        x = read(x, torch.where(inside, table, x.shape[place]), place)
+    places = [2 + 2 * dim for dim in range(len(kernel))]
+    x = x.permute(0, *places, 1, *(place + 1 for place in places))
+    return x.reshape(-1, groups, ins * taps).transpose(0, 1)
+
+
+def _run(propagation: Propagation, feed: Below, sums: Mapping[str, _Sums], seen: dict[tuple[str, str], Seen] | None) -> None:
     network = propagation.network
     weights_of = weighted(propagation.values, dtype=network.dtype)
 
     def step(layer: Layer, below: Below) -> Tensor:
         shape = tuple(propagation.classes[layer.name].shape)
+        if seen is not None:
+            _look(propagation, layer, below, seen)
         if layer.kind == "input":
             value = feed[layer.name].to(network.dtype)
         elif layer.nonlinearity is None:

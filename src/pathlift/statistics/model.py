@@ -14,7 +14,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.statistics.correlated import CorrelatedPropagation
 from pathlift.statistics.covariances import Lags
-from pathlift.statistics.measure import measured
+from pathlift.statistics.measure import Seen, measured
 from pathlift.statistics.propagation import Propagation, Step
 from pathlift.statistics.sensitivity import sensitivities
 
@@ -32,10 +32,12 @@ class ActivationModel:
     Attributes:
         propagation: The way forward, with the moments of every layer.
         sensitivity: Layer name to g, see `pathlift.statistics.sensitivity`.
+        seen: Layer and source to what the weight between them multiplied, where that was measured.
     """
 
     propagation: Propagation
     sensitivity: Mapping[str, Tensor]
+    seen: Mapping[tuple[str, str], Seen]
 
     @property
     def network(self) -> Network:
@@ -81,6 +83,7 @@ def activation_model(
     propagation = kind(network, moments or {}, correlation)
     blame(propagation.values)
     propagation.run()
+    seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
-        propagation.steps = measured(propagation, data)
-    return ActivationModel(propagation, sensitivities(propagation))
+        propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
+    return ActivationModel(propagation, sensitivities(propagation), seen)
