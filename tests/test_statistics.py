@@ -17,6 +17,7 @@ from pathlift.statistics import activation_model, input_moments
 from pathlift.statistics.covariances import COLOURS, PIXEL
 from pathlift.statistics.input_moments import positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
+from pathlift.statistics.model import Correlations
 
 CASES = [case for case in NETWORKS + OPERATORS if "norm" not in case.name and case.name != "residual"]
 FACTORS = (1, 128, 2**-5, 2, 4096)
@@ -162,12 +163,17 @@ def test_second_moments_of_the_first_layer_are_those_of_windows(name: str) -> No
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.one_in(4)
 def test_moments_and_sensitivities_follow_a_rescaling_bit_for_bit(case: Case) -> None:
+    for correlations in ("taps", "channels"):
+        assert_follows(case, correlations)
+
+
+def assert_follows(case: Case, correlations: Correlations) -> None:
     """m → λm, v → λ²v, g → g/λ² with λ a power of two for each neuron."""
     torch.manual_seed(0)
     network = network_of(case.make(), case.shape)
     state = pathlift.symmetries(network).randomize(FACTORS, 1)
     other = replace(network, state={name: state[name] for name in network.state})
-    before, after = activation_model(network), activation_model(other)
+    before, after = (activation_model(each, correlations=correlations) for each in (network, other))
     for name, step in before.steps.items():
         shape = network.layer[name].shape
         mean, variance = (x.expand(shape) for x in (step.moments.mean, step.moments.variance))

@@ -86,8 +86,8 @@ def activation_statistics(
 
     Moments are measured on data where there are some. Else a batch norm knows those of its input and of its output, and all
     others are propagated: pre-activations are taken as Gaussian, E ReLU(z) = μΦ(μ/σ) + σφ(μ/σ). They are a model, and certify
-    nothing. Under a rescaling m → λm, v → λ²v, g → g/λ², but for the input of a batch norm, whose running variance no
-    rescaling changes.
+    nothing. Under a rescaling m → λm, v → λ²v, g → g/λ². A rescaling of the input of a batch norm is the exception: none
+    changes the running variance, which goes on to tell of the network as it was.
 
     Args:
         model: A module, or a captured `Network`.
