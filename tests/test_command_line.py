@@ -44,6 +44,7 @@ LINES = {
     "prune": ("prune", *TRAINED, "--amount", "0.5"),
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
+    "statistics": ("statistics", *TRAINED),
     "rescale_balanced": ("rescale", *TRAINED, "--to", "normal"),
     "equivalent": ("equivalent", "exact:net", "rescaled.safetensors", *TRAINED[1:]),
     "equivalents": ("equivalent", "exact:net", "rescaled.safetensors", "half.safetensors", *TRAINED[1:]),
@@ -101,6 +102,14 @@ def test_no_number_is_cut_at_60_and_80_columns(name: str, here: Path, monkeypatc
         narrow = printed(monkeypatch, name, columns)
         assert not wide - Counter(NUMBER.findall(narrow)), narrow
         assert "…" not in narrow.replace(" … ", ""), narrow
+
+
+def test_no_number_is_cut_in_a_pipe_that_says_no_width(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path[1:]])
+    command = [sys.executable, "-m", "pathlift", *LINES["prune"]]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here, env=env)
+    assert [line.rstrip() for line in piped.stdout.splitlines()] == printed(monkeypatch, "prune", 160).splitlines()
 
 
 texts = st.text("abcdef._", min_size=1, max_size=50)
@@ -225,7 +234,8 @@ def documented() -> dict[str, set[str]]:
 
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
-    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale", "rescale_balanced": "rescale", "equivalent": "equivalent",
+    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
+    "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
 }  # fmt: skip
 
@@ -275,7 +285,8 @@ def test_several_inputs_are_several_shapes() -> None:
 
 
 CAPTURING = (
-    ("norm", *MODEL), ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
+    ("norm", *MODEL), ("statistics", *MODEL),
+    ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
     ("metric", "exact:net", "exact:net", "--shape", "4"), ("equivalent", "exact:net", "exact:net", "--shape", "4"),
     ("certify", *MODEL, "--data", "data.safetensors", "--bits", "8"),
     ("compare", "trained.safetensors", "half.safetensors", "--model", "exact:net", "--shape", "4"),
@@ -407,7 +418,8 @@ def test_a_disk_that_fills_up_leaves_nothing(folder: Path, tmp_path: Path) -> No
 
 
 COMMANDS = (
-    (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("shrink",), ("rescale",), ("equivalent",),
+    (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("shrink",), ("rescale",),
+    ("equivalent",), ("statistics",),
     ("experiment",), ("experiment", "lottery"),
 )  # fmt: skip
 

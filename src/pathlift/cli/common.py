@@ -125,7 +125,8 @@ LARGEST = 10**12
 PIPED = 160
 """Columns of an answer that goes into a file or a pipe, unless COLUMNS says otherwise."""
 
-out = Console(soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, width=10**4)
+"""A line is never cut by what prints it: its parts have been laid out for `width`."""
 err = Console(stderr=True, soft_wrap=True)
 
 
@@ -439,17 +440,13 @@ def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[A
 def print_header(layout: Layout) -> None:
     """Print the headers of a table whose rows follow one by one."""
     for line in layout.header():
-        out.print(line, width=WIDEST)
+        out.print(line)
 
 
 def print_cells(layout: Layout, cells: Sequence[str], style: str = "") -> None:
     """Print one row of a table."""
     for line in layout.row(cells, style):
-        out.print(line, width=WIDEST)
-
-
-WIDEST = 10**4
-"""A line is never cut by what prints it: its parts have been laid out."""
+        out.print(line)
 
 
 def width() -> int:

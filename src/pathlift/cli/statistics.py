@@ -1,0 +1,115 @@
+"""The command ``statistics``: what activations look like, without data or on some, and what errors of them do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+import pathlift
+from pathlift.cli.common import (
+    MEASURE,
+    Device,
+    Json,
+    Key,
+    ModelArg,
+    ModelName,
+    Seed,
+    Shape,
+    Trust,
+    Until,
+    Weights,
+    app,
+    captured,
+    out,
+    print_json,
+    print_table,
+    working,
+)
+from pathlift.cli.tables import Column
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@app.command(rich_help_panel=MEASURE)
+def statistics(
+    model: ModelName,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Measure on data: digits, fashion-mnist, or a file with inputs 'x'.", metavar="DATA"),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    correlation: Annotated[
+        float, typer.Option(help="Correlation of two taps of one channel where nothing is known.", metavar="X")
+    ] = 0.5,
+    channels: Annotated[bool, typer.Option("--channels", help="Propagate covariances of all channels, too.")] = False,
+    weights: Weights = None,
+    shape: Shape = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    model_arg: ModelArg = None,
+    trust: Trust = False,
+    key: Key = None,
+    until: Until = None,
+) -> None:
+    """Mean, variance, activity and output sensitivity of every layer; and how far batch norms say otherwise."""
+    network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
+    x: Tensor | None = None
+    if data is not None:
+        from pathlift.storage.data import load_data
+
+        x, _ = load_data(data, network.graph.examples[0][0][1:], limit)
+        x = x.to(network.graph.examples[0][1])
+    with working("computing statistics"):
+        found = pathlift.activation_statistics(
+            network, data=x, correlation=correlation, correlations="channels" if channels else "taps"
+        )
+    if as_json:
+        layers = [layer.to_dict() for layer in found.layers]
+        print_json({
+            "model": model,
+            "source": found.source,
+            "shift": found.shift,
+            "spread": found.spread,
+            "layers": layers,
+        })
+        return
+    _print(model, found)
+
+
+COLUMNS = (
+    Column("layer", kind="name"),
+    Column("operator", kind="words"),
+    Column("channels"),
+    Column("|mean|", "{:.3g}".format),
+    Column("deviation", "{:.3g}".format),
+    Column("correlation", "{:.2f}".format),
+    Column("active", lambda share: "" if share is None else f"{share:.1%}"),
+    Column("sensitivity", "{:.3g}".format),
+)
+
+
+def _print(model: str, found: pathlift.statistics.ActivationStatistics) -> None:
+    rows = [
+        (
+            layer.module or layer.name,
+            layer.operator,
+            len(layer.mean),
+            float(layer.mean.abs().median()),
+            float(layer.variance.sqrt().median()),
+            float(layer.correlation.mean()),
+            None if layer.activity is None else float(layer.activity.mean()),
+            float(layer.sensitivity.median()),
+        )
+        for layer in found.layers
+    ]
+    print_table(f"{model}: activations, from {found.source}", COLUMNS, rows)
+    out.print("medians over channels; correlation and active: means")
+    if not math.isnan(found.shift):
+        out.print(
+            f"batch norms say otherwise by {found.shift:.3g} deviations in the mean, by a factor of 2^{found.spread:.3g} in "
+            "the variance (medians)"
+        )

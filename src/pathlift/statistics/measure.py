@@ -1,0 +1,216 @@
+"""Moments of activations on data: one run of the captured graph over batches of inputs (mathematics §9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Convolution, Edges
+from pathlift.edges.window import read
+from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
+from pathlift.graph.layers import Extremum, Layer
+from pathlift.passes.forward import Below, along, carried, feed_of, respond, weighted
+from pathlift.passes.propagate import in_forward_order
+from pathlift.statistics.kinks import Kink, Response
+from pathlift.statistics.propagation import Propagation, Step
+from pathlift.statistics.transfer import Weighted
+
+
+@dataclass
+class _Sums:
+    """Running moments of a layer over the samples and positions so far."""
+
+    count: int = 0
+    mean: Tensor | None = None
+    spread: Tensor | None = None
+    products: Tensor | None = None
+    pairs: int = 0
+    gain: Tensor | None = None
+    activity: Tensor | None = None
+
+    def add(self, x: Tensor, shape: tuple[int, ...], spatial: list[int]) -> None:
+        """Join another batch, (samples, *layer.shape), by the formulas of Chan, Golub and LeVeque."""
+        dims = [0, *(1 + dim for dim, size in enumerate(shape) if size < x.shape[1 + dim])]
+        x = x.double()
+        count = x.numel() // max(1, torch.Size(shape).numel())
+        mean = x.mean(dims, keepdim=True)
+        spread = (x - mean).square().sum(dims, keepdim=True).squeeze(0)
+        mean = mean.squeeze(0)
+        if self.mean is None or self.spread is None:
+            self.mean, self.spread = mean, spread
+        else:
+            gap, total = mean - self.mean, self.count + count
+            self.spread = self.spread + spread + gap**2 * (self.count * count / total)
+            self.mean = self.mean + gap * (count / total)
+        self.count += count
+        for dim in spatial:
+            self._add_pairs(x - mean, 1 + dim, dims)
+
+    def _add_pairs(self, x: Tensor, dim: int, dims: list[int]) -> None:
+        size = x.shape[dim]
+        products = (x.narrow(dim, 0, size - 1) * x.narrow(dim, 1, size - 1)).mean(dims, keepdim=True).squeeze(0)
+        self.products = products if self.products is None else self.products + products
+        self.pairs += 1
+
+    def correlation(self, default: Tensor) -> Tensor:
+        """Return the mean correlation of neighbours."""
+        if self.products is None or self.spread is None:
+            return default
+        variance = self.spread / self.count
+        return torch.where(variance > 0, self.products / self.pairs / variance, 0.0).clamp(0.0, 1.0)
+
+    def add_slopes(self, kink: Kink, z: Tensor, shape: tuple[int, ...]) -> None:
+        """Count in which segment pre-activations lie."""
+        dims = [0, *(1 + dim for dim, size in enumerate(shape) if size < z.shape[1 + dim])]
+        segment = torch.stack([(z > point).long() for point in kink.breakpoints]).sum(0)
+        shares = [(segment == number).double().sum(dims, keepdim=True).squeeze(0) for number in range(len(kink.slopes))]
+        gain = torch.stack([slope**2 * share for slope, share in zip(kink.slopes, shares, strict=True)]).sum(0)
+        self.gain = gain if self.gain is None else self.gain + gain
+        self.activity = shares[kink.active] if self.activity is None else self.activity + shares[kink.active]
+
+
+@dataclass
+class Seen:
+    """First and second moments of what a weight multiplied, over samples and positions above.
+
+    Attributes:
+        count: Number of windows.
+        mean: Σ u, then E u: (groups, columns).
+        second: Σ u·uᵀ, then E u·uᵀ: (groups, columns, columns).
+    """
+
+    count: int
+    mean: Tensor
+    second: Tensor
+
+
+def measured(
+    propagation: Propagation, batches: Iterable[Samples], *, windows: bool
+) -> tuple[dict[str, Step], dict[tuple[str, str], Seen]]:
+    """Return what every layer does to moments, with the moments that it has on data.
+
+    Args:
+        propagation: A propagation that has run.
+        batches: Inputs with a batch dimension.
+        windows: Measure all second moments of what weights multiply, too.
+
+    Returns:
+        Layer name to step; layer and source to the moments of what the weight between them multiplied.
+
+    Raises:
+        InputError: There is no batch, or one is malformed.
+    """
+    network = propagation.network
+    sums = {layer.name: _Sums() for layer in network.layers}
+    seen: dict[tuple[str, str], Seen] = {}
+    for batch in batches:
+        _run(propagation, feed_of(network, batch), sums, seen if windows else None)
+    if not any(found.count for found in sums.values()):
+        raise InputError("data holds no batch: give at least one.")
+    for found in seen.values():
+        found.mean, found.second = found.mean / found.count, found.second / found.count
+    return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}, seen
+
+
+def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple[str, str], Seen]) -> None:
+    """Add up what the weights of a layer multiply, sample by sample."""
+    if isinstance(layer.nonlinearity, Extremum):
+        return
+    for connection, transfer in propagation.transfers(layer):
+        if not isinstance(transfer, Weighted):
+            continue
+        for sample in below[connection.source]:
+            columns = columns_of(connection.edges, transfer, sample, layer.shape)
+            if columns is None:
+                break
+            key = (layer.name, connection.source)
+            mean, second = columns.sum(1), columns.mT @ columns
+            known = seen.get(key)
+            if known is None:
+                seen[key] = Seen(columns.shape[1], mean, second)
+            else:
+                known.count += columns.shape[1]
+                known.mean += mean
+                known.second += second
+
+
+def columns_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Tensor | None:
+    """Return what a weight multiplies at each position above, in float64, shape (groups, positions, columns).
+
+    Args:
+        edges: Its edges.
+        transfer: How moments go along them.
+        x: Values of the neurons below, of their shape.
+        above: Shape of the neurons above.
+
+    Returns:
+        The windows, zeros where they read no neuron; None where each neuron above reads several with one weight.
+    """
+    groups, _, ins, taps = transfer.pattern.weight.shape
+    x = x.double()
+    if not isinstance(edges, Convolution):
+        if taps > 1 or transfer.reads.merged > 1:
+            return None
+        return transfer.pattern.below.split(x).mT
+    kernel = transfer.weight.shape[2:]
+    for dim, (size, outputs) in enumerate(zip(kernel, above[2:], strict=True)):
+        table, place = edges.taps(dim, outputs, size).to(x.device), 2 + 2 * dim
+        inside = (table >= 0) & (table < x.shape[place])
+        x = read(x, torch.where(inside, table, x.shape[place]), place)
+    places = [2 + 2 * dim for dim in range(len(kernel))]
+    x = x.permute(0, *places, 1, *(place + 1 for place in places))
+    return x.reshape(-1, groups, ins * taps).transpose(0, 1)
+
+
+def _run(propagation: Propagation, feed: Below, sums: Mapping[str, _Sums], seen: dict[tuple[str, str], Seen] | None) -> None:
+    network = propagation.network
+    weights_of = weighted(propagation.values, dtype=network.dtype)
+
+    def step(layer: Layer, below: Below) -> Tensor:
+        shape = tuple(propagation.classes[layer.name].shape)
+        if seen is not None:
+            _look(propagation, layer, below, seen)
+        if layer.kind == "input":
+            value = feed[layer.name].to(network.dtype)
+        elif layer.nonlinearity is None:
+            value = carried(layer, below, weights_of, biases=weights_of)
+        else:
+            value = respond(layer, below, weights_of)
+            if not isinstance(layer.nonlinearity, Extremum):
+                first = layer.connections[0]
+                weights = None if first.weight is None else weights_of(first.weight)
+                z = along(first, below[first.source], weights)
+                sums[layer.name].add_slopes(propagation.kink(layer), z, shape)
+        sums[layer.name].add(value, shape, _spatial(propagation, layer))
+        return value
+
+    in_forward_order(network, step)
+
+
+def _spatial(propagation: Propagation, layer: Layer) -> list[int]:
+    """Return the dimensions along which neighbours are taps of one channel."""
+    shape = propagation.classes[layer.name].shape
+    return [dim for dim in range(1, len(shape)) if shape[dim] == 1 and layer.shape[dim] > 1]
+
+
+def _step(propagation: Propagation, layer: Layer, found: _Sums) -> Step:
+    step = propagation.steps[layer.name]
+    assert found.mean is not None
+    assert found.spread is not None
+    variance = found.spread / found.count
+    moments = replace(
+        step.moments,
+        mean=found.mean,
+        variance=variance,
+        correlation=found.correlation(step.moments.correlation),
+        source="data",
+    )
+    response = step.response
+    if found.gain is not None and found.activity is not None:
+        response = Response(found.mean, variance, found.gain / found.count, found.activity / found.count)
+    expected = None if step.expected is None else (found.mean, variance)
+    return Step(moments, response, step.shares, expected)

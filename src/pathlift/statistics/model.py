@@ -1,0 +1,89 @@
+"""What is known of the activations of one network: the moments of every layer, and what errors do to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.calling import Samples
+from pathlift.graph.network import Network
+from pathlift.passes.propagate import blame
+from pathlift.statistics.correlated import CorrelatedPropagation
+from pathlift.statistics.covariances import Lags
+from pathlift.statistics.measure import Seen, measured
+from pathlift.statistics.propagation import Propagation, Step
+from pathlift.statistics.sensitivity import sensitivities
+
+Correlations: TypeAlias = Literal["taps", "channels"]
+"""Of which neurons correlations are known: of two taps of one channel, or of all channels at small distances."""
+
+TAPS = 0.5
+"""The correlation of two taps of one channel where nothing else is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationModel:
+    """The moments of all activations of a network.
+
+    Attributes:
+        propagation: The way forward, with the moments of every layer.
+        sensitivity: Layer name to g, see `pathlift.statistics.sensitivity`.
+        seen: Layer and source to what the weight between them multiplied, where that was measured.
+    """
+
+    propagation: Propagation
+    sensitivity: Mapping[str, Tensor]
+    seen: Mapping[tuple[str, str], Seen]
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self.propagation.network
+
+    def lags(self, layer: str, source: str) -> Lags | None:
+        """Return the correlations of what a weight between two layers multiplies, None where there are none."""
+        return self.propagation.read.get((layer, source)) if isinstance(self.propagation, CorrelatedPropagation) else None
+
+    @property
+    def steps(self) -> Mapping[str, Step]:
+        """Layer name to what it does to moments."""
+        return self.propagation.steps
+
+
+@torch.no_grad()
+def activation_model(
+    network: Network,
+    data: Iterable[Samples] | None = None,
+    *,
+    moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    correlation: float = TAPS,
+    correlations: Correlations = "taps",
+) -> ActivationModel:
+    """Work out what the activations of a network look like.
+
+    Args:
+        network: The network.
+        data: Batches of inputs, to measure moments on.
+        moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
+        correlation: Of two taps of one channel.
+        correlations: What is known of covariances: ``taps`` or ``channels``.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: There is no batch in the data, or one is malformed.
+        NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
+    """
+    kind = CorrelatedPropagation if correlations == "channels" else Propagation
+    propagation = kind(network, moments or {}, correlation)
+    blame(propagation.values)
+    propagation.run()
+    seen: dict[tuple[str, str], Seen] = {}
+    if data is not None:
+        propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
+    return ActivationModel(propagation, sensitivities(propagation), seen)

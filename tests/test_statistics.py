@@ -1,0 +1,412 @@
+"""What activations look like without data (mathematics §9): exact where it can be, close to what is drawn elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathlift
+from cases import NETWORKS, OPERATORS, Case, Fn
+from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics.covariances import COLOURS, PIXEL
+from pathlift.statistics.input_moments import positive
+from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
+from pathlift.statistics.model import Correlations
+
+CASES = [case for case in NETWORKS + OPERATORS if "norm" not in case.name and case.name != "residual"]
+FACTORS = (1, 128, 2**-5, 2, 4096)
+
+
+def network_of(model: nn.Module, shape: tuple[int, ...]) -> pathlift.Network:
+    return pathlift.capture(model.double().eval(), shape)
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def kink_of(*parts: float) -> Kink:
+    """A kink from slopes and breakpoints in turn, through (first breakpoint, value)."""
+    slopes, points = [number(part) for part in parts[::2]], [number(part) for part in parts[1:-1:2]]
+    return Kink(tuple(points), tuple(slopes), number(0.0), len(slopes) - 1)
+
+
+KINKS = {
+    "relu": kink_of(0.0, 0.0, 1.0),
+    "leaky": kink_of(0.25, 0.0, 1.0),
+    "absolute": kink_of(-1.0, 0.0, 1.0),
+    "clamp": kink_of(0.0, -0.5, 1.0, 1.5, 0.0),
+}
+
+
+def by_quadrature(function: Callable[[Tensor], Tensor], mean: float, deviation: float) -> float:
+    """E f(μ + σg) by a fine trapezoidal rule."""
+    g = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
+    weight = torch.exp(-g * g / 2) * (24 / 400_000) / math.sqrt(2 * math.pi)
+    return float((function(mean + deviation * g) * weight).sum())
+
+
+@pytest.mark.parametrize("name", KINKS)
+@pytest.mark.parametrize("mean", [-3.0, -0.2, 0.0, 1.4, 6.0])
+def test_a_kink_of_a_gaussian_has_the_moments_of_its_integral(name: str, mean: float) -> None:
+    kink, deviation = KINKS[name], 0.7
+    response = respond(kink, number(mean), number(deviation**2))
+    first = by_quadrature(kink, mean, deviation)
+    assert float(response.mean) == pytest.approx(first, abs=1e-8)
+    assert float(response.variance) == pytest.approx(by_quadrature(lambda z: (kink(z) - first) ** 2, mean, deviation), abs=1e-8)
+    slope = by_quadrature(lambda z: ((kink(z + 1e-6) - kink(z - 1e-6)) / 2e-6) ** 2, mean, deviation)
+    assert float(response.gain) == pytest.approx(slope, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_hermite_coefficients_are_those_of_the_integral(name: str) -> None:
+    kink, mean, deviation = KINKS[name], 0.3, 0.7
+    polynomials = [lambda g: g, lambda g: g**2 - 1, lambda g: g**3 - 3 * g, lambda g: g**4 - 6 * g**2 + 3]
+    for order, (found, he) in enumerate(zip(hermite(kink, number(mean), number(deviation**2), 4), polynomials, strict=True), 1):
+        expected = by_quadrature(lambda z, he=he: kink(z) * he((z - mean) / deviation), mean, deviation)
+        assert float(found) == pytest.approx(expected / math.sqrt(math.factorial(order)), abs=1e-8)
+
+
+def test_many_deviations_away_from_a_kink_nothing_cancels() -> None:
+    """ReLU of a pre-activation that is always positive leaves its variance as it is."""
+    response = respond(KINKS["relu"], number(1e8), number(1.0))
+    assert float(response.variance) == pytest.approx(1.0, rel=1e-9)
+    assert float(response.mean) == 1e8
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.4, 1.0])
+def test_the_largest_of_equicorrelated_gaussians_is_that_of_samples(rho: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    common, own = torch.randn(200_000, 1, generator=generator), torch.randn(200_000, 9, generator=generator)
+    z = 0.3 + 1.7 * (math.sqrt(rho) * common + math.sqrt(1 - rho) * own)
+    for kink, largest in ((None, True), (None, False), (KINKS["relu"], True)):
+        drawn = z.amax(1) if largest else z.amin(1)
+        drawn = drawn if kink is None else kink(drawn.double())
+        mean, variance = largest_of_equal(kink, number(0.3), number(1.7**2), number(rho), 9, largest=largest)
+        assert float(mean) == pytest.approx(float(drawn.mean()), abs=0.02)
+        assert float(variance) == pytest.approx(float(drawn.var()), rel=0.02)
+
+
+FIRST_LAYERS = {
+    "conv": nn.Conv2d(3, 4, 3, padding=1),
+    "strided conv": nn.Conv2d(3, 4, (3, 2), stride=2, padding=(2, 1)),
+    "dilated conv": nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+    "grouped conv": nn.Conv2d(3, 6, 3, groups=3),
+    "same conv": nn.Conv2d(3, 4, (2, 4), padding="same"),
+    "transposed conv": nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
+    "grouped transposed conv": nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3, dilation=2),
+    "linear": nn.Linear(8, 5),
+    "flat linear": nn.Sequential(nn.Flatten(), nn.Linear(192, 5)),
+    "average pool": nn.AvgPool2d(3, 2, 1),
+    "mean": Fn(lambda x: x.mean((2, 3))),
+    "sum of channels": Fn(lambda x: x.sum(1)),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "padded": nn.ZeroPad2d(2),
+    "itself taken away": Fn(lambda x: torch.add(x, x, alpha=-0.25)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_one_affine_layer_of_independent_inputs_is_exact(name: str) -> None:
+    """Of independent inputs, mean and variance of each channel over inputs and positions are those of samples."""
+    torch.manual_seed(0)
+    layer = FIRST_LAYERS[name].double()
+    network = network_of(layer, (3, 8, 8))
+    shape = network.layers[0].shape
+    mean, variance = (torch.rand(1, 3, 1, 1, dtype=torch.float64) + low for low in (-0.5, 0.5))
+    model = activation_model(network, moments={network.layers[0].name: (mean, variance)}, correlation=0.0)
+    x = mean + variance.sqrt() * torch.randn(4000, *shape[1:], dtype=torch.float64)
+    with torch.no_grad():
+        y = layer(x)
+    found = model.steps[network.outputs[0]].moments
+    channel = model.propagation.channels[network.outputs[0]]
+    rest = [0, *(dim for dim in range(1, y.dim()) if dim != channel)]
+    full = found.mean.expand(1, *y.shape[1:])
+    between = (full - full.mean(rest, keepdim=True)).square().mean(rest)
+    scale = float(y.var())
+    torch.testing.assert_close(full.mean(rest), y.mean(rest), rtol=0, atol=0.06 * math.sqrt(scale))
+    expected = y.var(rest)
+    torch.testing.assert_close(
+        found.variance.expand(1, *y.shape[1:]).mean(rest) + between, expected, rtol=0.09, atol=0.01 * scale
+    )
+
+
+@pytest.mark.parametrize("name", ["conv", "strided conv", "dilated conv", "same conv"])
+def test_second_moments_of_the_first_layer_are_those_of_windows(name: str) -> None:
+    """H is E u·uᵀ of all windows, zero padding included."""
+    torch.manual_seed(0)
+    layer = FIRST_LAYERS[name].double()
+    assert isinstance(layer, nn.Conv2d)
+    network = network_of(layer, (3, 8, 8))
+    mean, variance = (torch.rand(1, 3, 1, 1, dtype=torch.float64) + low for low in (-0.5, 0.5))
+    model = activation_model(network, moments={network.layers[0].name: (mean, variance)}, correlation=0.0)
+    moments = input_moments(model, "weight")
+    x = mean + variance.sqrt() * torch.randn(3000, 3, 8, 8, dtype=torch.float64)
+    ones = torch.nn.functional.pad(x, (1, 2, 0, 1)) if name == "same conv" else x
+    padding = (0, 0) if name == "same conv" else layer.padding
+    windows = (
+        F.unfold(ones, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2).reshape(-1, moments.shape[2])
+    )
+    torch.testing.assert_close(moments.mean[0], windows.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(moments.second[0], windows.T @ windows / len(windows), rtol=0, atol=0.03)
+    torch.testing.assert_close(moments.diagonal[0], moments.second[0].diagonal())
+    assert moments.following == "bias"
+    assert torch.equal(moments.split(layer.weight.detach())[0], layer.weight.detach().reshape(4, -1))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.one_in(4)
+def test_moments_and_sensitivities_follow_a_rescaling_bit_for_bit(case: Case) -> None:
+    for correlations in ("taps", "channels"):
+        assert_follows(case, correlations)
+
+
+def assert_follows(case: Case, correlations: Correlations) -> None:
+    """m → λm, v → λ²v, g → g/λ² with λ a power of two for each neuron."""
+    torch.manual_seed(0)
+    network = network_of(case.make(), case.shape)
+    state = pathlift.symmetries(network).randomize(FACTORS, 1)
+    other = replace(network, state={name: state[name] for name in network.state})
+    before, after = (activation_model(each, correlations=correlations) for each in (network, other))
+    for name, step in before.steps.items():
+        shape = network.layer[name].shape
+        mean, variance = (x.expand(shape) for x in (step.moments.mean, step.moments.variance))
+        new_mean, new_variance = (x.expand(shape) for x in (after.steps[name].moments.mean, after.steps[name].moments.variance))
+        ratio = torch.where(mean != 0, new_mean / mean, 1.0)
+        ratio = torch.where(variance > 0, (new_variance / variance).sqrt(), ratio)
+        assert bool((torch.frexp(ratio)[0] == 0.5).all())
+        assert torch.equal(mean * ratio, new_mean)
+        assert torch.equal(variance * ratio**2, new_variance)
+        if bool((variance > 0).all()):  # what is always 0 does not tell its factor
+            assert torch.equal(before.sensitivity[name], after.sensitivity[name] * _at(ratio, after.sensitivity[name]) ** 2)
+
+
+def _at(ratio: Tensor, like: Tensor) -> Tensor:
+    """The factor of each class of neurons."""
+    for dim, size in enumerate(like.shape):
+        ratio = ratio.narrow(dim, 0, size) if size == 1 else ratio
+    return ratio
+
+
+# ---------------------------------------------------------------------------------------------------- correlated channels
+
+
+def images(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Gaussian images with the correlations that the propagation starts from."""
+    steps = torch.arange(side, dtype=torch.float64)
+    pixels = torch.linalg.cholesky(PIXEL ** (steps[:, None] - steps).abs())
+    colours = torch.linalg.cholesky(torch.tensor(COLOURS, dtype=torch.float64))
+    white = torch.randn(count, 3, side, side, dtype=torch.float64, generator=generator)
+    return torch.einsum("ab,nbhw,ph,qw->napq", colours, white, pixels, pixels)
+
+
+def windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What each output position of a convolution reads, one row each."""
+    options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return F.unfold(x, *options).transpose(1, 2).reshape(-1, layer.weight[0].numel() * layer.groups)
+
+
+def test_a_first_layer_of_correlated_inputs_is_exact() -> None:
+    """H of the first layer, and all correlations behind it, are those of images with the correlations that it starts from."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(first, second).double()
+    found = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
+    x = images(3000, 13, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer, name, inputs in ((first, "0.weight", x), (second, "1.weight", first(x))):
+            rows = windows(layer, inputs)
+            expected = rows.T @ rows / len(rows)
+            error = (input_moments(found, name).second[0] - expected).norm() / expected.norm()
+            assert float(error) < 0.03
+        output = model(x)
+    variance = found.steps[found.network.outputs[0]].moments.variance.reshape(-1)
+    torch.testing.assert_close(variance, output.var((0, 2, 3)), rtol=0.1, atol=0)
+
+
+DEEP = {
+    "1x1 after relu": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1)],
+    "3x3 after relu": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)],
+    "behind a depthwise layer": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.Conv2d(8, 6, 1),
+    ],
+    "behind groups": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+    ],
+    "behind average pooling": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 6, 3)],
+    "behind a mean over all positions": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6),
+    ],
+    "flattened": lambda: [nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 6)],
+    "behind bilinear interpolation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 6, 3),
+    ],
+    "behind nearest interpolation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 6, 3),
+    ],
+    "behind a permutation of channels": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.ChannelShuffle(4), nn.Conv2d(8, 6, 1),
+    ],
+    "behind a concatenation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), Fn(lambda x: torch.cat([x, x.relu()], 1)), nn.Conv2d(16, 6, 1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> None:
+    """Entries of H off the diagonal are those of samples, nearly; what leaves cross-covariances out is further off."""
+    torch.manual_seed(0)
+    layers = DEEP[name]()
+    model = nn.Sequential(*layers).double()
+    found = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
+    moments = input_moments(found, f"{len(layers) - 1}.weight")
+    with torch.no_grad():
+        u = model[:-1](images(2000, 16, torch.Generator().manual_seed(0)))
+        rows = windows(layers[-1], u) if isinstance(layers[-1], nn.Conv2d) else u
+    expected = rows.T @ rows / len(rows)
+    off = ~torch.eye(len(expected), dtype=torch.bool)
+    agreement = float(torch.corrcoef(torch.stack([moments.second[0][off], expected[off]]))[0, 1])
+    assert agreement > (0.6 if "concatenation" in name else 0.9)
+
+
+def test_correlations_follow_a_rescaling_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*DEEP["behind a depthwise layer"]()[:2], nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    network = network_of(model.double(), (3, 9, 9))
+    groups = pathlift.symmetries(network)
+    factors = groups.randomize(FACTORS, 1)
+    other = replace(network, state={name: factors[name] for name in network.state})
+    before, after = (activation_model(each, correlations="channels") for each in (network, other))
+    ratio = groups.weight_factors(factors.factors)
+    for name in ("2.weight", "4.weight"):
+        own, new = input_moments(before, name), input_moments(after, name)
+        scale = own.split(ratio[name])  # λ above over λ below
+        below = (scale[:, :1] / scale[:, :1, :1])[:, 0]
+        assert torch.equal(own.second * (1 / below[:, :, None]) * (1 / below[:, None, :]), new.second * _unscaled(own, new))
+
+
+def _unscaled(own: object, new: object) -> Tensor:
+    """One over the factor of the first column of each group, squared."""
+    first = own.second[:, :1, :1] / new.second[:, :1, :1]
+    assert bool((torch.frexp(first)[0] == 0.5).all())
+    return first
+
+
+# ------------------------------------------------------------------------------------------------------------------- data
+
+
+def test_measured_statistics_are_those_of_the_model_itself() -> None:
+    """On batches of any size, mean, variance, activity and correlation of neighbours are those that hooks find."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).double().eval()  # fmt: skip
+    x = torch.randn(11, 2, 4, 4, dtype=torch.float64) * 3 + 1
+    found = pathlift.activation_statistics(model, (2, 4, 4), data=[x[:3], x[3:8], x[8:]])
+    assert found.source == "data"
+    values = x
+    for layer, statistics in zip([nn.Identity(), *model], found.layers, strict=True):
+        below, values = values, layer(values).detach()
+        rest = [dim for dim in range(values.dim()) if dim != 1]
+        torch.testing.assert_close(statistics.mean, values.mean(rest))
+        torch.testing.assert_close(statistics.variance, values.var(rest, unbiased=False))
+        if isinstance(layer, nn.ReLU6):
+            torch.testing.assert_close(statistics.activity, ((below > 0) & (below < 6)).double().mean(rest))
+    norm = found.layers[1]
+    assert torch.equal(norm.expected_mean, norm.mean)
+    assert found.shift == pytest.approx(float((norm.mean - model[1].running_mean).abs().median()))
+
+
+@pytest.mark.parametrize("name", ["conv", "strided conv", "dilated conv", "grouped conv", "flat linear"])
+def test_measured_second_moments_are_those_of_windows(name: str) -> None:
+    torch.manual_seed(0)
+    layer = FIRST_LAYERS[name].double()
+    x = torch.randn(7, 3, 8, 8, dtype=torch.float64) + 0.5
+    network = network_of(layer, (3, 8, 8))
+    moments = input_moments(activation_model(network, [x[:3], x[3:]], correlations="channels"), network.parameters[0])
+    rows = windows(layer, x) if isinstance(layer, nn.Conv2d) else x.flatten(1)
+    rows = rows.reshape(len(rows), moments.shape[0], -1)
+    torch.testing.assert_close(moments.mean, rows.mean(0))
+    expected = torch.einsum("ngc,ngd->gcd", rows, rows) / len(rows)
+    if name != "flat linear":  # of few samples: not definite
+        torch.testing.assert_close(moments.second, expected)
+    torch.testing.assert_close(moments.diagonal, expected.diagonal(dim1=1, dim2=2))
+
+
+def test_a_batch_norm_tells_moments_before_and_behind_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double().eval()
+    norm = model[1]
+    for tensor, low in ((norm.weight, -1.0), (norm.bias, -1.0), (norm.running_mean, -1.0), (norm.running_var, 0.1)):
+        tensor.data.uniform_(low, 2.0)
+    _, before, behind, relu = pathlift.activation_statistics(model, (2, 6, 6)).layers
+    assert before.source == behind.source == "batch norm"
+    assert torch.equal(before.mean, norm.running_mean)
+    assert torch.equal(before.variance, norm.running_var)
+    torch.testing.assert_close(behind.mean, norm.bias.detach())
+    torch.testing.assert_close(behind.variance, norm.weight.detach() ** 2 * norm.running_var / (norm.running_var + norm.eps))
+    torch.testing.assert_close(relu.activity, torch.special.ndtr(behind.mean / behind.variance.sqrt()))
+    assert input_moments(activation_model(network_of(model, (2, 6, 6))), "0.weight").following == "0.bias"
+
+
+# ------------------------------------------------------------------------------------------------------------ sensitivity
+
+
+def test_sensitivity_with_all_kinks_open_is_the_squared_path_norm_backwards() -> None:
+    """Where no kink is ever closed and taps are independent, g is the sum of all squared path weights to the outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model[0].bias.data.fill_(1e6)
+    model[2].bias.data.fill_(1e12)
+    statistics = pathlift.activation_statistics(model, (3,))
+    expected = torch.ones(2, dtype=torch.float64)
+    for layer, weight in ((statistics.layers[3], model[4].weight), (statistics.layers[1], model[2].weight)):
+        expected = (weight.detach() ** 2).T @ expected
+        torch.testing.assert_close(layer.sensitivity, expected)
+
+
+def test_a_small_change_of_a_layer_costs_what_sensitivity_and_moments_say() -> None:
+    """E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀHΔ_o: for a linear layer in front of open kinks it is exact for independent changes of rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    found = activation_model(network_of(model, (6,)))
+    moments = input_moments(found, "0.weight")
+    x = torch.randn(20_000, 6, dtype=torch.float64)
+    costs = []
+    for seed in range(20):
+        change = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 1e-4
+        with torch.no_grad():
+            before = model(x)
+            model[0].weight += change
+            costs.append(float((model(x) - before).square().sum(1).mean()))
+            model[0].weight -= change
+        predicted = torch.einsum(
+            "gr,grc,gcd,grd->", moments.sensitivity, moments.split(change), moments.second, moments.split(change)
+        )
+        costs[-1] /= float(predicted)
+    assert sum(costs) / len(costs) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("1.weight", "no rows"), ("0.bias", "bias"), ("nothing", "no parameter")])
+def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with pytest.raises(pathlift.InputError, match=f"{name}.*{reason}|{reason}.*{name}"):
+        input_moments(activation_model(network_of(model, (2, 6, 6))), name)
+
+
+def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs() -> None:
+    matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)
+    lifted = positive(matrix)
+    assert int(torch.linalg.cholesky_ex(matrix).info) != 0
+    for scale in (1.0, 2.0**-40, 2.0**40):
+        factor = torch.tensor([1.0, scale, 1.0], dtype=torch.float64)
+        found = positive(matrix * factor[:, None] * factor)
+        assert int(torch.linalg.cholesky_ex(found).info) == 0
+        assert torch.equal(found, lifted * factor[:, None] * factor)
