@@ -128,7 +128,7 @@ def _kept(world: World, optimizer: torch.optim.Optimizer, model: nn.Module) -> p
 
 def _shrunk(world: World) -> object:
     """One channel that nothing reads goes, an output whose weights are 0 stays."""
-    mask = torch.arange(24).reshape(3, 8) % 8 >= 4
+    mask = torch.arange(24, device="cpu").reshape(3, 8) % 8 >= 4
     mask[1] = False
     return pruning.shrink(pruning.apply_masks(world.model, {"5.weight": mask}), SHAPE)
 

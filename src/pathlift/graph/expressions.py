@@ -34,6 +34,10 @@ class Expression:
         """Return the products that it is the sum of, None where none are declared; see `Formula.summands`."""
         return None
 
+    def normalisation(self) -> Normalisation | None:
+        """Return what it stores of the activations that it is added to; see `Formula.normalisation`."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Summand:
@@ -47,6 +51,25 @@ class Summand:
 
     factors: tuple[Expression, ...]
     buffer: Expression | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """Stored statistics of an activation, and what is put in their place: (x − μ)·γ/√(σ²+ε) + β.
+
+    Attributes:
+        mean: μ, per channel.
+        variance: σ².
+        weight: γ, None for 1.
+        bias: β, None for 0.
+        epsilon: ε.
+    """
+
+    mean: Expression
+    variance: Expression
+    weight: Expression | None
+    bias: Expression | None
+    epsilon: float
 
 
 class Formula(ABC):
@@ -127,6 +150,17 @@ class Formula(ABC):
         """
         return None
 
+    def normalisation(self, *_: Any) -> Normalisation | None:
+        """Return the stored statistics of the activations that the value is added to.
+
+        Args:
+            _: Expressions of the arguments.
+
+        Returns:
+            The statistics; None for what stores none.
+        """
+        return None
+
     def summands(self, *_: Any) -> tuple[Summand, ...] | None:
         """Write the value as a sum of products, constants left out.
 
@@ -180,6 +214,10 @@ class FunctionCall(Expression):
     def summands(self) -> tuple[Summand, ...] | None:
         """See `Formula.summands`."""
         return self.function.summands(*self.args) if isinstance(self.function, Formula) else None
+
+    def normalisation(self) -> Normalisation | None:
+        """See `Formula.normalisation`."""
+        return self.function.normalisation(*self.args) if isinstance(self.function, Formula) else None
 
     def _enclosed(self, arithmetic: IntervalArithmetic) -> list[Any]:
         return [arithmetic.enclosed(arg) if isinstance(arg, Expression) else arg for arg in self.args]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathlift.edges import Edges
 from pathlift.edges.axis import Axis, expand, multiplicity
-from pathlift.graph.expressions import Constant, Expression
+from pathlift.graph.expressions import Constant, Expression, Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +179,10 @@ class Layer:
     def expand(self, tensor: Tensor) -> Tensor:
         """Return a compact tensor of this layer with one entry per neuron."""
         return expand(self.axes, tensor)
+
+    def normalisation(self) -> Normalisation | None:
+        """Return what the layer stores of its input where it normalises it; None for any other layer."""
+        return self.biases[0].weight.expression.normalisation() if self.biases else None
 
     @cached_property
     def moves(self) -> bool:

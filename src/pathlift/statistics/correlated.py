@@ -13,7 +13,6 @@ from pathlift.edges import AxisMap, Move, Reduce
 from pathlift.edges.wall import Beside
 from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.graph.network import Network
-from pathlift.rules.batch_norm import running
 from pathlift.statistics.covariances import (
     PIXEL,
     REACH,
@@ -164,7 +163,7 @@ class CorrelatedPropagation(Propagation):
             return of_input(layer, self.pixel, self.network.device)
         if isinstance(layer.nonlinearity, Extremum):
             return self._of_extremum(layer)
-        if running(layer) is not None:
+        if layer.normalisation() is not None:
             below = self.lags.get(layer.connections[0].source)
             ((_, transfer),) = self.transfers(layer)
             return signed(below, transfer) if below is not None and isinstance(transfer, Elementwise) else None

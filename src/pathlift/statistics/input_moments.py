@@ -25,7 +25,6 @@ from pathlift.graph.axes import Piece, channel_axes
 from pathlift.graph.expressions import StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.rules.batch_norm import running
 from pathlift.statistics.covariances import Lags
 from pathlift.statistics.measure import Seen
 from pathlift.statistics.model import ActivationModel
@@ -290,7 +289,7 @@ def _following(network: Network, layer: Layer, rows: int) -> str | None:
         if _is_parameter(network, bias.weight) and bias.weight.shape == (rows,):
             return bias.weight.score_name
     readers = [other for other in network.layers for connection in other.connections if connection.source == layer.name]
-    norm = running(readers[0]) if len(readers) == 1 and layer.name not in network.outputs else None
+    norm = readers[0].normalisation() if len(readers) == 1 and layer.name not in network.outputs else None
     if norm is not None and isinstance(norm.mean, StateTensor) and network.state[norm.mean.name].shape == (rows,):
         return norm.mean.name
     return None

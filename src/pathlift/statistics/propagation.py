@@ -1,4 +1,4 @@
-"""Mean and variance of every neuron without data: from batch norms where there are some, through the rules elsewhere (§9).
+"""Mean and variance of every neuron without data: from batch norms where there are some, by rules elsewhere (mathematics §9).
 
 Channels are taken as independent and pre-activations as Gaussian. One step forward through each layer:
 
@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from pathlift.edges import Identity, Reduce, Window
-from pathlift.graph.expressions import Expression, evaluate
+from pathlift.graph.expressions import Expression, Normalisation, evaluate
 from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
 from pathlift.graph.network import Network
 from pathlift.passes.forward import antecedents, value_of
 from pathlift.passes.programs import Values
 from pathlift.precision import full_precision
-from pathlift.rules.batch_norm import Running, running
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.kinks import Kink, Response, largest_of, largest_of_equal, respond
 from pathlift.statistics.transfer import (
@@ -94,7 +93,9 @@ class Propagation:
         self.inputs = inputs
         self.rho = torch.tensor(correlation, dtype=torch.float64, device=network.device)
         self.channels = channel_dims(network)
-        self.norms = {layer.connections[0].source: norm for layer in reversed(network.layers) if (norm := running(layer))}
+        self.norms = {
+            layer.connections[0].source: norm for layer in reversed(network.layers) if (norm := layer.normalisation())
+        }
         self.steps: dict[str, Step] = {}
         self.classes: dict[str, Tensor] = {}
         self._bundles: dict[str, list[Transfer]] = {}
@@ -215,7 +216,7 @@ class Propagation:
             return Step(self._input(layer))
         if isinstance(layer.nonlinearity, Extremum):
             return self._extremum(layer, layer.nonlinearity)
-        norm = running(layer)
+        norm = layer.normalisation()
         if norm is not None:
             return Step(self._normalised(layer, norm))
         mean, variance, correlation = self._affine(layer)
@@ -235,7 +236,7 @@ class Propagation:
     def _rho(self, layer: Layer) -> Tensor:
         return self.rho.reshape([1] * len(layer.shape))
 
-    def _normalised(self, layer: Layer, norm: Running) -> Moments:
+    def _normalised(self, layer: Layer, norm: Normalisation) -> Moments:
         rank, below = len(layer.shape), self.steps[layer.connections[0].source].moments
         variance, beta, gamma = (
             self.evaluated(expression, default, rank)
@@ -243,7 +244,7 @@ class Propagation:
         )
         return Moments(beta, gamma**2 * variance / (variance + norm.epsilon), below.correlation, "batch norm")
 
-    def _anchored(self, layer: Layer, step: Step, norm: Running) -> Step:
+    def _anchored(self, layer: Layer, step: Step, norm: Normalisation) -> Step:
         """Put what a batch norm knows of its input in the place of what was propagated."""
         rank, moments = len(layer.shape), step.moments
         mean, variance = (self.evaluated(expression, 0.0, rank) for expression in (norm.mean, norm.variance))

@@ -1,4 +1,4 @@
-"""What a small change of a layer does to the outputs: g = ∂ E‖ΔR‖² / ∂ E(Δz)², for errors that are independent (§9).
+"""What a small change of a layer does to the outputs: g = ∂ E‖ΔR‖² / ∂ E(Δz)², for independent errors (mathematics §9).
 
 The variance of a small random error goes through the network as variances do (`pathlift.statistics.transfer`), but for kinks,
 which multiply it by E f'(z)² (for ReLU the probability that the neuron is active), and maxima, which pass on that of the
