@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# What a contributor runs before a commit: some five minutes on two cores.
+# What a contributor runs before a commit: some six minutes on two cores.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not hunt"
 	$(BIN)/python -m pytest -n 2 -p no:randomly --doctest-modules src/pathlift
