@@ -101,7 +101,7 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--shape": _one_of("4", "4,4", "2,4", "4x4x4x4x4x4x4"),
     "--q": lambda value: value == "inf" or _number(1, 1001)(value),
     "metric --q": _one_of("1", "2"),
-    "--moments": _one_of("2"),
+    "--moments": _one_of("0", "2"),
     "--tighten": SEED,
     "--ratio": _number(1, end=True),
     "--seconds": _number(1e-300, end=True),

@@ -138,6 +138,8 @@ def test_every_public_function_and_method_is_tried() -> None:
 def test_a_call_gives_the_same_bits_or_is_refused_whatever_is_around_it(around: str) -> None:
     refused = []
     for name in chosen(7, list(CIRCUMSTANCES).index(around)):
+        if name in PYTORCH_DOES and (around.startswith("default dtype") or around == "a fake mode"):
+            continue  # whoever builds or trains a model there gets what PyTorch makes there
         world = World(network())
         kept = [own.clone() for own in world.tensors()]
         with CIRCUMSTANCES[around]():
@@ -154,6 +156,9 @@ def test_a_call_gives_the_same_bits_or_is_refused_whatever_is_around_it(around: 
         assert outcome(name) == plain(name), f"{name}, afterwards"
     assert set(refused) <= REFUSED.get(around, set()), refused
 
+
+PYTORCH_DOES = {"load_model", "keep_masks", "MaskHandle.remove"}
+"""Calls that build a module, or a step of training around them."""
 
 REFUSED = {"a fake mode": set(CALLS), "saved tensors elsewhere": {"attack", "certify", "certify a rounding"}}
 """What cannot be done there, and says so."""

@@ -119,7 +119,11 @@ def of_input(layer: Layer, pixel: float, device: torch.device) -> Lags | None:
     if len(layer.shape) < 2:
         return None
     channels, space = layer.shape[1], layer.shape[2:]
-    between = torch.tensor(COLOURS, device=device) if channels == len(COLOURS) and len(space) == 2 else torch.eye(channels)
+    between = (
+        torch.tensor(COLOURS, dtype=torch.float32, device=device)
+        if channels == len(COLOURS) and len(space) == 2
+        else torch.eye(channels, dtype=torch.float32)
+    )
     between = between.to(device, torch.float32)
     return Lags({lag: between * pixel ** sum(map(abs, lag)) for lag in half(space)}, tuple(space))
 
@@ -181,7 +185,7 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     shares = [torch.where(total > 0, variance / total, 0.0).sqrt().float() for _, variance in branches]
     at = {}
     for lag in half(space):
-        made = torch.zeros(channels, channels, device=total.device)
+        made = torch.zeros(channels, channels, dtype=torch.float32, device=total.device)
         for (lags, _), share in zip(branches, shares, strict=True):
             if lags is None:
                 made.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
@@ -198,7 +202,9 @@ def side_by_side(
     at = {}
     for lag in half(space):
         blocks = [
-            torch.eye(size, device=device) * (correlation if any(lag) else 1.0) if lags is None else lags[lag]
+            torch.eye(size, dtype=torch.float32, device=device) * (correlation if any(lag) else 1.0)
+            if lags is None
+            else lags[lag]
             for lags, size in pieces
         ]
         at[lag] = torch.block_diag(*blocks)
@@ -309,7 +315,12 @@ def flattened(below: Lags) -> Lags | None:
     if count > WIDEST:
         return None
     made = torch.empty(
-        below.channels, len(positions), below.channels, len(positions), device=below.near((0,) * len(below.space)).device
+        below.channels,
+        len(positions),
+        below.channels,
+        len(positions),
+        dtype=torch.float32,
+        device=below.near((0,) * len(below.space)).device,
     )
     for (first, p), (second, q) in itertools.product(enumerate(positions), repeat=2):
         made[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
@@ -392,7 +403,7 @@ def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
     made: dict[tuple[Lag, int], Tensor] = {}
     covariances = {}
     for lag, several in pairs.items():
-        out = torch.zeros(groups * outs, groups * outs, device=rows.device)
+        out = torch.zeros(groups * outs, groups * outs, dtype=torch.float32, device=rows.device)
         for tap in range(taps):
             sums: Tensor | None = None
             for first, second, distance, share in several:
@@ -418,8 +429,10 @@ def _depthwise(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
         forms: dict[Lag, Tensor] = {}
         for first, second, distance, share in several:
             near, factor = below.known(distance)
-            forms.setdefault(near, torch.zeros(taps, taps, device=rows.device))[first, second] += share * factor
-        out = torch.zeros(groups * outs, groups * outs, device=rows.device)
+            forms.setdefault(near, torch.zeros(taps, taps, dtype=torch.float32, device=rows.device))[first, second] += (
+                share * factor
+            )
+        out = torch.zeros(groups * outs, groups * outs, dtype=torch.float32, device=rows.device)
         for near, form in forms.items():
             correlation = below.near(near)
             if outs > 1:

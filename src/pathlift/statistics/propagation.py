@@ -122,7 +122,11 @@ class Propagation:
 
     def evaluated(self, expression: Expression | None, default: float, rank: int) -> Tensor:
         """Return a vector of a batch norm as it broadcasts, in float64."""
-        value = torch.tensor(default) if expression is None else torch.as_tensor(evaluate(expression, self.network.state))
+        value = (
+            torch.tensor(default, dtype=torch.float64)
+            if expression is None
+            else torch.as_tensor(evaluate(expression, self.network.state))
+        )
         return value.detach().to(self.network.device, torch.float64).reshape(1, -1, *[1] * (rank - 2))
 
     def placed(self, bias: Bias) -> Tensor:
