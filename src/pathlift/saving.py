@@ -37,6 +37,7 @@ from pathlift.reading.quiet import quiet
 from pathlift.reading.second import named_tensors
 from pathlift.rescaling.states import RescaledState
 from pathlift.storage.onnx import OnnxModule
+from pathlift.storage.onnx.trial import declared_shapes, session
 from pathlift.storage.onnx.write import program_with
 from pathlift.storage.packages import package
 
@@ -149,8 +150,8 @@ def _state_dict(model: nn.Module | Network) -> Mapping[str, Any]:
         state = _module(model).state_dict()
     else:  # it came from another process, or its weights lie on disk
         state = RescaledState(model, model.state, torch.ones(0))
-    _check_plain({name: own for name, own in state.items() if isinstance(own, Tensor)})
-    on_cpu = OrderedDict((name, own.cpu() if isinstance(own, Tensor) else own) for name, own in state.items())
+    _check_plain({name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)})
+    on_cpu = OrderedDict((name, value.cpu() if isinstance(value, Tensor) else value) for name, value in state.items())
     vars(on_cpu)["_metadata"] = getattr(state, "_metadata", {})  # versions, which some modules ask for
     return on_cpu
 
@@ -162,7 +163,7 @@ def _check_plain(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    other = next((name for name, own in state.items() if not isinstance(own, Tensor)), None)
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise InputError(f"'{other}' of the state-dict is no tensor, and .safetensors holds nothing else: write it to .pt.")
     return dict(state)
@@ -221,9 +222,8 @@ def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | No
 
 def _declared(module: OnnxModule) -> tuple[tuple[int, ...], ...] | None:
     """Return the shapes that a file declares for its inputs; None if it leaves some open."""
-    shapes = [own.shape[1:] if own.shape else (None,) for own in module.inputs]
-    closed = [tuple(size for size in shape if size is not None) for shape in shapes]
-    return tuple(closed) if closed == shapes else None
+    shapes = declared_shapes(module, 1)
+    return tuple(shape[1:] for shape in shapes) if shapes is not None and all(shapes) else None
 
 
 # ---- programs
@@ -252,12 +252,12 @@ class _Trial:
             NumericalError: They differ by more than rounding explains.
         """
         with full_precision():
-            own = _run(cloned(self.model), self.inputs)
-            kinds = {tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *own)}
+            right = _run(cloned(self.model), self.inputs)
+            kinds = {tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *right)}
             unit = max(torch.finfo(dtype).eps for dtype in kinds | {torch.float32} if dtype.is_floating_point)
             moved = _run(*self._moved(unit))
-        off = [math.inf] if len(own) != len(outputs) else list(map(_apart, own, outputs))
-        carried = list(map(_apart, own, moved))
+        off = [math.inf] if len(right) != len(outputs) else list(map(_apart, right, outputs))
+        carried = list(map(_apart, right, moved))
         if any(one > min(AGREEMENT * unit + CARRIED * other, WIDEST) for one, other in zip(off, carried, strict=False)):
             raise NumericalError(
                 f"The {kind} file that was written gives other outputs than the model, off by {max(off):.2g} of the largest; "
@@ -332,7 +332,7 @@ def _same_graph(module: OnnxModule, examples: Examples | None) -> Writer:
     content = _message(program_with(module))
     if examples is None:
         return lambda path: path.write_bytes(content)
-    sizes = [(own.shape or (None,))[0] or module.samples or 2 for own in module.inputs]
+    sizes = [(declared.shape or (None,))[0] or module.samples or 2 for declared in module.inputs]
     trial = _trial(_evaluating(module), examples, sizes)
 
     def write(path: Path) -> None:
@@ -433,16 +433,11 @@ def _compare_with_runtime(path: Path, trial: _Trial) -> None:
     """Compare an ONNX file with the model where onnxruntime is installed and has kernels for it."""
     if importlib.util.find_spec("onnxruntime") is None:
         return
-    runtime = package("onnxruntime", "onnx")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         arrays = [tensor.cpu().numpy() for tensor in trial.inputs.tensors]
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        given = {own.name: array for own, array in zip(session.get_inputs(), arrays, strict=True)}
-        outputs = [torch.from_numpy(array) for array in session.run(None, given)]
+        opened = session(path)
+        given = {declared.name: array for declared, array in zip(opened.get_inputs(), arrays, strict=True)}
+        outputs = [torch.from_numpy(array) for array in opened.run(None, given)]
     except Exception as error:
         if isinstance(error, TypeError) or type(error).__name__ == "NotImplemented":  # bfloat16, or a kernel that it lacks
             LOG.info("What was written is not compared with the model, since onnxruntime cannot run it: %s", _reason(error))

@@ -98,10 +98,10 @@ def _description(path: Path) -> Any:
 def _inputs(description: Any) -> Shapes:
     specs = description["signature"]["input_specs"]
     given = [spec["user_input"]["arg"] for spec in specs if "user_input" in spec]
-    if any("as_tensor" not in own for own in given) or any("constant_input" in spec for spec in specs):
+    if any("as_tensor" not in argument for argument in given) or any("constant_input" in spec for spec in specs):
         raise InputError("one of them is no tensor.")
     values = description["graph"]["tensor_values"]
-    names = [own["as_tensor"]["name"] for own in given]
+    names = [argument["as_tensor"]["name"] for argument in given]
     shapes = iter([_shape(name, values[name]["sizes"]) for name in names])
     _, tree = json.loads(description["module_call_graph"][0]["signature"]["in_spec"])
     positional, keywords = _nested(tree, shapes)
@@ -123,10 +123,10 @@ def _shape(name: str, sizes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
 
 
 def _size(size: Mapping[str, Any]) -> int:
-    found = size["as_int"] if "as_int" in size else size["as_expr"]["hint"]["as_int"]
-    if not isinstance(found, int):
+    number = size["as_int"] if "as_int" in size else size["as_expr"]["hint"]["as_int"]
+    if not isinstance(number, int):
         raise InputError("a size is no number.")
-    return found
+    return number
 
 
 def _nested(tree: Mapping[str, Any], shapes: Iterator[tuple[int, ...]]) -> Any:

@@ -170,16 +170,20 @@ def _outputs(module: OnnxModule, inputs: Sequence[Array], moved: float = 0.0) ->
     return list(returned) if isinstance(returned, tuple) else [returned]
 
 
-def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor | None] | None:
-    """Run a file in onnxruntime; None where that cannot."""
+def session(path: Path) -> Any:
+    """Open a file in onnxruntime, which runs it as it stands, silently and with as many threads as PyTorch."""
     runtime = package("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor | None] | None:
+    """Run a file in onnxruntime; None where that cannot."""
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return _numbers(session.run(None, inputs))
+        return _numbers(session(path).run(None, inputs))
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
             return None  # an operator or a version that it does not have
