@@ -98,7 +98,7 @@ def _flipped(integers: Tensor, ideal: Tensor, grid: Grid, total: Tensor | None =
     total = errors.sum(-1) if total is None else total
     sign = total.sign()[..., None]
     free = (errors * sign > 0) & _can_move(integers, sign, grid)
-    order = torch.where(free, errors * sign, -torch.inf).sort(-1, descending=True, stable=True).indices
+    order = torch.where(free, errors * sign, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter(-1, order, torch.arange(order.shape[-1], device=order.device).expand(order.shape))
     count = (total.abs() - 0.5).ceil().clamp(min=0)[..., None]
     return torch.where(free & (rank < count), integers - sign.to(integers.dtype), integers)
