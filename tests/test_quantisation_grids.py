@@ -110,7 +110,7 @@ def test_balanced_rounding_leaves_half_a_step_in_each_kernel_and_channel(affine)
     integers = balanced(weight, grid, 9)
     errors = integers - weight / grid.scale.double() - grid.zero
     assert bool((errors.abs() < 1.0 + 1e-9).all())
-    assert bool((errors.reshape(2, 4, 5, 9).sum(3).abs() <= 1.0 + 1e-9).all())  # half, and one entry that the channel moved
+    assert bool((errors.reshape(2, 4, 5, 9).sum(3).abs() <= 1.5 + 1e-9).all())  # half, and one entry that the channel moved
     assert bool((errors.sum(2).abs() <= 0.5 + 1e-9).all())
     nearest = grid.nearest(weight) - weight / grid.scale.double() - grid.zero
     assert bool((nearest.sum(2).abs() > 0.5).any())
