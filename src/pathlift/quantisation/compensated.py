@@ -44,6 +44,7 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
         NumericalError: H is not positive semi-definite.
     """
     factor = inverse_factor(moment, damping)
+    grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)  # once for all columns
     left = weight.double().clone()
     integers = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
     columns = weight.shape[2]
@@ -51,7 +52,7 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
         end = min(start + BLOCK, columns)
         errors = torch.zeros((*weight.shape[:2], end - start), dtype=torch.float64, device=weight.device)
         for column in range(start, end):
-            cell, current = grid.column(column), left[:, :, column : column + 1]
+            cell, current = grid.columns_of(slice(column, column + 1)), left[:, :, column : column + 1]
             chosen = cell.nearest(current)
             integers[:, :, column : column + 1] = chosen
             error = (current - cell.values(chosen)) / factor[:, column, column, None, None]

@@ -33,12 +33,16 @@ class Grid:
 
     def spread(self, cells: Tensor) -> Tensor:
         """Return what each column has from what each cell has."""
-        return cells.repeat_interleave(self.columns // cells.shape[2], dim=2) if cells.shape[2] > 1 else cells
+        if cells.shape[2] in {1, self.columns}:
+            return cells
+        return cells.repeat_interleave(self.columns // cells.shape[2], dim=2)
 
-    def column(self, index: int) -> Grid:
-        """Return the grid of one column."""
-        cell = index // (self.columns // self.scale.shape[2])
-        return Grid(self.format, self.scale[:, :, cell : cell + 1], self.zero[:, :, cell : cell + 1], 1)
+    def columns_of(self, columns: slice) -> Grid:
+        """Return the grid of some columns alone."""
+        count = columns.stop - columns.start
+        if self.scale.shape[2] == 1:
+            return Grid(self.format, self.scale, self.zero, count)
+        return Grid(self.format, *(self.spread(cells)[:, :, columns] for cells in (self.scale, self.zero)), count)
 
     def values(self, integers: Tensor) -> Tensor:
         """Return the values that integers stand for.
@@ -72,18 +76,3 @@ class Grid:
         down, up = (weight - self.values(below)).abs(), (self.values(above) - weight).abs()
         even = torch.where(below % 2 == 0, below, above)
         return torch.where(down < up, below, torch.where(up < down, above, even))
-
-    def step(self, integers: Tensor, weight: Tensor) -> Tensor:
-        """Return the distance between the two neighbours of the weights on the grid, at least that to a clipped one.
-
-        Args:
-            integers: Where the weights went, or anything near.
-            weight: The weights.
-
-        Returns:
-            Shape of the weights.
-        """
-        low, high = self.format.low, self.format.high
-        up = self.values((integers + 1).clamp(max=high)) - self.values(integers)
-        down = self.values(integers) - self.values((integers - 1).clamp(min=low))
-        return torch.maximum(torch.maximum(up, down), (self.values(integers) - weight).abs())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
+from pathlift.quantisation.formats import WholeNumbers
 from pathlift.quantisation.grids import Grid
 
 ROUNDINGS = ("compensated", "nearest", "towards_zero", "away", "stochastic", "balanced")
@@ -22,6 +23,11 @@ ROUNDINGS = ("compensated", "nearest", "towards_zero", "away", "stochastic", "ba
 
 ORDERED = frozenset({"towards_zero", "away"})
 """Those whose path-metric is known exactly as long as nothing else changes."""
+
+
+def to_nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """Round to the nearest value."""
+    return grid.nearest(weight)
 
 
 def towards_zero(weight: Tensor, grid: Grid) -> Tensor:
@@ -69,7 +75,7 @@ def balanced(weight: Tensor, grid: Grid, taps: int) -> Tensor:
     Raises:
         InputError: The grid is another.
     """
-    if grid.scale.shape[2] > 1 or not hasattr(grid.format, "affine") or grid.format.top() != grid.format.high:
+    if grid.scale.shape[2] > 1 or not isinstance(grid.format, WholeNumbers):
         raise InputError("Balanced rounding counts in steps: it needs whole numbers of one step in each channel.")
     integers = grid.nearest(weight)
     groups, rows, columns = weight.shape
