@@ -116,7 +116,7 @@ class Contraction(Edges):
         self.equation = equation
 
     @property
-    def _letters(self) -> tuple[str, str, str]:
+    def letters(self) -> tuple[str, str, str]:
         """The letters of x, of the weight and of the result."""
         operands, result = self.equation.split("->")
         of_x, of_weight = operands.split(",")
@@ -124,12 +124,12 @@ class Contraction(Edges):
 
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
-        return product_pattern(below, weight, self._letters)
+        return product_pattern(below, weight, self.letters)
 
     def compact(self, axes: tuple[Axis, ...], out: tuple[int, ...], weight: Sequence[int] | None) -> Compact | frozenset[int]:
         """Keep dimensions along which the weight has no extent and that the result has."""
         assert weight is not None
-        of_x, of_weight, result = self._letters
+        of_x, of_weight, result = self.letters
         extended = {letter for letter, size in zip(of_weight, weight, strict=True) if size > 1}
         mixed = frozenset(
             dim
@@ -156,7 +156,7 @@ class Contraction(Edges):
 
     def _products(self, x: Tensor, w: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return all products, and the dimensions over which the einsum sums them."""
-        of_x, of_weight, result = self._letters
+        of_x, of_weight, result = self.letters
         summed = "".join(dict.fromkeys(letter for letter in of_x + of_weight if letter not in result))
         products = _aligned(x, of_x, result + summed) * _aligned(w, of_weight, result + summed)
         return products, tuple(range(len(result), products.dim()))

@@ -47,7 +47,7 @@ class Convolution(Edges):
         if axes[0].size != 1 or (full and math.prod(weight) <= SMALL_WEIGHT and math.prod(weight[2:]) > 1):
             return super().compact(axes, out, weight)  # nothing to gain: no equal positions, and a small weight
         read = [
-            through_taps(axis, self._taps(dim, above, kernel))
+            through_taps(axis, self.taps(dim, above, kernel))
             for dim, (axis, above, kernel) in enumerate(zip(axes[2:], out[2:], weight[2:], strict=True))
         ]
         edges = GatheredConvolution(
@@ -61,11 +61,11 @@ class Convolution(Edges):
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
         above = self.sum(torch.empty(below, device="meta"), computed(torch.empty(weight, device="meta"))).shape[2:]
-        tables = [self._taps(dim, *sizes) for dim, sizes in enumerate(zip(above, weight[2:], strict=True))]
+        tables = [self.taps(dim, *sizes) for dim, sizes in enumerate(zip(above, weight[2:], strict=True))]
         triples = tap_triples(tables, below[2:], below[0])
         return convolution_pattern(below, weight, above, self.groups, transposed=self.transposed, triples=triples)
 
-    def _taps(self, dim: int, outputs: int, kernel: int) -> Tensor:
+    def taps(self, dim: int, outputs: int, kernel: int) -> Tensor:
         """Return the input position that each output position reads with each tap, shape (outputs, kernel); −1 for none."""
         stride, padding, dilation = self.stride[dim], self.padding[dim], self.dilation[dim]
         positions, taps = torch.arange(outputs)[:, None], torch.arange(kernel) * dilation

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, PathliftWarning
+from pathlift.graph.axes import Axes, channel_axes
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import PathMagnitude, path_magnitude
@@ -26,7 +27,7 @@ from pathlift.metric.metric import path_metric
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
-from pathlift.pruning.axes import Axes, along_channels, channel_axes
+from pathlift.pruning.axes import along_channels
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.scope import Scope, checked_scores, scoped

@@ -366,7 +366,7 @@ SELECTIONS: dict[str, Selection] = {
 
 BY_CHANNEL: frozenset[Selection] = frozenset({select_per_output, select_erk, select_channels})
 """Selections that, like `NofM`, tell the axes apart: `pathlift.prune` gives them scores in the layout (output channels, input
-channels of a group, *kernel), whatever the order in which a parameter has them (`pathlift.pruning.axes`)."""
+channels of a group, *kernel), whatever the order in which a parameter has them (`pathlift.graph.axes`)."""
 
 
 def selection_of(name: str | Selection) -> Selection:

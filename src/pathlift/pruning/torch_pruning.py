@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.edges.pattern import Layout
+from pathlift.graph.axes import layouts
 from pathlift.magnitude import path_magnitude
-from pathlift.pruning.axes import layouts
 from pathlift.reading import Inputs, capture
 from pathlift.storage.packages import MissingPackageError
 

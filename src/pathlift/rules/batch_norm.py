@@ -21,7 +21,7 @@ from torch import Tensor
 from pathlift.edges import Scale
 from pathlift.graph.expressions import Expression, Formula, FunctionCall, Summand
 from pathlift.graph.interval import Interval, IntervalArithmetic, point
-from pathlift.graph.layers import Connection
+from pathlift.graph.layers import Connection, Layer
 from pathlift.rules.affine import channels
 from pathlift.rules.base import Call, Draft, Static, rule
 
@@ -163,6 +163,34 @@ def _halves(factor: Tensor) -> tuple[Tensor, Tensor]:
     scaled = factor * 134217729.0  # 2²⁷ + 1
     high = scaled - (scaled - factor)
     return high, factor - high
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """What a batch norm stores of its input, and what it puts in the place of it (mathematics §9).
+
+    Attributes:
+        mean: Mean of the input, per channel.
+        variance: Variance of the input.
+        weight: γ, None for 1.
+        bias: β, None for 0.
+        epsilon: ε.
+    """
+
+    mean: Expression
+    variance: Expression
+    weight: Expression | None
+    bias: Expression | None
+    epsilon: float
+
+
+def running(layer: Layer) -> Running | None:
+    """Return what a layer stores of its input when it is a batch norm, None for any other layer."""
+    call = layer.biases[0].weight.expression if layer.biases else None
+    if not isinstance(call, FunctionCall) or call.function != SHIFT:
+        return None
+    _, bias, mean, weight, variance, epsilon = call.args
+    return Running(mean, variance, weight, bias, epsilon)
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")

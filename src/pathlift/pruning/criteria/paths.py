@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pathlift.graph.axes import Axes, channel_axes
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.magnitude import magnitudes, path_magnitude
 from pathlift.precision import without_autocast
-from pathlift.pruning.axes import Axes, channel_axes
 from pathlift.pruning.criteria.antecedent import one_antecedent
 from pathlift.pruning.scope import eligible
 from pathlift.rescaling import symmetries
@@ -53,7 +53,7 @@ def relative_path_magnitude(network: Network, *, q: float = 2, x: Tensor | Seque
 
     Returns:
         Name to scores, for every parameter that can be pruned; biases and others that act element by element, and those
-        without channels (`pathlift.pruning.axes`), are scored (P_i)^{1/q}.
+        without channels (`pathlift.graph.axes`), are scored (P_i)^{1/q}.
 
     Raises:
         InputError: ``q`` or ``x`` is malformed.

@@ -1,0 +1,72 @@
+"""Which dimension of a layer counts channels: neurons that differ along it are different features, others are positions.
+
+A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and data
+movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from pathlift.edges import Contraction, Move, Reduce
+from pathlift.graph.layers import Connection, Layer
+from pathlift.graph.network import Network
+
+
+def channel_dims(network: Network) -> Mapping[str, int | None]:
+    """Return the dimension that counts channels for every layer, None where one sums over all channels."""
+    return network.remembered(_channel_dims)
+
+
+def _channel_dims(network: Network) -> dict[str, int | None]:
+    dims: dict[str, int | None] = {}
+    for layer in network.layers:
+        dims[layer.name] = _of_layer(network, layer, dims)
+    return dims
+
+
+def _of_layer(network: Network, layer: Layer, dims: Mapping[str, int | None]) -> int | None:
+    rank = len(layer.shape)
+    if layer.unit_dim is not None:
+        return layer.unit_dim
+    if layer.connections:
+        dim = _through(network, layer.connections[0], layer, dims[layer.connections[0].source])
+        return dim if dim is None or dim < rank else rank - 1
+    return _usual(rank)
+
+
+def _usual(rank: int) -> int | None:
+    return min(1, rank - 1) if rank else None
+
+
+def _through(network: Network, connection: Connection, layer: Layer, dim: int | None) -> int | None:
+    edges, below, rank = connection.edges, network.layer[connection.source].shape, len(layer.shape)
+    if isinstance(edges, Contraction):
+        of_x, of_weight, result = edges.letters
+        made = [place for place, letter in enumerate(result) if letter in of_weight and letter not in of_x]
+        kept = result.find(of_x[dim]) if dim is not None and dim < len(of_x) else -1
+        return made[-1] if made else (None if kept < 0 else kept)
+    if dim is None:
+        return None if isinstance(edges, Reduce) else _usual(rank)
+    if isinstance(edges, Reduce):
+        if dim in edges.dims:
+            return None
+        return dim if edges.keepdim else dim - sum(other < dim for other in edges.dims)
+    if isinstance(edges, Move):
+        shape = [-1 if other == dim else 1 for other in range(len(below))]
+        numbers = torch.arange(1, below[dim] + 1, dtype=torch.float64, device="cpu").reshape(shape).expand(below)
+        return _arrived(edges.gather(numbers), dim)
+    return dim if rank == len(below) else dim + rank - len(below)
+
+
+def _arrived(numbers: torch.Tensor, before: int) -> int | None:
+    """Return the dimension along which alone the numbers of channels differ; 0 is padding."""
+    rank = numbers.dim()
+    for dim in dict.fromkeys([min(before, rank - 1), *range(1, rank)]):
+        others = [other for other in range(rank) if other != dim]
+        highest = numbers.amax(others, keepdim=True) if others else numbers
+        if bool(((numbers == highest) | (numbers == 0)).all()):
+            return dim
+    return _usual(rank)

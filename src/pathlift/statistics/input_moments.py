@@ -1,0 +1,260 @@
+"""What one weight tensor multiplies: mean and second moment of its inputs, and what errors of its rows do (mathematics §9).
+
+A weight is seen as (groups, rows, columns): a row makes one channel above, and its columns are the entries of that row in the
+tensor's own memory order, channels below before taps. With u the inputs of a row, over inputs and positions above,
+
+    mean = E u,    second = H = E u·uᵀ,    H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + 1[i=j]·v_i·R[t, t']),
+
+a change Δ of the rows costs E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀ H Δ_o. F is the share of positions at which both taps read a neuron: zero
+padding holds none.
+
+Quantisation and compensated pruning stand on this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.edges.pattern import Layout
+from pathlift.errors import InputError, nearest
+from pathlift.graph.axes import Piece, channel_axes
+from pathlift.graph.expressions import StateTensor
+from pathlift.graph.layers import Connection, Layer, WeightTensor
+from pathlift.graph.network import Network
+from pathlift.rules.batch_norm import running
+from pathlift.statistics.model import ActivationModel
+from pathlift.statistics.transfer import Weighted
+
+FLOOR = 1e-3
+"""Eigenvalues of a second moment whose diagonal is 1 are at least this."""
+
+LARGEST = 1 << 28
+"""Entries of all second moments of a weight that are given at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoments:
+    """What one weight tensor multiplies.
+
+    Attributes:
+        name: The weight.
+        mean: E u, float64, shape (groups, columns).
+        sensitivity: g, float64, shape (groups, rows).
+        following: The bias, or the running mean of the batch norm, that takes a shift of the outputs: a change Δ of the rows
+            shifts them by Δ·mean, which is subtracted from a bias and added to a running mean. None where there is neither.
+        uses: For each use of the weight: (groups, ins) means and variances of its channels, correlation of taps, and reads.
+    """
+
+    name: str
+    mean: Tensor
+    sensitivity: Tensor
+    following: str | None
+    _piece: Piece
+    _uses: tuple[_Use, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, rows and columns."""
+        return (*self.sensitivity.shape, self.mean.shape[1])  # type: ignore[return-value]
+
+    @property
+    def diagonal(self) -> Tensor:
+        """E u², shape (groups, columns)."""
+        return sum((use.diagonal() for use in self._uses[1:]), self._uses[0].diagonal()) / len(self._uses)
+
+    @property
+    def second(self) -> Tensor:
+        """H of all groups, float64, shape (groups, columns, columns).
+
+        Raises:
+            InputError: It has more than `LARGEST` entries: ask for blocks of columns.
+        """
+        groups, _, columns = self.shape
+        if groups * columns**2 > LARGEST:
+            raise InputError(
+                f"The second moments of '{self.name}' are {groups} matrices of {columns}² entries. Ask for blocks of columns "
+                "(second_of)."
+            )
+        return torch.stack([self.second_of(group) for group in range(groups)])
+
+    def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
+        """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not always 0.
+
+        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs that
+        are always 0 have rows and columns of zeros.
+
+        Args:
+            group: The group.
+            columns: Which columns.
+
+        Returns:
+            float64, shape (columns, columns).
+        """
+        parts = [use.second(group)[columns, columns] for use in self._uses]
+        return positive(sum(parts[1:], parts[0]) / len(parts))
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape as (groups, rows, columns)."""
+        return self._piece.blocks(tensor).flatten(2)
+
+    def join(self, blocks: Tensor, tensor: Tensor) -> Tensor:
+        """Undo `split`.
+
+        Args:
+            blocks: Shape (groups, rows, columns).
+            tensor: What stands in elements of the parameter that are in no block.
+
+        Returns:
+            A tensor of the weight's shape.
+        """
+        return self._piece.put(blocks, tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """One place at which a weight stands."""
+
+    mean: Tensor
+    variance: Tensor
+    correlation: Tensor
+    transfer: Weighted
+
+    def first(self) -> Tensor:
+        """E u, (groups, columns)."""
+        return torch.einsum("gi,t->git", self.mean, self.transfer.reads.single.to(self.mean.device)).flatten(1)
+
+    def diagonal(self) -> Tensor:
+        """E u², (groups, columns)."""
+        squares, own, common = (form.diagonal().to(self.mean.device) for form in self._forms())
+        apart, alike = self.variance * (1.0 - self.correlation), self.variance * self.correlation
+        parts = ((self.mean**2, squares), (apart, own), (alike, common))
+        return sum(torch.einsum("gi,t->git", below, taps) for below, taps in parts[1:]).add(  # type: ignore[union-attr]
+            torch.einsum("gi,t->git", *parts[0])
+        ).flatten(1)
+
+    def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
+        reads = self.transfer.reads
+        return reads.together * reads.merged**2, reads.own(), reads.common()
+
+    def second(self, group: int) -> Tensor:
+        """E u·uᵀ of a group."""
+        squares, own, common = (form.to(self.mean.device) for form in self._forms())
+        mean, variance, rho = self.mean[group], self.variance[group], self.correlation[group]
+        out = torch.einsum("i,j,ts->itjs", mean, mean, squares)
+        within = (variance * (1.0 - rho))[:, None, None] * own + (variance * rho)[:, None, None] * common
+        index = torch.arange(len(mean), device=mean.device)
+        out[index, :, index] += within
+        size = len(mean) * len(own)
+        return out.reshape(size, size)
+
+
+def positive(matrix: Tensor) -> Tensor:
+    """Return the nearest matrix of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
+
+    Args:
+        matrix: Symmetric, with a diagonal that is not negative.
+
+    Returns:
+        The matrix itself where nothing had to be lifted.
+    """
+    size = matrix.diagonal().clamp(min=0.0).sqrt()
+    unit = torch.where(size > 0, 1.0 / size, 0.0)
+    scaled = matrix * unit[:, None] * unit[None, :]
+    scaled.diagonal().copy_(torch.where(size > 0, scaled.diagonal(), 1.0))
+    shifted = scaled - torch.eye(len(size), dtype=scaled.dtype, device=scaled.device) * FLOOR
+    if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+        return matrix
+    eigenvalues, vectors = torch.linalg.eigh(scaled)
+    lifted = (vectors * eigenvalues.clamp(min=FLOOR)) @ vectors.T
+    lifted = (lifted + lifted.T) / 2
+    return lifted * size[:, None] * size[None, :]
+
+
+def input_moments(model: ActivationModel, name: str) -> InputMoments:
+    """Return what a weight tensor multiplies.
+
+    A weight that stands at several places has the mean of their moments, and the sum of their sensitivities.
+
+    Args:
+        model: What is known of the activations of the network.
+        name: A parameter.
+
+    Returns:
+        The moments.
+
+    Raises:
+        InputError: The parameter is no weight of rows and columns.
+    """
+    network = model.network
+    name = network.aliases.get(name, name)
+    if name not in network.state:
+        raise InputError(f"The network has no parameter '{name[:100]}'.{nearest(name[:100], network.parameters)}")
+    piece = _piece(network, name)
+    uses, rows, following = [], [], []
+    for layer, position, connection in _places(network, name):
+        transfer = dict(enumerate(model.propagation.bundles(layer))).get(position)
+        if not isinstance(transfer, Weighted):
+            raise InputError(
+                f"'{name}' acts element by element on the layer '{connection.source}': it has no rows of several columns."
+            )
+        if piece.layout.shape != transfer.pattern.weight.shape or _size(piece) != piece.layout.shape:
+            raise InputError(f"'{name}' is only a part of what the layer '{layer.name}' multiplies by.")
+        below = model.steps[connection.source].moments
+        variance = transfer.per_channel(below.variance) + transfer.over_positions(below.mean)
+        uses.append(_Use(transfer.per_channel(below.mean), variance, transfer.per_channel(below.correlation), transfer))
+        rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
+        following.append(_following(network, layer, rows[-1].numel()))
+    mean = sum((use.first() for use in uses[1:]), uses[0].first()) / len(uses)
+    target = following[0] if len(set(following)) == 1 else None
+    return InputMoments(name, mean, sum(rows[1:], rows[0]), target, piece, tuple(uses))
+
+
+def _piece(network: Network, name: str) -> Piece:
+    axes = channel_axes(network, [name])[name]
+    if axes.conflict:
+        raise InputError(f"{axes.conflict}.")
+    if not axes.pieces:
+        raise InputError(f"'{name}' is no weight of edges: it has no rows and columns.")
+    if len(axes.pieces) > 1:
+        raise InputError(f"'{name}' is taken apart: {len(axes.pieces)} operators read a part of it each.")
+    return axes.pieces[0]
+
+
+def _size(piece: Piece) -> tuple[int, ...]:
+    return piece.layout.shape if piece.indices is None else tuple(piece.indices.shape)
+
+
+def _places(network: Network, name: str) -> Iterator[tuple[Layer, int, Connection]]:
+    for layer in network.layers:
+        for position, connection in enumerate(layer.connections):
+            if connection.weight is not None and name in connection.weight.requires:
+                yield layer, position, connection
+        if any(name in bias.weight.requires for bias in layer.biases):
+            raise InputError(f"'{name}' is a bias, or makes one, in the layer '{layer.name}': it has no rows and columns.")
+
+
+def _of_rows(above: Layout, sensitivity: Tensor, layer: Layer) -> Tensor:
+    """Return the sum of sensitivities over the positions of each row."""
+    full = sensitivity.expand(layer.shape)
+    return above.split(full * (sensitivity.numel() / full.numel())).sum(2)
+
+
+def _following(network: Network, layer: Layer, rows: int) -> str | None:
+    """Return the name of the bias or running mean that takes a shift of a layer."""
+    for bias in layer.biases:
+        if _is_parameter(network, bias.weight) and bias.weight.shape == (rows,):
+            return bias.weight.score_name
+    readers = [other for other in network.layers for connection in other.connections if connection.source == layer.name]
+    norm = running(readers[0]) if len(readers) == 1 and layer.name not in network.outputs else None
+    if norm is not None and isinstance(norm.mean, StateTensor) and network.state[norm.mean.name].shape == (rows,):
+        return norm.mean.name
+    return None
+
+
+def _is_parameter(network: Network, weight: WeightTensor) -> bool:
+    names: Sequence[str] = network.parameters
+    return isinstance(weight.expression, StateTensor) and weight.expression.name in names

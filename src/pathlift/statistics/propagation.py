@@ -1,0 +1,303 @@
+"""Mean and variance of every neuron without data: from batch norms where there are some, through the rules elsewhere (§9).
+
+Channels are taken as independent and pre-activations as Gaussian. One step forward through each layer:
+
+- the input has the moments that were given, 0 and 1 unless told;
+- a batch norm knows those of its input, running_mean and running_var, which take the place of what was propagated, and those
+  of its output, β and γ²σ²/(σ²+ε);
+- an affine layer adds what its bundles of edges bring (`pathlift.statistics.transfer`): branches as if they were independent,
+  but for several elementwise edges from one layer, whose weights add up first;
+- a kink makes of N(μ, σ²) what its truncated moments say (`pathlift.statistics.kinks`);
+- maxima over windows are those of equicorrelated Gaussians; where a kink that never falls stands before, it is taken out of the
+  maximum; antecedents of unlike moments are joined two by two (Clark).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import Identity, Reduce, Window
+from pathlift.graph.expressions import Expression, evaluate
+from pathlift.graph.layers import Bound, Bias, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
+from pathlift.graph.network import Network
+from pathlift.passes.forward import antecedents, value_of
+from pathlift.passes.programs import Values
+from pathlift.precision import full_precision
+from pathlift.rules.batch_norm import Running, running
+from pathlift.statistics.channels import channel_dims
+from pathlift.statistics.kinks import Kink, Response, largest_of, largest_of_equal, respond
+from pathlift.statistics.transfer import Elementwise, Transfer, collapsed, transfer_of
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What the values of a layer look like; tensors have the layer's dimensions, with size 1 where positions are alike.
+
+    Attributes:
+        mean: E u.
+        variance: Var u.
+        correlation: ρ, of two neurons of one channel inside a window.
+        source: What they were taken from: ``data``, ``batch norm`` or ``propagation``.
+        before: Of a kink: its function and the moments of its pre-activations.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    correlation: Tensor
+    source: str
+    before: tuple[Kink, Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a layer does to moments.
+
+    Attributes:
+        moments: Those of its values.
+        response: Of a kink.
+        shares: Of a maximum: how often each antecedent is it, by connection; None: all alike.
+        expected: For the input of a batch norm: mean and variance as they were propagated.
+    """
+
+    moments: Moments
+    response: Response | None = None
+    shares: tuple[Tensor, ...] | None = None
+    expected: tuple[Tensor, Tensor] | None = None
+
+
+class Propagation:
+    """One way forward through a network."""
+
+    def __init__(self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float) -> None:
+        """Describe what is known.
+
+        Args:
+            network: The network.
+            inputs: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
+            correlation: ρ.
+        """
+        self.network = network
+        self.values: Values = network.values()
+        self.inputs = inputs
+        self.rho = torch.tensor(correlation, dtype=torch.float64, device=network.device)
+        self.channels = channel_dims(network)
+        self.norms = {layer.connections[0].source: norm for layer in reversed(network.layers) if (norm := running(layer))}
+        self.steps: dict[str, Step] = {}
+
+    def run(self) -> dict[str, Step]:
+        """Go through all layers.
+
+        Returns:
+            Layer name to what it does.
+        """
+        with full_precision():
+            for layer in self.network.layers:
+                step = self._step(layer)
+                norm = self.norms.get(layer.name)
+                self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
+        return self.steps
+
+    # ---- values of weights
+
+    def evaluated(self, expression: Expression | None, default: float, rank: int) -> Tensor:
+        """Return a vector of a batch norm as it broadcasts, in float64."""
+        value = torch.tensor(default) if expression is None else torch.as_tensor(evaluate(expression, self.network.state))
+        return value.detach().to(self.network.device, torch.float64).reshape(1, -1, *[1] * (rank - 2))
+
+    def placed(self, bias: Bias) -> Tensor:
+        """Return biases as they broadcast over their layer, in float64."""
+        return value_of(bias.weight, self.values).detach().to(self.network.device, torch.float64).reshape(bias.view)
+
+    def weight(self, connection: Connection) -> Tensor | None:
+        """Return the value of the weight of a bundle of edges, None for 1."""
+        if connection.weight is None:
+            return None
+        return value_of(connection.weight, self.values).detach().to(self.network.device)
+
+    def bundles(self, layer: Layer) -> list[Transfer]:
+        """Return how moments go along each bundle of edges of a layer; of a PReLU only what brings its pre-activations."""
+        connections = layer.connections[:1] if isinstance(layer.nonlinearity, LearnedSlope) else layer.connections
+        return [
+            transfer_of(
+                connection.edges,
+                self.weight(connection),
+                self.network.layer[connection.source].shape,
+                layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape),
+                self.channels[connection.source],
+            )
+            for position, connection in enumerate(connections)
+        ]
+
+    def transfers(self, layer: Layer) -> list[tuple[str, Transfer]]:
+        """Return source and transfer of the bundles of a layer, those that are elementwise and start at one layer joined."""
+        found: list[tuple[str, Transfer]] = []
+        joined: dict[str, Tensor] = {}
+        for connection, transfer in zip(layer.connections, self.bundles(layer), strict=False):
+            if isinstance(transfer, Elementwise) and layer.concat is None:
+                known = joined.get(connection.source)
+                joined[connection.source] = transfer.weight if known is None else known + transfer.weight
+            else:
+                found.append((connection.source, transfer))
+        return [*((source, Elementwise(weight)) for source, weight in joined.items()), *found]
+
+    # ---- layers
+
+    def _step(self, layer: Layer) -> Step:
+        if layer.kind == "input":
+            return Step(self._input(layer))
+        if isinstance(layer.nonlinearity, Extremum):
+            return self._extremum(layer, layer.nonlinearity)
+        norm = running(layer)
+        if norm is not None:
+            return Step(self._normalised(layer, norm))
+        mean, variance, correlation = self._affine(layer)
+        if layer.nonlinearity is None:
+            return Step(Moments(mean, variance, correlation, "propagation"))
+        kink = self.kink(layer)
+        response = respond(kink, mean, variance)
+        before = (kink, mean, variance)
+        return Step(Moments(response.mean, response.variance, correlation, "propagation", before), response)
+
+    def _input(self, layer: Layer) -> Moments:
+        one = torch.ones([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
+        mean, variance = self.inputs.get(layer.name, (torch.zeros_like(one), one))
+        return Moments(mean, variance, self.rho.reshape(one.shape), "propagation")
+
+    def _normalised(self, layer: Layer, norm: Running) -> Moments:
+        rank, below = len(layer.shape), self.steps[layer.connections[0].source].moments
+        variance, beta, gamma = (
+            self.evaluated(expression, default, rank)
+            for expression, default in ((norm.variance, 1.0), (norm.bias, 0.0), (norm.weight, 1.0))
+        )
+        return Moments(beta, gamma**2 * variance / (variance + norm.epsilon), below.correlation, "batch norm")
+
+    def _anchored(self, layer: Layer, step: Step, norm: Running) -> Step:
+        """Put what a batch norm knows of its input in the place of what was propagated."""
+        rank, moments = len(layer.shape), step.moments
+        mean, variance = (self.evaluated(expression, 0.0, rank) for expression in (norm.mean, norm.variance))
+        known = Moments(mean, variance, moments.correlation, "batch norm")
+        return replace(step, moments=known, expected=(moments.mean, moments.variance))
+
+    def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, variance and correlation of what the edges and biases bring."""
+        rank = len(layer.shape)
+        means, variances, correlations = [], [], []
+        for source, transfer in self.transfers(layer):
+            below = self.steps[source].moments
+            brought = transfer.variance(below.variance, below.correlation)
+            more = transfer.variance_of_means(below.mean, below.correlation)
+            means.append(transfer.mean(below.mean))
+            variances.append(brought if more is None else brought + more)
+            correlations.append(self.rho.reshape([1] * rank))
+        if layer.concat is not None:
+            pieces = [layer.concat.shape(position, layer.shape) for position in range(len(means))]
+            parts = ([part.expand(shape) for part, shape in zip(each, pieces, strict=True)] for each in (means, variances))
+            mean, variance = (torch.cat(part, layer.concat.dim) for part in parts)
+        else:
+            nothing = torch.zeros([1] * rank, dtype=torch.float64, device=self.network.device)
+            mean, variance = sum(means, nothing), sum(variances, nothing)
+            if layer.nonlinearity is None:
+                mean = sum((self.placed(bias) for bias in layer.biases), mean)
+        correlation = correlations[0] if correlations else self.rho.reshape([1] * rank)
+        return collapsed(mean), collapsed(variance), correlation
+
+    def kink(self, layer: Layer) -> Kink:
+        """Return the function of a layer with slopes or a clamp."""
+        kind, one = layer.nonlinearity, torch.ones([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
+        zero = torch.zeros_like(one)
+        if isinstance(kind, Slopes):
+            return Kink((zero,), (kind.minus * one, kind.plus * one), zero, 1)
+        if isinstance(kind, LearnedSlope):
+            slope = layer.connections[1]
+            transfer = transfer_of(slope.edges, self.weight(slope), layer.shape, layer.shape, None)
+            assert isinstance(transfer, Elementwise)
+            return Kink((zero,), (transfer.weight, one), zero, 1)
+        assert isinstance(kind, Clamp)
+        low, high = self._end(kind.low, one), self._end(kind.high, one)
+        low = torch.minimum(low, high) if low is not None and high is not None else low
+        points = tuple(point for point in (low, high) if point is not None)
+        if not points:
+            return Kink((zero,), (one, one), zero, 1)
+        slopes = ((zero,) if low is not None else ()) + (one,) + ((zero,) if high is not None else ())
+        return Kink(points, slopes, points[0], 0 if low is None else 1)
+
+    def _end(self, end: Bound, one: Tensor) -> Tensor | None:
+        if isinstance(end, Bias):
+            return self.placed(end) * one
+        return None if end is None else end * one
+
+    def _extremum(self, layer: Layer, kind: Extremum) -> Step:
+        alike = self._of_a_window(layer, kind)
+        rho = self.rho.reshape([1] * len(layer.shape))
+        if alike is not None:
+            return Step(Moments(*alike, rho, "propagation"))
+        layer = replace(layer, connections=self.distinct(layer))
+        biases = [self.placed(bias) for bias in layer.biases]
+        means = self._laid_out(layer, {name: step.moments.mean for name, step in self.steps.items()}, biases, kind)
+        spread = {name: step.moments.variance for name, step in self.steps.items()}
+        variances = self._laid_out(layer, spread, [torch.zeros_like(bias) for bias in biases], Extremum(True, kind.zero))
+        variances = torch.where(torch.isfinite(means), variances, 0.0)
+        within = len(layer.connections) == 1 and not biases and self._one_channel(layer.connections[0])
+        mean, variance, shares = largest_of(list(means), list(variances), self.rho if within else torch.zeros_like(self.rho))
+        mean = mean if kind.largest else -mean
+        return Step(Moments(collapsed(mean), collapsed(variance), rho, "propagation"), shares=tuple(shares))
+
+    @staticmethod
+    def distinct(layer: Layer) -> tuple[Connection, ...]:
+        """Return the connections of a maximum, without a second one to the very same neurons."""
+        plain = {connection.source: connection for connection in layer.connections if isinstance(connection.edges, Identity)}
+        moved = [connection for connection in layer.connections if not isinstance(connection.edges, Identity)]
+        return (*plain.values(), *moved)
+
+    def _laid_out(self, layer: Layer, below: Mapping[str, Tensor], biases: list[Tensor], kind: Extremum) -> Tensor:
+        """Return the antecedents of each neuron side by side, shape (antecedents, *shape)."""
+        full = {
+            connection.source: below[connection.source].expand(self.network.layer[connection.source].shape).unsqueeze(0)
+            for connection in layer.connections
+        }
+        return antecedents(layer, full, biases, kind)[0]
+
+    def _one_channel(self, connection: Connection) -> bool:
+        channel, edges = self.channels[connection.source], connection.edges
+        if isinstance(edges, Reduce):
+            return channel not in edges.dims
+        rank = len(self.network.layer[connection.source].shape)
+        return isinstance(edges, Window) and (channel is None or channel < rank - len(edges.kernel))
+
+    def _of_a_window(self, layer: Layer, kind: Extremum) -> tuple[Tensor, Tensor] | None:
+        """Return the moments of the extremum over positions of one channel that are alike, None for any other extremum."""
+        connection = layer.connections[0]
+        if len(layer.connections) > 1 or layer.biases or kind.zero or not isinstance(connection.edges, (Window, Reduce)):
+            return None
+        shape, moments = self.network.layer[connection.source].shape, self.steps[connection.source].moments
+        pooled = (
+            connection.edges.dims
+            if isinstance(connection.edges, Reduce)
+            else range(len(shape) - len(connection.edges.kernel), len(shape))
+        )
+        kink, mean, variance = moments.before or (None, moments.mean, moments.variance)
+        if kink is not None and not kink.rises:
+            kink, mean, variance = None, moments.mean, moments.variance
+        tensors = [mean, variance, moments.correlation]
+        tensors += [] if kink is None else [*kink.breakpoints, *kink.slopes]
+        if not self._one_channel(connection) or any(part.shape[dim] > 1 for part in tensors for dim in pooled):
+            return None
+        counts = connection.edges.sum(torch.ones(shape, dtype=torch.float64, device=self.network.device), None)
+        numbers, times = counts.unique(return_counts=True)
+        parts = [
+            (count / counts.numel(), *largest_of_equal(kink, mean, variance, moments.correlation, int(number), largest=kind.largest))
+            for number, count in zip(numbers.tolist(), times.tolist(), strict=True)
+        ]
+        centre = sum(share * first for share, first, _ in parts)
+        spread = sum(share * (second + (first - centre) ** 2) for share, first, second in parts)
+        assert isinstance(centre, Tensor)
+        assert isinstance(spread, Tensor)
+        if isinstance(connection.edges, Reduce) and not connection.edges.keepdim:
+            centre, spread = (part.squeeze(connection.edges.dims) for part in (centre, spread))
+        return centre, spread
+
+
