@@ -1,0 +1,8 @@
+"""Quantisation of weights, without data or with them, and what it costs (mathematics §9)."""
+
+from pathlift.quantisation import arguments as arguments
+from pathlift.quantisation.api import quantize
+from pathlift.quantisation.files import load_quantized
+from pathlift.quantisation.report import QuantizedTensor, QuantizeReport, SameGrid
+
+__all__ = ["QuantizeReport", "QuantizedTensor", "SameGrid", "load_quantized", "quantize"]

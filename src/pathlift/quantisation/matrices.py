@@ -1,7 +1,7 @@
 """A weight tensor as the stack of matrices that it is: (groups, rows, columns), a row for each output channel (mathematics §1).
 
 Whatever axis the operator keeps first (a transposed convolution has input channels there), the columns of a row are its input
-channels times the taps of the kernel, and `pathlift.pruning.axes` knows where they are.
+channels times the taps of the kernel, and `pathlift.graph.axes` knows where they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pathlift.errors import InputError
 from pathlift.graph.network import Network
-from pathlift.pruning.axes import Piece, channel_axes
+from pathlift.graph.axes import Piece, channel_axes
 from pathlift.pruning.scope import prunable, refuse_derived
 from pathlift.quantisation.grids import Grid
 
