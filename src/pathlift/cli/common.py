@@ -130,17 +130,32 @@ def captured(
             raise InputError("--stream reads weights from disk as they are needed: name them with --weights.")
         checkpoint = pathlift.storage.Checkpoint(weights, device, key)
         return pathlift.stream(hollow(name, shape, model_arg, trust=trust), weights=checkpoint)
+    model, sizes = built(name, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    with working("capturing the graph"):
+        return pathlift.capture(model, sizes)
+
+
+def built(
+    name: str,
+    weights: Path | None,
+    shape: str | None,
+    seed: int,
+    device: str,
+    model_arg: list[str] | None,
+    *,
+    trust: bool,
+    key: str | None = None,
+) -> tuple[nn.Module, tuple[int, ...] | tuple[tuple[int, ...], ...]]:
+    """Build a model by name and load its weights; return it with the shape of its input."""
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
         model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=key)
         sizes = shape_of(name, shape)
         try:
-            model = model.to(device)
+            return model.to(device), sizes
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    with working("capturing the graph"):
-        return pathlift.capture(model, sizes)
 
 
 def hollow(name: str, shape: str | None, model_arg: list[str] | None, *, trust: bool) -> pathlift.Network:

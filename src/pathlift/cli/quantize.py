@@ -1,0 +1,136 @@
+"""The command ``quantize``: round weights to grids, write them as integers, and say what that costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+import pathlift
+from pathlift.cli.common import (
+    Device,
+    Force,
+    Json,
+    Key,
+    ModelArg,
+    ModelName,
+    Seed,
+    Shape,
+    Trust,
+    Weights,
+    app,
+    built,
+    number,
+    out,
+    print_json,
+    progress_bar,
+    scientific,
+)
+from pathlift.output import check_outputs
+
+ROUNDINGS = "compensated, nearest, towards_zero, away, stochastic, balanced"
+"""The names in `pathlift.quantisation.rounding.ROUNDINGS`, for the help."""
+
+RANGES = "mse, minmax, expected, lp"
+"""The names in `pathlift.quantisation.ranges.RANGES`, for the help."""
+
+
+@app.command()
+def quantize(
+    model: ModelName,
+    bits: Annotated[str, typer.Option(help="2 to 8, bf16, fp8_e4m3, fp8_e5m2, or PATTERN=BITS with commas.")] = "8",
+    ends: Annotated[Optional[str], typer.Option(help="Bits of the first and the last layer.")] = None,  # noqa: UP045
+    granularity: Annotated[str, typer.Option(help="One scale for each: channel, tensor, or so many input channels.")] = "channel",
+    rounding: Annotated[str, typer.Option(help=f"One of {ROUNDINGS}.")] = "compensated",
+    ranges: Annotated[str, typer.Option("--range", help=f"One of {RANGES}.")] = "mse",
+    affine: Annotated[bool, typer.Option("--affine", help="Grids of whole numbers with a zero point.")] = False,
+    correction: Annotated[Optional[str], typer.Option(help="mean, variance, or none.")] = None,  # noqa: UP045
+    weights: Weights = None,
+    shape: Shape = None,
+    out_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Write integers, scales and zero points to a .safetensors file, as torchao reads it."),
+    ] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    model_arg: ModelArg = None,
+    trust: Trust = False,
+    force: Force = False,
+    key: Key = None,
+) -> None:
+    """Quantise the weights of a network; print what became of each tensor, and how far the function can have moved."""
+    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
+    chosen, last = _bits(bits), None if ends is None else _number(ends)
+    module, sizes = built(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    with progress_bar() as bar:
+        task = bar.add_task("quantising", total=None)
+        _, report = pathlift.quantize(
+            module,
+            sizes,
+            chosen,
+            granularity=int(granularity) if granularity.isdigit() else granularity,  # type: ignore[arg-type]
+            rounding=rounding,  # type: ignore[arg-type]
+            range=ranges,  # type: ignore[arg-type]
+            affine=affine,
+            ends=last,
+            correction=correction,  # type: ignore[arg-type]
+            generator=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    written = [] if out_file is None else [str(out_file)]
+    if out_file is not None:
+        report.save(out_file)
+    if as_json:
+        print_json({
+            "model": model,
+            "rounding": report.rounding,
+            "range": report.range,
+            "granularity": report.granularity,
+            "bits": report.bits,
+            "bytes_before": report.bytes_before,
+            "bytes_after": report.bytes_after,
+            "expected_error": number(report.expected_error),
+            "log10_path_norm": number(report.log10_path_norm),
+            "log10_path_metric": [number(report.path_metric.log10_lower), number(report.path_metric.log10_upper)],
+            "tensors": report.table(),
+            "written": written,
+        })
+        return
+    _print(model, report)
+    if written:
+        out.print(f"written: {', '.join(written)}")
+
+
+def _bits(text: str) -> int | str | dict[str, int | str | None]:
+    """Read --bits: one number or format, or patterns with one each."""
+    if "=" not in text:
+        return _number(text)
+    pairs = [part.strip().rpartition("=") for part in text.split(",")]
+    return {pattern: None if value == "float" else _number(value) for pattern, _, value in pairs}
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
+    title = f"{model}: {report.bits:.3g} bits a weight, {report.rounding}, a scale for each {report.granularity}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for header in ("tensor", "format", "weights", "bytes", "relative change", "share of expected error", "of the path-norm"):
+        table.add_column(header, justify="left" if header in {"tensor", "format"} else "right", no_wrap=True)
+    for row, described in zip(report.tensors, report.table(), strict=True):
+        share = f"{described['share_of_expected_error']:.4f}"
+        cells = (row.name, row.format, f"{row.weights:,}", f"{row.bytes:,}", f"{row.relative_error:.4f}", share)
+        table.add_row(*cells, f"{row.path_share:.4f}")
+    out.print(table)
+    out.print(f"bytes before, and after         {report.bytes_before:,}, {report.bytes_after:,}")
+    out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
+    metric = report.path_metric
+    if metric.exact:
+        out.print(f"path-metric, exact              {scientific(metric.log10_upper)}")
+    else:
+        out.print(f"path-metric, between            {scientific(metric.log10_lower)} and {scientific(metric.log10_upper)}")
+    out.print(f"expected error, an estimate     {report.expected_error:.4g}")
