@@ -1,7 +1,7 @@
 """Which dimension of a layer counts channels: neurons that differ along it are different features, others are positions.
 
-A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and data
-movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
+A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and
+data movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ def _through(network: Network, connection: Connection, layer: Layer, dim: int | 
     edges, below, rank = connection.edges, network.layer[connection.source].shape, len(layer.shape)
     if isinstance(edges, Contraction):
         of_x, of_weight, result = edges.letters
+        kept = -1 if dim is None else result.find(of_x[dim])
         made = [place for place, letter in enumerate(result) if letter in of_weight and letter not in of_x]
-        kept = result.find(of_x[dim]) if dim is not None and dim < len(of_x) else -1
-        return made[-1] if made else (None if kept < 0 else kept)
+        if made:
+            return made[-1]
+        return None if kept < 0 else int(kept)
     if dim is None:
         return None if isinstance(edges, Reduce) else _usual(rank)
     if isinstance(edges, Reduce):
@@ -68,5 +70,5 @@ def _arrived(numbers: torch.Tensor, before: int) -> int | None:
         others = [other for other in range(rank) if other != dim]
         highest = numbers.amax(others, keepdim=True) if others else numbers
         if bool(((numbers == highest) | (numbers == 0)).all()):
-            return dim
+            return int(dim)
     return _usual(rank)

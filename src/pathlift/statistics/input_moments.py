@@ -27,7 +27,7 @@ from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.rules.batch_norm import running
 from pathlift.statistics.model import ActivationModel
-from pathlift.statistics.transfer import Weighted
+from pathlift.statistics.transfer import Apart, Weighted
 
 FLOOR = 1e-3
 """Eigenvalues of a second moment whose diagonal is 1 are at least this."""
@@ -59,12 +59,13 @@ class InputMoments:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, rows and columns."""
-        return (*self.sensitivity.shape, self.mean.shape[1])  # type: ignore[return-value]
+        groups, rows = self.sensitivity.shape
+        return groups, rows, self.mean.shape[1]
 
     @property
     def diagonal(self) -> Tensor:
         """E u², shape (groups, columns)."""
-        return sum((use.diagonal() for use in self._uses[1:]), self._uses[0].diagonal()) / len(self._uses)
+        return torch.stack([use.diagonal() for use in self._uses]).mean(0)
 
     @property
     def second(self) -> Tensor:
@@ -84,8 +85,8 @@ class InputMoments:
     def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
         """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not always 0.
 
-        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs that
-        are always 0 have rows and columns of zeros.
+        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
+        that are always 0 have rows and columns of zeros.
 
         Args:
             group: The group.
@@ -94,8 +95,7 @@ class InputMoments:
         Returns:
             float64, shape (columns, columns).
         """
-        parts = [use.second(group)[columns, columns] for use in self._uses]
-        return positive(sum(parts[1:], parts[0]) / len(parts))
+        return positive(torch.stack([use.second(group)[columns, columns] for use in self._uses]).mean(0))
 
     def split(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (groups, rows, columns)."""
@@ -129,12 +129,10 @@ class _Use:
 
     def diagonal(self) -> Tensor:
         """E u², (groups, columns)."""
-        squares, own, common = (form.diagonal().to(self.mean.device) for form in self._forms())
-        apart, alike = self.variance * (1.0 - self.correlation), self.variance * self.correlation
-        parts = ((self.mean**2, squares), (apart, own), (alike, common))
-        return sum(torch.einsum("gi,t->git", below, taps) for below, taps in parts[1:]).add(  # type: ignore[union-attr]
-            torch.einsum("gi,t->git", *parts[0])
-        ).flatten(1)
+        below = (self.mean**2, self.variance * (1.0 - self.correlation), self.variance * self.correlation)
+        taps = (form.diagonal().to(self.mean.device) for form in self._forms())
+        parts = [torch.einsum("gi,t->git", *pair).flatten(1) for pair in zip(below, taps, strict=True)]
+        return torch.stack(parts).sum(0)
 
     def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
         reads = self.transfer.reads
@@ -169,9 +167,8 @@ def positive(matrix: Tensor) -> Tensor:
     if int(torch.linalg.cholesky_ex(shifted).info) == 0:
         return matrix
     eigenvalues, vectors = torch.linalg.eigh(scaled)
-    lifted = (vectors * eigenvalues.clamp(min=FLOOR)) @ vectors.T
-    lifted = (lifted + lifted.T) / 2
-    return lifted * size[:, None] * size[None, :]
+    lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)) @ vectors.T
+    return (lifted + lifted.T) / 2 * size[:, None] * size[None, :]
 
 
 def input_moments(model: ActivationModel, name: str) -> InputMoments:
@@ -197,6 +194,11 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
     uses, rows, following = [], [], []
     for layer, position, connection in _places(network, name):
         transfer = dict(enumerate(model.propagation.bundles(layer))).get(position)
+        if isinstance(transfer, Apart):
+            raise InputError(
+                f"'{name}' multiplies neurons of '{connection.source}' that have a scale of their own at every position: it "
+                "has no moments of its own."
+            )
         if not isinstance(transfer, Weighted):
             raise InputError(
                 f"'{name}' acts element by element on the layer '{connection.source}': it has no rows of several columns."
@@ -204,13 +206,13 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         if piece.layout.shape != transfer.pattern.weight.shape or _size(piece) != piece.layout.shape:
             raise InputError(f"'{name}' is only a part of what the layer '{layer.name}' multiplies by.")
         below = model.steps[connection.source].moments
-        variance = transfer.per_channel(below.variance) + transfer.over_positions(below.mean)
-        uses.append(_Use(transfer.per_channel(below.mean), variance, transfer.per_channel(below.correlation), transfer))
+        mean, variance, rho = (transfer.per_channel(x) for x in (below.mean, below.variance, below.correlation))
+        uses.append(_Use(mean, variance, rho, transfer))
         rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
         following.append(_following(network, layer, rows[-1].numel()))
-    mean = sum((use.first() for use in uses[1:]), uses[0].first()) / len(uses)
+    mean = torch.stack([use.first() for use in uses]).mean(0)
     target = following[0] if len(set(following)) == 1 else None
-    return InputMoments(name, mean, sum(rows[1:], rows[0]), target, piece, tuple(uses))
+    return InputMoments(name, mean, torch.stack(rows).sum(0), target, piece, tuple(uses))
 
 
 def _piece(network: Network, name: str) -> Piece:

@@ -11,6 +11,7 @@ So under a rescaling by λ > 0 means are multiplied by λ and variances by λ²,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def _ends(kink: Kink, mean: Tensor, deviation: Tensor) -> list[tuple[Tensor, Ten
     ]
     low, high = torch.full_like(inside[0], -math.inf), torch.full_like(inside[0], math.inf)
     edges = [low, *inside, high]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def probability(low: Tensor, high: Tensor) -> Tensor:
@@ -200,9 +201,7 @@ def largest_of_equal(
     weight = weight / weight.sum()
     kept = weight > NEGLIGIBLE
     lead = (-1, *[1] * (mean + variance).dim())
-    weight, g, m = (
-        part.expand(weight.shape)[kept].reshape(lead).to(mean.device) for part in (weight, shared, extreme)
-    )
+    weight, g, m = (part.expand(weight.shape)[kept].reshape(lead).to(mean.device) for part in (weight, shared, extreme))
     rho = correlation.clamp(0.0, 1.0)
     sign = 1.0 if largest else -1.0
     z = mean + variance.sqrt() * sign * (rho.sqrt() * g + (1.0 - rho).sqrt() * m)
@@ -241,7 +240,9 @@ def larger_of_two(
     return base + centre, (second - centre**2).clamp(min=0.0), first
 
 
-def largest_of(means: Sequence[Tensor], variances: Sequence[Tensor], correlation: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def largest_of(
+    means: Sequence[Tensor], variances: Sequence[Tensor], correlation: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return mean and variance of the largest of several Gaussians, one after the other, and how often each is it.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pathlift.edges import Identity, Reduce, Window
 from pathlift.graph.expressions import Expression, evaluate
-from pathlift.graph.layers import Bound, Bias, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
+from pathlift.graph.layers import Bias, Bound, Clamp, Connection, Extremum, Layer, LearnedSlope, Slopes
 from pathlift.graph.network import Network
 from pathlift.passes.forward import antecedents, value_of
 from pathlift.passes.programs import Values
@@ -30,7 +30,16 @@ from pathlift.precision import full_precision
 from pathlift.rules.batch_norm import Running, running
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.kinks import Kink, Response, largest_of, largest_of_equal, respond
-from pathlift.statistics.transfer import Elementwise, Transfer, collapsed, transfer_of
+from pathlift.statistics.transfer import (
+    Elementwise,
+    Transfer,
+    collapsed,
+    each_apart,
+    numbered,
+    stationary,
+    told_apart,
+    transfer_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +96,8 @@ class Propagation:
         self.channels = channel_dims(network)
         self.norms = {layer.connections[0].source: norm for layer in reversed(network.layers) if (norm := running(layer))}
         self.steps: dict[str, Step] = {}
+        self.classes: dict[str, Tensor] = {}
+        self._bundles: dict[str, list[Transfer]] = {}
 
     def run(self) -> dict[str, Step]:
         """Go through all layers.
@@ -96,6 +107,7 @@ class Propagation:
         """
         with full_precision():
             for layer in self.network.layers:
+                self.classes[layer.name] = self._classes(layer)
                 step = self._step(layer)
                 norm = self.norms.get(layer.name)
                 self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
@@ -120,6 +132,11 @@ class Propagation:
 
     def bundles(self, layer: Layer) -> list[Transfer]:
         """Return how moments go along each bundle of edges of a layer; of a PReLU only what brings its pre-activations."""
+        if layer.name not in self._bundles:
+            self._bundles[layer.name] = self._made_bundles(layer)
+        return self._bundles[layer.name]
+
+    def _made_bundles(self, layer: Layer) -> list[Transfer]:
         connections = layer.connections[:1] if isinstance(layer.nonlinearity, LearnedSlope) else layer.connections
         return [
             transfer_of(
@@ -128,6 +145,8 @@ class Propagation:
                 self.network.layer[connection.source].shape,
                 layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape),
                 self.channels[connection.source],
+                self.classes[connection.source],
+                constant=connection.weight is None or not connection.weight.requires & set(self.network.parameters),
             )
             for position, connection in enumerate(connections)
         ]
@@ -135,14 +154,55 @@ class Propagation:
     def transfers(self, layer: Layer) -> list[tuple[str, Transfer]]:
         """Return source and transfer of the bundles of a layer, those that are elementwise and start at one layer joined."""
         found: list[tuple[str, Transfer]] = []
-        joined: dict[str, Tensor] = {}
+        joined: dict[str, Elementwise] = {}
         for connection, transfer in zip(layer.connections, self.bundles(layer), strict=False):
             if isinstance(transfer, Elementwise) and layer.concat is None:
                 known = joined.get(connection.source)
-                joined[connection.source] = transfer.weight if known is None else known + transfer.weight
+                joined[connection.source] = transfer if known is None else known.joined(transfer)
             else:
                 found.append((connection.source, transfer))
-        return [*((source, Elementwise(weight)) for source, weight in joined.items()), *found]
+        return [*joined.items(), *found]
+
+    # ---- which neurons are alike
+
+    def _classes(self, layer: Layer) -> Tensor:
+        """Return a number for each class of neurons of a layer whose moments are alike whatever the weights are."""
+        if layer.kind == "input":
+            moments = self.inputs.get(layer.name)
+            channel = self.channels[layer.name]
+            shape = [size if dim == channel else 1 for dim, size in enumerate(layer.shape)]
+            told = () if moments is None else tuple(each_apart(part.shape, self.network.device) for part in moments)
+            return told_apart(each_apart(shape, self.network.device), *told)
+        if isinstance(layer.nonlinearity, Extremum):
+            return self._classes_of_extremum(layer, layer.nonlinearity)
+        transfers = self.transfers(layer)
+        alone = len(transfers) == 1 and not layer.biases
+        pieces = [transfer.classes(self.classes[source], alone=alone) for source, transfer in transfers]
+        if layer.concat is not None:
+            shapes = [layer.concat.shape(position, layer.shape) for position in range(len(pieces))]
+            full = [
+                (numbered(piece) + number * 2.0**31).expand(shape)
+                for number, (piece, shape) in enumerate(zip(pieces, shapes, strict=True))
+            ]
+            return numbered(collapsed(torch.cat(full, layer.concat.dim)))
+        known = set(self.network.parameters)
+        views = [bias.view for bias in layer.biases if bias.weight.requires & known]
+        views += [slope.shape for slope in self.kink(layer).slopes] if isinstance(layer.nonlinearity, LearnedSlope) else []
+        ones = torch.ones([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
+        return told_apart(ones, *pieces, *(each_apart(view, self.network.device) for view in views))
+
+    def _classes_of_extremum(self, layer: Layer, kind: Extremum) -> Tensor:
+        if self._pools_alike(layer, kind):
+            (connection,) = layer.connections
+            classes = self.classes[connection.source]
+            if isinstance(connection.edges, Reduce) and not connection.edges.keepdim:
+                return classes.squeeze(connection.edges.dims)
+            return classes
+        biases = [each_apart(bias.view, self.network.device) for bias in layer.biases]
+        laid_out = self._laid_out(layer, self.classes, biases, Extremum(True, kind.zero))
+        ranks = torch.arange(1, len(laid_out) + 1, dtype=torch.float64, device=laid_out.device)
+        there = torch.where(torch.isfinite(laid_out), laid_out, 0.0)
+        return numbered(collapsed(torch.einsum("a...,a->...", there, ranks)))
 
     # ---- layers
 
@@ -163,9 +223,13 @@ class Propagation:
         return Step(Moments(response.mean, response.variance, correlation, "propagation", before), response)
 
     def _input(self, layer: Layer) -> Moments:
-        one = torch.ones([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
+        shape = self.classes[layer.name].shape
+        one = torch.ones(shape, dtype=torch.float64, device=self.network.device)
         mean, variance = self.inputs.get(layer.name, (torch.zeros_like(one), one))
-        return Moments(mean, variance, self.rho.reshape(one.shape), "propagation")
+        return Moments(mean.expand(shape), variance.expand(shape), self._rho(layer), "propagation")
+
+    def _rho(self, layer: Layer) -> Tensor:
+        return self.rho.reshape([1] * len(layer.shape))
 
     def _normalised(self, layer: Layer, norm: Running) -> Moments:
         rank, below = len(layer.shape), self.steps[layer.connections[0].source].moments
@@ -185,14 +249,13 @@ class Propagation:
     def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance and correlation of what the edges and biases bring."""
         rank = len(layer.shape)
-        means, variances, correlations = [], [], []
+        means, variances = [], []
         for source, transfer in self.transfers(layer):
             below = self.steps[source].moments
             brought = transfer.variance(below.variance, below.correlation)
             more = transfer.variance_of_means(below.mean, below.correlation)
             means.append(transfer.mean(below.mean))
             variances.append(brought if more is None else brought + more)
-            correlations.append(self.rho.reshape([1] * rank))
         if layer.concat is not None:
             pieces = [layer.concat.shape(position, layer.shape) for position in range(len(means))]
             parts = ([part.expand(shape) for part, shape in zip(each, pieces, strict=True)] for each in (means, variances))
@@ -202,8 +265,7 @@ class Propagation:
             mean, variance = sum(means, nothing), sum(variances, nothing)
             if layer.nonlinearity is None:
                 mean = sum((self.placed(bias) for bias in layer.biases), mean)
-        correlation = correlations[0] if correlations else self.rho.reshape([1] * rank)
-        return collapsed(mean), collapsed(variance), correlation
+        return *stationary(mean, variance, self.classes[layer.name].shape), self._rho(layer)
 
     def kink(self, layer: Layer) -> Kink:
         """Return the function of a layer with slopes or a clamp."""
@@ -213,7 +275,8 @@ class Propagation:
             return Kink((zero,), (kind.minus * one, kind.plus * one), zero, 1)
         if isinstance(kind, LearnedSlope):
             slope = layer.connections[1]
-            transfer = transfer_of(slope.edges, self.weight(slope), layer.shape, layer.shape, None)
+            known = self.classes[layer.connections[0].source]
+            transfer = transfer_of(slope.edges, self.weight(slope), layer.shape, layer.shape, None, known, constant=False)
             assert isinstance(transfer, Elementwise)
             return Kink((zero,), (transfer.weight, one), zero, 1)
         assert isinstance(kind, Clamp)
@@ -231,11 +294,8 @@ class Propagation:
         return None if end is None else end * one
 
     def _extremum(self, layer: Layer, kind: Extremum) -> Step:
-        alike = self._of_a_window(layer, kind)
-        rho = self.rho.reshape([1] * len(layer.shape))
-        if alike is not None:
-            return Step(Moments(*alike, rho, "propagation"))
-        layer = replace(layer, connections=self.distinct(layer))
+        if self._pools_alike(layer, kind):
+            return Step(Moments(*self._of_a_window(layer, kind), self._rho(layer), "propagation"))
         biases = [self.placed(bias) for bias in layer.biases]
         means = self._laid_out(layer, {name: step.moments.mean for name, step in self.steps.items()}, biases, kind)
         spread = {name: step.moments.variance for name, step in self.steps.items()}
@@ -244,7 +304,8 @@ class Propagation:
         within = len(layer.connections) == 1 and not biases and self._one_channel(layer.connections[0])
         mean, variance, shares = largest_of(list(means), list(variances), self.rho if within else torch.zeros_like(self.rho))
         mean = mean if kind.largest else -mean
-        return Step(Moments(collapsed(mean), collapsed(variance), rho, "propagation"), shares=tuple(shares))
+        mean, variance = stationary(mean, variance, self.classes[layer.name].shape)
+        return Step(Moments(mean, variance, self._rho(layer), "propagation"), shares=tuple(shares))
 
     @staticmethod
     def distinct(layer: Layer) -> tuple[Connection, ...]:
@@ -255,6 +316,7 @@ class Propagation:
 
     def _laid_out(self, layer: Layer, below: Mapping[str, Tensor], biases: list[Tensor], kind: Extremum) -> Tensor:
         """Return the antecedents of each neuron side by side, shape (antecedents, *shape)."""
+        layer = replace(layer, connections=self.distinct(layer))
         full = {
             connection.source: below[connection.source].expand(self.network.layer[connection.source].shape).unsqueeze(0)
             for connection in layer.connections
@@ -268,36 +330,37 @@ class Propagation:
         rank = len(self.network.layer[connection.source].shape)
         return isinstance(edges, Window) and (channel is None or channel < rank - len(edges.kernel))
 
-    def _of_a_window(self, layer: Layer, kind: Extremum) -> tuple[Tensor, Tensor] | None:
-        """Return the moments of the extremum over positions of one channel that are alike, None for any other extremum."""
+    def _pools_alike(self, layer: Layer, kind: Extremum) -> bool:
+        """Whether an extremum is one over positions of one channel that are alike."""
         connection = layer.connections[0]
         if len(layer.connections) > 1 or layer.biases or kind.zero or not isinstance(connection.edges, (Window, Reduce)):
-            return None
-        shape, moments = self.network.layer[connection.source].shape, self.steps[connection.source].moments
-        pooled = (
-            connection.edges.dims
-            if isinstance(connection.edges, Reduce)
-            else range(len(shape) - len(connection.edges.kernel), len(shape))
+            return False
+        classes = self.classes[connection.source]
+        return self._one_channel(connection) and all(
+            classes.shape[dim] == 1 for dim in self._pooled(connection.edges, classes.dim())
         )
+
+    def _pooled(self, edges: Window | Reduce, rank: int) -> tuple[int, ...]:
+        return edges.dims if isinstance(edges, Reduce) else tuple(range(rank - len(edges.kernel), rank))
+
+    def _of_a_window(self, layer: Layer, kind: Extremum) -> tuple[Tensor, Tensor]:
+        """Return the moments of the extremum over positions that are alike, on average over windows of all sizes."""
+        (connection,) = layer.connections
+        shape, moments = self.network.layer[connection.source].shape, self.steps[connection.source].moments
         kink, mean, variance = moments.before or (None, moments.mean, moments.variance)
         if kink is not None and not kink.rises:
             kink, mean, variance = None, moments.mean, moments.variance
-        tensors = [mean, variance, moments.correlation]
-        tensors += [] if kink is None else [*kink.breakpoints, *kink.slopes]
-        if not self._one_channel(connection) or any(part.shape[dim] > 1 for part in tensors for dim in pooled):
-            return None
         counts = connection.edges.sum(torch.ones(shape, dtype=torch.float64, device=self.network.device), None)
         numbers, times = counts.unique(return_counts=True)
         parts = [
-            (count / counts.numel(), *largest_of_equal(kink, mean, variance, moments.correlation, int(number), largest=kind.largest))
-            for number, count in zip(numbers.tolist(), times.tolist(), strict=True)
+            (
+                times_ / counts.numel(),
+                *largest_of_equal(kink, mean, variance, moments.correlation, int(number), largest=kind.largest),
+            )
+            for number, times_ in zip(numbers.tolist(), times.tolist(), strict=True)
         ]
-        centre = sum(share * first for share, first, _ in parts)
-        spread = sum(share * (second + (first - centre) ** 2) for share, first, second in parts)
-        assert isinstance(centre, Tensor)
-        assert isinstance(spread, Tensor)
+        centre = torch.stack([share * first for share, first, _ in parts]).sum(0)
+        spread = torch.stack([share * (second + (first - centre) ** 2) for share, first, second in parts]).sum(0)
         if isinstance(connection.edges, Reduce) and not connection.edges.keepdim:
             centre, spread = (part.squeeze(connection.edges.dims) for part in (centre, spread))
         return centre, spread
-
-

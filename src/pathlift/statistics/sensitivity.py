@@ -29,7 +29,7 @@ def sensitivities(propagation: Propagation) -> dict[str, Tensor]:
         propagation: A propagation that has run.
 
     Returns:
-        Layer name to g, of the shape of its moments with all channels told apart; 0 where nothing reaches an output.
+        Layer name to g, of the shape of its moments; 0 where nothing reaches an output.
 
     Raises:
         NumericalError: g leaves the range of float64.
@@ -56,18 +56,9 @@ def sensitivities(propagation: Propagation) -> dict[str, Tensor]:
     return sensitivity
 
 
-def shape_of(propagation: Propagation, layer: Layer) -> tuple[int, ...]:
-    """Return the shape under which errors of a layer are told apart: its channels, and positions of unlike moments."""
-    channel = propagation.channels[layer.name]
-    if channel is None:
-        return layer.shape
-    variance = propagation.steps[layer.name].moments.variance.shape
-    return tuple(size if dim == channel else variance[dim] for dim, size in enumerate(layer.shape))
-
-
 def _error(propagation: Propagation, layer: Layer, errors: Mapping[str, Tensor]) -> Tensor:
     """Return the variance of the error of a layer from that of the layers below; it is 0, and only its derivative counts."""
-    shape = shape_of(propagation, layer)
+    shape = propagation.classes[layer.name].shape
     zero = torch.zeros(shape, dtype=torch.float64, device=propagation.network.device, requires_grad=True)
     step = propagation.steps[layer.name]
     if not layer.connections:

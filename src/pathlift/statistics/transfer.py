@@ -8,15 +8,18 @@ read a neuron (less than 1 where a window reaches into zero padding, or meets th
 
 This map is linear in v, and its transpose carries sensitivities back. There are four kinds of bundles:
 
-- weighted ones with a pattern (`pathlift.edges.pattern`): convolutions, linear layers, products with a parameter. Each channel
-  below is taken as stationary: the positions that share a weight have the mean of their moments;
+- weighted ones with a pattern (`pathlift.edges.pattern`): convolutions, linear layers, products with a parameter, where all
+  positions of a channel below are alike; where they are not, every neuron above adds up its own, taken as independent;
 - elementwise ones, x·w;
 - sums over windows and dimensions, and data movement: the neurons of one channel are correlated, those of several are not;
 - constant matrices along one dimension.
 
 Any other constant map (`fold`) sums what it reads as if it were independent.
 
-A tensor of moments has the dimensions of its layer, with size 1 where all positions are alike.
+A tensor of moments has the dimensions of its layer, with size 1 where all positions are alike: they have the same scale under
+every rescaling, since no weight tells them apart. They are taken as stationary, with the moments that they have on average,
+borders included. Which these are follows from the graph, never from values that happen to be equal: numbers of classes
+(`Transfer.classes`) travel through the same edges.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,13 +43,62 @@ CHUNK = 1 << 22
 """Weights are squared in chunks of about this many elements."""
 
 
-def collapsed(tensor: Tensor) -> Tensor:
-    """Return a tensor with size 1 along every dimension along which it is constant."""
-    for dim, size in enumerate(tensor.shape):
-        first = tensor.narrow(dim, 0, min(size, 1))
-        if size > 1 and bool((tensor == first).all()):
-            tensor = first
-    return tensor
+def collapsed(classes: Tensor, but: float | None = None) -> Tensor:
+    """Return classes with size 1 along every dimension along which all are equal.
+
+    Args:
+        classes: A number for each neuron.
+        but: The number of neurons that are like any other.
+
+    Returns:
+        The same numbers.
+    """
+    for dim, size in enumerate(classes.shape):
+        largest = classes.amax(dim, keepdim=True)
+        if size > 1 and bool(((classes == largest) | (False if but is None else classes == but)).all()):
+            classes = largest
+    return classes
+
+
+def numbered(tensor: Tensor) -> Tensor:
+    """Return a tensor with random whole numbers, always the same, in place of its different values: sums of them are exact."""
+    index = tensor.unique(return_inverse=True)[1]
+    source = torch.Generator(device="cpu").manual_seed(0)
+    numbers = torch.randint(1, 1 << 30, (int(index.max()) + 1,), generator=source, device="cpu").double()
+    return numbers.to(tensor.device)[index]
+
+
+def told_apart(*classes: Tensor) -> Tensor:
+    """Return numbers that are equal where those of all tensors are, which broadcast."""
+    joined = numbered(classes[0])
+    for more in classes[1:]:
+        joined = numbered(joined * 3.0 + numbered(more) * 7.0)
+    return joined
+
+
+def each_apart(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return a class of its own for each entry."""
+    return torch.arange(math.prod(shape), device=device, dtype=torch.float64).reshape(tuple(shape))
+
+
+def stationary(mean: Tensor, variance: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance over alike positions, too.
+
+    Args:
+        mean: Means.
+        variance: Variances.
+        shape: Size 1 where positions are alike.
+
+    Returns:
+        Both under that shape; what means differ by is part of the variance.
+    """
+    dims = [dim for dim, (size, wanted) in enumerate(zip(mean.shape, shape, strict=True)) if size > wanted]
+    if dims:
+        centre = mean.mean(dims, keepdim=True)
+        between = (mean - centre).square().mean(dims, keepdim=True)
+        mean, variance = centre, variance.expand(torch.broadcast_shapes(mean.shape, variance.shape))
+        variance = fitted(variance, [min(pair) for pair in zip(variance.shape, centre.shape, strict=True)]) + between
+    return mean.expand(tuple(shape)), fitted(variance, shape)
 
 
 def fitted(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -57,6 +109,18 @@ def fitted(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 class Transfer(ABC):
     """The moments that one bundle of edges brings to the layer above."""
+
+    @abstractmethod
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        """Carry classes of alike neurons.
+
+        Args:
+            classes: A number for each class below, with size 1 where neurons are alike.
+            alone: There are no other edges to these neurons: those without any (zero padding) are like any other.
+
+        Returns:
+            The same above.
+        """
 
     @abstractmethod
     def mean(self, mean: Tensor) -> Tensor:
@@ -92,6 +156,7 @@ class Transfer(ABC):
             Variances above.
         """
         del mean, correlation
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +164,17 @@ class Elementwise(Transfer):
     """x·w, w broadcast over the layer."""
 
     weight: Tensor
+    apart: Tensor | None = None
+
+    def joined(self, other: Elementwise) -> Elementwise:
+        """Return what both bring from the same neurons."""
+        apart = [part for part in (self.apart, other.apart) if part is not None]
+        return Elementwise(self.weight + other.weight, told_apart(*apart) if apart else None)
+
+    @override
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        classes = classes.reshape([1] * (self.weight.dim() - classes.dim()) + list(classes.shape))
+        return classes if self.apart is None else told_apart(classes, self.apart)
 
     @override
     def mean(self, mean: Tensor) -> Tensor:
@@ -118,15 +194,31 @@ class Sums(Transfer):
         below: Shape of the neurons below.
         weight: Weights that broadcast over the neurons above, None for 1.
         channel: The dimension that counts channels below, None when there is no such.
+        apart: Classes of neurons above that a parameter among the weights tells apart.
     """
 
     edges: Edges
     below: tuple[int, ...]
     weight: Tensor | None
     channel: int | None
+    apart: Tensor | None = None
 
     def _sum(self, x: Tensor) -> Tensor:
         return self.edges.sum(x.expand(self.below), None)
+
+    @override
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        edges = self.edges.pool if isinstance(self.edges, Beside) else self.edges
+        dims: tuple[int, ...] = ()
+        if isinstance(edges, Window):
+            dims = tuple(range(len(self.below) - len(edges.kernel), len(self.below)))
+        elif isinstance(edges, Reduce):
+            dims = edges.dims
+        if dims and all(classes.shape[dim] == 1 for dim in dims):
+            return classes.squeeze(dims) if isinstance(edges, Reduce) and not edges.keepdim else classes
+        padded = alone and isinstance(edges, Move) and isinstance(edges.spatial, tuple)
+        carried = collapsed(self._sum(classes), but=0.0 if padded else None)
+        return numbered(carried) if self.apart is None else told_apart(carried, self.apart)
 
     @override
     def mean(self, mean: Tensor) -> Tensor:
@@ -172,6 +264,15 @@ class Along(Transfer):
 
     def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
         return self.edges.sum(x.expand(self.below), computed(matrix))
+
+    @override
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        if classes.shape[self.edges.dim] == 1:
+            return classes
+        carried = self._times(self.matrix, classes)
+        one = torch.tensor(1.0, dtype=torch.float64, device=classes.device)
+        close = (carried / carried.abs().amax().clamp(min=one) * 2.0**40).round()  # equal rows may be summed in another order
+        return numbered(collapsed(close))
 
     @override
     def mean(self, mean: Tensor) -> Tensor:
@@ -263,14 +364,14 @@ class Weighted(Transfer):
     reads: Reads
     below: tuple[int, ...]
 
+    @override
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        groups, outs, _, _ = self.pattern.weight.shape
+        return numbered(collapsed(self._placed(each_apart((groups, outs), classes.device))))
+
     def per_channel(self, x: Tensor) -> Tensor:
         """Return the mean of moments over the positions of each channel below, shape (groups, ins)."""
         return self.pattern.below.split(x.expand(self.below)).mean(2)
-
-    def over_positions(self, mean: Tensor) -> Tensor:
-        """Return the variance of means over the positions of each channel below, shape (groups, ins)."""
-        full = self.pattern.below.split(mean.expand(self.below))
-        return full.var(2, unbiased=False) if collapsed(full).shape[2] > 1 else full.new_zeros(full.shape[:2])
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of the weight, (groups, rows, ins, taps), in float64."""
@@ -282,8 +383,7 @@ class Weighted(Transfer):
     def _placed(self, rows: Tensor) -> Tensor:
         """Give every position above what belongs to its row."""
         layout: Layout = self.pattern.above
-        full = layout.join(rows.unsqueeze(2).expand(layout.shape))
-        return full if rows.requires_grad else collapsed(full)
+        return layout.join(rows.unsqueeze(2).expand(layout.shape))
 
     @override
     def mean(self, mean: Tensor) -> Tensor:
@@ -292,24 +392,19 @@ class Weighted(Transfer):
 
     @override
     def variance_of_means(self, mean: Tensor, correlation: Tensor) -> Tensor | None:
-        """Windows within and such that reach into the padding differ, (w·m)ᵀ (F − F_tt·F_t't') (w·m); and what differs below."""
-        single, varied = self.reads.single, self.over_positions(mean)
+        """Windows within and such that reach into the padding differ: (w·m)ᵀ (F − F_tt·F_t't') (w·m)."""
+        del correlation
+        single = self.reads.single
         excess = (self.reads.together - single[:, None] * single[None, :]).to(mean.device)
-        pieces: list[Tensor] = []
-        if bool(varied.any()):
-            rho = self.per_channel(correlation)
-            pieces.append(torch.cat([torch.einsum("goi,gi->go", gain, varied) for _, gain in self.gains(rho)], 1))
-        if self.reads.lags is not None and bool(excess.any()):
-            below = self.per_channel(mean)
-            sums = [torch.einsum("goit,gi->got", w, below) for _, w in self.chunks()]
-            pieces.append(torch.cat([((part @ excess) * part).sum(2).clamp(min=0.0) for part in sums], 1))
-        return self._placed(sum(pieces[1:], pieces[0])) if pieces else None
+        if self.reads.lags is None or not bool(excess.any()):
+            return None
+        below = self.per_channel(mean)
+        sums = [torch.einsum("goit,gi->got", w, below) for _, w in self.chunks()]
+        return self._placed(torch.cat([((part @ excess) * part).sum(2).clamp(min=0.0) for part in sums], 1))
 
     @override
     def variance(self, variance: Tensor, correlation: Tensor) -> Tensor:
-        rows: Tensor = _Gains.apply(  # type: ignore[no-untyped-call]
-            self.per_channel(variance), self.per_channel(correlation), self
-        )
+        rows: Tensor = _Gains.apply(self.per_channel(variance), self.per_channel(correlation), self)
         return self._placed(rows)
 
     def gains(self, rho: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -324,18 +419,57 @@ class _Gains(torch.autograd.Function):
     """v(o) = Σ_i gain_oi·v(i), worked off in chunks in either direction."""
 
     @staticmethod
-    def forward(ctx: Any, variance: Tensor, rho: Tensor, transfer: Weighted) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, variance: Tensor, rho: Tensor, transfer: Weighted) -> Tensor:
         ctx.rho, ctx.transfer = rho, transfer
         return torch.cat([torch.einsum("goi,gi->go", gain, variance) for _, gain in transfer.gains(rho)], 1)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         parts = [torch.einsum("goi,go->gi", gain, g[:, rows]) for rows, gain in ctx.transfer.gains(ctx.rho)]
         return sum(parts[1:], parts[0]), None, None
 
 
+@dataclass(frozen=True, eq=False)
+class Apart(Transfer):
+    """Edges with a weight, between neurons that have their own moments at every position.
+
+    Attributes:
+        edges: The edges.
+        weight: Its value, float64.
+        below: Shape of the neurons below.
+    """
+
+    edges: Edges
+    weight: Tensor
+    below: tuple[int, ...]
+
+    def carried(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return Σ x·w."""
+        return self.edges.sum(x.expand(self.below), computed(weight))
+
+    @override
+    def classes(self, classes: Tensor, *, alone: bool) -> Tensor:
+        numbers = numbered(each_apart(self.weight.shape, classes.device)) % (1 << 12)
+        return numbered(collapsed(self.carried(classes % (1 << 12), numbers)))
+
+    @override
+    def mean(self, mean: Tensor) -> Tensor:
+        return self.carried(mean, self.weight)
+
+    @override
+    def variance(self, variance: Tensor, correlation: Tensor) -> Tensor:
+        return self.carried(variance, self.weight**2)
+
+
 def transfer_of(
-    edges: Edges, weight: Tensor | None, below: tuple[int, ...], above: tuple[int, ...], channel: int | None
+    edges: Edges,
+    weight: Tensor | None,
+    below: tuple[int, ...],
+    above: tuple[int, ...],
+    channel: int | None,
+    classes: Tensor,
+    *,
+    constant: bool,
 ) -> Transfer:
     """Return how moments go along a bundle of edges.
 
@@ -345,17 +479,24 @@ def transfer_of(
         below: Shape of the neurons below.
         above: Shape of those above.
         channel: The dimension that counts channels below.
+        classes: Those of the neurons below.
+        constant: The weight is no parameter: neurons that it tells apart have the same scale all the same.
 
     Returns:
         The transfer.
     """
     if isinstance(edges, (Identity, Scale)):
-        one = torch.ones([1] * len(below), dtype=torch.float64, device=None if weight is None else weight.device)
-        return Elementwise(one if weight is None else edges.sum(one, computed(weight.double())))
+        one = torch.ones([1] * len(below), dtype=torch.float64, device=classes.device)
+        placed = one if weight is None else edges.sum(one, computed(weight.double()))
+        return Elementwise(placed, None if constant else each_apart(placed.shape, classes.device))
     if isinstance(edges, AxisMap):
         assert weight is not None
         return Along(edges, below, weight.double(), channel)
     if isinstance(edges, (Move, Reduce, Window, Beside)) or weight is None or weight.dim() == 0:
-        return Sums(edges, below, None if weight is None else weight.double(), channel)
+        apart = None if weight is None or constant else each_apart(weight.shape, classes.device)
+        return Sums(edges, below, None if weight is None else weight.double(), channel, apart)
     pattern = edges.pattern(below, tuple(weight.shape))
-    return Weighted(weight, pattern, reads_of(edges, pattern, weight.shape[2:], below, above), below)
+    if collapsed(pattern.below.split(classes.expand(below))).shape[2] > 1:
+        return Apart(edges, weight.double(), below)
+    reads = reads_of(edges, pattern, weight.shape[2:], below, above)
+    return Weighted(weight, replace(pattern, triples=pattern.triples[:0]), reads, below)  # the triples may be many
