@@ -26,6 +26,7 @@ from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
 from pathlift.quantisation.correction import corrections
 from pathlift.quantisation.formats import FloatingPoint, Format
+from pathlift.quantisation.gauge import GaugeChoice, in_gauge
 from pathlift.quantisation.layer import Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
 from pathlift.quantisation.report import QuantizedTensor, QuantizeReport
@@ -35,6 +36,7 @@ from pathlift.rescaling import RescaledState, with_state
 from pathlift.statistics import activation_model, input_moments
 
 Rounding = Literal["compensated", "nearest", "towards_zero", "away", "stochastic", "balanced"]
+Gauge = Literal["none", "equalised", "balanced", "optimal"]
 Range = Literal["mse", "minmax", "expected", "lp"]
 Correction = Literal["mean", "variance", "none"]
 
@@ -47,6 +49,7 @@ def quantize(
     *,
     granularity: Literal["channel", "tensor"] | int = "channel",
     rounding: Rounding = "compensated",
+    gauge: Gauge = "none",
     range: Range = "mse",
     affine: bool = False,
     ends: int | str | None = None,
@@ -65,6 +68,7 @@ def quantize(
     *,
     granularity: Literal["channel", "tensor"] | int = "channel",
     rounding: Rounding = "compensated",
+    gauge: Gauge = "none",
     range: Range = "mse",
     affine: bool = False,
     ends: int | str | None = None,
@@ -84,6 +88,7 @@ def quantize(
     *,
     granularity: Literal["channel", "tensor"] | int = "channel",
     rounding: Rounding = "compensated",
+    gauge: Gauge = "none",
     range: Range = "mse",  # noqa: A002 - the word of the field
     affine: bool = False,
     ends: int | str | None = None,
@@ -104,6 +109,7 @@ def quantize(
         granularity: What has a scale of its own: ``channel``, each output channel; ``tensor``; or a number of input channels of an
             output channel, of which the largest divisor of theirs is taken.
         rounding: See `pathlift.quantisation.rounding`.
+        gauge: See `pathlift.quantisation.gauge`; the copy is rescaled by powers of two, and rounded in that gauge.
         range: See `pathlift.quantisation.ranges`.
         affine: Whether grids of whole numbers have a zero point.
         ends: Bits of the first and of the last layer; None: as the others.
@@ -135,10 +141,11 @@ def quantize(
         blame(compacted(network).values())
         matrices = matrices_of(network)
         formats = formats_of(list(matrices), bits, ends, affine=affine)
+        network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         state, tensors, corrected = _rounded_state(network, matrices, formats, way, source, progress)
         quantized = replace(network, state=state)
-        report = _report(network, quantized, tensors, corrected, way, moments)
+        report = _report(network, quantized, tensors, corrected, way, choice, moments)
         if isinstance(model, Network):
             return quantized, report
         return with_state(model, RescaledState(network, state, torch.ones(0))), report
@@ -177,6 +184,7 @@ def _report(
     tensors: Mapping[str, Rounded],
     corrected: list[str],
     way: Way,
+    choice: GaugeChoice,
     moments: int | None,
 ) -> QuantizeReport:
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
@@ -191,7 +199,7 @@ def _report(
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
-        way.rounding, granularity, way.rule, "none", "propagation", rows, log10_path_norm, metric, tuple(corrected), before, after, others
+        way.rounding, granularity, way.rule, choice, "propagation", rows, log10_path_norm, metric, tuple(corrected), before, after, others
     )
 
 

@@ -9,6 +9,7 @@ from pathlift.arguments.common import done_of_all
 from pathlift.arguments.kinds import anything, choice, either, flag, mapping, positive_count, whole
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
+from pathlift.quantisation.gauge import GAUGES
 from pathlift.quantisation.ranges import RANGES
 from pathlift.quantisation.rounding import ROUNDINGS
 
@@ -27,6 +28,7 @@ declare(__name__, {
         "channel, tensor, or a number of input channels for each scale", (str, choice("channel", "tensor")), (object, positive_count)
     ),
     "rounding": choice(*ROUNDINGS),
+    "quantize.gauge": choice(*GAUGES),
     "range": choice(*RANGES),
     "affine": flag,
     "ends": some_bits,

@@ -19,6 +19,7 @@ from pathlift.graph.network import Network
 from pathlift.metric.metric import PathMetric
 from pathlift.passes.box import Tolerance
 from pathlift.quantisation.formats import Format
+from pathlift.quantisation.gauge import GaugeChoice
 from pathlift.results import Result
 
 
@@ -151,7 +152,7 @@ class SameGrid(Tolerance):
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizeReport(
     Result,
-    line=("rounding", "bits", "granularity", "gauge", "bytes_before", "bytes_after", "expected_error", "path_metric"),
+    line=("rounding", "bits", "granularity", "bytes_before", "bytes_after", "expected_error", "path_metric"),
     shows=(
         "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
         "log10_path_norm", "path_metric", "corrected", "tensors",
@@ -163,7 +164,7 @@ class QuantizeReport(
         rounding: How.
         granularity: What has a scale of its own.
         range: How far the grids reach.
-        gauge: In which gauge: ``none`` leaves that of the model.
+        gauge: In which gauge, and how good it is.
         statistics: Where the statistics of the activations came from.
         tensors: What became of each tensor, in the model's order.
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁ of the model.
@@ -178,7 +179,7 @@ class QuantizeReport(
     rounding: str
     granularity: str
     range: str
-    gauge: str
+    gauge: GaugeChoice
     statistics: str
     tensors: tuple[QuantizedTensor, ...]
     log10_path_norm: float
