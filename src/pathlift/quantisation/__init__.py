@@ -4,7 +4,8 @@ from pathlift.quantisation import arguments as arguments
 from pathlift.quantisation.api import quantize
 from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
+from pathlift.quantisation.onnx import save_onnx
 from pathlift.quantisation.report import QuantizedTensor, QuantizeReport, SameGrid
 
 __all__ = [
-    "GaugeChoice","QuantizeReport", "QuantizedTensor", "SameGrid", "load_quantized", "quantize"]
+    "GaugeChoice","QuantizeReport", "QuantizedTensor", "SameGrid", "load_quantized", "quantize", "save_onnx"]

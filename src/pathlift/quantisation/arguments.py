@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
-from pathlift.arguments.kinds import anything, choice, either, flag, mapping, positive_count, whole
+from pathlift.arguments.kinds import anything, choice, either, flag, instance, mapping, module_with_values, positive_count, whole
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
 from pathlift.quantisation.gauge import GAUGES
 from pathlift.quantisation.ranges import RANGES
+from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ROUNDINGS
 
 some_bits = either(
@@ -33,6 +34,8 @@ declare(__name__, {
     "affine": flag,
     "ends": some_bits,
     "correction": choice("mean", "variance", "none"),
+    "quantized": module_with_values,
+    "report": instance("the report that quantize returned", QuantizeReport),
     "quantize.moments": any_moments,
     "quantize.progress": done_of_all,
 })  # fmt: skip
