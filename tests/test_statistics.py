@@ -127,7 +127,7 @@ def test_one_affine_layer_of_independent_inputs_is_exact(name: str) -> None:
     full = found.mean.expand(1, *y.shape[1:])
     between = (full - full.mean(rest, keepdim=True)).square().mean(rest)
     scale = float(y.var())
-    torch.testing.assert_close(full.mean(rest), y.mean(rest), rtol=0, atol=0.02 * math.sqrt(scale))
+    torch.testing.assert_close(full.mean(rest), y.mean(rest), rtol=0, atol=0.06 * math.sqrt(scale))
     expected = y.var(rest)
     torch.testing.assert_close(
         found.variance.expand(1, *y.shape[1:]).mean(rest) + between, expected, rtol=0.09, atol=0.01 * scale

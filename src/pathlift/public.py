@@ -17,6 +17,7 @@ from pathlift.pruning import prune
 from pathlift.quantisation import quantize
 from pathlift.reading import capture, check_support
 from pathlift.rescaling import align, equivalent, symmetries
+from pathlift.statistics import activation_statistics
 from pathlift.storage import load_model
 from pathlift.streaming import path_metrics, path_norms, stream
 
@@ -31,6 +32,7 @@ __all__ = [
     "Relative",
     "Rounding",
     "UnsupportedModelError",
+    "activation_statistics",
     "align",
     "attack",
     "capture",

@@ -26,6 +26,7 @@ from pathlift.graph.expressions import StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.rules.batch_norm import running
+from pathlift.statistics.covariances import Lags
 from pathlift.statistics.model import ActivationModel
 from pathlift.statistics.transfer import Apart, Weighted
 
@@ -122,6 +123,7 @@ class _Use:
     variance: Tensor
     correlation: Tensor
     transfer: Weighted
+    lags: Lags | None
 
     def first(self) -> Tensor:
         """E u, (groups, columns)."""
@@ -142,12 +144,33 @@ class _Use:
         """E u·uᵀ of a group."""
         squares, own, common = (form.to(self.mean.device) for form in self._forms())
         mean, variance, rho = self.mean[group], self.variance[group], self.correlation[group]
+        if self.lags is not None:
+            return self._correlated(self.lags, group)
         out = torch.einsum("i,j,ts->itjs", mean, mean, squares)
         within = (variance * (1.0 - rho))[:, None, None] * own + (variance * rho)[:, None, None] * common
         index = torch.arange(len(mean), device=mean.device)
         out[index, :, index] += within
         size = len(mean) * len(own)
         return out.reshape(size, size)
+
+
+    def _correlated(self, lags: Lags, group: int) -> Tensor:
+        """H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + K_λ[i, j]) with λ the distance of what the taps read."""
+        mean, deviation = self.mean[group], self.variance[group].sqrt()
+        ins, reads = len(mean), self.transfer.reads
+        taps = len(reads.together)
+        channels = slice(group * ins, (group + 1) * ins)
+        outer, product = deviation[:, None] * deviation, mean[:, None] * mean
+        out = torch.zeros(ins, taps, ins, taps, dtype=torch.float64, device=mean.device)
+        for first in range(taps):
+            for second in range(taps):
+                share = float(reads.together[first, second])
+                if share > 0.0:
+                    lag = () if reads.lags is None else tuple(reads.lags[first, second].tolist())
+                    near, factor = lags.known(lag)
+                    correlation = lags.near(near)[channels, channels].double() * factor
+                    out[:, first, :, second] = share * (correlation * outer + product)
+        return out.reshape(ins * taps, ins * taps)
 
 
 def positive(matrix: Tensor) -> Tensor:
@@ -207,7 +230,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
             raise InputError(f"'{name}' is only a part of what the layer '{layer.name}' multiplies by.")
         below = model.steps[connection.source].moments
         mean, variance, rho = (transfer.per_channel(x) for x in (below.mean, below.variance, below.correlation))
-        uses.append(_Use(mean, variance, rho, transfer))
+        uses.append(_Use(mean, variance, rho, transfer, model.lags(layer.name, connection.source)))
         rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
         following.append(_following(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)

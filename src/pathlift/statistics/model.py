@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import blame
+from pathlift.statistics.correlated import CorrelatedPropagation
+from pathlift.statistics.covariances import Lags
+from pathlift.statistics.measure import measured
 from pathlift.statistics.propagation import Propagation, Step
 from pathlift.statistics.sensitivity import sensitivities
+
+Correlations: TypeAlias = Literal["taps", "channels"]
+"""Of which neurons correlations are known: of two taps of one channel, or of all channels at small distances."""
 
 TAPS = 0.5
 """The correlation of two taps of one channel where nothing else is known."""
@@ -34,6 +42,10 @@ class ActivationModel:
         """The network."""
         return self.propagation.network
 
+    def lags(self, layer: str, source: str) -> Lags | None:
+        """Return the correlations of what a weight between two layers multiplies, None where there are none."""
+        return self.propagation.read.get((layer, source)) if isinstance(self.propagation, CorrelatedPropagation) else None
+
     @property
     def steps(self) -> Mapping[str, Step]:
         """Layer name to what it does to moments."""
@@ -42,22 +54,33 @@ class ActivationModel:
 
 @torch.no_grad()
 def activation_model(
-    network: Network, *, moments: Mapping[str, tuple[Tensor, Tensor]] | None = None, correlation: float = TAPS
+    network: Network,
+    data: Iterable[Samples] | None = None,
+    *,
+    moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    correlation: float = TAPS,
+    correlations: Correlations = "taps",
 ) -> ActivationModel:
     """Work out what the activations of a network look like.
 
     Args:
         network: The network.
+        data: Batches of inputs, to measure moments on.
         moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
         correlation: Of two taps of one channel.
+        correlations: What is known of covariances: ``taps`` or ``channels``.
 
     Returns:
         The model.
 
     Raises:
+        InputError: There is no batch in the data, or one is malformed.
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
-    propagation = Propagation(network, moments or {}, correlation)
+    kind = CorrelatedPropagation if correlations == "channels" else Propagation
+    propagation = kind(network, moments or {}, correlation)
     blame(propagation.values)
     propagation.run()
+    if data is not None:
+        propagation.steps = measured(propagation, data)
     return ActivationModel(propagation, sensitivities(propagation))

@@ -111,7 +111,11 @@ class Propagation:
                 step = self._step(layer)
                 norm = self.norms.get(layer.name)
                 self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
+                self._done(layer)
         return self.steps
+
+    def _done(self, layer: Layer) -> None:
+        """Do what is left to do when the moments of a layer are known."""
 
     # ---- values of weights
 
@@ -151,17 +155,17 @@ class Propagation:
             for position, connection in enumerate(connections)
         ]
 
-    def transfers(self, layer: Layer) -> list[tuple[str, Transfer]]:
-        """Return source and transfer of the bundles of a layer, those that are elementwise and start at one layer joined."""
-        found: list[tuple[str, Transfer]] = []
-        joined: dict[str, Elementwise] = {}
+    def transfers(self, layer: Layer) -> list[tuple[Connection, Transfer]]:
+        """Return the bundles of a layer, those that are elementwise and start at one layer joined, and how moments go along."""
+        found: list[tuple[Connection, Transfer]] = []
+        joined: dict[str, tuple[Connection, Elementwise]] = {}
         for connection, transfer in zip(layer.connections, self.bundles(layer), strict=False):
             if isinstance(transfer, Elementwise) and layer.concat is None:
                 known = joined.get(connection.source)
-                joined[connection.source] = transfer if known is None else known.joined(transfer)
+                joined[connection.source] = (connection, transfer if known is None else known[1].joined(transfer))
             else:
-                found.append((connection.source, transfer))
-        return [*joined.items(), *found]
+                found.append((connection, transfer))
+        return [*joined.values(), *found]
 
     # ---- which neurons are alike
 
@@ -177,7 +181,7 @@ class Propagation:
             return self._classes_of_extremum(layer, layer.nonlinearity)
         transfers = self.transfers(layer)
         alone = len(transfers) == 1 and not layer.biases
-        pieces = [transfer.classes(self.classes[source], alone=alone) for source, transfer in transfers]
+        pieces = [transfer.classes(self.classes[connection.source], alone=alone) for connection, transfer in transfers]
         if layer.concat is not None:
             shapes = [layer.concat.shape(position, layer.shape) for position in range(len(pieces))]
             full = [
@@ -248,24 +252,26 @@ class Propagation:
 
     def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance and correlation of what the edges and biases bring."""
-        rank = len(layer.shape)
-        means, variances = [], []
-        for source, transfer in self.transfers(layer):
-            below = self.steps[source].moments
-            brought = transfer.variance(below.variance, below.correlation)
-            more = transfer.variance_of_means(below.mean, below.correlation)
-            means.append(transfer.mean(below.mean))
-            variances.append(brought if more is None else brought + more)
+        brought = [self._brought(layer, connection, transfer) for connection, transfer in self.transfers(layer)]
+        nothing = torch.zeros([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
         if layer.concat is not None:
-            pieces = [layer.concat.shape(position, layer.shape) for position in range(len(means))]
-            parts = ([part.expand(shape) for part, shape in zip(each, pieces, strict=True)] for each in (means, variances))
-            mean, variance = (torch.cat(part, layer.concat.dim) for part in parts)
+            pieces = [layer.concat.shape(position, layer.shape) for position in range(len(brought))]
+            mean, variance = (
+                torch.cat([part[which].expand(shape) for part, shape in zip(brought, pieces, strict=True)], layer.concat.dim)
+                for which in (0, 1)
+            )
         else:
-            nothing = torch.zeros([1] * rank, dtype=torch.float64, device=self.network.device)
-            mean, variance = sum(means, nothing), sum(variances, nothing)
+            mean, variance = (sum((part[which] for part in brought), nothing) for which in (0, 1))
             if layer.nonlinearity is None:
                 mean = sum((self.placed(bias) for bias in layer.biases), mean)
         return *stationary(mean, variance, self.classes[layer.name].shape), self._rho(layer)
+
+    def _brought(self, layer: Layer, connection: Connection, transfer: Transfer) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return mean and variance that one bundle of edges brings to a layer."""
+        below = self.steps[connection.source].moments
+        variance = transfer.variance(below.variance, below.correlation)
+        more = transfer.variance_of_means(below.mean, below.correlation)
+        return transfer.mean(below.mean), variance if more is None else variance + more
 
     def kink(self, layer: Layer) -> Kink:
         """Return the function of a layer with slopes or a clamp."""

@@ -2,7 +2,7 @@
 
 The variance of a small random error goes through the network as variances do (`pathlift.statistics.transfer`), but for kinks,
 which multiply it by E f'(z)² (for ReLU the probability that the neuron is active), and maxima, which pass on that of the
-antecedent that is the largest. This map is linear, and g is its transpose applied to ones: the ℓ² path-norm's backward pass
+antecedent that is the largest. Errors at two taps of one channel are correlated by ρ as inputs are unless more is known. This map is linear, and g is its transpose applied to ones: the ℓ² path-norm's backward pass
 with each kink multiplied by its activity, and batch norm by (γ/σ)².
 """
 
@@ -66,8 +66,8 @@ def _error(propagation: Propagation, layer: Layer, errors: Mapping[str, Tensor])
     if isinstance(layer.nonlinearity, Extremum):
         return fitted(_of_extremum(propagation, layer, step, errors), shape) + zero
     pieces = []
-    for source, transfer in propagation.transfers(layer):
-        pieces.append(transfer.variance(errors[source], propagation.steps[source].moments.correlation))
+    for connection, transfer in propagation.transfers(layer):
+        pieces.append(transfer.variance(errors[connection.source], propagation.rho))
     if layer.concat is not None:
         shapes = [layer.concat.shape(position, layer.shape) for position in range(len(pieces))]
         brought = torch.cat([piece.expand(each) for piece, each in zip(pieces, shapes, strict=True)], layer.concat.dim)

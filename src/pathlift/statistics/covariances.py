@@ -1,0 +1,431 @@
+"""Correlations between the channels of a layer at small distances, without data (mathematics §9, propagated covariances).
+
+    R_δ[i, j] = Corr(u_i(p), u_j(p + δ)) over inputs and positions p, for |δ|_∞ ≤ 2, and R_{−δ} = R_δᵀ.
+
+What is stored are correlations, which no rescaling changes; variances stand beside them (`Moments`). One step through each layer:
+
+- a convolution: K'_δ = Σ_{t,t'} F·W_t K_λ W_{t'}ᵀ, where λ is the distance of what the taps t at p and t' at p+δ read, and F how
+  often both read a neuron: s·δ + d·(t' − t) for stride s and dilation d, and what the phases of a transposed convolution give;
+- a batch norm, and any other elementwise weight: correlations stay, up to signs;
+- a kink: Cov(f(z_i), f(z_j)) = Σ_{k≥1} c_k(i)·c_k(j)·R_ij^k with five Hermite coefficients, exact on the diagonal: what is left
+  of the variance goes with the sixth power;
+- sums of branches: covariances add up, those across branches are left out; so are those between the pieces of a concatenation;
+- constant maps along space (pooling, interpolation, padding, moves): K'_δ = Σ_λ c_δ(λ)·K_λ. Maxima are taken as means here;
+- flattening: the covariance of two positions is that of their distance.
+
+Beyond a distance of 2, correlations decay geometrically. A layer of which nothing is known has None: its neurons count as
+independent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathlift.edges import AxisMap, Convolution, Move, Reduce, Window
+from pathlift.edges.wall import Beside
+from pathlift.graph.layers import Connection, Layer
+from pathlift.statistics.kinks import Kink, hermite
+from pathlift.statistics.transfer import Elementwise, Weighted
+
+REACH = 2
+"""Largest distance along each dimension at which correlations are carried."""
+
+TERMS = 5
+"""Hermite coefficients."""
+
+WIDEST = 4096
+"""Neurons of a flattened layer up to which all of their correlations are laid out."""
+
+LEAST = 1e-6
+"""Share of the variance of independent inputs that a sum of correlated ones keeps at least: what float32 resolves."""
+
+PIXEL = 0.96
+"""Correlation of neighbouring pixels of an image."""
+
+COLOURS = ((1.0, 0.95, 0.88), (0.95, 1.0, 0.95), (0.88, 0.95, 1.0))
+"""Correlations between red, green and blue."""
+
+Lag = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Lags:
+    """Correlations of a layer of shape (1, channels, *space).
+
+    Attributes:
+        at: Distance to R_δ, float32, (channels, channels): for 0 and those that come after it in lexicographic order.
+        space: Sides of the image.
+    """
+
+    at: Mapping[Lag, Tensor]
+    space: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.at[(0,) * len(self.space)])
+
+    @cached_property
+    def decay(self) -> float:
+        """By how much the correlation of a channel with itself falls with each step beyond the reach."""
+        origin = (0,) * len(self.space)
+        ratios = []
+        for dim, size in enumerate(self.space):
+            if size > REACH:
+                near, far = (tuple(step if other == dim else 0 for other in range(len(origin))) for step in (1, REACH))
+                ratios.append(float(self.at[far].diagonal().mean() / self.at[near].diagonal().mean().clamp(min=LEAST)))
+        return min(1.0, max(0.0, sum(ratios) / len(ratios))) if ratios else 0.0
+
+    def known(self, lag: Lag) -> tuple[Lag, float]:
+        """Return the distance within reach that stands for any, and the factor to it."""
+        near = tuple(
+            max(-limit, min(limit, step)) for step, limit in zip(lag, (min(REACH, size - 1) for size in self.space), strict=True)
+        )
+        beyond = sum(abs(step - close) for step, close in zip(lag, near, strict=True))
+        return near, 1.0 if beyond == 0 else self.decay**beyond
+
+    def near(self, lag: Lag) -> Tensor:
+        """Return R at a distance within reach."""
+        return self.at[lag] if lag in self.at else self.at[tuple(-step for step in lag)].T
+
+    def __getitem__(self, lag: Lag) -> Tensor:
+        """Return R at any distance."""
+        near, factor = self.known(lag)
+        return self.near(near) if factor == 1.0 else self.near(near) * factor
+
+    def kept(self, reach: Sequence[int]) -> Lags:
+        """Return what is needed up to some distance along each dimension."""
+        needed = [lag for lag in self.at if all(abs(step) <= most for step, most in zip(lag, reach, strict=True))]
+        return Lags({lag: self.at[lag] for lag in needed}, self.space)
+
+
+def half(space: Sequence[int]) -> list[Lag]:
+    """Return 0 and the distances after it, within reach and within an image."""
+    ranges = [range(-min(REACH, size - 1), min(REACH, size - 1) + 1) for size in space]
+    return [lag for lag in itertools.product(*ranges) if lag >= (0,) * len(ranges)]
+
+
+def of_input(layer: Layer, pixel: float, device: torch.device) -> Lags | None:
+    """Return the correlations of an input: images have correlated colours and neighbours, other inputs are independent."""
+    if len(layer.shape) < 2:
+        return None
+    channels, space = layer.shape[1], layer.shape[2:]
+    between = torch.tensor(COLOURS, device=device) if channels == len(COLOURS) and len(space) == 2 else torch.eye(channels)
+    between = between.to(device, torch.float32)
+    return Lags({lag: between * pixel ** sum(map(abs, lag)) for lag in half(space)}, tuple(space))
+
+
+def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: Tensor) -> Lags:
+    """Return the correlations of f(z).
+
+    Args:
+        below: Those of z.
+        kink: f.
+        mean: E z, one for each channel, broadcastable.
+        variance: Var z.
+        out: Var f(z).
+
+    Returns:
+        Correlations.
+    """
+    channels = below.channels
+    size = torch.where(out > 0, out.rsqrt(), 0.0)
+    parts = [(part * size).expand(_spread(size, channels)).reshape(-1).float() for part in hermite(kink, mean, variance, TERMS)]
+    rest = (1.0 - torch.stack(parts).square().sum(0)).clamp(min=0.0)
+    at = {}
+    for lag in below.at:
+        correlation = below.at[lag]
+        power, made = torch.ones_like(correlation), torch.zeros_like(correlation)
+        for part in parts:
+            power = power * correlation
+            made += power * part[:, None] * part
+        made.diagonal().add_(rest * (power * correlation).diagonal())
+        at[lag] = _unit(made, lag)
+    return Lags(at, below.space)
+
+
+def _spread(tensor: Tensor, channels: int) -> list[int]:
+    return [channels if dim == 1 else 1 for dim in range(tensor.dim())]
+
+
+def _unit(correlation: Tensor, lag: Lag) -> Tensor:
+    """Return correlations within [−1, 1], and 1 on the diagonal where the distance is 0."""
+    correlation = correlation.clamp(-1.0, 1.0)
+    if not any(lag):
+        correlation.diagonal().fill_(1.0)
+    return correlation
+
+
+def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space: tuple[int, ...], correlation: float) -> Lags:
+    """Return the correlations of a sum of independent branches.
+
+    Args:
+        branches: Correlations and variances of each, (channels,); None: channels independent of each other.
+        channels: Number of channels.
+        space: Sides of the image.
+        correlation: Of two taps of a channel, where nothing else is known.
+
+    Returns:
+        Correlations.
+    """
+    total = torch.stack([variance for _, variance in branches]).sum(0)
+    shares = [torch.where(total > 0, variance / total, 0.0).sqrt().float() for _, variance in branches]
+    at = {}
+    for lag in half(space):
+        made = torch.zeros(channels, channels, device=total.device)
+        for (lags, _), share in zip(branches, shares, strict=True):
+            if lags is None:
+                made.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
+            else:
+                made += lags[lag] * share[:, None] * share
+        at[lag] = _unit(made, lag)
+    return Lags(at, space)
+
+
+def side_by_side(pieces: Sequence[tuple[Lags | None, int]], space: tuple[int, ...], correlation: float, device: torch.device) -> Lags:
+    """Return the correlations of pieces that are concatenated along the channels."""
+    at = {}
+    for lag in half(space):
+        blocks = [
+            torch.eye(size, device=device) * (correlation if any(lag) else 1.0) if lags is None else lags[lag]
+            for lags, size in pieces
+        ]
+        at[lag] = torch.block_diag(*blocks)
+    return Lags(at, space)
+
+
+# ---- constant maps along space
+
+
+def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, Tensor]:
+    """Carry correlations through a constant map along each dimension, the same for all channels.
+
+    Args:
+        below: Correlations below.
+        matrices: For each dimension the map, (positions above, positions below); None where nothing happens.
+
+    Returns:
+        Correlations above, and the variance of each channel as a multiple of that below, on average over positions.
+    """
+    space = tuple(size if matrix is None else len(matrix) for size, matrix in zip(below.space, matrices, strict=True))
+    weights = [
+        {lag: {lag: 1.0} for lag in range(-REACH, REACH + 1)} if matrix is None else _coefficients(matrix.double().cpu())
+        for matrix in matrices
+    ]
+    covariances = {}
+    for lag in half(space):
+        found: dict[Lag, float] = {}
+        for steps in itertools.product(*(weight[step].items() for weight, step in zip(weights, lag, strict=True))):
+            near, factor = below.known(tuple(step for step, _ in steps))
+            found[near] = found.get(near, 0.0) + factor * math.prod(value for _, value in steps)
+        terms = [below.near(near) * value for near, value in found.items() if value != 0.0]
+        covariances[lag] = torch.stack(terms).sum(0) if terms else torch.zeros_like(below.near((0,) * len(below.space)))
+    return _normalised(covariances, space)
+
+
+def _coefficients(matrix: Tensor) -> dict[int, dict[int, float]]:
+    """Return c_δ(λ): the mean over p of Σ_q M[p, q]·M[p+δ, q+λ]."""
+    outs, ins = matrix.shape
+    found = {}
+    for lag in range(-min(REACH, outs - 1), min(REACH, outs - 1) + 1):
+        first, last = max(0, -lag), outs - max(0, lag)
+        products = matrix[first:last].T @ matrix[first + lag : last + lag] / (last - first)
+        found[lag] = {
+            step: value for step in range(1 - ins, ins) if (value := float(products.diagonal(step).sum())) != 0.0
+        }
+    return found
+
+
+def _normalised(covariances: Mapping[Lag, Tensor], space: tuple[int, ...]) -> tuple[Lags, Tensor]:
+    """Return correlations and variances."""
+    variance = covariances[(0,) * len(space)].diagonal().clamp(min=LEAST).clone()
+    size = variance.rsqrt()
+    at = {lag: _unit(covariance * size[:, None] * size, lag) for lag, covariance in covariances.items()}
+    return Lags(at, space), variance.double()
+
+
+def space_maps(connection: Connection, below: tuple[int, ...], above: tuple[int, ...], matrix: Tensor | None) -> list[Tensor | None] | None:
+    """Return the constant map along each dimension of space that edges without a weight of their own make; None for others."""
+    edges = connection.edges.pool if isinstance(connection.edges, Beside) else connection.edges
+    dims = range(2, len(below))
+    if isinstance(edges, Window) and len(edges.kernel) <= len(below) - 2:
+        reads = edges.reads(above)
+        return [_read_matrix(reads[dim], below[dim]) if dim in reads else None for dim in dims]
+    if isinstance(edges, Reduce) and all(dim in dims for dim in edges.dims):
+        return [torch.ones(1, below[dim], dtype=torch.float64) if dim in edges.dims else None for dim in dims]
+    if isinstance(edges, AxisMap) and edges.dim in dims and matrix is not None:
+        return [matrix if dim == edges.dim else None for dim in dims]
+    if isinstance(edges, Move) and isinstance(edges.spatial, tuple) and len(below) == len(above) and below[1] == above[1]:
+        return [_moved_matrix(edges, below, dim) for dim in dims]
+    return None
+
+
+def _read_matrix(reads: Tensor, size: int) -> Tensor:
+    inside = (reads >= 0) & (reads < size)
+    matrix = torch.zeros(len(reads), size + 1, dtype=torch.float64)
+    return matrix.scatter_add(1, torch.where(inside, reads, size), torch.ones(reads.shape, dtype=torch.float64))[:, :size]
+
+
+def _moved_matrix(edges: Move, below: tuple[int, ...], dim: int) -> Tensor:
+    numbers = torch.arange(1, below[dim] + 1, dtype=torch.float64).reshape([-1 if other == dim else 1 for other in range(len(below))])
+    moved = edges.gather(numbers.expand(below))
+    read = moved.amax([other for other in range(moved.dim()) if other != dim]).long() - 1
+    return _read_matrix(read[:, None], below[dim])
+
+
+def moved_channels(edges: Move, below: tuple[int, ...], above: tuple[int, ...]) -> Tensor | None:
+    """Return which channel below each channel above is when a view moves whole channels about; None for other moves."""
+    if len(above) < 2 or above[2:] != below[2:]:
+        return None
+    numbers = torch.arange(math.prod(below), dtype=torch.float64).reshape(below)
+    moved = edges.gather(numbers)
+    if tuple(moved.shape) != above:
+        return None
+    size = math.prod(below[2:])
+    first = (moved.reshape(above[1], -1)[:, 0] / size).long()
+    expected = first[:, None] * size + torch.arange(size)
+    return first if torch.equal(moved.reshape(above[1], -1), expected.double()) else None
+
+
+def flattened(below: Lags) -> Lags | None:
+    """Return the correlations of all neurons, channel by channel; None where there are too many."""
+    positions = list(itertools.product(*map(range, below.space)))
+    count = below.channels * len(positions)
+    if count > WIDEST:
+        return None
+    made = torch.empty(below.channels, len(positions), below.channels, len(positions), device=below.near((0,) * len(below.space)).device)
+    for (first, p), (second, q) in itertools.product(enumerate(positions), repeat=2):
+        made[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
+    return Lags({(): made.reshape(count, count)}, ())
+
+
+# ---- weights
+
+
+def through_weight(
+    below: Lags, connection: Connection, transfer: Weighted, deviation: Tensor, above: tuple[int, ...]
+) -> tuple[Lags, Tensor] | None:
+    """Carry correlations through a convolution or a linear layer.
+
+    Args:
+        below: Correlations below.
+        connection: The edges.
+        transfer: How moments go along them.
+        deviation: √v of the channels below, (channels,).
+        above: Shape of the neurons above.
+
+    Returns:
+        Correlations and variances above, (channels,); None where the edges are neither.
+    """
+    groups, outs, ins, taps = transfer.pattern.weight.shape
+    weight = torch.cat([w for _, w in transfer.chunks()], 1) * deviation.reshape(groups, 1, ins, 1)
+    norm = weight.square().sum((2, 3), keepdim=True).sqrt()
+    rows = torch.where(norm > 0, weight / norm, 0.0).float()
+    if isinstance(connection.edges, Convolution):
+        pairs = _tap_pairs(connection, transfer, tuple(above[2:]))
+    elif groups == taps == 1 and not below.space:
+        pairs = {(): [(0, 0, (), 1.0)]}
+    else:
+        return None
+    covariances = _depthwise(below, rows, pairs) if ins == 1 and groups > 1 else _dense(below, rows, pairs)
+    lags, variance = _normalised(covariances, tuple(above[2:]))
+    return lags, variance * norm.reshape(-1) ** 2
+
+
+Pairs = dict[Lag, list[tuple[int, int, Lag, float]]]
+"""For each distance above: pairs of taps, the distance of what they read, and how often both read a neuron."""
+
+
+def _tap_pairs(connection: Connection, transfer: Weighted, space: tuple[int, ...]) -> Pairs:
+    edges, kernel = connection.edges, transfer.weight.shape[2:]
+    assert isinstance(edges, Convolution)
+    tables = [edges.taps(dim, outputs, size) for dim, (outputs, size) in enumerate(zip(space, kernel, strict=True))]
+    sizes = transfer.below[2:]
+    pairs: Pairs = {}
+    for lag in half(space):
+        each = [_along(table, size, step) for table, size, step in zip(tables, sizes, lag, strict=True)]
+        found = []
+        for combination in itertools.product(*each):
+            first = second = 0
+            for (t, s, _, _), size in zip(combination, kernel, strict=True):
+                first, second = first * size + t, second * size + s
+            found.append((first, second, tuple(c[2] for c in combination), math.prod(c[3] for c in combination)))
+        pairs[lag] = found
+    return pairs
+
+
+def _along(table: Tensor, size: int, lag: int) -> list[tuple[int, int, int, float]]:
+    """Return pairs of taps along one dimension, the distance of what they read at p and p + lag, and how often."""
+    outputs, taps = table.shape
+    first, last = max(0, -lag), outputs - max(0, lag)
+    here, there = table[first:last], table[first + lag : last + lag]
+    found = []
+    for t, s in itertools.product(range(taps), repeat=2):
+        both = (here[:, t] >= 0) & (here[:, t] < size) & (there[:, s] >= 0) & (there[:, s] < size)
+        if bool(both.any()):
+            distance = int((there[:, s] - here[:, t])[both][0])
+            found.append((t, s, distance, float(both.double().mean())))
+    return found
+
+
+def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
+    """Σ F·W_t K_λ W_{t'}ᵀ, with each K_λ W_{t'}ᵀ made once."""
+    groups, outs, _, taps = rows.shape
+    kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap] for tap in range(taps)]
+    made: dict[tuple[Lag, int], Tensor] = {}
+    covariances = {}
+    for lag, several in pairs.items():
+        out = torch.zeros(groups * outs, groups * outs, device=rows.device)
+        for tap in range(taps):
+            sums: Tensor | None = None
+            for first, second, distance, share in several:
+                if first != tap:
+                    continue
+                near, factor = below.known(distance)
+                if (near, second) not in made:
+                    made[near, second] = below.near(near) @ kernels[second].T
+                term = made[near, second] * (share * factor)
+                sums = term if sums is None else sums.add_(term)
+            if sums is not None:
+                out += kernels[tap] @ sums
+        covariances[lag] = out
+    return covariances
+
+
+def _depthwise(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
+    """Σ F·w_t w_{t'}ᵀ ∘ K_λ, for one channel below in each group."""
+    groups, outs, _, taps = rows.shape
+    kernels = rows.reshape(groups * outs, taps)
+    covariances = {}
+    for lag, several in pairs.items():
+        forms: dict[Lag, Tensor] = {}
+        for first, second, distance, share in several:
+            near, factor = below.known(distance)
+            forms.setdefault(near, torch.zeros(taps, taps, device=rows.device))[first, second] += share * factor
+        out = torch.zeros(groups * outs, groups * outs, device=rows.device)
+        for near, form in forms.items():
+            correlation = below.near(near)
+            if outs > 1:
+                correlation = correlation.repeat_interleave(outs, 0).repeat_interleave(outs, 1)
+            out += (kernels @ form @ kernels.T) * correlation
+        covariances[lag] = out
+    return covariances
+
+
+def signed(below: Lags, transfer: Elementwise) -> Lags | None:
+    """Return correlations behind a weight for each channel, or for all; None where it has an extent along space."""
+    weight = transfer.weight
+    if any(size > 1 for dim, size in enumerate(weight.shape) if dim != 1) or weight.dim() != 2 + len(below.space):
+        return None
+    if bool((weight >= 0).all()):
+        return below
+    sign = weight.sign().expand(_spread(weight, below.channels)).reshape(-1).float()
+    return Lags({lag: _unit(correlation * sign[:, None] * sign, lag) for lag, correlation in below.at.items()}, below.space)
+
