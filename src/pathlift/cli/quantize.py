@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -27,7 +28,9 @@ from pathlift.cli.common import (
     print_json,
     progress_bar,
     scientific,
+    working,
 )
+from pathlift.errors import InputError
 from pathlift.output import check_outputs
 
 ROUNDINGS = "compensated, nearest, towards_zero, away, stochastic, balanced"
@@ -47,12 +50,17 @@ def quantize(
     ranges: Annotated[str, typer.Option("--range", help=f"One of {RANGES}.")] = "mse",
     affine: Annotated[bool, typer.Option("--affine", help="Grids of whole numbers with a zero point.")] = False,
     correction: Annotated[Optional[str], typer.Option(help="mean, variance, or none.")] = None,  # noqa: UP045
+    gauge: Annotated[str, typer.Option(help="Round in this gauge: none, equalised, balanced, optimal.")] = "none",
+    budget: Annotated[Optional[str], typer.Option(help="Bits of a weight on average (4.5), or bytes (3.2MB); --bits is the most.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Inputs to measure on: digits, fashion-mnist, or a file.")] = None,  # noqa: UP045
+    limit: Annotated[int, typer.Option(help="Only the first samples of --data.")] = 256,
     weights: Weights = None,
     shape: Shape = None,
     out_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", help="Write integers, scales and zero points to a .safetensors file, as torchao reads it."),
     ] = None,
+    onnx_file: Annotated[Optional[Path], typer.Option("--onnx", help="Write an .onnx file with integer weights.")] = None,  # noqa: UP045
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -63,11 +71,18 @@ def quantize(
 ) -> None:
     """Quantise the weights of a network; print what became of each tensor, and how far the function can have moved."""
     check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
+    check_outputs({"--onnx": onnx_file}, suffixes=(".onnx",), inputs={"MODEL": model}, replace=force)
+    allowed = None if budget is None else _budget(budget)
     chosen, last = _bits(bits), None if ends is None else _number(ends)
     module, sizes = built(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
+    seen = None
+    if data is not None:
+        from pathlift.storage.data import load_data
+
+        seen, _ = load_data(data, sizes, limit)  # type: ignore[arg-type]
     with progress_bar() as bar:
         task = bar.add_task("quantising", total=None)
-        _, report = pathlift.quantize(
+        quantized, report = pathlift.quantize(
             module,
             sizes,
             chosen,
@@ -77,12 +92,18 @@ def quantize(
             affine=affine,
             ends=last,
             correction=correction,  # type: ignore[arg-type]
+            gauge=gauge,  # type: ignore[arg-type]
+            budget=allowed,
+            data=seen,
             generator=seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    written = [] if out_file is None else [str(out_file)]
+    written = [str(path) for path in (out_file, onnx_file) if path is not None]
     if out_file is not None:
         report.save(out_file)
+    if onnx_file is not None:
+        with working("writing the ONNX file"):
+            pathlift.quantisation.save_onnx(quantized, report, onnx_file, sizes)
     if as_json:
         print_json({
             "model": model,
@@ -110,6 +131,20 @@ def _bits(text: str) -> int | str | dict[str, int | str | None]:
         return _number(text)
     pairs = [part.strip().rpartition("=") for part in text.split(",")]
     return {pattern: None if value == "float" else _number(value) for pattern, _, value in pairs}
+
+
+def _budget(text: str) -> float | pathlift.quantisation.Bytes:
+    """Read --budget."""
+    matched = re.fullmatch(r"([\d.]+)\s*([kMG]?B)?", text.strip())
+    try:
+        if matched is None:
+            raise ValueError
+        value = float(matched[1])
+    except ValueError:
+        raise InputError(f"--budget must be bits of a weight on average, 4.5, or bytes, 3.2MB; found '{text}'.") from None
+    if matched[2] is None:
+        return value
+    return pathlift.quantisation.Bytes(int(value * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[matched[2]]))
 
 
 def _number(text: str) -> int | str:

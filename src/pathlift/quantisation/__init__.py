@@ -6,6 +6,8 @@ from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
 from pathlift.quantisation.onnx import save_onnx
 from pathlift.quantisation.report import QuantizedTensor, QuantizeReport, SameGrid
+from pathlift.quantisation.spending import Bytes
 
 __all__ = [
+    "Bytes",
     "GaugeChoice","QuantizeReport", "QuantizedTensor", "SameGrid", "load_quantized", "quantize", "save_onnx"]

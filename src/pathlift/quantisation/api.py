@@ -6,8 +6,7 @@ For each convolution and linear layer, in this order: a gauge (`pathlift.quantis
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, overload
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import path_magnitude
@@ -31,9 +30,10 @@ from pathlift.quantisation.layer import Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
 from pathlift.quantisation.report import QuantizedTensor, QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
+from pathlift.quantisation.spending import Bytes, bytes_of, within
 from pathlift.reading import Inputs, capture
 from pathlift.rescaling import RescaledState, with_state
-from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
 
 Rounding = Literal["compensated", "nearest", "towards_zero", "away", "stochastic", "balanced"]
 Gauge = Literal["none", "equalised", "balanced", "optimal"]
@@ -54,6 +54,8 @@ def quantize(
     affine: bool = False,
     ends: int | str | None = None,
     correction: Correction | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -73,6 +75,8 @@ def quantize(
     affine: bool = False,
     ends: int | str | None = None,
     correction: Correction | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -93,13 +97,15 @@ def quantize(
     affine: bool = False,
     ends: int | str | None = None,
     correction: Correction | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[nn.Module | Network, QuantizeReport]:
     """Round the weights of convolutions and linear layers of a copy to grids, and report what that costs.
 
-    What the weights are multiplied by is known without data: from the batch norms of the model, and by propagation where there is
+    What the weights are multiplied by is known without data too: from the batch norms of the model, and by propagation where there is
     none.
 
     Args:
@@ -116,6 +122,10 @@ def quantize(
         correction: ``mean``: the mean of what rounding changes goes into the bias or the batch norm that follows; ``variance``: that,
             and running variances are estimated anew; ``none``. None: ``mean``, but ``none`` for rounding towards zero or away from
             it, whose path-metric is exact only then.
+        budget: Bits of a weight on average, or `Bytes` of all parameters and buffers. Then ``bits`` says how many a tensor may have at
+            most, and each gets as many from 2 on as make the sum of expected errors least.
+        data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are multiplied
+            by. A gauge is chosen without them.
         generator: Source of randomness, on the CPU, or a seed, for stochastic rounding.
         moments: As for `path_metric`: 0, 2, 4, 6, 8 or None; how well the cost is enclosed where it is not exact.
         progress: Called after each tensor with its number and that of all.
@@ -143,12 +153,23 @@ def quantize(
         formats = formats_of(list(matrices), bits, ends, affine=affine)
         network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        state, tensors, corrected = _rounded_state(network, matrices, formats, way, source, progress)
+        batches = [data] if isinstance(data, (Tensor, Mapping)) else data
+        activations = activation_model(network, batches)
+        seen = {name: input_moments(activations, name) for name in formats}
+        if budget is not None:
+            formats = within(budget, network, matrices, formats, way, seen)
+        state, tensors, corrected = _rounded_state(network, matrices, formats, way, seen, source, progress)
         quantized = replace(network, state=state)
-        report = _report(network, quantized, tensors, corrected, way, choice, moments)
+        report = _report(network, quantized, tensors, corrected, way, choice, source_of_moments(activations), moments)
         if isinstance(model, Network):
             return quantized, report
         return with_state(model, RescaledState(network, state, torch.ones(0))), report
+
+
+def source_of_moments(activations: ActivationModel) -> str:
+    """Return where statistics came from in the main: data, batch norms, or propagation alone."""
+    sources = {step.moments.source for step in activations.steps.values()}
+    return next((source for source in ("data", "batch norm") if source in sources), "propagation")
 
 
 def _rounded_state(
@@ -156,15 +177,15 @@ def _rounded_state(
     matrices: Mapping[str, Matrices],
     formats: Mapping[str, Format],
     way: Way,
+    seen: Mapping[str, InputMoments],
     source: torch.Generator | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Tensor], dict[str, Rounded], list[str]]:
     """Round tensor by tensor; the statistics are those of the network as it was."""
-    activations = activation_model(network)
     state, tensors, corrected = dict(network.state), {}, []
     for number, (name, form) in enumerate(formats.items(), 1):
         weight = network.state[name]
-        outcome = rounded(weight, matrices[name], form, way, input_moments(activations, name), source)
+        outcome = rounded(weight, matrices[name], form, way, seen[name], source)
         values = outcome.grid.values(outcome.integers)
         state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
         changed = corrections(
@@ -185,6 +206,7 @@ def _report(
     corrected: list[str],
     way: Way,
     choice: GaugeChoice,
+    origin: str,
     moments: int | None,
 ) -> QuantizeReport:
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
@@ -194,12 +216,12 @@ def _report(
         _tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items()
     )
     saved = RescaledState(quantized, quantized.state, torch.ones(0))
-    before = sum(tensor.nbytes for name, tensor in quantized.state.items() if name in network.graph.saved)
+    before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
-        way.rounding, granularity, way.rule, choice, "propagation", rows, log10_path_norm, metric, tuple(corrected), before, after, others
+        way.rounding, granularity, way.rule, choice, origin, rows, log10_path_norm, metric, tuple(corrected), before, after, others
     )
 
 

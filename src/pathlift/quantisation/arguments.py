@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
-from pathlift.arguments.kinds import anything, choice, either, flag, instance, mapping, module_with_values, positive_count, whole
+from pathlift.arguments.kinds import anything, batches, choice, either, flag, instance, mapping, module_with_values, positive, positive_count, whole
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
 from pathlift.quantisation.gauge import GAUGES
 from pathlift.quantisation.ranges import RANGES
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ROUNDINGS
+from pathlift.quantisation.spending import Bytes
+from pathlift.reading.arguments import streamed
 
 some_bits = either(
     f"2 to {MOST_BITS} bits, or one of {', '.join(FLOATS)}",
@@ -36,6 +38,9 @@ declare(__name__, {
     "correction": choice("mean", "variance", "none"),
     "quantized": module_with_values,
     "report": instance("the report that quantize returned", QuantizeReport),
+    "budget": either("bits of a weight on average, or Bytes", (Bytes, anything), (object, positive)),
+    "Bytes.count": positive_count,
+    "quantize.data": streamed(batches),
     "quantize.moments": any_moments,
     "quantize.progress": done_of_all,
 })  # fmt: skip

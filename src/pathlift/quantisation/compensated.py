@@ -1,6 +1,6 @@
 """Compensated rounding: for each row the integers that make Δᵀ H Δ small, Δ the change of the row (mathematics §9).
 
-H is the second moment of what the row is multiplied by. The columns are rounded one after another, and the error of each is made
+H is the second moment of what the row is multiplied by, or its covariance where the mean of the change is corrected elsewhere. The columns are rounded one after another, and the error of each is made
 up for, as well as it can be, by those that are still to come (optimal brain quantisation; with one order for all rows, GPTQ): with
 U the upper Cholesky factor of H⁻¹, H⁻¹ = UᵀU, the error e = (w_j − q_j)/U_jj of column j takes e·U_jk from column k.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from pathlift.errors import NumericalError
 from pathlift.quantisation.grids import Grid
 
-DAMPING = 0.01
+DAMPING = 0.1
 """d above."""
 
 BLOCK = 64

@@ -111,18 +111,20 @@ def rounded(
     stack = matrices.split(weight.detach()).double()
     diagonal = moments.diagonal if way.rule == "expected" else None
     grid = grid_of(stack, form, way.granularity, way.rule, diagonal, matrices.taps)
-    integers = _integers(stack, grid, way.rounding, moments, matrices.taps, generator)
     corrected = way.correction != "none" and moments.following is not None
+    integers = _integers(stack, grid, way.rounding, moments, matrices.taps, generator, centred=corrected)
     return Rounded(grid, integers, grid.values(integers) - stack, moments, corrected)
 
 
 def _integers(
-    stack: Tensor, grid: Grid, rounding: str, moments: InputMoments, taps: int, generator: torch.Generator | None
+    stack: Tensor, grid: Grid, rounding: str, moments: InputMoments, taps: int, generator: torch.Generator | None, *, centred: bool
 ) -> Tensor:
     if rounding == "compensated":
         pieces = []
         for block in blocks_of(stack.shape[2]):
             second = torch.stack([moments.second_of(group, block) for group in range(stack.shape[0])])
+            if centred:  # what the means shift is taken up elsewhere
+                second -= moments.mean[:, block, None] * moments.mean[:, None, block]
             pieces.append(compensated(stack[:, :, block], grid.columns_of(block), second))
         return torch.cat(pieces, 2)
     if rounding == "stochastic":
