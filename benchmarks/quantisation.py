@@ -4,16 +4,15 @@
     python benchmarks/quantisation.py --weights mobilenet_v2-b0353104.pth
     python benchmarks/quantisation.py --weights … --bits 4 --only "compensated,nearest, MSE range"
 
-Batch norms are kept, all convolutions and the linear layer are on symmetric grids of one step per output channel (or per tensor,
-where the line says so), activations stay in floating point. Judged on crops of ten photographs of scikit-image and scikit-learn by the
-divergence KL(float ‖ quantised) of the predictions, and by how often both agree on the class.
+Batch norms are kept, all convolutions and the linear layer are on symmetric grids of one step per output channel (or per
+tensor, where the line says so), activations stay in floating point. Judged on crops of ten photographs of scikit-image and
+scikit-learn by the divergence KL(float ‖ quantised) of the predictions, and by how often both agree on the class.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 import pathlift
 
 PHOTOGRAPHS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg", "ihc.png",
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg",
+    "ihc.png",
 )  # fmt: skip
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

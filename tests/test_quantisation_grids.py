@@ -151,7 +151,9 @@ def test_compensated_rounding_is_better_than_nearest_on_average():
     root = torch.randn(20, 24, 12, generator=drawn, dtype=torch.float64)
     moment = root @ root.mT
     grid = grid_of(weight, format_of(3), "channel", "minmax")
-    cost, plain = (quadratic(grid.values(q) - weight, moment) for q in (compensated(weight, grid, moment), grid.nearest(weight)))
+    cost, plain = (
+        quadratic(grid.values(q) - weight, moment) for q in (compensated(weight, grid, moment), grid.nearest(weight))
+    )
     assert float((plain / cost).log().mean()) > 0.5
 
 
@@ -173,7 +175,6 @@ def test_no_rounding_is_better_than_the_best_of_all():
 
 def test_compensated_rounding_does_not_see_a_rescaling_of_columns():
     drawn = torch.Generator().manual_seed(1)
-    weight = torch.randn(1, 4, 70, generator=drawn, dtype=torch.float64)
     root = torch.randn(1, 70, 50, generator=drawn, dtype=torch.float64)  # of low rank: damping decides
     factor = torch.exp2(torch.randint(-20, 20, (70,), generator=drawn).double())
     moment = root @ root.mT

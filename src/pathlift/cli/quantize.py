@@ -45,13 +45,17 @@ def quantize(
     model: ModelName,
     bits: Annotated[str, typer.Option(help="2 to 8, bf16, fp8_e4m3, fp8_e5m2, or PATTERN=BITS with commas.")] = "8",
     ends: Annotated[Optional[str], typer.Option(help="Bits of the first and the last layer.")] = None,  # noqa: UP045
-    granularity: Annotated[str, typer.Option(help="One scale for each: channel, tensor, or so many input channels.")] = "channel",
+    granularity: Annotated[
+        str, typer.Option(help="One scale for each: channel, tensor, or so many input channels.")
+    ] = "channel",
     rounding: Annotated[str, typer.Option(help=f"One of {ROUNDINGS}.")] = "compensated",
     ranges: Annotated[str, typer.Option("--range", help=f"One of {RANGES}.")] = "mse",
     affine: Annotated[bool, typer.Option("--affine", help="Grids of whole numbers with a zero point.")] = False,
     correction: Annotated[Optional[str], typer.Option(help="mean, variance, or none.")] = None,  # noqa: UP045
     gauge: Annotated[str, typer.Option(help="Round in this gauge: none, equalised, balanced, optimal.")] = "none",
-    budget: Annotated[Optional[str], typer.Option(help="Bits of a weight on average (4.5), or bytes (3.2MB); --bits is the most.")] = None,  # noqa: UP045
+    budget: Annotated[
+        str | None, typer.Option(help="Bits of a weight on average (4.5), or bytes (3.2MB); --bits is the most.")
+    ] = None,
     data: Annotated[Optional[str], typer.Option(help="Inputs to measure on: digits, fashion-mnist, or a file.")] = None,  # noqa: UP045
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.")] = 256,
     weights: Weights = None,
@@ -86,13 +90,13 @@ def quantize(
             module,
             sizes,
             chosen,
-            granularity=int(granularity) if granularity.isdigit() else granularity,  # type: ignore[arg-type]
-            rounding=rounding,  # type: ignore[arg-type]
-            range=ranges,  # type: ignore[arg-type]
+            granularity=int(granularity) if granularity.isdigit() else granularity,
+            rounding=rounding,
+            range=ranges,
             affine=affine,
             ends=last,
-            correction=correction,  # type: ignore[arg-type]
-            gauge=gauge,  # type: ignore[arg-type]
+            correction=correction,
+            gauge=gauge,
             budget=allowed,
             data=seen,
             generator=seed,

@@ -4,10 +4,20 @@ from pathlift.quantisation import arguments as arguments
 from pathlift.quantisation.api import quantize
 from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
+from pathlift.quantisation.needed import BitsNeeded, bits_needed
 from pathlift.quantisation.onnx import save_onnx
 from pathlift.quantisation.report import QuantizedTensor, QuantizeReport, SameGrid
 from pathlift.quantisation.spending import Bytes
 
 __all__ = [
+    "BitsNeeded",
     "Bytes",
-    "GaugeChoice","QuantizeReport", "QuantizedTensor", "SameGrid", "load_quantized", "quantize", "save_onnx"]
+    "GaugeChoice",
+    "QuantizeReport",
+    "QuantizedTensor",
+    "SameGrid",
+    "bits_needed",
+    "load_quantized",
+    "quantize",
+    "save_onnx",
+]

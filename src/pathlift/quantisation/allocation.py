@@ -4,9 +4,9 @@ Minimise Σ_ℓ cost_ℓ(b_ℓ) where Σ_ℓ size_ℓ(b_ℓ) ≤ budget, over fi
 
     Σ_ℓ min_b [cost_ℓ(b) + λ·size_ℓ(b)] − λ·budget
 
-is no larger than the minimum; at the best λ the two are close. A dynamic programme goes from layer to layer over all partial choices
-that no other beats in both size and cost, and drops those that cannot lead below the best known choice, by this bound for the layers
-that are left. What is left at the end is the minimum.
+is no larger than the minimum; at the best λ the two are close. A dynamic programme goes from layer to layer over all partial
+choices that no other beats in both size and cost, and drops those that cannot lead below the best known choice, by this bound
+for the layers that are left. What is left at the end is the minimum.
 """
 
 from __future__ import annotations

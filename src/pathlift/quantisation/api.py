@@ -1,14 +1,15 @@
 """Quantise the weights of a network, without data or with them, and say what it costs (mathematics §9).
 
 For each convolution and linear layer, in this order: a gauge (`pathlift.quantisation.gauge`), a grid (`ranges`), the integers
-(`rounding`, `compensated`), and what takes up the mean of the change (`correction`). Batch norms and biases stay in floating point.
+(`rounding`, `compensated`), and what takes up the mean of the change (`correction`). Batch norms and biases stay in floating
+point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,6 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import RescaledState, with_state
 from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
 
-Rounding = Literal["compensated", "nearest", "towards_zero", "away", "stochastic", "balanced"]
-Gauge = Literal["none", "equalised", "balanced", "optimal"]
-Range = Literal["mse", "minmax", "expected", "lp"]
-Correction = Literal["mean", "variance", "none"]
-
 
 @overload
 def quantize(
@@ -47,13 +43,13 @@ def quantize(
     inputs: None = None,
     bits: Bits = 8,
     *,
-    granularity: Literal["channel", "tensor"] | int = "channel",
-    rounding: Rounding = "compensated",
-    gauge: Gauge = "none",
-    range: Range = "mse",
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",
     affine: bool = False,
     ends: int | str | None = None,
-    correction: Correction | None = None,
+    correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
@@ -68,13 +64,13 @@ def quantize(
     inputs: Inputs,
     bits: Bits = 8,
     *,
-    granularity: Literal["channel", "tensor"] | int = "channel",
-    rounding: Rounding = "compensated",
-    gauge: Gauge = "none",
-    range: Range = "mse",
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",
     affine: bool = False,
     ends: int | str | None = None,
-    correction: Correction | None = None,
+    correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
@@ -90,13 +86,13 @@ def quantize(
     inputs: Inputs | None = None,
     bits: Bits = 8,
     *,
-    granularity: Literal["channel", "tensor"] | int = "channel",
-    rounding: Rounding = "compensated",
-    gauge: Gauge = "none",
-    range: Range = "mse",  # noqa: A002 - the word of the field
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",  # noqa: A002 - the word of the field
     affine: bool = False,
     ends: int | str | None = None,
-    correction: Correction | None = None,
+    correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
     generator: Randomness | None = None,
@@ -105,27 +101,27 @@ def quantize(
 ) -> tuple[nn.Module | Network, QuantizeReport]:
     """Round the weights of convolutions and linear layers of a copy to grids, and report what that costs.
 
-    What the weights are multiplied by is known without data too: from the batch norms of the model, and by propagation where there is
-    none.
+    What the weights are multiplied by is known without data too: from the batch norms of the model, and by propagation where
+    there is none.
 
     Args:
         model: A module, or a captured `Network`; not changed.
         inputs: As for `capture`; not needed for a Network.
         bits: See `Bits`.
-        granularity: What has a scale of its own: ``channel``, each output channel; ``tensor``; or a number of input channels of an
-            output channel, of which the largest divisor of theirs is taken.
+        granularity: What has a scale of its own: ``channel``, each output channel; ``tensor``; or a number of input channels
+            of an output channel, of which the largest divisor of theirs is taken.
         rounding: See `pathlift.quantisation.rounding`.
         gauge: See `pathlift.quantisation.gauge`; the copy is rescaled by powers of two, and rounded in that gauge.
         range: See `pathlift.quantisation.ranges`.
         affine: Whether grids of whole numbers have a zero point.
         ends: Bits of the first and of the last layer; None: as the others.
-        correction: ``mean``: the mean of what rounding changes goes into the bias or the batch norm that follows; ``variance``: that,
-            and running variances are estimated anew; ``none``. None: ``mean``, but ``none`` for rounding towards zero or away from
-            it, whose path-metric is exact only then.
-        budget: Bits of a weight on average, or `Bytes` of all parameters and buffers. Then ``bits`` says how many a tensor may have at
-            most, and each gets as many from 2 on as make the sum of expected errors least.
-        data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are multiplied
-            by. A gauge is chosen without them.
+        correction: ``mean``: the mean of what rounding changes goes into the bias or the batch norm that follows;
+            ``variance``: that, and running variances are estimated anew; ``none``. None: ``mean``, but ``none`` for rounding
+            towards zero or away from it, whose path-metric is exact only then.
+        budget: Bits of a weight on average, or `Bytes` of all parameters and buffers. Then ``bits`` says how many a tensor
+            may have at most, and each gets as many from 2 on as make the sum of expected errors least.
+        data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are
+            multiplied by. A gauge is chosen without them.
         generator: Source of randomness, on the CPU, or a seed, for stochastic rounding.
         moments: As for `path_metric`: 0, 2, 4, 6, 8 or None; how well the cost is enclosed where it is not exact.
         progress: Called after each tensor with its number and that of all.
@@ -212,16 +208,25 @@ def _report(
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
     metric = path_metric(network, dict(quantized.state), moments=moments)
     matrices = matrices_of(network)
-    rows = tuple(
-        _tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items()
-    )
+    rows = tuple(_tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items())
     saved = RescaledState(quantized, quantized.state, torch.ones(0))
     before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
-        way.rounding, granularity, way.rule, choice, origin, rows, log10_path_norm, metric, tuple(corrected), before, after, others
+        way.rounding,
+        granularity,
+        way.rule,
+        choice,
+        origin,
+        rows,
+        log10_path_norm,
+        metric,
+        tuple(corrected),
+        before,
+        after,
+        others,
     )
 
 

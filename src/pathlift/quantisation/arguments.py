@@ -6,7 +6,19 @@ from collections.abc import Mapping
 
 from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
-from pathlift.arguments.kinds import anything, batches, choice, either, flag, instance, mapping, module_with_values, positive, positive_count, whole
+from pathlift.arguments.kinds import (
+    anything,
+    batches,
+    choice,
+    either,
+    flag,
+    instance,
+    mapping,
+    module_with_values,
+    positive,
+    positive_count,
+    whole,
+)
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
 from pathlift.quantisation.gauge import GAUGES
@@ -28,7 +40,8 @@ declare(__name__, {
         (Mapping, mapping("a mapping from name patterns to bits", bits_or_float)), (object, some_bits),
     ),
     "granularity": either(
-        "channel, tensor, or a number of input channels for each scale", (str, choice("channel", "tensor")), (object, positive_count)
+        "channel, tensor, or a number of input channels for each scale", (str, choice("channel", "tensor")), (object,
+        positive_count)
     ),
     "rounding": choice(*ROUNDINGS),
     "quantize.gauge": choice(*GAUGES),
@@ -36,6 +49,7 @@ declare(__name__, {
     "affine": flag,
     "ends": some_bits,
     "correction": choice("mean", "variance", "none"),
+    "bits_needed.tolerance": positive,
     "quantized": module_with_values,
     "report": instance("the report that quantize returned", QuantizeReport),
     "budget": either("bits of a weight on average, or Bytes", (Bytes, anything), (object, positive)),

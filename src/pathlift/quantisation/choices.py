@@ -10,8 +10,8 @@ from pathlift.errors import InputError
 from pathlift.quantisation.formats import Format, format_of
 
 Bits: TypeAlias = "int | str | Mapping[str, int | str | None] | None"
-"""2 to 8, a floating-point format (``bf16``, ``fp8_e4m3``, ``fp8_e5m2``), or patterns of tensor or module names to either, the first
-that matches counting; None, and what no pattern matches, stays in floating point."""
+"""2 to 8, a floating-point format (``bf16``, ``fp8_e4m3``, ``fp8_e5m2``), or patterns of tensor or module names to either,
+the first that matches counting; None, and what no pattern matches, stays in floating point."""
 
 
 def formats_of(names: Sequence[str], bits: Bits, ends: int | str | None, *, affine: bool) -> dict[str, Format]:

@@ -1,8 +1,9 @@
 """Compensated rounding: for each row the integers that make Δᵀ H Δ small, Δ the change of the row (mathematics §9).
 
-H is the second moment of what the row is multiplied by, or its covariance where the mean of the change is corrected elsewhere. The columns are rounded one after another, and the error of each is made
-up for, as well as it can be, by those that are still to come (optimal brain quantisation; with one order for all rows, GPTQ): with
-U the upper Cholesky factor of H⁻¹, H⁻¹ = UᵀU, the error e = (w_j − q_j)/U_jj of column j takes e·U_jk from column k.
+H is the second moment of what the row is multiplied by, or its covariance where the mean of the change is corrected
+elsewhere. The columns are rounded one after another, and the error of each is made up for, as well as it can be, by those
+that are still to come (optimal brain quantisation; with one order for all rows, GPTQ): with U the upper Cholesky factor of
+H⁻¹, H⁻¹ = UᵀU, the error e = (w_j − q_j)/U_jj of column j takes e·U_jk from column k.
 
 Order. Columns are rounded in the order in which they stand: input channels, and the taps of each.
 
@@ -89,7 +90,8 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not bool(failed.any()):
-                return upper / scale[:, None, :]
+                factor: Tensor = upper / scale[:, None, :]
+                return factor
         damping = max(2 * damping, 1e-8)
     raise NumericalError("The second moment of what a layer is multiplied by is not positive semi-definite.")
 

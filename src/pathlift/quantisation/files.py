@@ -1,8 +1,8 @@
 """Quantised weights in safetensors files, in the naming and with the metadata that torchao reads.
 
 A tensor ``layer.weight`` of whole numbers is kept as ``layer._weight_qdata`` (int8), ``layer._weight_scale`` and
-``layer._weight_zero_point``; the metadata of the file say of each tensor of which kind it is. A weight on a floating-point grid of
-eight bits is ``qdata`` and ``scale``; one in bfloat16 is a tensor like any other.
+``layer._weight_zero_point``; the metadata of the file say of each tensor of which kind it is. A weight on a floating-point
+grid of eight bits is ``qdata`` and ``scale``; one in bfloat16 is a tensor like any other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,13 +97,14 @@ def load_quantized(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"'{path}' cannot be read as a file of quantised weights: {error}") from error
 
 
-def _read(name: str, described: Mapping[str, object], file: safe_open) -> Tensor:
+def _read(name: str, described: Mapping[str, Any], file: Any) -> Tensor:
+    held: Tensor
     if described["_type"] == "Tensor":
-        return file.get_tensor(name)
+        held = file.get_tensor(name)
+        return held
     if described["_type"] not in {WHOLE, FLOAT8}:
         raise ValueError(f"'{name}' is a {described['_type']}")
     data = described["_data"]
-    assert isinstance(data, dict)
-    parts = {part: file.get_tensor(_key(name, part)) for part in described["_tensor_data_names"]}  # type: ignore[attr-defined]
+    parts = {part: file.get_tensor(_key(name, part)) for part in described["_tensor_data_names"]}
     values = dequantized(parts["qdata"], parts["scale"], parts.get("zero_point"), tuple(data["block_size"]))
     return values.to(getattr(torch, data["dtype"]["_data"]))

@@ -90,12 +90,12 @@ class WholeNumbers(Format):
     @property
     def low(self) -> int:  # type: ignore[override]
         """The smallest integer."""
-        return -(2 ** (self.bits - 1)) + (0 if self.affine else 1)
+        return -self.high - (1 if self.affine else 0)
 
     @property
     def high(self) -> int:  # type: ignore[override]
         """The largest integer."""
-        return int(2 ** (self.bits - 1)) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def name(self) -> str:

@@ -1,22 +1,22 @@
 """In which gauge to round: the rescaling that is best for the grids, by factors that are powers of two (mathematics §7, §9).
 
-The function of a network does not see a rescaling, but its grids do. So every gauge but ``none`` begins with a representative of the
-orbit that depends on no start, by powers of two: two networks that differ by such a rescaling are the same from there on, bit for
-bit. The factors that are then found are rounded to powers of two as well, which changes no digit of any weight.
+The function of a network does not see a rescaling, but its grids do. So every gauge but ``none`` begins with a representative
+of the orbit that depends on no start, by powers of two: two networks that differ by such a rescaling are the same from there
+on, bit for bit. The factors that are then found are rounded to powers of two as well, which changes no digit of any weight.
 
     balanced    the smallest Σ θ²
     equalised   equal ranges of what comes into a channel and goes out of it (Nagel et al., 2019)
     optimal     the smallest expected error of rounding to nearest
 
-**Optimal.** The step of a cell of weights is its largest magnitude over 2^(b−1) − 1, the variance of a rounding error a twelfth of
-its square, and the change of the outputs
+**Optimal.** The step of a cell of weights is its largest magnitude over 2^(b−1) − 1, the variance of a rounding error a
+twelfth of its square, and the change of the outputs
 
     F = Σ_cells (1/12)·max_{o,j ∈ cell} (W_oj·λ_o/λ_j)²/(2^(b−1) − 1)² · Σ_{o,j ∈ cell} (g_o/λ_o²)·(h_j·λ_j²),
 
-which is convex in log λ: a maximum of monomials times a sum of them. With one grid per output channel λ_o drops out, and only the factors
-of the columns matter. The maximum is approached from above by (Σ_j a_j^p)^(1/p), which is convex as well, with p up to 64; its minimum
-exceeds that of F by n^(1/p) at most, n entries in a cell. A weight below 2^−24 of the largest of its cell counts as that much, so that
-there is a minimum.
+which is convex in log λ: a maximum of monomials times a sum of them. With one grid per output channel λ_o drops out, and only
+the factors of the columns matter. The maximum is approached from above by (Σ_j a_j^p)^(1/p), which is convex as well, with p
+up to 64; its minimum exceeds that of F by n^(1/p) at most, n entries in a cell. A weight below 2^−24 of the largest of its
+cell counts as that much, so that there is a minimum.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class GaugeChoice(Result):
         log2_cost: log₂ F where the weights were rounded: with factors that are powers of two.
         log2_optimum: log₂ of the least F that the search found, with any factors.
         log2_slack: How far the least F there is can lie below that for the smoothing of the maximum, in log₂.
-        imbalance: The certificate: the largest |∂ log F/∂ log λ| of a group, 0 at the minimum of a convex function and nowhere else.
+        imbalance: The certificate: the largest |∂ log F/∂ log λ| of a group, 0 at the minimum of a convex function and
+            nowhere else.
         pinned: How many channels have no factor: what reads them (ReLU6, an output) does not let them.
     """
 
@@ -205,10 +206,12 @@ class ExpectedError:
             cells = 0 if granularity == "tensor" else cells_of(laid_out.shape[2], granularity, laid_out.taps)
             part = _Part(
                 above, below, sizes,
-                torch.log2(moments.sensitivity.cpu() / (12.0 * form.top() ** 2))[:, :, None], torch.log2(moments.diagonal.cpu())[:, None, :],
-                cells,
+                torch.log2(moments.sensitivity.cpu() / (12.0 * form.top() ** 2))[:, :, None],
+                torch.log2(moments.diagonal.cpu())[:, None, :], cells,
             )  # fmt: skip
-            if bool(torch.isfinite(sizes).any()) and bool(torch.isfinite(part.sensitivity).any() & torch.isfinite(part.moment).any()):
+            if bool(torch.isfinite(sizes).any()) and bool(
+                torch.isfinite(part.sensitivity).any() & torch.isfinite(part.moment).any()
+            ):
                 self.parts.append(_bounded(part))
 
     @property
@@ -245,9 +248,14 @@ class ExpectedError:
             free = free.clone().requires_grad_()
             for power in POWERS:
                 search = torch.optim.LBFGS(
-                    [free], max_iter=STEPS, history_size=20, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+                    [free],
+                    max_iter=STEPS,
+                    history_size=20,
+                    tolerance_grad=1e-9,
+                    tolerance_change=1e-12,
+                    line_search_fn="strong_wolfe",
                 )
-                search.step(partial(self._slope, free, power))  # type: ignore[arg-type]
+                search.step(partial(self._slope, free, power))
             self._slope(free, POWERS[-1])
             left = 0.0 if free.grad is None or not len(free) else float(free.grad.abs().max())
         return free.detach().clone(), left

@@ -42,7 +42,8 @@ class Grid:
         count = columns.stop - columns.start
         if self.scale.shape[2] == 1:
             return Grid(self.format, self.scale, self.zero, count)
-        return Grid(self.format, *(self.spread(cells)[:, :, columns] for cells in (self.scale, self.zero)), count)
+        scale, zero = (self.spread(cells)[:, :, columns] for cells in (self.scale, self.zero))
+        return Grid(self.format, scale, zero, count)
 
     def values(self, integers: Tensor) -> Tensor:
         """Return the values that integers stand for.

@@ -117,7 +117,14 @@ def rounded(
 
 
 def _integers(
-    stack: Tensor, grid: Grid, rounding: str, moments: InputMoments, taps: int, generator: torch.Generator | None, *, centred: bool
+    stack: Tensor,
+    grid: Grid,
+    rounding: str,
+    moments: InputMoments,
+    taps: int,
+    generator: torch.Generator | None,
+    *,
+    centred: bool,
 ) -> Tensor:
     if rounding == "compensated":
         pieces = []

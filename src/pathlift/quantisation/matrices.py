@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
-from pathlift.graph.network import Network
 from pathlift.graph.axes import Piece, channel_axes
+from pathlift.graph.network import Network
 from pathlift.pruning.scope import prunable, refuse_derived
 from pathlift.quantisation.grids import Grid
 

@@ -4,14 +4,13 @@ The file is written by ``torch.onnx``; then each weight that was rounded becomes
 
     weight = DequantizeLinear(integers, scales, zero points)
 
-of the standard operators (opset 21 has integers of 4 bits and blocks). Grids of up to 4 bits are stored in 4, those of 5 to 8 in 8,
-floating-point formats as they are. The node computes float32((q − z)·s), which is what the quantised module holds, so that the outputs
-are those of the module up to the arithmetic of the runtime.
+of the standard operators (opset 21 has integers of 4 bits and blocks). Grids of up to 4 bits are stored in 4, those of 5 to 8
+in 8, floating-point formats as they are. The node computes float32((q − z)·s), which is what the quantised module holds, so
+that the outputs are those of the module up to the arithmetic of the runtime.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Mapping
@@ -44,8 +43,8 @@ def save_onnx(quantized: nn.Module, report: QuantizeReport, path: str | Path, in
         inputs: As for `capture`. The batch has any size.
 
     Raises:
-        InputError: A package is missing, the module cannot be exported, its weights are not those of the report, or the file cannot
-            be written.
+        InputError: A package is missing, the module cannot be exported, its weights are not those of the report, or the file
+            cannot be written.
     """
     check_outputs({"The file": Path(path)}, suffixes=(".onnx",), replace=True)
     package("onnxscript", "onnx")
@@ -53,7 +52,9 @@ def save_onnx(quantized: nn.Module, report: QuantizeReport, path: str | Path, in
     state = quantized.state_dict()
     for tensor in report.tensors:
         if tensor.name not in state or not torch.equal(state[tensor.name].cpu(), tensor.values.cpu()):
-            raise InputError(f"'{tensor.name}' of the module is not what the report has: give the module that quantize returned.")
+            raise InputError(
+                f"'{tensor.name}' of the module is not what the report has: give the module that quantize returned."
+            )
     program = _exported(onnx, cloned(quantized).eval(), inputs)
     for tensor in report.tensors:
         _replace(onnx, program.graph, tensor)
@@ -68,7 +69,7 @@ def _exported(onnx: Any, module: nn.Module, inputs: Inputs) -> Any:
     filled = examples.form.filled(examples.tensors)
     args, kwargs = ((), filled) if isinstance(filled, dict) else (tuple(filled), None)
     logger = logging.getLogger("torch.onnx")
-    level, written = logger.level, io.BytesIO()
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -78,12 +79,12 @@ def _exported(onnx: Any, module: nn.Module, inputs: Inputs) -> Any:
                 dynamic_shapes=_any_batch(args, kwargs),
             )  # fmt: skip
             assert program is not None
-            program.save(written)
+            content: bytes = program.model_proto.SerializeToString()
     except Exception as error:  # whatever torch.onnx cannot do
         raise InputError(f"torch.onnx cannot export the model: {told(error)}") from error
     finally:
         logger.setLevel(level)
-    return onnx.ModelProto.FromString(written.getvalue())
+    return onnx.ModelProto.FromString(content)
 
 
 def _any_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:

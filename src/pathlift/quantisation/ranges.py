@@ -5,8 +5,8 @@
     expected   Σ h·(w − Q(w))² is least, h the second moment of what the weight is multiplied by
     lp         Σ |w − Q(w)|^2.4 is least
 
-The last three try shares of the full range, first coarsely and then around the best. A scale changes by the same power of two as
-the weights of its cell, without rounding.
+The last three try shares of the full range, first coarsely and then around the best. A scale changes by the same power of two
+as the weights of its cell, without rounding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ LEAST = 0.2
 """The smallest share of the full range that is tried."""
 
 
-def grid_of(weight: Tensor, form: Format, granularity: str | int, rule: str, diagonal: Tensor | None = None, taps: int = 1) -> Grid:
+def grid_of(
+    weight: Tensor, form: Format, granularity: str | int, rule: str, diagonal: Tensor | None = None, taps: int = 1
+) -> Grid:
     """Choose a grid.
 
     Args:
@@ -87,9 +89,7 @@ def cells_of(columns: int, granularity: str | int, taps: int) -> int:
     return channels // size
 
 
-def _better(
-    least: Tensor, best: Tensor, error: Callable[[Tensor], Tensor], share: Tensor
-) -> tuple[Tensor, Tensor]:
+def _better(least: Tensor, best: Tensor, error: Callable[[Tensor], Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
     tried = error(share)
     return torch.minimum(least, tried), torch.where(tried < least, share, best)
 
@@ -125,8 +125,8 @@ def _fitted(ends: tuple[Tensor, Tensor], form: Format) -> tuple[Tensor, Tensor]:
     scale = torch.where(scale.double() < wide, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
     if bool(((wide > 0) & (wide < torch.finfo(torch.float32).tiny)).any()) or not bool(torch.isfinite(scale).all()):
         raise InputError(
-            "The weights of a channel are so small, or so large, that float32 does not hold the step of their grid. Rescale the "
-            "network first: gauge='balanced'."
+            "The weights of a channel are so small, or so large, that float32 does not hold the step of their grid. Rescale "
+            "the network first: gauge='balanced'."
         )
     scale = torch.where(wide > 0, scale, torch.ones_like(scale))
     if form.affine:

@@ -168,8 +168,8 @@ class QuantizeReport(
         statistics: Where the statistics of the activations came from.
         tensors: What became of each tensor, in the model's order.
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁ of the model.
-        path_metric: ‖Φ(θ) − Φ(θ')‖₁ between the model and the quantised one: exact for rounding towards zero, else enclosed. The
-            outputs change by at most max(‖x‖_∞, 1) times that where no weight changes its sign (Theorem 4.1);
+        path_metric: ‖Φ(θ) − Φ(θ')‖₁ between the model and the quantised one: exact for rounding towards zero, else enclosed.
+            The outputs change by at most max(‖x‖_∞, 1) times that where no weight changes its sign (Theorem 4.1);
             `pathlift.lipschitz_bound` is for any.
         corrected: Biases and running means that took up the mean of what rounding changes.
         bytes_before: Bytes of all parameters and buffers.
@@ -217,7 +217,7 @@ class QuantizeReport(
 
     @property
     def tolerance(self) -> SameGrid:
-        """Every rounding to the same grids, around the quantised network: for `pathlift.certify` and `pathlift.lipschitz_bound`."""
+        """Every rounding to the same grids, around the quantised network: for `certify` and `lipschitz_bound`."""
         return SameGrid({tensor.name: _reach(tensor) for tensor in self.tensors})
 
     def table(self) -> list[dict[str, object]]:

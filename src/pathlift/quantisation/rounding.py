@@ -1,12 +1,12 @@
 """Rounding of weights to a grid, one by one or with an eye on their sums (mathematics §9).
 
-    nearest        the nearest value
-    towards_zero   |θ'| ≤ |θ| and no sign changes: the path-metric of the rounding is exact (Lemma 4.2)
-    away           away from zero, likewise exact, where the grid reaches as far as the weights
-    stochastic     up or down by chance, right on average
-    balanced       SQuant (Guo et al., 2022): to nearest, then the errors of each kernel are made to add up to half a step at
-                   most by rounding some entries the other way, then those of each output channel, one entry of a kernel each
-    compensated    `pathlift.quantisation.compensated`
+nearest        the nearest value
+towards_zero   |θ'| ≤ |θ| and no sign changes: the path-metric of the rounding is exact (Lemma 4.2)
+away           away from zero, likewise exact, where the grid reaches as far as the weights
+stochastic     up or down by chance, right on average
+balanced       SQuant (Guo et al., 2022): to nearest, then the errors of each kernel are made to add up to half a step at
+               most by rounding some entries the other way, then those of each output channel, one entry of a kernel each
+compensated    `pathlift.quantisation.compensated`
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def balanced(weight: Tensor, grid: Grid, taps: int) -> Tensor:
     errors = integers - ideal.reshape(kernels)
     total = errors.sum((2, 3))
     # one candidate of each kernel: the entry that lies furthest on the side of the channel's error
-    signed = torch.where(_can_move(integers, total[..., None, None].sign(), grid), errors * total.sign()[..., None, None], -torch.inf)
+    signed = torch.where(
+        _can_move(integers, total[..., None, None].sign(), grid), errors * total.sign()[..., None, None], -torch.inf
+    )
     entry = signed.argmax(3, keepdim=True)
     chosen = integers.gather(3, entry)[..., 0], ideal.reshape(kernels).gather(3, entry)[..., 0]
     moved = _flipped(*chosen, grid, total)

@@ -65,7 +65,9 @@ def within(
         outcomes = [rounded(weight, matrices[name], form, plain, moments[name]) for form in forms]
         costs.append([outcome.cost for outcome in outcomes])
         if isinstance(budget, Bytes):
-            sizes.append([packed(weight.numel(), form, outcome.grid.scale.numel()) for form, outcome in zip(forms, outcomes, strict=True)])
+            sizes.append([
+                packed(weight.numel(), form, outcome.grid.scale.numel()) for form, outcome in zip(forms, outcomes, strict=True)
+            ])
         else:
             sizes.append([weight.numel() * form.bits for form in forms])
     if isinstance(budget, Bytes):
