@@ -38,9 +38,11 @@ WAYS: dict[str, dict[str, object]] = {
     "nearest, MSE range": {"rounding": "nearest", "correction": "none"},
     "nearest, MSE range, bias correction": {"rounding": "nearest"},
     "SQuant, MSE range": {"rounding": "balanced", "correction": "none"},
+    "nearest, MSE range, equalised": {"rounding": "nearest", "correction": "none", "gauge": "equalised"},
     "compensated, no correction": {"correction": "none"},
     "compensated (the default)": {},
     "compensated, variance too": {"correction": "variance"},
+    "compensated, optimal gauge": {"gauge": "optimal"},
 }
 
 

@@ -37,7 +37,7 @@ def corrections(network: Network, rounded: Rounded, weight: Tensor, *, variance:
     changed = {name: (before.double() + sign * rounded.shift.to(before.device)).to(before.dtype)}
     if variance and sign > 0:
         changed |= _variance(network, rounded, weight, name)
-    return changed
+    return {name: value for name, value in changed.items() if not torch.equal(value, network.state[name])}
 
 
 def name_of(expression: Expression) -> str | None:
