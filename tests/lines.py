@@ -38,6 +38,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
     "certify": (*MODEL, "--data", "data.safetensors", "--bits", "8"),
     "score": MODEL,
+    "statistics": MODEL,
     "support": MODEL,
     "experiment lottery": ("--data", "digits", "--out", "results", "--jobs", "0"),  # nothing is trained here
 }
@@ -117,6 +118,7 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--scope": _one_of(),
     "--data": _one_of("data.safetensors"),
     "--limit": _number(1, whole=True),
+    "--correlation": _number(0, 1, end=True),
     "--out": _one_of("new.safetensors", "missing.safetensors"),
     "--masks": _one_of("new.safetensors", "missing.safetensors"),
     "--to": _one_of(),

@@ -137,12 +137,13 @@ def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
 
 ROOMS = (
     "", ".certification", ".consequences", ".kernel", ".lifting", ".lipschitz", ".magnitude", ".metric", ".norm", ".pruning",
-    ".rescaling", ".storage",
+    ".rescaling", ".statistics", ".storage",
 )  # fmt: skip
 PUBLIC = {name: value for room in ROOMS for name, value in _names(f"pathlift{room}").items()}
 """All that users find, at the top and in the packages."""
 
 FUNCTIONS: dict[str, Callable[[World], object]] = {
+    "activation_statistics": lambda w: pathlift.activation_statistics(w.network, correlations="channels"),
     "align": lambda w: pathlift.align(w.network, w.groups.randomize(generator=w.generator)),
     "apply_masks": lambda w: pathlift.pruning.apply_masks(w.model, w.masks),
     "attack": lambda w: pathlift.attack(w.network, w.x, pathlift.Relative(0.1), 0.01, steps=2, generator=w.generator),

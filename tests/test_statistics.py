@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import pathlift
 from cases import NETWORKS, OPERATORS, Case, Fn
 from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics.covariances import COLOURS, PIXEL
+from pathlift.statistics.input_moments import positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
 
 CASES = [case for case in NETWORKS + OPERATORS if "norm" not in case.name and case.name != "residual"]
@@ -184,3 +186,205 @@ def _at(ratio: Tensor, like: Tensor) -> Tensor:
     for dim, size in enumerate(like.shape):
         ratio = ratio.narrow(dim, 0, size) if size == 1 else ratio
     return ratio
+
+
+# ---------------------------------------------------------------------------------------------------- correlated channels
+
+
+def images(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Gaussian images with the correlations that the propagation starts from."""
+    steps = torch.arange(side, dtype=torch.float64)
+    pixels = torch.linalg.cholesky(PIXEL ** (steps[:, None] - steps).abs())
+    colours = torch.linalg.cholesky(torch.tensor(COLOURS, dtype=torch.float64))
+    white = torch.randn(count, 3, side, side, dtype=torch.float64, generator=generator)
+    return torch.einsum("ab,nbhw,ph,qw->napq", colours, white, pixels, pixels)
+
+
+def windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What each output position of a convolution reads, one row each."""
+    options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return F.unfold(x, *options).transpose(1, 2).reshape(-1, layer.weight[0].numel() * layer.groups)
+
+
+def test_a_first_layer_of_correlated_inputs_is_exact() -> None:
+    """H of the first layer, and all correlations behind it, are those of images with the correlations that it starts from."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(first, second).double()
+    found = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
+    x = images(3000, 13, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer, name, inputs in ((first, "0.weight", x), (second, "1.weight", first(x))):
+            rows = windows(layer, inputs)
+            expected = rows.T @ rows / len(rows)
+            error = (input_moments(found, name).second[0] - expected).norm() / expected.norm()
+            assert float(error) < 0.03
+        output = model(x)
+    variance = found.steps[found.network.outputs[0]].moments.variance.reshape(-1)
+    torch.testing.assert_close(variance, output.var((0, 2, 3)), rtol=0.1, atol=0)
+
+
+DEEP = {
+    "1x1 after relu": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1)],
+    "3x3 after relu": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)],
+    "behind a depthwise layer": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.Conv2d(8, 6, 1),
+    ],
+    "behind groups": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+    ],
+    "behind average pooling": lambda: [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 6, 3)],
+    "behind a mean over all positions": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6),
+    ],
+    "flattened": lambda: [nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 6)],
+    "behind bilinear interpolation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 6, 3),
+    ],
+    "behind nearest interpolation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 6, 3),
+    ],
+    "behind a permutation of channels": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.ChannelShuffle(4), nn.Conv2d(8, 6, 1),
+    ],
+    "behind a concatenation": lambda: [
+        nn.Conv2d(3, 8, 3, padding=1), Fn(lambda x: torch.cat([x, x.relu()], 1)), nn.Conv2d(16, 6, 1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> None:
+    """Entries of H off the diagonal are those of samples, nearly; what leaves cross-covariances out is further off."""
+    torch.manual_seed(0)
+    layers = DEEP[name]()
+    model = nn.Sequential(*layers).double()
+    found = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
+    moments = input_moments(found, f"{len(layers) - 1}.weight")
+    with torch.no_grad():
+        u = model[:-1](images(2000, 16, torch.Generator().manual_seed(0)))
+        rows = windows(layers[-1], u) if isinstance(layers[-1], nn.Conv2d) else u
+    expected = rows.T @ rows / len(rows)
+    off = ~torch.eye(len(expected), dtype=torch.bool)
+    agreement = float(torch.corrcoef(torch.stack([moments.second[0][off], expected[off]]))[0, 1])
+    assert agreement > (0.6 if "concatenation" in name else 0.9)
+
+
+def test_correlations_follow_a_rescaling_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*DEEP["behind a depthwise layer"]()[:2], nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    network = network_of(model.double(), (3, 9, 9))
+    groups = pathlift.symmetries(network)
+    factors = groups.randomize(FACTORS, 1)
+    other = replace(network, state={name: factors[name] for name in network.state})
+    before, after = (activation_model(each, correlations="channels") for each in (network, other))
+    ratio = groups.weight_factors(factors.factors)
+    for name in ("2.weight", "4.weight"):
+        own, new = input_moments(before, name), input_moments(after, name)
+        scale = own.split(ratio[name])  # λ above over λ below
+        below = (scale[:, :1] / scale[:, :1, :1])[:, 0]
+        assert torch.equal(own.second * (1 / below[:, :, None]) * (1 / below[:, None, :]), new.second * _unscaled(own, new))
+
+
+def _unscaled(own: object, new: object) -> Tensor:
+    """One over the factor of the first column of each group, squared."""
+    first = own.second[:, :1, :1] / new.second[:, :1, :1]
+    assert bool((torch.frexp(first)[0] == 0.5).all())
+    return first
+
+
+# ------------------------------------------------------------------------------------------------------------------- data
+
+
+def test_measured_statistics_are_those_of_the_model_itself() -> None:
+    """On batches of any size, mean, variance, activity and correlation of neighbours are those that hooks find."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).double().eval()  # fmt: skip
+    x = torch.randn(11, 2, 4, 4, dtype=torch.float64) * 3 + 1
+    found = pathlift.activation_statistics(model, (2, 4, 4), data=[x[:3], x[3:8], x[8:]])
+    assert found.source == "data"
+    values = x
+    for layer, statistics in zip([nn.Identity(), *model], found.layers, strict=True):
+        below, values = values, layer(values).detach()
+        rest = [dim for dim in range(values.dim()) if dim != 1]
+        torch.testing.assert_close(statistics.mean, values.mean(rest))
+        torch.testing.assert_close(statistics.variance, values.var(rest, unbiased=False))
+        if isinstance(layer, nn.ReLU6):
+            torch.testing.assert_close(statistics.activity, ((below > 0) & (below < 6)).double().mean(rest))
+    norm = found.layers[1]
+    assert torch.equal(norm.expected_mean, norm.mean)
+    assert found.shift == pytest.approx(float((norm.mean - model[1].running_mean).abs().median()))
+
+
+def test_a_batch_norm_tells_moments_before_and_behind_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double().eval()
+    norm = model[1]
+    for tensor, low in ((norm.weight, -1.0), (norm.bias, -1.0), (norm.running_mean, -1.0), (norm.running_var, 0.1)):
+        tensor.data.uniform_(low, 2.0)
+    _, before, behind, relu = pathlift.activation_statistics(model, (2, 6, 6)).layers
+    assert before.source == behind.source == "batch norm"
+    assert torch.equal(before.mean, norm.running_mean)
+    assert torch.equal(before.variance, norm.running_var)
+    torch.testing.assert_close(behind.mean, norm.bias.detach())
+    torch.testing.assert_close(behind.variance, norm.weight.detach() ** 2 * norm.running_var / (norm.running_var + norm.eps))
+    torch.testing.assert_close(relu.activity, torch.special.ndtr(behind.mean / behind.variance.sqrt()))
+    assert input_moments(activation_model(network_of(model, (2, 6, 6))), "0.weight").following == "0.bias"
+
+
+# ------------------------------------------------------------------------------------------------------------ sensitivity
+
+
+def test_sensitivity_with_all_kinks_open_is_the_squared_path_norm_backwards() -> None:
+    """Where no kink is ever closed and taps are independent, g is the sum of all squared path weights to the outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model[0].bias.data.fill_(1e6)
+    model[2].bias.data.fill_(1e12)
+    statistics = pathlift.activation_statistics(model, (3,))
+    expected = torch.ones(2, dtype=torch.float64)
+    for layer, weight in ((statistics.layers[3], model[4].weight), (statistics.layers[1], model[2].weight)):
+        expected = (weight.detach() ** 2).T @ expected
+        torch.testing.assert_close(layer.sensitivity, expected)
+
+
+def test_a_small_change_of_a_layer_costs_what_sensitivity_and_moments_say() -> None:
+    """E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀHΔ_o: for a linear layer in front of open kinks it is exact for independent changes of rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    found = activation_model(network_of(model, (6,)))
+    moments = input_moments(found, "0.weight")
+    x = torch.randn(20_000, 6, dtype=torch.float64)
+    costs = []
+    for seed in range(20):
+        change = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 1e-4
+        with torch.no_grad():
+            before = model(x)
+            model[0].weight += change
+            costs.append(float((model(x) - before).square().sum(1).mean()))
+            model[0].weight -= change
+        predicted = torch.einsum(
+            "gr,grc,gcd,grd->", moments.sensitivity, moments.split(change), moments.second, moments.split(change)
+        )
+        costs[-1] /= float(predicted)
+    assert sum(costs) / len(costs) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("1.weight", "no rows"), ("0.bias", "bias"), ("nothing", "no parameter")])
+def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with pytest.raises(pathlift.InputError, match=f"{name}.*{reason}|{reason}.*{name}"):
+        input_moments(activation_model(network_of(model, (2, 6, 6))), name)
+
+
+def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs() -> None:
+    matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)
+    lifted = positive(matrix)
+    assert int(torch.linalg.cholesky_ex(matrix).info) != 0
+    for scale in (1.0, 2.0**-40, 2.0**40):
+        factor = torch.tensor([1.0, scale, 1.0], dtype=torch.float64)
+        found = positive(matrix * factor[:, None] * factor)
+        assert int(torch.linalg.cholesky_ex(found).info) == 0
+        assert torch.equal(found, lifted * factor[:, None] * factor)

@@ -46,6 +46,7 @@ MODULES = (
     "pathlift.metric",
     "pathlift.pruning",
     "pathlift.rescaling",
+    "pathlift.statistics",
     "pathlift.storage",
     "pathlift.kernel",
     "pathlift.lifting",
@@ -58,7 +59,8 @@ MODULES = (
 """Where users find functions."""
 
 MADE = {
-    "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family", "GeneralisationBound", "InputLipschitz",
+    "ActivationStatistics", "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family",
+    "GeneralisationBound", "InputLipschitz", "LayerStatistics",
     "LipschitzBound", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude", "PathMetric", "PathNorm",
     "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
 }  # fmt: skip
@@ -221,6 +223,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Symmetries.randomize": lambda w: {"self": w.groups, "generator": torch.Generator().manual_seed(0)},
     "Symmetries.rescale": lambda w: {"self": w.groups, "factors": [1.0, 2.0, 4.0, 0.5, 8.0]},
     "Symmetries.weight_factors": lambda w: {"self": w.groups, "factors": [1.0, 2.0, 4.0, 0.5, 8.0]},
+    "activation_statistics": lambda w: {"model": w.network, "data": w.x},
     "align": lambda w: {"model": w.network, "other": w.state},
     "apply_masks": lambda w: {"model": w.model, "masks": w.masks},
     "attack": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.1), "steps": 1},
@@ -677,6 +680,13 @@ FAIR: dict[str, Fair] = {
     "Batch.loss": lambda v: isinstance(v, nn.Module) or callback(2)(v),
     "Batch.x": lambda v: two_samples(v) or (isinstance(v, (list, tuple)) and len(v) > 0 and all(map(two_samples, v))),
     "Batch.y": two_samples,
+    "activation_statistics.data": lambda v: (
+        x_like(v) or (isinstance(v, list) and len(v) == 2 and all(plain(own, (2, 4)) for own in v))
+    ),
+    "input_mean": lambda v: (real(v) and math.isfinite(v)) or plain(v, (4,)) or plain(v, ()),
+    "input_variance": lambda v: least_zero(v) or ((plain(v, (4,)) or plain(v, ())) and bool((v >= 0).all())),
+    "correlation": _between(0, 1),
+    "correlations": never,
     "data": lambda v: plain(v, (2, 4)) or isinstance(v, Batch),
     "path": never,
     "key": never,

@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 
 import pathlift
-from pathlift.cli import compare, experiment, pruning, quantize, rescaling  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, quantize, rescaling, statistics  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     Device,
     Force,

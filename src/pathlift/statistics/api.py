@@ -22,10 +22,11 @@ from pathlift.statistics.transfer import stationary
 
 
 @dataclass(frozen=True, repr=False)
-class LayerStatistics(Result, line=("operator", "module", "source", "mean", "variance")):
+class LayerStatistics(Result, line=("name", "module", "source", "mean", "variance")):
     """What the values of one layer look like; all tensors are float64, of shape (channels,).
 
     Attributes:
+        name: The layer.
         module: Path of the module.
         operator: The operator.
         source: What the moments were taken from: ``data``, ``batch norm`` or ``propagation``.
@@ -38,6 +39,7 @@ class LayerStatistics(Result, line=("operator", "module", "source", "mean", "var
         expected_variance: The same for the variance.
     """
 
+    name: str
     module: str
     operator: str
     source: str
@@ -55,14 +57,14 @@ class ActivationStatistics(Result, line=("layers", "source", "shift", "spread"))
     """What the activations of a network look like.
 
     Attributes:
-        layers: Layer to its statistics, inputs first.
+        layers: Those of every layer, inputs first.
         source: ``data``, ``batch norm`` where there are such, or ``propagation``.
         shift: How far batch norms say otherwise: the median over all of their channels of |m − running_mean|/√running_var, m
             as data or propagation have it; NaN without batch norms.
         spread: The same for |log₂ v/running_var|.
     """
 
-    layers: Mapping[str, LayerStatistics]
+    layers: tuple[LayerStatistics, ...]
     source: str
     shift: float
     spread: float
@@ -94,8 +96,8 @@ def activation_statistics(
         input_mean: Mean of the inputs: a number, one for each channel, or of a sample's shape.
         input_variance: Their variance, likewise.
         correlation: ρ of two taps of one channel, where nothing else is known.
-        correlations: ``taps``: those of two taps of one channel, by ``correlation``. ``channels``: covariances of all channels at
-            small distances are propagated.
+        correlations: ``taps``: those of two taps of one channel, by ``correlation``. ``channels``: covariances of all
+            channels at small distances are propagated.
 
     Returns:
         Statistics for every channel of every layer.
@@ -108,9 +110,9 @@ def activation_statistics(
     Example:
         >>> from torch import nn
         >>> statistics = activation_statistics(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (4,))
-        >>> [layer.operator for layer in statistics.layers.values()]
+        >>> [layer.operator for layer in statistics.layers]
         ['input', 'linear', 'relu']
-        >>> bool((statistics.layers["relu"].activity > 0).all())
+        >>> bool((statistics.layers[-1].activity > 0).all())
         True
     """
     network = capture(model, inputs)
@@ -121,8 +123,8 @@ def activation_statistics(
     }
     batches: Iterable[Samples] | None = [data] if isinstance(data, (Tensor, Mapping)) else data
     found = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
-    layers = {layer.name: _of_layer(found, layer) for layer in network.layers}
-    sources = {statistics.source for statistics in layers.values()}
+    layers = tuple(_of_layer(found, layer) for layer in network.layers)
+    sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
     return ActivationStatistics(layers, source, *_apart(found))
 
@@ -153,6 +155,7 @@ def _of_layer(model: ActivationModel, layer: Layer) -> LayerStatistics:
     expected = None if step.expected is None else _over_positions(layer, channel, *step.expected)
     positions = math.prod(layer.shape) / (layer.shape[channel] if channel is not None else 1)
     return LayerStatistics(
+        layer.name,
         layer.origin.module,
         layer.origin.op.removeprefix("aten.").split(".")[0],
         step.moments.source,

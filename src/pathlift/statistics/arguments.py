@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import math
+from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from pathlift.arguments import declare
 from pathlift.arguments.kinds import batches, choice, either, least_zero, number, plain_tensor
+from pathlift.errors import InputError
 from pathlift.reading.arguments import streamed
 from pathlift.statistics.model import Correlations
 
-told = "a number, or a tensor with one number for each channel or value of a sample"
+told = "a finite number, or a tensor of finite numbers, one for each channel or value of a sample"
+finite = number(told, math.isfinite)
+
+
+def finite_tensor(name: str, value: Any) -> Tensor:
+    """Finite numbers."""
+    tensor = plain_tensor(name, value)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name} holds NaN or inf: give {told}.")
+    return tensor
+
+
+def no_less_than_zero(name: str, value: Any) -> Tensor:
+    """Finite numbers of at least 0."""
+    tensor = finite_tensor(name, value)
+    if bool((tensor < 0).any()):
+        raise InputError(f"{name} holds {float(tensor.min())}: a variance is at least 0.")
+    return tensor
+
 
 declare(__name__, {
     "activation_statistics.data": streamed(batches),
-    "input_mean": either(told, (Tensor, plain_tensor), (object, number(told))),
-    "input_variance": either(told, (Tensor, plain_tensor), (object, least_zero)),
+    "input_mean": either(told, (Tensor, finite_tensor), (object, finite)),
+    "input_variance": either(told, (Tensor, no_less_than_zero), (object, least_zero)),
     "correlation": number("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "correlations": choice(*get_args(Correlations)),
 })  # fmt: skip

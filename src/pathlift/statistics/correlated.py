@@ -106,6 +106,10 @@ class CorrelatedPropagation(Propagation):
             more = transfer.variance_of_means(moments.mean, moments.correlation)
             spread = 0.0 if more is None else more.mean([dim for dim in range(more.dim()) if dim != 1])
             return made[0], made[1] + spread
+        if isinstance(connection.edges, Move) and isinstance(transfer, Sums) and transfer.weight is None:
+            moved = self._moved(lags, connection.edges, below.shape, above)
+            if moved is not None:
+                return moved
         matrix = transfer.matrix if isinstance(transfer, Along) else None
         maps = space_maps(connection, below.shape, above, matrix)
         if maps is not None:
@@ -117,8 +121,6 @@ class CorrelatedPropagation(Propagation):
             alike = weight is None or weight.numel() == 1
             scale = 1.0 if weight is None or not alike else float(weight.reshape(())) ** 2
             return made_lags, variance * gain * scale if alike else None
-        if isinstance(connection.edges, Move) and isinstance(transfer, Sums) and transfer.weight is None:
-            return self._moved(lags, connection.edges, below.shape, above)
         return None
 
     @staticmethod
@@ -142,7 +144,9 @@ class CorrelatedPropagation(Propagation):
         self._branches.pop(layer.name, None)
         if lags is not None and lags.space and any(size > 1 for size in lags.space):
             step = self.steps[layer.name]
-            steps = [tuple(int(dim == other) for other in range(len(lags.space))) for dim, size in enumerate(lags.space) if size > 1]
+            steps = [
+                tuple(int(dim == other) for other in range(len(lags.space))) for dim, size in enumerate(lags.space) if size > 1
+            ]
             near = torch.stack([lags.near(lag).diagonal() for lag in steps]).mean(0).double().clamp(0.0, 1.0)
             rho = near.reshape([-1 if dim == 1 else 1 for dim in range(len(layer.shape))])
             self.steps[layer.name] = replace(step, moments=replace(step.moments, correlation=rho))

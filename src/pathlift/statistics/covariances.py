@@ -2,10 +2,11 @@
 
     R_δ[i, j] = Corr(u_i(p), u_j(p + δ)) over inputs and positions p, for |δ|_∞ ≤ 2, and R_{−δ} = R_δᵀ.
 
-What is stored are correlations, which no rescaling changes; variances stand beside them (`Moments`). One step through each layer:
+What is stored are correlations, which no rescaling changes; variances stand beside them (`Moments`). One step through each
+layer:
 
-- a convolution: K'_δ = Σ_{t,t'} F·W_t K_λ W_{t'}ᵀ, where λ is the distance of what the taps t at p and t' at p+δ read, and F how
-  often both read a neuron: s·δ + d·(t' − t) for stride s and dilation d, and what the phases of a transposed convolution give;
+- a convolution: K'_δ = Σ_{t,t'} F·W_t K_λ W_{t'}ᵀ, where λ is the distance of what the taps t at p and t' at p+δ read, and F
+  how often both read a neuron: λ = s·δ + d·(t' − t) for stride s and dilation d; phases of a transposed convolution likewise;
 - a batch norm, and any other elementwise weight: correlations stay, up to signs;
 - a kink: Cov(f(z_i), f(z_j)) = Σ_{k≥1} c_k(i)·c_k(j)·R_ij^k with five Hermite coefficients, exact on the diagonal: what is left
   of the variance goes with the sixth power;
@@ -86,7 +87,8 @@ class Lags:
     def known(self, lag: Lag) -> tuple[Lag, float]:
         """Return the distance within reach that stands for any, and the factor to it."""
         near = tuple(
-            max(-limit, min(limit, step)) for step, limit in zip(lag, (min(REACH, size - 1) for size in self.space), strict=True)
+            max(-limit, min(limit, step))
+            for step, limit in zip(lag, (min(REACH, size - 1) for size in self.space), strict=True)
         )
         beyond = sum(abs(step - close) for step, close in zip(lag, near, strict=True))
         return near, 1.0 if beyond == 0 else self.decay**beyond
@@ -189,7 +191,9 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     return Lags(at, space)
 
 
-def side_by_side(pieces: Sequence[tuple[Lags | None, int]], space: tuple[int, ...], correlation: float, device: torch.device) -> Lags:
+def side_by_side(
+    pieces: Sequence[tuple[Lags | None, int]], space: tuple[int, ...], correlation: float, device: torch.device
+) -> Lags:
     """Return the correlations of pieces that are concatenated along the channels."""
     at = {}
     for lag in half(space):
@@ -237,9 +241,7 @@ def _coefficients(matrix: Tensor) -> dict[int, dict[int, float]]:
     for lag in range(-min(REACH, outs - 1), min(REACH, outs - 1) + 1):
         first, last = max(0, -lag), outs - max(0, lag)
         products = matrix[first:last].T @ matrix[first + lag : last + lag] / (last - first)
-        found[lag] = {
-            step: value for step in range(1 - ins, ins) if (value := float(products.diagonal(step).sum())) != 0.0
-        }
+        found[lag] = {step: value for step in range(1 - ins, ins) if (value := float(products.diagonal(step).sum())) != 0.0}
     return found
 
 
@@ -251,7 +253,9 @@ def _normalised(covariances: Mapping[Lag, Tensor], space: tuple[int, ...]) -> tu
     return Lags(at, space), variance.double()
 
 
-def space_maps(connection: Connection, below: tuple[int, ...], above: tuple[int, ...], matrix: Tensor | None) -> list[Tensor | None] | None:
+def space_maps(
+    connection: Connection, below: tuple[int, ...], above: tuple[int, ...], matrix: Tensor | None
+) -> list[Tensor | None] | None:
     """Return the constant map along each dimension of space that edges without a weight of their own make; None for others."""
     edges = connection.edges.pool if isinstance(connection.edges, Beside) else connection.edges
     dims = range(2, len(below))
@@ -262,7 +266,9 @@ def space_maps(connection: Connection, below: tuple[int, ...], above: tuple[int,
         return [torch.ones(1, below[dim], dtype=torch.float64) if dim in edges.dims else None for dim in dims]
     if isinstance(edges, AxisMap) and edges.dim in dims and matrix is not None:
         return [matrix if dim == edges.dim else None for dim in dims]
-    if isinstance(edges, Move) and isinstance(edges.spatial, tuple) and len(below) == len(above) and below[1] == above[1]:
+    if isinstance(edges, Move) and isinstance(edges.spatial, tuple) and len(below) == len(above):
+        if any(dim % len(below) < 2 for dim in edges.spatial):
+            return None
         return [_moved_matrix(edges, below, dim) for dim in dims]
     return None
 
@@ -274,7 +280,9 @@ def _read_matrix(reads: Tensor, size: int) -> Tensor:
 
 
 def _moved_matrix(edges: Move, below: tuple[int, ...], dim: int) -> Tensor:
-    numbers = torch.arange(1, below[dim] + 1, dtype=torch.float64).reshape([-1 if other == dim else 1 for other in range(len(below))])
+    numbers = torch.arange(1, below[dim] + 1, dtype=torch.float64).reshape([
+        -1 if other == dim else 1 for other in range(len(below))
+    ])
     moved = edges.gather(numbers.expand(below))
     read = moved.amax([other for other in range(moved.dim()) if other != dim]).long() - 1
     return _read_matrix(read[:, None], below[dim])
@@ -300,7 +308,9 @@ def flattened(below: Lags) -> Lags | None:
     count = below.channels * len(positions)
     if count > WIDEST:
         return None
-    made = torch.empty(below.channels, len(positions), below.channels, len(positions), device=below.near((0,) * len(below.space)).device)
+    made = torch.empty(
+        below.channels, len(positions), below.channels, len(positions), device=below.near((0,) * len(below.space)).device
+    )
     for (first, p), (second, q) in itertools.product(enumerate(positions), repeat=2):
         made[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
     return Lags({(): made.reshape(count, count)}, ())
@@ -324,7 +334,7 @@ def through_weight(
     Returns:
         Correlations and variances above, (channels,); None where the edges are neither.
     """
-    groups, outs, ins, taps = transfer.pattern.weight.shape
+    groups, _, ins, taps = transfer.pattern.weight.shape
     weight = torch.cat([w for _, w in transfer.chunks()], 1) * deviation.reshape(groups, 1, ins, 1)
     norm = weight.square().sum((2, 3), keepdim=True).sqrt()
     rows = torch.where(norm > 0, weight / norm, 0.0).float()
@@ -428,4 +438,3 @@ def signed(below: Lags, transfer: Elementwise) -> Lags | None:
         return below
     sign = weight.sign().expand(_spread(weight, below.channels)).reshape(-1).float()
     return Lags({lag: _unit(correlation * sign[:, None] * sign, lag) for lag, correlation in below.at.items()}, below.space)
-

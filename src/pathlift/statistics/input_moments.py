@@ -153,7 +153,6 @@ class _Use:
         size = len(mean) * len(own)
         return out.reshape(size, size)
 
-
     def _correlated(self, lags: Lags, group: int) -> Tensor:
         """H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + K_λ[i, j]) with λ the distance of what the taps read."""
         mean, deviation = self.mean[group], self.variance[group].sqrt()

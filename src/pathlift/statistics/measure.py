@@ -138,4 +138,3 @@ def _step(propagation: Propagation, layer: Layer, found: _Sums) -> Step:
         response = Response(found.mean, variance, found.gain / found.count, found.activity / found.count)
     expected = None if step.expected is None else (found.mean, variance)
     return Step(moments, response, step.shares, expected)
-

@@ -2,8 +2,9 @@
 
 The variance of a small random error goes through the network as variances do (`pathlift.statistics.transfer`), but for kinks,
 which multiply it by E f'(z)² (for ReLU the probability that the neuron is active), and maxima, which pass on that of the
-antecedent that is the largest. Errors at two taps of one channel are correlated by ρ as inputs are unless more is known. This map is linear, and g is its transpose applied to ones: the ℓ² path-norm's backward pass
-with each kink multiplied by its activity, and batch norm by (γ/σ)².
+antecedent that is the largest. Errors at two taps of one channel are correlated by ρ, a number. This map is linear, and g is
+its transpose applied to ones: the ℓ² path-norm's backward pass with each kink multiplied by its activity, and batch norm by
+(γ/σ)².
 """
 
 from __future__ import annotations
