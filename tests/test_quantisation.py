@@ -78,8 +78,10 @@ def test_the_weights_of_a_copy_lie_on_the_grids_of_the_report(rounding):
     assert [tensor.name for tensor in report.tensors] == [f"{n}.weight" for n in ("first", "depthwise", "mixed", "up", "last")]
     for tensor in report.tensors:
         assert torch.equal(state[tensor.name], tensor.values)
-        assert tensor.integers.abs().max() <= 7 and tensor.scale.numel() == (4 if tensor.name != "up.weight" else 6) or (
-            tensor.name == "last.weight" and tensor.scale.numel() == 3
+        assert (
+            (tensor.integers.abs().max() <= 7
+            and tensor.scale.numel() == (4 if tensor.name != "up.weight" else 6))
+            or (tensor.name == "last.weight" and tensor.scale.numel() == 3)
         )
     changed = {name for name in before if not torch.equal(state[name], before[name])}
     assert changed == {tensor.name for tensor in report.tensors} | set(report.corrected)
@@ -141,7 +143,11 @@ def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge):
     groups = pathlift.symmetries(model, SHAPE)
     rescaled = with_state(model, groups.randomize([2.0**-7, 0.5, 1.0, 2.0**5], generator=1))
     assert not same(model, rescaled)
-    for options in ({}, {"granularity": "tensor", "bits": 4}, {"granularity": 2, "affine": True, "range": "expected", "bits": 3}):
+    for options in (
+        {},
+        {"granularity": "tensor", "bits": 4},
+        {"granularity": 2, "affine": True, "range": "expected", "bits": 3},
+    ):
         first, report = pathlift.quantize(model, SHAPE, gauge=gauge, moments=0, **options)
         second, _ = pathlift.quantize(rescaled, SHAPE, gauge=gauge, moments=0, **options)
         assert same(first, second)
@@ -215,11 +221,15 @@ def test_bits_are_allocated_as_by_trying_all():
         count = int(torch.randint(1, 5, (), generator=source))
         weights = torch.randint(1, 9, (count,), generator=source).tolist()
         sizes = [[bits * weight for bits in range(2, 6)] for weight in weights]
-        costs = [(torch.rand(4, generator=source, dtype=torch.float64) * 4.0 ** -torch.arange(4)).tolist() for _ in range(count)]
+        costs = [
+            (torch.rand(4, generator=source, dtype=torch.float64) * 4.0 ** -torch.arange(4)).tolist() for _ in range(count)
+        ]
         least, most = sum(map(min, sizes)), sum(map(max, sizes))
         budget = int(torch.randint(least, most + 3, (), generator=source))
         chosen = allocated(costs, sizes, budget)
-        allowed = [c for c in itertools.product(range(4), repeat=count) if sum(s[k] for s, k in zip(sizes, c, strict=True)) <= budget]
+        allowed = [
+            c for c in itertools.product(range(4), repeat=count) if sum(s[k] for s, k in zip(sizes, c, strict=True)) <= budget
+        ]
         best = min(sum(layer[k] for layer, k in zip(costs, c, strict=True)) for c in allowed)
         assert tuple(chosen) in allowed
         assert sum(layer[k] for layer, k in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-12)

@@ -29,9 +29,10 @@ from pathlift.quantisation.formats import FloatingPoint, Format
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
 from pathlift.quantisation.layer import Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
-from pathlift.quantisation.report import QuantizedTensor, QuantizeReport
+from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
 from pathlift.quantisation.spending import Bytes, bytes_of, within
+from pathlift.quantisation.tensors import QuantizedTensor
 from pathlift.reading import Inputs, capture
 from pathlift.rescaling import RescaledState, with_state
 from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments

@@ -21,7 +21,7 @@ from pathlift.arguments import public
 from pathlift.errors import InputError
 from pathlift.output import check_outputs, write_outputs
 from pathlift.quantisation.formats import WholeNumbers
-from pathlift.quantisation.report import QuantizedTensor, dequantized
+from pathlift.quantisation.tensors import QuantizedTensor, dequantized
 
 WHOLE, FLOAT8 = "IntxUnpackedToInt8Tensor", "Float8Tensor"
 
@@ -59,12 +59,12 @@ def _key(name: str, part: str) -> str:
 
 def _described(tensor: QuantizedTensor) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return the parts of a tensor by their keys in the file, and what the metadata say of it."""
-    if not tensor.form.scaled:
+    if not tensor._form.scaled:
         return {tensor.name: tensor.integers}, {"_type": "Tensor"}
     dtype = tensor.dtype if tensor.dtype in {torch.float16, torch.bfloat16} else torch.float32
     common = {"block_size": list(tensor.block), "dtype": _dtype(dtype)}
     parts = {_key(tensor.name, "qdata"): tensor.integers, _key(tensor.name, "scale"): tensor.scale}
-    if isinstance(tensor.form, WholeNumbers):
+    if isinstance(tensor._form, WholeNumbers):
         parts[_key(tensor.name, "zero_point")] = tensor.zero_point
         target = _dtype(getattr(torch, f"int{tensor.bits}"))
         data: dict[str, object] = {"target_dtype": target, **common, "activation_quantization": None}

@@ -131,8 +131,28 @@ def _rescaled(network: Network, logs: Tensor) -> Network:
             "The rescaling groups of this model share factors by roots, and powers of two for the groups are none for the "
             "channels. Use gauge='none'."
         )
-    rescaled = groups.rescale(torch.exp2(whole).tolist())
+    rescaled = groups.rescale(torch.exp2(_held(network, groups.constraints, whole)).tolist())
     return replace(network, state={name: rescaled.get(name, tensor) for name, tensor in network.state.items()})
+
+
+def _held(network: Network, constraints: ScaleConstraints, logs: Tensor) -> Tensor:
+    """Return the logarithms, 0 for groups by which a number would leave the range of its type: channels that are all but dead."""
+    solution, logs = constraints.solution, logs.clone()
+    while True:
+        scales, touched = solution.scales(logs), torch.zeros(solution.count, dtype=torch.bool, device="cpu")
+        for name, scaling in constraints.scalings.items():
+            tensor = network.state[name].detach()
+            limits = torch.finfo(tensor.dtype)
+            before = scaling.split(tensor).double().cpu().abs()
+            after = before * torch.exp2(scales[scaling.above] - scales[scaling.below])
+            lost = (before >= limits.tiny) & ((after < limits.tiny) | (after > limits.max))
+            for classes in (scaling.above, scaling.below):
+                touched[classes.expand(lost.shape)[lost]] = True
+        groups = solution.columns[touched[solution.rows]]
+        groups = groups[logs[groups] != 0]
+        if not len(groups):
+            return logs
+        logs[groups] = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.errors import InputError, told
 from pathlift.output import check_outputs, write_outputs
-from pathlift.quantisation.report import QuantizedTensor, QuantizeReport
+from pathlift.quantisation.report import QuantizeReport
+from pathlift.quantisation.tensors import QuantizedTensor
 from pathlift.reading import Inputs
 from pathlift.reading.examples import examples_of
 from pathlift.reading.freeze import cloned
@@ -107,14 +108,14 @@ def _replace(onnx: Any, graph: Any, tensor: QuantizedTensor) -> None:
         raise InputError(f"The exported program has no weight '{tensor.name}': it was computed away, and cannot be integers.")
     kind, last = held.data_type, f"{tensor.name}_float32"
     graph.initializer.remove(held)
-    if tensor.form.scaled:
+    if tensor._form.scaled:
         stored = onnx.TensorProto.DataType.Value(_stored_as(tensor))
         axis, block, scale, zero = _blocks(tensor)
         parts = [
             _initialiser(onnx, f"{tensor.name}_quantized", tensor.integers, stored),
             _initialiser(onnx, f"{tensor.name}_scale", scale, onnx.TensorProto.FLOAT),
         ]
-        if tensor.form.affine:
+        if tensor._form.affine:
             parts.append(_initialiser(onnx, f"{tensor.name}_zero_point", zero, stored))
         graph.initializer.extend(parts)
         options = {} if axis is None else {"axis": axis} | ({"block_size": block} if block else {})

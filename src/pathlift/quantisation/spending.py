@@ -17,7 +17,7 @@ from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import Format, WholeNumbers
 from pathlift.quantisation.layer import Way, rounded
 from pathlift.quantisation.matrices import Matrices
-from pathlift.quantisation.report import packed
+from pathlift.quantisation.tensors import packed
 from pathlift.statistics import InputMoments
 
 
