@@ -148,7 +148,8 @@ def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
 
 
 ROOMS = (
-    "", ".certification", ".consequences", ".kernel", ".lifting", ".lipschitz", ".magnitude", ".metric", ".norm", ".pruning", ".quantisation",
+    "", ".certification", ".consequences", ".kernel", ".lifting", ".lipschitz", ".magnitude", ".metric", ".norm", ".pruning",
+    ".quantisation",
     ".rescaling", ".statistics", ".storage",
 )  # fmt: skip
 PUBLIC = {name: value for room in ROOMS for name, value in _names(f"pathlift{room}").items()}

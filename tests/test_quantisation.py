@@ -78,10 +78,8 @@ def test_the_weights_of_a_copy_lie_on_the_grids_of_the_report(rounding):
     assert [tensor.name for tensor in report.tensors] == [f"{n}.weight" for n in ("first", "depthwise", "mixed", "up", "last")]
     for tensor in report.tensors:
         assert torch.equal(state[tensor.name], tensor.values)
-        assert (
-            (tensor.integers.abs().max() <= 7
-            and tensor.scale.numel() == (4 if tensor.name != "up.weight" else 6))
-            or (tensor.name == "last.weight" and tensor.scale.numel() == 3)
+        assert (tensor.integers.abs().max() <= 7 and tensor.scale.numel() == (4 if tensor.name != "up.weight" else 6)) or (
+            tensor.name == "last.weight" and tensor.scale.numel() == 3
         )
     changed = {name for name in before if not torch.equal(state[name], before[name])}
     assert changed == {tensor.name for tensor in report.tensors} | set(report.corrected)

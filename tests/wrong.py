@@ -63,7 +63,9 @@ MADE = {
     "ActivationStatistics", "Attack", "BalancedState", "Certificate", "Equivalence", "Estimate", "Family",
     "GeneralisationBound", "InputLipschitz", "LayerStatistics",
     "LipschitzBound", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude", "PathMetric", "PathNorm",
-    "Pinned", "Problem", "PruneReport", "PrunedTensor", "BitsNeeded", "GaugeChoice", "QuantizeReport", "QuantizedTensor", "SameGrid", "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
+    "Pinned", "Problem", "PruneReport", "PrunedTensor",
+    "BitsNeeded", "GaugeChoice", "QuantizeReport", "QuantizedTensor", "SameGrid",
+    "RescaledState", "Sharpness", "Step", "SupportReport", "Tolerance",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -660,7 +662,7 @@ FAIR: dict[str, Fair] = {
     "correction": lambda v: v is None,
     "budget": lambda v: v is None or (real(v) and v >= 2),
     "Bytes.count": positive_count,
-    "quantize.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and len(v) == 2 and all(plain(o, (2, 4)) for o in v)),
+    "quantize.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and all(plain(own, (2, 4)) for own in v)),
     "quantize.moments": lambda v: v is None or (whole(v) and int(v) in (0, 2, 4, 6, 8)),
     "quantize.progress": callback(2),
     "bits_needed.tolerance": positive,

@@ -136,7 +136,7 @@ def _rescaled(network: Network, logs: Tensor) -> Network:
 
 
 def _held(network: Network, constraints: ScaleConstraints, logs: Tensor) -> Tensor:
-    """Return the logarithms, 0 for groups by which a number would leave the range of its type: channels that are all but dead."""
+    """Return the logarithms, 0 for groups by which a number would leave the range of its type: of nearly dead channels."""
     solution, logs = constraints.solution, logs.clone()
     while True:
         scales, touched = solution.scales(logs), torch.zeros(solution.count, dtype=torch.bool, device="cpu")
