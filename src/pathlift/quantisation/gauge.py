@@ -1,5 +1,7 @@
 """In which gauge to round: the rescaling that is best for the grids, by factors that are powers of two (mathematics §7, §9).
 
+What a batch norm reads keeps its scale: its running variance, by which statistics are known, does not move along.
+
 The function of a network does not see a rescaling, but its grids do. So every gauge but ``none`` begins with a representative
 of the orbit that depends on no start, by powers of two: two networks that differ by such a rescaling are the same from there
 on, bit for bit. The factors that are then found are rounded to powers of two as well, which changes no digit of any weight.
@@ -115,7 +117,7 @@ def in_gauge(
 
 
 def representative(network: Network) -> Network:
-    """Return the network of the same orbit, by powers of two, that no rescaling by powers of two changes by a bit."""
+    """Return the network of the same orbit that no rescaling by powers of two changes, but for inputs of batch norms."""
     wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in network.state.items()}
     logs = gauges.even(replace(network, state=wide), Symmetries(network).constraints)
     return _rescaled(network, (logs + OFFSET).floor())
@@ -138,6 +140,10 @@ def _rescaled(network: Network, logs: Tensor) -> Network:
 def _held(network: Network, constraints: ScaleConstraints, logs: Tensor) -> Tensor:
     """Return the logarithms, 0 for groups by which a number would leave the range of its type: of nearly dead channels."""
     solution, logs = constraints.solution, logs.clone()
+    for name, scaling in constraints.scalings.items():
+        if name not in network.parameters:  # a running mean: the running variance beside it stays, and has to be right
+            inputs = torch.isin(solution.rows, torch.cat([scaling.above.reshape(-1), scaling.below.reshape(-1)]))
+            logs[solution.columns[inputs]] = 0.0
     while True:
         scales, touched = solution.scales(logs), torch.zeros(solution.count, dtype=torch.bool, device="cpu")
         for name, scaling in constraints.scalings.items():
