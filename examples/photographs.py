@@ -2,9 +2,9 @@
 
     python examples/photographs.py --plot photographs.png
 
-Trains a small convolutional network to remove noise from patches of scikit-learn's photograph of a flower, and looks at the one of
-a temple, which it has never seen. Then its channels are rescaled at random by {1, 128, 4096}, which changes no pixel. Both
-networks are pruned by a third, once by plain magnitude and once by relative path-magnitude.
+Trains a small convolutional network to remove noise from patches of scikit-learn's photograph of a flower, and looks at the
+one of a temple, which it has never seen. Then its channels are rescaled at random by {1, 128, 4096}, which changes no pixel.
+Both networks are pruned by a third, once by plain magnitude and once by relative path-magnitude.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One figure for each idea, drawn with the numbers that pathlift computes; black, grey and patterns, so that print is enough."""
+"""One figure for each idea, with the numbers that pathlift computes, in black, grey and patterns, so that print is enough."""
 
 from __future__ import annotations
 
@@ -72,7 +72,13 @@ def rescaling() -> None:
     """Draw a neuron rescaled by 10: other weights, the same products."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.8))
     graph(axes[0], {"xu": "2", "xv": "−3", "uy": "5", "vy": "1"}, bold=("xu", "uy"), title="paths 10, −3, 1", bias="bias 1")
-    graph(axes[1], {"xu": "20", "xv": "−3", "uy": "0.5", "vy": "1"}, bold=("xu", "uy"), title="$u$ rescaled by 10: paths 10, −3, 1", bias="bias 1")
+    graph(
+        axes[1],
+        {"xu": "20", "xv": "−3", "uy": "0.5", "vy": "1"},
+        bold=("xu", "uy"),
+        title="$u$ rescaled by 10: paths 10, −3, 1",
+        bias="bias 1",
+    )
     figure.savefig("rescaling.svg")
 
 
@@ -84,11 +90,16 @@ def metric() -> None:
     groups = pathlift.symmetries(model, (8,))
     norm = pathlift.path_norm(model, (8,)).value
     figure, axis = plt.subplots(figsize=(6, 3.8))
-    points: dict[str, list[tuple[float, float]]] = {"rescaled at random, same function: rounding is left": [], "noise: another function": []}
+    points: dict[str, list[tuple[float, float]]] = {
+        "rescaled at random, same function: rounding is left": [],
+        "noise: another function": [],
+    }
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         other = {
-            "rescaled at random, same function: rounding is left": dict(groups.randomize(sigma=0.3 * (seed + 1), generator=generator)),
+            "rescaled at random, same function: rounding is left": dict(
+                groups.randomize(sigma=0.3 * (seed + 1), generator=generator)
+            ),
             "noise: another function": {
                 name: weight * (1 + 0.02 * (seed + 1) * torch.randn(weight.shape, generator=generator))
                 for name, weight in model.state_dict().items()
@@ -134,7 +145,12 @@ def moments() -> None:
     middles = [(each.lower * each.upper) ** 0.5 for each in found]
     below, above = ([abs(end - middle) for end, middle in zip(ends, middles, strict=True)] for ends in _ends(found))
     axes[1].errorbar(range(len(numbers)), middles, yerr=[below, above], fmt="none", ecolor="black", capsize=6)
-    axes[1].set(xticks=range(len(numbers)), xticklabels=numbers, xlabel="moments", ylabel="$\\|\\Phi(\\theta)-\\Phi(\\theta')\\|_1$ lies in")
+    axes[1].set(
+        xticks=range(len(numbers)),
+        xticklabels=numbers,
+        xlabel="moments",
+        ylabel="$\\|\\Phi(\\theta)-\\Phi(\\theta')\\|_1$ lies in",
+    )
     figure.savefig("moments.svg")
 
 

@@ -58,10 +58,14 @@ def reference() -> dict[str, str]:
     others = [path for path in classes if path not in results and not path.rpartition(".")[2].startswith("_")]
     names = api.top()
     pages = {
-        "pathlift": ["# pathlift\n", "The names at the top: `pathlift.NAME`.\n", *(entry(f"pathlift.public.{name}") for name in names)],
+        "pathlift": [
+            "# pathlift\n",
+            "The names at the top: `pathlift.NAME`.\n",
+            *(entry(f"pathlift.public.{name}") for name in names),
+        ],
         "results": [
             "# Results\n",
-            "What functions return. A result is one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON.\n",
+            "What functions return: one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON.\n",
             *map(entry, results),
         ],
         "arguments": [
@@ -97,8 +101,8 @@ def gallery(printed: dict[str, str]) -> dict[str, str]:
     """Make the gallery from the examples and what they printed."""
     lines = [
         "# Gallery\n",
-        "Each of these was run when this site was built, on data that ships with scikit-learn (handwritten digits, two photographs). "
-        "The scripts are in `examples/`.\n",
+        "Each of these was run when this site was built, on data that ships with scikit-learn: handwritten digits and two "
+        "photographs. The scripts are in `examples/`.\n",
     ]
     for name, options in EXAMPLES.items():
         source = (ROOT / "examples" / f"{name}.py").read_text()
@@ -107,7 +111,11 @@ def gallery(printed: dict[str, str]) -> dict[str, str]:
         title, _, rest = words[1].partition("\n\n")
         command = " ".join(["python", f"examples/{name}.py", *options])
         lines += [f"## {title.strip().removesuffix('.').replace(chr(10), ' ')}\n"]
-        lines += [_prose(rest), f"```text\n$ {command}\n{printed[name].strip()}\n```\n", f"![{title.split('.')[0]}](gallery/{name}.png)\n"]
+        lines += [
+            _prose(rest),
+            f"```text\n$ {command}\n{printed[name].strip()}\n```\n",
+            f"![{title.split('.')[0]}](gallery/{name}.png)\n",
+        ]
         lines += [f'??? note "examples/{name}.py"\n', *(f"    {line}" for line in f"```python\n{source}```".splitlines()), ""]
     return {"gallery.md": "\n".join(lines)}
 
@@ -132,8 +140,8 @@ def coverage(markdown: str) -> str:
         f"{head}\n"
         '<input id="models-filter" type="search" placeholder="resnet supported" aria-label="Show models with these words">\n\n'
         f'<p><span id="models-count">{len(rows)}</span> of {len(rows)} models</p>\n\n'
-        '<div class="md-typeset__scrollwrap"><table id="models"><thead><tr><th>library: group</th><th>model</th><th>verdict</th>'
-        f"<th>operators outside the theory</th></tr></thead><tbody>\n{cells}\n</tbody></table></div>\n"
+        '<div class="md-typeset__scrollwrap"><table id="models"><thead><tr><th>library: group</th><th>model</th>'
+        f"<th>verdict</th><th>operators outside the theory</th></tr></thead><tbody>\n{cells}\n</tbody></table></div>\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What mkdocs does beside reading Markdown: run the code of the pages, draw figures, make pages from the package, set formulas."""
+"""What mkdocs does beside reading Markdown: run the code of pages, draw figures, make pages from the package, set formulas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def _made(kind: str, script: Path, *arguments: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         done = subprocess.run(
-            [sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=folder, env=_environment(), check=False
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=_environment(),
+            check=False,
         )
         if done.returncode:
             raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
@@ -65,7 +70,7 @@ def on_files(files: Files, config: Any) -> Files:
     for figure in sorted(drawn.glob("*.svg")):
         files.append(File.generated(config, f"figures/{figure.name}", content=figure.read_bytes()))
     runs = {name: _made(name, ROOT / "examples" / f"{name}.py", *options) for name, options in generated.EXAMPLES.items()}
-    for name, folder in runs.items():
+    for folder in runs.values():
         for figure in sorted(folder.rglob("*.png")):
             files.append(File.generated(config, f"gallery/{figure.name}", content=figure.read_bytes()))
     printed = {name: (folder / "printed").read_text() for name, folder in runs.items()}
@@ -75,7 +80,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Put below each block what it printed; make the table of models."""
     path = page.file.src_uri
     markdown = markdown.replace("<!-- refusals -->", generated.refusals())
@@ -87,9 +92,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = path.removesuffix(".md").replace("/", "-")
     folder = _made(name, TOOLS / "snippets.py", str(source), "files")
     for figure in sorted((folder / "files").glob("*.png")):
-        target = Path(page.file.dest_dir) / page.file.dest_uri
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(figure, target.parent / figure.name)
+        beside = str(Path(path).parent / figure.name)
+        files.append(File.generated(config, beside, content=figure.read_bytes()))
     return snippets.filled(markdown, json.loads((folder / "printed").read_text()))
 
 

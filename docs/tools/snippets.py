@@ -65,13 +65,16 @@ def _run_console(code: str) -> str:
 
 
 def command(line: str) -> str:
-    """Run a command line and return what it printed; one that ends otherwise than with 0 or 1 says it on stderr.
+    """Run a command line and return what it printed.
 
     Args:
         line: As in a shell, beginning with ``pathlift``.
 
     Returns:
-        Standard output, then standard error.
+        Standard output and standard error.
+
+    Raises:
+        RuntimeError: It ends otherwise than with 0, or 1 for "no".
     """
     from pathlift.cli import main
 
@@ -80,8 +83,9 @@ def command(line: str) -> str:
         try:
             sys.argv = shlex.split(line, comments=True)
             main()
-        except SystemExit:
-            pass
+        except SystemExit as end:
+            if end.code not in {None, 0, 1}:
+                raise RuntimeError(f"{line} ended with {end.code}: {answer.getvalue()}") from end
         finally:
             sys.argv = before
     return "\n".join(row.rstrip() for row in answer.getvalue().splitlines()).strip("\n")
