@@ -86,9 +86,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = markdown.replace("<!-- refusals -->", generated.refusals())
     if path == "coverage.md":
         return generated.coverage(markdown)
-    if not snippets.blocks(markdown) or not generated.runs(path):
+    source = page.file.abs_src_path  # None for a page that was made
+    if source is None or not snippets.blocks(markdown) or not generated.runs(path):
         return _outside(markdown)
-    source = page.file.abs_src_path
     name = path.removesuffix(".md").replace("/", "-")
     folder = _made(name, TOOLS / "snippets.py", str(source), "files")
     for figure in sorted((folder / "files").glob("*.png")):
