@@ -105,6 +105,18 @@ def _loaded(world: World) -> object:
     return pathlift.pruning.load_masks(world.folder / "masks.safetensors")
 
 
+def _rounding_loaded(world: World) -> object:
+    _, report = pathlift.quantize(world.network, bits=4, moments=0)
+    report.save(world.folder / "rounded.safetensors")
+    return pathlift.quantisation.load_quantized(world.folder / "rounded.safetensors")
+
+
+def _onnx_written(world: World) -> object:
+    quantized, report = pathlift.quantize(world.model, SHAPE, 4, moments=0)
+    pathlift.quantisation.save_onnx(quantized, report, world.folder / "rounded.onnx", SHAPE)
+    return (world.folder / "rounded.onnx").exists()
+
+
 def _streamed(world: World) -> object:
     network = pathlift.stream(world.network, weights=world.file)
     folder = tempfile.mkdtemp(dir=world.folder)
@@ -158,6 +170,7 @@ def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
 
 ROOMS = (
     "", ".certification", ".consequences", ".kernel", ".lifting", ".lipschitz", ".magnitude", ".metric", ".norm", ".pruning",
+    ".quantisation",
     ".rescaling", ".statistics", ".storage",
 )  # fmt: skip
 PUBLIC = {name: value for room in ROOMS for name, value in _names(f"pathlift{room}").items()}
@@ -169,6 +182,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "apply_masks": lambda w: pathlift.pruning.apply_masks(w.model, w.masks),
     "attack": lambda w: pathlift.attack(w.network, w.x, pathlift.Relative(0.1), 0.01, steps=2, generator=w.generator),
     "box_path_metric": lambda w: pathlift.consequences.box_path_metric(w.network, r=0.1),
+    "bits_needed": lambda w: pathlift.quantisation.bits_needed(w.network, 0.1),
     "capture": lambda w: pathlift.capture(w.model, SHAPE),
     "certify": lambda w: pathlift.certify(w.network, w.x, pathlift.Relative(1e-3)),
     "check_support": lambda w: pathlift.check_support(nn.Sequential(w.model, nn.GELU()), SHAPE),
@@ -184,6 +198,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "keep_masks": lambda w: _step(w, lambda o, m: _kept(w, o, m)),
     "load_masks": _loaded,
     "load_model": lambda w: pathlift.load_model("torch.nn:Linear", arguments={"in_features": 2, "out_features": 3}),
+    "load_quantized": _rounding_loaded,
     "load_state": lambda w: storage.load_state(w.file),
     "log_path_norm": _regularised,
     "path_kernel": lambda w: pathlift.path_kernel([w.network, w.near, w.file]),
@@ -195,9 +210,11 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "path_norm": lambda w: pathlift.path_norm(w.network),
     "path_norms": lambda w: list(pathlift.path_norms(w.network, [w.near, w.file], q=2)),
     "prune": _prune("relative_path_magnitude"),
+    "quantize": lambda w: pathlift.quantize(w.network, bits=4, moments=0),
     "rescaling_distance": lambda w: pathlift.rescaling.rescaling_distance(w.groups, w.groups.normalize()),
     "save": lambda w: (pathlift.save(w.network, w.folder / "m.pt"), (w.folder / "m.pt").read_bytes())[1],
     "save_masks": _saved,
+    "save_onnx": _onnx_written,
     "save_tensors": lambda w: storage.save_tensors(w.near, w.folder / "near.safetensors"),
     "sharpness": lambda w: pathlift.consequences.sharpness(w.network, w.x, w.y, 0.1, steps=2),
     "shrink": _shrunk,
@@ -234,6 +251,9 @@ METHODS: dict[str, Callable[[World], object]] = {
     "Absolute.intervals": lambda w: pathlift.Absolute(0.1).intervals(w.network),
     "Pruned.intervals": lambda w: pathlift.Pruned(0.1).intervals(w.network),
     "Relative.intervals": lambda w: pathlift.Relative(0.1).intervals(w.network),
+    "QuantizeReport.save": lambda w: _rounding_loaded(w),
+    "QuantizeReport.table": lambda w: pathlift.quantize(w.network, bits=4, moments=0)[1].table(),
+    "SameGrid.intervals": lambda w: pathlift.quantize(w.network, bits=4, moments=0)[1].tolerance.intervals(w.network),
     "Rounding.intervals": lambda w: pathlift.Rounding(8).intervals(w.network),
     "GeneralisationBound.vacuous": lambda w: pathlift.consequences.generalisation_bound(w.network, samples=100).vacuous(1.0),
     "Batch.split": lambda w: list(pathlift.pruning.Batch(w.x, w.y).split(2)),

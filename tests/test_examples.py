@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ pytest.importorskip("sklearn")
 
 
 @pytest.mark.hunt
-def test_training_in_a_gauge_prints_one_row_per_way() -> None:
+def test_training_in_a_gauge_prints_one_row_per_way(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     script = Path(__file__).parent.parent / "examples" / "train_in_a_gauge.py"
-    done = subprocess.run([sys.executable, str(script), "--epochs", "1"], capture_output=True, text=True, check=False)
+    arguments = ["--epochs", "1", "--plot", str(tmp_path / "t.png")]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(way in done.stdout for way in ("plain SGD", "path-norm regulariser", "ENorm", "path-conditioned", "Path-SGD"))
+    assert (tmp_path / "t.png").stat().st_size > 10_000
 
 
 @pytest.mark.hunt
@@ -29,3 +33,17 @@ def test_the_path_picture_of_a_trajectory_does_not_move(tmp_path: Path) -> None:
     path, weight = (float(line.split(" at most ")[1].split()[0]) for line in done.stdout.splitlines()[:2])
     assert path < 1e-4 < 0.1 < weight
     assert (tmp_path / "t.png").stat().st_size > 10_000
+
+
+@pytest.mark.hunt
+def test_a_rescaled_photograph_network_is_pruned_alike_by_path_magnitude_only(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    script = Path(__file__).parent.parent / "examples" / "photographs.py"
+    arguments = ["--steps", "60", "--plot", str(tmp_path / "p.png")]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    decibels = dict(re.findall(r"│ ([\w ,]+?) +│ +(-?[\d.]+) +│", done.stdout))
+    assert decibels["relative_path_magnitude"] == decibels["relative_path_magnitude, rescaled"]
+    assert decibels["trained network"] == decibels["rescaled"]
+    assert float(decibels["magnitude, rescaled"]) < float(decibels["magnitude"]) - 1
+    assert (tmp_path / "p.png").stat().st_size > 10_000

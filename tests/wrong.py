@@ -45,6 +45,7 @@ MODULES = (
     "pathlift.lipschitz",
     "pathlift.metric",
     "pathlift.pruning",
+    "pathlift.quantisation",
     "pathlift.rescaling",
     "pathlift.statistics",
     "pathlift.storage",
@@ -59,7 +60,7 @@ MODULES = (
 """Where users find functions."""
 
 MADE = {
-    "ActivationStatistics", "LayerStatistics",
+    "ActivationStatistics", "BitsNeeded", "GaugeChoice", "LayerStatistics", "QuantizeReport", "QuantizedTensor", "SameGrid",
     "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
@@ -156,6 +157,15 @@ class World:
         return pathlift.symmetries(self.network)
 
     @cached_property
+    def rounded(self) -> tuple[nn.Module, Any]:
+        return pathlift.quantize(self.model, (4,), 4, moments=0)
+
+    @cached_property
+    def stored_rounding(self) -> Path:
+        self.rounded[1].save(self.folder / "stored_rounding.safetensors")
+        return self.folder / "stored_rounding.safetensors"
+
+    @cached_property
     def pruned(self) -> nn.Module:
         return pathlift.pruning.to_torch_prune(self.model, self.masks)
 
@@ -226,6 +236,9 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Rounding.intervals": lambda w: {"self": pathlift.Rounding(8), "network": w.network},
     "ScorePruning": lambda w: {"amount": 0.5},
     "ScorePruning.compute_mask": lambda w: {"self": ScorePruning(0.5), "t": torch.ones(4), "default_mask": torch.ones(4)},
+    "Bytes": lambda w: {"count": 100},
+    "QuantizeReport.save": lambda w: {"self": w.rounded[1], "path": w.folder / "rounded.safetensors"},
+    "SameGrid.intervals": lambda w: {"self": w.rounded[1].tolerance, "network": w.network},
     "Symmetries": lambda w: {"network": w.network},
     "Symmetries.at": lambda w: {"self": w.groups, "state": w.state},
     "Symmetries.balance": lambda w: {"self": w.groups, "p": 2.0},
@@ -239,6 +252,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "align": lambda w: {"model": w.network, "other": w.state},
     "apply_masks": lambda w: {"model": w.model, "masks": w.masks},
     "attack": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.1), "steps": 1},
+    "bits_needed": lambda w: {"model": w.network, "tolerance": 0.1},
     "box_path_metric": lambda w: {"model": w.network, "r": 0.1},
     "capture": lambda w: {"model": w.model, "inputs": (4,)},
     "certify": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.01)},
@@ -255,6 +269,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "lipschitz_bound": lambda w: {"model": w.network, "other": w.state, "x": w.x},
     "load_masks": lambda w: {"path": w.stored_masks},
     "load_model": lambda w: {"name": "torch.nn:Flatten"},
+    "load_quantized": lambda w: {"path": w.stored_rounding},
     "load_state": lambda w: {"path": w.weights},
     "log_path_norm": lambda w: {"network": w.network, "weights": w.model},
     "path_kernel": lambda w: {"models": [w.network, w.state]},
@@ -267,11 +282,15 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "path_norms": lambda w: {"model": w.network, "others": [w.state]},
     "path_sgd": lambda w: _some(w.trained, "optimizer", "network"),
     "prune": lambda w: {"model": w.network, "amount": 0.5, "criterion": "wanda", "data": w.x},
+    "quantize": lambda w: {"model": w.network, "bits": 4, "data": w.x, "moments": 0},
     "rescale_after_steps": lambda w: {**_some(w.trained, "optimizer", "groups"), "gauge": Symmetries.balance},
     "rescale_in_place": lambda w: _some(w.trained, "groups", "state"),
     "rescaling_distance": lambda w: {"model": w.network, "other": w.state},
     "save": lambda w: {"model": w.network, "path": w.folder / "saved.pt", "overwrite": True},
     "save_masks": lambda w: {"masks": w.masks, "path": w.folder / "written.safetensors"},
+    "save_onnx": lambda w: {
+        "quantized": w.rounded[0], "report": w.rounded[1], "path": w.folder / "rounded.onnx", "inputs": (4,),
+    },
     "save_tensors": lambda w: {"tensors": w.state, "path": w.folder / "written.safetensors"},
     "sharpness": lambda w: {"model": w.network, "x": w.x, "y": w.y, "r": 0.1, "steps": 1},
     "shrink": lambda w: {"model": w.model, "inputs": (4,)},
@@ -652,6 +671,23 @@ FAIR: dict[str, Fair] = {
     "path_magnitude.q": _between(1, 1000),
     "bits": _between(2, 64, whole_only=True),
     "per": never,
+    "quantize.bits": lambda v: whole(v) and 2 <= v <= 8,
+    "granularity": positive_count,
+    "rounding": never,
+    "quantize.gauge": never,
+    "range": never,
+    "affine": lambda v: isinstance(v, (bool, np.bool_)),
+    "ends": lambda v: v is None or (whole(v) and 2 <= v <= 8),
+    "correction": lambda v: v is None,
+    "budget": lambda v: v is None or (real(v) and v >= 2),
+    "Bytes.count": positive_count,
+    "quantize.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and all(plain(own, (2, 4)) for own in v)),
+    "quantize.moments": lambda v: v is None or (whole(v) and int(v) in (0, 2, 4, 6, 8)),
+    "quantize.progress": callback(2),
+    "bits_needed.tolerance": positive,
+    "quantized": never,
+    "report": never,
+    "save_onnx.inputs": sizes_like,
     "step": least_zero,
     "steps": count,
     "prune.steps": positive_count,

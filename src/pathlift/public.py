@@ -14,6 +14,7 @@ from pathlift.magnitude import path_magnitude, unit_path_magnitude
 from pathlift.metric import path_metric
 from pathlift.norm import log_path_norm, path_norm
 from pathlift.pruning import prune
+from pathlift.quantisation import quantize
 from pathlift.reading import capture, check_support
 from pathlift.rescaling import align, equivalent, symmetries
 from pathlift.saving import save
@@ -50,6 +51,7 @@ __all__ = [
     "path_norm",
     "path_norms",
     "prune",
+    "quantize",
     "save",
     "stream",
     "symmetries",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 import typer
 
 import pathlift
-from pathlift.cli import compare, experiment, pruning, rescaling, shrink, statistics  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, quantisation, rescaling, shrink, statistics  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     ANSWER,
     MEASURE,

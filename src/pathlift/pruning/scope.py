@@ -91,7 +91,7 @@ def scoped(network: Network, scope: Scope, model: nn.Module | None = None) -> li
     """
     default = prunable(network)
     if scope is None:
-        _refuse_derived(network)
+        refuse_derived(network)
         return _some(default, "no convolution or linear layer with a plain weight")
     wanted: list[object] = [scope] if isinstance(scope, (str, type, nn.Module)) else list(scope)
     included = [item for item in wanted if not (isinstance(item, str) and item.startswith("!"))]
@@ -154,13 +154,21 @@ def _hint(network: Network, item: object, names: Sequence[str]) -> str:
     return f"There are: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
 
 
-def _refuse_derived(network: Network) -> None:
-    """A mask cannot be laid on a weight that is computed from others: name it rather than leave it out in silence."""
+def refuse_derived(network: Network) -> None:
+    """Name a weight that is computed from others, and can be neither masked nor rounded, rather than leave it out in silence.
+
+    Args:
+        network: The network.
+
+    Raises:
+        InputError: There is one.
+    """
     for connection in (connection for layer in network.layers for connection in layer.connections if _mixes(connection)):
         weight = connection.weight
         if weight is not None and not _one_by_one(network, weight) and weight.requires & set(network.parameters):
             raise InputError(
-                f"'{weight.label}' is computed from {', '.join(sorted(weight.requires))} and cannot be masked. Make it a plain "
+                f"'{weight.label}' is computed from {', '.join(sorted(weight.requires))} and can be "
+                "neither masked nor rounded. Make it a plain "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
             )
 

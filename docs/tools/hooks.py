@@ -1,0 +1,117 @@
+"""What mkdocs does beside reading Markdown: run the code of pages, draw figures, make pages from the package, set formulas."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import math_core
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(__file__).parent
+BUILD = ROOT / "build" / "docs"
+sys.path[:0] = [str(TOOLS), str(ROOT / "src")]
+
+import generated  # noqa: E402
+import snippets  # noqa: E402
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.DOTALL)
+FONT = "fonts/STIXTwoMath-Regular.ttf"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "96", "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
+def _made(kind: str, script: Path, *arguments: str) -> Path:
+    """Run a script in a folder of its own unless that has been done; what it prints is in ``printed`` there.
+
+    Another line of the package, of the script or of a page that it is given is another folder.
+    """
+    digest = hashlib.sha256()
+    pages = [Path(argument) for argument in arguments if argument.endswith(".md")]
+    for file in [script, *pages, *sorted((ROOT / "src" / "pathlift").rglob("*.py"))]:
+        digest.update(file.read_bytes())
+    folder = BUILD / f"{kind}-{digest.hexdigest()[:16]}"
+    if not (folder / "printed").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=_environment(),
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
+        (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the font, the figures, the gallery and the pages that are made from the package."""
+    spec = importlib.util.find_spec("ziamath")
+    assert spec is not None and spec.origin is not None
+    font = (Path(spec.origin).parent / FONT).read_bytes()
+    files.append(File.generated(config, "assets/STIXTwoMath-Regular.ttf", content=font))
+    drawn = _made("figures", TOOLS / "figures.py")
+    for figure in sorted(drawn.glob("*.svg")):
+        files.append(File.generated(config, f"figures/{figure.name}", content=figure.read_bytes()))
+    runs = {name: _made(name, ROOT / "examples" / f"{name}.py", *options) for name, options in generated.EXAMPLES.items()}
+    for folder in runs.values():
+        for figure in sorted(folder.rglob("*.png")):
+            files.append(File.generated(config, f"gallery/{figure.name}", content=figure.read_bytes()))
+    printed = {name: (folder / "printed").read_text() for name, folder in runs.items()}
+    pages = {**generated.reference(), **generated.gallery(printed), "changelog.md": (ROOT / "CHANGELOG.md").read_text()}
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text.replace("](docs/", "](")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Put below each block what it printed; make the table of models."""
+    path = page.file.src_uri
+    markdown = markdown.replace("<!-- refusals -->", generated.refusals())
+    if path == "coverage.md":
+        return generated.coverage(markdown)
+    source = page.file.abs_src_path  # None for a page that was made
+    if source is None or not snippets.blocks(markdown) or not generated.runs(path):
+        return _outside(markdown)
+    name = path.removesuffix(".md").replace("/", "-")
+    folder = _made(name, TOOLS / "snippets.py", str(source), "files")
+    for figure in sorted((folder / "files").glob("*.png")):
+        beside = str(Path(path).parent / figure.name)
+        files.append(File.generated(config, beside, content=figure.read_bytes()))
+    return snippets.filled(markdown, json.loads((folder / "printed").read_text()))
+
+
+def _outside(markdown: str) -> str:
+    """Files of the repository outside docs have no page: name them without a link."""
+    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Set formulas as MathML: no script and no network when the page is read."""
+    converter = math_core.LatexToMathML()
+
+    def formula(match: re.Match[str]) -> str:
+        block = match[1] == "div"
+        try:
+            made = converter.convert_with_local_state(html.unescape(match[2]).strip(), displaystyle=block)
+        except math_core.LatexError as error:
+            raise SystemExit(f"{page.file.src_uri}: {match[2]}: {error}") from error
+        return f'<span class="formula">{made}</span>' if block else made
+
+    return FORMULA.sub(formula, content)

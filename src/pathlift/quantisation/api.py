@@ -1,0 +1,265 @@
+"""Quantise the weights of a network, without data or with them, and say what it costs (mathematics §9).
+
+For each convolution and linear layer, in this order: a gauge (`pathlift.quantisation.gauge`), a grid (`ranges`), the integers
+(`rounding`, `compensated`), and what takes up the mean of the change (`correction`). Batch norms and biases stay in floating
+point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from pathlift.arguments import public
+from pathlift.arguments.common import Randomness, source_of
+from pathlift.graph.calling import Samples
+from pathlift.graph.compact import compacted
+from pathlift.graph.network import Network
+from pathlift.magnitude import path_magnitude
+from pathlift.metric.metric import path_metric
+from pathlift.passes.propagate import blame
+from pathlift.precision import without_autocast
+from pathlift.quantisation.choices import Bits, formats_of
+from pathlift.quantisation.correction import corrections
+from pathlift.quantisation.formats import FloatingPoint, Format
+from pathlift.quantisation.gauge import GaugeChoice, in_gauge
+from pathlift.quantisation.layer import Rounded, Way, rounded
+from pathlift.quantisation.matrices import Matrices, matrices_of
+from pathlift.quantisation.report import QuantizeReport
+from pathlift.quantisation.rounding import ORDERED
+from pathlift.quantisation.spending import Bytes, bytes_of, within
+from pathlift.quantisation.tensors import QuantizedTensor
+from pathlift.reading import Inputs, capture
+from pathlift.rescaling import RescaledState, with_state
+from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
+
+
+@overload
+def quantize(
+    model: Network,
+    inputs: None = None,
+    bits: Bits = 8,
+    *,
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",
+    affine: bool = False,
+    ends: int | str | None = None,
+    correction: str | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
+    generator: Randomness | None = None,
+    moments: int | None = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Network, QuantizeReport]: ...
+
+
+@overload
+def quantize(
+    model: nn.Module,
+    inputs: Inputs,
+    bits: Bits = 8,
+    *,
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",
+    affine: bool = False,
+    ends: int | str | None = None,
+    correction: str | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
+    generator: Randomness | None = None,
+    moments: int | None = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[nn.Module, QuantizeReport]: ...
+
+
+@public
+@torch.no_grad()
+def quantize(
+    model: nn.Module | Network,
+    inputs: Inputs | None = None,
+    bits: Bits = 8,
+    *,
+    granularity: str | int = "channel",
+    rounding: str = "compensated",
+    gauge: str = "none",
+    range: str = "mse",  # noqa: A002 - the word of the field
+    affine: bool = False,
+    ends: int | str | None = None,
+    correction: str | None = None,
+    budget: float | Bytes | None = None,
+    data: Samples | Iterable[Samples] | None = None,
+    generator: Randomness | None = None,
+    moments: int | None = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[nn.Module | Network, QuantizeReport]:
+    """Round the weights of convolutions and linear layers of a copy to grids, and report what that costs.
+
+    What the weights are multiplied by is known without data too: from the batch norms of the model, and by propagation where
+    there is none.
+
+    Args:
+        model: A module, or a captured `Network`; not changed.
+        inputs: As for `capture`; not needed for a Network.
+        bits: See `Bits`.
+        granularity: What has a scale of its own: ``channel``, each output channel; ``tensor``; or a number of input channels
+            of an output channel, of which the largest divisor of theirs is taken.
+        rounding: See `pathlift.quantisation.rounding`.
+        gauge: See `pathlift.quantisation.gauge`; the copy is rescaled by powers of two, and rounded in that gauge.
+        range: See `pathlift.quantisation.ranges`.
+        affine: Whether grids of whole numbers have a zero point.
+        ends: Bits of the first and of the last layer; None: as the others.
+        correction: ``mean``: the mean of what rounding changes goes into the bias or the batch norm that follows;
+            ``variance``: that, and running variances are estimated anew; ``none``. None: ``mean``, but ``none`` for rounding
+            towards zero or away from it, whose path-metric is exact only then.
+        budget: Bits of a weight on average, or `Bytes` of all parameters and buffers. Then ``bits`` says how many a tensor
+            may have at most, and each gets as many from 2 on as make the sum of expected errors least.
+        data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are
+            multiplied by. A gauge is chosen without them.
+        generator: Source of randomness, on the CPU, or a seed, for stochastic rounding.
+        moments: As for `path_metric`: 0, 2, 4, 6, 8 or None; how well the cost is enclosed where it is not exact.
+        progress: Called after each tensor with its number and that of all.
+
+    Returns:
+        A quantised copy of what was given (module or Network), and the report.
+
+    Raises:
+        UnsupportedModelError: The model lies outside the theory.
+        InputError: An argument is malformed, a pattern matches nothing, or a weight has no grid.
+        NumericalError: A weight is NaN or infinite.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.2]]))
+        >>> quantized, report = quantize(layer, (2,), 4, rounding="towards_zero", range="minmax")
+        >>> report.integers["weight"].tolist(), report.path_metric.exact
+        ([[7, -1]], True)
+    """
+    with without_autocast():
+        network = capture(model, inputs)
+        source = source_of(generator)
+        blame(compacted(network).values())
+        matrices = matrices_of(network)
+        formats = formats_of(list(matrices), bits, ends, affine=affine)
+        network, choice = in_gauge(network, gauge, matrices, formats, granularity)
+        way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
+        batches = [data] if isinstance(data, (Tensor, Mapping)) else data
+        activations = activation_model(network, batches)
+        seen = {name: input_moments(activations, name) for name in formats}
+        if budget is not None:
+            formats = within(budget, network, matrices, formats, way, seen)
+        state, tensors, corrected = _rounded_state(network, matrices, formats, way, seen, source, progress)
+        quantized = replace(network, state=state)
+        report = _report(network, quantized, tensors, corrected, way, choice, source_of_moments(activations), moments)
+        if isinstance(model, Network):
+            return quantized, report
+        return with_state(model, RescaledState(network, state, torch.ones(0))), report
+
+
+def source_of_moments(activations: ActivationModel) -> str:
+    """Return where statistics came from in the main: data, batch norms, or propagation alone."""
+    sources = {step.moments.source for step in activations.steps.values()}
+    return next((source for source in ("data", "batch norm") if source in sources), "propagation")
+
+
+def _rounded_state(
+    network: Network,
+    matrices: Mapping[str, Matrices],
+    formats: Mapping[str, Format],
+    way: Way,
+    seen: Mapping[str, InputMoments],
+    source: torch.Generator | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Tensor], dict[str, Rounded], list[str]]:
+    """Round tensor by tensor; the statistics are those of the network as it was."""
+    state, tensors, corrected = dict(network.state), {}, []
+    for number, (name, form) in enumerate(formats.items(), 1):
+        weight = network.state[name]
+        outcome = rounded(weight, matrices[name], form, way, seen[name], source)
+        values = outcome.grid.values(outcome.integers)
+        state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
+        changed = corrections(
+            replace(network, state=state), outcome, matrices[name].split(weight).double(), variance=way.correction == "variance"
+        )
+        state.update(changed)
+        corrected += list(changed)
+        tensors[name] = outcome
+        if progress is not None:
+            progress(number, len(formats))
+    return state, tensors, corrected
+
+
+def _report(
+    network: Network,
+    quantized: Network,
+    tensors: Mapping[str, Rounded],
+    corrected: list[str],
+    way: Way,
+    choice: GaugeChoice,
+    origin: str,
+    moments: int | None,
+) -> QuantizeReport:
+    shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
+    metric = path_metric(network, dict(quantized.state), moments=moments)
+    matrices = matrices_of(network)
+    rows = tuple(_tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items())
+    saved = RescaledState(quantized, quantized.state, torch.ones(0))
+    before = bytes_of(network)
+    after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
+    others = {name: tensor for name, tensor in saved.items() if name not in tensors}
+    granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
+    return QuantizeReport(
+        way.rounding,
+        granularity,
+        way.rule,
+        choice,
+        origin,
+        rows,
+        log10_path_norm,
+        metric,
+        tuple(corrected),
+        before,
+        after,
+        others,
+    )
+
+
+def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) -> QuantizedTensor:
+    grid, form = outcome.grid, outcome.grid.format
+    block, scale, zero = matrices.cells(grid)
+    integers = matrices.join(outcome.integers).reshape(weight.shape)
+    if isinstance(form, FloatingPoint):
+        integers = matrices.join(form.levels(outcome.integers, grid.zero)).reshape(weight.shape).to(form.kind)
+    else:
+        integers = integers.to(torch.int8)
+    size = float(torch.linalg.vector_norm(weight.double()))
+    off = float(torch.linalg.vector_norm(outcome.change)) / size if size > 0 else 0.0
+    return QuantizedTensor(
+        matrices.name, form, integers, scale, zero.to(torch.int8), block, weight.dtype, outcome.cost, off, share
+    )
+
+
+FAINT = 2.0**-60
+"""In place of a weight that is 0, relative to the largest of its tensor, to learn what paths run there."""
+
+
+def _path_shares(network: Network, quantized: Network, names: list[str]) -> tuple[dict[str, float], float]:
+    """Return Σ |θ'−θ|·∂‖Φ‖₁/∂|θ| of each tensor as a share of ‖Φ‖₁, and log₁₀ ‖Φ‖₁."""
+    faint = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in network.state.items()}
+    for name in names:
+        least = FAINT * faint[name].abs().amax()
+        faint[name] = torch.where(faint[name] == 0, least, faint[name])
+    magnitude = path_magnitude(replace(network, state=faint))
+    shares = {}
+    for name in names:
+        change = (quantized.state[name].double() - network.state[name].double()).abs()
+        alone = magnitude[name].double() / faint[name].abs() * change  # 0/0 where all are 0, and stay so
+        shares[name] = float(torch.where(change > 0, alone, 0.0).sum())
+    return shares, magnitude.log10_path_norm

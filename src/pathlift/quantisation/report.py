@@ -1,0 +1,165 @@
+"""What became of each weight tensor, and what it costs: expected, and guaranteed (mathematics §4, §9).
+
+Two kinds of numbers that must not be confused. The expected error is a model of the activations: it ranks and chooses. The
+path-metric holds for every input (Theorem 4.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pathlift.arguments import public
+from pathlift.graph.network import Network
+from pathlift.metric.metric import PathMetric
+from pathlift.passes.box import Tolerance
+from pathlift.quantisation.files import save_quantized
+from pathlift.quantisation.gauge import GaugeChoice
+from pathlift.quantisation.tensors import QuantizedTensor, dequantized
+from pathlift.results import Result
+
+
+@dataclass(frozen=True, eq=False)
+class SameGrid(Tolerance):
+    """Every rounding to the grids of a report: each weight may go to either neighbour that it lies between.
+
+    All other parameters, and weights that the grid cuts off, stay as they are in the quantised network.
+
+    Attributes:
+        reach: Name to the distance of both neighbours, of the tensor's shape.
+    """
+
+    reach: Mapping[str, Tensor]
+
+    @public
+    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Tolerance.intervals`."""
+        intervals = {}
+        for name in network.parameters:
+            value = network.state[name].detach().double()
+            change = self.reach[name].to(value.device) if name in self.reach else torch.zeros_like(value)
+            intervals[name] = (value - change, value + change)
+        return intervals
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QuantizeReport(
+    Result,
+    line=("rounding", "bits", "granularity", "bytes_before", "bytes_after", "expected_error", "path_metric"),
+    shows=(
+        "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
+        "log10_path_norm", "path_metric", "corrected", "tensors",
+    ),
+):  # fmt: skip
+    """What was rounded and what it costs.
+
+    Attributes:
+        rounding: How.
+        granularity: What has a scale of its own.
+        range: How far the grids reach.
+        gauge: In which gauge, and how good it is.
+        statistics: Where the statistics of the activations came from.
+        tensors: What became of each tensor, in the model's order.
+        log10_path_norm: log₁₀ ‖Φ(θ)‖₁ of the model.
+        path_metric: ‖Φ(θ) − Φ(θ')‖₁ between the model and the quantised one: exact for rounding towards zero, else enclosed.
+            The outputs change by at most max(‖x‖_∞, 1) times that where no weight changes its sign (Theorem 4.1);
+            `pathlift.lipschitz_bound` is for any.
+        corrected: Biases and running means that took up the mean of what rounding changes.
+        bytes_before: Bytes of all parameters and buffers.
+        bytes_after: The same with quantised weights packed to their bits.
+    """
+
+    rounding: str
+    granularity: str
+    range: str
+    gauge: GaugeChoice
+    statistics: str
+    tensors: tuple[QuantizedTensor, ...]
+    log10_path_norm: float
+    path_metric: PathMetric
+    corrected: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    _others: Mapping[str, Tensor]
+
+    @property
+    def bits(self) -> float:
+        """Bits of a weight, averaged over all that were rounded."""
+        weights = sum(tensor.weights for tensor in self.tensors)
+        return sum(tensor.weights * tensor.bits for tensor in self.tensors) / weights
+
+    @property
+    def expected_error(self) -> float:
+        """Sum of the expected errors of all tensors; an estimate."""
+        return math.fsum(tensor.expected_error for tensor in self.tensors)
+
+    @property
+    def integers(self) -> dict[str, Tensor]:
+        """Name to integers."""
+        return {tensor.name: tensor.integers for tensor in self.tensors}
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """Name to scales."""
+        return {tensor.name: tensor.scale for tensor in self.tensors}
+
+    @property
+    def zero_points(self) -> dict[str, Tensor]:
+        """Name to zero points."""
+        return {tensor.name: tensor.zero_point for tensor in self.tensors}
+
+    @property
+    def tolerance(self) -> SameGrid:
+        """Every rounding to the same grids, around the quantised network: for `certify` and `lipschitz_bound`."""
+        return SameGrid({tensor.name: _reach(tensor) for tensor in self.tensors})
+
+    def table(self) -> list[dict[str, object]]:
+        """Return one dictionary for each tensor, for a data frame."""
+        columns = ("name", "format", "weights", "bytes", "expected_error", "relative_error", "path_share")
+        total = self.expected_error
+        return [
+            {column: getattr(tensor, column) for column in columns}
+            | {"share_of_expected_error": tensor.expected_error / total if total > 0 else 0.0}
+            for tensor in self.tensors
+        ]
+
+    def __str__(self) -> str:
+        """Return a few lines of text."""
+        lines = [
+            f"{self.rounding}, {self.bits:.3g} bits a weight, {self.granularity}: {self.bytes_before:,} bytes before, "
+            f"{self.bytes_after:,} after",
+            f"  ‖Φ(θ)‖₁ 10^{self.log10_path_norm:.3f}, path-metric 10^{self.path_metric.log10_lower:.3f} to "
+            f"10^{self.path_metric.log10_upper:.3f}",
+        ]
+        lines += [f"  {tensor.name}: {tensor.format}, {tensor.weights:,} weights" for tensor in self.tensors]
+        return "\n".join(lines)
+
+    @public
+    def save(self, path: str | Path) -> None:
+        """Write the quantised network to a safetensors file that torchao reads, all or nothing; see `load_quantized`.
+
+        Whole numbers are ``…_weight_qdata``, ``…_weight_scale`` and ``…_weight_zero_point`` with the metadata of
+        ``torchao.prototype.safetensors``, everything else under its own name.
+
+        Args:
+            path: A file that ends in ``.safetensors``.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        save_quantized(self.tensors, self._others, Path(path))
+
+
+def _reach(tensor: QuantizedTensor) -> Tensor:
+    """Return the largest distance from a value of the grid to the one above or below."""
+    scale = dequantized(torch.ones(tensor.shape, device=tensor.scale.device), tensor.scale, None, tensor.block).double()
+    if tensor._form.name.startswith("int"):
+        return scale * (1 + 2.0**-22)  # both neighbours are rounded to float32
+    values = tensor.integers.double().abs() * scale
+    digits = torch.finfo(tensor.integers.dtype)
+    return torch.maximum(values * digits.eps, scale * digits.tiny)

@@ -1,0 +1,95 @@
+"""Bits for each layer within a budget: what each number of bits costs and takes, and the best choice of all (mathematics §9).
+
+The cost of a layer is its expected error when it is rounded to nearest; the sum of these is minimised exactly
+(`pathlift.quantisation.allocation`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pathlift.arguments import public_constructor
+from pathlift.errors import InputError
+from pathlift.graph.network import Network
+from pathlift.quantisation.allocation import allocated
+from pathlift.quantisation.formats import Format, WholeNumbers
+from pathlift.quantisation.layer import Way, rounded
+from pathlift.quantisation.matrices import Matrices
+from pathlift.quantisation.tensors import packed
+from pathlift.statistics import InputMoments
+
+
+@public_constructor
+@dataclass(frozen=True)
+class Bytes:
+    """A budget for all parameters and buffers of a network together, with weights packed to their bits.
+
+    Attributes:
+        count: Number of bytes.
+    """
+
+    count: int
+
+
+def within(
+    budget: float | Bytes,
+    network: Network,
+    matrices: Mapping[str, Matrices],
+    most: Mapping[str, Format],
+    way: Way,
+    moments: Mapping[str, InputMoments],
+) -> dict[str, Format]:
+    """Choose the bits of each tensor.
+
+    Args:
+        budget: Bits of a weight, on average over all that are rounded; or bytes of the whole.
+        network: The network.
+        matrices: How weights are laid out.
+        most: For each tensor the format with the most bits that it may get.
+        way: How tensors are rounded.
+        moments: What they are multiplied by.
+
+    Returns:
+        Name to format.
+
+    Raises:
+        InputError: The budget cannot be met.
+    """
+    plain = replace(way, rounding="nearest")
+    options = {name: _options(form) for name, form in most.items()}
+    costs, sizes = [], []
+    for name, forms in options.items():
+        weight = network.state[name]
+        outcomes = [rounded(weight, matrices[name], form, plain, moments[name]) for form in forms]
+        costs.append([outcome.cost for outcome in outcomes])
+        if isinstance(budget, Bytes):
+            sizes.append([
+                packed(weight.numel(), form, outcome.grid.scale.numel()) for form, outcome in zip(forms, outcomes, strict=True)
+            ])
+        else:
+            sizes.append([weight.numel() * form.bits for form in forms])
+    if isinstance(budget, Bytes):
+        rest = bytes_of(network) - sum(network.state[name].nbytes for name in options)
+        if rest > budget.count:
+            raise InputError(
+                f"The budget cannot be met: what stays in floating point takes {rest:,} bytes, and it allows {budget.count:,}."
+            )
+        limit = budget.count - rest
+    else:
+        limit = math.floor(budget * sum(network.state[name].numel() for name in options) + 1e-9)
+    chosen = allocated(costs, sizes, limit)
+    return {name: forms[index] for (name, forms), index in zip(options.items(), chosen, strict=True)}
+
+
+def bytes_of(network: Network) -> int:
+    """Return the bytes of all parameters and buffers that a state-dict holds."""
+    return sum(tensor.nbytes for name, tensor in network.state.items() if name in network.graph.saved)
+
+
+def _options(most: Format) -> list[Format]:
+    """Return the formats that a tensor may get."""
+    if isinstance(most, WholeNumbers):
+        return [replace(most, bits=bits) for bits in range(2, most.bits + 1)]
+    return [most]

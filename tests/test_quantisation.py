@@ -1,0 +1,402 @@
+"""`quantize` as a user calls it: grids, exact and enclosed costs, corrections, gauges, budgets, files (mathematics §9)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathlift
+from pathlift.errors import InputError, NumericalError, UnsupportedModelError
+from pathlift.quantisation import Bytes, bits_needed, load_quantized
+from pathlift.quantisation.allocation import allocated
+from pathlift.quantisation.formats import format_of
+from pathlift.quantisation.gauge import ExpectedError, representative
+from pathlift.quantisation.matrices import matrices_of
+from pathlift.quantisation.ranges import grid_of
+from pathlift.quantisation.rounding import ROUNDINGS
+from pathlift.rescaling import with_state
+
+SHAPE = (2, 6, 6)
+
+
+class Residual(nn.Module):
+    """A batch norm, a depthwise convolution, a skip connection, a transposed convolution with groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.depthwise, self.mixed = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1)
+        self.up, self.last = nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.first(x)))
+        y = torch.relu(y + self.mixed(torch.relu(self.depthwise(y))))
+        return self.last(torch.relu(self.up(y)).mean((2, 3)))
+
+
+def drawn(make, seed: int = 0) -> nn.Module:
+    """A model in eval mode with random weights and statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make()
+        for name, tensor in model.state_dict().items():
+            if "running" in name:
+                tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    return model.eval()
+
+
+def capped() -> nn.Module:
+    layers = (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 3, 1, bias=False), nn.BatchNorm2d(3))
+    return nn.Sequential(*layers, nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Flatten(), nn.Linear(64, 2))
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+
+
+MODELS = {"residual": Residual, "relu6": capped, "perceptron": perceptron}
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_the_weights_of_a_copy_lie_on_the_grids_of_the_report(rounding):
+    model = drawn(Residual)
+    before = copy.deepcopy(model.state_dict())
+    quantized, report = pathlift.quantize(model, SHAPE, 4, rounding=rounding, generator=0, moments=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    state = quantized.state_dict()
+    assert [tensor.name for tensor in report.tensors] == [f"{n}.weight" for n in ("first", "depthwise", "mixed", "up", "last")]
+    for tensor in report.tensors:
+        assert torch.equal(state[tensor.name], tensor.values)
+        assert (tensor.integers.abs().max() <= 7 and tensor.scale.numel() == (4 if tensor.name != "up.weight" else 6)) or (
+            tensor.name == "last.weight" and tensor.scale.numel() == 3
+        )
+    changed = {name for name in before if not torch.equal(state[name], before[name])}
+    assert changed == {tensor.name for tensor in report.tensors} | set(report.corrected)
+
+
+def test_rounding_towards_zero_has_an_exact_path_metric_and_others_are_enclosed():
+    model = drawn(Residual)
+    quantized, report = pathlift.quantize(model, SHAPE, 4, rounding="towards_zero")
+    metric = pathlift.path_metric(model, quantized, SHAPE)
+    assert report.path_metric.exact and metric.exact and report.path_metric.value == metric.value
+    assert not report.corrected
+    _, enclosed = pathlift.quantize(model, SHAPE, 4, rounding="nearest", moments=2)
+    assert not enclosed.path_metric.exact and enclosed.path_metric.lower <= enclosed.path_metric.upper
+
+
+def test_the_path_share_of_a_tensor_is_the_path_metric_of_rounding_it_alone():
+    model = drawn(Residual)
+    norm = pathlift.path_norm(model, SHAPE).value
+    for name in ("first", "mixed", "up"):
+        _, report = pathlift.quantize(model, SHAPE, {name: 3}, rounding="towards_zero")
+        assert report.tensors[0].path_share == pytest.approx(report.path_metric.value / norm, rel=1e-4)
+    with torch.no_grad():
+        model.mixed.weight[0, 0] = 0.0  # a weight that is 0 and becomes something else
+    norm = pathlift.path_norm(model, SHAPE).value
+    quantized, report = pathlift.quantize(model, SHAPE, {"mixed": 2}, rounding="compensated", correction="none")
+    path = pathlift.path_metric(model, quantized, SHAPE)
+    assert path.lower <= report.tensors[0].path_share * norm * (1 + 1e-4)
+    assert report.tensors[0].path_share * norm * (1 - 1e-4) <= path.upper
+
+
+def test_the_means_of_what_follows_a_rounded_layer_stay():
+    x = torch.rand(64, 8, generator=torch.Generator().manual_seed(1))
+    model = drawn(lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)))
+    for correction, close in (("mean", True), ("none", False)):
+        quantized, report = pathlift.quantize(model, (8,), 3, data=x, correction=correction, moments=0)
+        off = (quantized[0](x) - model[0](x)).mean(0).abs().max()
+        assert bool(off < 1e-6) is close and (report.corrected == ("0.bias", "2.bias")) is close
+        assert report.statistics == "data"
+
+
+def test_batch_norms_take_up_mean_and_variance():
+    x = torch.randn(256, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+    model = drawn(lambda: nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 5)))
+    values = model[0](x).transpose(0, 1).flatten(1)
+    model[1].running_mean.copy_(values.mean(1))
+    model[1].running_var.copy_(values.var(1))
+    quantized, report = pathlift.quantize(model, (2, 5, 5), {"0": 2}, data=x, correction="variance", moments=0)
+    assert report.corrected == ("1.running_mean", "1.running_var")
+    after = quantized[0](x).transpose(0, 1).flatten(1)
+    assert torch.allclose(quantized[1].running_mean, after.mean(1), atol=1e-5)
+    before = (values.var(1) / after.var(1)).log().abs()
+    assert ((quantized[1].running_var / after.var(1)).log().abs() < 0.1 * before + 0.02).all()
+
+
+def factors_of(groups: pathlift.rescaling.Symmetries) -> list[float]:
+    """Powers of two at random, 1 for the groups of what a batch norm reads: its running variance does not move along."""
+    drawn_powers = torch.randint(-7, 6, (len(groups),), generator=torch.Generator().manual_seed(1)).double()
+    solution = groups.constraints.solution
+    for name, scaling in groups.constraints.scalings.items():
+        if "running" in name:
+            drawn_powers[solution.columns[torch.isin(solution.rows, scaling.above.reshape(-1))]] = 0.0
+    return torch.exp2(drawn_powers).tolist()
+
+
+@pytest.mark.parametrize("gauge", ["balanced", "equalised", "optimal"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge):
+    model = drawn(MODELS[name])
+    groups = pathlift.symmetries(model, SHAPE)
+    rescaled = with_state(model, groups.rescale(factors_of(groups)))
+    assert not same(model, rescaled)
+    for options in (
+        {},
+        {"granularity": "tensor", "bits": 4},
+        {"granularity": 2, "affine": True, "range": "expected", "bits": 3},
+    ):
+        first, report = pathlift.quantize(model, SHAPE, gauge=gauge, moments=0, **options)
+        second, _ = pathlift.quantize(rescaled, SHAPE, gauge=gauge, moments=0, **options)
+        assert same(first, second)
+        assert report.gauge.name == gauge and report.path_metric.lower <= report.path_metric.upper
+
+
+@pytest.mark.hunt
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "vgg11_bn", "mnasnet0_5"])
+@pytest.mark.parametrize("gauge", ["balanced", "optimal"])
+def test_a_rescaled_model_of_torchvision_is_quantised_to_the_same_bits(name, gauge):
+    torchvision = pytest.importorskip("torchvision")
+    model = drawn(lambda: torchvision.models.get_model(name, num_classes=10))
+    groups = pathlift.symmetries(model, (3, 64, 64))
+    rescaled = with_state(model, groups.rescale(factors_of(groups)))
+    first, second = (pathlift.quantize(m, (3, 64, 64), 4, gauge=gauge, moments=0)[0] for m in (model, rescaled))
+    assert same(first, second)
+
+
+def test_relu6_stays_and_pins_its_channels():
+    model, x = drawn(capped), torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0)) * 4
+    quantized, report = pathlift.quantize(model, SHAPE, 8, gauge="optimal", moments=0)
+    assert isinstance(quantized[2], nn.ReLU6) and isinstance(quantized[6], nn.ReLU6)
+    assert report.gauge.pinned >= 8
+    assert torch.equal(representative_of(model)(x), model(x))  # powers of two round nothing
+    assert (quantized(x) - model(x)).abs().max() < 0.05
+
+
+def representative_of(model: nn.Module) -> nn.Module:
+    network = pathlift.capture(model, SHAPE)
+    return with_state(model, pathlift.rescaling.RescaledState(network, representative(network).state, torch.ones(0)))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_the_optimal_gauge_is_the_best_of_a_fine_grid(granularity):
+    model = drawn(lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3)))
+    with torch.no_grad():
+        model[2].weight[:, 0] *= 30.0
+    network = pathlift.capture(model, (3,))
+    matrices, groups = matrices_of(network), pathlift.symmetries(network)
+    formats = dict.fromkeys(matrices, format_of(4))
+    problem = ExpectedError(network, groups.constraints, matrices, formats, granularity)
+    free, imbalance = problem.minimum()
+    points = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    best = min(problem.value(torch.stack(pair)) for pair in itertools.product(points, points))
+    assert best - 0.01 - problem.slack <= problem.value(free) <= best + problem.slack + 1e-3
+    assert imbalance < 1e-3 and problem.value(free) < problem.value(torch.zeros(2, dtype=torch.float64)) - 0.1
+    middle = problem.value((free + 1.0) / 2)
+    assert middle <= (problem.value(free) + problem.value(torch.ones(2, dtype=torch.float64))) / 2 + 1e-9  # convex
+
+
+def test_the_cost_of_a_gauge_is_what_its_definition_says():
+    model = drawn(perceptron)
+    network = pathlift.capture(model, SHAPE)
+    matrices, groups = matrices_of(network), pathlift.symmetries(network)
+    formats = dict.fromkeys(matrices, format_of(4))
+    problem = ExpectedError(network, groups.constraints, matrices, formats, "channel")
+    factors = torch.exp2(torch.randn(len(groups), generator=torch.Generator().manual_seed(0), dtype=torch.float64).round())
+    rescaled = replace(network, state={**network.state, **groups.rescale(factors.tolist())})
+    model_of = pathlift.statistics.activation_model(rescaled)
+    total = 0.0
+    for name in matrices:
+        moments, weight = pathlift.statistics.input_moments(model_of, name), rescaled.state[name].double()
+        steps = grid_of(weight[None], format_of(4), "channel", "minmax").scale[0, :, 0].double()
+        total += float((moments.sensitivity[0] * steps**2 / 12).sum() * moments.diagonal.sum())
+    assert 2.0 ** problem.value(torch.log2(factors)) == pytest.approx(total, rel=1e-5)
+
+
+def test_bits_are_allocated_as_by_trying_all():
+    source = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        count = int(torch.randint(1, 5, (), generator=source))
+        weights = torch.randint(1, 9, (count,), generator=source).tolist()
+        sizes = [[bits * weight for bits in range(2, 6)] for weight in weights]
+        costs = [
+            (torch.rand(4, generator=source, dtype=torch.float64) * 4.0 ** -torch.arange(4)).tolist() for _ in range(count)
+        ]
+        least, most = sum(map(min, sizes)), sum(map(max, sizes))
+        budget = int(torch.randint(least, most + 3, (), generator=source))
+        chosen = allocated(costs, sizes, budget)
+        allowed = [
+            c for c in itertools.product(range(4), repeat=count) if sum(s[k] for s, k in zip(sizes, c, strict=True)) <= budget
+        ]
+        best = min(sum(layer[k] for layer, k in zip(costs, c, strict=True)) for c in allowed)
+        assert tuple(chosen) in allowed
+        assert sum(layer[k] for layer, k in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-12)
+
+
+def test_a_budget_is_kept_and_better_than_equal_bits():
+    model = drawn(Residual)
+    _, equal = pathlift.quantize(model, SHAPE, 4, rounding="nearest", moments=0)
+    _, mixed = pathlift.quantize(model, SHAPE, 8, budget=4.0, rounding="nearest", moments=0)
+    assert mixed.bits <= 4.0 and mixed.expected_error <= equal.expected_error
+    _, small = pathlift.quantize(model, SHAPE, 8, budget=Bytes(equal.bytes_after), rounding="nearest", moments=0)
+    assert small.bytes_after <= equal.bytes_after and small.expected_error <= equal.expected_error
+    for budget, match in ((1.5, "cannot be met"), (Bytes(10), "cannot be met")):
+        with pytest.raises(InputError, match=match):
+            pathlift.quantize(model, SHAPE, 8, budget=budget)
+
+
+def test_patterns_and_both_ends_have_their_own_bits():
+    model = drawn(Residual)
+    _, report = pathlift.quantize(model, SHAPE, {"first": "bf16", "*.weight": 4, "last*": None}, ends=8, moments=0)
+    assert [tensor.format for tensor in report.tensors] == ["int8", "int4", "int4", "int4", "int8"]
+    _, report = pathlift.quantize(model, SHAPE, {"last*": None, "*": 4}, ends=8, moments=0)
+    assert [tensor.format for tensor in report.tensors] == ["int8", "int4", "int4", "int4"]
+    _, report = pathlift.quantize(model, SHAPE, {"mixed*": 3, "last": "fp8_e5m2"}, moments=0)
+    assert {tensor.name: tensor.format for tensor in report.tensors} == {"mixed.weight": "int3", "last.weight": "fp8_e5m2"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 4}, {"bits": 5, "affine": True, "granularity": 2}, {"bits": "fp8_e4m3"}, {"bits": "bf16"},
+        {"bits": {"first": 2, "up": 8}, "granularity": "tensor"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_files_hold_what_the_module_has(tmp_path, options):
+    quantized, report = pathlift.quantize(drawn(Residual), SHAPE, moments=0, **options)
+    report.save(tmp_path / "q.safetensors")
+    loaded = load_quantized(tmp_path / "q.safetensors")
+    assert same(with_state(quantized, {n: t.to(quantized.state_dict()[n].dtype) for n, t in loaded.items()}), quantized)
+    safetensors = pytest.importorskip("torchao.prototype.safetensors.safetensors_support", exc_type=ImportError)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "q.safetensors", "pt") as file:
+        tensors, left = safetensors.unflatten_tensor_state_dict({k: file.get_tensor(k) for k in file.keys()}, file.metadata())  # noqa: SIM118
+    assert not left
+    for name, tensor in quantized.state_dict().items():
+        read = tensors[name].dequantize() if hasattr(tensors[name], "qdata") else tensors[name]
+        assert torch.equal(read.to(tensor.dtype), tensor)
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "affine": True}], ids=str)
+def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, x = drawn(Residual), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    quantized, report = pathlift.quantize(model, SHAPE, moments=0, **options)
+    pathlift.quantisation.save_onnx(quantized, report, tmp_path / "q.onnx", SHAPE)
+    session = runtime.InferenceSession(tmp_path / "q.onnx")
+    outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    assert torch.allclose(outputs, quantized(x), atol=1e-5, rtol=1e-5)
+    stored = {item.name: item.data_type for item in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    kind = onnx.TensorProto.INT4 if options["bits"] == 4 else onnx.TensorProto.INT8
+    for tensor in report.tensors:
+        assert tensor.name not in stored and stored[f"{tensor.name}_quantized"] == kind
+    with pytest.raises(InputError, match="not what the report has"):
+        pathlift.quantisation.save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
+
+
+def test_every_rounding_to_the_same_grids_is_bounded_and_certified():
+    model, x = drawn(Residual), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    quantized, report = pathlift.quantize(model, SHAPE, 8, moments=0)
+    bound = pathlift.lipschitz_bound(pathlift.capture(quantized, SHAPE), report.tolerance, x)
+    certificate = pathlift.certify(pathlift.capture(quantized, SHAPE), x, report.tolerance)
+    source = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        state = dict(quantized.state_dict())
+        for tensor in report.tensors:
+            move = torch.randint(-1, 2, tensor.shape, generator=source, dtype=torch.int8)
+            integers = (tensor.integers + move).clamp(-127, 127)
+            state[tensor.name] = replace(tensor, integers=integers).values
+        other = with_state(quantized, state)
+        assert ((other(x) - quantized(x)).abs() <= bound + 1e-6).all()
+        agree = other(x).argmax(1) == quantized(x).argmax(1)
+        assert bool((agree | ~certificate.certified).all())
+
+
+def test_bits_needed_is_the_smallest_number_within_the_tolerance():
+    model = drawn(Residual)
+    needed = bits_needed(model, 0.05, SHAPE)
+    assert needed.bits is not None and list(needed.log10_relative) == list(range(2, needed.bits + 1))
+    assert needed.log10_relative[needed.bits] <= -1.3010 < needed.log10_relative[needed.bits - 1]
+    norm = pathlift.path_norm(model, SHAPE).value
+    for bits in range(2, min(needed.bits, 8) + 1):
+        _, report = pathlift.quantize(model, SHAPE, bits, rounding="towards_zero", range="minmax")
+        assert report.path_metric.value / norm == pytest.approx(10 ** needed.log10_relative[bits], rel=1e-6)
+    assert bits_needed(model, 1e-12, SHAPE).bits is None
+
+
+def test_a_report_is_a_line_a_table_a_dictionary_and_crosses_processes():
+    quantized, report = pathlift.quantize(drawn(Residual), SHAPE, 4, moments=0)
+    assert repr(report).startswith("QuantizeReport(") and "\n" not in repr(report)
+    assert "<table>" in report._repr_html_() and "first.weight" in report._repr_html_()
+    assert json.dumps(report.to_dict(), default=str) and len(report.table()) == len(report.tensors) == 5
+    again = pickle.loads(pickle.dumps(report))
+    assert again.table() == report.table() and torch.equal(again.integers["up.weight"], report.integers["up.weight"])
+    assert sum(row["share_of_expected_error"] for row in report.table()) == pytest.approx(1.0)
+    stored = sum(t.nbytes for t in quantized.state_dict().values())
+    assert report.bytes_before == stored and report.bytes_after < stored / 2
+    assert report.statistics == "batch norm"
+
+
+def test_without_data_and_batch_norms_moments_are_propagated():
+    _, report = pathlift.quantize(drawn(perceptron), SHAPE, 4, moments=0)
+    assert report.statistics == "propagation" and report.expected_error > 0
+
+
+def test_a_network_gives_a_network():
+    network = pathlift.capture(drawn(Residual), SHAPE)
+    quantized, report = pathlift.quantize(network, bits=6, moments=0)
+    assert isinstance(quantized, pathlift.Network)
+    module, _ = pathlift.quantize(drawn(Residual), SHAPE, 6, moments=0)
+    assert all(torch.equal(quantized.state[name], value) for name, value in module.state_dict().items())
+    assert report.tensors[0].bits == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bits": 1}, "bits must be 2 to 8, found 1"),
+        ({"bits": 9}, "bits must be 2 to 8, found 9"),
+        ({"bits": "int4"}, "bits must be one of bf16"),
+        ({"bits": {"nothing*": 4}}, "matches 'nothing\\*'. There are: first.weight"),
+        ({"bits": {"*": None}}, "nothing to quantise"),
+        ({"rounding": "up"}, "rounding must be one of compensated"),
+        ({"granularity": 0}, "granularity must be a positive whole number"),
+        ({"gauge": "best"}, "gauge must be one of none"),
+        ({"range": "max"}, "range must be one of mse"),
+        ({"budget": -1}, "budget must be a positive"),
+        ({"data": torch.zeros(0, 2, 6, 6)}, "data"),
+        ({"rounding": "balanced", "bits": "fp8_e4m3"}, "Balanced rounding counts in steps"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, match):
+    with pytest.raises(InputError, match=match) as caught:
+        pathlift.quantize(drawn(Residual), SHAPE, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_models_are_refused():
+    model = drawn(Residual)
+    with torch.no_grad():
+        model.mixed.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match=r"mixed\.weight"):
+        pathlift.quantize(model, SHAPE)
+    with pytest.raises(UnsupportedModelError, match="gelu"):
+        pathlift.quantize(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2)), (2,))
+    with pytest.raises(InputError, match="nothing to quantise"):
+        pathlift.quantize(nn.Sequential(nn.ReLU()), (2,))
+    tied = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    with pytest.raises(InputError, match="neither masked nor rounded"):
+        pathlift.quantize(tied, (2,))
