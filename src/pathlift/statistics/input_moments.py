@@ -143,21 +143,21 @@ class _Use:
 
     def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
         reads = self.transfer.reads
-        return reads.together * reads.merged**2, reads.own(), reads.common()
+        return reads.together * reads.merged**2, reads.independent(), reads.common()
 
     def second(self, group: int) -> Tensor:
         """E u·uᵀ of a group."""
         if self.seen is not None:
             return self.seen.second[group]
-        squares, own, common = (form.to(self.mean.device) for form in self._forms())
+        squares, independent, common = (form.to(self.mean.device) for form in self._forms())
         mean, variance, rho = self.mean[group], self.variance[group], self.correlation[group]
         if self.lags is not None:
             return self._correlated(self.lags, group)
         out = torch.einsum("i,j,ts->itjs", mean, mean, squares)
-        within = (variance * (1.0 - rho))[:, None, None] * own + (variance * rho)[:, None, None] * common
+        within = (variance * (1.0 - rho))[:, None, None] * independent + (variance * rho)[:, None, None] * common
         index = torch.arange(len(mean), device=mean.device)
         out[index, :, index] += within
-        size = len(mean) * len(own)
+        size = len(mean) * len(independent)
         return out.reshape(size, size)
 
     def _correlated(self, lags: Lags, group: int) -> Tensor:
