@@ -259,6 +259,8 @@ def test_a_budget_is_kept_and_better_than_equal_bits():
     assert mixed.bits <= 4.0 and mixed.expected_error <= equal.expected_error
     _, small = pathlift.quantize(model, SHAPE, 8, budget=Bytes(equal.bytes_after), rounding="nearest", moments=0)
     assert small.bytes_after <= equal.bytes_after and small.expected_error <= equal.expected_error
+    _, roomy = pathlift.quantize(model, SHAPE, 8, budget=1e30, rounding="nearest", moments=0)
+    assert roomy.bits == 8.0
     for budget, match in ((1.5, "cannot be met"), (Bytes(10), "cannot be met")):
         with pytest.raises(InputError, match=match):
             pathlift.quantize(model, SHAPE, 8, budget=budget)

@@ -23,6 +23,7 @@ from pathlift.cli.common import (
     Weights,
     app,
     built,
+    check_data,
     out,
     print_json,
     print_table,
@@ -77,6 +78,7 @@ def quantize(
     """Quantise the weights of a network; print what became of each tensor, and how far the function can have moved."""
     check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
     check_outputs({"--onnx": onnx_file}, suffixes=(".onnx",), inputs={"MODEL": model}, replace=force)
+    check_data(data, limit)
     allowed = None if budget is None else _budget(budget)
     chosen, last = _bits(bits), None if ends is None else _number(ends)
     module, sizes = built(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
@@ -91,7 +93,7 @@ def quantize(
             module,
             sizes,
             chosen,
-            granularity=int(granularity) if granularity.isdigit() else granularity,
+            granularity=_number(granularity),
             rounding=rounding,
             range=ranges,
             affine=affine,
@@ -153,7 +155,8 @@ def _budget(text: str) -> float | pathlift.quantisation.Bytes:
 
 
 def _number(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+    """Read a whole number; anything else is a name, which the library knows or refuses."""
+    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else text
 
 
 COLUMNS = (
