@@ -89,7 +89,7 @@ def declared() -> list[metadata.Distribution]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found: dict[str, metadata.Distribution] = {}
+    distributions: dict[str, metadata.Distribution] = {}
     seen = set()
     waiting = [("pathlift", "")]
     while waiting:
@@ -97,13 +97,13 @@ def declared() -> list[metadata.Distribution]:
         if (name, extra) in seen:
             continue
         seen.add((name, extra))
-        found[name] = metadata.distribution(name)
-        for text in found[name].requires or ():
+        distributions[name] = metadata.distribution(name)
+        for text in distributions[name].requires or ():
             wanted = Requirement(text)
             if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
-                waiting += [(canonicalize_name(wanted.name), own) for own in ("", *wanted.extras)]
-    del found["pathlift"]
-    return list(found.values())
+                waiting += [(canonicalize_name(wanted.name), requested) for requested in ("", *wanted.extras)]
+    del distributions["pathlift"]
+    return list(distributions.values())
 
 
 def run_all(python: Path, folder: Path) -> None:

@@ -89,27 +89,33 @@ ACCELERATED = {"to_semi_structured"}
 
 def surface() -> dict[str, Callable[..., Any]]:
     """Return every public function, constructor and method that takes arguments, by name."""
-    found: dict[str, Callable[..., Any]] = {}
-    for place in MODULES:
+    functions: dict[str, Callable[..., Any]] = {}
+    for module in MODULES:
         try:
-            file = importlib.import_module(place)
+            file = importlib.import_module(module)
         except pathlift.InputError:  # a package of an extra is missing
             continue
-        own = [name for name, value in vars(file).items() if getattr(value, "__module__", "").startswith(place)]
-        for name in getattr(file, "__all__", [name for name in own if not name.startswith("_")]):
+        defined = [name for name, value in vars(file).items() if getattr(value, "__module__", "").startswith(module)]
+        for name in getattr(file, "__all__", [name for name in defined if not name.startswith("_")]):
             value = getattr(file, name)
             if inspect.isclass(value) and issubclass(value, (BaseException, Warning)):
                 continue
             if inspect.isclass(value):
                 if name not in MADE and "__init__" in vars(value):
-                    found[name] = value
+                    functions[name] = value
                 fields = getattr(value, "__dataclass_fields__", {})  # a function may be the default of one
-                methods = [(key, own) for key, own in vars(value).items() if inspect.isfunction(own) and key[0] != "_"]
-                methods = [(key, own) for key, own in methods if key not in fields and not hasattr(own, "__isabstractmethod__")]
-                found |= {f"{name}.{key}": own for key, own in methods if len(inspect.signature(own).parameters) > 1}
+                methods = [(key, member) for key, member in vars(value).items() if inspect.isfunction(member) and key[0] != "_"]
+                methods = [
+                    (key, member)
+                    for key, member in methods
+                    if key not in fields and not hasattr(member, "__isabstractmethod__")
+                ]
+                functions |= {
+                    f"{name}.{key}": member for key, member in methods if len(inspect.signature(member).parameters) > 1
+                }
             elif inspect.isfunction(value):
-                found[name] = value
-    return {name: function for name, function in found.items() if name not in STEPS}
+                functions[name] = value
+    return {name: function for name, function in functions.items() if name not in STEPS}
 
 
 def arguments(function: Callable[..., Any]) -> list[str]:
@@ -137,12 +143,14 @@ class World:
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
-        return {name: own.detach() * 1.5 for name, own in self.model.state_dict().items()}
+        return {name: weight.detach() * 1.5 for name, weight in self.model.state_dict().items()}
 
     @cached_property
     def unordered(self) -> dict[str, Tensor]:
         """Weights that are larger in some places and smaller in others."""
-        return {name: own * torch.linspace(0.5, 1.5, own.numel()).reshape(own.shape) for name, own in self.state.items()}
+        return {
+            name: weight * torch.linspace(0.5, 1.5, weight.numel()).reshape(weight.shape) for name, weight in self.state.items()
+        }
 
     @cached_property
     def masks(self) -> dict[str, Tensor]:
@@ -150,7 +158,7 @@ class World:
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
-        return {name: own.abs() for name, own in self.state.items()}
+        return {name: weight.abs() for name, weight in self.state.items()}
 
     @cached_property
     def groups(self) -> Symmetries:
@@ -324,16 +332,16 @@ class Almost:
 
 
 def _nested(depth: int) -> list[Any]:
-    found: list[Any] = []
+    nested: list[Any] = []
     for _ in range(depth):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 def _state_with(change: Callable[[Tensor], Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    return {name: change(own.detach()) for name, own in model.state_dict().items()}
+    return {name: change(weight.detach()) for name, weight in model.state_dict().items()}
 
 
 def _model_with(change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -541,7 +549,7 @@ def x_like(value: Any) -> bool:
 
 def state_like(value: Any) -> bool:
     good = isinstance(value, Mapping) and set(value) == {"0.weight", "0.bias", "2.weight", "2.bias"}
-    return good and all(plain(own) and own.numel() for own in value.values())
+    return good and all(plain(tensor) and tensor.numel() for tensor in value.values())
 
 
 def nothing(value: Any) -> bool:
@@ -550,7 +558,7 @@ def nothing(value: Any) -> bool:
 
 def tensors_like(value: Any) -> bool:
     """Whether a value is a mapping from names to dense tensors, whatever they hold."""
-    return isinstance(value, dict) and all(isinstance(name, str) and dense(own) for name, own in value.items())
+    return isinstance(value, dict) and all(isinstance(name, str) and dense(tensor) for name, tensor in value.items())
 
 
 def two_samples(value: Any) -> bool:
@@ -561,15 +569,15 @@ def two_samples(value: Any) -> bool:
 def named_like(value: Any) -> bool:
     """Whether a value has the names and shapes of a state, whatever its tensors hold."""
     shapes = {"0.weight": (5, 4), "0.bias": (5,), "2.weight": (3, 5), "2.bias": (3,)}
-    return tensors_like(value) and {name: tuple(own.shape) for name, own in value.items()} == shapes
+    return tensors_like(value) and {name: tuple(tensor.shape) for name, tensor in value.items()} == shapes
 
 
 def float_like(value: Any) -> bool:
-    return named_like(value) and all(own.is_floating_point() for own in value.values())
+    return named_like(value) and all(tensor.is_floating_point() for tensor in value.values())
 
 
 def ranked_like(value: Any) -> bool:
-    return named_like(value) and not any(bool(own.isnan().any()) for own in value.values())
+    return named_like(value) and not any(bool(tensor.isnan().any()) for tensor in value.values())
 
 
 def of_shapes(value: Any) -> bool:
@@ -608,7 +616,9 @@ def sizes_like(value: Any) -> bool:
         return good and value.dim() > 0 and value.numel() > 0
     if not isinstance(value, (tuple, list, range)) or not len(value):
         return False
-    return all(whole(own) and own > 0 for own in value) or all(isinstance(own, Tensor) and sizes_like(own) for own in value)
+    return all(whole(size) and size > 0 for size in value) or all(
+        isinstance(size, Tensor) and sizes_like(size) for size in value
+    )
 
 
 FAIR: dict[str, Fair] = {
@@ -814,8 +824,8 @@ def _said(error: Exception) -> str:
 
 def run(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """Call a function and exhaust what it yields."""
-    found = function(**given)
-    return list(found) if inspect.isgenerator(found) else found
+    answer = function(**given)
+    return list(answer) if inspect.isgenerator(answer) else answer
 
 
 def tried(world: World, name: str, function: Callable[..., Any], argument: str, label: str, seconds: int = 20) -> Ending:
@@ -859,7 +869,7 @@ def main() -> None:
                     if ending.how in {"wrong", "bare", "late", "long"}:
                         print(f"{ending.how:8} {ending.call}: {ending.text[:200]}", flush=True)
                     endings.setdefault(ending.how, []).append(ending)
-    print({how: len(found) for how, found in endings.items()}, "of", sum(map(len, endings.values())))
+    print({how: len(lines) for how, lines in endings.items()}, "of", sum(map(len, endings.values())))
 
 
 if __name__ == "__main__":
