@@ -204,8 +204,8 @@ def slack_of(
         return math.inf
     least, scale = margin - bound, abs(bound) + 1e-300
     seen = []
-    for place in range(3):
-        other = representable(hunted, tolerance if place else None, pool)
+    for index in range(3):
+        other = representable(hunted, tolerance if index else None, pool)
         moved = x + radius * (pool.pick(3) - 1)
         if bool(((moved.double() - x.double()).abs() > radius).any()):
             moved = x
@@ -216,7 +216,7 @@ def slack_of(
             if not hunted.casts:
                 runs.append(("exact arithmetic", [float(v) for v in rational(other, numbers(moved))]))
             for who, values in runs:
-                apart = values[int(label)] - max(value for place, value in enumerate(values) if place != int(label))
+                apart = values[int(label)] - max(value for index, value in enumerate(values) if index != int(label))
                 seen.append((apart - least) / scale)
                 if not apart >= least - 1e-13 * (abs(margin) + abs(bound)):
                     found.broken.append(f"{words}: margin {apart!r} in {who}, at least {least!r} is certified")

@@ -77,11 +77,11 @@ def test_every_cut_of_a_layered_network_carries_the_whole_path_norm(name: str) -
     scores = pathlift.path_magnitude(trained_like(name), SHAPE)
     assert all(float(score.min()) >= 0 and math.isfinite(float(score.sum())) for score in scores.values())
     layers = [key for key in scores if key.endswith("weight")]
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         # A batch norm's bias starts after its weight; a convolution's or linear layer's bias likewise.
         later = sum(
             float(scores[k.replace("weight", "bias")].double().sum())
-            for k in layers[place:]
+            for k in layers[index:]
             if k.replace("weight", "bias") in scores
         )
         assert float(scores[layer].double().sum()) + later == pytest.approx(1.0, abs=2e-5), layer

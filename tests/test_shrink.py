@@ -80,7 +80,7 @@ MODELS = [plain, depthwise, transposed, residual, Joined]
 def unread(model: nn.Module, reads: str, channels: list[int], span: int = 1) -> nn.Module:
     """Set the weights to 0 that read some channels."""
     weight = model.get_parameter(reads)
-    columns = [channel * span + place for channel in channels for place in range(span)]
+    columns = [channel * span + index for channel in channels for index in range(span)]
     with torch.no_grad():
         weight[:, columns] = 0
     return model
@@ -107,10 +107,10 @@ def test_pruning_with_shrink_gives_the_masked_network_in_fewer_weights(make: Cal
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     shrunk = report.shrunk
     assert shrunk is not None and 0 < report.sparsity <= amount
-    assert shrunk.parameters == sum(own.numel() for own in smaller.parameters()) < shrunk.parameters_before
+    assert shrunk.parameters == sum(weight.numel() for weight in smaller.parameters()) < shrunk.parameters_before
     assert shrunk.multiply_adds < shrunk.multiply_adds_before and shrunk.bytes < shrunk.bytes_before
     # every weight that was masked lay in a channel that went, and nothing else of the weights in scope went
-    kept = sum(own.numel() for name, own in smaller.named_parameters() if name in report.masks)
+    kept = sum(weight.numel() for name, weight in smaller.named_parameters() if name in report.masks)
     assert kept == sum(int(mask.sum()) for mask in report.masks.values())
 
 
@@ -233,12 +233,14 @@ def test_modes_trainable_and_data_are_those_of_the_model() -> None:
     model[1].eval()
     model[3].weight.requires_grad_(False)
     x = torch.randn(3, *SHAPE)
-    tensors = {name: (id(own), own.clone()) for name, own in model.named_parameters()}
+    tensors = {name: (id(weight), weight.clone()) for name, weight in model.named_parameters()}
     smaller, _ = pathlift.prune(model, x[:1], 0.3, "magnitude", selection="channels", shrink=True)
     assert model.training and not model[1].training and smaller.training and not smaller[1].training
-    assert [own.requires_grad for own in smaller.parameters()] == [own.requires_grad for own in model.parameters()]
-    assert all(id(own) == tensors[name][0] and torch.equal(own, tensors[name][1]) for name, own in model.named_parameters())
-    assert not {own.data_ptr() for own in smaller.parameters()} & {own.data_ptr() for own in model.parameters()}
+    assert [weight.requires_grad for weight in smaller.parameters()] == [weight.requires_grad for weight in model.parameters()]
+    assert all(
+        id(weight) == tensors[name][0] and torch.equal(weight, tensors[name][1]) for name, weight in model.named_parameters()
+    )
+    assert not {weight.data_ptr() for weight in smaller.parameters()} & {weight.data_ptr() for weight in model.parameters()}
     smaller(x).sum().backward()
 
 

@@ -220,16 +220,16 @@ def test_a_first_layer_of_correlated_inputs_is_exact() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3)
     model = nn.Sequential(first, second).double()
-    found = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
+    activations = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
     x = images(3000, 13)
     with torch.no_grad():
         for layer, name, inputs in ((first, "0.weight", x), (second, "1.weight", first(x))):
             rows = windows(layer, inputs)
             expected = rows.T @ rows / len(rows)
-            error = (input_moments(found, name).second[0] - expected).norm() / expected.norm()
+            error = (input_moments(activations, name).second[0] - expected).norm() / expected.norm()
             assert float(error) < 0.03
         output = model(x)
-    variance = found.steps[found.network.outputs[0]].moments.variance.reshape(-1)
+    variance = activations.steps[activations.network.outputs[0]].moments.variance.reshape(-1)
     torch.testing.assert_close(variance, output.var((0, 2, 3)), rtol=0.1, atol=0)
 
 
@@ -268,8 +268,8 @@ def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> N
     torch.manual_seed(0)
     layers = DEEP[name]()
     model = nn.Sequential(*layers).double()
-    found = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
-    moments = input_moments(found, f"{len(layers) - 1}.weight")
+    activations = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
+    moments = input_moments(activations, f"{len(layers) - 1}.weight")
     with torch.no_grad():
         u = model[:-1](images(500, 16))
         rows = windows(layers[-1], u) if isinstance(layers[-1], nn.Conv2d) else u
@@ -379,8 +379,8 @@ def test_a_small_change_of_a_layer_costs_what_sensitivity_and_moments_say() -> N
     """E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀHΔ_o: for a linear layer in front of open kinks it is exact for independent changes of rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    found = activation_model(network_of(model, (6,)))
-    moments = input_moments(found, "0.weight")
+    activations = activation_model(network_of(model, (6,)))
+    moments = input_moments(activations, "0.weight")
     x = torch.randn(20_000, 6, dtype=torch.float64)
     costs = []
     for seed in range(20):

@@ -42,9 +42,9 @@ def test_memory_is_that_of_the_rescaled_gradients(make: object) -> None:
             for name, parameter in one.named_parameters():
                 parameter.copy_(before[name])
     rescale_in_place(groups, state, first)
-    for (name, own), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-        torch.testing.assert_close(own, theirs)
-        for key, value in first.state[own].items():
+    for (name, weight), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(weight, theirs)
+        for key, value in first.state[weight].items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value, second.state[theirs][key], msg=f"{name} {key}")
 
@@ -59,9 +59,9 @@ def test_balancing_after_steps_changes_no_output_and_ends_when_removed() -> None
         loss(model).backward()
         plain = copy.deepcopy(model)
         with torch.no_grad():
-            for parameter, own in zip(plain.parameters(), model.parameters(), strict=True):
-                memory = optimizer.state[own].get("momentum_buffer")
-                parameter.sub_(1e-3 * (own.grad if memory is None else 0.9 * memory + own.grad))
+            for parameter, weight in zip(plain.parameters(), model.parameters(), strict=True):
+                memory = optimizer.state[weight].get("momentum_buffer")
+                parameter.sub_(1e-3 * (weight.grad if memory is None else 0.9 * memory + weight.grad))
         optimizer.step()
         torch.testing.assert_close(model(X), plain(X))
         out = model[2].weight.square().sum(1) + model[2].bias.square() - model[4].weight.square().sum(0)
