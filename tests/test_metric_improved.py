@@ -185,13 +185,13 @@ def test_a_result_can_be_improved_while_its_weights_are_there(given: str) -> Non
     metric = pathlift.path_metric(model, second, SHAPE)
     del second
     gc.collect()
-    better = metric.tighten(3)
+    better = metric.tighten(1)
     assert better.lower <= value <= better.upper
     alive = [weakref.ref(parameter) for module in (model, other) for parameter in module.parameters()]
     del other
     gc.collect()
     with pytest.raises(pathlift.InputError, match=r"second network are gone.*tighten="):
-        metric.tighten(3)
+        metric.tighten(1)
     with pytest.raises(pathlift.InputError, match="estimate="):
         metric.estimate(3)
     del model
@@ -214,9 +214,9 @@ def test_a_result_of_weights_that_have_changed_since_is_not_improved(which: str,
         else:
             weight.data.copy_(kept.flip(0))
     with pytest.raises(pathlift.MismatchError, match=rf"{which} network have changed"):
-        metric.tighten(3)
+        metric.tighten(1)
     weight.data.copy_(kept)
-    assert metric.tighten(3).upper <= metric.upper
+    assert metric.tighten(1).upper <= metric.upper
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
