@@ -137,10 +137,10 @@ def quantize(
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
-        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.2]]))
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.28]]))
         >>> quantized, report = quantize(layer, (2,), 4, rounding="towards_zero", range="minmax")
         >>> report.integers["weight"].tolist(), report.path_metric.exact
-        ([[7, -1]], True)
+        ([[7, -2]], True)
     """
     with without_autocast():
         network = capture(model, inputs)
