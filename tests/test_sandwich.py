@@ -375,7 +375,7 @@ def test_nothing_is_computed_for_weights_that_are_not_numbers() -> None:
 # Estimates
 
 
-@pytest.mark.one_in(5, first=1)
+@pytest.mark.hunt
 @pytest.mark.parametrize("how", CHANGES)
 def test_the_interval_covers_the_truth_at_its_rate(how: str) -> None:
     model = nn.Sequential(

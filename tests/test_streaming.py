@@ -222,7 +222,7 @@ def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pyte
     alive: list[weakref.ref[Tensor]] = []
 
     def checkpoints() -> object:
-        for index in range(1000):
+        for index in range(200):
             state = {
                 name: weight * (1 + index) if name == "5.weight" else weight.clone()
                 for name, weight in model.state_dict().items()
@@ -233,19 +233,19 @@ def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pyte
             assert sum(reference() is not None for reference in alive) <= 2
 
     norms = [found.value for found in pathlift.path_norms(model, checkpoints(), (3, 8, 8))]  # type: ignore[arg-type]
-    assert len(norms) == 1000
+    assert len(norms) == 200
     assert len(captured) == 1
     again = trained(small())
-    again[5].weight.data *= 500
-    assert norms[499] == pathlift.path_norm(again, (3, 8, 8)).value
+    again[5].weight.data *= 100
+    assert norms[99] == pathlift.path_norm(again, (3, 8, 8)).value
     save_file(again.state_dict(), tmp_path / "again.safetensors")
     torch.save(again.state_dict(), tmp_path / "again.pt")
     stored = [tmp_path / "again.safetensors", str(tmp_path / "again.pt"), again, Checkpoint(tmp_path / "again.safetensors")]
-    assert [found.value for found in pathlift.path_norms(model, stored, (3, 8, 8))] == [norms[499]] * 4
+    assert [found.value for found in pathlift.path_norms(model, stored, (3, 8, 8))] == [norms[99]] * 4
     with torch.device("meta"):
         hollow = small()
     for kind in (stored[:2], [again.state_dict(), again]):
-        assert [found.value for found in pathlift.path_norms(hollow, kind, (3, 8, 8))] == [norms[499]] * 2
+        assert [found.value for found in pathlift.path_norms(hollow, kind, (3, 8, 8))] == [norms[99]] * 2
     distances = [found.value for found in pathlift.path_metrics(model, stored, (3, 8, 8))]
     assert distances == [pathlift.path_metric(model, again, (3, 8, 8)).value] * 4
 
