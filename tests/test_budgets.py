@@ -142,6 +142,7 @@ def test_equivalence_is_answered_when_what_was_found_in_time_proves_it() -> None
         pathlift.rescaling.rescaling_distance(groups, other, seconds=0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("looks", [0, 3, 20])
 @pytest.mark.parametrize("method", ["balance", "condition", "equalize"])
 def test_a_representative_that_was_stopped_is_of_the_same_orbit_and_says_how_far_it_came(method: str, looks: int) -> None:

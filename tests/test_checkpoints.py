@@ -462,7 +462,7 @@ def normed_new() -> nn.Module:
 FORMS: dict[str, Callable[[], nn.Module]] = {"plain": mlp, "masked": masked, "old norm": normed_old, "new norm": normed_new}
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize("saved", FORMS)
 @pytest.mark.parametrize("model", FORMS)

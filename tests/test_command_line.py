@@ -131,6 +131,7 @@ def test_no_number_is_cut_at_60_and_80_columns(name: str, printed: Callable[[str
         assert "…" not in narrow.replace(" … ", ""), narrow
 
 
+@pytest.mark.hunt  # in a process of its own, which takes seconds
 def test_no_number_is_cut_in_a_pipe_that_says_no_width(folder: Path, printed: Callable[[str, int], str]) -> None:
     env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path[1:]])

@@ -86,6 +86,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.hunt
 def test_ended_before_or_after_any_write_it_goes_on_to_the_same_numbers(undisturbed, tmp_path, monkeypatch):
     real = store.write
     for index in range(200):
@@ -224,6 +225,7 @@ def test_learning_rates():
     assert [training.rate(paper, epoch) for epoch in (0, 29.9, 30, 60, 85)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-4])
 
 
+@pytest.mark.hunt
 def test_an_image_folder_takes_the_same_way_as_imagenet(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "val"):

@@ -335,7 +335,7 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
         patch.setattr(Roundoff, "model_bend", lambda *_: 0.0)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("what", "name", "dtype", "climbs"),
     [
