@@ -159,7 +159,7 @@ def quantize(
         quantized = replace(network, state=state)
         report = _report(network, quantized, tensors, corrected, way, choice, source_of_moments(activations), moments)
         if isinstance(model, Network):
-            return quantized, report
+            return quantized.with_memory_of_its_own(), report
         return with_state(model, RescaledState(network, state, torch.ones(0))), report
 
 
