@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.errors import InputError, NumericalError, UnsupportedModelError
+from habit import LONGER
+from pathlift.errors import InputError, MismatchError, NumericalError, UnsupportedModelError
 from pathlift.quantisation import Bytes, bits_needed, load_quantized
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import format_of
@@ -21,6 +22,7 @@ from pathlift.quantisation.gauge import ExpectedError, representative
 from pathlift.quantisation.matrices import matrices_of
 from pathlift.quantisation.ranges import grid_of
 from pathlift.quantisation.rounding import ROUNDINGS
+from pathlift.reference.probe import Probe
 from pathlift.rescaling import with_state
 
 SHAPE = (2, 6, 6)
@@ -307,22 +309,132 @@ def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options):
         pathlift.quantisation.save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
 
 
-def test_every_rounding_to_the_same_grids_is_bounded_and_certified():
+def rounded_at_random(report: pathlift.quantisation.QuantizeReport, source: torch.Generator) -> dict[str, Tensor]:
+    """Each weight at one of the values of its grid beside it, or what it became."""
+    drawn_weights = {}
+    for tensor in report.tensors:
+        choices = torch.stack([*tensor.neighbours, tensor.values])
+        which = torch.randint(0, 3, tensor.shape, generator=source)
+        drawn_weights[tensor.name] = choices.gather(0, which[None])[0]
+    return drawn_weights
+
+
+@pytest.mark.parametrize("options", [{}, {"rounding": "nearest", "affine": True}, {"bits": "fp8_e5m2"}], ids=str)
+def test_every_rounding_to_the_same_grids_is_bounded_and_certified(options):
     model, x = drawn(Residual), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    quantized, report = pathlift.quantize(model, SHAPE, 8, moments=0)
-    bound = pathlift.lipschitz_bound(pathlift.capture(quantized, SHAPE), report.tolerance, x)
-    certificate = pathlift.certify(pathlift.capture(quantized, SHAPE), x, report.tolerance)
+    quantized, report = pathlift.quantize(model, SHAPE, **{"bits": 8, "moments": 0} | options)
     source = torch.Generator().manual_seed(1)
-    for _ in range(5):
-        state = dict(quantized.state_dict())
-        for tensor in report.tensors:
-            move = torch.randint(-1, 2, tensor.shape, generator=source, dtype=torch.int8)
-            integers = (tensor.integers + move).clamp(-127, 127)
-            state[tensor.name] = replace(tensor, integers=integers).values
-        other = with_state(quantized, state)
-        assert ((other(x) - quantized(x)).abs() <= bound + 1e-6).all()
-        agree = other(x).argmax(1) == quantized(x).argmax(1)
-        assert bool((agree | ~certificate.certified).all())
+    for first in (model, quantized):
+        network = pathlift.capture(first, SHAPE)
+        for low, high in report.tolerance.intervals(network).values():
+            assert (low <= high).all()
+        bound = pathlift.lipschitz_bound(network, report.tolerance, x)
+        certificate = pathlift.certify(network, x, report.tolerance)
+        assert "SameGrid(5 tensors)" in certificate.covers and len(certificate.covers) < 200
+        for _ in range(5):
+            other = with_state(first, {**first.state_dict(), **rounded_at_random(report, source)})
+            assert ((other(x) - first(x)).abs() <= bound + 1e-6).all()
+            agree = other(x).argmax(1) == first(x).argmax(1)
+            assert bool((agree | ~certificate.certified).all())
+
+
+def test_a_weight_lies_between_its_neighbours_on_the_grid():
+    model = drawn(Residual)
+    with torch.no_grad():
+        model.mixed.weight[0, 0] = 0.0
+    _, report = pathlift.quantize(model, SHAPE, 3, rounding="nearest", moments=0)
+    for tensor in report.tensors:
+        weight = model.get_parameter(tensor.name)
+        (down, up), (low, high) = tensor.neighbours, tensor.ends
+        assert torch.equal(weight.clamp(low, high), weight.clamp(down, up))
+        assert ((tensor.values == down) | (tensor.values == up)).all()
+        nearer = torch.minimum((weight - down).abs(), (weight - up).abs())
+        assert torch.equal((weight - tensor.values).abs(), nearer)
+    down, up = report.tensors[2].neighbours
+    assert down[0, 0].item() == up[0, 0].item() == 0.0  # a weight on the grid cannot move
+
+
+def test_the_roundings_to_a_grid_are_no_set_around_another_network():
+    model = drawn(Residual)
+    quantized, report = pathlift.quantize(model, SHAPE, 8, gauge="balanced", moments=0)
+    assert pathlift.lipschitz_bound(quantized, report.tolerance, torch.ones(1, *SHAPE)).min() > 0
+    groups = pathlift.symmetries(model, SHAPE)
+    other = with_state(model, groups.rescale([64.0] * len(groups)))
+    for wrong in (other, drawn(Residual, 1)):
+        with pytest.raises(MismatchError, match="rounded"):
+            pathlift.lipschitz_bound(wrong, report.tolerance, torch.ones(1, *SHAPE))
+
+
+@pytest.mark.hunt
+def test_no_rounding_of_a_random_network_breaks_a_guarantee():
+    for seed in range(12 * LONGER):
+        check_guarantees(seed)
+
+
+def check_guarantees(seed: int) -> None:
+    """A small random network, rounded in a random way: every number of the report that is called a guarantee holds."""
+    source = torch.Generator().manual_seed(seed)
+
+    def pick(choices):
+        return choices[int(torch.randint(0, len(choices), (), generator=source))]
+
+    make = pick([Residual, capped, perceptron])
+    model = drawn(make, seed)
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.mul_(torch.exp2(torch.randint(-3, 4, (), generator=source).float()))
+    options = {
+        "bits": pick([2, 3, 4, 6, 8, "fp8_e4m3", "fp8_e5m2"]), "rounding": pick([r for r in ROUNDINGS if r != "balanced"]),
+        "granularity": pick(["channel", "tensor", 1, 2]), "affine": pick([False, True]), "range": pick(["mse", "minmax", "lp"]),
+        "gauge": pick(["none", "none", "balanced"]), "correction": pick([None, "mean", "variance", "none"]),
+    }  # fmt: skip
+    quantized, report = pathlift.quantize(model, SHAPE, generator=seed, moments=pick([0, 2]), **options)
+    case = (seed, make.__name__, options)
+    x = torch.randn(3, *SHAPE, generator=source) * 2
+    change = (exactly(quantized, x) - exactly(model, x)).abs().sum(1)
+    metric = report.path_metric
+    assert metric.lower <= metric.upper
+    if metric.exact:  # no sign changed: Theorem 4.1
+        assert (change <= x.flatten(1).abs().amax(1).clamp(min=1.0) * metric.upper * (1 + 1e-9)).all(), case
+    if make is perceptron:
+        probe = Probe(model, torch.zeros(1, *SHAPE))
+        pairs = zip(probe.dag().paths(), probe.dag(quantized.state_dict()).paths(), strict=True)
+        distance = sum(abs(path.phi - other.phi) for path, other in pairs)
+        assert metric.lower <= distance * (1 + 1e-9) and distance <= metric.upper * (1 + 1e-9), case
+    assert (change <= pathlift.lipschitz_bound(quantized, model, x).sum(1) * (1 + 1e-9)).all(), case
+    certificate = pathlift.certify(quantized, x, report.tolerance)
+    bound = pathlift.lipschitz_bound(quantized, report.tolerance, x)
+    for _ in range(3):
+        other = with_state(quantized, {**quantized.state_dict(), **rounded_at_random(report, source)})
+        assert ((exactly(other, x) - exactly(quantized, x)).abs() <= bound * (1 + 1e-9)).all(), case
+        agree = other(x).argmax(1) == certificate.predicted
+        assert bool((agree | ~certificate.certified).all()), case
+
+
+def exactly(model: nn.Module, x: Tensor) -> Tensor:
+    """The function of a network, up to the rounding of float64."""
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def test_bits_needed_by_the_literature_is_the_smallest_number_that_its_bound_allows():
+    model = drawn(lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)))
+    model.requires_grad_(False)
+    needed, norm = bits_needed(model, 0.05, (7,)), pathlift.path_norm(model, (7,)).value
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.abs() for layer in layers]
+    radius = max(1.0, *(float((n.weight.abs().sum(1) + b).max()) for n, b in zip(layers, biases, strict=True)))
+    largest, width, depth = max(float(layer.weight.abs().max()) for layer in layers), 7, 3
+
+    def bound(bits: int) -> float:
+        return (width + 1) * width * depth**2 * radius ** (depth - 1) * largest / (2 ** (bits - 1) - 1)
+
+    assert bound(needed.published) <= 0.05 * norm < bound(needed.published - 1)
+    assert needed.bits < needed.published
+    assert bits_needed(drawn(Residual), 0.05, SHAPE).published is None
+    rescaled = with_state(model, pathlift.symmetries(model, (7,)).rescale([2.0**20] * 9))
+    again = bits_needed(rescaled, 0.05, (7,))
+    assert again.bits == needed.bits < again.published - 20
 
 
 def test_bits_needed_is_the_smallest_number_within_the_tolerance():

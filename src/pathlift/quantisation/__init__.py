@@ -6,7 +6,8 @@ from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
 from pathlift.quantisation.needed import BitsNeeded, bits_needed
 from pathlift.quantisation.onnx import save_onnx
-from pathlift.quantisation.report import QuantizeReport, SameGrid
+from pathlift.quantisation.report import QuantizeReport
+from pathlift.quantisation.same_grid import SameGrid
 from pathlift.quantisation.spending import Bytes
 from pathlift.quantisation.tensors import QuantizedTensor
 
