@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pathlift
 from habit import LONGER
 from pathlift.errors import InputError, MismatchError, NumericalError, UnsupportedModelError
-from pathlift.quantisation import Bytes, bits_needed, load_quantized
+from pathlift.quantisation import Bytes, activation_ranges, bits_needed, load_quantized, save_onnx
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import format_of
 from pathlift.quantisation.gauge import ExpectedError, representative
@@ -24,6 +24,7 @@ from pathlift.quantisation.ranges import grid_of
 from pathlift.quantisation.rounding import ROUNDINGS
 from pathlift.reference.probe import Probe
 from pathlift.rescaling import with_state
+from pathlift.storage.models import load_model
 
 SHAPE = (2, 6, 6)
 
@@ -291,22 +292,109 @@ def test_files_hold_what_the_module_has(tmp_path, options):
         assert torch.equal(read.to(tensor.dtype), tensor)
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "affine": True}], ids=str)
-def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options):
-    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+def in_onnxruntime(path, x: Tensor) -> Tensor:
+    """The outputs of a file, run as it stands."""
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(path, options)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@pytest.fixture
+def sample() -> Tensor:
+    return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 4}, {"bits": {"up": 3, "*": 8}, "affine": True, "granularity": 2}, {"bits": "fp8_e4m3"}], ids=str
+)
+def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options, sample):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    model, x = drawn(Residual), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    model = drawn(Residual)
     quantized, report = pathlift.quantize(model, SHAPE, moments=0, **options)
-    pathlift.quantisation.save_onnx(quantized, report, tmp_path / "q.onnx", SHAPE)
-    session = runtime.InferenceSession(tmp_path / "q.onnx")
-    outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-    assert torch.allclose(outputs, quantized(x), atol=1e-5, rtol=1e-5)
-    stored = {item.name: item.data_type for item in onnx.load(tmp_path / "q.onnx").graph.initializer}
-    kind = onnx.TensorProto.INT4 if options["bits"] == 4 else onnx.TensorProto.INT8
+    path = tmp_path / "q.onnx"
+    save_onnx(quantized, report, path, SHAPE)
+    assert torch.allclose(in_onnxruntime(path, sample), quantized(sample), atol=1e-5, rtol=1e-5)
+    program = onnx.load(path)
+    stored = {item.name: item.data_type for item in program.graph.initializer}
+    kinds = onnx.TensorProto
     for tensor in report.tensors:
-        assert tensor.name not in stored and stored[f"{tensor.name}_quantized"] == kind
-    with pytest.raises(InputError, match="not what the report has"):
-        pathlift.quantisation.save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
+        kind = kinds.FLOAT8E4M3FN if tensor.bits == 8 and "fp8" in tensor.format else kinds.INT8
+        assert tensor.name not in stored and stored[f"{tensor.name}_quantized"] == (kinds.INT4 if tensor.bits <= 4 else kind)
+    assert {node.op_type for node in program.graph.node} & {"QuantizeLinear", "QLinearConv", "ConvInteger"} == set()
+    if "fp8" not in str(options):
+        again = load_model(str(path))  # our own reader: the same network
+        assert pathlift.path_norm(again, SHAPE).log10 == pytest.approx(pathlift.path_norm(quantized, SHAPE).log10, abs=1e-6)
+        assert torch.allclose(again(sample), quantized(sample), atol=1e-5, rtol=1e-5)
+    with pytest.raises(MismatchError, match="not what the report has"):
+        save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
+    with pytest.raises(InputError, match="exists already"):
+        save_onnx(quantized, report, path, SHAPE)
+
+
+def test_a_network_from_an_onnx_file_goes_back_as_the_same_graph(tmp_path, sample):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pathlift.save(drawn(Residual), tmp_path / "float.onnx", SHAPE)
+    network = pathlift.capture(load_model(str(tmp_path / "float.onnx")), SHAPE)
+    quantized, report = pathlift.quantize(network, bits=4, moments=0)
+    save_onnx(quantized, report, tmp_path / "q.onnx")
+    before, after = (onnx.load(tmp_path / f"{name}.onnx").graph for name in ("float", "q"))
+    assert [node.op_type for node in after.node if node.op_type != "DequantizeLinear"] == [n.op_type for n in before.node]
+    assert sum(node.op_type == "DequantizeLinear" for node in after.node) == len(report.tensors) == 5
+    again = pathlift.capture(load_model(str(tmp_path / "q.onnx")), SHAPE)
+    assert pathlift.path_norm(again).log10 == pytest.approx(pathlift.path_norm(quantized).log10, abs=1e-6)
+    written = tmp_path / "q.onnx"
+    assert written.stat().st_size < (tmp_path / "float.onnx").stat().st_size
+    assert in_onnxruntime(written, sample).shape == (3, 3)
+
+
+class WithRoundedInputs(nn.Module):
+    """Activations rounded in front of each convolution and linear layer, as QuantizeLinear and DequantizeLinear do."""
+
+    def __init__(self, model: nn.Module, ranges: dict[str, tuple[float, float]]) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        for name, (low, high) in ranges.items():
+            scale = torch.tensor((high - low) / 255, dtype=torch.float32)
+            zero = (-low / scale).round().clamp(0, 255)
+
+            def rounded(_, inputs, scale=scale, zero=zero):
+                return (((inputs[0] / scale).round() + zero).clamp(0, 255) - zero) * scale
+
+            self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(rounded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_activations_become_whole_numbers_where_they_have_a_range(tmp_path, measured, sample):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    quantized, report = pathlift.quantize(drawn(Residual), SHAPE, 8, moments=0)
+    ranges = activation_ranges(quantized, SHAPE, data=sample if measured else None)
+    assert list(ranges) == [tensor.name for tensor in report.tensors]
+    assert all(
+        low == 0.0 < high
+        for name, (low, high) in ranges.items()
+        if name != "first.weight" and (measured or name != "last.weight")
+    )
+    save_onnx(quantized, report, tmp_path / "q.onnx", SHAPE, activations=ranges)
+    outputs, simulated = in_onnxruntime(tmp_path / "q.onnx", sample), WithRoundedInputs(quantized, ranges)(sample)
+    assert (outputs - simulated).abs().max() < 0.02 * quantized(sample).abs().max()  # a tie may go the other way
+    off = (outputs - quantized(sample)).abs().max()
+    assert 0 < off < 0.1 * quantized(sample).abs().max()
+    kinds = [node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") >= 4 and kinds.count("DequantizeLinear") == 5 + kinds.count("QuantizeLinear")
+    if measured:
+        assert ranges["first.weight"] == pytest.approx((float(sample.min()), float(sample.max())))
+    with pytest.raises(InputError, match="which was not quantised"):
+        save_onnx(quantized, report, tmp_path / "a.onnx", SHAPE, activations={"norm.weight": (0.0, 1.0)})
+    with pytest.raises(InputError, match="the smaller first, with 0 between"):
+        save_onnx(quantized, report, tmp_path / "a.onnx", SHAPE, activations={"first.weight": (1.0, 2.0)})
 
 
 def rounded_at_random(report: pathlift.quantisation.QuantizeReport, source: torch.Generator) -> dict[str, Tensor]:

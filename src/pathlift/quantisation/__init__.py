@@ -1,6 +1,7 @@
 """Quantisation of weights, without data or with them, and what it costs (mathematics §9)."""
 
 from pathlift.quantisation import arguments as arguments
+from pathlift.quantisation.activations import activation_ranges
 from pathlift.quantisation.api import quantize
 from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
@@ -18,6 +19,7 @@ __all__ = [
     "QuantizeReport",
     "QuantizedTensor",
     "SameGrid",
+    "activation_ranges",
     "bits_needed",
     "load_quantized",
     "quantize",

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pathlift.arguments import public
 from pathlift.metric.metric import PathMetric
-from pathlift.quantisation.files import save_quantized
+from pathlift.output import Writer, check_outputs, write_outputs
+from pathlift.quantisation.files import quantized_writer
 from pathlift.quantisation.gauge import GaugeChoice
 from pathlift.quantisation.same_grid import SameGrid
 from pathlift.quantisation.tensors import QuantizedTensor
@@ -115,7 +116,7 @@ class QuantizeReport(
         return "\n".join(lines)
 
     @public
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the quantised network to a safetensors file that torchao reads, all or nothing; see `load_quantized`.
 
         Whole numbers are ``…_weight_qdata``, ``…_weight_scale`` and ``…_weight_zero_point`` with the metadata of
@@ -123,8 +124,16 @@ class QuantizeReport(
 
         Args:
             path: A file that ends in ``.safetensors``.
+            overwrite: Replace a file that exists.
 
         Raises:
-            InputError: The file cannot be written.
+            InputError: The file cannot be written, or exists already.
         """
-        save_quantized(self.tensors, self._others, Path(path))
+        path = Path(path)
+        check_outputs({"The file": path}, replace=overwrite)
+        write_outputs({path: report_writer(self)}, replace=overwrite)
+
+
+def report_writer(report: QuantizeReport) -> Writer:
+    """Return what writes the file of `QuantizeReport.save`."""
+    return quantized_writer(report.tensors, report._others)
