@@ -426,10 +426,10 @@ def test_a_model_without_values_has_nothing_to_write(suffix: str) -> None:
 def test_a_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = packages.importlib.import_module
 
-    def without(name: str, *rest: Any) -> Any:
+    def without(name: str, *rest: Any, **named: Any) -> Any:
         if name == missing:
             raise ModuleNotFoundError(name=name)
-        return found(name, *rest)
+        return found(name, *rest, **named)
 
     monkeypatch.setattr(packages.importlib, "import_module", without)
     with pytest.raises(ImportError, match=r"pathlift\[onnx\]"):

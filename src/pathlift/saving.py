@@ -113,14 +113,30 @@ def model_writer(model: nn.Module | Network, suffix: str, inputs: Inputs | None 
     if suffix in {".safetensors", ".pt"}:
         state = _state_dict(model)
         return tensor_writer(_tensors(state)) if suffix == ".safetensors" else _pickled(state)
-    module = _module(model) if isinstance(model, Network) else model
-    check_modules(module)
-    _check_plain(named_tensors(module))
-    if isinstance(module, OnnxModule) and suffix == ".onnx":
-        return _same_graph(module, _examples(model, module, inputs, needed=False))
-    examples = _examples(model, module, inputs, needed=True)
-    assert examples is not None
-    return _export(module, examples, suffix)
+    if suffix == ".onnx":
+        return onnx_file(model, inputs).writer()
+    module = _module_of(model)
+    return _export(module, _needed_examples(model, module, inputs), suffix).writer()
+
+
+def onnx_file(model: nn.Module | Network, inputs: Inputs | None = None, opset: int | None = None) -> Program:
+    """Make an ONNX file of a model, for `save` and for those that go on with it.
+
+    Args:
+        model: See `save`.
+        inputs: See `save`.
+        opset: Version of the standard for what PyTorch exports; None: its own choice.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: See `save`.
+    """
+    module = _module_of(model)
+    if isinstance(module, OnnxModule):
+        return _same_graph(module, _examples(model, module, inputs))
+    return _export(module, _needed_examples(model, module, inputs), ".onnx", opset)
 
 
 def check_extra(model: nn.Module | Network, path: Path | None) -> None:
@@ -178,6 +194,14 @@ def _pickled(state: Mapping[str, Any]) -> Writer:
 # ---- the model of a network
 
 
+def _module_of(model: nn.Module | Network) -> nn.Module:
+    """Return a module that can be exported."""
+    module = _module(model) if isinstance(model, Network) else model
+    check_modules(module)
+    _check_plain(named_tensors(module))
+    return module
+
+
 def _has_model(network: Network) -> bool:
     origin = network.origin
     return isinstance(origin, LiveState) and origin.device.type != "meta"
@@ -206,18 +230,21 @@ def _module(network: Network) -> nn.Module:
     return made
 
 
-def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None, *, needed: bool) -> Examples | None:
-    """Return examples of the inputs; None where they are not known and not needed."""
+def _needed_examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None) -> Examples:
+    examples = _examples(model, module, inputs)
+    if examples is None:
+        raise InputError("inputs is missing: PyTorch exports a model by running it. Give an input shape, or a Network.")
+    return examples
+
+
+def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None) -> Examples | None:
+    """Return examples of the inputs; None where they are not known."""
     if isinstance(model, Network):
         tensors = tuple(torch.zeros(shape, dtype=dtype, device=model.device) for shape, dtype in model.graph.examples)
         return Examples(tensors, model.graph.form)
     if inputs is None and isinstance(module, OnnxModule):
         inputs = _declared(module)
-    if inputs is not None:
-        return examples_of(module, inputs)
-    if needed:
-        raise InputError("inputs is missing: PyTorch exports a model by running it. Give an input shape, or a Network.")
-    return None
+    return None if inputs is None else examples_of(module, inputs)
 
 
 def _declared(module: OnnxModule) -> tuple[tuple[int, ...], ...] | None:
@@ -325,21 +352,49 @@ def _evaluating(module: nn.Module) -> nn.Module:
     return made
 
 
-def _same_graph(module: OnnxModule, examples: Examples | None) -> Writer:
-    """Write the program of a file with the weights that its module has now."""
+@dataclass(frozen=True)
+class Program:
+    """A file that is to be written.
+
+    Attributes:
+        suffix: How its name ends.
+        content: Its bytes.
+        names: Names of parameters and buffers to those of the tensors in its graph, where they are others.
+        trial: What to compare it with; None where no inputs are known.
+    """
+
+    suffix: str
+    content: bytes
+    names: Mapping[str, str]
+    trial: _Trial | None
+
+    def writer(self) -> Writer:
+        """Return what writes it. It raises a `NumericalError` when what it wrote gives other outputs than the model."""
+
+        def write(path: Path) -> None:
+            path.write_bytes(self.content)
+            if self.trial is None:
+                return
+            if self.suffix == ".onnx":
+                _compare_with_runtime(path, self.trial)
+            else:
+                inputs = self.trial.inputs
+                outputs = apart(lambda: _outputs_of_program(path, inputs), inputs.tensors[0].device)
+                self.trial.check(outputs, self.suffix)
+
+        return write
+
+
+def _same_graph(module: OnnxModule, examples: Examples | None) -> Program:
+    """Make the program of a file with the weights that its module has now."""
     if not module.onnx_source:
         raise InputError("The network ends within the graph of its file (until=): capture all of it to write it to .onnx.")
     content = _message(program_with(module))
+    names = {".".join(path): name for part in module.program.all() for name, path in part.tensors.items()}
     if examples is None:
-        return lambda path: path.write_bytes(content)
+        return Program(".onnx", content, names, None)
     sizes = [(declared.shape or (None,))[0] or module.samples or 2 for declared in module.inputs]
-    trial = _trial(_evaluating(module), examples, sizes)
-
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-        _compare_with_runtime(path, trial)
-
-    return write
+    return Program(".onnx", content, names, _trial(_evaluating(module), examples, sizes))
 
 
 def _message(program: Any) -> bytes:
@@ -351,8 +406,8 @@ def _message(program: Any) -> bytes:
     return content
 
 
-def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
-    """Write what PyTorch exports."""
+def _export(module: nn.Module, examples: Examples, suffix: str, opset: int | None = None) -> Program:
+    """Make what PyTorch exports."""
     made = _evaluating(module)
     device = examples.tensors[0].device
     try:
@@ -367,7 +422,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
         with sources_forgotten(), quiet("torch"), torch.random.fork_rng(devices=[]), torch.no_grad():
             program, batch = _program(made, examples)
             try:
-                return _onnx(program) if suffix == ".onnx" else _pt2(program), batch
+                return _onnx(program, opset) if suffix == ".onnx" else _pt2(program), batch
             except InputError:
                 raise
             except Exception as error:  # PyTorch's exporter raises errors of any kind
@@ -376,16 +431,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
     content, batch = apart(exported, device)
     if batch == 1:
         LOG.info("PyTorch exports this model for one sample at a time only.")
-    trial = _trial(made, examples, [batch] * len(examples.tensors))
-
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-        if suffix == ".onnx":
-            _compare_with_runtime(path, trial)
-        else:
-            trial.check(apart(lambda: _outputs_of_program(path, trial.inputs), device), suffix)
-
-    return write
+    return Program(suffix, content, {}, _trial(made, examples, [batch] * len(examples.tensors)))
 
 
 def _program(module: nn.Module, examples: Examples) -> tuple[ExportedProgram, int]:
@@ -411,9 +457,9 @@ def _reason(error: Exception) -> str:
     return told(error)[:300]
 
 
-def _onnx(program: ExportedProgram) -> bytes:
+def _onnx(program: ExportedProgram, opset: int | None) -> bytes:
     """Return an ONNX file of an exported program; nothing is folded, so that weights keep their names."""
-    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
     assert written is not None
     return _message(written.model_proto)
 

@@ -272,7 +272,7 @@ def prune(
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=3)
         if module is None:
-            return pruned, report
+            return pruned.with_memory_of_its_own(), report
         made = apply_masks(module, masks)
         if not shrink or inputs is None:
             return made, report

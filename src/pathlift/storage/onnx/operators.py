@@ -76,9 +76,12 @@ def _dequantized(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = Non
 
 
 def _along(node: Node, x: Tensor, value: Tensor) -> Tensor:
-    """Lay a number per channel along the axis of the channels."""
-    if any(node.get(name, 0) for name in ("block_size", "output_dtype", "precision")):
-        raise NotReadError("it quantises by blocks, or to a type of its own.")
+    """Lay a number per channel along the axis of the channels, or one per block along that of the blocks."""
+    if any(node.get(name, 0) for name in ("output_dtype", "precision")):
+        raise NotReadError("it quantises to a type of its own.")
+    if block := node.get("block_size", 0):
+        axis = node.get("axis", 1)
+        return value.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     shape = [1] * x.dim()
     if value.numel() > 1:
         shape[node.get("axis", 1)] = -1
