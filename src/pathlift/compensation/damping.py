@@ -16,6 +16,9 @@ from pathlift.errors import NumericalError
 MOST = 16.0
 """Damping may be doubled up to this where rounding errors leave H without a Cholesky factor."""
 
+LEAST = 1e-8
+"""What no damping at all is doubled to."""
+
 
 @dataclass(frozen=True, eq=False)
 class Damped:
@@ -34,6 +37,11 @@ class Damped:
     scale: Tensor
     alive: Tensor
     damping: float
+
+    @property
+    def more(self) -> float:
+        """Twice the damping."""
+        return max(2 * self.damping, LEAST)
 
 
 def damped(moment: Tensor, damping: float) -> Damped:
@@ -61,5 +69,5 @@ def damped(moment: Tensor, damping: float) -> Damped:
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not bool(failed.any()):
             return Damped(matrix, lower, scale, alive, damping)
-        damping = max(2 * damping, 1e-8)
+        damping = max(2 * damping, LEAST)
     raise NumericalError("The second moment of what a layer is multiplied by is not positive semi-definite.")
