@@ -34,6 +34,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "metric": (MODEL[0], "torch.nn:Linear", *MODEL[1:]),
     "compare": ("weights.safetensors", "other.safetensors", "--model", *MODEL),
     "prune": (*MODEL, "--amount", "0.5", "--criterion", "wanda", "--data", "data.safetensors"),
+    "quantize": (*MODEL, "--bits", "4"),
     "shrink": MODEL,
     "rescale": (*MODEL, "--to", "random"),
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
@@ -128,6 +129,11 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--p": _one_of("2"),  # without --to balanced
     "--tolerance": _number(0),
     "--bits": _number(2, 65, whole=True),
+    "quantize --bits": _one_of("2"),
+    "--ends": _one_of("2"),
+    "--granularity": _one_of("1", "2"),
+    "--budget": _one_of("2", "9" * 30),
+    "--onnx": _one_of("missing.onnx"),
     "--per": _one_of(),
     "--step": _number(0, 1e308),
     "--relative": _one_of(),  # beside --bits

@@ -429,11 +429,11 @@ NAMES = {
 @needs_onnx
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_an_onnx_file_becomes_source(name: str) -> None:
-    for file in (two_layers(NAMES[name], "Gemm_2"), two_layers(NAMES[name], NAMES[name]), two_layers("Gemm_1", NAMES[name])):
+    for file in (two_layers(NAMES[name], "Gemm_2"), two_layers("Gemm_1", NAMES[name]), two_layers(NAMES[name], NAMES[name])):
         model = load_model(file)
         assert pathlift.path_norm(model, (4,)).value == 4 * 8 * 3
-        assert all(PLAIN.fullmatch(own) for own, _ in model.named_modules() if own)
-        assert run("support", file, "--shape", "4").code == 0
+        assert all(PLAIN.fullmatch(path) for path, _ in model.named_modules() if path)
+    assert run("support", file, "--shape", "4").code == 0
 
 
 @needs_onnx

@@ -126,7 +126,7 @@ def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
         yield program, tensors, results
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.hunt  # the package takes seconds to make its cases
 @pytest.mark.parametrize("shard", range(16))
 def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> None:
     compared = 0

@@ -460,7 +460,7 @@ def width() -> int:
 def for_shell(message: str) -> str:
     """Return a message of the library with the names that its arguments have on the command line."""
     named = re.sub(
-        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda found: f"--{found[1]} {found[2]}".rstrip(), message
+        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda match: f"--{match[1]} {match[2]}".rstrip(), message
     )
     return re.sub(r"^until (?=names)", "--until ", named)
 

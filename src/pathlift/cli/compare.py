@@ -107,7 +107,7 @@ def metric(
         raise InputError(f"--all takes one OTHER, found {len(names)}.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     norm = None
-    found: list[pathlift.metric.PathMetric] = []
+    distances: list[pathlift.metric.PathMetric] = []
     for name in names:
         with working("reading the second network"):
             second = second_network(name, other_seed, model_arg, trust=trust, key=other_key)
@@ -117,15 +117,15 @@ def metric(
         options = _Options(
             q, moments, tighten if tighten is not None else (STEPS if ratio > 1 else 0), ratio, seconds, estimate
         )
-        found.append(_distance(network, second, name, options, seed))
+        distances.append(_distance(network, second, name, options, seed))
         norm = pathlift.path_norm(network, q=q) if norm is None else norm
     assert norm is not None
     if len(names) > 1:
-        _print_distances(model, names, found, norm, as_json=as_json)
+        _print_distances(model, names, distances, norm, as_json=as_json)
     elif as_json:
-        print_json({"model": model, "other": names[0], **_record(found[0]), "log10_path_norm": norm.log10})
+        print_json({"model": model, "other": names[0], **_record(distances[0]), "log10_path_norm": norm.log10})
     else:
-        _print_metric(model, names[0], found[0], norm)
+        _print_metric(model, names[0], distances[0], norm)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,11 +122,11 @@ def activation_statistics(
         if layer.kind == "input"
     }
     batches: Iterable[Samples] | None = [data] if isinstance(data, (Tensor, Mapping)) else data
-    found = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
-    layers = tuple(_of_layer(found, layer) for layer in network.layers)
+    activations = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
+    layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
-    return ActivationStatistics(layers, source, *_apart(found))
+    return ActivationStatistics(layers, source, *_apart(activations))
 
 
 def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:
