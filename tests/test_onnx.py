@@ -31,6 +31,7 @@ from pathlift.storage.onnx import OnnxModule, read_onnx  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
 from pathlift.storage.onnx.operators import OPERATORS  # noqa: E402
 from pathlift.storage.onnx.program import STATIC, tensor_of  # noqa: E402
+from pathlift.storage.onnx.trial import difference  # noqa: E402
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 node = helper.make_node
@@ -652,6 +653,37 @@ def test_a_reading_that_disagrees_with_a_runtime_is_refused(tmp_path: Path, monk
     with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
         read_onnx(path, check=True)
     read_onnx(path, check=False)
+
+
+def test_numbers_that_are_not_finite_agree_where_they_are_the_same(tmp_path: Path) -> None:
+    inf, nan = float("inf"), float("nan")
+    one = torch.tensor([1.0, inf, -inf, nan])
+    assert difference(one, one) == 0
+    assert difference(one, torch.tensor([1.5, inf, -inf, nan])) == pytest.approx(1 / 3)
+    for place, value in ((1, -inf), (1, nan), (1, 1e30), (2, inf), (2, nan), (3, inf), (3, 0.0)):
+        other = one.clone()
+        other[place] = value
+        assert difference(one, other) == difference(other, one) == inf
+    assert difference(torch.ones(2), torch.ones(2, 1)) == inf and difference(torch.zeros(2), torch.zeros(2)) == 0
+    nodes = [node("Div", ["x", "zero"], ["y"])]
+    path = write(tmp_path / "m.onnx", nodes, {"zero": np.zeros(4, np.float32)}, ["n", 4])
+    read_onnx(path, check=True)
+
+
+def test_an_infinity_of_the_other_sign_is_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.onnx", [node("Div", ["x", "zero"], ["y"])], {"zero": np.zeros(4, np.float32)}, ["n", 4])
+    monkeypatch.setitem(OPERATORS, "Div", lambda node, x, y: -x / y)
+    with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
+        read_onnx(path, check=True)
+
+
+def test_a_model_in_half_precision_that_is_read_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node("Cast", ["x"], ["c"], to=10), node("Neg", ["c"], ["h"]), node("Cast", ["h"], ["y"], to=1)]
+    path = write(tmp_path / "m.onnx", nodes, {}, ["n", 64])
+    read_onnx(path, check=True)
+    monkeypatch.setitem(OPERATORS, "Neg", lambda node, x: -0.7 * x)
+    with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
+        read_onnx(path, check=True)
 
 
 def test_a_model_in_half_precision_is_compared_with_its_own_rounding(tmp_path: Path) -> None:
