@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from pathlift.errors import InputError, told
+from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.onnx.file import constants, flattened, load_program, name_of, read_weights
 from pathlift.storage.onnx.module import RESERVED, OnnxModule
 from pathlift.storage.onnx.program import declared_inputs, read_program, source_of
@@ -82,6 +83,7 @@ def _read(path: Path, work: Callable[[], Read]) -> Read:
     """Read something from a file; whatever that raises becomes one sentence."""
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    check_downloaded(path)
     try:
         return work()
     except MissingPackageError:

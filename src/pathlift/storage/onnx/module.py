@@ -226,6 +226,10 @@ class OnnxModule(Operator):
             raise InputError(f"the file has {len(self.inputs)} inputs ({names}), found {len(values)}.")
         if self.samples is not None and any(value.shape[:1] != (self.samples,) for value in values):
             raise InputError(f"the file is made for {self.samples} samples at once, and cannot be run with another number.")
+        for declared, value in zip(self.inputs, values, strict=True):
+            if declared.sizes is not None and value.dim() != len(declared.sizes):
+                sizes = ", ".join(map(str, declared.sizes))
+                raise InputError(f"the input {declared.name!r} of the file has the sizes ({sizes}), found {tuple(value.shape)}.")
         unread: dict[str, Unread] = {}
         given: dict[str, Value] = {declared.name: value for declared, value in zip(self.inputs, values, strict=True)}
         outputs = self._run(self.program, given, unread)
