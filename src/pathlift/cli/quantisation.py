@@ -26,16 +26,11 @@ from pathlift.cli.common import (
     Until,
     Weights,
     app,
-<<<<<<< HEAD
     captured,
     check_data,
     check_options,
     check_used,
     known,
-=======
-    built,
-    check_data,
->>>>>>> habits
     out,
     print_json,
     print_table,
@@ -133,7 +128,6 @@ def quantize(
     key: Key = None,
 ) -> None:
     """Quantise the weights of a network; print what became of each tensor, and how far the function can have moved."""
-<<<<<<< HEAD
     read = {"MODEL": model, "--weights": weights, "--data": data}
     check_outputs({"--out": out_file}, suffixes=TENSORS, inputs=read, replace=force)
     check_outputs({"--onnx": onnx_file}, suffixes=(".onnx",), inputs=read, replace=force)
@@ -153,15 +147,6 @@ def quantize(
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, onnx_file)
     seen: Tensor | None = None
-=======
-    check_outputs({"--out": out_file}, inputs={"--weights": weights}, replace=force)
-    check_outputs({"--onnx": onnx_file}, suffixes=(".onnx",), inputs={"MODEL": model}, replace=force)
-    check_data(data, limit)
-    allowed = None if budget is None else _budget(budget)
-    chosen, last = _bits(bits), None if ends is None else _number(ends)
-    module, sizes = built(model, weights, shape, seed, device, model_arg, trust=trust, key=key)
-    seen = None
->>>>>>> habits
     if data is not None:
         from pathlift.storage.data import load_data
 
@@ -169,16 +154,9 @@ def quantize(
     with progress_bar() as bar:
         task = bar.add_task("quantising", total=None)
         quantized, report = pathlift.quantize(
-<<<<<<< HEAD
             network,
             bits=chosen,
             granularity=scale,
-=======
-            module,
-            sizes,
-            chosen,
-            granularity=_number(granularity),
->>>>>>> habits
             rounding=rounding,
             range=range,
             affine=affine,
@@ -295,13 +273,8 @@ def _budget(text: str) -> float | pathlift.quantisation.Bytes:
 
 
 def _number(text: str) -> int | str:
-<<<<<<< HEAD
     """Read a whole number, or leave a word."""
     return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else text
-=======
-    """Read a whole number; anything else is a name, which the library knows or refuses."""
-    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else text
->>>>>>> habits
 
 
 COLUMNS = (
