@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
 
 FLOORS = (
-    ("results", "errors", "forks", "precision", "budget", "arguments", "output", "storage"),
+    ("failures", "results", "errors", "drawing", "forks", "precision", "budget", "arguments", "output", "storage"),
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics", "pruning", "quantisation"),
     ("lipschitz", "certification", "consequences", "reference", "lifting"),
