@@ -34,6 +34,12 @@ NAMES = 24
 LONGEST = 26
 """Characters of a name on an axis."""
 
+NEAR = 0.09
+"""Points nearer than this, in units of the picture, have one label."""
+
+LISTED = 24
+"""So many names are listed beside a picture."""
+
 CELLS = 12
 """A matrix of up to so many rows has room for its numbers."""
 
@@ -171,7 +177,7 @@ def matrix(ax: Picture, names: Sequence[str], values: Sequence[Sequence[float]],
 
 
 def points(ax: Picture, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """Draw networks as points, joined in their order; names of points that coincide stand together.
+    """Draw networks as points, joined in their order; numbers stand at points, those of near ones together, names beside.
 
     Args:
         ax: The axes.
@@ -182,18 +188,20 @@ def points(ax: Picture, names: Sequence[str], x: Sequence[float], y: Sequence[fl
     ax.plot(x, y, color=GREY, linewidth=1, linestyle=":", zorder=1)
     ax.scatter(x, y, color=BLUE, zorder=2)
     span = max(max(x) - min(x), max(y) - min(y)) or 1.0
-    together: dict[tuple[int, int], list[int]] = {}
+    together: list[list[int]] = []
     for number, (across, up) in enumerate(zip(x, y, strict=True)):
-        together.setdefault((round(across / span * 25), round(up / span * 25)), []).append(number)
-    for numbers in together.values():
-        across, up = x[numbers[0]], y[numbers[0]]
-        right = across > (max(x) + min(x)) / 2 + 1e-9
-        text = "\n".join(f"{number + 1}: {shortened(names[number], 18)}" for number in numbers[:4])
-        text += f"\nand {len(numbers) - 4} more" if len(numbers) > 4 else ""
-        ax.annotate(
-            text, (across, up), xytext=(-7 if right else 7, 5), textcoords="offset points", fontsize=8,
-            ha="right" if right else "left",
-        )  # fmt: skip
+        near = (group for group in together if math.hypot(across - x[group[0]], up - y[group[0]]) < NEAR * span)
+        group = next(near, None)
+        if group is None:
+            together.append([number])
+        else:
+            group.append(number)
+    for group in together:
+        text = ", ".join(str(number + 1) for number in group[:6]) + (" …" if len(group) > 6 else "")
+        ax.annotate(text, (x[group[0]], y[group[0]]), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    for number, name in enumerate(names[:LISTED]):
+        ax.plot([], [], " ", label=f"{number + 1}  {shortened(name)}")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=0, handletextpad=0)
     ax.margins(0.15)
     ax.grid(alpha=0.3)
 

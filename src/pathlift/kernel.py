@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pathlift import drawing
+import pathlift.drawing as drawing
 from pathlift.arguments import declare, public
 from pathlift.arguments.common import done_of_all
 from pathlift.arguments.kinds import positive_count

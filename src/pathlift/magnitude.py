@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pathlift import drawing
+import pathlift.drawing as drawing
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pathlift import drawing
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock

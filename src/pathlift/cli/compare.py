@@ -399,7 +399,7 @@ def picture(kernel: pathlift.kernel.PathKernel, names: list[str], kind: str) -> 
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    from pathlift import drawing
+    import pathlift.drawing as drawing
     from pathlift.storage.packages import package
 
     size = max(5.0, 0.55 * len(names) + 2.5)

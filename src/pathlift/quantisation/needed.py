@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from pathlift import drawing
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network

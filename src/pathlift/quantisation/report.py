@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pathlift import drawing
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.graph.network import Network
 from pathlift.metric.metric import PathMetric
