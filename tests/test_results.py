@@ -176,7 +176,9 @@ def test_a_result_gives_a_logger_flat_numbers_with_keys_that_stay(name: str) -> 
     result = results()[name]
     found = result.scalars()
     assert all(type(value) is float for value in found.values())
-    assert result.scalars("val/") == {f"val/{key}": value for key, value in found.items()} or any(v != v for v in found.values())
+    assert result.scalars("val/") == {f"val/{key}": value for key, value in found.items()} or any(
+        v != v for v in found.values()
+    )
     for key, value in vars(result).items():
         if isinstance(value, (bool, int, float)) and not key.startswith("_") and key in result.to_dict():
             assert found[key] == float(value) or value != value, key

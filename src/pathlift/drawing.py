@@ -45,8 +45,9 @@ CELLS = 12
 
 
 def shortened(name: str, most: int = LONGEST) -> str:
-    """Return a name of at most so many characters: what it begins with tells less than what it ends with."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"
+    """Return a name of at most so many characters, as matplotlib writes it; what it ends with tells more than its beginning."""
+    short = name if len(name) <= most else f"…{name[1 - most :]}"
+    return short.replace("$", r"\$")
 
 
 def layer_axis(ax: Picture, names: Sequence[str]) -> None:
@@ -203,6 +204,7 @@ def points(ax: Picture, names: Sequence[str], x: Sequence[float], y: Sequence[fl
         ax.plot([], [], " ", label=f"{number + 1}  {shortened(name)}")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=0, handletextpad=0)
     ax.margins(0.15)
+    ax.set_aspect("equal", adjustable="datalim")
     ax.grid(alpha=0.3)
 
 

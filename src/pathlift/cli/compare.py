@@ -414,7 +414,6 @@ def picture(kernel: pathlift.kernel.PathKernel, names: list[str], kind: str) -> 
         xlabel="first axis, in units of the largest distance",
         ylabel="second axis",
     )
-    right.set_aspect("equal", adjustable="datalim")
 
     def write(path: Path) -> None:
         figure.savefig(path, dpi=150, format=kind)

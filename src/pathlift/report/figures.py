@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pathlift.drawing as drawing
 from pathlift.failures import package
@@ -21,11 +21,17 @@ INK = "#010203"
 WIDTH, HEIGHT = 9.0, 3.6
 """Inches of a figure."""
 
-NO_EFFECT = {
+REM = 7.2
+"""Letters of a page that stand for an inch of a figure."""
+
+SETTINGS = {
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "grid.color": INK, "legend.labelcolor": INK, "svg.fonttype": "none", "svg.hashsalt": "pathlift",
 }  # fmt: skip
 """Settings of matplotlib while figures are drawn."""
+
+
+Draw: TypeAlias = "Callable[[Report, drawing.Picture], None]"
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Figure:
         title: What it shows.
         text: What there is to see, in words.
         svg: The picture.
+        width: At most so many letters wide.
     """
 
     name: str
     title: str
     text: str
     svg: str
+    width: float
 
 
 def drawn(report: Report) -> dict[str, Figure]:
@@ -57,44 +65,40 @@ def drawn(report: Report) -> dict[str, Figure]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    wanted: list[tuple[str, str, str, Callable[[Report, drawing.Picture], None], float]] = []
+    wide, low = (WIDTH, HEIGHT), (WIDTH, 2.8)
+    side = 0.5 * len(report.checkpoints) + 3.0
+    wanted: list[tuple[str, str, str, Draw, tuple[float, float]]] = []
     if report.layers:
-        wanted += [
-            ("flow", "Path mass by depth", "Of the paths that have started by then: how much runs through the weights of a "
-             "layer, and how much runs past it.", flow, HEIGHT),
-            ("scores", "Scores by layer", "Path-magnitudes of the weights of each layer that are not 0.", scores, HEIGHT),
-            ("histogram", "All scores", "How many weights have a path-magnitude of which size.", all_scores, 2.8),
-        ]  # fmt: skip
-        if any(layer.imbalance is not None for layer in report.layers):
-            wanted.append(("balance", "Imbalance by layer", "The channel of each layer that is farthest from balanced, before "
-                           "and after balancing.", imbalance, HEIGHT))  # fmt: skip
+        text = "Of the paths that have started by then: how much runs through the weights of a layer, how much runs past it."
+        wanted.append(("flow", "Path mass by depth", text, flow, wide))
+        wanted.append(("scores", "Scores by layer", "Path-magnitudes of its weights that are not 0.", scores, wide))
+        text = "How many weights have a path-magnitude of which size."
+        wanted.append(("histogram", "All scores", text, all_scores, low))
+    if any(layer.imbalance is not None for layer in report.layers):
+        text = "The channel of each layer that is farthest from balanced, before and after balancing."
+        wanted.append(("balance", "Imbalance by layer", text, imbalance, wide))
     if report.kernel is not None:
-        size = 0.42 * len(report.checkpoints) + 2.6
-        wanted += [
-            ("cosines", "Cosines of the path-liftings", "1 for networks that are rescalings of each other, or multiples.",
-             cosines, size),
-            ("trajectory", "The networks in path space", "Distances of points are as near to those of path-liftings as a plane "
-             "allows.", trajectory, HEIGHT),
-            ("metric", "Path-metrics", "How far the others are, relative to the path-norm.", metrics,
-             1.5 + 0.4 * len(report.compared)),
-        ]  # fmt: skip
+        text = "1 for networks that are rescalings of each other, or multiples."
+        wanted.append(("cosines", "Cosines of the path-liftings", text, cosines, (1.25 * side, side)))
+        text = "Distances of points are as near to those of path-liftings as a plane allows."
+        wanted.append(("trajectory", "The networks in path space", text, trajectory, wide))
+        text = "How far the others are, relative to the path-norm."
+        wanted.append(("metric", "Path-metrics", text, metrics, (WIDTH, 1.5 + 0.4 * len(report.compared))))
     if report.pruning:
-        wanted.append(("pruning", "What pruning keeps", "Share of the weights of each layer that stay.", pruning, HEIGHT))
+        wanted.append(("pruning", "What pruning keeps", "Share of the weights of each layer that stay.", pruning, wide))
     if report.quantisation:
-        wanted.append((
-            "quantisation",
-            "What rounding changes",
-            "Relative error of the weights of each layer.",
-            rounding,
-            HEIGHT,
-        ))
-    return {name: Figure(name, title, text, _svg(report, name, draw, height)) for name, title, text, draw, height in wanted}
+        text = "Relative error of the weights of each layer."
+        wanted.append(("quantisation", "What rounding changes", text, rounding, wide))
+    return {
+        name: Figure(name, title, text, _svg(report, name, draw, size), REM * min(size[0], WIDTH))
+        for name, title, text, draw, size in wanted
+    }
 
 
-def _svg(report: Report, name: str, draw: Callable[[Report, drawing.Picture], None], height: float) -> str:
+def _svg(report: Report, name: str, draw: Draw, size: tuple[float, float]) -> str:
     """Draw one figure and make it a part of a page: names of its own, no addresses, the page's colour of text."""
-    with package("matplotlib", "plots").rc_context(NO_EFFECT):
-        figure = package("matplotlib.figure", "plots").Figure(figsize=(WIDTH, height), layout="constrained")
+    with package("matplotlib", "plots").rc_context(SETTINGS):
+        figure = package("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
         draw(report, figure.add_subplot())
         for ax in figure.axes:
             ax.set_facecolor("none")

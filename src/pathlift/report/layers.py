@@ -32,7 +32,7 @@ class LayerShare(Result, line=("module", "operator", "weights", "share", "sparsi
         share: Share of the path-norm that runs through its weights; of a weight that is used several times, summed over uses.
         starts: Share of the path-norm whose paths start at its biases.
         before: Share of the path-norm whose paths start at the inputs or at biases of earlier modules.
-        sparsity: Share of its weights that are 0.
+        sparsity: Share of its weights that are 0, biases left out.
         channels: Its output channels; None where it has none of its own.
         dead: Channels through which no path runs; None likewise.
         zero_scales: Scales of a normalisation that are 0; None for any other module.
@@ -108,9 +108,11 @@ def layers_of(
         weights = [shares[name] for name in tensors[module] if name not in starting]
         biases = [shares[name] for name in tensors[module] if name in starting]
         starts = math.fsum(_sum(share) for share in biases)
-        values = [network.state[name] for name in tensors[module] if name in network.state]
-        count = sum(value.numel() for value in values)
-        zeros = sum(int((value == 0).sum()) for value in values)
+        held = {name: network.state[name] for name in tensors[module] if name in network.state}
+        count = sum(value.numel() for value in held.values())
+        plain = [value for name, value in held.items() if name not in starting]
+        zeros = sum(int((value == 0).sum()) for value in plain)
+        sparsity = zeros / sum(value.numel() for value in plain) if plain else 0.0
         channels = units.get(module)
         low, middle, high = spread(torch.cat([share.reshape(-1) for share in weights or biases]))
         worst, worst_balanced = imbalances.get(module, (None, None))
@@ -122,7 +124,7 @@ def layers_of(
                 math.fsum(_sum(share) for share in weights),
                 starts,
                 before,
-                zeros / count if count else 0.0,
+                sparsity,
                 None if channels is None else channels.numel(),
                 None if channels is None else int((channels == 0).sum()),
                 int((network.state[scales[module]] == 0).sum()) if module in scales else None,

@@ -20,6 +20,10 @@ PACKAGES = ("torch", "matplotlib")
 """Beside pathlift itself: whose numbers and pictures these are."""
 
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+"""Digits of exponents."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of pathlift and of what it computes and draws with."""
     found = {"pathlift": VERSION}
@@ -52,14 +56,14 @@ def power(log10: float) -> str:
     if not math.isfinite(log10):
         return "0" if log10 < 0 else "unknown"
     exponent = math.floor(log10)
-    return f"{10**log10:.3g}" if -3 <= exponent < 5 else f"{10 ** (log10 - exponent):.2f}·10^{exponent}"
+    return f"{10**log10:.3g}" if -3 <= exponent < 5 else f"{10 ** (log10 - exponent):.2f}·10{str(exponent).translate(RAISED)}"
 
 
 def share(value: float | None) -> str:
     """Write a share as a percentage; small ones are not 0."""
     if value is None:
         return "–"
-    return "0 %" if value == 0 else f"{100 * value:.3g} %" if value >= 0.001 else f"{100 * value:.1e} %"
+    return "0 %" if value == 0 else f"{100 * value:.3g} %" if value >= 1e-6 else f"{100 * value:.1e} %"
 
 
 def number(value: float | None) -> str:
