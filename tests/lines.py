@@ -41,6 +41,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "certify": (*MODEL, "--data", "data.safetensors", "--bits", "8"),
     "score": MODEL,
     "statistics": MODEL,
+    "report": (*MODEL, "--bits", "none", "--prune", "none"),
     "support": MODEL,
     "experiment lottery": ("--data", "digits", "--out", "results", "--jobs", "0"),  # nothing is trained here
 }
@@ -141,6 +142,11 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--prune": _one_of(),
     "--radius": _number(0, 1e308),
     "--other": _one_of(),
+    "report --other": WEIGHTS,
+    "report --out": _one_of(),
+    "report --prune": lambda value: value == "none" or all(map(_number(0, 1), value.split(","))),
+    "report --bits": _one_of("2"),
+    "report --estimate": _one_of("0", "2"),
     "--name": _one_of(),
 }
 

@@ -166,6 +166,49 @@ def test_an_onnx_file_goes_back_as_the_same_graph() -> None:
 
 
 @needs_onnx
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_type_are_written_in_that_of_the_file(dtype: torch.dtype) -> None:
+    write_small("a.onnx")
+    model = load_model("a.onnx").to(dtype)
+    pathlift.save(model, "b.onnx")
+    again = load_model("b.onnx")
+    for name, tensor in model.state_dict().items():
+        assert again.state_dict()[name].dtype == torch.float32
+        assert torch.equal(again.state_dict()[name], tensor.float())
+
+
+@needs_onnx
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_onnxruntime_refuses_is_compared_by_the_evaluator(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx: Any = importlib.import_module("onnx")
+    write_small("a.onnx")
+    program = onnx.load("a.onnx")
+    for node in program.graph.node:
+        node.name = "same"
+    onnx.save(program, "a.onnx")
+    with pytest.raises(Exception, match="same node name"):
+        run_file("a.onnx", torch.ones(1, 1, 4, 4))
+    pruned, _ = pathlift.prune(load_model("a.onnx"), (1, 4, 4), 0.5)
+    if wrong:
+        fill = saving.program_with
+
+        def moved(module: Any) -> Any:
+            made = copy.deepcopy(module)
+            with torch.no_grad():
+                next(made.parameters()).mul_(1.01)
+            return fill(made)
+
+        monkeypatch.setattr(saving, "program_with", moved)
+        with pytest.raises(pathlift.NumericalError, match="gives other outputs"):
+            pathlift.save(pruned, "b.onnx")
+        assert leaves() == ["a.onnx"]
+        return
+    pathlift.save(pruned, "b.onnx")
+    x = torch.ones(3, 1, 4, 4)
+    assert torch.equal(load_model("b.onnx")(x), pruned(x))
+
+
+@needs_onnx
 def test_a_part_of_an_onnx_file_is_no_file() -> None:
     write_small("a.onnx")
     model = load_model("a.onnx")
@@ -426,10 +469,10 @@ def test_a_model_without_values_has_nothing_to_write(suffix: str) -> None:
 def test_a_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = packages.importlib.import_module
 
-    def without(name: str, *rest: Any) -> Any:
+    def without(name: str, *rest: Any, **named: Any) -> Any:
         if name == missing:
             raise ModuleNotFoundError(name=name)
-        return found(name, *rest)
+        return found(name, *rest, **named)
 
     monkeypatch.setattr(packages.importlib, "import_module", without)
     with pytest.raises(ImportError, match=r"pathlift\[onnx\]"):

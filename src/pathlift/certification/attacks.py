@@ -32,7 +32,7 @@ PARAMETERS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attack(Result):
+class Attack(Result, rows=("changed", "margin", "stopped"), axes=("sample",)):
     """What was found, sample by sample.
 
     Attributes:

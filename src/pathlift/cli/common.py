@@ -408,6 +408,12 @@ def scientific(log10: float) -> str:
     return f"{10 ** (log10 - power):.5f}e{power:+d}"
 
 
+def titled(model: str, weights: Path | None) -> str:
+    """Name a network that is printed about; random weights are said so."""
+    known = weights is not None or ":" not in model or model.startswith("hf:")
+    return model if known else f"{model} (random initial weights)"
+
+
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values."""
     if manner.csv:

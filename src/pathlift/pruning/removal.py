@@ -75,7 +75,11 @@ class ChannelsLeft(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class ShrinkReport(Result, line=("channels_removed", "parameters", "multiply_adds", "bytes", "log10_path_norm", "left")):
+class ShrinkReport(
+    Result,
+    line=("channels_removed", "parameters", "multiply_adds", "bytes", "log10_path_norm", "left"),
+    rows=("layers",),
+):
     """What became smaller.
 
     Attributes:

@@ -22,7 +22,12 @@ from pathlift.statistics.transfer import stationary
 
 
 @dataclass(frozen=True, repr=False)
-class LayerStatistics(Result, line=("name", "module", "source", "mean", "variance")):
+class LayerStatistics(
+    Result,
+    line=("name", "module", "source", "mean", "variance"),
+    rows=("mean", "variance", "correlation", "sensitivity", "activity", "expected_mean", "expected_variance"),
+    axes=("channel",),
+):
     """What the values of one layer look like; all tensors are float64, of shape (channels,).
 
     Attributes:
@@ -53,7 +58,7 @@ class LayerStatistics(Result, line=("name", "module", "source", "mean", "varianc
 
 
 @dataclass(frozen=True, repr=False)
-class ActivationStatistics(Result, line=("layers", "source", "shift", "spread")):
+class ActivationStatistics(Result, line=("layers", "source", "shift", "spread"), rows=("layers",)):
     """What the activations of a network look like.
 
     Attributes:
