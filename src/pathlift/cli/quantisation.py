@@ -262,14 +262,10 @@ UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 def _budget(text: str) -> float | pathlift.quantisation.Bytes:
     """Read --budget."""
     matched = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?B)?", text.strip())
-    if matched is None:
+    value = 0.0 if matched is None else float(matched[1]) * (UNITS[matched[2]] if matched[2] else 1.0)
+    if matched is None or (matched[2] and value < 1):
         raise InputError(f"--budget must be bits of a weight on average, 4.5, or bytes, 3.2MB; found '{text}'.")
-    value = float(matched[1])
-    if matched[2] is None:
-        return value
-    count = math.floor(value * UNITS[matched[2]])
-    check_options("Bytes", count=count)
-    return pathlift.quantisation.Bytes(count)
+    return pathlift.quantisation.Bytes(math.floor(value)) if matched[2] else value
 
 
 def _number(text: str) -> int | str:
