@@ -225,8 +225,11 @@ def bits(
     if as_json:
         print_json({
             "model": model,
-            **needed.to_dict(),
-            "log10_relative": {str(b): v for b, v in needed.log10_relative.items()},
+            "bits": needed.bits,
+            "tolerance": needed.tolerance,
+            "log10_path_norm": needed.log10_path_norm,
+            "tried": [{"bits": count, "log10_relative": log10} for count, log10 in needed.log10_relative.items()],
+            "published": needed.published,
         })
         return
     print_table(
