@@ -6,10 +6,8 @@ evaluation mode. A program that was written is read again and run, and must give
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,8 @@ from pathlift.reading.quiet import quiet
 from pathlift.reading.second import named_tensors
 from pathlift.rescaling.states import RescaledState
 from pathlift.storage.onnx import OnnxModule
-from pathlift.storage.onnx.trial import declared_shapes, session
+from pathlift.storage.onnx.program import array_of, declared_inputs
+from pathlift.storage.onnx.trial import CannotRunError, coarsest, declared_shapes, disagreement, has_runtime, run_file
 from pathlift.storage.onnx.write import program_with
 from pathlift.storage.packages import package
 
@@ -50,15 +49,6 @@ LARGEST = (1 << 31) - 1
 
 SEED = 20250
 """Of the inputs on which outputs are compared."""
-
-AGREEMENT = 100.0
-"""Outputs may differ by so many units of rounding of the largest, and by what rounding explains besides."""
-
-CARRIED = 30.0
-"""In units of the difference that it makes when every weight and input is moved by one unit of rounding."""
-
-WIDEST = 0.1
-"""Outputs that differ by more of the largest are others, whatever rounding explains."""
 
 
 @public
@@ -268,11 +258,11 @@ class _Trial:
     model: nn.Module
     inputs: Examples
 
-    def check(self, outputs: Sequence[Tensor], kind: str) -> None:
+    def check(self, outputs: Sequence[Tensor | None], kind: str) -> None:
         """Refuse outputs of a file that are not those of the model.
 
         Args:
-            outputs: What the file gives.
+            outputs: What the file gives, None for what is no tensor.
             kind: How its name ends.
 
         Raises:
@@ -280,15 +270,13 @@ class _Trial:
         """
         with full_precision():
             right = _run(cloned(self.model), self.inputs)
-            kinds = {tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *right)}
-            unit = max(torch.finfo(dtype).eps for dtype in kinds | {torch.float32} if dtype.is_floating_point)
+            unit = coarsest(tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *right))
             moved = _run(*self._moved(unit))
-        off = [math.inf] if len(right) != len(outputs) else list(map(_apart, right, outputs))
-        carried = list(map(_apart, right, moved))
-        if any(one > min(AGREEMENT * unit + CARRIED * other, WIDEST) for one, other in zip(off, carried, strict=False)):
+        different = disagreement(right, outputs, moved, unit)
+        if different is not None:
             raise NumericalError(
-                f"The {kind} file that was written gives other outputs than the model, off by {max(off):.2g} of the largest; "
-                "nothing of it is left."
+                f"The {kind} file that was written gives other outputs than the model, off by {different[1]:.2g} of the "
+                "largest; nothing of it is left."
             )
 
     def _moved(self, unit: float) -> tuple[nn.Module, Examples]:
@@ -332,18 +320,6 @@ def _run(model: nn.Module, inputs: Examples) -> list[Tensor]:
     return [tensor.detach().cpu() for tensor in pytree.tree_leaves(returned) if isinstance(tensor, Tensor)]
 
 
-def _apart(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference relative to the largest entry; infinite for other shapes, or entries that one lacks."""
-    if first.shape != second.shape:
-        return math.inf
-    first, second = first.double(), second.double()
-    gap = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, (first - second).abs())
-    if not bool(gap.any()):
-        return 0.0
-    size = first[first.isfinite()].abs().max() if bool(first.isfinite().any()) else torch.tensor(0.0)
-    return float(gap.nan_to_num(nan=math.inf).max() / size)
-
-
 def _evaluating(module: nn.Module) -> nn.Module:
     """Return a copy with memory of its own, in evaluation mode; no method of the user's is called."""
     made = cloned(module)
@@ -361,12 +337,14 @@ class Program:
         content: Its bytes.
         names: Names of parameters and buffers to those of the tensors in its graph, where they are others.
         trial: What to compare it with; None where no inputs are known.
+        exported: PyTorch has made it: it must run. One that was read goes back as it came, whatever runs it.
     """
 
     suffix: str
     content: bytes
     names: Mapping[str, str]
     trial: _Trial | None
+    exported: bool
 
     def writer(self) -> Writer:
         """Return what writes it. It raises a `NumericalError` when what it wrote gives other outputs than the model."""
@@ -376,7 +354,7 @@ class Program:
             if self.trial is None:
                 return
             if self.suffix == ".onnx":
-                _compare_with_runtime(path, self.trial)
+                _compare_with_runtime(path, self.trial, exported=self.exported)
             else:
                 inputs = self.trial.inputs
                 outputs = apart(lambda: _outputs_of_program(path, inputs), inputs.tensors[0].device)
@@ -392,9 +370,9 @@ def _same_graph(module: OnnxModule, examples: Examples | None) -> Program:
     content = _message(program_with(module))
     names = {".".join(path): name for part in module.program.all() for name, path in part.tensors.items()}
     if examples is None:
-        return Program(".onnx", content, names, None)
+        return Program(".onnx", content, names, None, exported=False)
     sizes = [(declared.shape or (None,))[0] or module.samples or 2 for declared in module.inputs]
-    return Program(".onnx", content, names, _trial(_evaluating(module), examples, sizes))
+    return Program(".onnx", content, names, _trial(_evaluating(module), examples, sizes), exported=False)
 
 
 def _message(program: Any) -> bytes:
@@ -431,7 +409,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str, opset: int | Non
     content, batch = apart(exported, device)
     if batch == 1:
         LOG.info("PyTorch exports this model for one sample at a time only.")
-    return Program(suffix, content, {}, _trial(made, examples, [batch] * len(examples.tensors)))
+    return Program(suffix, content, {}, _trial(made, examples, [batch] * len(examples.tensors)), exported=True)
 
 
 def _program(module: nn.Module, examples: Examples) -> tuple[ExportedProgram, int]:
@@ -475,21 +453,21 @@ def _outputs_of_program(path: Path, inputs: Examples) -> list[Tensor]:
         return _run(torch.export.load(path).module(), inputs)
 
 
-def _compare_with_runtime(path: Path, trial: _Trial) -> None:
-    """Compare an ONNX file with the model where onnxruntime is installed and has kernels for it."""
-    if importlib.util.find_spec("onnxruntime") is None:
+def _compare_with_runtime(path: Path, trial: _Trial, *, exported: bool) -> None:
+    """Compare an ONNX file with the model where onnxruntime is installed; by onnx's own evaluator where that cannot run it."""
+    if not has_runtime():
         return
+    declared = declared_inputs(package("onnx", "onnx").load(str(path)).graph)
+    tensors = (tensor.cpu() for tensor in trial.inputs.tensors)
+    given = {value.name: array_of(tensor, value.dtype) for value, tensor in zip(declared, tensors, strict=True)}
     try:
-        arrays = [tensor.cpu().numpy() for tensor in trial.inputs.tensors]
-        opened = session(path)
-        given = {declared.name: array for declared, array in zip(opened.get_inputs(), arrays, strict=True)}
-        outputs = [torch.from_numpy(array) for array in opened.run(None, given)]
-    except Exception as error:
-        if isinstance(error, TypeError) or type(error).__name__ == "NotImplemented":  # bfloat16, or a kernel that it lacks
-            LOG.info("What was written is not compared with the model, since onnxruntime cannot run it: %s", _reason(error))
-            return
+        outputs = run_file(path, given, slow=True)
+    except CannotRunError as error:
         reason = _reason(error).replace(f"{path} ", "")
-        raise NumericalError(f"onnxruntime cannot run the .onnx file that was written: {reason}") from error
+        if exported:
+            raise NumericalError(f"The .onnx file that was written cannot be run: {reason}") from error
+        LOG.info("What was written is not compared with the model: %s", reason)  # nor could what was read be run
+        return
     trial.check(outputs, ".onnx")
 
 

@@ -43,9 +43,9 @@ class Column:
 
     def least(self, cells: Sequence[str]) -> int:
         """Return the smallest width that breaks nothing that must stay whole."""
-        whole = max(map(cell_len, cells), default=0)
+        widest = max(map(cell_len, cells), default=0)
         word = max(map(_longest_word, cells), default=0)
-        needed = {"number": whole, "words": max(word, min(whole, LEAST)), "name": min(whole, LEAST)}[self.kind]
+        needed = {"number": widest, "words": max(word, min(widest, LEAST)), "name": min(widest, LEAST)}[self.kind]
         return max(needed, _longest_word(self.name), 1)
 
     def natural(self, cells: Iterable[str]) -> int:

@@ -1,7 +1,7 @@
 """Pruning that no rescaling can fool: criteria, selections, masks, and what a mask costs (mathematics §6)."""
 
 from pathlift.pruning import arguments as arguments
-from pathlift.pruning.api import PrunedTensor, PruneReport, prune
+from pathlift.pruning.api import PrunedTensor, PruneReport, WeightUpdate, prune
 from pathlift.pruning.catalogue import CRITERIA, Criterion
 from pathlift.pruning.criteria import Batch
 from pathlift.pruning.finetuning import MaskHandle, keep_masks
@@ -31,6 +31,7 @@ __all__ = [
     "ScorePruning",
     "ShrinkReport",
     "ShrunkLayer",
+    "WeightUpdate",
     "apply_masks",
     "from_torch_prune",
     "importance_scores",

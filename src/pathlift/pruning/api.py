@@ -2,39 +2,46 @@
 
 The pruned network θ' has |θ'| ≤ |θ| and no sign changed, so that the path-metric ‖Φ(θ) − Φ(θ')‖₁ is exact (Lemma 4.2) and
 bounds the change of the function by max(‖x‖_∞, 1) times itself (Theorem 4.1). It never exceeds the sum (13) of the
-path-magnitudes of what was pruned.
+path-magnitudes of what was pruned. With ``update="compensate"`` the weights that stay are fitted anew (`pathlift.compensation`):
+then neither holds, and the path-metric is enclosed.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
+from pathlift.compensation import Update, compensated
 from pathlift.errors import InputError, PathliftWarning
 from pathlift.graph.axes import Axes, channel_axes
+from pathlift.graph.calling import Samples
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import PathMagnitude, path_magnitude
-from pathlift.metric.metric import path_metric
+from pathlift.metric.metric import PathMetric, path_metric
 from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import along_channels
 from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
+from pathlift.pruning.criteria import Batch
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.removal import ShrinkReport, whole_channels
 from pathlift.pruning.removal import shrink as without_channels
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, select_channels, selection_of
 from pathlift.reading import Inputs, capture
+from pathlift.rescaling import RescaledState, with_state
 from pathlift.results import Result
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
@@ -72,8 +79,29 @@ class PrunedTensor(Result):
         return self.share > 0 and self.left == 0
 
 
+@dataclass(frozen=True, repr=False)
+class WeightUpdate(Result):
+    """How the weights that stay make up for those that went.
+
+    Attributes:
+        statistics: Where the second moments of what they multiply came from: ``data``, ``batch norm`` or ``propagation``.
+        weights: The weights that were fitted anew.
+        corrected: Biases, running means and running variances that took up means and variances.
+        left: Weights that were pruned and not fitted, and why.
+    """
+
+    statistics: str
+    weights: tuple[str, ...]
+    corrected: tuple[str, ...]
+    left: dict[str, str]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cost", "log10_bound", "collapsed")):
+class PruneReport(
+    Result,
+    line=("criterion", "sparsity", "mass_kept", "log10_cost", "log10_bound", "collapsed"),
+    rows=("tensors",),
+):
     """What was pruned and what it costs.
 
     Attributes:
@@ -83,10 +111,14 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
         tensors: What became of each tensor in scope.
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁ before.
         log10_path_norm_left: log₁₀ ‖Φ(θ')‖₁ after.
-        log10_cost: log₁₀ of the exact joint cost ‖Φ(θ) − Φ(θ')‖₁: the changes of all outputs add up to no more than
-            max(‖x‖_∞, 1) times this.
-        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned; never below `log10_cost`.
+        log10_cost: log₁₀ of the joint cost ‖Φ(θ) − Φ(θ')‖₁, exact: the changes of all outputs add up to no more than
+            max(‖x‖_∞, 1) times this. With an update it is the upper end of `path_metric`, and bounds the outputs only where no
+            weight changes its sign; `pathlift.lipschitz_bound` is for any.
+        log10_bound: log₁₀ of the bound (13), Σ PathMag(θ, i) over all that was pruned; never below `log10_cost`. With an update
+            (13) says nothing, and this is inf.
         rounding: What the relative error of these numbers cannot exceed; a certificate is rounded up by it.
+        path_metric: ‖Φ(θ) − Φ(θ')‖₁ for the network with its masks and its update: exact without one, else enclosed.
+        updated: What became of the weights that stay; None without an update.
         shrunk: What became smaller, when channels were removed for good (``shrink=True``).
     """
 
@@ -99,6 +131,8 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
     log10_cost: float
     log10_bound: float
     rounding: float
+    path_metric: PathMetric
+    updated: WeightUpdate | None = None
     shrunk: ShrinkReport | None = None
 
     @property
@@ -137,15 +171,32 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
             f"'{self.criterion}'. {'Prune less.' if self.criterion == RECOMMENDED else better}"
         )
 
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        drawing.bars_by_layer(ax, names, [tensor.kept / tensor.weights for tensor in self.tensors], "share of weights kept")
+        ax.set_ylim(0, 1.02)
+        ax.axhline(1 - self.sparsity, color=drawing.ORANGE, linestyle="--", label=f"of all weights: {1 - self.sparsity:.1%}")
+        gone = [number for number, tensor in enumerate(self.tensors) if tensor.collapsed]
+        if gone:
+            ax.plot(gone, [0.02] * len(gone), "x", color="black", label="no path runs through it any more")
+        drawing.legend_above(ax, 2)
+
     def __str__(self) -> str:
         """Return a few lines of text."""
         lines = [
             f"{self.criterion}: {self.sparsity:.2%} of {sum(tensor.weights for tensor in self.tensors):,} weights pruned",
-            f"  path mass kept {self.mass_kept:.3g}, joint cost 10^{self.log10_cost:.3f}, bound (13) 10^{self.log10_bound:.3f}",
+            f"  path mass kept {self.mass_kept:.3g}, {self._price()}",
         ]
         lines += [f"  collapsed: {self.advice}"] if self.collapsed else []
         lines += [f"  {tensor.name}: {tensor.kept:,} of {tensor.weights:,} stay" for tensor in self.tensors]
         return "\n".join(lines)
+
+    def _price(self) -> str:
+        if self.updated is None:
+            return f"joint cost 10^{self.log10_cost:.3f}, bound (13) 10^{self.log10_bound:.3f}"
+        low, high = self.path_metric.log10_lower, self.path_metric.log10_upper
+        return f"path-metric 10^{low:.3f} to 10^{high:.3f}; {len(self.updated.weights)} weights made up for the others"
 
 
 def _power(log10: float) -> float:
@@ -162,10 +213,11 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | None = None,
+    data: Data | Iterable[Tensor | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
+    update: str = "none",
 ) -> tuple[Network, PruneReport]: ...
 
 
@@ -179,10 +231,11 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | None = None,
+    data: Data | Iterable[Tensor | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
+    update: str = "none",
 ) -> tuple[nn.Module, PruneReport]: ...
 
 
@@ -196,10 +249,11 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | None = None,
+    data: Data | Iterable[Tensor | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
+    update: str = "none",
 ) -> tuple[nn.Module | Network, PruneReport]:
     """Set the least important weights of a copy to 0 and report the price.
 
@@ -216,17 +270,22 @@ def prune(
             ``2:4``; the criterion's own when None.
         steps: Rounds; the criterion's own when None, and one for n:m.
         scope: Which parameters, see `Scope`; all weights of convolutions, linear layers and matrix products when None.
-        data: What the criterion looks at: inputs, shape (samples, …), or `Batch` with targets and a loss. Criteria that
-            look at none leave it alone.
+        data: What the criterion, or the update, looks at: inputs, shape (samples, …), or `Batch` with targets and a loss; or
+            several of them, one after the other, and pairs of inputs and classes as data loaders give them. All are held in
+            memory. Criteria that look at none leave them alone.
         generator: Source of randomness, on the CPU, or a seed, for criteria that draw; the others leave it alone.
         progress: Called after each round with its number and that of all rounds.
+        update: ``none``: the weights that stay are as they were. ``compensate``: they make up for those that go. The masks are
+            the same; each row of a weight is fitted by least squares to what it was, over what it multiplies, and biases and
+            batch norms take up means and variances. What weights multiply is known from batch norms and by propagation, or
+            measured on ``data``, layer after layer.
         shrink: Remove the channels for good (``selection="channels"``, extra ``torch-pruning``). Channels that are tied to each
             other, by a residual stream say, go together, with the weights that make them and those that read them; only
             channels go all of whose weights are in the scope. See `pathlift.pruning.shrink`.
 
     Returns:
         A pruned copy of what was given (module or Network), and the report; with ``shrink`` a smaller module, which is the
-        copy ``apply_masks(model, report.masks)`` without these channels. A `PathliftWarning` names layers through which no
+        copy without these channels. A `PathliftWarning` names layers through which no
         path runs any more.
 
     Raises:
@@ -245,7 +304,7 @@ def prune(
     with without_autocast():
         network = capture(model, inputs)
         module = None if isinstance(model, Network) else model
-        names = scoped(network, scope, module)
+        names, held = scoped(network, scope, module), _held(data)
         chosen = _criterion(criterion)
         select = chosen.selection if selection is None else selection_of(selection)
         if shrink:
@@ -260,7 +319,7 @@ def prune(
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
         pruned = network
         for step in range(1, rounds + 1):
-            scores = checked_scores(chosen.scores(pruned, data, source), names, network)
+            scores = checked_scores(chosen.scores(pruned, held, source), names, network)
             if step > 1:
                 scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
             kept = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
@@ -268,12 +327,14 @@ def prune(
             pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
-        report = _report(network, pruned, masks, chosen.name, share)
+        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held))
+        pruned = pruned if fitted is None else fitted.network
+        report = _report(network, pruned, masks, chosen.name, share, fitted)
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=3)
         if module is None:
             return pruned.with_memory_of_its_own(), report
-        made = apply_masks(module, masks)
+        made = apply_masks(module, masks) if fitted is None else with_network_state(module, pruned)
         if not shrink or inputs is None:
             return made, report
         smaller, shrunk = without_channels(made, inputs)
@@ -326,16 +387,51 @@ def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
     return steps
 
 
-def _report(network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float) -> PruneReport:
+def _held(data: Data | Iterable[Tensor | Batch] | None) -> Data | None:
+    """Return all data in memory: one tensor of inputs, or batches with targets."""
+    if data is None or isinstance(data, (Tensor, Batch)):
+        return data
+    several = list(data)
+    if not several:
+        raise InputError("data holds no batch: give at least one.")
+    inputs = [item for item in several if isinstance(item, Tensor)]
+    if not inputs:
+        return [item for item in several if isinstance(item, Batch)]
+    odd = next((item for item in several if not isinstance(item, Tensor) or item.shape[1:] != inputs[0].shape[1:]), None)
+    if odd is not None:
+        what = f"inputs of shape {tuple(odd.shape)}" if isinstance(odd, Tensor) else "a Batch"
+        raise InputError(f"The batches of data are of different kinds: inputs of shape {tuple(inputs[0].shape)}, and {what}.")
+    return torch.cat(inputs)
+
+
+def _inputs_of(data: Data) -> list[Samples]:
+    """Return the batches of inputs among the data."""
+    if isinstance(data, Tensor):
+        return [data]
+    return [batch.x for batch in ([data] if isinstance(data, Batch) else data)]
+
+
+def with_network_state(module: nn.Module, network: Network) -> nn.Module:
+    """Return a copy of a module with the state of a network."""
+    return with_state(module, RescaledState(network, network.state, torch.ones(0)))
+
+
+def _report(
+    network: Network, pruned: Network, masks: dict[str, Tensor], criterion: str, amount: float, fitted: Update | None
+) -> PruneReport:
     before, after = path_magnitude(network), path_magnitude(pruned)
-    lost = sum(float(elsewhere(before[name], ~mask, 0.0).sum(dtype=torch.float64)) for name, mask in masks.items())
-    cost = path_metric(network, dict(pruned.state))
-    assert cost.exact
-    bound = max(before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf, cost.log10_upper)
+    cost = path_metric(network, dict(pruned.state), moments=None if fitted is None else 4)
+    bound, updated = math.inf, None
+    if fitted is None:
+        assert cost.exact
+        lost = sum(float(elsewhere(before[name], ~mask, 0.0).sum(dtype=torch.float64)) for name, mask in masks.items())
+        bound = max(before.log10_path_norm + math.log10(lost) if lost > 0 else -math.inf, cost.log10_upper)
+    else:
+        updated = WeightUpdate(fitted.statistics, tuple(fitted.compensated), tuple(fitted.corrected), fitted.left)
     tensors = tuple(_tensor(name, mask, before, after) for name, mask in masks.items())
     norms = before.log10_path_norm, after.log10_path_norm
     rounding = rounding_factor(compacted(network), network.dtype)
-    return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper, bound, rounding)
+    return PruneReport(criterion, amount, masks, tensors, *norms, cost.log10_upper, bound, rounding, cost, updated)
 
 
 def _tensor(name: str, mask: Tensor, before: PathMagnitude, after: PathMagnitude) -> PrunedTensor:

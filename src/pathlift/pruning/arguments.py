@@ -24,6 +24,7 @@ from pathlift.arguments.kinds import (
     plain_tensor,
     positive_count,
     refusal,
+    stream,
     subclass,
     text,
 )
@@ -52,6 +53,21 @@ def data(name: str, value: Any) -> Any:
     if not (isinstance(value, Batch) or several):
         raise refusal(name, "a tensor of inputs, a Batch or a list of them", value)
     return value
+
+
+WHAT = "a tensor of inputs, a Batch, or several of them one after the other"
+
+
+def loaded(name: str, value: Any) -> Any:
+    """One batch as data loaders give it: inputs, alone in a list or with classes beside them."""
+    if isinstance(value, (list, tuple)) and len(value) in (1, 2) and all(isinstance(part, Tensor) for part in value):
+        first = batch(name, value[0])
+        return first if len(value) == 1 else Batch(first, value[1])
+    if isinstance(value, Batch):
+        return value
+    if not isinstance(value, Tensor):
+        raise refusal(name, WHAT, value)
+    return batch(name, value)
 
 
 criterion = either(
@@ -92,6 +108,8 @@ declare(__name__, {
     "prune.steps": positive_count,
     "prune.progress": done_of_all,
     "prune.shrink": flag,
+    "prune.update": choice("none", "compensate"),
+    "prune.data": either(WHAT, (Tensor, batch), (Batch, anything), (object, stream(WHAT, loaded))),
     "shrink.model": module_with_values,
     "to_semi_structured.model": module_with_values,
     "weight": plain_tensor,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pathlift.errors import NumericalError
+from pathlift.compensation.damping import damped
 from pathlift.quantisation.grids import Grid
 
 DAMPING = 0.1
@@ -24,9 +24,6 @@ DAMPING = 0.1
 
 BLOCK = 64
 """Columns whose errors are handed on to all later columns at once."""
-
-MOST = 16.0
-"""Damping may be doubled up to this where rounding errors leave H without a Cholesky factor."""
 
 
 def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> Tensor:
@@ -66,8 +63,6 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
 def inverse_factor(moment: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor U of the inverse of the damped H, H⁻¹ = UᵀU.
 
-    Computed with the columns scaled to H_jj = 1 and scaled back, so that columns of unlike scale do no harm.
-
     Args:
         moment: H.
         damping: d.
@@ -78,22 +73,13 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    diagonal = moment.double().diagonal(dim1=-2, dim2=-1)
-    # a scale that is a power of two rounds nothing
-    scale = torch.where(diagonal > 0, torch.exp2(torch.log2(diagonal.clamp(min=1e-300)).div(2).round()), 1.0)
-    unit = moment.double() / (scale[:, :, None] * scale[:, None, :])
-    alive = torch.where(diagonal > 0, unit.diagonal(dim1=-2, dim2=-1), 1.0)
-    while damping <= MOST:
-        damped = unit + torch.diag_embed(torch.where(diagonal > 0, damping * alive, 1.0))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+    factored = damped(moment, damping)
+    while True:
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factored.lower), upper=True)
         if not bool(failed.any()):
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not bool(failed.any()):
-                factor: Tensor = upper / scale[:, None, :]
-                return factor
-        damping = max(2 * damping, 1e-8)
-    raise NumericalError("The second moment of what a layer is multiplied by is not positive semi-definite.")
+            factor: Tensor = upper / factored.scale[:, None, :]
+            return factor
+        factored = damped(moment, factored.more)
 
 
 def quadratic(change: Tensor, moment: Tensor) -> Tensor:

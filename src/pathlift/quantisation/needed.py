@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer
@@ -39,7 +41,7 @@ WIDEST = 24
 
 
 @dataclass(frozen=True, repr=False)
-class BitsNeeded(Result, line=("bits", "tolerance")):
+class BitsNeeded(Result, line=("bits", "tolerance"), rows=("log10_relative",)):
     """How many bits the weights need.
 
     Attributes:
@@ -57,6 +59,15 @@ class BitsNeeded(Result, line=("bits", "tolerance")):
     log10_path_norm: float
     log10_relative: Mapping[int, float]
     published: int | None
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        tried = dict(sorted(self.log10_relative.items()))
+        ax.plot(list(tried), [10**value for value in tried.values()], "o-", color=drawing.BLUE, label="path-metric / path-norm")
+        ax.axhline(self.tolerance, color=drawing.ORANGE, linestyle="--", label=f"tolerance {self.tolerance:g}")
+        ax.set(xlabel="bits of a weight", ylabel="relative change of the path-lifting", yscale="log")
+        ax.set_xticks(list(tried))
+        drawing.legend_above(ax, 2)
 
 
 @public

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.metric.metric import PathMetric
 from pathlift.output import Writer, check_outputs, write_outputs
@@ -31,6 +33,7 @@ class QuantizeReport(
         "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
         "log10_path_norm", "path_metric", "corrected", "tensors",
     ),
+    rows=("tensors",),
 ):  # fmt: skip
     """What was rounded and what it costs.
 
@@ -103,6 +106,14 @@ class QuantizeReport(
             | {"share_of_expected_error": tensor.expected_error / total if total > 0 else 0.0}
             for tensor in self.tensors
         ]
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        drawing.bars_by_layer(ax, names, [tensor.relative_error for tensor in self.tensors], "relative error of the weights")
+        bits = ax.twinx()
+        bits.plot([tensor.bits for tensor in self.tensors], "s", color=drawing.ORANGE, markersize=5)
+        bits.set(ylabel="bits of a weight (squares)", ylim=(0, 1.15 * max(tensor.bits for tensor in self.tensors)))
 
     def __str__(self) -> str:
         """Return a few lines of text."""

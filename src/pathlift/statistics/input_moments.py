@@ -22,7 +22,7 @@ from torch import Tensor
 from pathlift.edges.pattern import Layout
 from pathlift.errors import InputError, nearest
 from pathlift.graph.axes import Piece, channel_axes
-from pathlift.graph.expressions import StateTensor
+from pathlift.graph.expressions import Expression, Normalisation, StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.statistics.covariances import Lags
@@ -47,6 +47,7 @@ class InputMoments:
         sensitivity: g, float64, shape (groups, rows).
         following: The bias, or the running mean of the batch norm, that takes a shift of the outputs: a change Δ of the rows
             shifts them by Δ·mean, which is subtracted from a bias and added to a running mean. None where there is neither.
+        variance: The running variance of the batch norm that reads the outputs; None where there is none.
         uses: For each use of the weight: (groups, ins) means and variances of its channels, correlation of taps, and reads.
     """
 
@@ -54,6 +55,7 @@ class InputMoments:
     mean: Tensor
     sensitivity: Tensor
     following: str | None
+    variance: str | None
     _piece: Piece
     _uses: tuple[_Use, ...]
 
@@ -82,6 +84,20 @@ class InputMoments:
                 "(second_of)."
             )
         return torch.stack([self.second_of(group) for group in range(groups)])
+
+    def blocks(self, columns: slice = slice(None), *, centred: bool = False) -> Tensor:
+        """Return H of all groups as it was measured or propagated, whatever its eigenvalues, or the covariance H − m·mᵀ.
+
+        Args:
+            columns: Which columns.
+            centred: The covariance.
+
+        Returns:
+            float64, shape (groups, columns, columns).
+        """
+        block = torch.stack([use.seconds()[:, columns, columns] for use in self._uses]).mean(0)
+        mean = self.mean[:, columns]
+        return block - mean[:, :, None] * mean[:, None, :] if centred else block
 
     def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
         """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not always 0.
@@ -143,40 +159,44 @@ class _Use:
 
     def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
         reads = self.transfer.reads
-        return reads.together * reads.merged**2, reads.own(), reads.common()
+        return reads.together * reads.merged**2, reads.independent(), reads.common()
 
     def second(self, group: int) -> Tensor:
         """E u·uᵀ of a group."""
-        if self.seen is not None:
-            return self.seen.second[group]
-        squares, own, common = (form.to(self.mean.device) for form in self._forms())
-        mean, variance, rho = self.mean[group], self.variance[group], self.correlation[group]
-        if self.lags is not None:
-            return self._correlated(self.lags, group)
-        out = torch.einsum("i,j,ts->itjs", mean, mean, squares)
-        within = (variance * (1.0 - rho))[:, None, None] * own + (variance * rho)[:, None, None] * common
-        index = torch.arange(len(mean), device=mean.device)
-        out[index, :, index] += within
-        size = len(mean) * len(own)
-        return out.reshape(size, size)
+        return self.seconds(slice(group, group + 1))[0]
 
-    def _correlated(self, lags: Lags, group: int) -> Tensor:
+    def seconds(self, groups: slice = slice(None)) -> Tensor:
+        """E u·uᵀ of some groups, (groups, columns, columns)."""
+        if self.seen is not None:
+            return self.seen.second[groups]
+        if self.lags is not None:
+            return self._correlated(self.lags, groups)
+        squares, independent, common = (form.to(self.mean.device) for form in self._forms())
+        mean, variance, rho = self.mean[groups], self.variance[groups], self.correlation[groups]
+        out = torch.einsum("gi,gj,ts->gitjs", mean, mean, squares)
+        within = (variance * (1.0 - rho))[..., None, None] * independent + (variance * rho)[..., None, None] * common
+        index = torch.arange(mean.shape[1], device=mean.device)
+        out[:, index, :, index] += within.transpose(0, 1)
+        size = mean.shape[1] * len(independent)
+        return out.reshape(len(mean), size, size)
+
+    def _correlated(self, lags: Lags, groups: slice) -> Tensor:
         """H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + K_λ[i, j]) with λ the distance of what the taps read."""
-        mean, deviation = self.mean[group], self.variance[group].sqrt()
-        ins, reads = len(mean), self.transfer.reads
+        mean, deviation = self.mean[groups], self.variance[groups].sqrt()
+        (count, ins), reads = self.mean.shape, self.transfer.reads
         taps = len(reads.together)
-        channels = slice(group * ins, (group + 1) * ins)
-        outer, product = deviation[:, None] * deviation, mean[:, None] * mean
-        out = torch.zeros(ins, taps, ins, taps, dtype=torch.float64, device=mean.device)
+        outer, product = (part[:, :, None] * part[:, None, :] for part in (deviation, mean))
+        out = torch.zeros(len(mean), ins, taps, ins, taps, dtype=torch.float64, device=mean.device)
         for first in range(taps):
             for second in range(taps):
                 share = float(reads.together[first, second])
                 if share > 0.0:
                     lag = () if reads.lags is None else tuple(reads.lags[first, second].tolist())
                     near, factor = lags.known(lag)
-                    correlation = lags.near(near)[channels, channels].double() * factor
-                    out[:, first, :, second] = share * (correlation * outer + product)
-        return out.reshape(ins * taps, ins * taps)
+                    within = lags.near(near).reshape(count, ins, count, ins).diagonal(dim1=0, dim2=2)
+                    correlation = within.permute(2, 0, 1)[groups].double() * factor
+                    out[:, :, first, :, second] = share * (correlation * outer + product)
+        return out.reshape(len(mean), ins * taps, ins * taps)
 
 
 def positive(matrix: Tensor) -> Tensor:
@@ -220,7 +240,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
     if name not in network.state:
         raise InputError(f"The network has no parameter '{name[:100]}'.{nearest(name[:100], network.parameters)}")
     piece = _piece(network, name)
-    uses, rows, following = [], [], []
+    uses, rows, following, variances = [], [], [], []
     for layer, position, connection in _places(network, name):
         transfer = dict(enumerate(model.propagation.bundles(layer))).get(position)
         if isinstance(transfer, Apart):
@@ -248,9 +268,10 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         )
         rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
         following.append(_following(network, layer, rows[-1].numel()))
+        variances.append(_variance(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)
-    target = following[0] if len(set(following)) == 1 else None
-    return InputMoments(name, mean, torch.stack(rows).sum(0), target, piece, tuple(uses))
+    target, variance_name = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
+    return InputMoments(name, mean, torch.stack(rows).sum(0), target, variance_name, piece, tuple(uses))
 
 
 def _piece(network: Network, name: str) -> Piece:
@@ -288,10 +309,24 @@ def _following(network: Network, layer: Layer, rows: int) -> str | None:
     for bias in layer.biases:
         if _is_parameter(network, bias.weight) and bias.weight.shape == (rows,):
             return bias.weight.score_name
+    return None if (norm := _norm_above(network, layer)) is None else _vector(network, norm.mean, rows)
+
+
+def _variance(network: Network, layer: Layer, rows: int) -> str | None:
+    """Return the name of the running variance of the batch norm that reads a layer."""
+    return None if (norm := _norm_above(network, layer)) is None else _vector(network, norm.variance, rows)
+
+
+def _norm_above(network: Network, layer: Layer) -> Normalisation | None:
+    """Return the batch norm that alone reads a layer."""
     readers = [other for other in network.layers for connection in other.connections if connection.source == layer.name]
-    norm = readers[0].normalisation() if len(readers) == 1 and layer.name not in network.outputs else None
-    if norm is not None and isinstance(norm.mean, StateTensor) and network.state[norm.mean.name].shape == (rows,):
-        return norm.mean.name
+    return readers[0].normalisation() if len(readers) == 1 and layer.name not in network.outputs else None
+
+
+def _vector(network: Network, expression: Expression, rows: int) -> str | None:
+    """Return the name of a parameter or buffer with one number for each row."""
+    if isinstance(expression, StateTensor) and network.state[expression.name].shape == (rows,):
+        return expression.name
     return None
 
 

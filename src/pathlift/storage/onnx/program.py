@@ -183,6 +183,14 @@ def tensor_of(array: Array) -> Tensor:
         raise InputError(f"it holds numbers of type {array.dtype.name!r}, which are not read.") from error
 
 
+def array_of(tensor: Tensor, dtype: torch.dtype) -> Array:
+    """Return a tensor of the CPU as an array of another type, one of `DTYPES`."""
+    number = next(number for number, known in DTYPES.items() if known == dtype)
+    values = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no such type, onnx has
+    array: Array = values.numpy().astype(package("onnx.helper", "onnx").tensor_dtype_to_np_dtype(number))
+    return array
+
+
 def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[Path, Tensor]]:
     """Read a program that has been looked at, and its weights by their paths: parameters, and tensors for buffers."""
     onnx = package("onnx", "onnx")

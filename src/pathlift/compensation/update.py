@@ -1,0 +1,170 @@
+"""A whole network is pruned by masks, and what stays makes up for what goes: without data, by propagated moments (mathematics §9).
+
+Each weight is fitted by `least_squares` to what it was: H is the second moment of what it multiplies, propagated with the
+correlations between channels; or its covariance, where a bias or a batch norm behind it takes up the mean of the change. Running
+variances are estimated anew. Without correlations between channels there would be nothing for the weights that stay to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pathlift.compensation.correction import centred_rows, corrections
+from pathlift.compensation.least_squares import least_squares
+from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
+from pathlift.graph.network import Network
+from pathlift.statistics.input_moments import InputMoments, input_moments
+from pathlift.statistics.model import ActivationModel, activation_model
+
+WIDEST = 5000
+"""Columns that are fitted together; the correction of means still holds blocks of wider rows together."""
+
+WORK = 2.5e12
+"""Products that the exact fit of one weight may take; blocks become narrower for more."""
+
+
+@dataclass(eq=False)
+class Update:
+    """A pruned network whose weights that stay were fitted anew.
+
+    Attributes:
+        network: The network.
+        compensated: Weights that were.
+        corrected: Biases, running means and running variances that took up means and variances.
+        left: Weights that were only pruned, and why.
+        statistics: Where the second moments came from: ``data``, ``batch norm`` or ``propagation``.
+    """
+
+    network: Network
+    statistics: str
+    compensated: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def put(self, changed: Mapping[str, Tensor], *, corrected: bool) -> None:
+        """Take new values of parameters or buffers."""
+        self.network = replace(self.network, state={**self.network.state, **changed})
+        names = self.corrected if corrected else self.compensated
+        names += [name for name in changed if name not in names]
+
+
+@torch.no_grad()
+def compensated(network: Network, masks: Mapping[str, Tensor], data: Iterable[Samples] | None = None) -> Update:
+    """Prune a network by masks and make up for it.
+
+    Args:
+        network: The network as it was.
+        masks: Parameter name to bool mask, true where an entry stays.
+        data: Batches of inputs, all of which are held in memory, to measure second moments on; None to propagate them.
+
+    Returns:
+        The pruned network, with zeros where the masks say so.
+
+    Raises:
+        InputError: There is no batch in the data, or one is malformed.
+        NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
+    """
+    pruned = replace(network, state={name: _masked(tensor, masks.get(name)) for name, tensor in network.state.items()})
+    if data is not None:
+        from pathlift.compensation.sequential import fitted_to_data
+
+        return fitted_to_data(network, pruned, masks, list(data))
+    if all(bool(mask.all()) for mask in masks.values()):
+        return Update(pruned, "propagation")
+    model = activation_model(network, correlations="channels")
+    update = Update(pruned, source_of(model))
+    for name, moments in told_moments(model, masks, update.left).items():
+        fit_by_moments(update, network, moments, masks[name], variance=True)
+    return update
+
+
+def source_of(model: ActivationModel) -> str:
+    """Return where statistics came from in the main: data, batch norms, or propagation alone."""
+    sources = {step.moments.source for step in model.steps.values()}
+    return next((source for source in ("data", "batch norm") if source in sources), "propagation")
+
+
+def told_moments(model: ActivationModel, masks: Mapping[str, Tensor], left: dict[str, str]) -> dict[str, InputMoments]:
+    """Return what the weights in scope multiply.
+
+    Args:
+        model: The statistics.
+        masks: The weights.
+        left: Takes those that have no rows of several columns, and why.
+
+    Returns:
+        Name to moments; what follows is None where it is masked itself.
+    """
+    told = {}
+    for name in masks:
+        try:
+            moments = input_moments(model, name)
+        except InputError as error:
+            left[name] = str(error)
+            continue
+        told[name] = replace(moments, following=None) if moments.following in masks else moments
+    return told
+
+
+def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask: Tensor, *, variance: bool) -> None:
+    """Fit the entries of one weight that stay, and let what follows take up the mean.
+
+    Args:
+        update: The network so far; takes the new values.
+        network: The network as it was.
+        moments: What the weight multiplies.
+        mask: True where an entry stays.
+        variance: Estimate the running variance behind it anew, too.
+    """
+    if bool(mask.all()):
+        return
+    name, device = moments.name, moments.mean.device
+    before = moments.split(network.state[name].detach().double().to(device))
+    keep = moments.split(mask.to(device))
+    centred = moments.following is not None
+    pieces, spreads = [], []
+    for block in blocks_of(before.shape[1], before.shape[2]):
+        second = moments.blocks(block, centred=centred)
+        old = before[:, :, block]
+        new = least_squares(old, keep[:, :, block], second)
+        pieces.append(new)
+        spreads.append(torch.stack([centred_rows(rows, second) for rows in (old, new)]))
+    after = torch.cat(pieces, 2)
+    update.put({name: joined(moments, after, network.state[name], mask)}, corrected=False)
+    spread = torch.stack(spreads).sum(0)
+    told = (spread[0], spread[1]) if variance and centred else None
+    update.put(corrections(update.network, moments, before, after, told), corrected=True)
+
+
+def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:
+    """Return a weight made of rows, in its own type.
+
+    Args:
+        moments: What it multiplies, which know its layout.
+        rows: Shape (groups, rows, columns).
+        tensor: The weight as it was.
+        mask: True where an entry stays.
+
+    Returns:
+        The weight.
+    """
+    blocks = rows.reshape(rows.shape).to(tensor.device)
+    made = moments.join(blocks, tensor.detach().double()).to(tensor.dtype).reshape(tensor.shape)
+    return torch.where(mask.to(tensor.device), made, torch.zeros_like(made))
+
+
+def blocks_of(rows: int, columns: int) -> list[slice]:
+    """Return the blocks of columns that are fitted together."""
+    width = min(WIDEST, max(1, math.isqrt(int(24 * WORK / (rows * columns)))))
+    count = math.ceil(columns / width)
+    return [slice(columns * part // count, columns * (part + 1) // count) for part in range(count)]
+
+
+def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    return tensor if mask is None else torch.where(mask.to(tensor.device), tensor.detach(), torch.zeros_like(tensor))
