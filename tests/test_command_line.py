@@ -48,6 +48,9 @@ LINES = {
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "statistics": ("statistics", *TRAINED),
+    "quantize": ("quantize", *TRAINED, "--bits", "4"),
+    "quantize_exact": ("quantize", *TRAINED, "--bits", "classifier=8,*=3", "--rounding", "towards_zero"),
+    "bits": ("bits", *TRAINED, "--tolerance", "0.2"),
     "rescale_balanced": ("rescale", *TRAINED, "--to", "normal"),
     "equivalent": ("equivalent", "exact:net", "rescaled.safetensors", *TRAINED[1:]),
     "equivalents": ("equivalent", "exact:net", "rescaled.safetensors", "half.safetensors", *TRAINED[1:]),
@@ -271,6 +274,7 @@ def documented() -> dict[str, set[str]]:
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
     "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
+    "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
 }  # fmt: skip
@@ -321,7 +325,7 @@ def test_several_inputs_are_several_shapes() -> None:
 
 
 CAPTURING = (
-    ("norm", *MODEL), ("statistics", *MODEL),
+    ("norm", *MODEL), ("statistics", *MODEL), ("quantize", *MODEL), ("bits", *MODEL),
     ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
     ("metric", "exact:net", "exact:net", "--shape", "4"), ("equivalent", "exact:net", "exact:net", "--shape", "4"),
     ("certify", *MODEL, "--data", "data.safetensors", "--bits", "8"),
@@ -357,6 +361,26 @@ def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path, as_json
     assert run("equivalent", "exact:net", str(tmp_path), *TRAINED[1:]).code == 1
 
 
+def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path: Path) -> None:
+    whole, program = tmp_path / "q.safetensors", tmp_path / "q.onnx"
+    line = ("quantize", *TRAINED, "--bits", "classifier=8", "--bits", "*=float", "--out", str(whole))
+    found = json.loads(run(*line, "--json").stdout)
+    assert list(found["tensors"]) == ["classifier.weight"] and found["written"] == {str(whole): whole.stat().st_size}
+    loaded = pathlift.quantisation.load_quantized(whole)
+    assert found["log10_path_norm"] == pytest.approx(pathlift.path_norm(exact.net(), (4,)).log10)
+    before = load_state(here / "trained.safetensors")
+    assert {name for name in before if not torch.equal(before[name], loaded[name])} <= {"classifier.weight", "classifier.bias"}
+    assert "exists already" in run(*line).stderr and run(*line, "--force").code == 0
+    pytest.importorskip("onnxscript")
+    whole.unlink()
+    wrong = run(*line[:-1], str(whole), "--bits", "encoder*=4", "--onnx", str(tmp_path / "none" / "q.onnx"))
+    assert wrong.code == 2 and not whole.exists()
+    data = ("--data", "data.safetensors", "--activations")
+    done = run("quantize", *TRAINED, "--until", "classifier", "--out", str(whole), "--onnx", str(program), *data)
+    assert done.code == 0 and f"written: {program} ({program.stat().st_size:,} bytes)" in done.stdout, done
+    assert "statistics of activations       data" in done.stdout
+
+
 # ---- what is wrong is found before the model is built
 
 
@@ -379,7 +403,14 @@ def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path, as_json
         ("equivalent", "--tolerance", "-1"), ("certify", "--data", "none.pt"), ("certify", "--data", "luck"),
         ("certify", "--data", "data.safetensors", "--bits", "1"), ("certify", "--data", "data.safetensors", "--radius", "-1"),
         ("certify", "--data", "data.safetensors", "--per", "luck"), ("certify", "--data", "data.safetensors", "--limit", "0"),
-        ("compare", "--plot", "a.txt"), ("compare", "--shape", "x"),
+        ("compare", "--plot", "a.txt"), ("compare", "--shape", "x"), ("bits", "--tolerance", "0"),
+        ("quantize", "--bits", "9"), ("quantize", "--bits", "a=9"), ("quantize", "--bits", "a=4,b"),
+        ("quantize", "--ends", "1"),
+        ("quantize", "--granularity", "0"), ("quantize", "--rounding", "up"), ("quantize", "--range", "all"),
+        ("quantize", "--gauge", "best"), ("quantize", "--correction", "all"), ("quantize", "--budget", "4 MiB"),
+        ("quantize", "--budget", "0"), ("quantize", "--budget", "0kB"), ("quantize", "--data", "none.pt"),
+        ("quantize", "--limit", "0"), ("quantize", "--activations"), ("quantize", "--out", "a.pt"),
+        ("quantize", "--onnx", "a.safetensors"), ("quantize", "--out", "none/a.safetensors"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -455,7 +486,7 @@ def test_a_disk_that_fills_up_leaves_nothing(here: Path, tmp_path: Path) -> None
 
 COMMANDS = (
     (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("shrink",), ("rescale",),
-    ("equivalent",), ("statistics",),
+    ("equivalent",), ("statistics",), ("quantize",), ("bits",),
     ("experiment",), ("experiment", "lottery"),
 )  # fmt: skip
 
@@ -502,7 +533,7 @@ def test_a_shell_completes_commands_options_and_names() -> None:
 
 def test_options_stand_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ("norm", "metric", "score", "certify", "prune", "rescale", "equivalent", "compare"):
+    for command in ("norm", "metric", "score", "certify", "prune", "quantize", "rescale", "equivalent", "compare"):
         text = run(command, "--help").stdout
         own, model, answer = (text.index(f" {title} ─") for title in ("Options", "The model", "The answer"))
         assert own < model < text.index("--shape") < answer < text.index("--json") < text.index("--quiet"), command

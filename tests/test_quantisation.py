@@ -578,9 +578,27 @@ def test_a_network_gives_a_network():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"bits": 1}, "bits must be 2 to 8, found 1"),
-        ({"bits": 9}, "bits must be 2 to 8, found 9"),
-        ({"bits": "int4"}, "bits must be one of bf16"),
+        ({"bits": 1}, "bits must be 2 to 8, or one of bf16, fp8_e4m3, fp8_e5m2, found 1"),
+        ({"bits": 9}, "bits must be 2 to 8, .*, found 9"),
+        ({"bits": True}, "bits must be 2 to 8, .*, found True"),
+        ({"bits": 4.0}, "bits must be 2 to 8, .*, found 4.0"),
+        ({"bits": "int4"}, "bits must be 2 to 8, or one of bf16"),
+        ({"bits": {"first": 99}}, "must be 2 to 8, .*, found 99"),
+        ({"bits": {}}, "nothing to quantise"),
+        ({"bits": None}, "bits must be"),
+        ({"ends": 1}, "ends must be 2 to 8"),
+        ({"affine": 1}, "affine must be True or False"),
+        ({"granularity": "row"}, "granularity must be one of channel, tensor"),
+        ({"granularity": True}, "granularity must be a positive whole number"),
+        ({"correction": "all"}, "correction must be one of mean"),
+        ({"budget": True}, "budget must be a positive"),
+        ({"budget": 1.9}, r"the narrowest grids take 2 bits a weight, and it allows 1\.9"),
+        ({"budget": Bytes(100)}, "bytes with all the rest, and it allows 100"),
+        ({"data": torch.zeros(3, 2, 5, 6)}, r"shape \(3, 2, 5, 6\)"),
+        ({"data": torch.full((3, 2, 6, 6), torch.nan)}, "NaN"),
+        ({"data": []}, "data holds no batch"),
+        ({"data": "digits"}, "data must be"),
+        ({"moments": 3}, "moments must be"),
         ({"bits": {"nothing*": 4}}, "matches 'nothing\\*'. There are: first.weight"),
         ({"bits": {"*": None}}, "nothing to quantise"),
         ({"rounding": "up"}, "rounding must be one of compensated"),
@@ -595,7 +613,7 @@ def test_a_network_gives_a_network():
 def test_bad_options_are_one_sentence(options, match):
     with pytest.raises(InputError, match=match) as caught:
         pathlift.quantize(drawn(Residual), SHAPE, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 
 def test_bad_models_are_refused():

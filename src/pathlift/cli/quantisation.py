@@ -225,8 +225,11 @@ def bits(
     if as_json:
         print_json({
             "model": model,
-            **needed.to_dict(),
-            "log10_relative": {str(b): v for b, v in needed.log10_relative.items()},
+            "bits": needed.bits,
+            "tolerance": needed.tolerance,
+            "log10_path_norm": needed.log10_path_norm,
+            "tried": [{"bits": count, "log10_relative": log10} for count, log10 in needed.log10_relative.items()],
+            "published": needed.published,
         })
         return
     print_table(
@@ -262,14 +265,10 @@ UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 def _budget(text: str) -> float | pathlift.quantisation.Bytes:
     """Read --budget."""
     matched = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?B)?", text.strip())
-    if matched is None:
+    value = 0.0 if matched is None else float(matched[1]) * (UNITS[matched[2]] if matched[2] else 1.0)
+    if matched is None or (matched[2] and value < 1):
         raise InputError(f"--budget must be bits of a weight on average, 4.5, or bytes, 3.2MB; found '{text}'.")
-    value = float(matched[1])
-    if matched[2] is None:
-        return value
-    count = math.floor(value * UNITS[matched[2]])
-    check_options("Bytes", count=count)
-    return pathlift.quantisation.Bytes(count)
+    return pathlift.quantisation.Bytes(math.floor(value)) if matched[2] else value
 
 
 def _number(text: str) -> int | str:

@@ -21,8 +21,10 @@ from pathlift.arguments.kinds import (
     positive,
     positive_count,
     refusal,
+    shown,
     whole,
 )
+from pathlift.errors import InputError, nearest
 from pathlift.graph.network import Network
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
@@ -33,10 +35,15 @@ from pathlift.quantisation.rounding import ROUNDINGS
 from pathlift.quantisation.spending import Bytes
 from pathlift.reading.arguments import streamed
 
-some_bits = either(
-    f"2 to {MOST_BITS} bits, or one of {', '.join(FLOATS)}",
-    (str, choice(*FLOATS)), (object, whole(f"2 to {MOST_BITS}", lambda v: 2 <= v <= MOST_BITS)),
-)  # fmt: skip
+
+def some_bits(name: str, value: Any) -> int | str:
+    """A number of bits, or a floating-point format."""
+    if isinstance(value, str) and value in FLOATS:
+        return value
+    what = f"2 to {MOST_BITS}, or one of {', '.join(FLOATS)}"
+    if isinstance(value, str):
+        raise InputError(f"{name} must be {what}, found {shown(value)}.{nearest(value[:60], FLOATS)}")
+    return whole(what, lambda bits: 2 <= bits <= MOST_BITS)(name, value)
 
 
 def ends(name: str, value: Any) -> tuple[float, float]:

@@ -70,15 +70,15 @@ def within(
             ])
         else:
             sizes.append([weight.numel() * form.bits for form in forms])
+    weights, least = sum(network.state[name].numel() for name in options), sum(map(min, sizes))
     if isinstance(budget, Bytes):
         rest = bytes_of(network) - sum(network.state[name].nbytes for name in options)
-        if rest > budget.count:
-            raise InputError(
-                f"The budget cannot be met: what stays in floating point takes {rest:,} bytes, and it allows {budget.count:,}."
-            )
-        limit = budget.count - rest
+        limit, narrowest, allowed = budget.count - rest, f"{least + rest:,} bytes with all the rest", f"{budget.count:,}"
     else:
-        limit = math.floor(budget * sum(network.state[name].numel() for name in options) + 1e-9)
+        limit = math.floor(budget * weights + 1e-9)
+        narrowest, allowed = f"{least / weights:.3g} bits a weight", f"{budget:g}"
+    if least > limit:
+        raise InputError(f"The budget cannot be met: the narrowest grids take {narrowest}, and it allows {allowed}.")
     chosen = allocated(costs, sizes, limit)
     return {name: forms[index] for (name, forms), index in zip(options.items(), chosen, strict=True)}
 
