@@ -10,7 +10,19 @@ SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
 FLOORS = (
     ("results", "errors", "forks", "precision", "budget", "arguments", "output", "storage"),
     ("edges", "graph", "rules", "passes", "reading"),
-    ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics", "compensation", "pruning", "quantisation"),
+    (
+        "norm",
+        "magnitude",
+        "rescaling",
+        "saving",
+        "metric",
+        "streaming",
+        "kernel",
+        "statistics",
+        "compensation",
+        "pruning",
+        "quantisation",
+    ),
     ("lipschitz", "certification", "consequences", "reference", "lifting"),
     ("public", "", "lightning", "experiments", "cli", "__main__"),
 )

@@ -42,6 +42,7 @@ LINES = {
     "metrics": ("metric", "exact:net", "half.safetensors", "rescaled.safetensors", *TRAINED[1:]),
     "score": ("score", *TRAINED),
     "prune": ("prune", *TRAINED, "--amount", "0.5"),
+    "prune_compensated": ("prune", *TRAINED, "--amount", "0.5", "--update", "compensate"),
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "statistics": ("statistics", *TRAINED),

@@ -620,6 +620,12 @@ FAIR: dict[str, Fair] = {
     "keep_masks.model": lambda v: v is None or of_shapes(v),
     "shrink.model": of_shapes,
     "to_semi_structured.model": never,
+    "prune.update": never,
+    "prune.data": lambda v: (
+        plain(v, (2, 4))
+        or isinstance(v, Batch)
+        or (isinstance(v, list) and len(v) > 0 and all(plain(own, (2, 4)) or isinstance(own, Batch) for own in v))
+    ),
     "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,
