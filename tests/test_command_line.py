@@ -235,7 +235,7 @@ def documented() -> dict[str, set[str]]:
 
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
-    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
+    "score": "score", "prune": "prune", "prune_compensated": "prune", "shrink": "shrink", "rescale": "rescale",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
 }  # fmt: skip
