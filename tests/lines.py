@@ -116,6 +116,7 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--criterion": _one_of(),
     "--selection": _one_of(),
     "--steps": _number(1, 2**63, whole=True),
+    "--update": _one_of("none", "compensate"),
     "--scope": _one_of(),
     "--data": _one_of("data.safetensors"),
     "--limit": _number(1, whole=True),

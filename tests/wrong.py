@@ -64,7 +64,7 @@ MADE = {
     "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
-    "ShrunkLayer", "Step", "SupportReport", "Tolerance",
+    "ShrunkLayer", "Step", "SupportReport", "Tolerance", "WeightUpdate",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
