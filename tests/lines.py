@@ -118,6 +118,7 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--criterion": _one_of(),
     "--selection": _one_of(),
     "--steps": _number(1, 2**63, integer=True),
+    "--update": _one_of("none", "compensate"),
     "--scope": _one_of(),
     "--data": _one_of("data.safetensors"),
     "--limit": _number(1, integer=True),

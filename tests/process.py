@@ -286,6 +286,8 @@ OPTIONS: dict[str, Callable[[World], object]] = {
     "training.rescale_after_steps": lambda w: _step(
         w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.rescaling.Symmetries.balance)
     ),
+    "prune with an update": _prune("lamp", update="compensate"),
+    "prune with an update by data": _prune("wanda", update="compensate"),
     **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.pruning.CRITERIA},
 }
 """Further calls, that run other code."""

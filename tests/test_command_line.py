@@ -45,6 +45,7 @@ LINES = {
     "metrics": ("metric", "exact:net", "half.safetensors", "rescaled.safetensors", *TRAINED[1:]),
     "score": ("score", *TRAINED),
     "prune": ("prune", *TRAINED, "--amount", "0.5"),
+    "prune_compensated": ("prune", *TRAINED, "--amount", "0.5", "--update", "compensate"),
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "statistics": ("statistics", *TRAINED),
@@ -273,7 +274,7 @@ def documented() -> dict[str, set[str]]:
 
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
-    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
+    "score": "score", "prune": "prune", "prune_compensated": "prune", "shrink": "shrink", "rescale": "rescale",
     "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",

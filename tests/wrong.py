@@ -66,7 +66,7 @@ MADE = {
     "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
-    "ShrunkLayer", "Step", "SupportReport", "Tolerance",
+    "ShrunkLayer", "Step", "SupportReport", "Tolerance", "WeightUpdate",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -638,6 +638,12 @@ FAIR: dict[str, Fair] = {
     "keep_masks.model": lambda v: v is None or of_shapes(v),
     "shrink.model": of_shapes,
     "to_semi_structured.model": never,
+    "prune.update": never,
+    "prune.data": lambda v: (
+        plain(v, (2, 4))
+        or isinstance(v, Batch)
+        or (isinstance(v, list) and len(v) > 0 and all(plain(own, (2, 4)) or isinstance(own, Batch) for own in v))
+    ),
     "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,

@@ -1,7 +1,7 @@
 """Second moments that can be inverted: H + d·diag(H), relative to each entry, so that a rescaling of columns changes nothing.
 
-Everything is computed with the columns scaled by powers of two to 1 ≤ H_jj < 4, which rounds nothing: columns of unlike scale do
-no harm, and results for rescaled columns are the rescaled results, bit for bit where the factors are powers of two.
+Everything is computed with the columns scaled by powers of two to 1 ≤ H_jj < 4, which rounds nothing: columns of unlike scale
+do no harm, and results for rescaled columns are the rescaled results, bit for bit where the factors are powers of two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rounded layer shifts, and by how much it scales, is taken up by what follows it (`pathlift.compensation.correction`)."""
+"""What a rounded layer shifts, and by how much it scales, is taken up by what follows it (`pathlift.compensation`)."""
 
 from __future__ import annotations
 

@@ -270,8 +270,8 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         following.append(_following(network, layer, rows[-1].numel()))
         variances.append(_variance(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)
-    target, variance_name = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
-    return InputMoments(name, mean, torch.stack(rows).sum(0), target, variance_name, piece, tuple(uses))
+    target, running = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
+    return InputMoments(name, mean, torch.stack(rows).sum(0), target, running, piece, tuple(uses))
 
 
 def _piece(network: Network, name: str) -> Piece:
