@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.metric import PathMetric, path_metric
 from pathlift.passes.forward import feed_of, flat_outputs, forward
@@ -122,7 +122,7 @@ def pruned_by(network: Network, amounts: Sequence[float], data: Batch | None) ->
     return tuple(costs)
 
 
-def quantised_to(network: Network, bits: int, x: Tensor | None, data: Batch | None) -> QuantisationCost:
+def quantised_to(network: Network, bits: int, x: Samples | None, data: Batch | None) -> QuantisationCost:
     """Round to the nearest number of grids that reach to the largest weight of each channel.
 
     Args:

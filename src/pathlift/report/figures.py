@@ -7,13 +7,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import pathlift.drawing as drawing
 from pathlift.failures import package
-
-if TYPE_CHECKING:
-    from pathlift.report.gather import Report
+from pathlift.report.findings import Findings
 
 INK = "#010203"
 """Stands for the colour of the text, whichever that is."""
@@ -31,7 +29,7 @@ SETTINGS = {
 """Settings of matplotlib while figures are drawn."""
 
 
-Draw: TypeAlias = "Callable[[Report, drawing.Picture], None]"
+Draw: TypeAlias = "Callable[[Findings, drawing.Picture], None]"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Figure:
     width: float
 
 
-def drawn(report: Report) -> dict[str, Figure]:
+def drawn(report: Findings) -> dict[str, Figure]:
     """Draw all that a report has.
 
     Args:
@@ -95,7 +93,7 @@ def drawn(report: Report) -> dict[str, Figure]:
     }
 
 
-def _svg(report: Report, name: str, draw: Draw, size: tuple[float, float]) -> str:
+def _svg(report: Findings, name: str, draw: Draw, size: tuple[float, float]) -> str:
     """Draw one figure and make it a part of a page: names of its own, no addresses, the page's colour of text."""
     with package("matplotlib", "plots").rc_context(SETTINGS):
         figure = package("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
@@ -115,7 +113,7 @@ def _svg(report: Report, name: str, draw: Draw, size: tuple[float, float]) -> st
     return re.sub(r'(<svg )height="[^"]*" (.*?)width="[^"]*"|(<svg )', lambda found: found[1] or found[3], text, count=1)
 
 
-def flow(report: Report, ax: drawing.Picture) -> None:
+def flow(report: Findings, ax: drawing.Picture) -> None:
     """Draw the share of paths that have started before each layer, and of those that run through it.
 
     Args:
@@ -138,13 +136,13 @@ def flow(report: Report, ax: drawing.Picture) -> None:
     drawing.legend_above(ax, 3)
 
 
-def scores(report: Report, ax: drawing.Picture) -> None:
+def scores(report: Findings, ax: drawing.Picture) -> None:
     """Draw the range of scores of each layer."""
     rows = [(layer.score_low, layer.score_median, layer.score_high) for layer in report.layers]
     drawing.ranges_by_layer(ax, [layer.module for layer in report.layers], rows, "share of the path-norm\nthrough a weight")
 
 
-def all_scores(report: Report, ax: drawing.Picture) -> None:
+def all_scores(report: Findings, ax: drawing.Picture) -> None:
     """Draw the histogram of all scores."""
     found = report.scores
     assert found is not None
@@ -163,7 +161,7 @@ def all_scores(report: Report, ax: drawing.Picture) -> None:
     ax.grid(axis="y", alpha=0.3)
 
 
-def imbalance(report: Report, ax: drawing.Picture) -> None:
+def imbalance(report: Findings, ax: drawing.Picture) -> None:
     """Draw the largest imbalance of each layer."""
     layers = [layer for layer in report.layers if layer.imbalance is not None]
     lines = {
@@ -174,13 +172,13 @@ def imbalance(report: Report, ax: drawing.Picture) -> None:
     ax.set_ylim(-0.03, 1.05)
 
 
-def cosines(report: Report, ax: drawing.Picture) -> None:
+def cosines(report: Findings, ax: drawing.Picture) -> None:
     """Draw the matrix of cosines."""
     assert report.kernel is not None
     drawing.matrix(ax, report.checkpoints, report.kernel.cosine.tolist(), "cosine")
 
 
-def trajectory(report: Report, ax: drawing.Picture) -> None:
+def trajectory(report: Findings, ax: drawing.Picture) -> None:
     """Draw the networks as points."""
     assert report.kernel is not None
     points, shown = report.kernel.coordinates(min(2, len(report.checkpoints)))
@@ -188,7 +186,7 @@ def trajectory(report: Report, ax: drawing.Picture) -> None:
     ax.set(xlabel=f"first axis, in units of the largest distance ({shown:.0%} of Σ distance² is shown)", ylabel="second axis")
 
 
-def metrics(report: Report, ax: drawing.Picture) -> None:
+def metrics(report: Findings, ax: drawing.Picture) -> None:
     """Draw the interval of each path-metric."""
     rows: dict[str, drawing.Interval] = {}
     for number, each in enumerate(report.compared, 2):
@@ -199,14 +197,14 @@ def metrics(report: Report, ax: drawing.Picture) -> None:
     drawing.intervals(ax, rows, "path-metric / path-norm")
 
 
-def pruning(report: Report, ax: drawing.Picture) -> None:
+def pruning(report: Findings, ax: drawing.Picture) -> None:
     """Draw what pruning keeps of each layer."""
     lines = {f"{cost.amount:.0%} pruned": cost.kept for cost in report.pruning}
     drawing.lines_by_layer(ax, report.pruning[0].names, lines, "share of weights kept")
     ax.set_ylim(-0.03, 1.05)
 
 
-def rounding(report: Report, ax: drawing.Picture) -> None:
+def rounding(report: Findings, ax: drawing.Picture) -> None:
     """Draw what rounding does to the weights of each layer."""
     lines = {f"{cost.bits} bits": cost.errors for cost in report.quantisation}
     drawing.lines_by_layer(ax, report.quantisation[0].names, lines, "relative error of the weights")
