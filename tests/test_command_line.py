@@ -53,10 +53,12 @@ LINES = {
         "4",
     ),
     "certify": ("certify", *TRAINED, "--data", "data.safetensors", "--bits", "12"),
+    "report": ("report", *TRAINED, "--prune", "none", "--bits", "none", "--force"),
+    "report_refused": ("report", "exact:unsupported", "--shape", "4", "--force"),
     "support": ("support", *MODEL),
     "unsupported": ("support", "exact:unsupported", "--shape", "4"),
 }  # fmt: skip
-STATUS = {"equivalents": 1, "unsupported": 1}
+STATUS = {"equivalents": 1, "report_refused": 1, "unsupported": 1}
 NUMBER = re.compile(r"(?<![\w.\-])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?![\w.]*[\w])")
 SOURCE = re.compile(r"\.py:\d+\)")
 SECONDS = re.compile(r" \d+\.\d\d(?=  (?:no|yes))")
@@ -236,13 +238,17 @@ SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
     "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
-    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
+    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "report": "report", "report_refused": "report",
+    "support": "support", "unsupported": "support",
 }  # fmt: skip
 
 
 def test_the_keys_of_json_are_those_that_are_documented(here: Path) -> None:
     found: dict[str, set[str]] = {}
-    more = {"metric": ("--estimate", "50")}
+    more = {
+        "metric": ("--estimate", "50"),
+        "report": ("--prune", "0.5", "--bits", "8", "--other", "another_training.safetensors"),
+    }
     for name, line in LINES.items():
         done = run(*line, "--json", *more.get(name, ()))
         assert done.code == STATUS.get(name, 0), done
@@ -287,6 +293,7 @@ def test_several_inputs_are_several_shapes() -> None:
 CAPTURING = (
     ("norm", *MODEL), ("statistics", *MODEL),
     ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
+    ("report", *MODEL, "--prune", "none", "--bits", "none", "--force"),
     ("metric", "exact:net", "exact:net", "--shape", "4"), ("equivalent", "exact:net", "exact:net", "--shape", "4"),
     ("certify", *MODEL, "--data", "data.safetensors", "--bits", "8"),
     ("compare", "trained.safetensors", "half.safetensors", "--model", "exact:net", "--shape", "4"),
@@ -344,6 +351,8 @@ def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path) -> None
         ("certify", "--data", "data.safetensors", "--bits", "1"), ("certify", "--data", "data.safetensors", "--radius", "-1"),
         ("certify", "--data", "data.safetensors", "--per", "luck"), ("certify", "--data", "data.safetensors", "--limit", "0"),
         ("compare", "--plot", "a.txt"), ("compare", "--shape", "x"),
+        ("report", "--out", "a.txt"), ("report", "--prune", "1"), ("report", "--prune", "x"), ("report", "--bits", "9"),
+        ("report", "--bits", "4.5"), ("report", "--estimate", "1"), ("report", "--data", "none.pt"), ("report", "--other-key", "a"),
     ],
     ids=" ".join,
 )  # fmt: skip

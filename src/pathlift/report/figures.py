@@ -16,6 +16,9 @@ from pathlift.report.findings import Findings
 INK = "#010203"
 """Stands for the colour of the text, whichever that is."""
 
+FAINT = 1e-4
+"""A histogram begins where a column has more than this part of the largest one."""
+
 WIDTH, HEIGHT = 9.0, 3.6
 """Inches of a figure."""
 
@@ -125,7 +128,7 @@ def flow(report: Findings, ax: drawing.Picture) -> None:
     past = [max(layer.before - layer.share, 0.0) for layer in report.layers]
     places = list(range(len(names)))
     ax.set_axisbelow(True)
-    ax.bar(places, through, width=1.0, color=drawing.BLUE, label="through its weights")
+    ax.bar(places, through, width=1.0, color=drawing.BLUE, edgecolor=drawing.BLUE, linewidth=0.4, label="through its weights")
     ax.bar(places, past, width=1.0, bottom=through, color=drawing.GREY, alpha=0.35, hatch="//", label="past it")
     ax.plot(places, [layer.before for layer in report.layers], drawstyle="steps-mid", color=drawing.ORANGE, linewidth=1.4,
             label="paths that have started")  # fmt: skip
@@ -146,17 +149,13 @@ def all_scores(report: Findings, ax: drawing.Picture) -> None:
     """Draw the histogram of all scores."""
     found = report.scores
     assert found is not None
-    edges = list(found.log10_edges)
+    edges, counts = list(found.log10_edges), list(found.counts)
+    first = next((column for column, count in enumerate(counts) if count > FAINT * max(counts)), 0)
     ax.set_axisbelow(True)
-    ax.bar(
-        edges[:-1],
-        found.counts,
-        width=edges[1] - edges[0],
-        align="edge",
-        color=drawing.BLUE,
-    )
-    zeros = f"; {found.zeros:,} more have the score 0" if found.zeros else ""
-    ax.set(xlabel=f"log₁₀ of the share of the path-norm through a weight{zeros}", ylabel="weights")
+    ax.bar(edges[first:-1], counts[first:], width=edges[1] - edges[0], align="edge", color=drawing.BLUE)
+    rest = [f"{sum(counts[:first]):,} are smaller"] if first else []
+    rest += [f"{found.zeros:,} are 0"] if found.zeros else []
+    ax.set(xlabel="; ".join(["log₁₀ of the share of the path-norm through a weight", *rest]), ylabel="weights")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.grid(axis="y", alpha=0.3)
 
