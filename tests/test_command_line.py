@@ -352,7 +352,8 @@ def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path) -> None
         ("certify", "--data", "data.safetensors", "--per", "luck"), ("certify", "--data", "data.safetensors", "--limit", "0"),
         ("compare", "--plot", "a.txt"), ("compare", "--shape", "x"),
         ("report", "--out", "a.txt"), ("report", "--prune", "1"), ("report", "--prune", "x"), ("report", "--bits", "9"),
-        ("report", "--bits", "4.5"), ("report", "--estimate", "1"), ("report", "--data", "none.pt"), ("report", "--other-key", "a"),
+        ("report", "--bits", "4.5"), ("report", "--estimate", "1"), ("report", "--data", "none.pt"),
+        ("report", "--other-key", "a"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -185,6 +185,11 @@ def test_a_model_outside_the_theory_has_a_page_with_source_lines() -> None:
     assert "outside the theory" in text and "aten.gelu.default" in text and found.problems[0].where in text
 
 
+def test_data_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(pathlift.InputError, match="expected"):
+        Report(perceptron(), (4,), data=torch.ones(2, 5), amounts=(), bits=())
+
+
 def test_wrong_numbers_of_names_are_refused() -> None:
     with pytest.raises(pathlift.InputError, match="names must be 1"):
         Report(perceptron(), (4,), names=("a", "b"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
-from pathlift.arguments.kinds import Kind, collection, either, flag, number, text, whole
+from pathlift.arguments.kinds import Kind, anything, batch, collection, either, flag, number, text, whole
 from pathlift.graph.arguments import other
+from pathlift.pruning import Batch
 
 one_or_several = either(
     "a module, a captured Network, a state-dict or a file of weights, or a list of such",
@@ -26,6 +29,7 @@ def none_or_several(what: str, each: Kind) -> Kind:
 
 
 declare(__name__, {
+    "Report.data": either("a tensor of inputs, or a Batch", (Tensor, batch), (Batch, anything)),
     "Report.other": one_or_several,
     "Report.progress": done_of_all,
     "title": text("a line of text", 1),

@@ -81,8 +81,10 @@ def drawn(report: Findings) -> dict[str, Figure]:
     if report.kernel is not None:
         text = "1 for networks that are rescalings of each other, or multiples."
         wanted.append(("cosines", "Cosines of the path-liftings", text, cosines, (1.25 * side, side)))
+    if len(report.checkpoints) > 2:
         text = "Distances of points are as near to those of path-liftings as a plane allows."
         wanted.append(("trajectory", "The networks in path space", text, trajectory, wide))
+    if report.compared:
         text = "How far the others are, relative to the path-norm."
         wanted.append(("metric", "Path-metrics", text, metrics, (WIDTH, 1.5 + 0.4 * len(report.compared))))
     if report.pruning:

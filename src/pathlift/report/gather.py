@@ -22,6 +22,7 @@ from pathlift.kernel import PathKernel, path_kernel
 from pathlift.magnitude import path_magnitude, unit_path_magnitude
 from pathlift.norm import PathNorm, path_norm
 from pathlift.output import check_outputs, write_outputs
+from pathlift.passes.forward import feed_of
 from pathlift.precision import without_autocast
 from pathlift.pruning import Batch
 from pathlift.reading import Inputs, capture
@@ -184,6 +185,8 @@ class _Gathering:
         """Ask every room."""
         classes = data if isinstance(data, Batch) else None
         x = data.x if isinstance(data, Batch) else data
+        if x is not None:
+            feed_of(network, x)  # do they fit?
         steps: list[Callable[[], None]] = [
             lambda: self._measure(network),
             lambda: setattr(self, "accuracy", accuracy(network, classes)),
