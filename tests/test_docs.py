@@ -21,7 +21,7 @@ QUICK = {"index.md", "worked.md", "statements.md", "migration.md", "troubleshoot
 NEEDS = {
     "which.md": ("torchvision",),
     "numbers.md": ("torchvision",),
-    "cli.md": ("sklearn", "timm"),
+    "cli.md": ("sklearn", "timm", "matplotlib"),
     "start/checkpoints.md": ("sklearn", "matplotlib"),
     "start/prune.md": ("sklearn", "torch_pruning", "onnx", "onnxscript", "torchvision"),
     "start/training.md": ("sklearn",),
