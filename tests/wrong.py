@@ -712,6 +712,17 @@ FAIR: dict[str, Fair] = {
     "quantized": never,
     "report": never,
     "save_onnx.inputs": sizes_like,
+    "Report.other": lambda v: (
+        v is None or state_like(v) or (isinstance(v, (list, tuple)) and len(v) > 0 and all(map(state_like, v)))
+    ),
+    "Report.data": lambda v: v is None or plain(v, (2, 4)) or isinstance(v, Batch),
+    "title": lambda v: v is None or (isinstance(v, str) and 0 < len(v) < 5000),
+    "names": lambda v: isinstance(v, (list, tuple, set)) and len(v) == 2 and all(isinstance(own, str) and own for own in v),
+    "amounts": lambda v: isinstance(v, (list, tuple)) and all(map(share, v)),
+    "Report.bits": lambda v: isinstance(v, (list, tuple)) and all(whole(own) and 2 <= own <= 8 for own in v),
+    "Report.samples": lambda v: whole(v) and v >= 0 and v != 1,
+    "Report.progress": callback(2),
+    "command": lambda v: isinstance(v, str) and len(v) < 5000,
     "step": least_zero,
     "steps": count,
     "prune.steps": positive_count,

@@ -66,7 +66,9 @@ def reference() -> dict[str, str]:
         ],
         "results": [
             "# Results\n",
-            "What functions return: one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON.\n",
+            "What functions return: one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON. "
+            "`.scalars(prefix)` is what a logger takes, `.to_frame()` a data frame of pandas (extra `frames`); `.plot(ax)` "
+            "draws it (extra `plots`), where a picture says more than numbers.\n",
             *map(entry, results),
         ],
         "arguments": [
