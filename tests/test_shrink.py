@@ -312,7 +312,17 @@ def test_a_model_read_from_onnx_loses_channels_as_the_module_does(make: Callable
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "m.onnx").stat().st_size
 
 
-HABITS = ("Gemm", "Gemm transB", "MatMul", "Transpose", "written sizes", "listed as inputs", "two readers", "branches")
+HABITS = (
+    "Gemm",
+    "Gemm transB",
+    "MatMul",
+    "Transpose",
+    "written sizes",
+    "computed sizes",
+    "listed as inputs",
+    "two readers",
+    "branches",
+)
 
 
 @pytest.mark.parametrize("habit", HABITS)
@@ -351,7 +361,15 @@ def test_channels_go_whatever_the_habits_of_an_exporter(habit: str, tmp_path: Pa
     stored = {name: (tensor.T if name in turned else tensor).contiguous().numpy() for name, tensor in held.items()}
     tensors = [arrays.from_array(array, name) for name, array in stored.items()]
     sizes = [-1, 20] if habit == "written sizes" else [0, -1]
-    nodes.insert(0, node("Constant", [], ["sizes"], value_ints=sizes))
+    if habit == "computed sizes":
+        nodes[:0] = [
+            node("Constant", [], ["row"], value_ints=[20]), node("Shape", ["x"], ["n"], end=1),
+            node("Concat", ["n", "row"], ["sizes"], axis=0),
+        ]  # fmt: skip
+    else:
+        nodes.insert(0, node("Constant", [], ["sizes"], value_ints=sizes))
+    flattening = next(own for own in nodes if own.op_type == "Reshape")
+    flattening.attribute.extend([helper.make_attribute("allowzero", 1)] if habit == "written sizes" else [])
     info = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in
             (("x", ["n", 2, 4, 4]), ("y", ["n", 3]), ("h4", ["n", 5, 2, 2]))]  # fmt: skip
     inputs = info[:1]

@@ -9,7 +9,7 @@ file; a flattening to a size that is written down then takes what there is, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pathlift.reading.examples import Examples
 from pathlift.storage.onnx.module import OnnxModule, Operator
 from pathlift.storage.onnx.names import Path
 from pathlift.storage.onnx.operators import OPERATORS
-from pathlift.storage.onnx.program import Array, Node
+from pathlift.storage.onnx.program import Node
 from pathlift.storage.onnx.write import smaller_source
 
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -241,18 +241,22 @@ class Layered:
                     tensors[path] = new.reshape(shape).to(old)
             if isinstance(layer.module, _ConvNd) and layer.node.get("group", 1) > 1:
                 groups[layer.node.outputs[0]] = layer.module.groups
-        nodes = tuple(
-            replace(node, settings={**node.settings, "group": groups[node.outputs[0]]}) if node.outputs[0] in groups else node
-            for node in program.nodes
-        )
-        arrays = {**program.arrays, **self._flattenings}
-        smaller = OnnxModule(
-            replace(program, nodes=nodes, arrays=arrays), module.inputs, module.nodes, _tensors(module, tensors)
-        )
+        nodes = tuple(_smaller_node(node, self._flattenings, groups) for node in program.nodes)
+        rest = replace(program, nodes=nodes).ending_at(program.outputs)
+        smaller = OnnxModule(rest, module.inputs, module.nodes, _tensors(module, tensors))
         smaller.samples, smaller.held = module.samples, module.held
         if module.onnx_source:
             smaller.onnx_source = smaller_source(module.onnx_source, self._flattenings, groups)
         return smaller.train(module.training)
+
+
+def _smaller_node(node: Node, flattenings: Collection[str], groups: Mapping[str, int]) -> Node:
+    """Return a node without the numbers of channels that it writes down."""
+    if node.outputs[0] in flattenings:
+        return replace(node, kind="Flatten", inputs=node.inputs[:1], settings={"axis": 1})
+    if node.outputs[0] in groups:
+        return replace(node, settings={**node.settings, "group": groups[node.outputs[0]]})
+    return node
 
 
 def _tensors(module: OnnxModule, values: Mapping[Path, Tensor]) -> dict[Path, Tensor]:
@@ -279,11 +283,10 @@ def _put(model: nn.Module, path: Path, layer: nn.Module) -> None:
     parent._modules[path[-1]] = layer
 
 
-def _observed(module: OnnxModule, examples: Examples) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
-    """Run a module; return the shapes of its activations, and the sizes of flattenings as what does not fix them."""
+def _observed(module: OnnxModule, examples: Examples) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Run a module; return the shapes of its activations, and what a Reshape makes that is a Flatten of a size written down."""
     shapes: dict[str, tuple[int, ...]] = {}
-    flattenings: dict[str, Array] = {}
-    others: set[str] = set()
+    flattenings: set[str] = set()
 
     def note(operator: nn.Module, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         assert isinstance(operator, Operator)
@@ -292,13 +295,10 @@ def _observed(module: OnnxModule, examples: Examples) -> tuple[dict[str, tuple[i
         for name, value in (*zip(node.inputs, inputs, strict=False), *zip(node.outputs, results, strict=False)):
             if isinstance(value, Tensor):
                 shapes[name] = tuple(value.shape)
-        for index, name in enumerate(node.inputs):
-            if name in module.program.arrays:
-                if node.kind == "Reshape" and index == 1 and _flattens(node, inputs[0], inputs[1], results[0]):
-                    first = inputs[1][0]
-                    flattenings[name] = np.array([max(first, 0), -1], dtype=np.int64)
-                else:
-                    others.add(name)
+        if node.kind == "Reshape" and isinstance(inputs[0], Tensor) and isinstance(inputs[1], np.ndarray):
+            x, sizes, result = inputs[0], inputs[1], results[0]
+            if x.dim() >= 2 and len(sizes) == 2 and sizes[1] > 0 and result.shape[0] == x.shape[0]:
+                flattenings.add(node.outputs[0])
 
     hooks = [child.register_forward_hook(note) for child in module.modules() if isinstance(child, Operator) and child.node]
     try:
@@ -307,11 +307,4 @@ def _observed(module: OnnxModule, examples: Examples) -> tuple[dict[str, tuple[i
     finally:
         for hook in hooks:
             hook.remove()
-    return shapes, {name: sizes for name, sizes in flattenings.items() if name not in others}
-
-
-def _flattens(node: Node, x: Any, sizes: Array, result: Any) -> bool:
-    """Whether a Reshape makes a row of a written-down size of each sample."""
-    if not isinstance(x, Tensor) or not isinstance(result, Tensor) or len(sizes) != 2 or node.get("allowzero", 0):
-        return False
-    return bool(sizes[1] > 0) and x.dim() >= 2 and result.shape[0] == x.shape[0]
+    return shapes, flattenings

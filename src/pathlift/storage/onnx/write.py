@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pathlift.errors import InputError
 from pathlift.storage.onnx.file import branches, constants, nodes_of
 from pathlift.storage.onnx.module import OnnxModule
-from pathlift.storage.onnx.program import DTYPES, Array, array_of
+from pathlift.storage.onnx.program import DTYPES, array_of
 from pathlift.storage.packages import package
 
 
-def smaller_source(source: bytes, arrays: Mapping[str, Array], groups: Mapping[str, int]) -> bytes:
+def smaller_source(source: bytes, flattenings: Collection[str], groups: Mapping[str, int]) -> bytes:
     """Return the source of a program (`OnnxModule.onnx_source`) of which channels were cut.
 
     Args:
         source: The program without the values of its weights.
-        arrays: Constants by name that have other values now.
+        flattenings: What is made by a Reshape that becomes a Flatten.
         groups: Number of groups of convolutions, by the name of their result.
 
     Returns:
         The same without the shapes of values that it tells beside its inputs and outputs.
 
     Raises:
-        InputError: A function of the program holds one of these.
+        InputError: A function of the program holds one of these nodes.
     """
     onnx = package("onnx", "onnx")
     program = onnx.ModelProto.FromString(source)
-    missing = {*arrays, *groups}
-    for tensor in program.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
-            missing.discard(tensor.name)
+    missing = {*flattenings, *groups}
     for node in nodes_of(program.graph):
         name = next(iter(node.output), "")
-        if node.op_type == "Constant" and name in arrays:
-            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(arrays[name], name)))
+        missing.discard(name)
+        if name in flattenings:
+            del node.attribute[:], node.input[1:]
+            node.op_type = "Flatten"
+            node.attribute.append(onnx.helper.make_attribute("axis", 1))
         for attribute in node.attribute:
             if name in groups and attribute.name == "group":
                 attribute.i = groups[name]
         for branch in branches(node).values():
             del branch.value_info[:]
-        missing.discard(name)
     if missing:
         raise InputError(f"{min(missing)!r} has another size now and lies in a function of the file, which others may call.")
     for part in (program.graph, *program.functions):
