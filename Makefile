@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# What a contributor runs before a commit: some six minutes on two cores.
+# What a contributor runs before a commit: some five minutes on two cores.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SHARED) -m "not hunt"
 	$(BIN)/python -m pytest $(SHARED) -p no:randomly --doctest-modules src/pathlift
@@ -56,7 +56,7 @@ bench: $(STAMP)
 coverage: $(STAMP)
 	$(BIN)/python benchmarks/coverage.py
 
-# The site of docs/ in build/site: pages, figures and examples are run first, which takes some minutes; again only what has changed.
+# The site of docs/ in build/site: pages, figures and examples are run first, which takes some minutes on all cores; again only what has changed.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
