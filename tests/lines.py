@@ -35,6 +35,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "compare": ("weights.safetensors", "other.safetensors", "--model", *MODEL),
     "prune": (*MODEL, "--amount", "0.5", "--criterion", "wanda", "--data", "data.safetensors"),
     "quantize": (*MODEL, "--bits", "4"),
+    "bits": MODEL,
     "shrink": MODEL,
     "rescale": (*MODEL, "--to", "random"),
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
