@@ -339,6 +339,8 @@ def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options, s
         again = load_model(str(path))  # our own reader: the same network
         assert pathlift.path_norm(again, SHAPE).log10 == pytest.approx(pathlift.path_norm(quantized, SHAPE).log10, abs=1e-6)
         assert torch.allclose(again(sample), quantized(sample), atol=1e-5, rtol=1e-5)
+        pathlift.save(again, tmp_path / "again.onnx")
+        assert (tmp_path / "again.onnx").stat().st_size == pytest.approx(path.stat().st_size, rel=0.02)
     with pytest.raises(MismatchError, match="not what the report has"):
         save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
     with pytest.raises(InputError, match="exists already"):

@@ -7,7 +7,7 @@ from typing import Any
 from pathlift.errors import InputError
 from pathlift.storage.onnx.file import constants
 from pathlift.storage.onnx.module import OnnxModule
-from pathlift.storage.onnx.program import DTYPES, array_of
+from pathlift.storage.onnx.program import array_stored
 from pathlift.storage.packages import package
 
 
@@ -19,7 +19,7 @@ def program_with(model: OnnxModule) -> Any:
     weights = {name: held[".".join(path)] for part in model.program.all() for name, path in part.tensors.items()}
     for name, tensor, _ in constants(program.graph):
         if name in weights:
-            array = array_of(weights.pop(name).detach().cpu(), DTYPES[tensor.data_type])
+            array = array_stored(weights.pop(name).detach().cpu(), tensor.data_type)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     if weights:
         raise InputError(f"The weight {next(iter(weights))!r} has no place of its own in the graph of the model's file.")
