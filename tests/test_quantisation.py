@@ -317,6 +317,7 @@ def sample() -> Tensor:
     return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "options", [{"bits": 4}, {"bits": {"up": 3, "*": 8}, "affine": True, "granularity": 2}, {"bits": "fp8_e4m3"}], ids=str
 )
@@ -383,7 +384,8 @@ class WithRoundedInputs(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("measured", [True, False])
 def test_activations_become_whole_numbers_where_they_have_a_range(tmp_path, measured, sample):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -420,6 +422,7 @@ def rounded_at_random(report: pathlift.quantisation.QuantizeReport, source: torc
     return drawn_weights
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{}, {"rounding": "nearest", "affine": True}, {"bits": "fp8_e5m2"}], ids=str)
 def test_every_rounding_to_the_same_grids_is_bounded_and_certified(options):
     model, x = drawn(Residual), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
