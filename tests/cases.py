@@ -228,6 +228,8 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "bmm": lambda: WithParameters(lambda x, w: torch.bmm(x[0], w), weight=(2, 3, 2)),
         "einsum": lambda: WithParameters(lambda x, w: torch.einsum("bchw,cd->bdhw", x, w), weight=(2, 3)),
         "einsum ellipsis": lambda: WithParameters(lambda x, w: torch.einsum("...w,wv->...v", x, w), weight=(3, 2)),
+        "einsum of one, permuted": lambda: Fn(lambda x: torch.einsum("bchw->bwch", x)),
+        "einsum of one, summed": lambda: Fn(lambda x: torch.einsum("bchw->wb", x)),
         "slice assignment": lambda: Fn(_overwrite),
         "view in place": lambda: Fn(_in_place_on_a_view),
         "squeeze in place": lambda: Fn(lambda x: (x[:, :1] * 2.0).squeeze_(1).transpose_(1, 2)),

@@ -34,12 +34,14 @@ LINES: dict[str, tuple[str, ...]] = {
     "metric": (MODEL[0], "torch.nn:Linear", *MODEL[1:]),
     "compare": ("weights.safetensors", "other.safetensors", "--model", *MODEL),
     "prune": (*MODEL, "--amount", "0.5", "--criterion", "wanda", "--data", "data.safetensors"),
+    "quantize": (*MODEL, "--bits", "4"),
     "shrink": MODEL,
     "rescale": (*MODEL, "--to", "random"),
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
     "certify": (*MODEL, "--data", "data.safetensors", "--bits", "8"),
     "score": MODEL,
     "statistics": MODEL,
+    "report": (*MODEL, "--bits", "none", "--prune", "none"),
     "support": MODEL,
     "experiment lottery": ("--data", "digits", "--out", "results", "--jobs", "0"),  # nothing is trained here
 }
@@ -129,6 +131,11 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--p": _one_of("2"),  # without --to balanced
     "--tolerance": _number(0),
     "--bits": _number(2, 65, whole=True),
+    "quantize --bits": _one_of("2"),
+    "--ends": _one_of("2"),
+    "--granularity": _one_of("1", "2"),
+    "--budget": _one_of("2", "9" * 30),
+    "--onnx": _one_of("missing.onnx"),
     "--per": _one_of(),
     "--step": _number(0, 1e308),
     "--relative": _one_of(),  # beside --bits
@@ -136,6 +143,11 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--prune": _one_of(),
     "--radius": _number(0, 1e308),
     "--other": _one_of(),
+    "report --other": WEIGHTS,
+    "report --out": _one_of(),
+    "report --prune": lambda value: value == "none" or all(map(_number(0, 1), value.split(","))),
+    "report --bits": _one_of("2"),
+    "report --estimate": _one_of("0", "2"),
     "--name": _one_of(),
 }
 

@@ -51,7 +51,7 @@ EXTRAS = (
     ("torch-pruning", ("shrink", *MODEL)),
     ("demo", ("certify", *MODEL, "--data", "digits")),
     ("experiments", ("experiment", "lottery", "--data", "digits", "--out", "lottery")),
-    ("experiments", ("compare", "pruned.safetensors", "--model", "nets:mlp", "--shape", "4", "--plot", "a.png")),
+    ("plots", ("compare", "pruned.safetensors", "--model", "nets:mlp", "--shape", "4", "--plot", "a.png")),
 )
 """Commands that need an extra: one sentence that says which."""
 

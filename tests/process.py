@@ -107,13 +107,13 @@ def _loaded(world: World) -> object:
 
 def _rounding_loaded(world: World) -> object:
     _, report = pathlift.quantize(world.network, bits=4, moments=0)
-    report.save(world.folder / "rounded.safetensors")
+    report.save(world.folder / "rounded.safetensors", overwrite=True)
     return pathlift.quantisation.load_quantized(world.folder / "rounded.safetensors")
 
 
 def _onnx_written(world: World) -> object:
     quantized, report = pathlift.quantize(world.model, SHAPE, 4, moments=0)
-    pathlift.quantisation.save_onnx(quantized, report, world.folder / "rounded.onnx", SHAPE)
+    pathlift.quantisation.save_onnx(quantized, report, world.folder / "rounded.onnx", SHAPE, overwrite=True)
     return (world.folder / "rounded.onnx").exists()
 
 
@@ -177,6 +177,7 @@ PUBLIC = {name: value for room in ROOMS for name, value in _names(f"pathlift{roo
 """All that users find, at the top and in the packages."""
 
 FUNCTIONS: dict[str, Callable[[World], object]] = {
+    "activation_ranges": lambda w: pathlift.quantisation.activation_ranges(w.network, data=w.x),
     "activation_statistics": lambda w: pathlift.activation_statistics(w.network, correlations="channels"),
     "align": lambda w: pathlift.align(w.network, w.groups.randomize(generator=w.generator)),
     "apply_masks": lambda w: pathlift.pruning.apply_masks(w.model, w.masks),

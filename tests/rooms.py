@@ -8,22 +8,10 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
 
 FLOORS = (
-    ("results", "errors", "forks", "precision", "budget", "arguments", "output", "storage"),
+    ("version", "failures", "results", "errors", "drawing", "forks", "precision", "budget", "arguments", "output", "storage"),
     ("edges", "graph", "rules", "passes", "reading"),
-    (
-        "norm",
-        "magnitude",
-        "rescaling",
-        "saving",
-        "metric",
-        "streaming",
-        "kernel",
-        "statistics",
-        "compensation",
-        "pruning",
-        "quantisation",
-    ),
-    ("lipschitz", "certification", "consequences", "reference", "lifting"),
+    ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics"),
+    ("compensation", "pruning", "quantisation", "lipschitz", "certification", "consequences", "reference", "lifting", "report"),
     ("public", "", "lightning", "experiments", "cli", "__main__"),
 )
 """A room imports only from those before it; "" is `pathlift` itself."""

@@ -156,18 +156,25 @@ def test_a_representative_that_was_stopped_is_of_the_same_orbit_and_says_how_far
         assert stopped.imbalance > whole.imbalance
 
 
-@pytest.mark.parametrize("looks", [0, 1, 2, 3, 5, 9, 14])
-def test_bounds_of_a_pair_that_were_stopped_anywhere_are_bounds(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, nn.Module, float, pathlift.metric.PathMetric]:
+    """Two networks, their path-metric from all paths, and the bounds on it that nothing stopped."""
     torch.manual_seed(0)
     model, other = (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double() for _ in range(2))
     truth = float((pathlift.path_lifting(model, (3,)).phi - pathlift.path_lifting(other, (3,)).phi).abs().sum())
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlift.metric.metric.limited", lambda seconds: stopping_after(looks))
-        found = pathlift.path_metric(model, other, (3,), tighten=6)
-    assert found.stopped
-    assert found.lower <= truth <= found.upper
-    whole = pathlift.path_metric(model, other, (3,), tighten=6)
-    assert not whole.stopped and whole.ratio <= found.ratio
+    return model, other, truth, pathlift.path_metric(model, other, (3,), tighten=6)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2, 3, 5, 9, 14])
+def test_bounds_of_a_pair_that_were_stopped_anywhere_are_bounds(
+    looks: int, pair: tuple[nn.Module, nn.Module, float, pathlift.metric.PathMetric], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other, truth, complete = pair
+    monkeypatch.setattr("pathlift.metric.metric.limited", lambda seconds: stopping_after(looks))
+    stopped = pathlift.path_metric(model, other, (3,), tighten=6)
+    assert stopped.stopped and not complete.stopped
+    assert stopped.lower <= truth <= stopped.upper
+    assert complete.ratio <= stopped.ratio
 
 
 def test_an_interrupt_in_the_middle_of_a_search_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -568,6 +568,12 @@ def test_another_number_of_classes_names_layer_numbers_and_remedy(here: Path) ->
     assert load_model("test_checkpoints:mlp", here / "seven.pt", arguments={"classes": 7})
 
 
+def test_a_number_in_the_place_of_a_vector_is_a_mismatch(here: Path) -> None:
+    torch.save({**mlp(0, 2).state_dict(), "2.bias": torch.tensor(1.0)}, here / "m.pt")
+    with pytest.raises(pathlift.MismatchError, match=r"'2.bias' has shape \(\)"):
+        load_model("test_checkpoints:mlp", here / "m.pt")
+
+
 def test_tied_weights_may_be_saved_once(here: Path) -> None:
     model = tied()
     state = model.state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import functools
 import io
 import json
 import os
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import termios
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -65,9 +68,9 @@ SECONDS = re.compile(r" \d+\.\d\d(?=  (?:no|yes))")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("weights")
-    exact.write(made)
-    return made
+    weights = tmp_path_factory.mktemp("weights")
+    exact.write(weights)
+    return weights
 
 
 @pytest.fixture
@@ -76,20 +79,44 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, name: str, columns: int, *more: str) -> str:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    done = run(*LINES[name], *more)
-    assert done.code == STATUS.get(name, 0) and not done.stderr, done
-    return "\n".join(line.rstrip() for line in SOURCE.sub(".py:1)", SECONDS.sub(" 0.00", done.stdout)).splitlines()) + "\n"
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> Callable[[str, int], str]:
+    """What a line prints at a width; each is run once."""
+
+    @functools.cache
+    def at(name: str, columns: int) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("COLUMNS", str(columns))
+            done = run(*LINES[name])
+        assert done.code == STATUS.get(name, 0) and not done.stderr, done
+        return "\n".join(line.rstrip() for line in SOURCE.sub(".py:1)", SECONDS.sub(" 0.00", done.stdout)).splitlines()) + "\n"
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def as_json(folder: Path) -> Callable[[str], Any]:
+    """The JSON of a line; each is run once."""
+
+    @functools.cache
+    def of(name: str) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            done = run(*LINES[name], "--json")
+        assert done.code == STATUS.get(name, 0), done
+        return json.loads(done.stdout)
+
+    return of
 
 
 # ---- widths
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_at_80_columns_a_command_prints_its_snapshot(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_80_columns_a_command_prints_its_snapshot(name: str, printed: Callable[[str, int], str]) -> None:
     """To write them anew: PATHLIFT_SNAPSHOTS=write, and look at the difference."""
-    text = printed(monkeypatch, name, 80)
+    text = printed(name, 80)
     file = SNAPSHOTS / f"{name}.txt"
     if os.environ.get("PATHLIFT_SNAPSHOTS") == "write":
         file.write_text(text)
@@ -97,20 +124,20 @@ def test_at_80_columns_a_command_prints_its_snapshot(name: str, here: Path, monk
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_no_number_is_cut_at_60_and_80_columns(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = Counter(NUMBER.findall(printed(monkeypatch, name, 200)))
+def test_no_number_is_cut_at_60_and_80_columns(name: str, printed: Callable[[str, int], str]) -> None:
+    wide = Counter(NUMBER.findall(printed(name, 400)))
     for columns in (60, 80):
-        narrow = printed(monkeypatch, name, columns)
+        narrow = printed(name, columns)
         assert not wide - Counter(NUMBER.findall(narrow)), narrow
         assert "…" not in narrow.replace(" … ", ""), narrow
 
 
-def test_no_number_is_cut_in_a_pipe_that_says_no_width(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_number_is_cut_in_a_pipe_that_says_no_width(folder: Path, printed: Callable[[str, int], str]) -> None:
     env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path[1:]])
     command = [sys.executable, "-m", "pathlift", *LINES["prune"]]
-    piped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here, env=env)
-    assert [line.rstrip() for line in piped.stdout.splitlines()] == printed(monkeypatch, "prune", 160).splitlines()
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=env)
+    assert [line.rstrip() for line in piped.stdout.splitlines()] == printed("prune", 160).splitlines()
 
 
 texts = st.text("abcdef._", min_size=1, max_size=50)
@@ -152,37 +179,48 @@ def test_a_number_that_is_wider_than_its_column_is_whole() -> None:
     assert "1.23456e+12345" in text.getvalue()
 
 
-def terminal(*arguments: str, columns: int, folder: Path, **environment: str) -> str:
-    """Run a command in a terminal of so many columns; what it shows, escapes included."""
-    own, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+def terminal(*lines: tuple[str, ...], columns: int, folder: Path, **environment: str) -> str:
+    """Run commands one after the other in a terminal of so many columns; what it shows, escapes included."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}}
     env |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]), **environment}
-    command = [sys.executable, "-m", "pathlift", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=other, stderr=other, cwd=folder, env=env) as process:
-        os.close(other)
+    code = f"""
+import sys
+from pathlift.cli import main
+for line in {lines!r}:
+    sys.argv = ["pathlift", *line]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+    print("----")
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower, cwd=folder, env=env) as process:
+        os.close(follower)
         parts = []
         while True:
             try:
-                part = os.read(own, 1 << 16)
+                part = os.read(leader, 1 << 16)
             except OSError:
                 break
             if not part:
                 break
             parts.append(part)
-    os.close(own)
+    os.close(leader)
     assert process.returncode == 0, parts
     return b"".join(parts).decode(errors="replace")
 
 
 def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: Path) -> None:
-    plain = terminal(*LINES["score"], columns=60, folder=folder, NO_COLOR="1")
+    both = terminal(LINES["score"], ("norm", *TRAINED, "--quiet"), columns=60, folder=folder, NO_COLOR="1")
+    plain, quiet, _ = both.split("----")
     assert not re.search(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|38|4[0-7]|9[0-7])(?:;[0-9;]*)?m", plain)
     assert "capturing the graph" in plain
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", plain).replace("\r", "")
     answer = shown[shown.rindex("exact:net\n") :]
     assert max(map(len, answer.splitlines())) <= 60 and "path-norm " in answer
-    quiet = terminal("norm", *TRAINED, "--quiet", columns=60, folder=folder)
     assert "capturing" not in quiet and "path-norm" in quiet
 
 
@@ -190,24 +228,21 @@ def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: 
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_csv_has_the_rows_of_the_table(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "support":
-        assert list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout))) == [
-            ["module", "op", "where", "reason", "advice"]
-        ]
-        return
+def test_csv_has_the_rows_of_the_table(name: str, here: Path, printed: Callable[[str, int], str]) -> None:
     rows = list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout)))
+    if name == "support":
+        assert rows == [["module", "op", "where", "reason", "advice"]]
+        return
     assert len(rows) > 1 and len({len(row) for row in rows}) == 1
-    table = printed(monkeypatch, name, 400)
+    table = printed(name, 400)
     names = {"compare": [row[1] for row in rows[1:]], "rescale": []}.get(name, [row[0] for row in rows[1:]])
     assert all(first in table for first in names)
 
 
-def test_csv_has_all_digits(here: Path) -> None:
+def test_csv_has_all_digits(here: Path, as_json: Callable[[str], Any]) -> None:
     rows = list(csv.DictReader(io.StringIO(run(*LINES["score"], "--csv").stdout)))
-    found = json.loads(run(*LINES["score"], "--json").stdout)["tensors"]
     assert {row["tensor"]: float(row["share of all paths"]) for row in rows} == {
-        name: row["share"] for name, row in found.items()
+        name: tensor["share"] for name, tensor in as_json("score")["tensors"].items()
     }
 
 
@@ -219,11 +254,11 @@ def keys(value: object, path: str = "") -> set[str]:
         return set()
     if path == "tensors":
         value = {"*": next(iter(value.values()))}
-    found: set[str] = set()
+    every: set[str] = set()
     for key, item in value.items():
         inner = f"{path}.{key}" if path else key
-        found |= {inner} | keys(item, inner)
-    return found
+        every |= {inner} | keys(item, inner)
+    return every
 
 
 def documented() -> dict[str, set[str]]:
@@ -241,16 +276,14 @@ SECTIONS = {
 }  # fmt: skip
 
 
-def test_the_keys_of_json_are_those_that_are_documented(here: Path) -> None:
-    found: dict[str, set[str]] = {}
-    more = {"metric": ("--estimate", "50")}
-    for name, line in LINES.items():
-        done = run(*line, "--json", *more.get(name, ()))
-        assert done.code == STATUS.get(name, 0), done
-        found.setdefault(SECTIONS[name], set()).update(keys(json.loads(done.stdout)))
+def test_the_keys_of_json_are_those_that_are_documented(here: Path, as_json: Callable[[str], Any]) -> None:
+    printed: dict[str, set[str]] = {}
+    estimated = json.loads(run(*LINES["metric"], "--json", "--estimate", "50").stdout)
+    for name in LINES:
+        printed.setdefault(SECTIONS[name], set()).update(keys(estimated if name == "metric" else as_json(name)))
     said = documented()
-    assert set(found) <= set(said)
-    assert {name: said[name] for name in found} == found
+    assert set(printed) <= set(said)
+    assert {name: said[name] for name in printed} == printed
 
 
 def test_json_and_csv_exclude_each_other(here: Path) -> None:
@@ -264,17 +297,19 @@ def test_quiet_says_the_answer_alone(here: Path) -> None:
     assert "No path runs" in loud.stderr and not quiet.stderr and quiet.stdout == loud.stdout
 
 
-def test_bounds_are_printed_as_they_come_with_what_they_cost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = printed(monkeypatch, "metric_all", 160)
+def test_bounds_are_printed_as_they_come_with_what_they_cost(
+    here: Path, printed: Callable[[str, int], str], as_json: Callable[[str], Any]
+) -> None:
+    text = printed("metric_all", 400)
     assert text.index("norm difference") < text.index("Lemma F.1") < text.index("4 moments")
     assert "seconds" in text
-    found: list[str] = []
+    names: list[str] = []
     bounds = pathlift.metric.path_metric_bounds(
-        exact.net(), load_state(here / "half.safetensors"), (4,), progress=lambda bound: found.append(bound.name)
+        exact.net(), load_state(here / "half.safetensors"), (4,), progress=lambda bound: names.append(bound.name)
     )
-    assert sorted(found) == sorted(bound.name for bound in bounds)
-    bounds_ = json.loads(run(*LINES["metric_all"], "--json").stdout)["bounds"]
-    assert all(bound["seconds"] >= 0 for bound in bounds_) and any("moments" in bound["name"] for bound in bounds_)
+    assert sorted(names) == sorted(bound.name for bound in bounds)
+    records = as_json("metric_all")["bounds"]
+    assert all(record["seconds"] >= 0 for record in records) and any("moments" in record["name"] for record in records)
 
 
 # ---- inputs, until, several files
@@ -312,11 +347,11 @@ def test_until_reads_the_part_that_is_supported(here: Path) -> None:
     assert run("support", "exact:unsupported", "--shape", "4", "--until", "0").code == 0
 
 
-def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path) -> None:
+def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path, as_json: Callable[[str], Any]) -> None:
     for name in ("half", "another_training"):
         (tmp_path / f"{name}.safetensors").write_bytes((here / f"{name}.safetensors").read_bytes())
     others = json.loads(run("metric", "exact:net", str(tmp_path), *TRAINED[1:], "--json").stdout)["others"]
-    alone = json.loads(run(*LINES["metric_exact"], "--json").stdout)
+    alone = as_json("metric_exact")
     assert [Path(other["other"]).stem for other in others] == ["another_training", "half"]
     assert others[1]["upper"] == alone["upper"]
     assert run("equivalent", "exact:net", str(tmp_path), *TRAINED[1:]).code == 1
@@ -404,14 +439,14 @@ def test_an_answer_that_cannot_be_written_is_one_sentence(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "pathlift: The answer cannot be written: No space left on device.\n")
 
 
-def test_a_disk_that_fills_up_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
-
-    done = outside(
-        "score", *MODEL, "--out", str(tmp_path / "a.safetensors"), folder=folder, capture_output=True, preexec_fn=small
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr, done
+def test_a_disk_that_fills_up_leaves_nothing(here: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    try:
+        done = run("score", *MODEL, "--out", str(tmp_path / "a.safetensors"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 2 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr, done
     assert not list(tmp_path.iterdir())
 
 

@@ -18,32 +18,21 @@ import snippets  # noqa: E402
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 RUN = [name for name, text in PAGES.items() if snippets.blocks(text) and generated.runs(name)]
 QUICK = {"index.md", "worked.md", "statements.md", "migration.md", "troubleshooting.md"}
-NEEDS = {
-    "which.md": ("torchvision",),
-    "numbers.md": ("torchvision",),
-    "cli.md": ("sklearn", "timm"),
-    "start/checkpoints.md": ("sklearn", "matplotlib"),
-    "start/prune.md": ("sklearn", "torch_pruning", "onnx", "onnxscript", "torchvision"),
-    "start/training.md": ("sklearn",),
-    "start/onnx.md": ("sklearn", "onnx", "onnxscript"),
-    "start/quantise.md": ("sklearn",),
-}
-"""The extras of the pages that need some."""
+"""The pages that take little time. `make docs` runs all, and `.ci/run` makes them."""
 
 
-def pages() -> list[object]:
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.hunt) for name in RUN]
-
-
-@pytest.mark.parametrize("name", pages())
+@pytest.mark.parametrize("name", sorted(QUICK))
 def test_the_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in NEEDS.get(name, ()):
-        pytest.importorskip(package)
+    assert name in RUN
     monkeypatch.delitem(sys.modules, "nets", raising=False)
     outputs = snippets.run(PAGES[name], tmp_path)
     assert any(outputs)
     shown = snippets.filled(PAGES[name], outputs)
     assert shown.count("```text") == PAGES[name].count("```text") + sum(map(bool, outputs))
+
+
+def test_continuous_integration_runs_every_page() -> None:
+    assert "make docs" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_a_block_that_fails_is_not_passed_over(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def _inside(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 @pytest.mark.one_in(18)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_random_networks_stay_inside(part: int) -> None:
-    over(networks(), 400 + part, _inside)
+    over(networks(), 400, part, _inside)
 
 
 def test_the_linear_bound_of_a_set_with_one_network_and_one_input_is_the_network() -> None:

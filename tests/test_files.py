@@ -26,7 +26,7 @@ from pathlift.experiments import store
 from pathlift.storage import data, sizes
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.data import load_data
-from pathlift.storage.models import load_model, load_state, save_tensors
+from pathlift.storage.models import default_shape, load_model, load_state, save_tensors
 from plain import run
 
 MARK = "RAN"
@@ -429,11 +429,11 @@ NAMES = {
 @needs_onnx
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_an_onnx_file_becomes_source(name: str) -> None:
-    for file in (two_layers(NAMES[name], "Gemm_2"), two_layers(NAMES[name], NAMES[name]), two_layers("Gemm_1", NAMES[name])):
+    for file in (two_layers(NAMES[name], "Gemm_2"), two_layers("Gemm_1", NAMES[name]), two_layers(NAMES[name], NAMES[name])):
         model = load_model(file)
         assert pathlift.path_norm(model, (4,)).value == 4 * 8 * 3
-        assert all(PLAIN.fullmatch(own) for own, _ in model.named_modules() if own)
-        assert run("support", file, "--shape", "4").code == 0
+        assert all(PLAIN.fullmatch(path) for path, _ in model.named_modules() if path)
+    assert run("support", file, "--shape", "4").code == 0
 
 
 @needs_onnx
@@ -577,3 +577,24 @@ def test_reading_an_onnx_file_makes_no_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     assert isinstance(load_model(file), nn.Module)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".onnx", ".pt2"])
+@pytest.mark.parametrize(("content", "words"), [
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "pointer of Git LFS"),
+    ("\n<!DOCTYPE html>\n<html><body>Not found</body></html>", "web page"),
+    ("<html>", "web page"),
+])  # fmt: skip
+def test_what_was_not_downloaded_is_named(suffix: str, content: str, words: str, tmp_path: Path) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnx")
+    path = tmp_path / f"m{suffix}"
+    path.write_text(content)
+    with pytest.raises(pathlift.InputError, match=words):
+        if suffix in {".onnx", ".pt2"}:
+            load_model(str(path), trust=True)
+        else:
+            load_state(path)
+    if suffix in {".onnx", ".pt2"}:
+        with pytest.raises(pathlift.InputError, match=words):
+            default_shape(str(path))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -190,15 +190,12 @@ def test_a_head_of_another_size_is_an_argument_of_the_model(here: Path) -> None:
     assert done.code == 0 and f"{pathlift.path_norm(wide, (4,)).value:.6g}" in done.stdout
 
 
-def test_lightning_that_is_not_installed_is_an_import_error(tmp_path: Path) -> None:
-    """In a process of its own, in which Lightning cannot be found."""
-    code = (
-        "import sys; sys.modules['lightning'] = None; sys.modules['lightning.pytorch'] = None\n"
-        "try:\n    import pathlift.lightning\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'pathlift[lightning]'" in done.stdout, done.stderr
+def test_lightning_that_is_not_installed_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning", "lightning.pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "pathlift.lightning", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'pathlift\[lightning\]'"):
+        importlib.import_module("pathlift.lightning")
 
 
 def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from pathlift.storage.onnx import OnnxModule, read_onnx  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
 from pathlift.storage.onnx.operators import OPERATORS  # noqa: E402
 from pathlift.storage.onnx.program import STATIC, tensor_of  # noqa: E402
+from pathlift.storage.onnx.trial import difference  # noqa: E402
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 node = helper.make_node
@@ -126,7 +127,7 @@ def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
         yield program, tensors, results
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.hunt  # the package takes seconds to make its cases
 @pytest.mark.parametrize("shard", range(16))
 def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> None:
     compared = 0
@@ -416,6 +417,70 @@ def test_pooling_agrees_with_a_runtime(pool: str, options: dict[str, Any], tmp_p
         assert pathlift.path_norm(read_onnx(path), (2, 6, 7)).value > 0
 
 
+def evaluated(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return what runs a program by onnx's own evaluator."""
+    from onnx.reference import ReferenceEvaluator
+
+    run = ReferenceEvaluator(str(path)).run
+    return lambda x: torch.from_numpy(np.asarray(run(None, {"x": x.numpy()})[0]))
+
+
+REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceSum", "ReduceMean", "ReduceMax")
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_reduction_over_nothing_is_what_it_does_to_single_numbers(kind: str, empty: bool, tmp_path: Path) -> None:
+    made = node(kind, ["x", "axes"] if empty else ["x"], ["y"], noop_with_empty_axes=1)
+    path = write(tmp_path / "m.onnx", [made], {"axes": ints()} if empty else {}, ["n", 4], 18)
+    reads(path, evaluated(path))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+@pytest.mark.parametrize("sizes", [(3,), (3, 4), (3, 4, 5), (3, 4, 3, 5)])
+def test_padding_along_one_axis_of_several(mode: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    made = node("Pad", ["x", "pads", "", "axes"], ["y"], mode=mode)
+    path = write(tmp_path / "m.onnx", [made], {"pads": ints(1, 2), "axes": ints(-1)}, ["n", *sizes], 19)
+    reads(path, lambda x: torch.from_numpy(np.pad(x.numpy(), [(0, 0)] * len(sizes) + [(1, 2)], mode=mode)))
+
+
+@pytest.mark.parametrize("outputs", [["y", "m", "v"], ["y", "m", "v", "sm", "sv"]])
+def test_a_batch_norm_that_returns_statistics_takes_them_from_the_batch(outputs: list[str], tmp_path: Path) -> None:
+    made = node("BatchNormalization", ["x", "s", "b", "mean", "var"], outputs)
+    tensors = {"s": array(3), "b": array(3), "mean": array(3), "var": np.abs(array(3))}
+    with pytest.raises(pathlift.UnsupportedModelError, match="from the batch"):
+        read_onnx(write(tmp_path / "m.onnx", [made], tensors, ["n", 3, 2], 9), check=False)(torch.ones(2, 3, 2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("kind", ["INT8", "UINT8", "INT4", "UINT4"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_weights_of_few_bits_and_numbers_for_blocks_of_them(axis: int, kind: str, zeros: bool, tmp_path: Path) -> None:
+    low, high = (0, 15) if kind.startswith("U") else (-8, 7)
+    draws, shape = np.random.default_rng(3), (2, 6) if axis == 0 else (4, 3)
+    of = getattr(onnx.TensorProto, kind)
+    numbers, zero = draws.integers(low, high, (4, 6)), draws.integers(low, high, shape)
+    scale = np.abs(array(*shape))
+    names = ["q", "scale", "zero"] if zeros else ["q", "scale"]
+    nodes = [
+        node("DequantizeLinear", names, ["w"], axis=axis, block_size=2), node("MatMul", ["x", "w"], ["h"]),
+        node("Relu", ["h"], ["y"]),
+    ]  # fmt: skip
+    path = write(tmp_path / "m.onnx", nodes, {"scale": scale}, ["n", 4], 21)
+    program = onnx.load(path)
+    program.graph.initializer.append(helper.make_tensor("q", of, (4, 6), numbers.ravel().tolist()))
+    if zeros:
+        program.graph.initializer.append(helper.make_tensor("zero", of, shape, zero.ravel().tolist()))
+    program.ir_version = 10
+    onnx.save(program, path)
+    blocks = [np.repeat(each, 2, axis).astype(np.float32) for each in (scale, zero if zeros else 0 * zero)]
+    weight = torch.from_numpy(((numbers - blocks[1]) * blocks[0]).astype(np.float32))
+    module = reads(path, lambda x: torch.relu(x @ weight))
+    assert pathlift.path_norm(module, (4,)).value == pytest.approx(float(weight.abs().sum()), rel=1e-6)
+    pathlift.save(module, tmp_path / "again.onnx")
+    reads(tmp_path / "again.onnx", lambda x: torch.relu(x @ weight))
+
+
 def test_a_branch_with_a_constant_condition_is_the_chosen_one(tmp_path: Path) -> None:
     def branch(sign: str) -> Any:
         value = helper.make_tensor_value_info(sign, onnx.TensorProto.FLOAT, None)
@@ -590,6 +655,37 @@ def test_a_reading_that_disagrees_with_a_runtime_is_refused(tmp_path: Path, monk
     read_onnx(path, check=False)
 
 
+def test_numbers_that_are_not_finite_agree_where_they_are_the_same(tmp_path: Path) -> None:
+    inf, nan = float("inf"), float("nan")
+    one = torch.tensor([1.0, inf, -inf, nan])
+    assert difference(one, one) == 0
+    assert difference(one, torch.tensor([1.5, inf, -inf, nan])) == pytest.approx(1 / 3)
+    for place, value in ((1, -inf), (1, nan), (1, 1e30), (2, inf), (2, nan), (3, inf), (3, 0.0)):
+        other = one.clone()
+        other[place] = value
+        assert difference(one, other) == difference(other, one) == inf
+    assert difference(torch.ones(2), torch.ones(2, 1)) == inf and difference(torch.zeros(2), torch.zeros(2)) == 0
+    nodes = [node("Div", ["x", "zero"], ["y"])]
+    path = write(tmp_path / "m.onnx", nodes, {"zero": np.zeros(4, np.float32)}, ["n", 4])
+    read_onnx(path, check=True)
+
+
+def test_an_infinity_of_the_other_sign_is_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.onnx", [node("Div", ["x", "zero"], ["y"])], {"zero": np.zeros(4, np.float32)}, ["n", 4])
+    monkeypatch.setitem(OPERATORS, "Div", lambda node, x, y: -x / y)
+    with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
+        read_onnx(path, check=True)
+
+
+def test_a_model_in_half_precision_that_is_read_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node("Cast", ["x"], ["c"], to=10), node("Neg", ["c"], ["h"]), node("Cast", ["h"], ["y"], to=1)]
+    path = write(tmp_path / "m.onnx", nodes, {}, ["n", 64])
+    read_onnx(path, check=True)
+    monkeypatch.setitem(OPERATORS, "Neg", lambda node, x: -0.7 * x)
+    with pytest.raises(pathlift.InputError, match="not what a runtime makes of it"):
+        read_onnx(path, check=True)
+
+
 def test_a_model_in_half_precision_is_compared_with_its_own_rounding(tmp_path: Path) -> None:
     nodes = [node("Cast", ["x"], ["c"], to=10), node("MatMul", ["c", "w"], ["h"]), node("Cast", ["h"], ["y"], to=1)]
     path = write(tmp_path / "m.onnx", nodes, {"w": array(64, 8).astype(np.float16)}, ["n", 64])
@@ -665,6 +761,46 @@ def test_a_function_of_the_file_is_what_it_says(tmp_path: Path) -> None:
     assert list(module.state_dict()) == ["w"] and pathlift.path_norm(module, (4,)).value > 0
     pathlift.save(module, tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx") == program
+
+
+def with_function(path: Path, function: Any, nodes: Sequence[Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Path:
+    """Write a program with a function of the domain ``own``."""
+    program = onnx.load(write(path, nodes, tensors, ["n", 4]))
+    program.functions.append(function)
+    program.opset_import.append(helper.make_opsetid("own", 1))
+    onnx.save(program, path)
+    return path
+
+
+def test_weights_within_a_function_belong_to_each_call_of_it(tmp_path: Path) -> None:
+    square = array(4, 4)
+    body = [node("Constant", [], ["w"], value=numpy_helper.from_array(square, "w")), node("MatMul", ["x", "w"], ["m"])]
+    function = helper.make_function(
+        "own", "Layer", ["x"], ["y"], [*body, node("Relu", ["m"], ["y"])], [helper.make_opsetid("", 17)]
+    )
+    nodes = [node("Layer", ["x"], ["h"], domain="own"), node("Layer", ["h"], ["y"], domain="own")]
+    weight = torch.from_numpy(square)
+    module = reads(
+        with_function(tmp_path / "m.onnx", function, nodes, {}), lambda x: torch.relu(torch.relu(x @ weight) @ weight)
+    )
+    with torch.no_grad():
+        list(module.parameters())[1].mul_(0)
+    pathlift.save(module, tmp_path / "again.onnx")
+    again = read_onnx(tmp_path / "again.onnx", check=True)
+    assert not again(torch.ones(1, 4)).any() and len(list(again.parameters())) == 2
+
+
+def test_a_function_in_another_version_of_the_standard(tmp_path: Path) -> None:
+    total = node("ReduceSum", ["x"], ["y"], axes=[1])
+    function = helper.make_function("own", "Total", ["x"], ["y"], [total], [helper.make_opsetid("", 11)])
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Total", ["h"], ["y"], domain="own")]
+    path = with_function(tmp_path / "m.onnx", function, nodes, {"w": V})
+    reads(path, lambda x: (x @ torch.from_numpy(V)).sum(1, keepdim=True))
+    reduced = node("Squeeze", ["x", "axes"], ["y"])
+    function = helper.make_function("own", "Total", ["x", "axes"], ["y"], [reduced], [helper.make_opsetid("", 13)])
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Total", ["h", "axes"], ["y"], domain="own")]
+    path = with_function(tmp_path / "m.onnx", function, nodes, {"w": array(4, 1), "axes": ints(1)})
+    reads(path, lambda x: (x @ torch.from_numpy(array(4, 1)))[:, 0])
 
 
 @pytest.mark.parametrize("opset", [6, 7, 8])

@@ -60,7 +60,7 @@ def check_costs(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 @pytest.mark.hunt
 @pytest.mark.parametrize("part", range(6 * LONGER))
 def test_drift_joint_cost_and_bound_are_in_order_on_random_networks(part):
-    over(networks(), 400 + part, check_costs)
+    over(networks(), 400, part, check_costs)
 
 
 def test_costs_of_the_network_with_shared_and_of_that_with_residual_weights():

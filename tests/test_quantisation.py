@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 
 import pathlift
-from pathlift.errors import InputError, NumericalError, UnsupportedModelError
-from pathlift.quantisation import Bytes, bits_needed, load_quantized
+from habit import LONGER
+from pathlift.errors import InputError, MismatchError, NumericalError, UnsupportedModelError
+from pathlift.quantisation import Bytes, activation_ranges, bits_needed, load_quantized, save_onnx
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import format_of
 from pathlift.quantisation.gauge import ExpectedError, representative
 from pathlift.quantisation.matrices import matrices_of
 from pathlift.quantisation.ranges import grid_of
 from pathlift.quantisation.rounding import ROUNDINGS
+from pathlift.reference.probe import Probe
 from pathlift.rescaling import with_state
+from pathlift.storage.models import load_model
 
 SHAPE = (2, 6, 6)
 
@@ -144,22 +147,26 @@ def factors_of(groups: pathlift.rescaling.Symmetries) -> list[float]:
     return torch.exp2(drawn_powers).tolist()
 
 
+OPTIONS = (
+    {},
+    {"granularity": "tensor", "bits": 4},
+    {"granularity": 2, "affine": True, "range": "expected", "bits": 3},
+)
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("options", OPTIONS, ids=["channel", "tensor", "group"])
 @pytest.mark.parametrize("gauge", ["balanced", "equalised", "optimal"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge):
+def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge, options):
     model = drawn(MODELS[name])
     groups = pathlift.symmetries(model, SHAPE)
     rescaled = with_state(model, groups.rescale(factors_of(groups)))
     assert not same(model, rescaled)
-    for options in (
-        {},
-        {"granularity": "tensor", "bits": 4},
-        {"granularity": 2, "affine": True, "range": "expected", "bits": 3},
-    ):
-        first, report = pathlift.quantize(model, SHAPE, gauge=gauge, moments=0, **options)
-        second, _ = pathlift.quantize(rescaled, SHAPE, gauge=gauge, moments=0, **options)
-        assert same(first, second)
-        assert report.gauge.name == gauge and report.path_metric.lower <= report.path_metric.upper
+    first, report = pathlift.quantize(model, SHAPE, gauge=gauge, moments=0, **options)
+    second, _ = pathlift.quantize(rescaled, SHAPE, gauge=gauge, moments=0, **options)
+    assert same(first, second)
+    assert report.gauge.name == gauge and report.path_metric.lower <= report.path_metric.upper
 
 
 @pytest.mark.hunt
@@ -188,6 +195,12 @@ def representative_of(model: nn.Module) -> nn.Module:
     return with_state(model, pathlift.rescaling.RescaledState(network, representative(network).state, torch.ones(0)))
 
 
+def on_a_grid(cost, middle, reach, count):
+    """The least cost on a square of the plane."""
+    points = torch.linspace(-reach, reach, count, dtype=torch.float64)
+    return min(cost(middle + torch.stack(pair)) for pair in itertools.product(points, points))
+
+
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_the_optimal_gauge_is_the_best_of_a_fine_grid(granularity):
     model = drawn(lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3)))
@@ -198,8 +211,7 @@ def test_the_optimal_gauge_is_the_best_of_a_fine_grid(granularity):
     formats = dict.fromkeys(matrices, format_of(4))
     problem = ExpectedError(network, groups.constraints, matrices, formats, granularity)
     free, imbalance = problem.minimum()
-    points = torch.linspace(-8, 8, 161, dtype=torch.float64)
-    best = min(problem.value(torch.stack(pair)) for pair in itertools.product(points, points))
+    best = min(on_a_grid(problem.value, torch.zeros(2), 8.0, 33), on_a_grid(problem.value, free, 0.5, 21))
     assert best - 0.01 - problem.slack <= problem.value(free) <= best + problem.slack + 1e-3
     assert imbalance < 1e-3 and problem.value(free) < problem.value(torch.zeros(2, dtype=torch.float64)) - 0.1
     middle = problem.value((free + 1.0) / 2)
@@ -250,6 +262,8 @@ def test_a_budget_is_kept_and_better_than_equal_bits():
     assert mixed.bits <= 4.0 and mixed.expected_error <= equal.expected_error
     _, small = pathlift.quantize(model, SHAPE, 8, budget=Bytes(equal.bytes_after), rounding="nearest", moments=0)
     assert small.bytes_after <= equal.bytes_after and small.expected_error <= equal.expected_error
+    _, roomy = pathlift.quantize(model, SHAPE, 8, budget=1e30, rounding="nearest", moments=0)
+    assert roomy.bits == 8.0
     for budget, match in ((1.5, "cannot be met"), (Bytes(10), "cannot be met")):
         with pytest.raises(InputError, match=match):
             pathlift.quantize(model, SHAPE, 8, budget=budget)
@@ -289,40 +303,237 @@ def test_files_hold_what_the_module_has(tmp_path, options):
         assert torch.equal(read.to(tensor.dtype), tensor)
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "affine": True}], ids=str)
-def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options):
-    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+def in_onnxruntime(path, x: Tensor) -> Tensor:
+    """The outputs of a file, run as it stands."""
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(path, options)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@pytest.fixture
+def sample() -> Tensor:
+    return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 4}, {"bits": {"up": 3, "*": 8}, "affine": True, "granularity": 2}, {"bits": "fp8_e4m3"}], ids=str
+)
+def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options, sample):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    model, x = drawn(Residual), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    model = drawn(Residual)
     quantized, report = pathlift.quantize(model, SHAPE, moments=0, **options)
-    pathlift.quantisation.save_onnx(quantized, report, tmp_path / "q.onnx", SHAPE)
-    session = runtime.InferenceSession(tmp_path / "q.onnx")
-    outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-    assert torch.allclose(outputs, quantized(x), atol=1e-5, rtol=1e-5)
-    stored = {item.name: item.data_type for item in onnx.load(tmp_path / "q.onnx").graph.initializer}
-    kind = onnx.TensorProto.INT4 if options["bits"] == 4 else onnx.TensorProto.INT8
+    path = tmp_path / "q.onnx"
+    save_onnx(quantized, report, path, SHAPE)
+    assert torch.allclose(in_onnxruntime(path, sample), quantized(sample), atol=1e-5, rtol=1e-5)
+    program = onnx.load(path)
+    stored = {item.name: item.data_type for item in program.graph.initializer}
+    kinds = onnx.TensorProto
     for tensor in report.tensors:
-        assert tensor.name not in stored and stored[f"{tensor.name}_quantized"] == kind
-    with pytest.raises(InputError, match="not what the report has"):
-        pathlift.quantisation.save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
+        kind = kinds.FLOAT8E4M3FN if tensor.bits == 8 and "fp8" in tensor.format else kinds.INT8
+        assert tensor.name not in stored and stored[f"{tensor.name}_quantized"] == (kinds.INT4 if tensor.bits <= 4 else kind)
+    assert {node.op_type for node in program.graph.node} & {"QuantizeLinear", "QLinearConv", "ConvInteger"} == set()
+    if "fp8" not in str(options):
+        again = load_model(str(path))  # our own reader: the same network
+        assert pathlift.path_norm(again, SHAPE).log10 == pytest.approx(pathlift.path_norm(quantized, SHAPE).log10, abs=1e-6)
+        assert torch.allclose(again(sample), quantized(sample), atol=1e-5, rtol=1e-5)
+    with pytest.raises(MismatchError, match="not what the report has"):
+        save_onnx(model, report, tmp_path / "other.onnx", SHAPE)
+    with pytest.raises(InputError, match="exists already"):
+        save_onnx(quantized, report, path, SHAPE)
 
 
-def test_every_rounding_to_the_same_grids_is_bounded_and_certified():
+def test_a_network_from_an_onnx_file_goes_back_as_the_same_graph(tmp_path, sample):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pathlift.save(drawn(Residual), tmp_path / "float.onnx", SHAPE)
+    network = pathlift.capture(load_model(str(tmp_path / "float.onnx")), SHAPE)
+    quantized, report = pathlift.quantize(network, bits=4, moments=0)
+    save_onnx(quantized, report, tmp_path / "q.onnx")
+    before, after = (onnx.load(tmp_path / f"{name}.onnx").graph for name in ("float", "q"))
+    assert [node.op_type for node in after.node if node.op_type != "DequantizeLinear"] == [n.op_type for n in before.node]
+    assert sum(node.op_type == "DequantizeLinear" for node in after.node) == len(report.tensors) == 5
+    again = pathlift.capture(load_model(str(tmp_path / "q.onnx")), SHAPE)
+    assert pathlift.path_norm(again).log10 == pytest.approx(pathlift.path_norm(quantized).log10, abs=1e-6)
+    written = tmp_path / "q.onnx"
+    assert written.stat().st_size < (tmp_path / "float.onnx").stat().st_size
+    assert in_onnxruntime(written, sample).shape == (3, 3)
+
+
+class WithRoundedInputs(nn.Module):
+    """Activations rounded in front of each convolution and linear layer, as QuantizeLinear and DequantizeLinear do."""
+
+    def __init__(self, model: nn.Module, ranges: dict[str, tuple[float, float]]) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        for name, (low, high) in ranges.items():
+            scale = torch.tensor((high - low) / 255, dtype=torch.float32)
+            zero = (-low / scale).round().clamp(0, 255)
+
+            def rounded(_, inputs, scale=scale, zero=zero):
+                return (((inputs[0] / scale).round() + zero).clamp(0, 255) - zero) * scale
+
+            self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(rounded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_activations_become_whole_numbers_where_they_have_a_range(tmp_path, measured, sample):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    quantized, report = pathlift.quantize(drawn(Residual), SHAPE, 8, moments=0)
+    ranges = activation_ranges(quantized, SHAPE, data=sample if measured else None)
+    assert list(ranges) == [tensor.name for tensor in report.tensors]
+    assert all(
+        low == 0.0 < high
+        for name, (low, high) in ranges.items()
+        if name != "first.weight" and (measured or name != "last.weight")
+    )
+    save_onnx(quantized, report, tmp_path / "q.onnx", SHAPE, activations=ranges)
+    outputs, simulated = in_onnxruntime(tmp_path / "q.onnx", sample), WithRoundedInputs(quantized, ranges)(sample)
+    assert (outputs - simulated).abs().max() < 0.02 * quantized(sample).abs().max()  # a tie may go the other way
+    off = (outputs - quantized(sample)).abs().max()
+    assert 0 < off < 0.1 * quantized(sample).abs().max()
+    kinds = [node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") >= 4 and kinds.count("DequantizeLinear") == 5 + kinds.count("QuantizeLinear")
+    if measured:
+        assert ranges["first.weight"] == pytest.approx((float(sample.min()), float(sample.max())))
+    with pytest.raises(InputError, match="which was not quantised"):
+        save_onnx(quantized, report, tmp_path / "a.onnx", SHAPE, activations={"norm.weight": (0.0, 1.0)})
+    with pytest.raises(InputError, match="the smaller first, with 0 between"):
+        save_onnx(quantized, report, tmp_path / "a.onnx", SHAPE, activations={"first.weight": (1.0, 2.0)})
+
+
+def rounded_at_random(report: pathlift.quantisation.QuantizeReport, source: torch.Generator) -> dict[str, Tensor]:
+    """Each weight at one of the values of its grid beside it, or what it became."""
+    drawn_weights = {}
+    for tensor in report.tensors:
+        choices = torch.stack([*tensor.neighbours, tensor.values])
+        which = torch.randint(0, 3, tensor.shape, generator=source)
+        drawn_weights[tensor.name] = choices.gather(0, which[None])[0]
+    return drawn_weights
+
+
+@pytest.mark.parametrize("options", [{}, {"rounding": "nearest", "affine": True}, {"bits": "fp8_e5m2"}], ids=str)
+def test_every_rounding_to_the_same_grids_is_bounded_and_certified(options):
     model, x = drawn(Residual), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    quantized, report = pathlift.quantize(model, SHAPE, 8, moments=0)
-    bound = pathlift.lipschitz_bound(pathlift.capture(quantized, SHAPE), report.tolerance, x)
-    certificate = pathlift.certify(pathlift.capture(quantized, SHAPE), x, report.tolerance)
+    quantized, report = pathlift.quantize(model, SHAPE, **{"bits": 8, "moments": 0} | options)
     source = torch.Generator().manual_seed(1)
-    for _ in range(5):
-        state = dict(quantized.state_dict())
-        for tensor in report.tensors:
-            move = torch.randint(-1, 2, tensor.shape, generator=source, dtype=torch.int8)
-            integers = (tensor.integers + move).clamp(-127, 127)
-            state[tensor.name] = replace(tensor, integers=integers).values
-        other = with_state(quantized, state)
-        assert ((other(x) - quantized(x)).abs() <= bound + 1e-6).all()
-        agree = other(x).argmax(1) == quantized(x).argmax(1)
-        assert bool((agree | ~certificate.certified).all())
+    for first in (model, quantized):
+        network = pathlift.capture(first, SHAPE)
+        for low, high in report.tolerance.intervals(network).values():
+            assert (low <= high).all()
+        bound = pathlift.lipschitz_bound(network, report.tolerance, x)
+        certificate = pathlift.certify(network, x, report.tolerance)
+        assert "SameGrid(5 tensors)" in certificate.covers and len(certificate.covers) < 200
+        for _ in range(5):
+            other = with_state(first, {**first.state_dict(), **rounded_at_random(report, source)})
+            assert ((other(x) - first(x)).abs() <= bound + 1e-6).all()
+            agree = other(x).argmax(1) == first(x).argmax(1)
+            assert bool((agree | ~certificate.certified).all())
+
+
+def test_a_weight_lies_between_its_neighbours_on_the_grid():
+    model = drawn(Residual)
+    with torch.no_grad():
+        model.mixed.weight[0, 0] = 0.0
+    _, report = pathlift.quantize(model, SHAPE, 3, rounding="nearest", moments=0)
+    for tensor in report.tensors:
+        weight = model.get_parameter(tensor.name)
+        (down, up), (low, high) = tensor.neighbours, tensor.ends
+        assert torch.equal(weight.clamp(low, high), weight.clamp(down, up))
+        assert ((tensor.values == down) | (tensor.values == up)).all()
+        nearer = torch.minimum((weight - down).abs(), (weight - up).abs())
+        assert torch.equal((weight - tensor.values).abs(), nearer)
+    down, up = report.tensors[2].neighbours
+    assert down[0, 0].item() == up[0, 0].item() == 0.0  # a weight on the grid cannot move
+
+
+def test_the_roundings_to_a_grid_are_no_set_around_another_network():
+    model = drawn(Residual)
+    quantized, report = pathlift.quantize(model, SHAPE, 8, gauge="balanced", moments=0)
+    assert pathlift.lipschitz_bound(quantized, report.tolerance, torch.ones(1, *SHAPE)).min() > 0
+    groups = pathlift.symmetries(model, SHAPE)
+    other = with_state(model, groups.rescale([64.0] * len(groups)))
+    for wrong in (other, drawn(Residual, 1)):
+        with pytest.raises(MismatchError, match="rounded"):
+            pathlift.lipschitz_bound(wrong, report.tolerance, torch.ones(1, *SHAPE))
+
+
+@pytest.mark.hunt
+def test_no_rounding_of_a_random_network_breaks_a_guarantee():
+    for seed in range(12 * LONGER):
+        check_guarantees(seed)
+
+
+def check_guarantees(seed: int) -> None:
+    """A small random network, rounded in a random way: every number of the report that is called a guarantee holds."""
+    source = torch.Generator().manual_seed(seed)
+
+    def pick(choices):
+        return choices[int(torch.randint(0, len(choices), (), generator=source))]
+
+    make = pick([Residual, capped, perceptron])
+    model = drawn(make, seed)
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.mul_(torch.exp2(torch.randint(-3, 4, (), generator=source).float()))
+    options = {
+        "bits": pick([2, 3, 4, 6, 8, "fp8_e4m3", "fp8_e5m2"]), "rounding": pick([r for r in ROUNDINGS if r != "balanced"]),
+        "granularity": pick(["channel", "tensor", 1, 2]), "affine": pick([False, True]), "range": pick(["mse", "minmax", "lp"]),
+        "gauge": pick(["none", "none", "balanced"]), "correction": pick([None, "mean", "variance", "none"]),
+    }  # fmt: skip
+    quantized, report = pathlift.quantize(model, SHAPE, generator=seed, moments=pick([0, 2]), **options)
+    case = (seed, make.__name__, options)
+    x = torch.randn(3, *SHAPE, generator=source) * 2
+    change = (exactly(quantized, x) - exactly(model, x)).abs().sum(1)
+    metric = report.path_metric
+    assert metric.lower <= metric.upper
+    if metric.exact:  # no sign changed: Theorem 4.1
+        assert (change <= x.flatten(1).abs().amax(1).clamp(min=1.0) * metric.upper * (1 + 1e-9)).all(), case
+    if make is perceptron:
+        probe = Probe(model, torch.zeros(1, *SHAPE))
+        pairs = zip(probe.dag().paths(), probe.dag(quantized.state_dict()).paths(), strict=True)
+        distance = sum(abs(path.phi - other.phi) for path, other in pairs)
+        assert metric.lower <= distance * (1 + 1e-9) and distance <= metric.upper * (1 + 1e-9), case
+    assert (change <= pathlift.lipschitz_bound(quantized, model, x).sum(1) * (1 + 1e-9)).all(), case
+    certificate = pathlift.certify(quantized, x, report.tolerance)
+    bound = pathlift.lipschitz_bound(quantized, report.tolerance, x)
+    for _ in range(3):
+        other = with_state(quantized, {**quantized.state_dict(), **rounded_at_random(report, source)})
+        assert ((exactly(other, x) - exactly(quantized, x)).abs() <= bound * (1 + 1e-9)).all(), case
+        agree = other(x).argmax(1) == certificate.predicted
+        assert bool((agree | ~certificate.certified).all()), case
+
+
+def exactly(model: nn.Module, x: Tensor) -> Tensor:
+    """The function of a network, up to the rounding of float64."""
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def test_bits_needed_by_the_literature_is_the_smallest_number_that_its_bound_allows():
+    model = drawn(lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)))
+    model.requires_grad_(False)
+    needed, norm = bits_needed(model, 0.05, (7,)), pathlift.path_norm(model, (7,)).value
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.abs() for layer in layers]
+    radius = max(1.0, *(float((n.weight.abs().sum(1) + b).max()) for n, b in zip(layers, biases, strict=True)))
+    largest, width, depth = max(float(layer.weight.abs().max()) for layer in layers), 7, 3
+
+    def bound(bits: int) -> float:
+        return (width + 1) * width * depth**2 * radius ** (depth - 1) * largest / (2 ** (bits - 1) - 1)
+
+    assert bound(needed.published) <= 0.05 * norm < bound(needed.published - 1)
+    assert needed.bits < needed.published
+    assert bits_needed(drawn(Residual), 0.05, SHAPE).published is None
+    rescaled = with_state(model, pathlift.symmetries(model, (7,)).rescale([2.0**20] * 9))
+    again = bits_needed(rescaled, 0.05, (7,))
+    assert again.bits == needed.bits < again.published - 20
 
 
 def test_bits_needed_is_the_smallest_number_within_the_tolerance():

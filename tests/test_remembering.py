@@ -221,7 +221,7 @@ def answer(question: Callable[[Network], Any], network: Network) -> list[Any] | 
         return type(error)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change: Callable[[Model], None]) -> None:
     model = Model().eval()
@@ -241,7 +241,7 @@ def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change:
                 )
 
 
-@pytest.mark.one_in(5, first=2)
+@pytest.mark.one_in(8, first=2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_symmetries_found_before_a_change_give_states_of_the_model_as_it_is(change: Callable[[Model], None]) -> None:
     model = Model().eval()

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -168,6 +169,129 @@ def test_bool_of_a_verdict_and_of_a_mapping() -> None:
     assert bool(pathlift.check_support(model, (2,))) and not bool(pathlift.check_support(nn.GELU(), (2,)))
     assert bool(pathlift.equivalent(model, model, (2,)))
     assert bool(pathlift.path_magnitude(model, (2,)))
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_gives_a_logger_flat_numbers_with_keys_that_stay(name: str) -> None:
+    result = results()[name]
+    found = result.scalars()
+    assert all(type(value) is float for value in found.values())
+    assert result.scalars("val/") == {f"val/{key}": value for key, value in found.items()} or any(
+        v != v for v in found.values()
+    )
+    for key, value in vars(result).items():
+        if isinstance(value, (bool, int, float)) and not key.startswith("_") and key in result.to_dict():
+            assert found[key] == float(value) or value != value, key
+
+
+def test_the_numbers_of_a_logger_are_these() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    norm = pathlift.path_norm(model, (2,))
+    keys = (
+        "value", "log10", "log10_scale", "q", "input_part", "bias_part", "log10_input_part", "log10_bias_part",
+        "per_output/mean",
+    )  # fmt: skip
+    assert tuple(norm.scalars()) == keys
+    metric = pathlift.path_metric(model, {n: w + 0.1 for n, w in model.state_dict().items()}, (2,), estimate=5, generator=0)
+    assert metric.scalars()["exact"] == float(metric.exact) and metric.scalars("a/")["a/lower"] == metric.lower
+    if metric.sampled is not None:
+        assert metric.scalars()["sampled/samples"] == 5.0
+    many = pathlift.certify(nn.Linear(2, 2), torch.ones(3, 2))
+    one = pathlift.certify(nn.Linear(2, 2), torch.ones(1, 2))
+    assert many.scalars().keys() == one.scalars().keys() >= {"share", "margin/mean", "certified/mean"}
+
+
+ROWS = {
+    "PruneReport": lambda result: len(result.tensors),
+    "QuantizeReport": lambda result: len(result.tensors),
+    "ShrinkReport": lambda result: len(result.layers),
+    "ActivationStatistics": lambda result: len(result.layers),
+    "SupportReport": lambda result: len(result.problems),
+    "Symmetries": lambda result: len(result.families),
+    "Certificate": lambda result: len(result.margin),
+    "Attack": lambda result: len(result.margin),
+    "LayerStatistics": lambda result: len(result.mean),
+    "PathKernel": lambda result: result.cosine.numel(),
+    "LipschitzBound": lambda result: result.bounds.numel(),
+    "InputLipschitz": lambda result: len(result.per_output),
+    "PathLifting": len,
+    "PathMagnitude": len,
+    "RescaledState": len,
+    "BalancedState": len,
+    "BitsNeeded": lambda result: len(result.log10_relative),
+}
+"""Results that are lists, and how long they are; any other is one row."""
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_is_the_rows_of_a_table(name: str) -> None:
+    result = results()[name]
+    rows = result._records()
+    assert len(rows) == ROWS.get(name, lambda _: 1)(result)
+    assert all(row.keys() == rows[0].keys() for row in rows) or name in {"SupportReport", "ActivationStatistics"}
+    assert all(isinstance(value, (bool, int, float, str)) for row in rows for value in row.values())
+
+
+def test_a_table_says_what_the_result_says() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    shares = pathlift.path_magnitude(model, (2,))
+    for row, (name, tensor) in zip(shares._records(), shares.items(), strict=True):
+        assert (row["name"], row["entries"], row["shape"]) == (name, tensor.numel(), "×".join(map(str, tensor.shape)))
+        assert row["sum"] == pytest.approx(float(tensor.double().sum()), rel=1e-12)
+        assert row["largest"] == float(tensor.max())
+    certificate = pathlift.certify(model, torch.randn(4, 2))
+    rows = certificate._records()
+    assert [row["sample"] for row in rows] == [0, 1, 2, 3]
+    assert [row["margin"] for row in rows] == certificate.margin.tolist()
+    kernel = pathlift.path_kernel([model, model.state_dict()], (2,))
+    assert [(row["network"], row["other"]) for row in kernel._records()] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    _, report = pathlift.prune(model, (2,), 0.5)
+    assert [row["name"] for row in report._records()] == ["0.weight", "2.weight"]
+    assert [row["kept"] for row in report._records()] == [tensor.kept for tensor in report.tensors]
+
+
+def test_a_table_of_pandas_has_these_rows() -> None:
+    pandas = pytest.importorskip("pandas")
+    report = results()["PruneReport"]
+    frame = report.to_frame()
+    assert isinstance(frame, pandas.DataFrame) and frame.to_dict("records") == report._records()
+
+
+@pytest.mark.parametrize(("module", "extra", "call"), [("pandas", "frames", "to_frame"), ("matplotlib", "plots", "plot")])
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    module: str, extra: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"{module}.pyplot", raising=False)
+    with pytest.raises(pathlift.InputError, match=rf"pip install 'pathlift\[{extra}\]'"):
+        getattr(results()["PruneReport"], call)()
+
+
+PICTURES = {
+    "PathMagnitude", "PathMetric", "PathKernel", "Certificate", "PruneReport", "QuantizeReport", "BitsNeeded",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_result_draws_itself_where_a_picture_says_more(name: str) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    ax = figure.Figure(layout="constrained").add_subplot()
+    if name not in PICTURES:
+        with pytest.raises(pathlift.InputError, match=f"{name} has no picture"):
+            results()[name].plot(ax)
+        return
+    assert results()[name].plot(ax) is ax
+    ax.figure.draw_without_rendering()
+    assert (ax.get_xlabel() and ax.get_ylabel()) or name == "PathMetric"
+    assert ax.has_data() and not [text for text in ax.get_xticklabels() if len(text.get_text()) > 40]
+
+
+def test_a_picture_of_its_own_is_a_figure_of_pyplot() -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    ax = results()["PruneReport"].plot()
+    assert pyplot.fignum_exists(ax.figure.number)
+    pyplot.close(ax.figure)
 
 
 def test_large_results_stay_short() -> None:

@@ -145,7 +145,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    over(networks(), 500 + part, lambda m, s, w: _enclosed(m, s, w, found))
+    over(networks(), 500, part, lambda m, s, w: _enclosed(m, s, w, found))
     for moments, least, most in (("4", 0.75, 1.4), ("8", 0.87, 1.12)):
         assert least <= statistics.median(low for low, _ in found[moments]), moments
         assert statistics.median(high for _, high in found[moments]) <= most, moments
@@ -157,7 +157,7 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
 @pytest.mark.parametrize("part", range(4 * LONGER))
 def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    over(operator_pairs(), 600 + part, lambda m, s, w: _enclosed(m, s, w, found))
+    over(operator_pairs(), 600, part, lambda m, s, w: _enclosed(m, s, w, found))
 
 
 @pytest.mark.one_in(5)

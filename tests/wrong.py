@@ -46,6 +46,7 @@ MODULES = (
     "pathlift.metric",
     "pathlift.pruning",
     "pathlift.quantisation",
+    "pathlift.report",
     "pathlift.rescaling",
     "pathlift.statistics",
     "pathlift.storage",
@@ -60,6 +61,7 @@ MODULES = (
 """Where users find functions."""
 
 MADE = {
+    "Compared", "LayerShare", "PruningCost", "QuantisationCost", "Scores",
     "ActivationStatistics", "BitsNeeded", "GaugeChoice", "LayerStatistics", "QuantizeReport", "QuantizedTensor", "SameGrid",
     "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
@@ -166,6 +168,10 @@ class World:
         return self.folder / "stored_rounding.safetensors"
 
     @cached_property
+    def report(self) -> pathlift.report.Report:
+        return pathlift.report.Report(self.network, amounts=(), bits=())
+
+    @cached_property
     def pruned(self) -> nn.Module:
         return pathlift.pruning.to_torch_prune(self.model, self.masks)
 
@@ -232,6 +238,8 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Relative": lambda w: {"r": 0.1},
     "Relative.intervals": lambda w: {"self": pathlift.Relative(0.1), "network": w.network},
     "RescaleCallback": lambda w: {"inputs": (4,)},
+    "Report": lambda w: {"model": w.network, "other": w.state, "amounts": (), "bits": (), "samples": 0},
+    "Report.save": lambda w: {"self": w.report, "path": w.folder / "report.html", "overwrite": True},
     "Rounding": lambda w: {"bits": 8},
     "Rounding.intervals": lambda w: {"self": pathlift.Rounding(8), "network": w.network},
     "ScorePruning": lambda w: {"amount": 0.5},

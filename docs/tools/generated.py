@@ -28,6 +28,7 @@ HEADS = {
     "lipschitz": "Bounds on what networks compute.",
     "certification": "Tolerances, certificates and attacks.",
     "consequences": "Sharpness and generalisation.",
+    "report": "One page on a network.",
     "storage": "Weights in files, models by name, data.",
 }
 

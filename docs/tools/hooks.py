@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,38 @@ def _made(kind: str, script: Path, *arguments: str) -> Path:
     return folder
 
 
+def _page_made(path: str, source: str) -> Path:
+    """Run the blocks of a page."""
+    return _made(path.removesuffix(".md").replace("/", "-"), TOOLS / "snippets.py", source, "files")
+
+
+def _runs(path: str, source: str | None) -> bool:
+    """Whether a page has blocks that are run; one that was made has no source."""
+    return source is not None and generated.runs(path) and bool(snippets.blocks(Path(source).read_text()))
+
+
 def on_files(files: Files, config: Any) -> Files:
-    """Add the font, the figures, the gallery and the pages that are made from the package."""
+    """Add the font, the figures, the gallery and the pages that are made from the package; run everything, on all cores."""
     spec = importlib.util.find_spec("ziamath")
     assert spec is not None and spec.origin is not None
     font = (Path(spec.origin).parent / FONT).read_bytes()
     files.append(File.generated(config, "assets/STIXTwoMath-Regular.ttf", content=font))
-    drawn = _made("figures", TOOLS / "figures.py")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawing = pool.submit(_made, "figures", TOOLS / "figures.py")
+        running = {
+            name: pool.submit(_made, name, ROOT / "examples" / f"{name}.py", *options)
+            for name, options in generated.EXAMPLES.items()
+        }
+        pages_run = [
+            pool.submit(_page_made, file.src_uri, file.abs_src_path)
+            for file in files.documentation_pages()
+            if _runs(file.src_uri, file.abs_src_path)
+        ]
+    for page in pages_run:
+        page.result()  # the error of the first that failed
+    drawn, runs = drawing.result(), {name: example.result() for name, example in running.items()}
     for figure in sorted(drawn.glob("*.svg")):
         files.append(File.generated(config, f"figures/{figure.name}", content=figure.read_bytes()))
-    runs = {name: _made(name, ROOT / "examples" / f"{name}.py", *options) for name, options in generated.EXAMPLES.items()}
     for folder in runs.values():
         for figure in sorted(folder.rglob("*.png")):
             files.append(File.generated(config, f"gallery/{figure.name}", content=figure.read_bytes()))
@@ -86,11 +109,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = markdown.replace("<!-- refusals -->", generated.refusals())
     if path == "coverage.md":
         return generated.coverage(markdown)
-    source = page.file.abs_src_path  # None for a page that was made
-    if source is None or not snippets.blocks(markdown) or not generated.runs(path):
+    if not _runs(path, page.file.abs_src_path):
         return _outside(markdown)
-    name = path.removesuffix(".md").replace("/", "-")
-    folder = _made(name, TOOLS / "snippets.py", str(source), "files")
+    folder = _page_made(path, page.file.abs_src_path)
     for figure in sorted((folder / "files").glob("*.png")):
         beside = str(Path(path).parent / figure.name)
         files.append(File.generated(config, beside, content=figure.read_bytes()))

@@ -5,7 +5,7 @@ every neuron-wise rescaling and are computed in about one forward pass each.
 
 The names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
 `pathlift.pruning`, `pathlift.rescaling`, `pathlift.metric`, `pathlift.lipschitz`, `pathlift.certification`,
-`pathlift.consequences`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
+`pathlift.consequences`, `pathlift.report`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
 ``pathlift --help`` need not wait for PyTorch.
 """
 
@@ -15,10 +15,12 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pathlift.version import VERSION
+
 if TYPE_CHECKING:
     from pathlift.public import *  # noqa: F403
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 APART = ("cli", "experiments", "lightning")
 """Rooms that may need an extra: a missing name is not looked for in these."""

@@ -13,19 +13,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pathlift.failures import CallError as CallError
+from pathlift.failures import InputError as InputError
+from pathlift.failures import PathliftError as PathliftError
+from pathlift.failures import told as told
 from pathlift.results import Result
-
-
-class PathliftError(Exception):
-    """Base class of every error that pathlift raises on purpose."""
-
-
-class InputError(PathliftError, ValueError):
-    """An argument is malformed: a shape, an example input, a name, a file."""
-
-
-class CallError(InputError, TypeError):
-    """A function is called with an argument that it does not have, or without one that it needs."""
 
 
 class MismatchError(PathliftError, ValueError):
@@ -209,9 +201,3 @@ class UnsupportedModelError(PathliftError):
             The constructor and its argument.
         """
         return type(self), (self.problems,)
-
-
-def told(error: BaseException) -> str:
-    """Return the type of an exception and the first line of what it says."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import declare, public
 from pathlift.arguments.common import done_of_all
 from pathlift.arguments.kinds import positive_count
@@ -33,7 +35,7 @@ declare(__name__, {"models": several, "path_kernel.progress": done_of_all, "dime
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathKernel(Result):
+class PathKernel(Result, rows=("cosine", "log10_gram", "sign", "log10_distance"), axes=("network", "other")):
     """Inner products of the path-liftings of N networks; all tensors have shape (N, N), float64, on the CPU.
 
     Nothing changes when a network is rescaled.
@@ -61,6 +63,11 @@ class PathKernel(Result):
     def log10_norm(self) -> Tensor:
         """log₁₀ ‖Φ_i‖₂, shape (N,)."""
         return self.log10_gram.diagonal() / 2
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        drawing.matrix(ax, [str(number + 1) for number in range(len(self.cosine))], self.cosine.tolist(), "cosine of Φ")
+        ax.set(xlabel="network", ylabel="network")
 
     @public
     def coordinates(self, dimensions: int = 2) -> tuple[Tensor, float]:

@@ -22,7 +22,12 @@ declare(__name__, {"path_lifting.model": module, "limit": positive_count})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathLifting(Result, line=("phi", "starts_at_input", "activations", "realisation")):
+class PathLifting(
+    Result,
+    line=("phi", "starts_at_input", "activations", "realisation"),
+    rows=("names", "phi", "starts_at_input", "output", "activations"),
+    axes=("path",),
+):
     """All paths of a small network.
 
     Attributes:

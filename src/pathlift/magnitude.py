@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError
@@ -38,7 +41,7 @@ declare(__name__, {"path_magnitude.q": finite_order, "out": file})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathMagnitude(Result, Mapping[str, Tensor]):
+class PathMagnitude(Result, Mapping[str, Tensor], rows=("tensors",)):
     """Shares of the path-norm by parameter name; multiply by the path-norm to get PathMag(θ, i) of equation (10).
 
     A batch norm is scored as the theory sees it: ``bn.weight`` is the share of the paths through its scale
@@ -64,6 +67,21 @@ class PathMagnitude(Result, Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self._scores)
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        scores = {name: spread(tensor) for name, tensor in self.items()}
+        drawing.ranges_by_layer(ax, list(scores), list(scores.values()), "share of the path-norm through a weight")
+
+
+def spread(scores: Tensor) -> tuple[float, float, float]:
+    """Return the 5 % and 95 % quantiles of the scores that are not 0, and their median between; NaN when there are none."""
+    there = scores.detach().reshape(-1)
+    there = there[there > 0].cpu().double().sort().values
+    if not len(there):
+        return math.nan, math.nan, math.nan
+    low, middle, high = (float(there[round(share * (len(there) - 1))]) for share in (0.05, 0.5, 0.95))
+    return low, middle, high
 
 
 @public

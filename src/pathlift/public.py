@@ -4,6 +4,7 @@
 """
 
 from pathlift import consequences as consequences
+from pathlift import report as report
 from pathlift.certification import Absolute, Pruned, Relative, Rounding, attack, certify
 from pathlift.errors import InputError, MismatchError, NumericalError, PathliftError, UnsupportedModelError
 from pathlift.graph.network import Network

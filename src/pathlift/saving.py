@@ -6,10 +6,8 @@ evaluation mode. A program that was written is read again and run, and must give
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,8 @@ from pathlift.reading.quiet import quiet
 from pathlift.reading.second import named_tensors
 from pathlift.rescaling.states import RescaledState
 from pathlift.storage.onnx import OnnxModule
-from pathlift.storage.onnx.trial import declared_shapes, session
+from pathlift.storage.onnx.program import array_of, declared_inputs
+from pathlift.storage.onnx.trial import CannotRunError, coarsest, declared_shapes, disagreement, has_runtime, run_file
 from pathlift.storage.onnx.write import program_with
 from pathlift.storage.packages import package
 
@@ -50,15 +49,6 @@ LARGEST = (1 << 31) - 1
 
 SEED = 20250
 """Of the inputs on which outputs are compared."""
-
-AGREEMENT = 100.0
-"""Outputs may differ by so many units of rounding of the largest, and by what rounding explains besides."""
-
-CARRIED = 30.0
-"""In units of the difference that it makes when every weight and input is moved by one unit of rounding."""
-
-WIDEST = 0.1
-"""Outputs that differ by more of the largest are others, whatever rounding explains."""
 
 
 @public
@@ -113,14 +103,30 @@ def model_writer(model: nn.Module | Network, suffix: str, inputs: Inputs | None 
     if suffix in {".safetensors", ".pt"}:
         state = _state_dict(model)
         return tensor_writer(_tensors(state)) if suffix == ".safetensors" else _pickled(state)
-    module = _module(model) if isinstance(model, Network) else model
-    check_modules(module)
-    _check_plain(named_tensors(module))
-    if isinstance(module, OnnxModule) and suffix == ".onnx":
-        return _same_graph(module, _examples(model, module, inputs, needed=False))
-    examples = _examples(model, module, inputs, needed=True)
-    assert examples is not None
-    return _export(module, examples, suffix)
+    if suffix == ".onnx":
+        return onnx_file(model, inputs).writer()
+    module = _module_of(model)
+    return _export(module, _needed_examples(model, module, inputs), suffix).writer()
+
+
+def onnx_file(model: nn.Module | Network, inputs: Inputs | None = None, opset: int | None = None) -> Program:
+    """Make an ONNX file of a model, for `save` and for those that go on with it.
+
+    Args:
+        model: See `save`.
+        inputs: See `save`.
+        opset: Version of the standard for what PyTorch exports; None: its own choice.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: See `save`.
+    """
+    module = _module_of(model)
+    if isinstance(module, OnnxModule):
+        return _same_graph(module, _examples(model, module, inputs))
+    return _export(module, _needed_examples(model, module, inputs), ".onnx", opset)
 
 
 def check_extra(model: nn.Module | Network, path: Path | None) -> None:
@@ -178,6 +184,14 @@ def _pickled(state: Mapping[str, Any]) -> Writer:
 # ---- the model of a network
 
 
+def _module_of(model: nn.Module | Network) -> nn.Module:
+    """Return a module that can be exported."""
+    module = _module(model) if isinstance(model, Network) else model
+    check_modules(module)
+    _check_plain(named_tensors(module))
+    return module
+
+
 def _has_model(network: Network) -> bool:
     origin = network.origin
     return isinstance(origin, LiveState) and origin.device.type != "meta"
@@ -206,18 +220,21 @@ def _module(network: Network) -> nn.Module:
     return made
 
 
-def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None, *, needed: bool) -> Examples | None:
-    """Return examples of the inputs; None where they are not known and not needed."""
+def _needed_examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None) -> Examples:
+    examples = _examples(model, module, inputs)
+    if examples is None:
+        raise InputError("inputs is missing: PyTorch exports a model by running it. Give an input shape, or a Network.")
+    return examples
+
+
+def _examples(model: nn.Module | Network, module: nn.Module, inputs: Inputs | None) -> Examples | None:
+    """Return examples of the inputs; None where they are not known."""
     if isinstance(model, Network):
         tensors = tuple(torch.zeros(shape, dtype=dtype, device=model.device) for shape, dtype in model.graph.examples)
         return Examples(tensors, model.graph.form)
     if inputs is None and isinstance(module, OnnxModule):
         inputs = _declared(module)
-    if inputs is not None:
-        return examples_of(module, inputs)
-    if needed:
-        raise InputError("inputs is missing: PyTorch exports a model by running it. Give an input shape, or a Network.")
-    return None
+    return None if inputs is None else examples_of(module, inputs)
 
 
 def _declared(module: OnnxModule) -> tuple[tuple[int, ...], ...] | None:
@@ -241,11 +258,11 @@ class _Trial:
     model: nn.Module
     inputs: Examples
 
-    def check(self, outputs: Sequence[Tensor], kind: str) -> None:
+    def check(self, outputs: Sequence[Tensor | None], kind: str) -> None:
         """Refuse outputs of a file that are not those of the model.
 
         Args:
-            outputs: What the file gives.
+            outputs: What the file gives, None for what is no tensor.
             kind: How its name ends.
 
         Raises:
@@ -253,15 +270,13 @@ class _Trial:
         """
         with full_precision():
             right = _run(cloned(self.model), self.inputs)
-            kinds = {tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *right)}
-            unit = max(torch.finfo(dtype).eps for dtype in kinds | {torch.float32} if dtype.is_floating_point)
+            unit = coarsest(tensor.dtype for tensor in (*named_tensors(self.model).values(), *self.inputs.tensors, *right))
             moved = _run(*self._moved(unit))
-        off = [math.inf] if len(right) != len(outputs) else list(map(_apart, right, outputs))
-        carried = list(map(_apart, right, moved))
-        if any(one > min(AGREEMENT * unit + CARRIED * other, WIDEST) for one, other in zip(off, carried, strict=False)):
+        different = disagreement(right, outputs, moved, unit)
+        if different is not None:
             raise NumericalError(
-                f"The {kind} file that was written gives other outputs than the model, off by {max(off):.2g} of the largest; "
-                "nothing of it is left."
+                f"The {kind} file that was written gives other outputs than the model, off by {different[1]:.2g} of the "
+                "largest; nothing of it is left."
             )
 
     def _moved(self, unit: float) -> tuple[nn.Module, Examples]:
@@ -305,18 +320,6 @@ def _run(model: nn.Module, inputs: Examples) -> list[Tensor]:
     return [tensor.detach().cpu() for tensor in pytree.tree_leaves(returned) if isinstance(tensor, Tensor)]
 
 
-def _apart(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference relative to the largest entry; infinite for other shapes, or entries that one lacks."""
-    if first.shape != second.shape:
-        return math.inf
-    first, second = first.double(), second.double()
-    gap = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, (first - second).abs())
-    if not bool(gap.any()):
-        return 0.0
-    size = first[first.isfinite()].abs().max() if bool(first.isfinite().any()) else torch.tensor(0.0)
-    return float(gap.nan_to_num(nan=math.inf).max() / size)
-
-
 def _evaluating(module: nn.Module) -> nn.Module:
     """Return a copy with memory of its own, in evaluation mode; no method of the user's is called."""
     made = cloned(module)
@@ -325,21 +328,51 @@ def _evaluating(module: nn.Module) -> nn.Module:
     return made
 
 
-def _same_graph(module: OnnxModule, examples: Examples | None) -> Writer:
-    """Write the program of a file with the weights that its module has now."""
+@dataclass(frozen=True)
+class Program:
+    """A file that is to be written.
+
+    Attributes:
+        suffix: How its name ends.
+        content: Its bytes.
+        names: Names of parameters and buffers to those of the tensors in its graph, where they are others.
+        trial: What to compare it with; None where no inputs are known.
+        exported: PyTorch has made it: it must run. One that was read goes back as it came, whatever runs it.
+    """
+
+    suffix: str
+    content: bytes
+    names: Mapping[str, str]
+    trial: _Trial | None
+    exported: bool
+
+    def writer(self) -> Writer:
+        """Return what writes it. It raises a `NumericalError` when what it wrote gives other outputs than the model."""
+
+        def write(path: Path) -> None:
+            path.write_bytes(self.content)
+            if self.trial is None:
+                return
+            if self.suffix == ".onnx":
+                _compare_with_runtime(path, self.trial, exported=self.exported)
+            else:
+                inputs = self.trial.inputs
+                outputs = apart(lambda: _outputs_of_program(path, inputs), inputs.tensors[0].device)
+                self.trial.check(outputs, self.suffix)
+
+        return write
+
+
+def _same_graph(module: OnnxModule, examples: Examples | None) -> Program:
+    """Make the program of a file with the weights that its module has now."""
     if not module.onnx_source:
         raise InputError("The network ends within the graph of its file (until=): capture all of it to write it to .onnx.")
     content = _message(program_with(module))
+    names = {".".join(path): name for part in module.program.all() for name, path in part.tensors.items()}
     if examples is None:
-        return lambda path: path.write_bytes(content)
+        return Program(".onnx", content, names, None, exported=False)
     sizes = [(declared.shape or (None,))[0] or module.samples or 2 for declared in module.inputs]
-    trial = _trial(_evaluating(module), examples, sizes)
-
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-        _compare_with_runtime(path, trial)
-
-    return write
+    return Program(".onnx", content, names, _trial(_evaluating(module), examples, sizes), exported=False)
 
 
 def _message(program: Any) -> bytes:
@@ -351,8 +384,8 @@ def _message(program: Any) -> bytes:
     return content
 
 
-def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
-    """Write what PyTorch exports."""
+def _export(module: nn.Module, examples: Examples, suffix: str, opset: int | None = None) -> Program:
+    """Make what PyTorch exports."""
     made = _evaluating(module)
     device = examples.tensors[0].device
     try:
@@ -367,7 +400,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
         with sources_forgotten(), quiet("torch"), torch.random.fork_rng(devices=[]), torch.no_grad():
             program, batch = _program(made, examples)
             try:
-                return _onnx(program) if suffix == ".onnx" else _pt2(program), batch
+                return _onnx(program, opset) if suffix == ".onnx" else _pt2(program), batch
             except InputError:
                 raise
             except Exception as error:  # PyTorch's exporter raises errors of any kind
@@ -376,16 +409,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str) -> Writer:
     content, batch = apart(exported, device)
     if batch == 1:
         LOG.info("PyTorch exports this model for one sample at a time only.")
-    trial = _trial(made, examples, [batch] * len(examples.tensors))
-
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-        if suffix == ".onnx":
-            _compare_with_runtime(path, trial)
-        else:
-            trial.check(apart(lambda: _outputs_of_program(path, trial.inputs), device), suffix)
-
-    return write
+    return Program(suffix, content, {}, _trial(made, examples, [batch] * len(examples.tensors)), exported=True)
 
 
 def _program(module: nn.Module, examples: Examples) -> tuple[ExportedProgram, int]:
@@ -411,9 +435,9 @@ def _reason(error: Exception) -> str:
     return told(error)[:300]
 
 
-def _onnx(program: ExportedProgram) -> bytes:
+def _onnx(program: ExportedProgram, opset: int | None) -> bytes:
     """Return an ONNX file of an exported program; nothing is folded, so that weights keep their names."""
-    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
     assert written is not None
     return _message(written.model_proto)
 
@@ -429,21 +453,21 @@ def _outputs_of_program(path: Path, inputs: Examples) -> list[Tensor]:
         return _run(torch.export.load(path).module(), inputs)
 
 
-def _compare_with_runtime(path: Path, trial: _Trial) -> None:
-    """Compare an ONNX file with the model where onnxruntime is installed and has kernels for it."""
-    if importlib.util.find_spec("onnxruntime") is None:
+def _compare_with_runtime(path: Path, trial: _Trial, *, exported: bool) -> None:
+    """Compare an ONNX file with the model where onnxruntime is installed; by onnx's own evaluator where that cannot run it."""
+    if not has_runtime():
         return
+    declared = declared_inputs(package("onnx", "onnx").load(str(path)).graph)
+    tensors = (tensor.cpu() for tensor in trial.inputs.tensors)
+    given = {value.name: array_of(tensor, value.dtype) for value, tensor in zip(declared, tensors, strict=True)}
     try:
-        arrays = [tensor.cpu().numpy() for tensor in trial.inputs.tensors]
-        opened = session(path)
-        given = {declared.name: array for declared, array in zip(opened.get_inputs(), arrays, strict=True)}
-        outputs = [torch.from_numpy(array) for array in opened.run(None, given)]
-    except Exception as error:
-        if isinstance(error, TypeError) or type(error).__name__ == "NotImplemented":  # bfloat16, or a kernel that it lacks
-            LOG.info("What was written is not compared with the model, since onnxruntime cannot run it: %s", _reason(error))
-            return
+        outputs = run_file(path, given, slow=True)
+    except CannotRunError as error:
         reason = _reason(error).replace(f"{path} ", "")
-        raise NumericalError(f"onnxruntime cannot run the .onnx file that was written: {reason}") from error
+        if exported:
+            raise NumericalError(f"The .onnx file that was written cannot be run: {reason}") from error
+        LOG.info("What was written is not compared with the model: %s", reason)  # nor could what was read be run
+        return
     trial.check(outputs, ".onnx")
 
 

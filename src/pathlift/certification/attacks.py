@@ -32,7 +32,7 @@ PARAMETERS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attack(Result):
+class Attack(Result, rows=("changed", "margin", "stopped"), axes=("sample",)):
     """What was found, sample by sample.
 
     Attributes:
@@ -101,9 +101,9 @@ def attack(
     with torch.no_grad():
         outputs = forward(network, network.values(), samples, torch.float64)
         labels = flat_outputs(network, outputs, len(next(iter(samples.values())))).argmax(1)
-        for places in torch.arange(len(labels), device=labels.device).split(chunk):
-            center, label = {entry: values[places] for entry, values in samples.items()}, labels[places]
-            batch = len(places)
+        for chosen in torch.arange(len(labels), device=labels.device).split(chunk):
+            center, label = {entry: values[chosen] for entry, values in samples.items()}, labels[chosen]
+            batch = len(chosen)
             start = {key: state[key].double().expand(batch, *low[key].shape) for key in low}
             point = center
             if source is not None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
@@ -33,7 +35,12 @@ STEPS = 12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Certificate(Result, line=("certified", "covers", "margin", "bound")):
+class Certificate(
+    Result,
+    line=("certified", "covers", "margin", "bound"),
+    rows=("certified", "predicted", "margin", "bound", "stopped"),
+    axes=("sample",),
+):
     """What is certified, sample by sample.
 
     Attributes:
@@ -57,6 +64,20 @@ class Certificate(Result, line=("certified", "covers", "margin", "bound")):
     def share(self) -> float:
         """Share of samples that are certified."""
         return float(self.certified.double().mean())
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        top = 1.1 * float(torch.cat([self.margin, self.bound[self.bound.isfinite()]]).max().clamp(min=1e-9))
+        ax.fill_between([0, top], [0, top], [top, top], color=drawing.BLUE, alpha=0.12, label="certified: margin above bound")
+        ax.plot([0, top], [0, top], color=drawing.GREY, linewidth=1, linestyle="--")
+        for kind, marker, colour in ((self.certified, "o", drawing.BLUE), (~self.certified, "x", drawing.ORANGE)):
+            chosen = kind & self.bound.isfinite()
+            ax.plot(self.bound[chosen].tolist(), self.margin[chosen].tolist(), marker, color=colour, markersize=6)
+        unknown = int((~self.bound.isfinite()).sum())
+        ax.set(xlabel="bound: how much the margin can shrink", ylabel="margin of the class", xlim=(0, top), ylim=(0, top))
+        left_out = f"; {unknown} without a bound are left out" if unknown else ""
+        ax.plot([], [], " ", label=f"{int(self.certified.sum())} of {len(self.certified)} samples certified{left_out}")
+        drawing.legend_above(ax, 1)
 
     def __bool__(self) -> bool:
         """Return whether the sample is certified; of several, or none, TypeError."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 import typer
 
 import pathlift
-from pathlift.cli import compare, experiment, pruning, quantisation, rescaling, shrink, statistics  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, quantisation, report, rescaling, shrink, statistics  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     ANSWER,
     MEASURE,
@@ -55,6 +55,7 @@ from pathlift.cli.common import (
     progress_bar,
     scientific,
     shape_of,
+    titled,
     working,
 )
 from pathlift.cli.tables import Column
@@ -250,16 +251,11 @@ def _norm(network: pathlift.Network, model: str, weights: Path | None, q: float,
         ("largest output", f"{largest} ({scientific(_log10(per_output[largest]) + norm.log10_scale)})"),
     ]
     rows += [("left off at the end", f"{', '.join(norm.left_off)}: the norm is that of the logits")] if norm.left_off else []
-    print_rows(_titled(model, weights), rows)
+    print_rows(titled(model, weights), rows)
 
 
 def _log10(value: Tensor) -> float:
     return math.log10(float(value)) if float(value) > 0 else -math.inf
-
-
-def _titled(model: str, weights: Path | None) -> str:
-    known = weights is not None or ":" not in model or model.startswith("hf:")
-    return model if known else f"{model} (random initial weights)"
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -362,7 +358,7 @@ def certify(
         ("median margin", f"{float(certificate.margin.median()):.4g}"),
         ("median bound", f"{float(certificate.bound.median()):.4g}"),
     ]
-    print_rows(_titled(model, weights), rows)
+    print_rows(titled(model, weights), rows)
     covers = certificate.covers if other is None else f"{other}: {certificate.covers}"
     out.print(f"covers {covers}", markup=False)
 
@@ -420,7 +416,7 @@ def score(
         (name, tensor.numel(), float(tensor.sum()), float(tensor.max()), float(tensor.reshape(-1).median()))
         for name, tensor in scores.items()
     ]
-    print_table(_titled(model, weights), columns, rows)
+    print_table(titled(model, weights), columns, rows)
     out.print(f"path-norm {scientific(scores.log10_path_norm)}" + (f", scores written to {out_file}" if out_file else ""))
 
 

@@ -408,6 +408,12 @@ def scientific(log10: float) -> str:
     return f"{10 ** (log10 - power):.5f}e{power:+d}"
 
 
+def titled(model: str, weights: Path | None) -> str:
+    """Name a network that is printed about; random weights are said so."""
+    known = weights is not None or ":" not in model or model.startswith("hf:")
+    return model if known else f"{model} (random initial weights)"
+
+
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values."""
     if manner.csv:
@@ -460,7 +466,7 @@ def width() -> int:
 def for_shell(message: str) -> str:
     """Return a message of the library with the names that its arguments have on the command line."""
     named = re.sub(
-        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda found: f"--{found[1]} {found[2]}".rstrip(), message
+        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda match: f"--{match[1]} {match[2]}".rstrip(), message
     )
     return re.sub(r"^until (?=names)", "--until ", named)
 

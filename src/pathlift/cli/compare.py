@@ -107,7 +107,7 @@ def metric(
         raise InputError(f"--all takes one OTHER, found {len(names)}.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     norm = None
-    found: list[pathlift.metric.PathMetric] = []
+    distances: list[pathlift.metric.PathMetric] = []
     for name in names:
         with working("reading the second network"):
             second = second_network(name, other_seed, model_arg, trust=trust, key=other_key)
@@ -117,15 +117,15 @@ def metric(
         options = _Options(
             q, moments, tighten if tighten is not None else (STEPS if ratio > 1 else 0), ratio, seconds, estimate
         )
-        found.append(_distance(network, second, name, options, seed))
+        distances.append(_distance(network, second, name, options, seed))
         norm = pathlift.path_norm(network, q=q) if norm is None else norm
     assert norm is not None
     if len(names) > 1:
-        _print_distances(model, names, found, norm, as_json=as_json)
+        _print_distances(model, names, distances, norm, as_json=as_json)
     elif as_json:
-        print_json({"model": model, "other": names[0], **_record(found[0]), "log10_path_norm": norm.log10})
+        print_json({"model": model, "other": names[0], **_record(distances[0]), "log10_path_norm": norm.log10})
     else:
-        _print_metric(model, names[0], found[0], norm)
+        _print_metric(model, names[0], distances[0], norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +332,7 @@ def compare(
     if plot is not None:
         from pathlift.storage.packages import package
 
-        package("matplotlib", "experiments")
+        package("matplotlib", "plots")
     paths = each_checkpoint(weights)
     network = hollow(model, shape, model_arg, trust=trust, until=until)
     with progress_bar() as bar:
@@ -399,29 +399,23 @@ def picture(kernel: pathlift.kernel.PathKernel, names: list[str], kind: str) -> 
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
+    import pathlift.drawing as drawing
     from pathlift.storage.packages import package
 
-    package("matplotlib", "experiments").use("Agg")
-    plots = package("matplotlib.pyplot", "experiments")
-    drawing, (left, right) = plots.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    lowest = float(kernel.cosine.nan_to_num(1.0).min())
-    image = left.imshow(kernel.cosine, vmin=-1.0 if lowest < 0 else 0.0, vmax=1.0, cmap="viridis")
-    left.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    left.set_yticks(range(len(names)), names)
-    left.set_title("cosine of the path-liftings")
-    drawing.colorbar(image, ax=left, shrink=0.8)
+    size = max(5.0, 0.55 * len(names) + 2.5)
+    figure = package("matplotlib.figure", "plots").Figure(figsize=(2.3 * size, size), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawing.matrix(left, names, kernel.cosine.tolist(), "cosine of the path-liftings")
     points, shown = kernel.coordinates(min(2, len(names)))
     x, y = points[:, 0].tolist(), (points[:, 1].tolist() if points.shape[1] > 1 else [0.0] * len(names))
-    right.scatter(x, y)
-    for name, across, up in zip(names, x, y, strict=True):
-        right.annotate(name, (across, up), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    right.set_title(f"path space, classical MDS ({shown:.0%} of Σ distance²)")
-    right.set_aspect("equal", adjustable="datalim")
+    drawing.points(right, names, x, y)
+    right.set(
+        title=f"path space ({shown:.0%} of Σ distance²)",
+        xlabel="first axis, in units of the largest distance",
+        ylabel="second axis",
+    )
 
     def write(path: Path) -> None:
-        try:
-            drawing.savefig(path, dpi=150, format=kind)
-        finally:
-            plots.close(drawing)
+        figure.savefig(path, dpi=150, format=kind)
 
     return write

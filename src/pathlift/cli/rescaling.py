@@ -211,15 +211,15 @@ def equivalent(
     check_options("equivalent", tolerance=tolerance)
     names = each_other(others)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
-    found: dict[str, pathlift.rescaling.Equivalence] = {}
+    equivalences: dict[str, pathlift.rescaling.Equivalence] = {}
     for name in names:
         with working(f"comparing modulo rescaling with {name}"):
             second = second_network(name, other_seed, model_arg, trust=trust, key=other_key)
-            found[name] = pathlift.equivalent(network, second, tolerance=tolerance)
+            equivalences[name] = pathlift.equivalent(network, second, tolerance=tolerance)
     if as_json:
-        records = [{"other": name, **_record(equivalence)} for name, equivalence in found.items()]
+        records = [{"other": name, **_record(equivalence)} for name, equivalence in equivalences.items()]
         print_json({"model": model, **(records[0] if len(records) == 1 else {"others": records})})
-    elif manner.csv or len(found) > 1:
+    elif manner.csv or len(equivalences) > 1:
         columns = (
             Column("network", kind="name"),
             Column("equivalent", kind="words"),
@@ -228,15 +228,15 @@ def equivalent(
             Column("largest", _shortened),
             Column("mismatch", kind="words"),
         )
-        print_table(f"rescalings of {model}", columns, [(name, *_verdict(answer)) for name, answer in found.items()])
-    for name, answer in () if as_json or len(found) > 1 else found.items():
+        print_table(f"rescalings of {model}", columns, [(name, *_verdict(answer)) for name, answer in equivalences.items()])
+    for name, answer in () if as_json or len(equivalences) > 1 else equivalences.items():
         _, count, least, most, mismatch = _verdict(answer)
         if answer:
             span = f", factors {least:.4g} … {most:.4g}" if count else ""
             out.print(f"equivalent: a rescaling by {count:,} factors leads from {model} to {name}{span}", markup=False)
         else:
             out.print(f"not equivalent: {mismatch}", markup=False)
-    raise typer.Exit(0 if all(found.values()) else 1)
+    raise typer.Exit(0 if all(equivalences.values()) else 1)
 
 
 def _record(equivalence: pathlift.rescaling.Equivalence) -> dict[str, object]:

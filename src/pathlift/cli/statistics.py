@@ -64,20 +64,20 @@ def statistics(
         x, _ = load_data(data, network.graph.examples[0][0][1:], limit)
         x = x.to(network.graph.examples[0][1])
     with working("computing statistics"):
-        found = pathlift.activation_statistics(
+        activations = pathlift.activation_statistics(
             network, data=x, correlation=correlation, correlations="channels" if channels else "taps"
         )
     if as_json:
-        layers = [layer.to_dict() for layer in found.layers]
+        layers = [layer.to_dict() for layer in activations.layers]
         print_json({
             "model": model,
-            "source": found.source,
-            "shift": found.shift,
-            "spread": found.spread,
+            "source": activations.source,
+            "shift": activations.shift,
+            "spread": activations.spread,
             "layers": layers,
         })
         return
-    _print(model, found)
+    _print(model, activations)
 
 
 COLUMNS = (
@@ -92,7 +92,7 @@ COLUMNS = (
 )
 
 
-def _print(model: str, found: pathlift.statistics.ActivationStatistics) -> None:
+def _print(model: str, activations: pathlift.statistics.ActivationStatistics) -> None:
     rows = [
         (
             layer.module or layer.name,
@@ -104,12 +104,12 @@ def _print(model: str, found: pathlift.statistics.ActivationStatistics) -> None:
             None if layer.activity is None else float(layer.activity.mean()),
             float(layer.sensitivity.median()),
         )
-        for layer in found.layers
+        for layer in activations.layers
     ]
-    print_table(f"{model}: activations, from {found.source}", COLUMNS, rows)
+    print_table(f"{model}: activations, from {activations.source}", COLUMNS, rows)
     out.print("medians over channels; correlation and active: means")
-    if not math.isnan(found.shift):
+    if not math.isnan(activations.shift):
         out.print(
-            f"batch norms say otherwise by {found.shift:.3g} deviations in the mean, by a factor of 2^{found.spread:.3g} in "
-            "the variance (medians)"
+            f"batch norms say otherwise by {activations.shift:.3g} deviations in the mean, "
+            f"by a factor of 2^{activations.spread:.3g} in the variance (medians)"
         )

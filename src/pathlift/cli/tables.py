@@ -43,14 +43,20 @@ class Column:
 
     def least(self, cells: Sequence[str]) -> int:
         """Return the smallest width that breaks nothing that must stay whole."""
-        whole = max(map(cell_len, cells), default=0)
-        word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
-        needed = {"number": whole, "words": max(word, min(whole, LEAST)), "name": min(whole, LEAST)}[self.kind]
-        return max(needed, *map(cell_len, self.name.split()), 1)
+        widest = max(map(cell_len, cells), default=0)
+        word = max(map(_longest_word, cells), default=0)
+        needed = {"number": widest, "words": max(word, min(widest, LEAST)), "name": min(widest, LEAST)}[self.kind]
+        return max(needed, _longest_word(self.name), 1)
 
     def natural(self, cells: Iterable[str]) -> int:
         """Return the width at which no cell is broken."""
         return max(self.least(()), *map(cell_len, cells), 1)
+
+
+def _longest_word(text: str) -> int:
+    """Return the width that a text needs that is broken at spaces, save those that it is indented by."""
+    indented = cell_len(text) - cell_len(text.lstrip())
+    return indented + max(map(cell_len, text.split()), default=0)
 
 
 @dataclass(frozen=True)

@@ -112,16 +112,19 @@ class Weights:
         return self.transform(*values).to(self.dtype)
 
 
-def computed(weight: Tensor) -> Weights:
+def computed(weight: Tensor, exponent: float = 0.0) -> Weights:
     """Return weights that have been computed already.
 
     Args:
         weight: Their values.
+        exponent: What travels along an edge is 2**exponent times that.
 
     Returns:
-        The weights, of exponent 0.
+        The weights.
     """
-    return Weights((weight,), torch.clone, weight.dtype, ready=weight)
+    weights = Weights((weight,), torch.clone, weight.dtype, ready=weight)
+    weights.exponent = exponent
+    return weights
 
 
 class Support(Weights):

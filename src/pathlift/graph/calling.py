@@ -83,7 +83,7 @@ class Form:
         """
         mine, theirs = dict(_places(self.nested)), dict(_places(other.nested))
         if mine.keys() == theirs.keys():
-            return [(number, theirs[place]) for place, number in mine.items()]
+            return [(number, theirs[keys]) for keys, number in mine.items()]
         return list(zip(sorted(mine.values()), sorted(theirs.values()), strict=False))
 
     def __str__(self) -> str:
@@ -134,13 +134,13 @@ def _matched(nested: Any, given: Any, numbered: dict[int, Tensor]) -> bool:
     return alike and all(_matched(item, inner, numbered) for item, inner in zip(nested, given, strict=True))
 
 
-def _places(nested: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
+def _places(nested: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
     """Yield where each number stands: the keys and indices that lead to it."""
     if isinstance(nested, int):
-        yield place, nested
+        yield keys, nested
     else:
         for key, item in nested.items() if isinstance(nested, dict) else enumerate(nested):
-            yield from _places(item, (*place, key))
+            yield from _places(item, (*keys, key))
 
 
 def _written(nested: Any) -> str:

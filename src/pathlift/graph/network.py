@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -195,6 +195,10 @@ class Network:
     def host(self) -> torch.device:
         """Where other weights for this graph are put: its own device, or the CPU when that is the meta device."""
         return torch.device("cpu") if self.device.type == "meta" else self.device
+
+    def with_memory_of_its_own(self) -> Network:
+        """Return the network with copies of its tensors: what is done to the model from now on does not change it."""
+        return replace(self, state={name: tensor.detach().clone() for name, tensor in self.state.items()})
 
     @public
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

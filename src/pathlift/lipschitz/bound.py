@@ -67,7 +67,7 @@ def applying(comparison: Comparison, ball: Ball) -> list[str]:
     return names + (["prior", "corollary_g1"] if layered else [])
 
 
-class LipschitzBound(Result, Tensor, line=("bounds", "winner")):  # type: ignore[misc]  # Tensor.__repr__ has an option
+class LipschitzBound(Result, Tensor, line=("bounds", "winner"), rows=("bounds", "which"), axes=("sample", "output")):  # type: ignore[misc]  # Tensor.__repr__ has an option
     """A float64 tensor (batch, outputs) of bounds that knows which bound gave each entry.
 
     Arithmetic with it gives plain tensors.

@@ -91,7 +91,7 @@ def expected_bound(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InputLipschitz(Result, line=("total", "per_output")):
+class InputLipschitz(Result, line=("total", "per_output"), rows=("per_output",), axes=("output",)):
     """Lipschitz constants of x ↦ R_θ(x) for ‖·‖_∞ on the input.
 
     Attributes:

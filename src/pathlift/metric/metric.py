@@ -11,7 +11,9 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness
 from pathlift.budget import limited
@@ -109,6 +111,16 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "sample
         if self._log2_per_output is None:
             raise AttributeError("Bounds per output neuron are computed for q = 1 only.")
         return self._log2_per_output[end] * LOG10_OF_2
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        drawing.intervals(ax, {"": self._interval()}, f"path-metric $‖Φ(θ)-Φ(θ')‖_{{{self.q:g}}}$")
+
+    def _interval(self) -> drawing.Interval:
+        """Return what a picture shows of it."""
+        sampled = self.sampled
+        inner = None if sampled is None else (sampled.log10_value, sampled.log10_low, sampled.log10_high)
+        return self.log10_lower, self.log10_upper, inner
 
     @public
     @torch.no_grad()

@@ -65,7 +65,7 @@ class _Places(dict[str, _Place]):
         super().__init__({name: _Place(tensor) for name, tensor in state.items()})
 
     def tensors(self, which: str) -> dict[str, Tensor]:
-        return {name: place.tensor(which) for name, place in self.items()}
+        return {name: stored.tensor(which) for name, stored in self.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import Bundle, Entry, Weights
+from pathlift.edges.weights import Bundle, Entry, Weights, computed
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values, WeightedProgram
@@ -111,7 +111,11 @@ class ProductProgram(WeightedProgram):
         for to, source in self.keys(weight):
             if source in self.started:
                 into.setdefault(to, []).append((to, source))
-        return {to: self._sum_of(weight, keys) for to, keys in into.items()}
+        bundle = self.bundle(weight)
+        if bundle is None:
+            return {to: self._sum_of(weight, keys) for to, keys in into.items()}
+        entries = bundle.full()  # all of them at once: a bias is small, and has as many as there are tracks
+        return {to: computed(_sum(entries, keys), bundle.exponent) for to, keys in into.items()}
 
     def _sum_of(self, weight: WeightTensor, keys: Sequence[Entry]) -> Weights:
         """Return the weights that are the sum of some entries."""
@@ -124,13 +128,12 @@ class ProductProgram(WeightedProgram):
 
 def _added(entries: Callable[..., Mapping[Entry, Tensor]], keys: Sequence[Entry]) -> Callable[..., Tensor]:
     """Return the function that is the sum of some entries."""
+    return lambda *values: _sum(entries(*values), keys)
 
-    def transform(*values: Tensor) -> Tensor:
-        computed = entries(*values)
-        first, *rest = (computed[key] for key in keys)
-        return sum(rest, first)
 
-    return transform
+def _sum(entries: Mapping[Entry, Tensor], keys: Sequence[Entry]) -> Tensor:
+    first, *rest = (entries[key] for key in keys)
+    return sum(rest, first)
 
 
 class WeightPair(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.unit import Identity
+from pathlift.edges.weights import Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -200,6 +201,7 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
         for position, connection in enumerate(layer.connections)
         if (arrivals := _bundle_arrivals(connection, tracks, program)) is not None
     }
+    starts = [program.start(bias.weight) for bias in layer.biases]
     for track in range(program.tracks):
         arriving = [
             bundled[position].get(track, []) if position in bundled else _edge_arrivals(connection, tracks, program, track)
@@ -208,7 +210,7 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
         if layer.concat is not None:
             value, shifted = _concatenated(layer, arriving, program)
         else:
-            value, shifted = _summed(layer, arriving, program, track)
+            value, shifted = _summed(layer, arriving, [start.get(track) for start in starts], program)
         if value is None or (layer.moves and not shifted):
             values.append(value)
             continue
@@ -275,7 +277,7 @@ def _vanished(layer: Layer, tracks: Mapping[str, Tracks], program: Program, trac
     if layer.concat is not None:
         count, _ = _concatenated(layer, arriving, counting)
     else:
-        count, _ = _summed(layer, arriving, counting, track)
+        count, _ = _summed(layer, arriving, [counting.start(bias.weight).get(track) for bias in layer.biases], counting)
     return count is not None and bool(((count.tensor > 0) & (value == 0)).any())
 
 
@@ -328,7 +330,9 @@ def _edge_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program
     return arrivals
 
 
-def _summed(layer: Layer, arriving: list[Arrival], program: Program, track: int) -> tuple[Scaled | None, bool]:
+def _summed(
+    layer: Layer, arriving: list[Arrival], starts: Sequence[Weights | None], program: Program
+) -> tuple[Scaled | None, bool]:
     """Add up what arrives, and biases; also return whether a summand was shifted.
 
     The sum is made in the memory of the first arrival, if that is new. A bias is never the first where edges arrive; it
@@ -337,16 +341,15 @@ def _summed(layer: Layer, arriving: list[Arrival], program: Program, track: int)
     Args:
         layer: The layer.
         arriving: What each bundle of edges brings.
+        starts: What each bias adds to the track; None for nothing.
         program: What travels.
-        track: Which track.
 
     Returns:
         The sum, None for 0, and the answer.
     """
     arrivals = [arrival for arrivals in arriving for arrival in arrivals]
     parts, fresh = [part for part, _ in arrivals], bool(arrivals) and arrivals[0][1]
-    for bias in layer.biases:
-        weights = program.start(bias.weight).get(track)
+    for bias, weights in zip(layer.biases, starts, strict=True):
         if weights is not None:
             parts.append(Scaled(weights.full().reshape(bias.view), weights.exponent))
     if not parts:

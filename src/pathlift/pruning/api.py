@@ -16,7 +16,9 @@ from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.compensation import Update, compensated
@@ -95,7 +97,11 @@ class WeightUpdate(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cost", "log10_bound", "collapsed")):
+class PruneReport(
+    Result,
+    line=("criterion", "sparsity", "mass_kept", "log10_cost", "log10_bound", "collapsed"),
+    rows=("tensors",),
+):
     """What was pruned and what it costs.
 
     Attributes:
@@ -164,6 +170,17 @@ class PruneReport(Result, line=("criterion", "sparsity", "mass_kept", "log10_cos
             f"No path runs through {', '.join(self.collapsed)} any more after pruning {self.sparsity:.1%} by "
             f"'{self.criterion}'. {'Prune less.' if self.criterion == RECOMMENDED else better}"
         )
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        drawing.bars_by_layer(ax, names, [tensor.kept / tensor.weights for tensor in self.tensors], "share of weights kept")
+        ax.set_ylim(0, 1.02)
+        ax.axhline(1 - self.sparsity, color=drawing.ORANGE, linestyle="--", label=f"of all weights: {1 - self.sparsity:.1%}")
+        gone = [number for number, tensor in enumerate(self.tensors) if tensor.collapsed]
+        if gone:
+            ax.plot(gone, [0.02] * len(gone), "x", color="black", label="no path runs through it any more")
+        drawing.legend_above(ax, 2)
 
     def __str__(self) -> str:
         """Return a few lines of text."""
@@ -316,7 +333,7 @@ def prune(
         if report.collapsed:
             warnings.warn(report.advice, PathliftWarning, stacklevel=3)
         if module is None:
-            return pruned, report
+            return pruned.with_memory_of_its_own(), report
         made = apply_masks(module, masks) if fitted is None else with_network_state(module, pruned)
         if not shrink or inputs is None:
             return made, report

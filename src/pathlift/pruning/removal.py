@@ -75,7 +75,11 @@ class ChannelsLeft(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class ShrinkReport(Result, line=("channels_removed", "parameters", "multiply_adds", "bytes", "log10_path_norm", "left")):
+class ShrinkReport(
+    Result,
+    line=("channels_removed", "parameters", "multiply_adds", "bytes", "log10_path_norm", "left"),
+    rows=("layers",),
+):
     """What became smaller.
 
     Attributes:
@@ -269,7 +273,7 @@ def _dead(network: Network, groups: Sequence[TiedChannels]) -> dict[str, Tensor]
     state = dict(network.state)
     while True:
         live = _live(replace(network, state=state))
-        found = False
+        more = False
         for group in groups:
             if group.fixed or not all(_weight(network, slices) in live for slices in group.read):
                 continue
@@ -280,10 +284,10 @@ def _dead(network: Network, groups: Sequence[TiedChannels]) -> dict[str, Tensor]
             if not bool(alive.any()):
                 alive[0] = True
             if bool((~alive & ~dead[group.layer]).any()):
-                found = True
+                more = True
                 dead[group.layer] = ~alive
                 _silence(network, state, group, ~alive)
-        if not found:
+        if not more:
             return {path: channels.nonzero()[:, 0] for path, channels in dead.items()}
 
 
@@ -299,19 +303,19 @@ def _left(network: Network, groups: Sequence[TiedChannels], dead: Mapping[str, T
     """Find the channels whose own weights are 0 and that stay, and say why."""
     left: dict[tuple[str, str], list[int]] = {}
     for group in groups:
-        made = [slices for slices in group.made if _weight(network, slices) in network.state]
+        in_state = [slices for slices in group.made if _weight(network, slices) in network.state]
         gone = set(dead[group.layer].tolist()) if group.layer in dead else set()
         silent = [
             set(slices.index[~_any(network.state[_weight(network, slices)] != 0, slices.dim)[slices.index]].tolist())
-            for slices in made
+            for slices in in_state
         ]
-        for slices, numbers in zip(made, silent, strict=True):
+        for slices, numbers in zip(in_state, silent, strict=True):
             for number, channel in zip(slices.index.tolist(), slices.channels.tolist(), strict=True):
                 if number not in numbers or channel in gone:
                     continue
                 others = [
                     other.layer
-                    for other, zero in zip(made, silent, strict=True)
+                    for other, zero in zip(in_state, silent, strict=True)
                     if any(
                         index not in zero
                         for index, tied in zip(other.index.tolist(), other.channels.tolist(), strict=True)
@@ -358,9 +362,9 @@ def _compare(network: Network, shrunk: Network) -> float:
     Raises:
         InputError: It is another function.
     """
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     x = [
-        torch.randn((2, *shape[1:]), generator=made, dtype=torch.float64, device="cpu")
+        torch.randn((2, *shape[1:]), generator=generator, dtype=torch.float64, device="cpu")
         if dtype.is_floating_point
         else torch.zeros((2, *shape[1:]), dtype=dtype, device="cpu")
         for shape, dtype in network.graph.examples

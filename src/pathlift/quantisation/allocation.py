@@ -39,6 +39,7 @@ def allocated(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], 
     cost = [np.asarray(layer, dtype=np.float64) for layer in costs]
     size = [np.asarray(layer, dtype=np.int64) for layer in sizes]
     least = sum(int(layer.min()) for layer in size)
+    budget = min(budget, sum(int(layer.max()) for layer in size))  # more than everything takes is as good
     if least > budget:
         raise InputError(f"The budget cannot be met: the narrowest grids take {least:,}, and it allows {budget:,}.")
     price = _best_price(cost, size, budget)

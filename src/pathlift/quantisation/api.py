@@ -25,7 +25,7 @@ from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
 from pathlift.quantisation.correction import corrections
-from pathlift.quantisation.formats import FloatingPoint, Format
+from pathlift.quantisation.formats import FloatingPoint, Format, WholeNumbers
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
 from pathlift.quantisation.layer import Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
@@ -159,7 +159,7 @@ def quantize(
         quantized = replace(network, state=state)
         report = _report(network, quantized, tensors, corrected, way, choice, source_of_moments(activations), moments)
         if isinstance(model, Network):
-            return quantized, report
+            return quantized.with_memory_of_its_own(), report
         return with_state(model, RescaledState(network, state, torch.ones(0))), report
 
 
@@ -239,11 +239,16 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) 
         integers = matrices.join(form.levels(outcome.integers, grid.zero)).reshape(weight.shape).to(form.kind)
     else:
         integers = integers.to(torch.int8)
+    stack = matrices.split(weight.detach()).double()
+    below = grid.below(stack)
+    kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int16
+    between = [matrices.join(q).reshape(weight.shape).to(kind) for q in (below, grid.above(stack, below))]
     size = float(torch.linalg.vector_norm(weight.double()))
     off = float(torch.linalg.vector_norm(outcome.change)) / size if size > 0 else 0.0
     return QuantizedTensor(
-        matrices.name, form, integers, scale, zero.to(torch.int8), block, weight.dtype, outcome.cost, off, share
-    )
+        matrices.name, form, integers, scale, zero.to(torch.int8), block, (between[0], between[1]), weight.dtype, outcome.cost,
+        off, share,
+    )  # fmt: skip
 
 
 FAINT = 2.0**-60

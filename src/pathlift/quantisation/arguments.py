@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
@@ -15,10 +17,13 @@ from pathlift.arguments.kinds import (
     instance,
     mapping,
     module_with_values,
+    numbers,
     positive,
     positive_count,
+    refusal,
     whole,
 )
+from pathlift.graph.network import Network
 from pathlift.metric.arguments import any_moments
 from pathlift.quantisation.formats import FLOATS, MOST_BITS
 from pathlift.quantisation.gauge import GAUGES
@@ -32,6 +37,17 @@ some_bits = either(
     f"2 to {MOST_BITS} bits, or one of {', '.join(FLOATS)}",
     (str, choice(*FLOATS)), (object, whole(f"2 to {MOST_BITS}", lambda v: 2 <= v <= MOST_BITS)),
 )  # fmt: skip
+
+
+def ends(name: str, value: Any) -> tuple[float, float]:
+    """A range that holds 0."""
+    what = "two finite numbers, the smaller first, with 0 between them"
+    low, high = (*numbers(what, least=2)(name, value), math.nan)[:2]
+    if len(value) != 2 or not -math.inf < low <= 0 <= high < math.inf or low == high:
+        raise refusal(name, what, value)
+    return low, high
+
+
 bits_or_float = either("bits, or None", (type(None), anything), (object, some_bits))
 
 declare(__name__, {
@@ -50,7 +66,12 @@ declare(__name__, {
     "ends": some_bits,
     "correction": choice("mean", "variance", "none"),
     "bits_needed.tolerance": positive,
-    "quantized": module_with_values,
+    "quantized": either(
+        "the module or network that quantize returned", (Network, anything), (object, module_with_values)
+    ),
+    "save_onnx.activations": either("ranges by name of a weight", (Mapping, mapping("ranges by name of a weight", ends))),
+    "deviations": positive,
+    "activation_ranges.data": streamed(batches),
     "report": instance("the report that quantize returned", QuantizeReport),
     "budget": either("bits of a weight on average, or Bytes", (Bytes, anything), (object, positive)),
     "Bytes.count": positive_count,

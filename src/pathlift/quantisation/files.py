@@ -19,25 +19,23 @@ from torch import Tensor
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
-from pathlift.output import check_outputs, write_outputs
+from pathlift.output import Writer
 from pathlift.quantisation.formats import WholeNumbers
 from pathlift.quantisation.tensors import QuantizedTensor, dequantized
 
 WHOLE, FLOAT8 = "IntxUnpackedToInt8Tensor", "Float8Tensor"
 
 
-def save_quantized(tensors: Sequence[QuantizedTensor], others: Mapping[str, Tensor], path: Path) -> None:
-    """Write quantised and other tensors.
+def quantized_writer(tensors: Sequence[QuantizedTensor], others: Mapping[str, Tensor]) -> Writer:
+    """Return what writes quantised and other tensors to a safetensors file.
 
     Args:
         tensors: The quantised ones.
         others: All others by name.
-        path: A file that ends in ``.safetensors``.
 
-    Raises:
-        InputError: The file cannot be written.
+    Returns:
+        The writer.
     """
-    check_outputs({"The file": path}, replace=True)
     contents: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for tensor in tensors:
@@ -49,7 +47,7 @@ def save_quantized(tensors: Sequence[QuantizedTensor], others: Mapping[str, Tens
         metadata[name] = json.dumps({"_type": "Tensor"})
     metadata["tensor_names"] = json.dumps([*metadata])
     plain = {name: content.detach().cpu().contiguous().clone() for name, content in contents.items()}
-    write_outputs({path: lambda partial: save_file(plain, partial, metadata)}, replace=True)
+    return lambda path: save_file(plain, path, metadata)
 
 
 def _key(name: str, part: str) -> str:

@@ -3,20 +3,29 @@
 Rounding towards zero to b bits keeps |θ'| ≤ |θ| and all signs, so that ‖Φ(θ) − Φ(θ')‖₁ is known exactly (Lemma 4.2) and all
 outputs together change by at most max(‖x‖_∞, 1) times it (Theorem 4.1). One bit more halves the step, but not every single
 error, so that every number of bits is looked at, from few to many.
+
+Beside it, for layered perceptrons, what the bound of the literature asks for (Gonon, Brisebarre, Gribonval, Riccietti, 2023):
+for ‖x‖_∞ ≤ 1 all outputs together change by at most (W + 1)·W·L²·R^{L−1}·‖θ−θ'‖_∞ (equation (2)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.graph.compact import compacted
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
+from pathlift.metric.comparison import compared_with
 from pathlift.metric.metric import path_metric
+from pathlift.metric.perceptron import layered, layers_of
 from pathlift.norm import path_norm
 from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
@@ -32,7 +41,7 @@ WIDEST = 24
 
 
 @dataclass(frozen=True, repr=False)
-class BitsNeeded(Result, line=("bits", "tolerance")):
+class BitsNeeded(Result, line=("bits", "tolerance"), rows=("log10_relative",)):
     """How many bits the weights need.
 
     Attributes:
@@ -41,12 +50,24 @@ class BitsNeeded(Result, line=("bits", "tolerance")):
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁.
         log10_relative: Number of bits to log₁₀ of ‖Φ(θ) − Φ(θ')‖₁/‖Φ(θ)‖₁, an upper bound that is exact up to rounding, for all
             that were tried.
+        published: How many bits the bound of the literature asks for, for the same change of the outputs on ‖x‖_∞ ≤ 1; None
+            where it does not apply.
     """
 
     bits: int | None
     tolerance: float
     log10_path_norm: float
     log10_relative: Mapping[int, float]
+    published: int | None
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        tried = dict(sorted(self.log10_relative.items()))
+        ax.plot(list(tried), [10**value for value in tried.values()], "o-", color=drawing.BLUE, label="path-metric / path-norm")
+        ax.axhline(self.tolerance, color=drawing.ORANGE, linestyle="--", label=f"tolerance {self.tolerance:g}")
+        ax.set(xlabel="bits of a weight", ylabel="relative change of the path-lifting", yscale="log")
+        ax.set_xticks(list(tried))
+        drawing.legend_above(ax, 2)
 
 
 @public
@@ -82,6 +103,7 @@ def bits_needed(model: nn.Module | Network, tolerance: float, inputs: Inputs | N
         blame(compacted(network).values())
         matrices = matrices_of(network)
         norm = path_norm(network).log10
+        published = _published(network, list(matrices), math.log2(tolerance) + norm / math.log10(2.0))
         relative: dict[int, float] = {}
         for bits in range(2, WIDEST + 1):
             state = dict(network.state)
@@ -94,5 +116,18 @@ def bits_needed(model: nn.Module | Network, tolerance: float, inputs: Inputs | N
             assert metric.exact
             relative[bits] = metric.log10_upper - norm if metric.upper > 0 else float("-inf")
             if 10 ** relative[bits] <= tolerance:
-                return BitsNeeded(bits, tolerance, norm, relative)
-        return BitsNeeded(None, tolerance, norm, relative)
+                return BitsNeeded(bits, tolerance, norm, relative, published)
+        return BitsNeeded(None, tolerance, norm, relative, published)
+
+
+def _published(network: Network, names: Sequence[str], log2_allowed: float) -> int | None:
+    """Return the smallest number of bits whose step, the most that a weight moves, keeps (2) within what is allowed."""
+    if isinstance(layers_of(network), Layer) or not math.isfinite(log2_allowed):
+        return None
+    net = layered(compared_with(network, network.state))
+    largest = max(float(network.state[name].detach().abs().max()) for name in names)
+    if largest == 0.0:
+        return 2
+    factor = math.log2((net.width + 1) * net.width * net.depth**2) + (net.depth - 1) * math.log2(net.radius)
+    steps = factor + math.log2(largest) - log2_allowed  # log₂ of how many reach to the largest weight, at least
+    return max(2, 1 + math.ceil(math.log2(2.0**steps + 1.0) if steps < 50 else steps))

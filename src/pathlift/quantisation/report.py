@@ -11,40 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
+from typing_extensions import override
 
+import pathlift.drawing as drawing
 from pathlift.arguments import public
-from pathlift.graph.network import Network
 from pathlift.metric.metric import PathMetric
-from pathlift.passes.box import Tolerance
-from pathlift.quantisation.files import save_quantized
+from pathlift.output import Writer, check_outputs, write_outputs
+from pathlift.quantisation.files import quantized_writer
 from pathlift.quantisation.gauge import GaugeChoice
-from pathlift.quantisation.tensors import QuantizedTensor, dequantized
+from pathlift.quantisation.same_grid import SameGrid
+from pathlift.quantisation.tensors import QuantizedTensor
 from pathlift.results import Result
-
-
-@dataclass(frozen=True, eq=False)
-class SameGrid(Tolerance):
-    """Every rounding to the grids of a report: each weight may go to either neighbour that it lies between.
-
-    All other parameters, and weights that the grid cuts off, stay as they are in the quantised network.
-
-    Attributes:
-        reach: Name to the distance of both neighbours, of the tensor's shape.
-    """
-
-    reach: Mapping[str, Tensor]
-
-    @public
-    def intervals(self, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
-        """See `Tolerance.intervals`."""
-        intervals = {}
-        for name in network.parameters:
-            value = network.state[name].detach().double()
-            change = self.reach[name].to(value.device) if name in self.reach else torch.zeros_like(value)
-            intervals[name] = (value - change, value + change)
-        return intervals
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +33,7 @@ class QuantizeReport(
         "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
         "log10_path_norm", "path_metric", "corrected", "tensors",
     ),
+    rows=("tensors",),
 ):  # fmt: skip
     """What was rounded and what it costs.
 
@@ -115,8 +94,8 @@ class QuantizeReport(
 
     @property
     def tolerance(self) -> SameGrid:
-        """Every rounding to the same grids, around the quantised network: for `certify` and `lipschitz_bound`."""
-        return SameGrid({tensor.name: _reach(tensor) for tensor in self.tensors})
+        """Every rounding to the same grids: for `certify` and `lipschitz_bound`, of the quantised network or the model."""
+        return SameGrid(self.tensors)
 
     def table(self) -> list[dict[str, object]]:
         """Return one dictionary for each tensor, for a data frame."""
@@ -127,6 +106,14 @@ class QuantizeReport(
             | {"share_of_expected_error": tensor.expected_error / total if total > 0 else 0.0}
             for tensor in self.tensors
         ]
+
+    @override
+    def _draw(self, ax: drawing.Picture) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        drawing.bars_by_layer(ax, names, [tensor.relative_error for tensor in self.tensors], "relative error of the weights")
+        bits = ax.twinx()
+        bits.plot([tensor.bits for tensor in self.tensors], "s", color=drawing.ORANGE, markersize=5)
+        bits.set(ylabel="bits of a weight (squares)", ylim=(0, 1.15 * max(tensor.bits for tensor in self.tensors)))
 
     def __str__(self) -> str:
         """Return a few lines of text."""
@@ -140,7 +127,7 @@ class QuantizeReport(
         return "\n".join(lines)
 
     @public
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the quantised network to a safetensors file that torchao reads, all or nothing; see `load_quantized`.
 
         Whole numbers are ``…_weight_qdata``, ``…_weight_scale`` and ``…_weight_zero_point`` with the metadata of
@@ -148,18 +135,16 @@ class QuantizeReport(
 
         Args:
             path: A file that ends in ``.safetensors``.
+            overwrite: Replace a file that exists.
 
         Raises:
-            InputError: The file cannot be written.
+            InputError: The file cannot be written, or exists already.
         """
-        save_quantized(self.tensors, self._others, Path(path))
+        path = Path(path)
+        check_outputs({"The file": path}, replace=overwrite)
+        write_outputs({path: report_writer(self)}, replace=overwrite)
 
 
-def _reach(tensor: QuantizedTensor) -> Tensor:
-    """Return the largest distance from a value of the grid to the one above or below."""
-    scale = dequantized(torch.ones(tensor.shape, device=tensor.scale.device), tensor.scale, None, tensor.block).double()
-    if tensor._form.name.startswith("int"):
-        return scale * (1 + 2.0**-22)  # both neighbours are rounded to float32
-    values = tensor.integers.double().abs() * scale
-    digits = torch.finfo(tensor.integers.dtype)
-    return torch.maximum(values * digits.eps, scale * digits.tiny)
+def report_writer(report: QuantizeReport) -> Writer:
+    """Return what writes the file of `QuantizeReport.save`."""
+    return quantized_writer(report.tensors, report._others)

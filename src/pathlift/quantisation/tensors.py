@@ -55,6 +55,7 @@ class QuantizedTensor(
     scale: Tensor
     zero_point: Tensor
     block: tuple[int, ...]
+    _between: tuple[Tensor, Tensor]
     dtype: torch.dtype
     expected_error: float
     relative_error: float
@@ -89,6 +90,22 @@ class QuantizedTensor(
     def values(self) -> Tensor:
         """The weights that the integers stand for, as the model has them."""
         return dequantized(self.integers, self.scale, self.zero_point, self.block).to(self.dtype)
+
+    @property
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """The values of the grid that each weight lay between; one beyond the grid has the end of it twice."""
+        down, up = (self._stands_for(integers) for integers in self._between)
+        return down, up
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of the grid of each weight."""
+        low, high = (self._stands_for(torch.full_like(self._between[0], end)) for end in (self._form.low, self._form.high))
+        return low, high
+
+    def _stands_for(self, integers: Tensor) -> Tensor:
+        levels = self._form.levels(integers, torch.zeros_like(integers))
+        return dequantized(levels, self.scale, self.zero_point, self.block).to(self.dtype)
 
 
 def dequantized(integers: Tensor, scale: Tensor, zero_point: Tensor | None, block: tuple[int, ...]) -> Tensor:

@@ -31,7 +31,7 @@ from pathlift.storage.onnx import OnnxModule
 
 
 @dataclass(frozen=True, repr=False)
-class SupportReport(Result, line=("supported", "operators", "left_off", "problems")):
+class SupportReport(Result, line=("supported", "operators", "left_off", "problems"), rows=("problems",)):
     """Whether a model lies inside the theory, and every reason why not.
 
     Attributes:

@@ -97,13 +97,21 @@ class RescaledWeights(Mapping[WeightTensor, Tensor]):
         self._factors: dict[WeightTensor, tuple[Tensor, Tensor]] = {}
         self.exact = all(bool((logs == logs.round()).all()) for logs in self.scales)
 
-    def logs(self, weight: WeightTensor) -> list[Tensor]:
-        """Return the log₂ factors of a weight tensor that are not 0 everywhere, each of its shape."""
+    def _logs(self, weight: WeightTensor) -> list[Tensor]:
+        """Return the log₂ factors of a weight tensor that are not 0 everywhere, laid out: one for all taps of a kernel."""
         scaling = self.constraints.weights.get(weight)
         if scaling is None:
             return []
-        differences = [scales[scaling.above] - scales[scaling.below] for scales in self.scales]
-        return [scaling.join(logs, weight.shape) for logs in differences if bool(logs.any())]
+        differences = (scales[scaling.above] - scales[scaling.below] for scales in self.scales)
+        return [logs for logs in differences if bool(logs.any())]
+
+    def _steps(self, weight: WeightTensor) -> Iterator[Tensor]:
+        """Yield the weights of a weight tensor after each rescaling of it, float64."""
+        value = self.before[weight]
+        for logs in self._logs(weight):
+            factor = self.constraints.weights[weight].join(torch.exp2(logs), weight.shape)
+            value = value.double() * factor.to(value.device)
+            yield value
 
     def factors(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
         """Return what both ends of a weight that scales multiply it with, as views of its shape where they can.
@@ -134,8 +142,8 @@ class RescaledWeights(Mapping[WeightTensor, Tensor]):
     def __getitem__(self, weight: WeightTensor) -> Tensor:
         """Return the weights of a weight tensor, float64 where λ changes them."""
         value = self.before[weight]
-        for logs in self.logs(weight):
-            value = value.double() * torch.exp2(logs).to(value.device)
+        for rescaled_once_more in self._steps(weight):
+            value = rescaled_once_more
         return value
 
     def __iter__(self) -> Iterator[WeightTensor]:
@@ -150,13 +158,25 @@ class RescaledWeights(Mapping[WeightTensor, Tensor]):
         """Whether no weight overflows or loses digits on the way, and no factor is beyond what a float holds."""
         if any(float(scales.abs().max()) > WIDEST for scales in self.scales):
             return False
-        for weight in self:
-            value = self.before[weight]
-            for logs in self.logs(weight):
-                value = value.double() * torch.exp2(logs).to(value.device)
-                sizes = torch.where(value == 0, 1.0, value.abs())
-                if value.numel() and not (float(sizes.min()) >= LEAST and float(sizes.max()) <= MOST):
-                    return False
+        return all(self._surely_in_range(weight) or self._in_range(weight) for weight in self)
+
+    def _surely_in_range(self, weight: WeightTensor) -> bool:
+        """Whether no number of the type of a weight tensor could leave the range; float32 and narrower ones rarely can."""
+        if self.before[weight].dtype == torch.float64 or not self.before[weight].is_floating_point():
+            return False
+        limits = torch.finfo(self.before[weight].dtype)
+        low, high = math.log2(limits.smallest_normal * limits.eps), math.log2(limits.max)
+        for logs in self._logs(weight):
+            low, high = low + float(logs.min()), high + float(logs.max())
+            if not (low >= math.log2(LEAST) and high <= math.log2(MOST)):
+                return False
+        return True
+
+    def _in_range(self, weight: WeightTensor) -> bool:
+        for value in self._steps(weight):
+            sizes = torch.where(value == 0, 1.0, value.abs())
+            if value.numel() and not (float(sizes.min()) >= LEAST and float(sizes.max()) <= MOST):
+                return False
         return True
 
 

@@ -106,13 +106,33 @@ def balanced(
     return Balance(free, imbalance, steps, False)
 
 
+def imbalances(couplings: Sequence[Coupling], solution: Solution, power: float, free: Tensor) -> Tensor:
+    """Return by how much each group is out of balance.
+
+    Args:
+        couplings: The masses.
+        solution: B.
+        power: p.
+        free: log₂ factors by group.
+
+    Returns:
+        |∂F/∂log λ| relative to the mass that the group has, in [0, 1], shape (groups,); 0 for a group without mass.
+    """
+    return _Problem(couplings, solution, power, None).at(free).relative
+
+
 @dataclass(frozen=True)
 class _Point:
     value: float
     gradient: Tensor
     hessian: Operator
     diagonal: Tensor
-    imbalance: float
+    relative: Tensor
+
+    @property
+    def imbalance(self) -> float:
+        """The largest of all groups."""
+        return float(self.relative.max()) if len(self.relative) else 0.0
 
 
 class _Problem:
@@ -173,8 +193,7 @@ class _Problem:
 
         floor = 1e-12 * float(mass.max()) if len(mass) else 1.0
         relative = gradient.abs() / mass.clamp(min=1e-300)
-        imbalance = float(relative.max()) if len(relative) else 0.0
-        return _Point(self._objective(sum_of_powers, free), gradient, hessian, mass.clamp(min=floor or 1.0), imbalance)
+        return _Point(self._objective(sum_of_powers, free), gradient, hessian, mass.clamp(min=floor or 1.0), relative)
 
     def coordinate_steps(self, free: Tensor) -> Tensor:
         """Move every group half of the way to where its own mass would be balanced; no such step makes F larger.

@@ -17,7 +17,7 @@ from pathlift.passes.backward import sum_of_outputs
 from pathlift.passes.programs import NormProgram
 from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.tracks import Tracks
-from pathlift.rescaling.balance import Balance, Logarithmic, balanced
+from pathlift.rescaling.balance import Balance, Logarithmic, balanced, imbalances
 from pathlift.rescaling.conditioning import kernel_diagonal, on_paths
 from pathlift.rescaling.constraints import ScaleConstraints
 from pathlift.rescaling.couplings import Coupling, coupling, sums
@@ -125,15 +125,36 @@ def balance(network: Network, constraints: ScaleConstraints, p: float) -> Gauge:
     Raises:
         NumericalError: A weight is NaN or infinite.
     """
+    couplings = _masses(network, constraints, p)
+    held = _divided(constraints)
+    optimum = balanced(couplings, constraints.solution.without(held), p)
+    return _gauge(optimum, couplings, constraints, held)
+
+
+def out_of_balance(network: Network, constraints: ScaleConstraints, logs: Tensor, p: float = 2.0) -> Tensor:
+    """Return how far from balanced each group is after a rescaling; see `pathlift.rescaling.balance.imbalances`.
+
+    Args:
+        network: The network.
+        constraints: What its function asks of scales.
+        logs: log₂ λ of the rescaling, shape (groups,).
+        p: Positive power.
+
+    Returns:
+        Shape (groups,).
+    """
+    solution = constraints.solution.without(_divided(constraints))
+    return imbalances(_masses(network, constraints, p), solution, p, logs)
+
+
+def _masses(network: Network, constraints: ScaleConstraints, p: float) -> list[Coupling]:
+    """Return |θ|^p of the parameters on paths."""
     there = on_paths(network)
-    couplings = [
+    return [
         coupling(scaling, _power(network.state[name].detach(), p) * there[name])
         for name, scaling in constraints.scalings.items()
         if name in network.parameters and name in there
     ]
-    held = _divided(constraints)
-    optimum = balanced(couplings, constraints.solution.without(held), p)
-    return _gauge(optimum, couplings, constraints, held)
 
 
 def conditioned(network: Network, constraints: ScaleConstraints) -> Gauge:

@@ -31,7 +31,7 @@ from pathlift.results import Result
 
 @public_constructor
 @dataclass(frozen=True, eq=False, repr=False)
-class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "families", "pinned")):
+class Symmetries(Result, line=("dimension", "network"), shows=("dimension", "families", "pinned"), rows=("families",)):
     """The group of positive neuron-wise rescalings of a network; ``len`` is its dimension.
 
     A group is a set of channels that must share one factor λ, because they are added, concatenated and read together,

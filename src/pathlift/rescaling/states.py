@@ -21,7 +21,7 @@ from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import fit
 
 
-class RescaledState(Result, dict[str, Tensor]):
+class RescaledState(Result, dict[str, Tensor], rows=("tensors",)):
     """A state-dict of the same function: what `load_state_dict` takes.
 
     Pickled, or saved by ``torch.save``, it becomes a plain ordered dictionary of its tensors, which ``torch.load`` reads with

@@ -5,9 +5,10 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from pathlift.edges import Contraction, Convolution, Dense
+from pathlift.edges import Contraction, Convolution, Dense, Reduce
 from pathlift.graph.layers import Connection
 from pathlift.rules.base import Activation, Call, Draft, Static, Value, rule, spatial_tuple
+from pathlift.rules.replay import replayed
 
 BILINEAR = (
     "it multiplies two activations (a bilinear form, as attention does).",
@@ -134,8 +135,7 @@ def einsum(call: Call) -> Draft:
     active = active_factor(call, operands)
     source, others = operands[active], [number for number in range(len(operands)) if number != active]
     if not others:
-        ones = call.number(1.0)
-        return call.layer(Connection(source.name, Contraction(f"{letters[0]},->{out}"), call.weight(ones)))
+        return _summed_and_permuted(call, source, letters[0], out)
     if len(others) > 1:
         call.refuse("it joins more than one parameter with the activation.", "Multiply the parameters first.")
     connection = Connection(
@@ -144,6 +144,17 @@ def einsum(call: Call) -> Draft:
         call.weight(operands[others[0]], "weight"),
     )
     return call.layer(connection)
+
+
+def _summed_and_permuted(call: Call, source: Activation, letters: str, out: str) -> Draft:
+    """An einsum of the activation alone: the dimensions that its result keeps in their order, the others summed."""
+    order = out + "".join(letter for letter in letters if letter not in out)
+    dims = [letters.index(letter) for letter in order]
+    permuted = call.moved(source, replayed("aten::permute", dims=dims), [source.shape[dim] for dim in dims], "view")
+    if len(order) == len(out):
+        return permuted
+    summed = tuple(range(len(out), len(order)))
+    return call.layer(Connection(call.builder.add(permuted).name, Reduce(summed, keepdim=False)))
 
 
 def _spell_ellipsis(equation: str, ranks: list[int]) -> str:

@@ -22,7 +22,12 @@ from pathlift.statistics.transfer import stationary
 
 
 @dataclass(frozen=True, repr=False)
-class LayerStatistics(Result, line=("name", "module", "source", "mean", "variance")):
+class LayerStatistics(
+    Result,
+    line=("name", "module", "source", "mean", "variance"),
+    rows=("mean", "variance", "correlation", "sensitivity", "activity", "expected_mean", "expected_variance"),
+    axes=("channel",),
+):
     """What the values of one layer look like; all tensors are float64, of shape (channels,).
 
     Attributes:
@@ -53,7 +58,7 @@ class LayerStatistics(Result, line=("name", "module", "source", "mean", "varianc
 
 
 @dataclass(frozen=True, repr=False)
-class ActivationStatistics(Result, line=("layers", "source", "shift", "spread")):
+class ActivationStatistics(Result, line=("layers", "source", "shift", "spread"), rows=("layers",)):
     """What the activations of a network look like.
 
     Attributes:
@@ -122,11 +127,11 @@ def activation_statistics(
         if layer.kind == "input"
     }
     batches: Iterable[Samples] | None = [data] if isinstance(data, (Tensor, Mapping)) else data
-    found = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
-    layers = tuple(_of_layer(found, layer) for layer in network.layers)
+    activations = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
+    layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
-    return ActivationStatistics(layers, source, *_apart(found))
+    return ActivationStatistics(layers, source, *_apart(activations))
 
 
 def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def _through(network: Network, connection: Connection, layer: Layer, dim: int | 
     if isinstance(edges, Contraction):
         of_x, of_weight, result = edges.letters
         kept = -1 if dim is None else result.find(of_x[dim])
-        made = [place for place, letter in enumerate(result) if letter in of_weight and letter not in of_x]
+        made = [axis for axis, letter in enumerate(result) if letter in of_weight and letter not in of_x]
         if made:
             return made[-1]
         return None if kept < 0 else int(kept)

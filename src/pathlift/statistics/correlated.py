@@ -84,12 +84,12 @@ class CorrelatedPropagation(Propagation):
         above = layer.shape
         if layer.concat is not None:
             above = layer.concat.shape(self._position(layer, connection), layer.shape)
-        found = None if lags is None else self._through(lags, connection, transfer, above)
-        if found is not None and found[1] is not None:
-            variance = found[1].reshape([-1 if dim == 1 else 1 for dim in range(len(above))])
+        through = None if lags is None else self._through(lags, connection, transfer, above)
+        if through is not None and through[1] is not None:
+            variance = through[1].reshape([-1 if dim == 1 else 1 for dim in range(len(above))])
         shape = [above[1] if dim == 1 else 1 for dim in range(len(above))]
         flat = variance.mean([dim for dim in range(len(above)) if dim != 1], keepdim=True).expand(shape).reshape(-1)
-        self._branches.setdefault(layer.name, []).append((None if found is None else found[0], flat))
+        self._branches.setdefault(layer.name, []).append((None if through is None else through[0], flat))
         return mean, variance
 
     @staticmethod
@@ -106,12 +106,13 @@ class CorrelatedPropagation(Propagation):
             same = signed(lags, transfer)
             return None if same is None or below.shape != above else (same, None)
         if isinstance(transfer, Weighted):
-            made = through_weight(lags, connection, transfer, variance.sqrt(), above)
-            if made is None:
+            weighted = through_weight(lags, connection, transfer, variance.sqrt(), above)
+            if weighted is None:
                 return None
+            correlations, variances = weighted
             more = transfer.variance_of_means(moments.mean, moments.correlation)
             spread = 0.0 if more is None else more.mean([dim for dim in range(more.dim()) if dim != 1])
-            return made[0], made[1] + spread
+            return correlations, variances + spread
         if isinstance(connection.edges, Move) and isinstance(transfer, Sums) and transfer.weight is None:
             moved = self._moved(lags, connection.edges, below.shape, above)
             if moved is not None:
@@ -134,7 +135,7 @@ class CorrelatedPropagation(Propagation):
         chosen = moved_channels(edges, below, above)
         if chosen is not None:
             index = chosen.to(next(iter(lags.at.values())).device)
-            return Lags({lag: own[index][:, index] for lag, own in lags.at.items()}, lags.space), None
+            return Lags({lag: correlation[index][:, index] for lag, correlation in lags.at.items()}, lags.space), None
         numbers = torch.arange(below[1] * max(1, torch.Size(below[2:]).numel()), dtype=torch.float64)
         if len(above) == 2 and torch.equal(edges.gather(numbers.reshape(below)).reshape(-1), numbers):
             flat = flattened(lags)
@@ -203,15 +204,19 @@ class CorrelatedPropagation(Propagation):
         maps = None if isinstance(connection.edges, AxisMap) else space_maps(connection, below, layer.shape, None)
         if maps is None:
             return None
-        made = along_space(lags, maps)[0]
+        pooled = along_space(lags, maps)[0]
         edges = connection.edges
-        return _without(made, [dim - 2 for dim in edges.dims]) if isinstance(edges, Reduce) and not edges.keepdim else made
+        return _without(pooled, [dim - 2 for dim in edges.dims]) if isinstance(edges, Reduce) and not edges.keepdim else pooled
 
 
 def _without(lags: Lags, dims: list[int]) -> Lags:
     """Leave out dimensions of one position."""
     kept = [dim for dim in range(len(lags.space)) if dim not in dims]
-    at = {tuple(lag[dim] for dim in kept): own for lag, own in lags.at.items() if all(lag[dim] == 0 for dim in dims)}
+    at = {
+        tuple(lag[dim] for dim in kept): correlation
+        for lag, correlation in lags.at.items()
+        if all(lag[dim] == 0 for dim in dims)
+    }
     return Lags(at, tuple(lags.space[dim] for dim in kept))
 
 

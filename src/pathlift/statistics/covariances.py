@@ -148,12 +148,12 @@ def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: T
     at = {}
     for lag in below.at:
         correlation = below.at[lag]
-        power, made = torch.ones_like(correlation), torch.zeros_like(correlation)
+        power, correlation_above = torch.ones_like(correlation), torch.zeros_like(correlation)
         for part in parts:
             power = power * correlation
-            made += power * part[:, None] * part
-        made.diagonal().add_(rest * (power * correlation).diagonal())
-        at[lag] = _unit(made, lag)
+            correlation_above += power * part[:, None] * part
+        correlation_above.diagonal().add_(rest * (power * correlation).diagonal())
+        at[lag] = _unit(correlation_above, lag)
     return Lags(at, below.space)
 
 
@@ -185,13 +185,13 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     shares = [torch.where(total > 0, variance / total, 0.0).sqrt().float() for _, variance in branches]
     at = {}
     for lag in half(space):
-        made = torch.zeros(channels, channels, dtype=torch.float32, device=total.device)
+        correlation_of_sum = torch.zeros(channels, channels, dtype=torch.float32, device=total.device)
         for (lags, _), share in zip(branches, shares, strict=True):
             if lags is None:
-                made.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
+                correlation_of_sum.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
             else:
-                made += lags[lag] * share[:, None] * share
-        at[lag] = _unit(made, lag)
+                correlation_of_sum += lags[lag] * share[:, None] * share
+        at[lag] = _unit(correlation_of_sum, lag)
     return Lags(at, space)
 
 
@@ -231,11 +231,11 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
     ]
     covariances = {}
     for lag in half(space):
-        found: dict[Lag, float] = {}
+        coefficients: dict[Lag, float] = {}
         for steps in itertools.product(*(weight[step].items() for weight, step in zip(weights, lag, strict=True))):
             near, factor = below.known(tuple(step for step, _ in steps))
-            found[near] = found.get(near, 0.0) + factor * math.prod(value for _, value in steps)
-        terms = [below.near(near) * value for near, value in found.items() if value != 0.0]
+            coefficients[near] = coefficients.get(near, 0.0) + factor * math.prod(value for _, value in steps)
+        terms = [below.near(near) * value for near, value in coefficients.items() if value != 0.0]
         covariances[lag] = torch.stack(terms).sum(0) if terms else torch.zeros_like(below.near((0,) * len(below.space)))
     return _normalised(covariances, space)
 
@@ -243,12 +243,14 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
 def _coefficients(matrix: Tensor) -> dict[int, dict[int, float]]:
     """Return c_δ(λ): the mean over p of Σ_q M[p, q]·M[p+δ, q+λ]."""
     outs, ins = matrix.shape
-    found = {}
+    coefficients = {}
     for lag in range(-min(REACH, outs - 1), min(REACH, outs - 1) + 1):
         first, last = max(0, -lag), outs - max(0, lag)
         products = matrix[first:last].T @ matrix[first + lag : last + lag] / (last - first)
-        found[lag] = {step: value for step in range(1 - ins, ins) if (value := float(products.diagonal(step).sum())) != 0.0}
-    return found
+        coefficients[lag] = {
+            step: value for step in range(1 - ins, ins) if (value := float(products.diagonal(step).sum())) != 0.0
+        }
+    return coefficients
 
 
 def _normalised(covariances: Mapping[Lag, Tensor], space: tuple[int, ...]) -> tuple[Lags, Tensor]:
@@ -314,7 +316,7 @@ def flattened(below: Lags) -> Lags | None:
     count = below.channels * len(positions)
     if count > WIDEST:
         return None
-    made = torch.empty(
+    correlation = torch.empty(
         below.channels,
         len(positions),
         below.channels,
@@ -323,8 +325,8 @@ def flattened(below: Lags) -> Lags | None:
         device=below.near((0,) * len(below.space)).device,
     )
     for (first, p), (second, q) in itertools.product(enumerate(positions), repeat=2):
-        made[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
-    return Lags({(): made.reshape(count, count)}, ())
+        correlation[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
+    return Lags({(): correlation.reshape(count, count)}, ())
 
 
 # ---- weights
@@ -372,13 +374,13 @@ def _tap_pairs(connection: Connection, transfer: Weighted, space: tuple[int, ...
     pairs: Pairs = {}
     for lag in half(space):
         each = [_along(table, size, step) for table, size, step in zip(tables, sizes, lag, strict=True)]
-        found = []
+        taps = []
         for combination in itertools.product(*each):
             first = second = 0
             for (t, s, _, _), size in zip(combination, kernel, strict=True):
                 first, second = first * size + t, second * size + s
-            found.append((first, second, tuple(c[2] for c in combination), math.prod(c[3] for c in combination)))
-        pairs[lag] = found
+            taps.append((first, second, tuple(c[2] for c in combination), math.prod(c[3] for c in combination)))
+        pairs[lag] = taps
     return pairs
 
 
@@ -387,20 +389,20 @@ def _along(table: Tensor, size: int, lag: int) -> list[tuple[int, int, int, floa
     outputs, taps = table.shape
     first, last = max(0, -lag), outputs - max(0, lag)
     here, there = table[first:last], table[first + lag : last + lag]
-    found = []
+    pairs = []
     for t, s in itertools.product(range(taps), repeat=2):
         both = (here[:, t] >= 0) & (here[:, t] < size) & (there[:, s] >= 0) & (there[:, s] < size)
         if bool(both.any()):
             distance = int((there[:, s] - here[:, t])[both][0])
-            found.append((t, s, distance, float(both.double().mean())))
-    return found
+            pairs.append((t, s, distance, float(both.double().mean())))
+    return pairs
 
 
 def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
     """Σ F·W_t K_λ W_{t'}ᵀ, with each K_λ W_{t'}ᵀ made once."""
     groups, outs, _, taps = rows.shape
     kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap] for tap in range(taps)]
-    made: dict[tuple[Lag, int], Tensor] = {}
+    products: dict[tuple[Lag, int], Tensor] = {}
     covariances = {}
     for lag, several in pairs.items():
         out = torch.zeros(groups * outs, groups * outs, dtype=torch.float32, device=rows.device)
@@ -410,9 +412,9 @@ def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
                 if first != tap:
                     continue
                 near, factor = below.known(distance)
-                if (near, second) not in made:
-                    made[near, second] = below.near(near) @ kernels[second].T
-                term = made[near, second] * (share * factor)
+                if (near, second) not in products:
+                    products[near, second] = below.near(near) @ kernels[second].T
+                term = products[near, second] * (share * factor)
                 sums = term if sums is None else sums.add_(term)
             if sums is not None:
                 out += kernels[tap] @ sums

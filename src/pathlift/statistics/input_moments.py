@@ -159,7 +159,7 @@ class _Use:
 
     def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
         reads = self.transfer.reads
-        return reads.together * reads.merged**2, reads.own(), reads.common()
+        return reads.together * reads.merged**2, reads.independent(), reads.common()
 
     def second(self, group: int) -> Tensor:
         """E u·uᵀ of a group."""
@@ -171,13 +171,13 @@ class _Use:
             return self.seen.second[groups]
         if self.lags is not None:
             return self._correlated(self.lags, groups)
-        squares, own, common = (form.to(self.mean.device) for form in self._forms())
+        squares, independent, common = (form.to(self.mean.device) for form in self._forms())
         mean, variance, rho = self.mean[groups], self.variance[groups], self.correlation[groups]
         out = torch.einsum("gi,gj,ts->gitjs", mean, mean, squares)
-        within = (variance * (1.0 - rho))[..., None, None] * own + (variance * rho)[..., None, None] * common
+        within = (variance * (1.0 - rho))[..., None, None] * independent + (variance * rho)[..., None, None] * common
         index = torch.arange(mean.shape[1], device=mean.device)
         out[:, index, :, index] += within.transpose(0, 1)
-        size = mean.shape[1] * len(own)
+        size = mean.shape[1] * len(independent)
         return out.reshape(len(mean), size, size)
 
     def _correlated(self, lags: Lags, groups: slice) -> Tensor:
@@ -270,8 +270,8 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         following.append(_following(network, layer, rows[-1].numel()))
         variances.append(_variance(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)
-    target, running = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
-    return InputMoments(name, mean, torch.stack(rows).sum(0), target, running, piece, tuple(uses))
+    target, variance_name = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
+    return InputMoments(name, mean, torch.stack(rows).sum(0), target, variance_name, piece, tuple(uses))
 
 
 def _piece(network: Network, name: str) -> Piece:

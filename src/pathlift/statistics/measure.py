@@ -109,10 +109,10 @@ def measured(
     seen: dict[tuple[str, str], Seen] = {}
     for batch in batches:
         _run(propagation, feed_of(network, batch), sums, seen if windows else None)
-    if not any(found.count for found in sums.values()):
+    if not any(layer_sums.count for layer_sums in sums.values()):
         raise InputError("data holds no batch: give at least one.")
-    for found in seen.values():
-        found.mean, found.second = found.mean / found.count, found.second / found.count
+    for moments in seen.values():
+        moments.mean, moments.second = moments.mean / moments.count, moments.second / moments.count
     return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}, seen
 
 
@@ -158,11 +158,11 @@ def columns_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ..
         return transfer.pattern.below.split(x).mT
     kernel = transfer.weight.shape[2:]
     for dim, (size, outputs) in enumerate(zip(kernel, above[2:], strict=True)):
-        table, place = edges.taps(dim, outputs, size).to(x.device), 2 + 2 * dim
-        inside = (table >= 0) & (table < x.shape[place])
-        x = read(x, torch.where(inside, table, x.shape[place]), place)
-    places = [2 + 2 * dim for dim in range(len(kernel))]
-    x = x.permute(0, *places, 1, *(place + 1 for place in places))
+        table, axis = edges.taps(dim, outputs, size).to(x.device), 2 + 2 * dim
+        inside = (table >= 0) & (table < x.shape[axis])
+        x = read(x, torch.where(inside, table, x.shape[axis]), axis)
+    axes = [2 + 2 * dim for dim in range(len(kernel))]
+    x = x.permute(0, *axes, 1, *(axis + 1 for axis in axes))
     return x.reshape(-1, groups, ins * taps).transpose(0, 1)
 
 
@@ -197,20 +197,20 @@ def _spatial(propagation: Propagation, layer: Layer) -> list[int]:
     return [dim for dim in range(1, len(shape)) if shape[dim] == 1 and layer.shape[dim] > 1]
 
 
-def _step(propagation: Propagation, layer: Layer, found: _Sums) -> Step:
+def _step(propagation: Propagation, layer: Layer, sums: _Sums) -> Step:
     step = propagation.steps[layer.name]
-    assert found.mean is not None
-    assert found.spread is not None
-    variance = found.spread / found.count
+    assert sums.mean is not None
+    assert sums.spread is not None
+    variance = sums.spread / sums.count
     moments = replace(
         step.moments,
-        mean=found.mean,
+        mean=sums.mean,
         variance=variance,
-        correlation=found.correlation(step.moments.correlation),
+        correlation=sums.correlation(step.moments.correlation),
         source="data",
     )
     response = step.response
-    if found.gain is not None and found.activity is not None:
-        response = Response(found.mean, variance, found.gain / found.count, found.activity / found.count)
-    expected = None if step.expected is None else (found.mean, variance)
+    if sums.gain is not None and sums.activity is not None:
+        response = Response(sums.mean, variance, sums.gain / sums.count, sums.activity / sums.count)
+    expected = None if step.expected is None else (sums.mean, variance)
     return Step(moments, response, step.shares, expected)

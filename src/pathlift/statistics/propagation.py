@@ -166,15 +166,15 @@ class Propagation:
 
     def transfers(self, layer: Layer) -> list[tuple[Connection, Transfer]]:
         """Return the bundles of a layer, those that are elementwise and start at one layer joined, and how moments go along."""
-        found: list[tuple[Connection, Transfer]] = []
+        others: list[tuple[Connection, Transfer]] = []
         joined: dict[str, tuple[Connection, Elementwise]] = {}
         for connection, transfer in zip(layer.connections, self.bundles(layer), strict=False):
             if isinstance(transfer, Elementwise) and layer.concat is None:
                 known = joined.get(connection.source)
                 joined[connection.source] = (connection, transfer if known is None else known[1].joined(transfer))
             else:
-                found.append((connection, transfer))
-        return [*joined.values(), *found]
+                others.append((connection, transfer))
+        return [*joined.values(), *others]
 
     # ---- which neurons are alike
 

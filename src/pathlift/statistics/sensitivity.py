@@ -44,10 +44,10 @@ def sensitivities(propagation: Propagation) -> dict[str, Tensor]:
         total = sum(ends[1:], ends[0])
         names = [name for name, error in errors.items() if error.requires_grad]
         slopes = torch.autograd.grad(total, [errors[name] for name in names], allow_unused=True)
-    found = dict(zip(names, slopes, strict=True))
+    slope_of = dict(zip(names, slopes, strict=True))
     sensitivity = {}
     for name, error in errors.items():
-        slope = found.get(name)
+        slope = slope_of.get(name)
         sensitivity[name] = torch.zeros_like(error).detach() if slope is None else slope
         if not bool(torch.isfinite(sensitivity[name]).all()):
             raise NumericalError(

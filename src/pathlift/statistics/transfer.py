@@ -312,7 +312,7 @@ class Reads:
         """Return what multiplies ρ in w·(…)·w, shape (taps, taps)."""
         return self.together * self.merged * (self.merged if self.lags is None else 1)
 
-    def own(self) -> Tensor:
+    def independent(self) -> Tensor:
         """Return what multiplies 1 − ρ."""
         return self.together * self.merged if self.lags is None else torch.diag(self.together.diagonal())
 
@@ -409,9 +409,9 @@ class Weighted(Transfer):
 
     def gains(self, rho: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of the matrix from variances below to those above, (groups, rows, ins)."""
-        own, common = self.reads.own().to(rho.device), self.reads.common().to(rho.device)
+        independent, common = self.reads.independent().to(rho.device), self.reads.common().to(rho.device)
         for rows, w in self.chunks():
-            apart, alike = (((w @ form) * w).sum(3) for form in (own, common))
+            apart, alike = (((w @ form) * w).sum(3) for form in (independent, common))
             yield rows, apart * (1.0 - rho)[:, None] + alike * rho[:, None]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pathlift.arguments import public
 from pathlift.errors import InputError, nearest
 from pathlift.storage import sizes
+from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.torch_file import TorchFile
 
 if TYPE_CHECKING:
@@ -226,11 +227,9 @@ def _opened(path: Path, key: str | None) -> _SafetensorsFile | TorchFile:
     """Open a file by what it is: safetensors begin with the length of a header in JSON."""
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(9)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    check_downloaded(path)
+    with path.open("rb") as file:
+        beginning = file.read(9)
     return _SafetensorsFile(path) if path.suffix == ".safetensors" or beginning[8:] == b"{" else TorchFile(path, key)
 
 

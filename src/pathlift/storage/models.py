@@ -318,7 +318,7 @@ def _check_sizes(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, 
     first, second = given[name].shape, tensors[name].shape
     message = f"'{name}' has shape {tuple(first)} in '{path}' and {tuple(second)} in the model."
     layers = {name.rpartition(".")[0] for name in wrong}
-    if len(layers) == 1 and all(given[name].shape[1:] == tensors[name].shape[1:] for name in wrong):
+    if len(layers) == 1 and first and all(given[name].shape[1:] == tensors[name].shape[1:] for name in wrong):
         message += (
             f" The layer '{layers.pop()}' has {first[0]} outputs in the file and {second[0]} in the model: if they "
             f"are classes, build the model so: --model-arg {classes}={first[0]}."

@@ -161,10 +161,10 @@ class _Machine:
             case "GLOBAL":
                 self.stack.append(Global(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
-                module, own = self.taken(2)
-                if not all(isinstance(part, str) and len(part) <= LONGEST for part in (module, own)):
+                module, qualified = self.taken(2)
+                if not all(isinstance(part, str) and len(part) <= LONGEST for part in (module, qualified)):
                     raise ValueError("a name that is none")
-                self.stack.append(Global(f"{module}.{own}"))
+                self.stack.append(Global(f"{module}.{qualified}"))
             case "REDUCE" | "NEWOBJ":
                 function, arguments = self.taken(2)
                 self.call(function, arguments)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pathlift.errors import InputError, told
+from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.sizes import HEADER_BYTES, check_unfolding
 
 Shapes: TypeAlias = "tuple[int, ...] | tuple[Shapes, ...] | list[Shapes] | dict[str, Shapes]"
@@ -36,6 +37,7 @@ def read_program(path: Path, *, trust: bool) -> nn.Module:
     """
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    check_downloaded(path)
     if not trust:
         raise InputError(
             f"'{path}' is a program, not only weights: PyTorch runs code from such a file while it loads it, and whoever wrote "
@@ -64,6 +66,7 @@ def program_inputs(path: Path) -> Shapes:
     """
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    check_downloaded(path)
     try:
         return _inputs(_description(path))
     except InputError as error:

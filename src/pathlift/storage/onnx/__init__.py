@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 
 from pathlift.errors import InputError, told
-from pathlift.storage.onnx.file import flattened, load_program, name_of, read_weights
+from pathlift.storage.downloads import check_downloaded
+from pathlift.storage.onnx.file import constants, flattened, load_program, name_of, read_weights
 from pathlift.storage.onnx.module import RESERVED, OnnxModule
 from pathlift.storage.onnx.program import declared_inputs, read_program, source_of
 from pathlift.storage.onnx.trial import compare, mark_batch
@@ -44,7 +45,9 @@ def _checked(path: Path, *, check: bool | None) -> OnnxModule:
     program, weights = read_program(flat, RESERVED)
     nodes = {name_of(node): tuple(filter(None, node.output)) for node in flat.graph.node}
     module = OnnxModule(program, declared_inputs(flat.graph), nodes, weights)
-    module.onnx_source = source_of(proto, {name for part in program.all() for name in part.tensors})
+    names = {name for part in program.all() for name in part.tensors}
+    stored = proto if names <= {name for name, *_ in constants(proto.graph)} else flat  # else they lie within functions
+    module.onnx_source = source_of(stored, names)
     mark_batch(module)
     if check is not False and torch.get_default_device().type == "cpu":
         compare(module, path, always=check is True)
@@ -80,6 +83,7 @@ def _read(path: Path, work: Callable[[], Read]) -> Read:
     """Read something from a file; whatever that raises becomes one sentence."""
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    check_downloaded(path)
     try:
         return work()
     except MissingPackageError:

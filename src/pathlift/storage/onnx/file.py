@@ -53,7 +53,7 @@ def flattened(program: Any) -> Any:
     called = {(function.domain, function.name): function for function in program.functions}
     if any((node.domain, node.op_type) in called for node in nodes_of(program.graph)):
         _check_functions(program, called)
-        program = package("onnx.inliner", "onnx").inline_local_functions(program)
+        program = _inlined(onnx, program)
         _check_depth(program.graph, 0)
     version = opset_of(program)
     _check_operators(onnx, program.graph)
@@ -65,6 +65,17 @@ def flattened(program: Any) -> Any:
             raise InputError(f"onnx cannot convert it from version {version} of the standard: {told(error)}") from error
         _check_values(program.graph, frozenset())
     return program
+
+
+def _inlined(onnx: Any, program: Any) -> Any:
+    """Return a program without functions; those in another version of the standard are converted, which asks for types."""
+    typed = type(program).FromString(program.SerializeToString())
+    known = (onnx.helper.make_tensor_value_info(held.name, held.data_type, held.dims) for held in program.graph.initializer)
+    typed.graph.value_info.extend(known)
+    try:
+        return package("onnx.inliner", "onnx").inline_local_functions(typed, True)
+    except RuntimeError as error:
+        raise InputError(f"onnx cannot put its functions in the place of the nodes that call them: {told(error)}") from error
 
 
 def opset_of(program: Any) -> int:

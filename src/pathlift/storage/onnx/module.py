@@ -73,6 +73,10 @@ Value: TypeAlias = "Tensor | Array | Unread | None"
 """What an operator reads or makes; None where an optional input is left out."""
 
 
+FEW_BITS = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
+"""Types of whole numbers that PyTorch computes in wider ones."""
+
+
 class Operator(nn.Module):
     """A node; without one, a module that only holds others.
 
@@ -143,7 +147,8 @@ class Operator(nn.Module):
         inputs = list(values)
         for index, value in enumerate(values):
             if isinstance(value, np.ndarray) and index not in static and (kind, index) != ("Gather", 1):
-                tensor = tensor_of(value)
+                few = FEW_BITS.get(value.dtype.name) if kind == "DequantizeLinear" else None
+                tensor = tensor_of(value if few is None else value.astype(few))
                 inputs[index] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
         results = OPERATORS[kind](self.node, *inputs)
         results = results if isinstance(results, tuple) else (results,)
@@ -221,6 +226,10 @@ class OnnxModule(Operator):
             raise InputError(f"the file has {len(self.inputs)} inputs ({names}), found {len(values)}.")
         if self.samples is not None and any(value.shape[:1] != (self.samples,) for value in values):
             raise InputError(f"the file is made for {self.samples} samples at once, and cannot be run with another number.")
+        for declared, value in zip(self.inputs, values, strict=True):
+            if declared.sizes is not None and value.dim() != len(declared.sizes):
+                sizes = ", ".join(map(str, declared.sizes))
+                raise InputError(f"the input {declared.name!r} of the file has the sizes ({sizes}), found {tuple(value.shape)}.")
         unread: dict[str, Unread] = {}
         given: dict[str, Value] = {declared.name: value for declared, value in zip(self.inputs, values, strict=True)}
         outputs = self._run(self.program, given, unread)

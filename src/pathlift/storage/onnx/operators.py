@@ -57,7 +57,7 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 def _batch_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    if node.get("training_mode", 0):
+    if node.get("training_mode", 0) or (node.version < 14 and len(node.outputs) > 1):
         raise NotReadError("it takes its statistics from the batch (training mode).")
     if not node.get("spatial", 1):
         raise NotReadError("it has statistics for every position (version 8 of the standard).")
@@ -76,12 +76,15 @@ def _dequantized(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = Non
 
 
 def _along(node: Node, x: Tensor, value: Tensor) -> Tensor:
-    """Lay a number per channel along the axis of the channels."""
-    if any(node.get(name, 0) for name in ("block_size", "output_dtype", "precision")):
-        raise NotReadError("it quantises by blocks, or to a type of its own.")
+    """Lay a number per channel, or per block of neighbours, along the axis of the channels."""
+    if node.get("output_dtype", 0) or node.get("precision", 0):
+        raise NotReadError("it quantises to a type of its own.")
+    axis = node.get("axis", 1)
+    if block := node.get("block_size", 0):
+        return value.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     shape = [1] * x.dim()
     if value.numel() > 1:
-        shape[node.get("axis", 1)] = -1
+        shape[axis] = -1
     return value.reshape(shape if x.dim() else ())
 
 
@@ -149,8 +152,8 @@ def _lp_norm(x: Tensor, power: int, axis: int) -> Tensor:
 def _reduced(function: Callable[[Tensor, list[int], bool], Tensor]) -> Function:
     def computed(node: Node, x: Tensor, axes: Array | None = None) -> Tensor:
         along = _numbers(node, "axes", axes)
-        if not along and node.get("noop_with_empty_axes", 0):
-            return x
+        if not along and node.get("noop_with_empty_axes", 0):  # each number for itself: its modulus, square, …
+            return function(x[..., None], [x.dim()], False)
         return function(x, list(along or range(x.dim())), bool(node.get("keepdims", 1)))
 
     return computed
@@ -237,7 +240,7 @@ def _pad(node: Node, x: Tensor, pads: Array | None = None, value: Array | None =
         pairs[axis] = (pair[0], pair[1])
     if all(pair == (0, 0) for pair in pairs):
         return x
-    while len(pairs) > 1 and pairs[0] == (0, 0):
+    while len(pairs) > max(1, x.dim() - 2) and pairs[0] == (0, 0):
         del pairs[0]
     flat = [size for pair in reversed(pairs) for size in pair]
     mode = node.get("mode", "constant")

@@ -35,6 +35,12 @@ STATISTICS = {"BatchNormalization": (3, 4)}
 QUANTIZED = {"DequantizeLinear": (0,)}
 """Inputs that may be weights although they are whole numbers."""
 
+HALVES = {21: "uint8", 22: "int8"}
+"""Types of ``TensorProto`` of which two numbers share a byte, to those in which they are kept, a byte each."""
+
+LIMITING = {"QuantizeLinear": (2,)}
+"""Inputs whose type says where numbers are cut off: they are not kept in another."""
+
 STATIC: Mapping[str, Sequence[int]] = {
     "Clip": (1, 2), "CumSum": (1,), "Dropout": (1, 2), "Expand": (1,), "Pad": (1, 2, 3), "Reshape": (1,), "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,),
@@ -177,12 +183,26 @@ def tensor_of(array: Array) -> Tensor:
         raise InputError(f"it holds numbers of type {array.dtype.name!r}, which are not read.") from error
 
 
+def array_of(tensor: Tensor, dtype: torch.dtype) -> Array:
+    """Return a tensor of the CPU as an array of another type, one of `DTYPES`."""
+    number = next(number for number, known in DTYPES.items() if known == dtype)
+    values = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no such type, onnx has
+    array: Array = values.numpy().astype(package("onnx.helper", "onnx").tensor_dtype_to_np_dtype(number))
+    return array
+
+
 def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[Path, Tensor]]:
     """Read a program that has been looked at, and its weights by their paths: parameters, and tensors for buffers."""
     onnx = package("onnx", "onnx")
-    to_array, version = onnx.numpy_helper.to_array, opset_of(proto)
+    version = opset_of(proto)
     nodes = list(nodes_of(proto.graph))
     roles = _roles(nodes)
+
+    def to_array(tensor: Any, name: str) -> Array:
+        array: Array = onnx.numpy_helper.to_array(tensor)
+        apart = tensor.data_type in HALVES and "limit" not in roles.get(name, ())
+        return array.astype(HALVES[tensor.data_type]) if apart else array
+
     held = list(constants(proto.graph))
     protos = {name: tensor for name, tensor, named in held if _is_weight(roles, name, tensor, named)}
     twice = next((name for name, count in Counter(name for name, *_ in held).items() if count > 1 and name in protos), None)
@@ -192,7 +212,7 @@ def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[P
     of_nodes = iter(node_paths(map(name_of, filter(_is_step, nodes)), paths.values(), reserved))
 
     def read(graph: Any) -> Program:
-        arrays = {name: to_array(tensor) for name, tensor, _ in constants(graph, inner=False) if name not in protos}
+        arrays = {name: to_array(tensor, name) for name, tensor, _ in constants(graph, inner=False) if name not in protos}
         tensors = {name: paths[name] for name, *_ in constants(graph, inner=False) if name in protos}
         steps = tuple(step(node, next(of_nodes)) for node in graph.node if _is_step(node))
         program = Program(steps, tuple(value.name for value in graph.output), tensors, arrays)
@@ -205,7 +225,7 @@ def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[P
     program = read(proto.graph)
     weights = {}
     for name, path in (pair for part in program.all() for pair in part.tensors.items()):
-        tensor = tensor_of(to_array(protos[name]))
+        tensor = tensor_of(to_array(protos[name], name))
         buffer = tensor.dim() == 0 or roles.get(name) == {"statistic"}
         weights[path] = tensor if buffer else nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     return program, {path: weights[path] for path in sorted(weights)}
@@ -230,6 +250,8 @@ def _roles(nodes: Sequence[Any]) -> dict[str, set[str]]:
             role = roles.setdefault(name, set())
             if index in QUANTIZED.get(node.op_type, ()):
                 role.add("quantised")
+            if index in LIMITING.get(node.op_type, ()):
+                role.add("limit")
             if decides or index in STATIC.get(node.op_type, ()):
                 role.add("static")
             else:
@@ -244,6 +266,8 @@ def _is_step(node: Any) -> bool:
 def _is_weight(roles: Mapping[str, set[str]], name: str, tensor: Any, named: bool) -> bool:
     """Whether a constant is a weight; single numbers are only where they are initialisers."""
     role, dtype = roles.get(name, set()), DTYPES.get(tensor.data_type)
+    if tensor.data_type in HALVES and "limit" not in role:
+        dtype = torch.int8
     if dtype is None or (dtype.is_floating_point and ("static" in role or not (named or tensor.dims))):
         return False
     return dtype.is_floating_point or "quantised" in role

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ from torch.func import functional_call
 
 from pathlift.errors import InputError, PathliftError, UnsupportedModelError, told
 from pathlift.storage.onnx.module import OnnxModule, Operator
-from pathlift.storage.onnx.program import DTYPES, Array, Node, tensor_of
+from pathlift.storage.onnx.program import DTYPES, Array, Node, array_of, tensor_of
 from pathlift.storage.packages import package
 
 SEED = 20250
 
-AGREEMENT = 1000
+AGREEMENT = 100.0
 """Outputs may differ by so many units of rounding of the largest, and by what rounding explains besides."""
 
-CARRIED = 300.0
-"""In units of the difference that it makes when every value is moved by one: roundings of long sums go one way."""
+CARRIED = 30.0
+"""In units of the difference that it makes when values are moved by one unit of rounding: those of long sums go one way."""
+
+WIDEST = 0.1
+"""Outputs that differ by more of the largest are others, whatever rounding explains."""
+
+
+class CannotRunError(Exception):
+    """Nothing that is installed can run a file; the text says why."""
 
 
 def mark_batch(module: OnnxModule) -> None:
@@ -85,38 +93,86 @@ def _shapes(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> list[tuple
 def compare(module: OnnxModule, path: Path, *, always: bool) -> None:
     """Compare a module with what a runtime makes of its file, on random inputs.
 
-    Nothing is compared where the module cannot run alone, the file leaves sizes open, or the runtime cannot run the file.
+    Nothing is compared where the module cannot run alone, the file leaves sizes open, or no runtime can run the file.
 
     Args:
         module: What was read.
         path: The file.
-        always: Whether to use onnx's own evaluator, which is slow, where onnxruntime is not installed.
+        always: Whether to use onnx's own evaluator, which is slow, where onnxruntime is not installed or cannot run the file.
 
     Raises:
         InputError: They differ by more than rounding explains.
     """
     shapes = declared_shapes(module, 1)
-    runtime = importlib.util.find_spec("onnxruntime") is not None
-    if shapes is None or not (runtime or always):
+    if shapes is None or not (always or has_runtime()):
         return
     inputs = _drawn(module, shapes)
     try:
         outputs = _outputs(module, inputs)
     except (UnsupportedModelError, InputError):
         return
-    run = _runtime if runtime else _evaluator
-    expected = run(path, {declared.name: value for declared, value in zip(module.inputs, inputs, strict=True)})
-    if expected is None:
+    try:
+        expected = run_file(path, dict(zip((declared.name for declared in module.inputs), inputs, strict=True)), slow=always)
+    except CannotRunError as error:
+        if always:
+            raise InputError(str(error)) from error
         return
     unit = _unit(module, outputs)
-    moved = _outputs(module, inputs, unit)
-    for index, (one, two, other) in enumerate(zip(outputs, expected, moved, strict=True)):
-        if two is None:
-            continue
-        off = _apart(one, two)
-        if off is None or off > AGREEMENT * unit + CARRIED * (_apart(one, other) or 0.0):
-            what = "of another shape" if off is None else f"differ by {off:.2g} relative"
-            raise InputError(f"what is read of it is not what a runtime makes of it: the values of output {index + 1} {what}.")
+    different = disagreement(outputs, expected, _outputs(module, inputs, unit), unit)
+    if different is not None:
+        index, off = different
+        what = f"differ by {off:.2g} relative" if off < math.inf else "are of another shape, or are no numbers in other places"
+        raise InputError(f"what is read of it is not what a runtime makes of it: the values of output {index + 1} {what}.")
+
+
+def disagreement(
+    outputs: Sequence[Tensor], others: Sequence[Tensor | None], moved: Sequence[Tensor], unit: float
+) -> tuple[int, float] | None:
+    """Find an output of a file that differs from that of a module by more than rounding explains.
+
+    Args:
+        outputs: Of the module.
+        others: Of the file, None for what is no tensor.
+        moved: Of the module, where every value is moved by about one unit of rounding.
+        unit: Of rounding, of the coarsest type that is computed in.
+
+    Returns:
+        Its index and the difference, see `difference`; None if they agree.
+    """
+    if len(outputs) != len(others):
+        return min(len(outputs), len(others)), math.inf
+    for index, (one, two, other) in enumerate(zip(outputs, others, moved, strict=True)):
+        if two is not None:
+            off = difference(one, two)
+            if off > min(AGREEMENT * unit + CARRIED * difference(one, other), WIDEST):
+                return index, off
+    return None
+
+
+def difference(one: Tensor, two: Tensor) -> float:
+    """Return the largest difference relative to the largest finite entry of both.
+
+    Args:
+        one: A tensor.
+        two: Another.
+
+    Returns:
+        Infinity for other shapes, and where entries that are not finite are others.
+    """
+    if one.shape != two.shape:
+        return math.inf
+    one, two = one.double(), two.double()
+    gap = torch.where((one == two) | (one.isnan() & two.isnan()), 0.0, (one - two).abs())
+    if not bool(gap.any()):
+        return 0.0
+    entries = torch.cat([one.reshape(-1), two.reshape(-1)])
+    largest = entries[entries.isfinite()].abs().max() if bool(entries.isfinite().any()) else torch.tensor(0.0)
+    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max() / largest)
+
+
+def coarsest(dtypes: Iterable[torch.dtype | None]) -> float:
+    """Return the unit of rounding of the coarsest of some types and float32."""
+    return max(torch.finfo(dtype).eps for dtype in {*dtypes, torch.float32} if dtype is not None and dtype.is_floating_point)
 
 
 def _alone_as_together(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> bool:
@@ -126,15 +182,16 @@ def _alone_as_together(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) ->
         together, alone = _outputs(module, inputs), _outputs(module, [value[:1] for value in inputs])
     except PathliftError:
         return False
-    apart = [_apart(one, two[:1]) if two.dim() else None for one, two in zip(alone, together, strict=True)]
-    return all(off is not None and off <= 100 * AGREEMENT * _unit(module, together) for off in apart)
+    firsts = [value[:1] if value.dim() else None for value in together]
+    unit = _unit(module, alone)
+    moved = _outputs(module, [value[:1] for value in inputs], unit)
+    return None not in firsts and disagreement(alone, firsts, moved, unit) is None
 
 
 def _unit(module: OnnxModule, outputs: Sequence[Tensor]) -> float:
     """Return the unit of rounding of the coarsest type that a module computes in."""
     casts = {DTYPES.get(node.get("to", 0)) for part in module.program.all() for node in part.nodes}
-    kinds = {tensor.dtype for tensor in (*module.parameters(), *module.buffers(), *outputs)} | casts
-    return max(torch.finfo(kind).eps for kind in kinds | {torch.float32} if kind is not None and kind.is_floating_point)
+    return coarsest({tensor.dtype for tensor in (*module.parameters(), *module.buffers(), *outputs)} | casts)
 
 
 def _drawn(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
@@ -142,8 +199,7 @@ def _drawn(module: OnnxModule, shapes: Sequence[tuple[int, ...]]) -> list[Array]
     inputs = []
     for declared, shape in zip(module.inputs, shapes, strict=True):
         values = draws.normal(size=shape) if declared.dtype.is_floating_point else draws.integers(0, 2, size=shape)
-        name = str(declared.dtype).removeprefix("torch.").replace("bfloat16", "float32")
-        inputs.append(np.asarray(values, dtype=name))
+        inputs.append(array_of(torch.from_numpy(np.asarray(values)), declared.dtype))
     return inputs
 
 
@@ -170,8 +226,40 @@ def _outputs(module: OnnxModule, inputs: Sequence[Array], moved: float = 0.0) ->
     return list(returned) if isinstance(returned, tuple) else [returned]
 
 
-def session(path: Path) -> Any:
-    """Open a file in onnxruntime, which runs it as it stands, silently and with as many threads as PyTorch."""
+def has_runtime() -> bool:
+    """Whether onnxruntime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def run_file(path: Path, inputs: Mapping[str, Array], *, slow: bool) -> list[Tensor | None]:
+    """Run a file in onnxruntime, as it stands, silently and with as many threads as PyTorch.
+
+    Args:
+        path: The file.
+        inputs: By name.
+        slow: Whether to run it by onnx's own evaluator, which is slow, where onnxruntime is not installed or cannot run it.
+
+    Returns:
+        What it returns; None for texts and for lists of dictionaries.
+
+    Raises:
+        CannotRunError: It cannot be run.
+    """
+    reasons = []
+    if has_runtime():
+        try:
+            return _numbers(_session(path).run(None, inputs))
+        except Exception as error:  # an operator, a type or a version that it does not have; a file that it refuses
+            reasons.append(f"onnxruntime cannot run it: {told(error)}")
+    if slow:
+        try:
+            return _numbers(package("onnx.reference", "onnx").ReferenceEvaluator(str(path)).run(None, inputs))
+        except Exception as error:
+            reasons.append(f"onnx's evaluator cannot run it: {told(error)}")
+    raise CannotRunError("; ".join(reasons))
+
+
+def _session(path: Path) -> Any:
     runtime = package("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -180,40 +268,6 @@ def session(path: Path) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _runtime(path: Path, inputs: dict[str, Array]) -> list[Tensor | None] | None:
-    """Run a file in onnxruntime; None where that cannot."""
-    try:
-        return _numbers(session(path).run(None, inputs))
-    except Exception as error:
-        if type(error).__module__.startswith("onnxruntime"):
-            return None  # an operator or a version that it does not have
-        raise
-
-
-def _evaluator(path: Path, inputs: dict[str, Array]) -> list[Tensor | None]:
-    """Run a file in onnx's own evaluator."""
-    try:
-        outputs = package("onnx.reference", "onnx").ReferenceEvaluator(str(path)).run(None, inputs)
-    except Exception as error:
-        raise InputError(f"onnx's evaluator cannot run it: {told(error)}") from error
-    return _numbers(outputs)
-
-
 def _numbers(outputs: Sequence[Any]) -> list[Tensor | None]:
-    """Return what a runtime returns as tensors; None for texts and for lists of dictionaries."""
     arrays = map(np.asarray, outputs)
     return [None if array.dtype.kind in "OSU" else tensor_of(array) for array in arrays]
-
-
-def _apart(one: Tensor, two: Tensor) -> float | None:
-    """Return the largest difference, relative to the largest value; None for tensors of other shapes."""
-    if one.shape != two.shape:
-        return None
-    one, two = one.double(), two.double()
-    both = torch.isfinite(one) & torch.isfinite(two)
-    if bool((torch.isfinite(one) != torch.isfinite(two)).any()):
-        return 1.0
-    if not bool(both.any()):
-        return 0.0
-    size = torch.maximum(one[both].abs().max(), two[both].abs().max()).clamp(min=1e-30)
-    return float((one - two)[both].abs().max() / size)

@@ -1,0 +1,190 @@
+"""Layer by layer: its share of the paths, zeros, dead channels, scores, and how far its channels are from balanced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.expressions import StateTensor
+from pathlift.graph.network import Network
+from pathlift.magnitude import PathMagnitude, spread
+from pathlift.results import Result
+
+DECADES = 60
+"""Scores below 10^−this are in the first column of a histogram."""
+
+PER_DECADE = 4
+"""Columns of a histogram for each power of ten."""
+
+
+@dataclass(frozen=True, repr=False)
+class LayerShare(Result, line=("module", "operator", "weights", "share", "sparsity")):
+    """What a report says of the weights of one module.
+
+    Attributes:
+        module: Path of the module; ``""`` for the model itself.
+        operator: The operator that reads its weights.
+        weights: Their number, biases among them.
+        share: Share of the path-norm that runs through its weights; of a weight that is used several times, summed over uses.
+        starts: Share of the path-norm whose paths start at its biases.
+        before: Share of the path-norm whose paths start at the inputs or at biases of earlier modules.
+        sparsity: Share of its weights that are 0, biases left out.
+        channels: Its output channels; None where it has none of its own.
+        dead: Channels through which no path runs; None likewise.
+        zero_scales: Scales of a normalisation that are 0; None for any other module.
+        imbalance: How far the worst of its channels is from balanced, 0 to 1: |in − out|/(in + out) of the sums of squared
+            weights into it and out of it; None where no channel can be rescaled.
+        imbalance_balanced: The same for the balanced representative.
+        score_low: Score that 5 % of its weights do not reach, of those that are not 0.
+        score_median: Their median.
+        score_high: Score that 5 % of them exceed.
+    """
+
+    module: str
+    operator: str
+    weights: int
+    share: float
+    starts: float
+    before: float
+    sparsity: float
+    channels: int | None
+    dead: int | None
+    zero_scales: int | None
+    imbalance: float | None
+    imbalance_balanced: float | None
+    score_low: float
+    score_median: float
+    score_high: float
+
+
+@dataclass(frozen=True, repr=False)
+class Scores(Result):
+    """A histogram of the path-magnitudes of all weights.
+
+    Attributes:
+        log10_edges: log₁₀ of the edges of its columns.
+        counts: Weights in each.
+        zeros: Weights with the score 0: no path runs through them.
+    """
+
+    log10_edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    zeros: int
+
+
+def layers_of(
+    network: Network,
+    shares: PathMagnitude,
+    units: PathMagnitude,
+    imbalances: Mapping[str, tuple[float, float]],
+    from_inputs: float,
+) -> tuple[LayerShare, ...]:
+    """Describe every module that has weights on the graph, from the inputs to the outputs.
+
+    Args:
+        network: The network.
+        shares: Its path-magnitude.
+        units: The same of its channels.
+        imbalances: Module to its imbalance as it is, and balanced.
+        from_inputs: Share of the path-norm whose paths start at inputs.
+
+    Returns:
+        One for each module.
+    """
+    tensors: dict[str, list[str]] = {}
+    for name in shares:
+        tensors.setdefault(name.rpartition(".")[0], []).append(name)
+    operators = _operators(network)
+    starting = {bias.weight.score_name for layer in network.layers for bias in layer.biases}
+    scales = _scales(network)
+    on_graph = [module for module in dict.fromkeys(module for module, _ in _names_at(network)) if module in tensors]
+    described: list[LayerShare] = []
+    before = from_inputs
+    for module in dict.fromkeys([*on_graph, *tensors]):
+        weights = [shares[name] for name in tensors[module] if name not in starting]
+        biases = [shares[name] for name in tensors[module] if name in starting]
+        starts = math.fsum(_sum(share) for share in biases)
+        held = {name: network.state[name] for name in tensors[module] if name in network.state}
+        count = sum(value.numel() for value in held.values())
+        plain = [value for name, value in held.items() if name not in starting]
+        zeros = sum(int((value == 0).sum()) for value in plain)
+        sparsity = zeros / sum(value.numel() for value in plain) if plain else 0.0
+        channels = units.get(module)
+        low, middle, high = spread(torch.cat([share.reshape(-1) for share in weights or biases]))
+        worst, worst_balanced = imbalances.get(module, (None, None))
+        described.append(
+            LayerShare(
+                module,
+                operators.get(module, ""),
+                count,
+                math.fsum(_sum(share) for share in weights),
+                starts,
+                before,
+                sparsity,
+                None if channels is None else channels.numel(),
+                None if channels is None else int((channels == 0).sum()),
+                int((network.state[scales[module]] == 0).sum()) if module in scales else None,
+                worst,
+                worst_balanced,
+                low,
+                middle,
+                high,
+            )
+        )
+        before += starts
+    return tuple(described)
+
+
+def _sum(share: Tensor) -> float:
+    return float(share.sum(dtype=torch.float64))
+
+
+def _names_at(network: Network) -> list[tuple[str, str]]:
+    """Return the module of each scored weight and the operator that reads it, in the order of the graph."""
+    return [
+        (weight.score_name.rpartition(".")[0], layer.origin.op)
+        for layer in network.layers
+        for weight in (*(connection.weight for connection in layer.connections), *(bias.weight for bias in layer.biases))
+        if weight is not None and weight.score_name is not None
+    ]
+
+
+def _operators(network: Network) -> dict[str, str]:
+    operators: dict[str, str] = {}
+    for module, op in _names_at(network):
+        operators.setdefault(module, op.removeprefix("aten.").partition(".")[0].strip("_"))
+    return operators
+
+
+def _scales(network: Network) -> dict[str, str]:
+    """Return the name of the scale of each module that normalises."""
+    normalising = [found for layer in network.layers if (found := layer.normalisation()) is not None]
+    names = [found.weight.name for found in normalising if isinstance(found.weight, StateTensor)]
+    return {name.rpartition(".")[0]: name for name in names}
+
+
+def histogram(shares: PathMagnitude) -> Scores:
+    """Count the scores of all weights by size.
+
+    Args:
+        shares: The scores.
+
+    Returns:
+        The histogram, cut to where there are any.
+    """
+    columns = DECADES * PER_DECADE
+    counts = torch.zeros(columns, dtype=torch.int64, device="cpu")
+    zeros = 0
+    for tensor in shares.values():
+        there = tensor[tensor > 0]
+        zeros += tensor.numel() - there.numel()
+        column = ((torch.log10(there.double()) + DECADES) * PER_DECADE).long().clamp(0, columns - 1)
+        counts += torch.bincount(column.reshape(-1).cpu(), minlength=columns)
+    filled = torch.nonzero(counts)[:, 0].tolist()
+    first, last = (filled[0], filled[-1] + 1) if filled else (columns - 1, columns)
+    edges = tuple(column / PER_DECADE - DECADES for column in range(first, last + 1))
+    return Scores(edges, tuple(counts[first:last].tolist()), zeros)

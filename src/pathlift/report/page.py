@@ -1,0 +1,76 @@
+"""A report as one page: its template is filled in, and everything that comes from a model is escaped on the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, StrictUndefined
+
+from pathlift.report.figures import Figure
+from pathlift.version import VERSION
+
+if TYPE_CHECKING:
+    from pathlift.report.gather import Report
+
+PACKAGES = ("torch", "matplotlib")
+"""Beside pathlift itself: whose numbers and pictures these are."""
+
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+"""Digits of exponents."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of pathlift and of what it computes and draws with."""
+    found = {"pathlift": VERSION}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def written(report: Report, figures: Mapping[str, Figure]) -> str:
+    """Fill in the page.
+
+    Args:
+        report: The report.
+        figures: Its figures, by name.
+
+    Returns:
+        HTML.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"power": power, "share": share, "count": "{:,}".format, "number": number, "sizes": sizes}
+    template = environment.from_string(resources.files("pathlift.report").joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(report=report, figures=figures, numbers=report.to_dict())
+
+
+def power(log10: float) -> str:
+    """Write 10**log10 with three digits, at any size."""
+    if not math.isfinite(log10):
+        return "0" if log10 < 0 else "unknown"
+    exponent = math.floor(log10)
+    return f"{10**log10:.3g}" if -3 <= exponent < 5 else f"{10 ** (log10 - exponent):.2f}·10{str(exponent).translate(RAISED)}"
+
+
+def share(value: float | None) -> str:
+    """Write a share as a percentage; small ones are not 0."""
+    if value is None:
+        return "–"
+    return "0 %" if value == 0 else f"{100 * value:.3g} %" if value >= 1e-6 else f"{100 * value:.1e} %"
+
+
+def number(value: float | None) -> str:
+    """Write a number with three digits, a dash for none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def sizes(shape: tuple[int, ...]) -> str:
+    """Write a shape."""
+    return "×".join(map(str, shape)) or "a number"
