@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +216,48 @@ def test_a_callback_prunes_on_a_schedule_and_keeps_what_is_gone_at_0() -> None:
         PruneCallback((1, 3, 3), (0.5, 0.3))
     with pytest.raises(pathlift.InputError, match="needs no data, found 'wanda'"):
         PruneCallback((1, 3, 3), (0.5,), criterion="wanda")
+
+
+class Lossy(torch.nn.Module):
+    """A network, and the loss that the Trainer of Hugging Face asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Residual()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = self.net(x)
+        return {"loss": (outputs - labels).square().mean(), "logits": outputs}
+
+
+def test_the_callbacks_of_hugging_face_log_rescale_and_keep_masks(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from pathlift.hugging_face import MaskCallback, PathNormCallback, RescaleCallback
+
+    def trained(model: Lossy, *callbacks: Any) -> Any:
+        rows = [{"x": torch.randn(1, 3, 3), "labels": torch.ones(1)} for _ in range(8)]
+        settings = transformers.TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=4, logging_steps=2, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model=model, args=settings, train_dataset=rows, callbacks=list(callbacks))
+        trainer.train()
+        return trainer
+
+    torch.manual_seed(0)
+    model = Lossy()
+    trainer = trained(model, RescaleCallback((1, 3, 3), every=1, module="net"), PathNormCallback((1, 3, 3), module="net"))
+    factors = pathlift.symmetries(model.net, (1, 3, 3)).balance().factors
+    torch.testing.assert_close(factors, torch.ones_like(factors), rtol=1e-4, atol=0)
+    logged = [entry for entry in trainer.state.log_history if "path_norm/log10" in entry]
+    assert len(logged) >= 2 and logged[-1]["path_norm/log10"] == pytest.approx(pathlift.path_norm(model.net, (1, 3, 3)).log10)
+    pruned, report = pathlift.prune(model.net, (1, 3, 3), 0.5, "magnitude")
+    model.net.load_state_dict(pruned.state_dict())
+    masks = {f"net.{name}": mask for name, mask in report.masks.items()}
+    trainer = trained(model, MaskCallback(masks))
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
+    inner = trainer.optimizer.optimizer
+    assert not inner._optimizer_step_post_hooks and not inner._optimizer_step_pre_hooks
+    with pytest.raises(pathlift.InputError, match="no module 'not'"):
+        trained(Lossy(), RescaleCallback((1, 3, 3), module="not"))

@@ -11,6 +11,7 @@ import datetime as dt
 import decimal
 import fractions
 import importlib
+import importlib.util
 import inspect
 import io
 import math
@@ -56,6 +57,7 @@ MODULES = (
     "pathlift.norm",
     "pathlift.rescaling.training",
     "pathlift.lightning",
+    "pathlift.hugging_face",
     "pathlift.pruning.torch_pruning",
 )
 """Where users find functions."""
@@ -74,6 +76,10 @@ STEPS = {
     "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
+    "PathNormCallback.on_log": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_begin": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_end": "called by the Trainer of Hugging Face",
+    "MaskCallback.on_train_begin": "called by the Trainer of Hugging Face",
     "PathNormLogger.on_train_start": "called by Lightning",
     "PathNormLogger.on_train_batch_end": "called by Lightning",
     "PathNormLogger.on_train_end": "called by Lightning",
@@ -805,6 +811,11 @@ FAIR: dict[str, Fair] = {
     "progress": callback(1),
 }  # fmt: skip
 """Whether an argument's value may be answered. None is fair where it is the default."""
+
+if importlib.util.find_spec("transformers") is not None:
+    CALLS["PathNormCallback"] = lambda w: {"inputs": (4,)}
+    FAIR["PathNormCallback.inputs"] = sizes_like
+    FAIR["PathNormCallback.module"] = lambda v: isinstance(v, str) and len(v) < 5000
 
 UNUSED = {"Checkpoint.path": "a folder of none is refused, an empty file too"}
 
