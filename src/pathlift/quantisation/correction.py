@@ -13,16 +13,15 @@ from torch import Tensor
 
 from pathlift.graph.expressions import Expression, StateTensor
 from pathlift.graph.network import Network
-from pathlift.quantisation.layer import Rounded, energy
+from pathlift.quantisation.layer import Rounded
 
 
-def corrections(network: Network, rounded: Rounded, weight: Tensor, *, variance: bool) -> dict[str, Tensor]:
+def corrections(network: Network, rounded: Rounded, *, variance: bool) -> dict[str, Tensor]:
     """Return the parameters and buffers that a rounded tensor asks to be changed.
 
     Args:
         network: The network, with the state as it is by now.
         rounded: The tensor.
-        weight: What it was, shape (groups, rows, columns).
         variance: Whether the running variance is estimated anew as well.
 
     Returns:
@@ -35,7 +34,7 @@ def corrections(network: Network, rounded: Rounded, weight: Tensor, *, variance:
     sign = -1.0 if name in network.parameters else 1.0
     changed = {name: (before.double() + sign * rounded.shift.to(before.device)).to(before.dtype)}
     if variance and sign > 0:
-        changed |= _variance(network, rounded, weight, name)
+        changed |= _variance(network, rounded, name)
     return {name: value for name, value in changed.items() if not torch.equal(value, network.state[name])}
 
 
@@ -44,18 +43,14 @@ def name_of(expression: Expression) -> str | None:
     return expression.name if isinstance(expression, StateTensor) else None
 
 
-def _variance(network: Network, rounded: Rounded, weight: Tensor, mean: str) -> Mapping[str, Tensor]:
+def _variance(network: Network, rounded: Rounded, mean: str) -> Mapping[str, Tensor]:
     """Return the running variance that belongs to a running mean, times the ratio of variances after and before."""
     norms = [norm for layer in network.layers if (norm := layer.normalisation()) is not None]
     variance = next((name_of(norm.variance) for norm in norms if name_of(norm.mean) == mean), None)
     if variance is None:
         return {}
 
-    def spread(rows: Tensor) -> Tensor:
-        means = (rows @ rounded.moments.mean[:, :, None])[:, :, 0]
-        return (energy(rows, rounded.moments) - means**2).clamp(min=0.0).reshape(-1)
-
-    before, after = spread(weight), spread(weight + rounded.change)
+    before, after = rounded.variances.reshape(2, -1)
     ratio = torch.where((before > 0) & (after > 0), after / before.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
     value = network.state[variance]
     return {variance: (value.double() * ratio.to(value.device)).to(value.dtype)}
