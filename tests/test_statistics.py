@@ -401,7 +401,11 @@ def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str)
         input_moments(activation_model(network_of(model, (2, 6, 6))), name)
 
 
-def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs() -> None:
+@pytest.mark.parametrize("wide", [1024, 2])
+def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(
+    wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pathlift.statistics.input_moments.WIDE", wide)
     matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)
     lifted = positive(matrix[None])[0]
     assert int(torch.linalg.cholesky_ex(matrix).info) != 0

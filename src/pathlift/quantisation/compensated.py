@@ -40,7 +40,7 @@ MOST = 16.0
 """Damping may be doubled up to this where rounding errors leave H without a Cholesky factor."""
 
 
-def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> Tensor:
+def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING, again: int = POLISH) -> Tensor:
     """Round row by row such that Δᵀ H Δ is small.
 
     Args:
@@ -48,6 +48,7 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
         grid: The grid.
         moment: H, shape (groups, columns, columns), symmetric and positive semi-definite.
         damping: d.
+        again: How often all columns are looked at again.
 
     Returns:
         Integers, shape (groups, rows, columns).
@@ -55,7 +56,8 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    return _polished(weight, grid, _one_after_another(weight, grid, moment, damping), moment, damping)
+    integers = _one_after_another(weight, grid, moment, damping)
+    return _polished(weight, grid, integers, moment, damping, again) if again else integers
 
 
 def compensated_in_range(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> tuple[Grid, Tensor]:
@@ -94,7 +96,7 @@ def _cost(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping:
     return quadratic(change, moment) + damping * (change**2 @ moment.double().diagonal(dim1=1, dim2=2)[:, :, None])[:, :, 0]
 
 
-def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping: float) -> Tensor:
+def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping: float, times: int) -> Tensor:
     """Go through the columns again: each takes the integer that is best while the others stay."""
     moment = moment.double()
     grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)
@@ -102,7 +104,7 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
     damped = moment + torch.diag_embed(damping * diagonal)
     values, integers = grid.values(integers), integers.clone()
     slope = (values - weight.double()) @ damped
-    for start in [*range(0, weight.shape[2], BLOCK)] * POLISH:
+    for start in [*range(0, weight.shape[2], BLOCK)] * times:
         block = slice(start, min(start + BLOCK, weight.shape[2]))
         before, within = values[:, :, block].clone(), damped[:, block, block]
         near = slope[:, :, block].clone()

@@ -1,7 +1,7 @@
-"""What a batch norm says of what the weight before it multiplies: u, of which mean and covariance are known roughly (mathematics §9).
+"""What a batch norm says of u, which the weight before it multiplies, where mean and covariance are known roughly (§9).
 
-A row w of the weight makes z = w·u + b, and the batch norm behind knows E z and Var z, as the training data had them. That is one
-equation for each row.
+A row w of the weight makes z = w·u + b, and the batch norm behind knows E z and Var z, as the training data had them: one
+equation each for every row.
 
 - Covariance: of all Gaussians with Var w·u = v the one nearest to N(·, C), by Kullback–Leibler divergence, has
 
@@ -86,4 +86,5 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
     sent = unit * (UNSURE * spread)[:, None, :]
     noise = NOISE * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    return mean + (sent.mT @ torch.linalg.solve(sent @ unit.mT + noise, gap[:, :, None]))[:, :, 0]
+    weights: Tensor = torch.linalg.solve(sent @ unit.mT + noise, gap[:, :, None])
+    return mean + (sent.mT @ weights)[:, :, 0]

@@ -34,6 +34,9 @@ from pathlift.statistics.transfer import Apart, Weighted
 FLOOR = 1e-3
 """Eigenvalues of a second moment whose diagonal is 1 are at least this."""
 
+WIDE = 1024
+"""Columns up to which eigenvalues are lifted one by one; of wider matrices all are, towards those of the diagonal."""
+
 LARGEST = 1 << 28
 """Entries of all second moments of a weight that are given at once."""
 
@@ -102,8 +105,8 @@ class InputMoments:
     def covariance(self, columns: slice = slice(None), groups: slice = slice(None)) -> Tensor:
         """Return C = H − m·mᵀ.
 
-        With D its diagonal, the eigenvalues of D^(−1/2) C D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs that
-        are constant have rows and columns of zeros.
+        With D its diagonal, the eigenvalues of D^(−1/2) C D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
+        that are constant have rows and columns of zeros.
 
         Args:
             columns: Which columns; what a batch norm says is put in where it is about all of them.
@@ -208,6 +211,8 @@ class _Use:
 def positive(matrices: Tensor) -> Tensor:
     """Return the nearest matrices of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
 
+    Up to `WIDE` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor.
+
     Args:
         matrices: Symmetric, with diagonals that are not negative, (groups, columns, columns).
 
@@ -222,11 +227,25 @@ def positive(matrices: Tensor) -> Tensor:
     failed = torch.linalg.cholesky_ex(scaled - identity * FLOOR).info != 0
     if not bool(failed.any()):
         return matrices
-    eigenvalues, vectors = torch.linalg.eigh(scaled[failed])
-    lifted = (vectors * eigenvalues.clamp(min=FLOOR)[:, None, :]) @ vectors.mT
+    lifted = _flattened(scaled[failed]) if size.shape[1] > WIDE else _lifted(scaled[failed])
     matrices = matrices.clone()
     matrices[failed] = (lifted + lifted.mT) / 2 * size[failed][:, :, None] * size[failed][:, None, :]
     return matrices
+
+
+def _lifted(scaled: Tensor) -> Tensor:
+    eigenvalues, vectors = torch.linalg.eigh(scaled)
+    lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)[:, None, :]) @ vectors.mT
+    return lifted
+
+
+def _flattened(scaled: Tensor) -> Tensor:
+    """Shrink what lies beside the diagonals until no eigenvalue is too small: an eigendecomposition would take minutes."""
+    identity = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
+    share = FLOOR
+    while bool((torch.linalg.cholesky_ex(scaled * (1.0 - share) + identity * (share - FLOOR)).info != 0).any()):
+        share = min(1.0, 2.0 * share)
+    return scaled * (1.0 - share) + identity * share
 
 
 def input_moments(model: ActivationModel, name: str) -> InputMoments:
@@ -288,7 +307,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
 
 def _conditioned(model: ActivationModel, moments: InputMoments, layer: Layer) -> InputMoments:
     """Put in what a batch norm says that reads the layer and nothing else does."""
-    network, (groups, count, columns) = model.network, moments.shape
+    network, (groups, count, _) = model.network, moments.shape
     readers = [other for other in network.layers for connection in other.connections if connection.source == layer.name]
     norm = readers[0].normalisation() if len(readers) == 1 and len(layer.connections) == 1 else None
     if norm is None or norm.mean is None or norm.variance is None or layer.name in network.outputs:
