@@ -208,13 +208,14 @@ class _Use:
         return out.reshape(count, ins * taps, ins * taps)
 
 
-def positive(matrices: Tensor) -> Tensor:
+def positive(matrices: Tensor, wide: int = WIDE) -> Tensor:
     """Return the nearest matrices of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
 
-    Up to `WIDE` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor.
+    Up to ``wide`` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor.
 
     Args:
         matrices: Symmetric, with diagonals that are not negative, (groups, columns, columns).
+        wide: Number of columns up to which eigenvalues are lifted one by one.
 
     Returns:
         The matrices themselves where nothing had to be lifted.
@@ -227,7 +228,7 @@ def positive(matrices: Tensor) -> Tensor:
     failed = torch.linalg.cholesky_ex(scaled - identity * FLOOR).info != 0
     if not bool(failed.any()):
         return matrices
-    lifted = _flattened(scaled[failed]) if size.shape[1] > WIDE else _lifted(scaled[failed])
+    lifted = _flattened(scaled[failed]) if size.shape[1] > wide else _lifted(scaled[failed])
     matrices = matrices.clone()
     matrices[failed] = (lifted + lifted.mT) / 2 * size[failed][:, :, None] * size[failed][:, None, :]
     return matrices
