@@ -404,12 +404,13 @@ def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str)
         input_moments(activation_model(network_of(model, (2, 6, 6))), name)
 
 
-def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs() -> None:
+@pytest.mark.parametrize("wide", [1024, 2])
+def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(wide: int) -> None:
     matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)
-    lifted = positive(matrix)
+    lifted = positive(matrix[None], wide)[0]
     assert int(torch.linalg.cholesky_ex(matrix).info) != 0
     for scale in (1.0, 2.0**-40, 2.0**40):
         factor = torch.tensor([1.0, scale, 1.0], dtype=torch.float64)
-        found = positive(matrix * factor[:, None] * factor)
+        found = positive((matrix * factor[:, None] * factor)[None], wide)[0]
         assert int(torch.linalg.cholesky_ex(found).info) == 0
         assert torch.equal(found, lifted * factor[:, None] * factor)

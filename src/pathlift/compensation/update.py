@@ -107,7 +107,7 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
     update.put({name: joined(moments, after, network.state[name], mask)}, corrected=False)
     spread = torch.stack(spreads).sum(0)
     told = (spread[0], spread[1]) if variance and centred else None
-    update.put(corrections(update.network, moments, before, after, told), corrected=True)
+    update.put(corrections(update.network, moments, after - before, told), corrected=True)
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:
