@@ -262,7 +262,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
                 variance,
                 rho,
                 transfer,
-                model.lags(layer.name, connection.source),
+                _fitting(model.lags(layer.name, connection.source), transfer),
                 model.seen.get((layer.name, connection.source)),
             )
         )
@@ -272,6 +272,13 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
     mean = torch.stack([use.first() for use in uses]).mean(0)
     target, variance_name = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
     return InputMoments(name, mean, torch.stack(rows).sum(0), target, variance_name, piece, tuple(uses))
+
+
+def _fitting(lags: Lags | None, transfer: Weighted) -> Lags | None:
+    """Return correlations where they are those of what a weight multiplies: its channels, at the distances of its taps."""
+    groups, _, ins, _ = transfer.pattern.weight.shape
+    dims = 0 if transfer.reads.lags is None else transfer.reads.lags.shape[2]
+    return lags if lags is not None and len(lags.space) == dims and lags.channels == groups * ins else None
 
 
 def _piece(network: Network, name: str) -> Piece:
