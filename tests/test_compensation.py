@@ -358,3 +358,11 @@ def test_output_error_is_the_least_error_with_one_weight_less_times_the_sensitiv
             change = least_squares(weight, keep, moment) - weight
             least = ((change @ (moment + damping)) * change).sum(2) * moments.sensitivity
             assert torch.allclose(least, score[..., column], rtol=1e-6)
+
+
+def test_a_linear_layer_along_the_last_of_many_dimensions_is_fitted() -> None:
+    """What is known of channels and space below says nothing of the numbers that it multiplies."""
+    model = drawn(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)))
+    pruned, report = pathlift.prune(model, (1, 3, 2, 4), 0.4, "magnitude", update="compensate")
+    assert report.updated is not None and "3.weight" in report.updated.weights
+    assert all(bool((pruned.state_dict()[name][~mask] == 0).all()) for name, mask in report.masks.items())

@@ -311,7 +311,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
                 variance,
                 rho,
                 transfer,
-                model.lags(layer.name, connection.source),
+                _fitting(model.lags(layer.name, connection.source), transfer),
                 model.seen.get((layer.name, connection.source)),
             )
         )
@@ -346,6 +346,13 @@ def _conditioned(model: ActivationModel, moments: InputMoments, layer: Layer) ->
     spread = (moments.diagonal - moments.mean**2).clamp(min=0.0)
     mean = conditioned_mean(moments.mean, spread, rows, known, variance)
     return replace(moments, mean=mean, _told=(rows, variance))
+
+
+def _fitting(lags: Lags | None, transfer: Weighted) -> Lags | None:
+    """Return correlations where they are those of what a weight multiplies: its channels, at the distances of its taps."""
+    groups, _, ins, _ = transfer.pattern.weight.shape
+    dims = 0 if transfer.reads.lags is None else transfer.reads.lags.shape[2]
+    return lags if lags is not None and len(lags.space) == dims and lags.channels == groups * ins else None
 
 
 def _piece(network: Network, name: str) -> Piece:
