@@ -24,7 +24,6 @@ from torch.nn.utils import parametrizations
 import pathlift
 import test_exported
 from pathlift import saving
-from pathlift.storage import packages
 from pathlift.storage.models import load_model
 from plain import run
 from process import small_model
@@ -467,14 +466,14 @@ def test_a_model_without_values_has_nothing_to_write(suffix: str) -> None:
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_a_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = packages.importlib.import_module
+    found = importlib.import_module
 
     def without(name: str, *rest: Any, **named: Any) -> Any:
         if name == missing:
             raise ModuleNotFoundError(name=name)
         return found(name, *rest, **named)
 
-    monkeypatch.setattr(packages.importlib, "import_module", without)
+    monkeypatch.setattr("pathlift.failures.importlib.import_module", without)
     with pytest.raises(ImportError, match=r"pathlift\[onnx\]"):
         pathlift.save(tied(), "m.onnx", (4,))
     done = run("rescale", "process:small_model", "--to", "normal", "--shape", "1,4,4", "--out", "m.onnx")
