@@ -39,6 +39,7 @@ def mobilenet(weights: Path, amounts: list[float], count: int) -> Table:
             pruned, _ = pathlift.prune(model, (3, 224, 224), amount, "lamp", update=update)
             cells.append(judged(before, predictions(pruned, x)))
         table.add_row(update, *cells, f"{(time.monotonic() - start) / len(amounts):.0f}")
+        print(update, *cells, flush=True)
     return table
 
 
@@ -66,6 +67,7 @@ def fashion_mnist(amounts: list[float], seeds: int) -> Table:
             ]
             cells.append(", ".join(f"{100 * rate:.1f}" for rate in rates))
         table.add_row(name, *cells, f"{(time.monotonic() - start) / len(amounts) / seeds:.0f}")
+        print(name, *cells, sep="; ", flush=True)
 
     for criterion in ("magnitude", "lamp", "relative_path_magnitude", "output_error"):
         row(f"{criterion}, masks alone", criterion, "none", [None] * seeds)

@@ -137,7 +137,7 @@ def _commands(folder: Path) -> None:
     for extra, arguments in EXTRAS:
         done = run(*arguments)
         assert done.code == 2 and f"pip install 'pathlift[{extra}]'" in done.stderr, f"{arguments}: {done}"
-    for module in ("lightning", "experiments.training"):
+    for module in ("lightning", "hugging_face", "experiments.training"):
         assert "pip install 'pathlift[" in str(_import_error(f"pathlift.{module}"))
 
 

@@ -114,11 +114,24 @@ def test_in_a_perceptron_every_path_that_has_started_runs_through_every_layer() 
     found = Report(perceptron(), (4,), amounts=(), bits=())
     for layer in found.layers:
         assert layer.share == pytest.approx(layer.before)
-    assert found.layers[-1].before + found.layers[-1].starts == pytest.approx(1.0)
+    assert found.layers[-1].before is not None and found.layers[-1].before + found.layers[-1].starts == pytest.approx(1.0)
+
+
+def test_paths_that_start_at_constants_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 3))
+    found = Report(model, (4,), amounts=(), bits=())
+    assert found.from_constants > 0.1 and found.from_inputs + found.from_biases + found.from_constants == pytest.approx(1.0)
+    assert all(layer.before is None for layer in found.layers)
+    norm = pathlift.path_norm(model, (4,))
+    constants = 6 * model[2].weight.detach().abs().sum()
+    assert found.from_constants == pytest.approx(float(constants) / norm.value, rel=1e-4)
+    assert "at constants" in found.html()
 
 
 def test_past_a_branch_runs_what_does_not_run_through_it(report: Report) -> None:
     branch = {layer.module: layer for layer in report.layers}["branch.0"]
+    assert branch.before is not None
     assert 0 < branch.share < branch.before <= 1.0 + 1e-6
 
 

@@ -473,7 +473,7 @@ def test_a_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch)
             raise ModuleNotFoundError(name=name)
         return found(name, *rest, **named)
 
-    monkeypatch.setattr("pathlift.failures.importlib.import_module", without)
+    monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match=r"pathlift\[onnx\]"):
         pathlift.save(tied(), "m.onnx", (4,))
     done = run("rescale", "process:small_model", "--to", "normal", "--shape", "1,4,4", "--out", "m.onnx")

@@ -402,6 +402,19 @@ def test_channels_go_whatever_the_habits_of_an_exporter(habit: str, tmp_path: Pa
     onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
 
 
+def test_the_command_shrinks_a_program_of_onnx(tmp_path: Path) -> None:
+    read = exported(randomised(plain()), tmp_path / "m.onnx")
+    small = tmp_path / "small.onnx"
+    done = run("shrink", str(tmp_path / "m.onnx"), "--shape", "2,8,8", "--amount", "0.4", "--out", str(small), "--json")
+    assert done.code == 0, done
+    smaller, report = pathlift.prune(read, SHAPE, 0.4, selection="channels", shrink=True)
+    assert report.shrunk is not None
+    assert json.loads(done.stdout)["parameters"] == report.shrunk.parameters < report.shrunk.parameters_before
+    x = torch.randn(3, *SHAPE)
+    session = pytest.importorskip("onnxruntime").InferenceSession(small, providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), smaller(x).detach())
+
+
 def test_sizes_that_are_written_into_a_program_of_onnx_refuse_it(tmp_path: Path) -> None:
     class Shuffled(nn.Module):
         def __init__(self) -> None:

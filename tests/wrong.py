@@ -11,6 +11,7 @@ import datetime as dt
 import decimal
 import fractions
 import importlib
+import importlib.util
 import inspect
 import io
 import math
@@ -56,6 +57,7 @@ MODULES = (
     "pathlift.norm",
     "pathlift.rescaling.training",
     "pathlift.lightning",
+    "pathlift.hugging_face",
     "pathlift.pruning.torch_pruning",
 )
 """Where users find functions."""
@@ -74,6 +76,16 @@ STEPS = {
     "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
+    "PathNormCallback.on_log": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_begin": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_end": "called by the Trainer of Hugging Face",
+    "MaskCallback.on_train_begin": "called by the Trainer of Hugging Face",
+    "PathNormLogger.on_train_start": "called by Lightning",
+    "PathNormLogger.on_train_batch_end": "called by Lightning",
+    "PathNormLogger.on_train_end": "called by Lightning",
+    "PruneCallback.on_train_epoch_start": "called by Lightning",
+    "PruneCallback.on_train_end": "called by Lightning",
+    "PruneCallback.on_exception": "called by Lightning",
     "MaskCallback.on_train_start": "called by Lightning",
     "MaskCallback.on_train_end": "called by Lightning",
     "MaskCallback.on_exception": "called by Lightning",
@@ -241,6 +253,8 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "PathMetric.estimate": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "samples": 3},
     "PathMetric.tighten": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "steps": 1},
     "PathMagnitudeImportance": lambda w: {"model": w.model, "inputs": (4,)},
+    "PathNormLogger": lambda w: {"inputs": (4,)},
+    "PruneCallback": lambda w: {"inputs": (4,), "amounts": (0.5,)},
     "Pruned": lambda w: {"amount": 0.1},
     "Pruned.intervals": lambda w: {"self": pathlift.Pruned(0.1), "network": w.network},
     "Relative": lambda w: {"r": 0.1},
@@ -657,6 +671,17 @@ FAIR: dict[str, Fair] = {
     "path_lifting.inputs": shape_like,
     "PathMagnitudeImportance.inputs": sizes_like,
     "RescaleCallback.inputs": sizes_like,
+    "PathNormLogger.inputs": sizes_like,
+    "PruneCallback.inputs": sizes_like,
+    "RescaleCallback.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PathNormLogger.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PruneCallback.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "prefix": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PruneCallback.amounts": lambda v: (
+        isinstance(v, (list, tuple)) and len(v) > 0 and all(map(share, v)) and list(v) == sorted(v)
+    ),
+    "PruneCallback.criterion": never,
+    "first": count,
     "until": never,
     "other": state_like,
     "expected_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.certification.Tolerance),
@@ -802,6 +827,11 @@ FAIR: dict[str, Fair] = {
     "progress": callback(1),
 }  # fmt: skip
 """Whether an argument's value may be answered. None is fair where it is the default."""
+
+if importlib.util.find_spec("transformers") is not None:
+    CALLS["PathNormCallback"] = lambda w: {"inputs": (4,)}
+    FAIR["PathNormCallback.inputs"] = sizes_like
+    FAIR["PathNormCallback.module"] = lambda v: isinstance(v, str) and len(v) < 5000
 
 UNUSED = {"Checkpoint.path": "a folder of none is refused, an empty file too"}
 

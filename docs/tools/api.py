@@ -12,7 +12,7 @@ from typing import Any
 
 SOURCE = Path(__file__).parents[2] / "src"
 TRAINING = ("rescale_after_steps", "rescale_in_place", "path_sgd")
-PACKAGES = ("pruning", "rescaling", "metric", "lipschitz", "certification", "consequences", "report", "storage")
+PACKAGES = ("pruning", "rescaling", "metric", "lipschitz", "certification", "consequences", "quantisation", "report", "storage")
 
 
 def top() -> list[str]:

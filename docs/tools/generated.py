@@ -28,6 +28,7 @@ HEADS = {
     "lipschitz": "Bounds on what networks compute.",
     "certification": "Tolerances, certificates and attacks.",
     "consequences": "Sharpness and generalisation.",
+    "quantisation": "Reports, files, ranges of activations, bits that an error asks for.",
     "report": "One page on a network.",
     "storage": "Weights in files, models by name, data.",
 }
@@ -86,9 +87,10 @@ def reference() -> dict[str, str]:
         lines += [entry(f"pathlift.{room}.{name}") for name in api.package(room)]
         if room == "rescaling":
             lines += ["## Training\n", *(entry(f"pathlift.rescaling.training.{name}") for name in api.TRAINING)]
-            lines += [entry("pathlift.lightning.RescaleCallback")]
+            lines += [entry("pathlift.lightning.RescaleCallback"), entry("pathlift.lightning.PathNormLogger")]
         if room == "pruning":
             lines += [entry("pathlift.pruning.torch_pruning.PathMagnitudeImportance")]
+            lines += [entry("pathlift.lightning.PruneCallback")]
         pages[room] = lines
     return {f"reference/{name}.md": "\n".join(lines) for name, lines in pages.items()}
 

@@ -43,7 +43,8 @@ def some_bits(name: str, value: Any) -> int | str:
     what = f"2 to {MOST_BITS}, or one of {', '.join(FLOATS)}"
     if isinstance(value, str):
         raise InputError(f"{name} must be {what}, found {shown(value)}.{nearest(value[:60], FLOATS)}")
-    return whole(what, lambda bits: 2 <= bits <= MOST_BITS)(name, value)
+    number: int = whole(what, lambda bits: 2 <= bits <= MOST_BITS)(name, value)
+    return number
 
 
 def ends(name: str, value: Any) -> tuple[float, float]:

@@ -71,6 +71,8 @@ def drawn(report: Findings) -> dict[str, Figure]:
     wanted: list[tuple[str, str, str, Draw, tuple[float, float]]] = []
     if report.layers:
         text = "Of the paths that have started by then: how much runs through the weights of a layer, how much runs past it."
+        if report.from_constants:
+            text = "How much of all paths runs through the weights of a layer. The rest runs past it, or starts behind it."
         wanted.append(("flow", "Path mass by depth", text, flow, wide))
         wanted.append(("scores", "Scores by layer", "Path-magnitudes of its weights that are not 0.", scores, wide))
         text = "How many weights have a path-magnitude of which size."
@@ -127,13 +129,15 @@ def flow(report: Findings, ax: drawing.Picture) -> None:
     """
     names = [layer.module or "(the model)" for layer in report.layers]
     through = [layer.share for layer in report.layers]
-    past = [max(layer.before - layer.share, 0.0) for layer in report.layers]
+    before = [layer.before for layer in report.layers if layer.before is not None]
     places = list(range(len(names)))
+    blue = drawing.BLUE
     ax.set_axisbelow(True)
-    ax.bar(places, through, width=1.0, color=drawing.BLUE, edgecolor=drawing.BLUE, linewidth=0.4, label="through its weights")
-    ax.bar(places, past, width=1.0, bottom=through, color=drawing.GREY, alpha=0.35, hatch="//", label="past it")
-    ax.plot(places, [layer.before for layer in report.layers], drawstyle="steps-mid", color=drawing.ORANGE, linewidth=1.4,
-            label="paths that have started")  # fmt: skip
+    ax.bar(places, through, width=1.0, color=blue, edgecolor=blue, linewidth=0.4, label="through its weights")
+    if before:
+        past = [max(started - share, 0.0) for started, share in zip(before, through, strict=True)]
+        ax.bar(places, past, width=1.0, bottom=through, color=drawing.GREY, alpha=0.35, hatch="//", label="past it")
+        ax.plot(places, before, drawstyle="steps-mid", color=drawing.ORANGE, linewidth=1.4, label="paths that have started")
     drawing.layer_axis(ax, names)
     ax.set(xlabel="layer, from the input to the output", ylabel="share of the path-norm")
     ax.set_ylim(0, 1.05 * max([1.0, *through]))

@@ -23,7 +23,9 @@ class Findings(Result, line=("title", "supported", "parameters", "log10_path_nor
         outputs: Number of output neurons.
         parameters: Number of parameters.
         log10_path_norm: log₁₀ ‖Φ(θ)‖₁; NaN where nothing is known.
-        from_inputs: Share of it whose paths start at inputs; the others start at biases.
+        from_inputs: Share of it whose paths start at inputs.
+        from_biases: Share of it whose paths start at biases.
+        from_constants: Share of it whose paths start at constants, such as the 6 of ReLU6.
         left_off: Activations at the end that are no part of the network.
         layers: What there is to say of each module with weights, from the inputs to the outputs.
         scores: Histogram of the path-magnitudes of all weights.
@@ -47,6 +49,8 @@ class Findings(Result, line=("title", "supported", "parameters", "log10_path_nor
     parameters: int
     log10_path_norm: float
     from_inputs: float
+    from_biases: float
+    from_constants: float
     left_off: tuple[str, ...]
     layers: tuple[LayerShare, ...]
     scores: Scores | None

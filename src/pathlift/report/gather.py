@@ -30,7 +30,7 @@ from pathlift.reading.second import Other
 from pathlift.report import figures, page
 from pathlift.report.costs import Compared, PruningCost, QuantisationCost, accuracy, compared_with, pruned_by, quantised_to
 from pathlift.report.findings import Findings
-from pathlift.report.layers import LayerShare, Scores, histogram, layers_of
+from pathlift.report.layers import LayerShare, Scores, from_biases, histogram, layers_of
 from pathlift.rescaling import Symmetries, symmetries
 from pathlift.rescaling.gauges import out_of_balance
 
@@ -38,6 +38,9 @@ AMOUNTS = (0.3, 0.5, 0.7)
 BITS = (8, 6, 4)
 SAMPLES = 400
 """Paths that are sampled for the estimate of each path-metric."""
+
+ROUNDING = 1e-5
+"""What shares that add up to 1 may be off by: they are summed in the precision of the model."""
 
 PAGES = (".html", ".htm")
 
@@ -159,7 +162,7 @@ class _Gathering:
         self.problems: tuple[Problem, ...] = ()
         self.inputs: tuple[tuple[int, ...], ...] = ()
         self.outputs = self.parameters = self.groups = 0
-        self.log10_path_norm = self.from_inputs = math.nan
+        self.log10_path_norm = self.from_inputs = self.from_biases = self.from_constants = math.nan
         self.left_off: tuple[str, ...] = ()
         self.layers: tuple[LayerShare, ...] = ()
         self.scores: Scores | None = None
@@ -212,11 +215,14 @@ class _Gathering:
         self.outputs = norm.per_output.numel()
         self.parameters = sum(network.state[name].numel() for name in network.parameters)
         self.log10_path_norm, self.left_off = norm.log10, network.left_off
-        self.from_inputs = _share_of_inputs(norm)
+        self.from_inputs, self.from_biases = _share_of_inputs(norm), from_biases(network, shares)
+        rest = 1.0 - self.from_inputs - self.from_biases if norm.log10 > -math.inf else 0.0
+        self.from_constants = rest if rest > ROUNDING else 0.0
         self.scores = histogram(shares)
         groups = symmetries(network)
         self.groups = len(groups)
-        self.layers = layers_of(network, shares, unit_path_magnitude(network), self._imbalances(groups), self.from_inputs)
+        units, imbalances = unit_path_magnitude(network), self._imbalances(groups)
+        self.layers = layers_of(network, shares, units, imbalances, self.from_inputs, constants=self.from_constants > 0)
 
     def _imbalances(self, groups: Symmetries) -> dict[str, tuple[float, float]]:
         """Return the largest imbalance of a channel of each module, as it is and balanced."""

@@ -185,7 +185,11 @@ def tensor_of(array: Array) -> Tensor:
 
 def array_of(tensor: Tensor, dtype: torch.dtype) -> Array:
     """Return a tensor of the CPU as an array of another type, one of `DTYPES`."""
-    number = next(number for number, known in DTYPES.items() if known == dtype)
+    return array_stored(tensor, next(number for number, known in DTYPES.items() if known == dtype))
+
+
+def array_stored(tensor: Tensor, number: int) -> Array:
+    """Return a tensor of the CPU as an array of a type of ``TensorProto``."""
     values = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no such type, onnx has
     array: Array = values.numpy().astype(package("onnx.helper", "onnx").tensor_dtype_to_np_dtype(number))
     return array

@@ -8,7 +8,7 @@ from typing import Any
 from pathlift.errors import InputError
 from pathlift.storage.onnx.file import branches, constants, nodes_of
 from pathlift.storage.onnx.module import OnnxModule
-from pathlift.storage.onnx.program import DTYPES, array_of
+from pathlift.storage.onnx.program import array_stored
 from pathlift.storage.packages import package
 
 
@@ -57,7 +57,7 @@ def program_with(model: OnnxModule) -> Any:
     weights = {name: held[".".join(path)] for part in model.program.all() for name, path in part.tensors.items()}
     for name, tensor, _ in constants(program.graph):
         if name in weights:
-            array = array_of(weights.pop(name).detach().cpu(), DTYPES[tensor.data_type])
+            array = array_stored(weights.pop(name).detach().cpu(), tensor.data_type)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     sizes = {tensor.name: tensor.dims for tensor in program.graph.initializer}
     for value in program.graph.input:  # where initialisers are listed, too
