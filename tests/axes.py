@@ -72,14 +72,14 @@ def constant_weights(value: Tensor) -> Weights:
 
 def compact_form(edges: Edges, below: Axes, out: tuple[int, ...], weight: tuple[int, ...] | None) -> tuple[Compact, Axes]:
     """The compact map and the axes that it reads, once the dimensions that it asks for are full."""
-    found = edges.compact(below, out, weight)
-    if isinstance(found, frozenset):
-        assert found, "a map that asks for nothing has to give its compact form"
-        assert all(below[dim].classes is not None for dim in found)
-        below = tuple(Axis.full(axis.size) if dim in found else axis for dim, axis in enumerate(below))
-        found = edges.compact(below, out, weight)
-    assert isinstance(found, Compact), "a map asks once for full dimensions"
-    return found, below
+    asked = edges.compact(below, out, weight)
+    if isinstance(asked, frozenset):
+        assert asked, "a map that asks for nothing has to give its compact form"
+        assert all(below[dim].classes is not None for dim in asked)
+        below = tuple(Axis.full(axis.size) if dim in asked else axis for dim, axis in enumerate(below))
+        asked = edges.compact(below, out, weight)
+    assert isinstance(asked, Compact), "a map asks once for full dimensions"
+    return asked, below
 
 
 def assert_law(
@@ -90,23 +90,23 @@ def assert_law(
     above = compact.axes
     assert tuple(axis.size for axis in above) == out, (edges, [axis.size for axis in above], out)
     x = scattered(drawn(compact_shape(below), generator), generator)
-    whole = expand(x, below)
-    own = None if weight is None else constant_weights(weight)
+    x_in_full = expand(x, below)
+    constant = None if weight is None else constant_weights(weight)
     small = None if weight is None else constant_weights(weight if compact.weight is None else compact.weight(weight))
     for name in ("sum", "max"):
-        found, expected = getattr(compact.edges, name)(x, small), getattr(edges, name)(whole, own)
+        value, expected = getattr(compact.edges, name)(x, small), getattr(edges, name)(x_in_full, constant)
         assert tuple(expected.shape) == out
-        assert tuple(found.shape) == compact_shape(above), (name, edges, found.shape, compact_shape(above))
-        torch.testing.assert_close(expand(found, above), expected, rtol=RTOL, atol=1e-14)
+        assert tuple(value.shape) == compact_shape(above), (name, edges, value.shape, compact_shape(above))
+        torch.testing.assert_close(expand(value, above), expected, rtol=RTOL, atol=1e-14)
     g = drawn(out, generator)
     share = weight is not None and compact.weight is None
     found_below, found_weight = compact.edges.adjoint(x, small, added(g, above), below=True, share=share)
-    to_below, to_weight = edges.adjoint(whole, own, g, below=True, share=share)
+    to_below, to_weight = edges.adjoint(x_in_full, constant, g, below=True, share=share)
     torch.testing.assert_close(found_below, added(to_below, below), rtol=RTOL, atol=1e-14)
     if share:
         torch.testing.assert_close(found_weight, to_weight, rtol=RTOL, atol=1e-14)
     if scored and weight is not None:
-        assert_pattern(edges, whole, weight.abs())
+        assert_pattern(edges, x_in_full, weight.abs())
         assert_pattern(compact.edges, x, weight.abs())
 
 
@@ -122,8 +122,8 @@ def assert_pattern(edges: Edges, x: Tensor, weight: Tensor) -> None:
     pattern = edges.pattern(tuple(x.shape), tuple(weight.shape))
     tap, below, above = pattern.triples.unbind(1)
     products = torch.einsum("goie,gie->goe", pattern.weight.split(weight)[..., tap], pattern.below.split(x)[..., below])
-    found = products.new_zeros(pattern.above.shape).index_add(2, above, products)
-    torch.testing.assert_close(pattern.above.join(found), edges.sum(x, constant_weights(weight)), rtol=RTOL, atol=1e-14)
+    sums = products.new_zeros(pattern.above.shape).index_add(2, above, products)
+    torch.testing.assert_close(pattern.above.join(sums), edges.sum(x, constant_weights(weight)), rtol=RTOL, atol=1e-14)
 
 
 def values_of(network: Network) -> dict[object, Tensor]:
@@ -138,8 +138,8 @@ def values_of(network: Network) -> dict[object, Tensor]:
 def connections(network: Network) -> Iterator[tuple[Layer, Connection, tuple[int, ...]]]:
     """Every bundle of edges, and the shape of what it brings."""
     for layer in network.layers:
-        for place, connection in enumerate(layer.connections):
-            yield layer, connection, layer.shape if layer.concat is None else layer.concat.shape(place, layer.shape)
+        for number, connection in enumerate(layer.connections):
+            yield layer, connection, layer.shape if layer.concat is None else layer.concat.shape(number, layer.shape)
 
 
 def assert_terms_respect_axes(network: Network, seed: int, draws: int = 1) -> None:
@@ -161,17 +161,17 @@ def assert_terms_respect_axes(network: Network, seed: int, draws: int = 1) -> No
 
 def kinds(network: Network) -> set[type[Edges]]:
     """The kinds of maps that a network is made of."""
-    found: set[type[Edges]] = set()
+    every: set[type[Edges]] = set()
     stack = [connection.edges for _, connection, _ in connections(network)]
     while stack:
         edges = stack.pop()
-        found.add(type(edges))
+        every.add(type(edges))
         stack.extend(edges.links if isinstance(edges, Chain) else ())
-    return found
+    return every
 
 
 def all_kinds(base: type[Edges] = Edges) -> set[type[Edges]]:
     """Every kind of map that rules and compact forms are made of."""
     below = set().union(*(all_kinds(kind) for kind in base.__subclasses__()))
-    own = base.__module__.startswith("pathlift.edges.") and base is not UnitEdges and not inspect.isabstract(base)
-    return below | ({base} if own else set())
+    is_kind = base.__module__.startswith("pathlift.edges.") and base is not UnitEdges and not inspect.isabstract(base)
+    return below | ({base} if is_kind else set())

@@ -94,7 +94,7 @@ class Pick(nn.Module):
         self.places = [first, second]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x[:, place] for place in self.places], 1)
+        return torch.stack([x[:, channel] for channel in self.places], 1)
 
 
 class Mean(nn.Module):
@@ -146,7 +146,7 @@ def rational(module: nn.Module, x: Vector) -> Vector:
     if isinstance(module, Wider):
         return _interpolated(x, module.size)
     if isinstance(module, Pick):
-        return [x[place] for place in module.places]
+        return [x[channel] for channel in module.places]
     if isinstance(module, Mean):
         return [sum(x[i : i + module.size], zero) / module.size for i in range(0, len(x), module.size)]
     if isinstance(module, nn.PReLU):
@@ -161,7 +161,7 @@ def rational(module: nn.Module, x: Vector) -> Vector:
         return [max(v, zero) for v in x]
     if isinstance(module, nn.BatchNorm1d):
         gamma, beta, mean, variance = (
-            numbers(own) for own in (module.weight, module.bias, module.running_mean, module.running_var)
+            numbers(tensor) for tensor in (module.weight, module.bias, module.running_mean, module.running_var)
         )
         scales = [g / _root(v + Fraction(module.eps)) for g, v in zip(gamma, variance, strict=True)]
         return [(v - m) * s + b for v, m, s, b in zip(x, mean, scales, beta, strict=True)]
@@ -170,13 +170,13 @@ def rational(module: nn.Module, x: Vector) -> Vector:
 
 
 def _interpolated(x: Vector, size: int) -> Vector:
-    found = []
-    for place in range(size):
-        at = max(Fraction(0), (Fraction(2 * place + 1) * len(x) / size - 1) / 2)
+    values = []
+    for position in range(size):
+        at = max(Fraction(0), (Fraction(2 * position + 1) * len(x) / size - 1) / 2)
         low = min(int(at), len(x) - 1)
         high = min(low + 1, len(x) - 1)
-        found.append(x[low] + (at - low) * (x[high] - x[low]))
-    return found
+        values.append(x[low] + (at - low) * (x[high] - x[low]))
+    return values
 
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {
@@ -291,21 +291,21 @@ def change(model: nn.Module, x: Tensor, pool: Pool) -> Callable[[], None]:
     Returns:
         What takes the step back.
     """
-    places = [*model.parameters(), x]
-    tensor = places[pool.pick(len(places))].detach().view(-1)
-    place = pool.pick(len(tensor))
-    before = tensor[place].clone()
+    tensors = [*model.parameters(), x]
+    tensor = tensors[pool.pick(len(tensors))].detach().view(-1)
+    index = pool.pick(len(tensor))
+    before = tensor[index].clone()
     way = pool.pick(4)
     if way == 0:
-        tensor[place] = before * 2.0 ** (pool.pick(9) - 4)
+        tensor[index] = before * 2.0 ** (pool.pick(9) - 4)
     elif way == 1:
-        tensor[place] = torch.nextafter(before, torch.tensor(math.inf * (-1) ** pool.pick(2), dtype=before.dtype))
+        tensor[index] = torch.nextafter(before, torch.tensor(math.inf * (-1) ** pool.pick(2), dtype=before.dtype))
     else:
-        tensor[place] = pool.one()
-    if not bool(tensor[place].abs() < torch.finfo(before.dtype).max / 16) or bool(tensor[place] == 0):
-        tensor[place] = 1.0
+        tensor[index] = pool.one()
+    if not bool(tensor[index].abs() < torch.finfo(before.dtype).max / 16) or bool(tensor[index] == 0):
+        tensor[index] = 1.0
 
     def back() -> None:
-        tensor[place] = before
+        tensor[index] = before
 
     return back

@@ -35,6 +35,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "compare": ("weights.safetensors", "other.safetensors", "--model", *MODEL),
     "prune": (*MODEL, "--amount", "0.5", "--criterion", "wanda", "--data", "data.safetensors"),
     "quantize": (*MODEL, "--bits", "4"),
+    "bits": MODEL,
     "shrink": MODEL,
     "rescale": (*MODEL, "--to", "random"),
     "equivalent": (MODEL[0], "other.safetensors", *MODEL[1:]),
@@ -76,13 +77,13 @@ def files(folder: Path) -> None:
     (folder / "text.pt").write_text("these are no weights\n")
 
 
-def _number(low: float, high: float = math.inf, *, whole: bool = False, end: bool = False) -> Callable[[str], bool]:
+def _number(low: float, high: float = math.inf, *, integer: bool = False, end: bool = False) -> Callable[[str], bool]:
     def good(value: str) -> bool:
         try:
-            found = int(value) if whole else float(value)
+            number = int(value) if integer else float(value)
         except ValueError:
             return False
-        return low <= found < high or (end and found == high)
+        return low <= number < high or (end and number == high)
 
     return good
 
@@ -91,8 +92,8 @@ def _one_of(*values: str) -> Callable[[str], bool]:
     return lambda value: value in values
 
 
-SEED = _number(0, 2**63, whole=True)
-SIZE = _number(1, 2**31, whole=True)
+SEED = _number(0, 2**63, integer=True)
+SIZE = _number(1, 2**31, integer=True)
 WEIGHTS = _one_of("weights.safetensors", "other.safetensors")
 
 FAIR: dict[str, Callable[[str], bool]] = {
@@ -108,19 +109,20 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--ratio": _number(1, end=True),
     "--seconds": _number(1e-300, end=True),
     "--estimate": _one_of("0", "2"),
-    "--seed": _number(-(2**63), 2**63, whole=True),
-    "equivalent --other-seed": _number(-math.inf, whole=True),  # the other is a file
-    "--other-seed": _number(-(2**63), 2**63, whole=True),
+    "--seed": _number(-(2**63), 2**63, integer=True),
+    "equivalent --other-seed": _number(-math.inf, integer=True),  # the other is a file
+    "--other-seed": _number(-(2**63), 2**63, integer=True),
     "--device": _one_of("cpu"),
     "--model-arg": _one_of(),
     "--plot": _one_of(),
     "--amount": _number(0, 1),
     "--criterion": _one_of(),
     "--selection": _one_of(),
-    "--steps": _number(1, 2**63, whole=True),
+    "--steps": _number(1, 2**63, integer=True),
+    "--update": _one_of("none", "compensate"),
     "--scope": _one_of(),
     "--data": _one_of("data.safetensors"),
-    "--limit": _number(1, whole=True),
+    "--limit": _number(1, integer=True),
     "--correlation": _number(0, 1, end=True),
     "--out": _one_of("new.safetensors", "missing.safetensors"),
     "--masks": _one_of("new.safetensors", "missing.safetensors"),
@@ -129,7 +131,7 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "--sigma": _number(0, 1e300),
     "--p": _one_of("2"),  # without --to balanced
     "--tolerance": _number(0),
-    "--bits": _number(2, 65, whole=True),
+    "--bits": _number(2, 65, integer=True),
     "quantize --bits": _one_of("2"),
     "--ends": _one_of("2"),
     "--granularity": _one_of("1", "2"),
@@ -162,36 +164,36 @@ class End:
 
 def commands() -> dict[str, list[Any]]:
     """Return the parameters of every command, by its name."""
-    found: dict[str, list[Any]] = {}
+    parameters_of: dict[str, list[Any]] = {}
 
     def walk(group: Any, path: tuple[str, ...]) -> None:
-        for name, own in group.commands.items():
-            if hasattr(own, "commands"):
-                walk(own, (*path, name))
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, (*path, name))
             else:
-                found[" ".join((*path, name))] = own.params
+                parameters_of[" ".join((*path, name))] = command.params
 
     walk(typer.main.get_command(app), ())
-    return found
+    return parameters_of
 
 
 def tries() -> Iterator[tuple[str, str, list[str], str]]:
     """Return command, option, the whole line and the value, for each option of each command and each value."""
     for command, parameters in commands().items():
-        for place, own in enumerate(own for own in parameters if own.param_type_name == "argument"):
+        for index, parameter in enumerate(parameter for parameter in parameters if parameter.param_type_name == "argument"):
             for value in VALUES:
                 line = list(LINES[command])
-                line[place] = value
-                yield command, own.name, [*command.split(), *line], value
-        for own in parameters:
-            if own.param_type_name != "argument":
-                for value in VALUES if not own.is_flag else ("1", "nonsense", ""):
-                    word = [f"{own.opts[0]}={value}"]
+                line[index] = value
+                yield command, parameter.name, [*command.split(), *line], value
+        for parameter in parameters:
+            if parameter.param_type_name != "argument":
+                for value in VALUES if not parameter.is_flag else ("1", "nonsense", ""):
+                    word = [f"{parameter.opts[0]}={value}"]
                     line = list(LINES[command])
-                    if own.opts[0] in line and own.opts[0] != "--model-arg":
-                        place = line.index(own.opts[0])
-                        line[place : place + 2] = []
-                    yield command, own.opts[0], [*command.split(), *line, *word], value
+                    if parameter.opts[0] in line and parameter.opts[0] != "--model-arg":
+                        index = line.index(parameter.opts[0])
+                        line[index : index + 2] = []
+                    yield command, parameter.opts[0], [*command.split(), *line, *word], value
 
 
 @contextlib.contextmanager

@@ -130,23 +130,23 @@ def _merging(draw: Draw, shape: Shape) -> Stage:
 
 def _reshaping(draw: Draw, shape: Shape) -> Stage:
     """Across all borders: any factorisation of the number of neurons."""
-    size, found = math.prod(shape), []
+    size, parts = math.prod(shape), []
     for _ in range(draw(st.integers(0, 3))):
         part, size = _factors(draw, size)
-        found.append(part)
-    target = (*found, size)
+        parts.append(part)
+    target = (*parts, size)
     if draw(st.booleans()):
         return Stage(lambda x: x.reshape(-1, *target), name=f"reshape{target}")
     return Stage(lambda x: x.contiguous().view(1, *target), name=f"view{target}")
 
 
 def _slicing(draw: Draw, shape: Shape) -> Stage:
-    places: list[slice] = [slice(None)]
+    slices: list[slice] = [slice(None)]
     for size in shape:
         start, step = draw(st.integers(0, size - 1)), draw(st.integers(1, 3))
         stop = draw(st.sampled_from([None, size, -1 if start < size - 1 else None]))
-        places.append(slice(start, stop, step) if draw(st.booleans()) else slice(None))
-    chosen = tuple(places)
+        slices.append(slice(start, stop, step) if draw(st.booleans()) else slice(None))
+    chosen = tuple(slices)
     return Stage(lambda x: x[chosen], name=f"slice{chosen}")
 
 
@@ -155,8 +155,8 @@ def _selection(draw: Draw, shape: Shape) -> Stage:
     size = _size(shape, dim)
     if len(shape) == 1:
         return Stage(lambda x: x.narrow(dim, size // 2, size - size // 2), name=f"narrow({dim})")
-    place = draw(st.integers(-size, size - 1))
-    return Stage(lambda x: x.select(dim, place), name=f"select({dim}, {place})")
+    index = draw(st.integers(-size, size - 1))
+    return Stage(lambda x: x.select(dim, index), name=f"select({dim}, {index})")
 
 
 def _piece(draw: Draw, shape: Shape) -> Stage:
@@ -164,8 +164,8 @@ def _piece(draw: Draw, shape: Shape) -> Stage:
     size = _size(shape, dim)
     kind = draw(st.sampled_from(["chunk", "split", "tensor_split", "unbind"]))
     if kind == "unbind":
-        place = draw(st.integers(-size, size - 1))
-        return Stage(lambda x: x.unbind(dim)[place].unsqueeze(dim), name=f"unbind({dim})[{place}]")
+        index = draw(st.integers(-size, size - 1))
+        return Stage(lambda x: x.unbind(dim)[index].unsqueeze(dim), name=f"unbind({dim})[{index}]")
     parts = draw(st.integers(1, size))
     return Stage(lambda x: getattr(x, kind)(parts, dim)[-1], name=f"{kind}({parts}, {dim})[-1]")
 
@@ -215,7 +215,7 @@ def _narrowest(draw: Draw, shape: Shape) -> Stage:
     if kind == "expand":
         sizes = (*(1, *shape)[:dim], 2, *(1, *shape)[dim:])
         return Stage(lambda x: x.unsqueeze(dim).expand(sizes), name=f"expand({dim})")
-    counts = tuple(2 if place == dim else 1 for place in range(len(shape) + 1))
+    counts = tuple(2 if axis == dim else 1 for axis in range(len(shape) + 1))
     return Stage(lambda x: getattr(x, "repeat" if kind == "repeat" else "tile")(counts), name=f"{kind}{counts}")
 
 
@@ -242,14 +242,14 @@ def _indexing(draw: Draw, shape: Shape) -> Stage:
     if kind == "index_select":
         return Stage(lambda x: x.index_select(dim, index), name=name)
     if kind == "index":
-        place = (slice(None),) * dim + (index,)
-        return Stage(lambda x: x[place], name=name)
+        chosen = (slice(None),) * dim + (index,)
+        return Stage(lambda x: x[chosen], name=name)
     if kind == "gather":
-        laid = index.reshape([-1 if place == dim else 1 for place in range(len(shape) + 1)])
-        wide = laid.expand([len(index) if place == dim else size for place, size in enumerate((1, *shape))]).contiguous()
+        in_line = index.reshape([-1 if axis == dim else 1 for axis in range(len(shape) + 1)])
+        wide = in_line.expand([len(index) if axis == dim else size for axis, size in enumerate((1, *shape))]).contiguous()
         return Stage(lambda x: x.gather(dim, wide), name=name)
     mask = torch.zeros(size, dtype=torch.bool).index_fill(0, index, True)
-    mask = mask.reshape([-1 if place == dim else 1 for place in range(len(shape) + 1)])
+    mask = mask.reshape([-1 if axis == dim else 1 for axis in range(len(shape) + 1)])
     if kind == "masked_fill":
         return Stage(lambda x: x.masked_fill(mask, 0.5), name=name)
     if kind == "where":
@@ -266,7 +266,7 @@ def _indexing(draw: Draw, shape: Shape) -> Stage:
 
 def _bordering(draw: Draw, shape: Shape) -> Stage:
     count = draw(st.integers(1, len(shape)))
-    pads = tuple(draw(st.integers(-1 if shape[-1 - place // 2] > 2 else 0, 1)) for place in range(2 * count))
+    pads = tuple(draw(st.integers(-1 if shape[-1 - side // 2] > 2 else 0, 1)) for side in range(2 * count))
     value = draw(st.sampled_from([0.0, 0.5]))
     mode = draw(st.sampled_from(["constant", "reflect", "replicate", "circular"]))
     if mode != "constant" and 2 <= len(shape) <= 4 and all(size > 1 for size in shape[1:]):
@@ -426,15 +426,15 @@ def moving_networks(draw: Draw, *, stages: tuple[int, int], most: int) -> tuple[
     """
     shape = draw(st.sampled_from(_shapes(draw(st.integers(1, 4)), most)))
     first, x = shape, torch.rand(1, *shape, dtype=torch.float64)
-    found: list[nn.Module] = []
-    for place in range(2 * draw(st.integers(*stages))):
-        makers: Sequence[Callable[..., nn.Module]] = MOVES if place % 2 == 0 else LAYERS
+    modules: list[nn.Module] = []
+    for number in range(2 * draw(st.integers(*stages))):
+        makers: Sequence[Callable[..., nn.Module]] = MOVES if number % 2 == 0 else LAYERS
         module = draw(st.sampled_from(makers))(draw, tuple(x.shape[1:])).double().eval()
         with torch.no_grad():
             y = module(x)
         if 0 < y.numel() <= most and 2 <= y.dim() <= 6 and len(y) == 1:
-            found.append(module)
+            modules.append(module)
             x = y
     if draw(st.booleans()):
-        found.append(nn.Sequential(nn.Flatten(), nn.Linear(x.numel(), draw(st.integers(1, 3)))).double())
-    return nn.Sequential(*found), first
+        modules.append(nn.Sequential(nn.Flatten(), nn.Linear(x.numel(), draw(st.integers(1, 3)))).double())
+    return nn.Sequential(*modules), first

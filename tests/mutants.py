@@ -101,8 +101,8 @@ def spoken(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             nodes.append(node.returns)
         elif isinstance(node, ast.Raise):
             nodes.append(node)
-    found = [node for node in nodes if node is not None]
-    return [((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in found]  # type: ignore[attr-defined]
+    present = [node for node in nodes if node is not None]
+    return [((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in present]  # type: ignore[attr-defined]
 
 
 def mutants(path: Path) -> Iterator[Mutant]:

@@ -84,47 +84,47 @@ def _weightless(draw: Draw, shape: Shape) -> nn.Module:
     """An activation, a pooling or a movement."""
     sizes = shape[1:]
     spatial = len(sizes)
-    place = draw(st.integers(0, 14))
+    kind = draw(st.integers(0, 14))
     kernel, stride, padding, dilation = _window(draw, sizes)
     ceil = draw(st.booleans())
-    if place == 0:
+    if kind == 0:
         layer = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[spatial - 1]
         return layer(kernel, stride, padding, dilation, ceil_mode=ceil)
-    if place == 1:
+    if kind == 1:
         layer = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[spatial - 1]
         return layer(kernel, stride, padding, ceil, draw(st.booleans()))
-    if place in {2, 3}:
+    if kind in {2, 3}:
         target = tuple(draw(st.integers(1, size)) for size in sizes)
         kinds = ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),)
         kinds += ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),)
-        return kinds[place - 2][spatial - 1](target)
-    if place == 4:
+        return kinds[kind - 2][spatial - 1](target)
+    if kind == 4:
         low = draw(st.integers(-64, 0)) / 64
         return nn.Hardtanh(low, low + draw(st.floats(0.1, 2)))
-    if place == 5:
+    if kind == 5:
         return nn.PReLU(draw(st.sampled_from([1, shape[0]])))
-    if place == 6:
+    if kind == 6:
         return nn.LeakyReLU(draw(st.floats(-2, 2)))
-    if place == 7:
+    if kind == 7:
         factor = draw(st.floats(-2, 2).filter(lambda v: abs(v) > 1e-3))
         return Fn(lambda x: x * factor)
-    if place == 8:
+    if kind == 8:
         order = draw(st.permutations(range(spatial)))
         return Fn(lambda x: x.permute(0, 1, *(2 + axis for axis in order)))
-    if place == 9:
+    if kind == 9:
         dim = draw(st.integers(1, spatial + 1))
         return Fn(lambda x: x.roll(1, dim) - x.flip(dim))
-    if place == 10:
+    if kind == 10:
         pads = tuple(draw(st.integers(0, 1)) for _ in range(2 * spatial))
         value = draw(st.sampled_from([0.0, -0.5]))
         return Fn(lambda x: F.pad(x, pads, value=value))
-    if place == 11:
+    if kind == 11:
         return Fn(lambda x: torch.minimum(x, x.mean(1, keepdim=True)))
-    if place == 12:
+    if kind == 12:
         mode = {1: "linear", 2: draw(st.sampled_from(["bilinear", "bicubic"])), 3: "trilinear"}[spatial]
         target = tuple(draw(st.integers(1, size + 1)) for size in sizes)
         return nn.Upsample(size=target, mode=mode, align_corners=draw(st.booleans()))
-    if place == 13:
+    if kind == 13:
         dim = draw(st.integers(1, spatial + 1))
         return Fn(lambda x: x.amax(dim, keepdim=True) - 2 * x.mean(dim, keepdim=True))
     return nn.ReLU()

@@ -54,6 +54,7 @@ EXTRAS = (
     ("torch-pruning", ("shrink", *MODEL)),
     ("demo", ("certify", *MODEL, "--data", "digits")),
     ("experiments", ("experiment", "lottery", "--data", "digits", "--out", "lottery")),
+    ("plots", ("report", *MODEL)),
     ("plots", ("compare", "pruned.safetensors", "--model", "nets:mlp", "--shape", "4", "--plot", "a.png")),
 )
 """Commands that need an extra: one sentence that says which."""
@@ -92,7 +93,7 @@ def declared() -> list[metadata.Distribution]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found: dict[str, metadata.Distribution] = {}
+    distributions: dict[str, metadata.Distribution] = {}
     seen = set()
     waiting = [("pathlift", "")]
     while waiting:
@@ -100,13 +101,13 @@ def declared() -> list[metadata.Distribution]:
         if (name, extra) in seen:
             continue
         seen.add((name, extra))
-        found[name] = metadata.distribution(name)
-        for text in found[name].requires or ():
+        distributions[name] = metadata.distribution(name)
+        for text in distributions[name].requires or ():
             wanted = Requirement(text)
             if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
-                waiting += [(canonicalize_name(wanted.name), own) for own in ("", *wanted.extras)]
-    del found["pathlift"]
-    return list(found.values())
+                waiting += [(canonicalize_name(wanted.name), requested) for requested in ("", *wanted.extras)]
+    del distributions["pathlift"]
+    return list(distributions.values())
 
 
 def run_all(python: Path, folder: Path) -> None:
@@ -136,7 +137,7 @@ def _commands(folder: Path) -> None:
     for extra, arguments in EXTRAS:
         done = run(*arguments)
         assert done.code == 2 and f"pip install 'pathlift[{extra}]'" in done.stderr, f"{arguments}: {done}"
-    for module in ("lightning", "experiments.training"):
+    for module in ("lightning", "hugging_face", "experiments.training"):
         assert "pip install 'pathlift[" in str(_import_error(f"pathlift.{module}"))
 
 

@@ -69,9 +69,10 @@ class World:
         self.x = torch.rand((3, *SHAPE), generator=made)
         self.y = torch.tensor([0, 2, 1])
         self.near = {
-            name: own * 1.03125 if own.dtype.is_floating_point else own for name, own in self.model.state_dict().items()
+            name: tensor * 1.03125 if tensor.dtype.is_floating_point else tensor
+            for name, tensor in self.model.state_dict().items()
         }
-        self.far = {name: own.clone() for name, own in self.other.state_dict().items()}
+        self.far = {name: tensor.clone() for name, tensor in self.other.state_dict().items()}
         self.one = self.x[:1].clone()
         self.trained = copy.deepcopy(self.model)
         for parameter in self.trained.parameters():
@@ -80,7 +81,7 @@ class World:
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
         self.file = self.folder / "weights.safetensors"
-        save_file({name: own.clone() for name, own in self.other.state_dict().items()}, self.file)
+        save_file({name: tensor.clone() for name, tensor in self.other.state_dict().items()}, self.file)
 
     @property
     def generator(self) -> torch.Generator:
@@ -154,8 +155,8 @@ def _refused(call: Callable[[], object]) -> str:
 
 
 def _regularised(world: World) -> object:
-    found = pathlift.log_path_norm(world.network, world.model)
-    return found.detach()  # whether it can be differentiated is for the caller's mode to say
+    regulariser = pathlift.log_path_norm(world.network, world.model)
+    return regulariser.detach()  # whether it can be differentiated is for the caller's mode to say
 
 
 def _prune(criterion: str, **options: Any) -> Callable[[World], object]:
@@ -286,6 +287,8 @@ OPTIONS: dict[str, Callable[[World], object]] = {
     "training.rescale_after_steps": lambda w: _step(
         w, lambda o, m: training.rescale_after_steps(o, pathlift.symmetries(m, SHAPE), pathlift.rescaling.Symmetries.balance)
     ),
+    "prune with an update": _prune("lamp", update="compensate"),
+    "prune with an update by data": _prune("wanda", update="compensate"),
     **{f"prune by {name}": _prune(name, steps=2 if name == "synflow" else None) for name in pathlift.pruning.CRITERIA},
 }
 """Further calls, that run other code."""
@@ -311,15 +314,19 @@ def contents(value: Any, inside: bool = False) -> Any:
     if isinstance(value, pathlift.storage.Checkpoint):
         return contents(dict(value))
     if isinstance(value, Mapping):
-        held = [(name, contents(own)) for name, own in getattr(value, "__dict__", {}).items() if not name.startswith("_")]
+        held = [
+            (name, contents(attribute))
+            for name, attribute in getattr(value, "__dict__", {}).items()
+            if not name.startswith("_")
+        ]
         return [(key, contents(item)) for key, item in value.items()], held
     if isinstance(value, (list, tuple, type({}.values()))):
         return [contents(item) for item in value]
     if isinstance(value, pathlift.metric.Step):
-        return [contents(getattr(value, own.name)) for own in dataclasses.fields(value) if own.name != "seconds"]
+        return [contents(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name != "seconds"]
     if dataclasses.is_dataclass(value):
-        names = [own.name for own in dataclasses.fields(value)]
-        names += [] if inside else [name for name, own in vars(type(value)).items() if isinstance(own, property)]
+        names = [field.name for field in dataclasses.fields(value)]
+        names += [] if inside else [name for name, attribute in vars(type(value)).items() if isinstance(attribute, property)]
         return [(name, contents(_shown(value, name), True)) for name in names]
     return getattr(value, "__qualname__", None) or repr(value)
 
@@ -402,24 +409,24 @@ CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
 
 def backends() -> dict[str, Any]:
     """Every switch of PyTorch's backends that can be read here."""
-    own: Any = torch.backends
-    found = {
-        f"{part}.{name}": getattr(getattr(own, part), name)
+    switches: Any = torch.backends
+    values = {
+        f"{part}.{name}": getattr(getattr(switches, part), name)
         for part, name in itertools.product(("cudnn", "mkldnn"), ("enabled", "deterministic", "allow_tf32"))
-        if hasattr(getattr(own, part), name)
+        if hasattr(getattr(switches, part), name)
     }
-    for place in ("cudnn.conv", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul", "cudnn.rnn"):
+    for dotted in ("cudnn.conv", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul", "cudnn.rnn"):
         with contextlib.suppress(AttributeError):
-            first, second = place.split(".")
-            found[place] = getattr(getattr(own, first), second).fp32_precision
-    return found
+            first, second = dotted.split(".")
+            values[dotted] = getattr(getattr(switches, first), second).fp32_precision
+    return values
 
 
 def process_wide() -> dict[str, Any]:
     """The state that all threads share, and that no call may change even while it runs."""
     known = logging.Logger.manager.loggerDict
-    loggers = [logging.getLogger(), *(own for own in known.values() if isinstance(own, logging.Logger))]
-    loggers = [own for own in loggers if own.name != "torch.__trace"]  # gives up a handler with its first words
+    loggers = [logging.getLogger(), *(logger for logger in known.values() if isinstance(logger, logging.Logger))]
+    loggers = [logger for logger in loggers if logger.name != "torch.__trace"]  # gives up a handler with its first words
     return {
         "default dtype": torch.get_default_dtype(),
         "stdout": id(sys.stdout),
@@ -427,15 +434,15 @@ def process_wide() -> dict[str, Any]:
         "warning filters": list(warnings.filters),
         "showwarning": id(warnings.showwarning),
         "loggers": {
-            own.name: (own.level, own.disabled, own.propagate, list(map(id, own.handlers)))
-            for own in loggers
-            if (own.level or own.handlers or own.disabled or not own.propagate)
-            and own.name != "torch.__trace"  # its first words
+            logger.name: (logger.level, logger.disabled, logger.propagate, list(map(id, logger.handlers)))
+            for logger in loggers
+            if (logger.level or logger.handlers or logger.disabled or not logger.propagate)
+            and logger.name != "torch.__trace"  # its first words
         },
         "logging": logging.root.manager.disable,
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "signals": {own: signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
         "environment": dict(os.environ),
         "collector": (gc.isenabled(), gc.get_threshold(), gc.get_debug()),
         "recursion": sys.getrecursionlimit(),
@@ -479,10 +486,10 @@ def state_of_the_process() -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What has changed; loggers that PyTorch made meanwhile are no change."""
-    changed = {name: (own, after[name]) for name, own in before.items() if own != after[name]}
+    changed = {name: (value, after[name]) for name, value in before.items() if value != after[name]}
     if "loggers" in changed:
         one, two = changed.pop("loggers")
-        changed |= {name: (own, two.get(name)) for name, own in one.items() if own != two.get(name)}
+        changed |= {name: (value, two.get(name)) for name, value in one.items() if value != two.get(name)}
     return changed
 
 
@@ -491,27 +498,27 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 def storages(value: object) -> dict[int, Tensor]:
     """Find every tensor that an object keeps alive, by the address of its storage; classes and modules are not looked into."""
-    found: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     seen: set[int] = set()
     waiting = [value]
     while waiting:
-        own = waiting.pop()
-        if id(own) in seen or isinstance(own, (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)):
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)):
             continue
-        seen.add(id(own))
-        if isinstance(own, types.FunctionType):
-            waiting += [own.__closure__, own.__defaults__, own.__dict__]
+        seen.add(id(item))
+        if isinstance(item, types.FunctionType):
+            waiting += [item.__closure__, item.__defaults__, item.__dict__]
             continue
-        if isinstance(own, Tensor) and not own.is_meta and own.numel():
-            found[own.untyped_storage().data_ptr()] = own
-        waiting += gc.get_referents(own)
-    return found
+        if isinstance(item, Tensor) and not item.is_meta and item.numel():
+            tensors[item.untyped_storage().data_ptr()] = item
+        waiting += gc.get_referents(item)
+    return tensors
 
 
 def live_tensors() -> int:
     """How many tensors there are."""
     gc.collect()
-    return sum(issubclass(type(own), Tensor) for own in gc.get_objects())
+    return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
 
 
 # --------------------------------------------------------------------------------------------------------------- interrupts

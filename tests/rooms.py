@@ -12,7 +12,7 @@ FLOORS = (
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics"),
     ("compensation", "pruning", "quantisation", "lipschitz", "certification", "consequences", "reference", "lifting", "report"),
-    ("public", "", "lightning", "experiments", "cli", "__main__"),
+    ("public", "", "lightning", "hugging_face", "experiments", "cli", "__main__"),
 )
 """A room imports only from those before it; "" is `pathlift` itself."""
 
@@ -22,7 +22,7 @@ ROOMS = [name for floor in FLOORS for name in floor]
 def modules() -> dict[str, Path]:
     """Return every module of the package by its dotted name."""
     parts = {path: path.relative_to(SOURCE.parent).with_suffix("").parts for path in SOURCE.rglob("*.py")}
-    return {".".join(own[:-1] if own[-1] == "__init__" else own): path for path, own in sorted(parts.items())}
+    return {".".join(names[:-1] if names[-1] == "__init__" else names): path for path, names in sorted(parts.items())}
 
 
 def imports() -> dict[str, set[str]]:

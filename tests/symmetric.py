@@ -20,10 +20,10 @@ def dimension_by_paths(model: nn.Module, inputs: tuple[Tensor, ...], limit: int 
     """
     paths = Probe(model, *inputs).dag().paths(limit)
     counts = {tuple(sorted(Counter(path.labels).items())) for path in paths if path.phi != 0}
-    columns = {label: place for place, label in enumerate(sorted({label for row in counts for label, _ in row}))}
+    columns = {label: column for column, label in enumerate(sorted({label for row in counts for label, _ in row}))}
     matrix = torch.zeros(len(counts), len(columns), dtype=torch.float64)
-    for row, found in enumerate(counts):
-        for label, count in found:
+    for row, row_counts in enumerate(counts):
+        for label, count in row_counts:
             matrix[row, columns[label]] = count
     rank = int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
     return len(columns) - rank
@@ -70,7 +70,7 @@ def assert_symmetric(model: nn.Module, inputs: tuple[Tensor, ...], generator: to
         shares, other_shares = pathlift.path_magnitude(network), pathlift.path_magnitude(rescaled)
         for name in shares:
             torch.testing.assert_close(other_shares[name], shares[name], rtol=1e-8, atol=1e-12)
-        found = pathlift.equivalent(groups, state)
-        assert found, found.mismatch
-        torch.testing.assert_close(found.factors, state.factors, rtol=1e-8, atol=0)
+        answer = pathlift.equivalent(groups, state)
+        assert answer, answer.mismatch
+        torch.testing.assert_close(answer.factors, state.factors, rtol=1e-8, atol=0)
     return groups

@@ -145,8 +145,8 @@ def test_any_value_can_be_said_in_a_few_words(label: str) -> None:
 
 
 def test_numbers_of_numpy_are_numbers(world: World) -> None:
-    found = pathlift.path_norm(world.network, q=np.float32(2))
-    assert found == pathlift.path_norm(world.network, q=2) and type(found.q) is float
+    norm = pathlift.path_norm(world.network, q=np.float32(2))
+    assert norm == pathlift.path_norm(world.network, q=2) and type(norm.q) is float
     tolerance = pathlift.Rounding(np.int64(8), step=np.float64(0.5))
     assert tolerance == pathlift.Rounding(8) and type(tolerance.bits) is int
 
@@ -217,9 +217,9 @@ def test_a_batch_where_a_number_is_meant_is_not_written_out(world: World) -> Non
 def test_constants_of_loss_and_data_may_have_any_size(world: World) -> None:
     plain = pathlift.consequences.generalisation_bound(world.network, samples=100)
     for size in (5e-324, 1e-100, 1e100, 1e308):
-        found = pathlift.consequences.generalisation_bound(world.network, samples=100, loss_lipschitz=size)
+        bound = pathlift.consequences.generalisation_bound(world.network, samples=100, loss_lipschitz=size)
         for name in ("log10_theorem", "log10_sharpened", "log10_covering"):
-            assert getattr(found, name) == pytest.approx(getattr(plain, name) + float(np.log10(size)), abs=1e-6)
+            assert getattr(bound, name) == pytest.approx(getattr(plain, name) + float(np.log10(size)), abs=1e-6)
 
 
 def test_an_optimiser_of_other_parameters_is_refused_at_once(world: World) -> None:
@@ -232,8 +232,8 @@ def test_an_optimiser_of_other_parameters_is_refused_at_once(world: World) -> No
 
 
 def test_a_radius_beyond_the_range_of_float32_still_has_a_bound(world: World) -> None:
-    found = pathlift.lipschitz_bound(world.network, world.state, world.x, radius=1e60)
-    assert bool(torch.isfinite(found).all()) and float(found.min()) > 1e50
+    bound = pathlift.lipschitz_bound(world.network, world.state, world.x, radius=1e60)
+    assert bool(torch.isfinite(bound).all()) and float(bound.min()) > 1e50
 
 
 def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
@@ -244,8 +244,10 @@ def test_scores_of_another_shape_are_not_spread_over_a_mask() -> None:
 def test_a_state_of_something_else_does_not_go_into_a_model(world: World) -> None:
     for prefix in ("other.", "encoder.0."):
         with pytest.raises(pathlift.MismatchError, match="does not fit the model"):
-            pathlift.rescaling.with_state(world.model, {prefix + name: own for name, own in world.state.items()})
-    pathlift.rescaling.with_state(world.model, {"module." + name: own for name, own in world.state.items()})  # only a wrapper's
+            pathlift.rescaling.with_state(world.model, {prefix + name: weight for name, weight in world.state.items()})
+    pathlift.rescaling.with_state(
+        world.model, {"module." + name: weight for name, weight in world.state.items()}
+    )  # only a wrapper's
 
 
 class Constant(nn.Module):
@@ -307,7 +309,7 @@ def test_no_order_makes_a_norm_vanish() -> None:
 
 def test_moments_of_small_inputs_do_not_vanish() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    network, other = pathlift.capture(model, (2,)), {name: own * 1.1 for name, own in model.state_dict().items()}
+    network, other = pathlift.capture(model, (2,)), {name: weight * 1.1 for name, weight in model.state_dict().items()}
     x = torch.tensor([[1e-3, 2e-3], [3e-3, 0.0], [2e-3, 1e-3]])
     with torch.no_grad():
         changed = (model(x) - pathlift.rescaling.with_state(model, other)(x)).abs().double()

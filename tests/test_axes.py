@@ -145,9 +145,9 @@ def test_what_is_kept_with_a_network_does_not_depend_on_the_state_of_the_process
     model = randomised(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(60, 2)))
     plain, network = pathlift.capture(model, (2, 10, 8)), pathlift.capture(model, (2, 10, 8))
     with torch.inference_mode():
-        found = pathlift.path_magnitude(network)
+        shares = pathlift.path_magnitude(network)
     for name, share in pathlift.path_magnitude(plain).items():
-        torch.testing.assert_close(found[name].clone(), share)
+        torch.testing.assert_close(shares[name].clone(), share)
     sizes = [[layer.shape for layer in compacted(one).layers] for one in (network, plain)]
     assert sizes[0] == sizes[1]
     coarse = pathlift.capture(model, (2, 10, 8))
@@ -208,8 +208,8 @@ def test_every_kind_of_edge_map_respects_all_axes() -> None:
     operators = [(case.make().op, case.shape) for case in OPERATORS if case.name in MAPS]
     assert len(operators) == len(MAPS)
     found = set()
-    for place, (operator, shape) in enumerate([*operators, (Walled(), (2, 4, 3))]):
-        network = pathlift.capture(randomised(operator, place), examples(shape))
-        assert_terms_respect_axes(network, place, draws=20)
+    for index, (operator, shape) in enumerate([*operators, (Walled(), (2, 4, 3))]):
+        network = pathlift.capture(randomised(operator, index), examples(shape))
+        assert_terms_respect_axes(network, index, draws=20)
         found |= kinds(network) | kinds(compacted(network))
     assert found == all_kinds()

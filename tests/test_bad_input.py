@@ -123,8 +123,8 @@ def test_a_norm_stays_that_of_the_weights_it_was_taken_of() -> None:
     model = nn.Linear(2, 1)
     norm = pathlift.path_norm(model, (2,))
     value = norm.value
-    for own in model.parameters():
-        own.data.mul_(2)
+    for weight in model.parameters():
+        weight.data.mul_(2)
     assert norm.input_part + norm.bias_part == pytest.approx(value)
     assert float(norm.per_output.sum()) == pytest.approx(value)
     assert pathlift.path_norm(model, (2,)).value == pytest.approx(2 * value)
@@ -166,7 +166,7 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path: Path) -> Non
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"lr": 0.1}, tmp_path / "numbers.pt")
-    short = {f"short{place}.pt": content for place, content in enumerate((b"abc", b"\x80", b"\x80\x02.", b"I1\n.", b"PK\3\4"))}
+    short = {f"short{index}.pt": content for index, content in enumerate((b"abc", b"\x80", b"\x80\x02.", b"I1\n.", b"PK\3\4"))}
     for name, content in short.items():
         (tmp_path / name).write_bytes(content)
     for name in (

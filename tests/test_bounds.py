@@ -29,8 +29,8 @@ def changed(model: nn.Module, how: str) -> nn.Module:
         return perturbed(model, how)
     flipped = copy.deepcopy(model)
     with torch.no_grad():
-        for place, parameter in enumerate(flipped.parameters()):
-            parameter.mul_(-1 if place % 2 else 0.9)
+        for index, parameter in enumerate(flipped.parameters()):
+            parameter.mul_(-1 if index % 2 else 0.9)
     return flipped
 
 
@@ -92,9 +92,9 @@ def test_theorem_is_attained() -> None:
     """Non-negative weights and a constant positive input: every path is active, so (5) is an equality."""
     model, other = random_perceptron(3, 4, 2), random_perceptron(3, 4, 2)
     with torch.no_grad():
-        for own, their in zip(model.parameters(), other.parameters(), strict=True):
-            own.abs_()
-            their.copy_(own / 2)
+        for weight, their in zip(model.parameters(), other.parameters(), strict=True):
+            weight.abs_()
+            their.copy_(weight / 2)
     x = torch.full((1, 3), 2.0, dtype=torch.float64)
     drift = (model(x) - other(x)).abs().detach()
     bound = pathlift.lipschitz_bound(model, other, x, kind="theorem")
@@ -250,10 +250,10 @@ def test_a_bound_says_which_kind_gave_it() -> None:
     bound = pathlift.lipschitz_bound(model, other, x)
     assert set(bound.kinds) == {"per_input", "telescoping", "activation", "three_step", "prior", "corollary_g1"}
     assert bound.winner in bound.kinds
-    for place, kind in enumerate(bound.kinds):
-        mine = bound.which == place
-        own = pathlift.lipschitz_bound(model, other, x, kind=kind)
-        assert torch.equal(bound[mine], own[mine])
+    for index, kind in enumerate(bound.kinds):
+        mine = bound.which == index
+        computed = pathlift.lipschitz_bound(model, other, x, kind=kind)
+        assert torch.equal(bound[mine], computed[mine])
     assert type(bound * 2) is torch.Tensor
 
 

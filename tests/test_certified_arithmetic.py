@@ -27,10 +27,10 @@ class Model(nn.Module):
 
 
 def assert_honest(model: nn.Module, x: Tensor, tolerance: object = None, other: nn.Module | None = None) -> None:
-    found = pathlift.certify(model, x, tolerance)  # type: ignore[arg-type]
+    certificate = pathlift.certify(model, x, tolerance)  # type: ignore[arg-type]
     with torch.no_grad():
         own = (model if other is None else other)(x).argmax(1)
-    assert not bool((found.certified & (own != found.predicted)).any()), (found.margin, found.bound)
+    assert not bool((certificate.certified & (own != certificate.predicted)).any()), (certificate.margin, certificate.bound)
 
 
 SATURATED = {

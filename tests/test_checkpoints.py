@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 import pathlift
-from pathlift.storage import pickles, sizes
+from pathlift.storage import checkpoints, pickles, sizes
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.models import default_shape, load_model, load_state
 from pathlift.storage.names import fit
@@ -462,7 +462,7 @@ def normed_new() -> nn.Module:
 FORMS: dict[str, Callable[[], nn.Module]] = {"plain": mlp, "masked": masked, "old norm": normed_old, "new norm": normed_new}
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize("saved", FORMS)
 @pytest.mark.parametrize("model", FORMS)
@@ -566,6 +566,24 @@ def test_another_number_of_classes_names_layer_numbers_and_remedy(here: Path) ->
     with pytest.raises(pathlift.MismatchError, match=r"'2' has 7 outputs.*2 in the model.*--model-arg num_classes=7"):
         load_model("test_checkpoints:mlp", here / "seven.pt")
     assert load_model("test_checkpoints:mlp", here / "seven.pt", arguments={"classes": 7})
+
+
+def test_a_command_opens_a_file_of_weights_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": mlp(0, 2).state_dict(), "b": mlp(1, 2).state_dict()}, here / "m.pt")
+    opened, opens = [], checkpoints._opened
+    monkeypatch.setattr(checkpoints, "_opened", lambda path, key: opened.append(path) or opens(path, key))
+    done = run("norm", "test_checkpoints:mlp", "--shape", "4", "--weights", str(here / "m.pt"), "--key", "b", "--json")
+    assert done.code == 0 and len(opened) == 1, done
+    assert json.loads(done.stdout)["value"] == pathlift.path_norm(mlp(1, 2), (4,)).value
+
+
+def test_a_checkpoint_that_is_open_is_loaded(here: Path) -> None:
+    torch.save({"a": mlp(0, 2).state_dict(), "b": mlp(1, 2).state_dict()}, here / "m.pt")
+    checkpoint = Checkpoint(here / "m.pt", key="b")
+    loaded = load_model("test_checkpoints:mlp", checkpoint)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in mlp(1, 2).state_dict().items())
+    with pytest.raises(pathlift.InputError, match="leave it out"):
+        load_model("test_checkpoints:mlp", checkpoint, key="b")
 
 
 def test_a_number_in_the_place_of_a_vector_is_a_mismatch(here: Path) -> None:

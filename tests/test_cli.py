@@ -45,8 +45,8 @@ def test_norm_prints_a_table_and_the_same_number_as_json(tmp_path: Path) -> None
     torch.save(model.state_dict(), tmp_path / "w.pt")
     value = pathlift.path_norm(model, (1, 3, 3)).value
     for file in ("w.safetensors", "w.pt"):
-        found = one_json("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / file))
-        assert found["value"] == pytest.approx(value)
+        record = one_json("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / file))
+        assert record["value"] == pytest.approx(value)
     table = run("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / "w.pt")).stdout
     assert f"{value:.6g}" in table
     assert "from biases" in table
@@ -59,7 +59,7 @@ def test_metric_compares_with_a_file(tmp_path: Path) -> None:
     save_tensors(model.state_dict(), tmp_path / "a.safetensors")
     state = {**model.state_dict(), "fc.weight": model.fc.weight.detach() * 0.5}
     save_tensors(state, tmp_path / "b.safetensors")
-    found = one_json(
+    record = one_json(
         "metric",
         SMALL,
         str(tmp_path / "b.safetensors"),
@@ -68,21 +68,21 @@ def test_metric_compares_with_a_file(tmp_path: Path) -> None:
         "--shape",
         "1,3,3",
     )
-    assert found["exact"]
+    assert record["exact"]
     right = pathlift.path_metric(model, state, (1, 3, 3)).value
-    assert found["lower"] <= right <= found["upper"]
+    assert record["lower"] <= right <= record["upper"]
     assert one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--q", "2")["method"] == "l2 tracks"
 
 
 def test_metric_stops_at_a_ratio_and_says_what_gave_the_bounds() -> None:
     loose = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--moments", "4")
-    found = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--ratio", "1.3", "--estimate", "500")
-    assert found["ratio"] <= 1.3 < loose["ratio"] or loose["ratio"] <= 1.3
-    assert loose["lower"] <= found["upper"]
-    assert found["lower_by"]
-    assert found["history"][0]["by"] == "pivot"
-    assert found["estimate"]["samples"] == 500
-    assert found["lower"] * 0.9 <= found["estimate"]["value"] <= found["upper"] * 1.1
+    record = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--ratio", "1.3", "--estimate", "500")
+    assert record["ratio"] <= 1.3 < loose["ratio"] or loose["ratio"] <= 1.3
+    assert loose["lower"] <= record["upper"]
+    assert record["lower_by"]
+    assert record["history"][0]["by"] == "pivot"
+    assert record["estimate"]["samples"] == 500
+    assert record["lower"] * 0.9 <= record["estimate"]["value"] <= record["upper"] * 1.1
     table = run("metric", SMALL, SMALL, "--shape", "1,3,3", "--moments", "8", "--estimate", "50").stdout
     assert "upper / lower" in table
     assert "95% confidence" in table
@@ -98,9 +98,9 @@ def test_compare_prints_and_draws_the_kernel(tmp_path: Path) -> None:
         paths.append(tmp_path / f"seed{seed}.safetensors")
         save_tensors(Residual().state_dict(), paths[-1])
     arguments = [*map(str, paths), "--model", SMALL, "--shape", "1,3,3"]
-    found = one_json("compare", *arguments)
+    record = one_json("compare", *arguments)
     kernel = pathlift.path_kernel(paths, (1, 3, 3), model=Residual())
-    assert found["cosine"] == kernel.cosine.tolist()
+    assert record["cosine"] == kernel.cosine.tolist()
     picture = tmp_path / "compare.png"
     printed = run("compare", *arguments, "--plot", str(picture)).stdout
     assert f"{float(kernel.cosine[0, 1]):.6f}" in printed
@@ -110,17 +110,17 @@ def test_compare_prints_and_draws_the_kernel(tmp_path: Path) -> None:
 
 def test_score_writes_every_share(tmp_path: Path) -> None:
     out = tmp_path / "scores.safetensors"
-    found = one_json("score", SMALL, "--shape", "1,3,3", "--out", str(out))
+    record = one_json("score", SMALL, "--shape", "1,3,3", "--out", str(out))
     scores = load_state(out)
-    assert set(scores) == set(found["tensors"])
+    assert set(scores) == set(record["tensors"])
     assert float(scores["fc.weight"].sum()) <= 1
     assert "share of all paths" in run("score", SMALL, "--shape", "1,3,3").stdout
 
 
 def test_support_says_yes_or_lists_all_problems() -> None:
     assert one_json("support", SMALL, "--shape", "1,3,3")["supported"] is True
-    found = one_json("support", "torch.nn:GELU", "--shape", "3", code=1)
-    assert found["problems"][0]["op"] == "aten.gelu.default"
+    record = one_json("support", "torch.nn:GELU", "--shape", "3", code=1)
+    assert record["problems"][0]["op"] == "aten.gelu.default"
     assert "fixed slopes" in run("support", "torch.nn:GELU", "--shape", "3", code=1).stdout
 
 
@@ -197,10 +197,10 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
     save_tensors({"x": x, "y": y}, tmp_path / "data.safetensors")
     common = (SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / "w.safetensors"))
     common += ("--data", str(tmp_path / "data.safetensors"))
-    found = one_json("certify", *common, "--bits", "12")
+    record = one_json("certify", *common, "--bits", "12")
     expected = pathlift.certify(model, x, pathlift.Rounding(12))
-    assert found["certified"] == expected.certified.tolist()
-    assert found["samples"] == 6
+    assert record["certified"] == expected.certified.tolist()
+    assert record["samples"] == 6
     table = run("certify", *common, "--relative", "0.001", "--radius", "0.01", "--limit", "5").stdout
     assert "certified: the class cannot change" in table
     assert "accuracy of the model" in table
@@ -246,8 +246,8 @@ def test_metric_lists_all_bounds(tmp_path: Path) -> None:
 
     torch.manual_seed(3)
     save_tensors(Residual().state_dict(), tmp_path / "b.safetensors")
-    found = one_json("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all")
-    names = [bound["name"] for bound in found["bounds"]]  # type: ignore[attr-defined]
+    record = one_json("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all")
+    names = [bound["name"] for bound in record["bounds"]]  # type: ignore[attr-defined]
     assert {"Lemma F.1", "Theorem F.2", "pivot", "telescoping"} <= set(names)
     table = run("metric", SMALL, str(tmp_path / "b.safetensors"), "--shape", "1,3,3", "--all", "--moments", "4").stdout
     assert "Lemma 4.4 does not apply" in table

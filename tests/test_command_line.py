@@ -45,6 +45,7 @@ LINES = {
     "metrics": ("metric", "exact:net", "half.safetensors", "rescaled.safetensors", *TRAINED[1:]),
     "score": ("score", *TRAINED),
     "prune": ("prune", *TRAINED, "--amount", "0.5"),
+    "prune_compensated": ("prune", *TRAINED, "--amount", "0.5", "--update", "compensate"),
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "statistics": ("statistics", *TRAINED),
@@ -59,10 +60,12 @@ LINES = {
         "4",
     ),
     "certify": ("certify", *TRAINED, "--data", "data.safetensors", "--bits", "12"),
+    "report": ("report", *TRAINED, "--prune", "none", "--bits", "none", "--force"),
+    "report_refused": ("report", "exact:unsupported", "--shape", "4", "--force"),
     "support": ("support", *MODEL),
     "unsupported": ("support", "exact:unsupported", "--shape", "4"),
 }  # fmt: skip
-STATUS = {"equivalents": 1, "unsupported": 1}
+STATUS = {"equivalents": 1, "report_refused": 1, "unsupported": 1}
 NUMBER = re.compile(r"(?<![\w.\-])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?![\w.]*[\w])")
 SOURCE = re.compile(r"\.py:\d+\)")
 SECONDS = re.compile(r" \d+\.\d\d(?=  (?:no|yes))")
@@ -134,6 +137,7 @@ def test_no_number_is_cut_at_60_and_80_columns(name: str, printed: Callable[[str
         assert "…" not in narrow.replace(" … ", ""), narrow
 
 
+@pytest.mark.hunt  # in a process of its own, which takes seconds
 def test_no_number_is_cut_in_a_pipe_that_says_no_width(folder: Path, printed: Callable[[str, int], str]) -> None:
     env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path[1:]])
@@ -272,18 +276,27 @@ def documented() -> dict[str, set[str]]:
 
 SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
-    "score": "score", "prune": "prune", "shrink": "shrink", "rescale": "rescale",
+    "score": "score", "prune": "prune", "prune_compensated": "prune", "shrink": "shrink", "rescale": "rescale",
     "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
-    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "support": "support", "unsupported": "support",
+    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "report": "report", "report_refused": "report",
+    "support": "support", "unsupported": "support",
 }  # fmt: skip
+
+
+MORE = {
+    "metric": ("--estimate", "50"),
+    "report": ("--prune", "0.5", "--bits", "8", "--other", "another_training.safetensors"),
+}
+"""Options with which a line prints keys that it does not print without."""
 
 
 def test_the_keys_of_json_are_those_that_are_documented(here: Path, as_json: Callable[[str], Any]) -> None:
     printed: dict[str, set[str]] = {}
-    estimated = json.loads(run(*LINES["metric"], "--json", "--estimate", "50").stdout)
     for name in LINES:
-        printed.setdefault(SECTIONS[name], set()).update(keys(estimated if name == "metric" else as_json(name)))
+        more = MORE.get(name)
+        answer = json.loads(run(*LINES[name], "--json", *more).stdout) if more else as_json(name)
+        printed.setdefault(SECTIONS[name], set()).update(keys(answer))
     said = documented()
     assert set(printed) <= set(said)
     assert {name: said[name] for name in printed} == printed
@@ -326,6 +339,7 @@ def test_several_inputs_are_several_shapes() -> None:
 CAPTURING = (
     ("norm", *MODEL), ("statistics", *MODEL), ("quantize", *MODEL), ("bits", *MODEL),
     ("score", *MODEL), ("support", *MODEL), ("rescale", *MODEL), ("prune", *MODEL, "--amount", "0.5"),
+    ("report", *MODEL, "--prune", "none", "--bits", "none", "--force"),
     ("metric", "exact:net", "exact:net", "--shape", "4"), ("equivalent", "exact:net", "exact:net", "--shape", "4"),
     ("certify", *MODEL, "--data", "data.safetensors", "--bits", "8"),
     ("compare", "trained.safetensors", "half.safetensors", "--model", "exact:net", "--shape", "4"),
@@ -410,6 +424,9 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
         ("quantize", "--budget", "0"), ("quantize", "--budget", "0kB"), ("quantize", "--data", "none.pt"),
         ("quantize", "--limit", "0"), ("quantize", "--activations"), ("quantize", "--out", "a.pt"),
         ("quantize", "--onnx", "a.safetensors"), ("quantize", "--out", "none/a.safetensors"),
+        ("report", "--out", "a.txt"), ("report", "--prune", "1"), ("report", "--prune", "x"), ("report", "--bits", "9"),
+        ("report", "--bits", "4.5"), ("report", "--estimate", "1"), ("report", "--data", "none.pt"),
+        ("report", "--other-key", "a"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -32,9 +32,9 @@ def test_the_bound_in_expectation_is_the_mean_of_the_bounds_and_holds(case: Case
 
 def test_expectation_over_batches_is_that_over_all() -> None:
     model, x = random_perceptron(3, 8, 2), torch.randn(10, 3, dtype=torch.float64)
-    whole = pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), x)
+    bound = pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), x)
     parts = pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), x.split(3))
-    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(bound, parts)
     with pytest.raises(pathlift.InputError, match="at least one batch"):
         pathlift.lipschitz.expected_bound(model, pathlift.Relative(0.1), [])
 
@@ -44,17 +44,17 @@ def test_no_gradient_exceeds_the_lipschitz_constant(case: Case) -> None:
     model = randomised(case.make())
     network = pathlift.capture(model, examples(case.shape))
     constant = pathlift.lipschitz.input_lipschitz(network)
-    found = pathlift.lipschitz.gradient_norms(network, samples(case.shape))
-    assert bool((found <= constant.per_output * (1 + 1e-12)).all())
+    norms = pathlift.lipschitz.gradient_norms(network, samples(case.shape))
+    assert bool((norms <= constant.per_output * (1 + 1e-12)).all())
     assert constant.total == pytest.approx(pathlift.path_norm(network).input_part, rel=1e-9)
 
 
 def test_gradient_norms_are_those_of_autograd() -> None:
     model, x = Residual().double().eval(), torch.randn(3, 1, 3, 3, dtype=torch.float64)
-    found = pathlift.lipschitz.gradient_norms(model, x)
-    for place, sample in enumerate(x):
+    norms = pathlift.lipschitz.gradient_norms(model, x)
+    for index, sample in enumerate(x):
         jacobian = torch.autograd.functional.jacobian(lambda s: model(s[None])[0], sample)
-        torch.testing.assert_close(found[place], jacobian.abs().flatten(1).sum(1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(norms[index], jacobian.abs().flatten(1).sum(1), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.hunt
@@ -92,10 +92,10 @@ def test_measured_sharpness_stays_below_its_bounds(loss: str, r: float) -> None:
         x = torch.randn(8, *shape, dtype=torch.float64)
         out = model(x)
         y = torch.randint(out.shape[1], (8,)) if loss == "cross_entropy" else torch.randn_like(out)
-        found = pathlift.consequences.sharpness(model, x, y, r, loss=loss)
-        assert found.measured <= found.per_input * (1 + 1e-9) + 1e-12
-        assert found.per_input <= found.lemma * (1 + 1e-9) + 1e-12
-        assert (found.measured > 0) is (r > 0)
+        sharpness_bound = pathlift.consequences.sharpness(model, x, y, r, loss=loss)
+        assert sharpness_bound.measured <= sharpness_bound.per_input * (1 + 1e-9) + 1e-12
+        assert sharpness_bound.per_input <= sharpness_bound.lemma * (1 + 1e-9) + 1e-12
+        assert (sharpness_bound.measured > 0) is (r > 0)
 
 
 def test_measured_sharpness_is_an_increase_of_the_loss_of_the_model() -> None:
@@ -104,9 +104,9 @@ def test_measured_sharpness_is_an_increase_of_the_loss_of_the_model() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    found = pathlift.consequences.sharpness(model, x, y, 0.5, loss="mse")
-    assert found.measured == pytest.approx(3.0**2 - 2.0**2)
-    assert found.lemma == pytest.approx(2 * 2 * 1 + 1)
+    sharpness_bound = pathlift.consequences.sharpness(model, x, y, 0.5, loss="mse")
+    assert sharpness_bound.measured == pytest.approx(3.0**2 - 2.0**2)
+    assert sharpness_bound.lemma == pytest.approx(2 * 2 * 1 + 1)
 
 
 def test_sharpness_does_not_move_under_rescaling() -> None:
@@ -146,15 +146,15 @@ class Pools(nn.Module):
 
 
 def test_the_constants_of_the_generalisation_bound_are_read_off_the_graph() -> None:
-    found = pathlift.consequences.generalisation_bound(Pools(), (1, 4, 4), samples=100, input_bound=2.0, loss_lipschitz=3.0)
-    assert (found.depth, found.pools, found.kernel, found.pools_on_a_path) == (4, 2, 4, 2)
-    norm, n = 10**found.log10_path_norm, 100
+    bound = pathlift.consequences.generalisation_bound(Pools(), (1, 4, 4), samples=100, input_bound=2.0, loss_lipschitz=3.0)
+    assert (bound.depth, bound.pools, bound.kernel, bound.pools_on_a_path) == (4, 2, 4, 2)
+    norm, n = 10**bound.log10_path_norm, 100
     inside = 4 * math.log(7 * 4) + math.log(7 / 3 * 17 * 3)
-    assert 10**found.log10_theorem == pytest.approx(4 * 2 * 3 / math.sqrt(n) * norm * math.sqrt(inside))
+    assert 10**bound.log10_theorem == pytest.approx(4 * 2 * 3 / math.sqrt(n) * norm * math.sqrt(inside))
     inside = 4 * math.log(3) + 2 * math.log(4) + math.log(17 * 3)
-    assert 10**found.log10_sharpened == pytest.approx(4 * 2 * 3 / math.sqrt(n) * norm * math.sqrt(inside))
-    assert found.log10_sharpened < found.log10_theorem
-    assert math.isnan(found.log10_covering)
+    assert 10**bound.log10_sharpened == pytest.approx(4 * 2 * 3 / math.sqrt(n) * norm * math.sqrt(inside))
+    assert bound.log10_sharpened < bound.log10_theorem
+    assert math.isnan(bound.log10_covering)
 
 
 def test_generalisation_bounds_shrink_with_data_and_say_when_they_are_vacuous() -> None:

@@ -86,12 +86,13 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.hunt
 def test_ended_before_or_after_any_write_it_goes_on_to_the_same_numbers(undisturbed, tmp_path, monkeypatch):
     real = store.write
-    for place in range(200):
-        left = place // 2
+    for index in range(200):
+        left = index // 2
 
-        def dying(path: Path, content: bytes, late: bool = bool(place % 2)) -> None:
+        def dying(path: Path, content: bytes, late: bool = bool(index % 2)) -> None:
             nonlocal left
             left -= 1
             if left < 0 and not late:
@@ -101,14 +102,14 @@ def test_ended_before_or_after_any_write_it_goes_on_to_the_same_numbers(undistur
                 raise Killed
 
         monkeypatch.setattr(store, "write", dying)
-        shutil.rmtree(tmp_path / "cut", ignore_errors=True) if place == 0 else None
+        shutil.rmtree(tmp_path / "cut", ignore_errors=True) if index == 0 else None
         try:
             rows = numbers(lottery.run(SMALLER, tmp_path / "cut", Here()))
             break
         except Killed:
             continue
     assert rows == undisturbed
-    assert place > 8
+    assert index > 8
     assert not list((tmp_path / "cut").rglob("*.partial"))
 
 
@@ -224,14 +225,15 @@ def test_learning_rates():
     assert [training.rate(paper, epoch) for epoch in (0, 29.9, 30, 60, 85)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-4])
 
 
+@pytest.mark.hunt
 def test_an_image_folder_takes_the_same_way_as_imagenet(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "val"):
         for kind in ("cat", "dog"):
             (tmp_path / part / kind).mkdir(parents=True)
-            for place in range(4):
+            for index in range(4):
                 pixels = torch.randint(256, (40, 50, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(tmp_path / part / kind / f"{place}.png")
+                Image.fromarray(pixels.numpy()).save(tmp_path / part / kind / f"{index}.png")
     settings = settings_of(
         "imagenet", root=str(tmp_path), model="resnet", width=4, blocks=(1, 1), stem_stride=4, epochs=2, rewind=1, batch=4,
         levels=(0.5,), criteria=("path_magnitude",), accelerator="cpu", milestones=(1,),

@@ -18,9 +18,9 @@ from pathlift.passes.forward import feed_of, flat_outputs, forward
 def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
     batch = samples(shape)
     network = pathlift.capture(model, examples(shape))
-    found = forward(network, network.values(), feed_of(network, batch), torch.float64)
+    values = forward(network, network.values(), feed_of(network, batch), torch.float64)
     expected = outputs(model, batch)
-    torch.testing.assert_close(flat_outputs(network, found, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat_outputs(network, values, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.one_in(2)
@@ -43,6 +43,6 @@ def test_classifiers_run_in_float32(name: str) -> None:
     model = torchvision.models.get_model(name, weights=None, **options).eval()
     x = torch.randn(2, 3, 64, 64)
     network = pathlift.capture(model, (3, 64, 64))
-    found = forward(network, network.values(), feed_of(network, (x,)), torch.float32)
+    values = forward(network, network.values(), feed_of(network, (x,)), torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(flat_outputs(network, found, 2), model(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(flat_outputs(network, values, 2), model(x), rtol=1e-3, atol=1e-4)

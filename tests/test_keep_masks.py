@@ -139,7 +139,7 @@ def test_a_scaler_may_skip_steps_and_gradients_may_be_infinite_where_nothing_is(
     gone = ~masks["0.weight"]
     model[0].weight.grad[gone] = torch.nan
     optimizer.step()
-    assert all(bool(own.isfinite().all()) for own in model.parameters())
+    assert all(bool(weight.isfinite().all()) for weight in model.parameters())
     assert bool(optimizer.state[model[0].weight]["momentum_buffer"].isfinite().all())
 
 

@@ -63,15 +63,15 @@ def test_rescaling_any_network_changes_nothing() -> None:
 def test_files_are_read_pair_by_pair_with_one_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_perceptron(3, 4, 2)
     states = _states(model, 3)
-    paths = [tmp_path / f"{place}.safetensors" for place in range(3)]
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
     for state, path in zip(states, paths, strict=True):
         save_file(state, path)
     with torch.device("meta"):
         hollow = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     seen: list[tuple[int, int]] = []
-    found = pathlift.path_kernel(paths, (3,), model=hollow, progress=lambda done, whole: seen.append((done, whole)))
-    assert torch.equal(found.cosine, pathlift.path_kernel(states, (3,), model=model).cosine)
-    assert seen == [(place, 6) for place in range(1, 7)]
+    kernel = pathlift.path_kernel(paths, (3,), model=hollow, progress=lambda done, whole: seen.append((done, whole)))
+    assert torch.equal(kernel.cosine, pathlift.path_kernel(states, (3,), model=model).cosine)
+    assert seen == [(index, 6) for index in range(1, 7)]
 
 
 def test_distances_in_the_plane_are_drawn_as_they_are() -> None:

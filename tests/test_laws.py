@@ -49,11 +49,19 @@ def rescaled_resnet(model: nn.Module, choices: tuple[float, ...], seed: int = 0)
     return model
 
 
-def test_powers_of_two_change_no_bit_of_norm_and_scores() -> None:
+@pytest.fixture(scope="module")
+def resnet() -> tuple[nn.Module, pathlift.Network]:
+    """A ResNet that no test changes, captured once."""
     model = trained_like("resnet18")
+    return model, pathlift.capture(model, SHAPE)
+
+
+def test_powers_of_two_change_no_bit_of_norm_and_scores(resnet: tuple[nn.Module, pathlift.Network]) -> None:
+    model, network = resnet
     other = rescaled_resnet(model, (1.0, 128.0, 4096.0))
-    assert pathlift.path_norm(model, SHAPE).value == pathlift.path_norm(other, SHAPE).value
-    before, after = pathlift.path_magnitude(model, SHAPE), pathlift.path_magnitude(other, SHAPE)
+    rescaled = pathlift.capture(other, SHAPE)
+    assert pathlift.path_norm(network).value == pathlift.path_norm(rescaled).value
+    before, after = pathlift.path_magnitude(network), pathlift.path_magnitude(rescaled)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert before.log10_path_norm == after.log10_path_norm
     magnitude = torch.cat([p.abs().flatten() for p in model.parameters()])
@@ -61,11 +69,11 @@ def test_powers_of_two_change_no_bit_of_norm_and_scores() -> None:
 
 
 @pytest.mark.hunt
-def test_any_rescaling_leaves_norm_and_scores_to_rounding() -> None:
-    model = trained_like("resnet18")
-    other = rescaled_resnet(model, (1e-3, 0.7, 1.0, 3.3, 1e5), seed=5)
-    assert pathlift.path_norm(other, SHAPE).log10 == pytest.approx(pathlift.path_norm(model, SHAPE).log10, abs=1e-5)
-    before, after = pathlift.path_magnitude(model, SHAPE), pathlift.path_magnitude(other, SHAPE)
+def test_any_rescaling_leaves_norm_and_scores_to_rounding(resnet: tuple[nn.Module, pathlift.Network]) -> None:
+    model, network = resnet
+    other = pathlift.capture(rescaled_resnet(model, (1e-3, 0.7, 1.0, 3.3, 1e5), seed=5), SHAPE)
+    assert pathlift.path_norm(other).log10 == pytest.approx(pathlift.path_norm(network).log10, abs=1e-5)
+    before, after = pathlift.path_magnitude(network), pathlift.path_magnitude(other)
     for name in before:
         assert torch.allclose(before[name], after[name], rtol=2e-4, atol=0), name
 
@@ -77,46 +85,46 @@ def test_every_cut_of_a_layered_network_carries_the_whole_path_norm(name: str) -
     scores = pathlift.path_magnitude(trained_like(name), SHAPE)
     assert all(float(score.min()) >= 0 and math.isfinite(float(score.sum())) for score in scores.values())
     layers = [key for key in scores if key.endswith("weight")]
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         # A batch norm's bias starts after its weight; a convolution's or linear layer's bias likewise.
         later = sum(
             float(scores[k.replace("weight", "bias")].double().sum())
-            for k in layers[place:]
+            for k in layers[index:]
             if k.replace("weight", "bias") in scores
         )
         assert float(scores[layer].double().sum()) + later == pytest.approx(1.0, abs=2e-5), layer
 
 
-def test_scores_add_up_over_several_networks_with_skips() -> None:
+def test_scores_add_up_over_several_networks_with_skips(resnet: tuple[nn.Module, pathlift.Network]) -> None:
     """Through each channel of a residual network passes A(v)·G(v); the units of the last layer carry everything."""
-    model = trained_like("resnet18")
-    units = pathlift.unit_path_magnitude(model, SHAPE)
+    _, network = resnet
+    units = pathlift.unit_path_magnitude(network)
     assert float(units["fc"].sum()) == pytest.approx(1.0, rel=1e-5)
     assert units["layer1.0.conv1"].shape == (64,)
-    outputs = pathlift.path_norm(model, SHAPE).per_output
+    outputs = pathlift.path_norm(network).per_output
     assert torch.allclose(units["fc"].double(), outputs / outputs.sum(), rtol=1e-4)
-    weight = pathlift.path_magnitude(model, SHAPE)["layer1.0.conv1.weight"]
+    weight = pathlift.path_magnitude(network)["layer1.0.conv1.weight"]
     assert torch.allclose(weight.sum((1, 2, 3)), units["layer1.0.conv1"], rtol=1e-4)
 
 
-def test_the_path_norm_is_the_sum_over_outputs_and_of_its_parts() -> None:
-    norm = pathlift.path_norm(trained_like("resnet18"), SHAPE)
+def test_the_path_norm_is_the_sum_over_outputs_and_of_its_parts(resnet: tuple[nn.Module, pathlift.Network]) -> None:
+    norm = pathlift.path_norm(resnet[1])
     assert float(norm.per_output.sum()) == pytest.approx(norm.value, rel=1e-12)
     assert norm.input_part + norm.bias_part == pytest.approx(norm.value, rel=1e-5)
     assert 10**norm.log10 == pytest.approx(norm.value, rel=1e-9)
 
 
 @pytest.mark.hunt
-def test_orders_are_monotone() -> None:
-    model = trained_like("resnet18")
-    values = [pathlift.path_norm(model, SHAPE, q=q).log10 for q in (1, 1.5, 2, 4, math.inf)]
+def test_orders_are_monotone(resnet: tuple[nn.Module, pathlift.Network]) -> None:
+    values = [pathlift.path_norm(resnet[1], q=q).log10 for q in (1, 1.5, 2, 4, math.inf)]
     assert values == sorted(values, reverse=True)
 
 
-def test_pruning_more_costs_more_and_the_sum_of_scores_bounds_the_joint_cost() -> None:
+def test_pruning_more_costs_more_and_the_sum_of_scores_bounds_the_joint_cost(
+    resnet: tuple[nn.Module, pathlift.Network],
+) -> None:
     """(13): ‖Φ(θ)−Φ(θ')‖₁ ≤ Σ_{i∈S} PathMag(θ, i), with equality for one weight."""
-    model = trained_like("resnet18")
-    network = pathlift.capture(model, SHAPE)
+    model, network = resnet
     scores = pathlift.path_magnitude(network)
     name = "layer2.0.conv1.weight"
     flat = scores[name].flatten()

@@ -57,15 +57,15 @@ def rows_of(module: nn.Module) -> list[tuple[dict[int, Fraction], Fraction]]:
     """An affine map with an input of its own size: weights by input, and bias, of each neuron."""
     if isinstance(module, nn.BatchNorm1d):
         scale, shift = (fractions(part) for part in NORMS[id(module)])
-        return [({place: own}, shift[place]) for place, own in enumerate(scale)]
+        return [({index: own}, shift[index]) for index, own in enumerate(scale)]
     bias = [Fraction(0)] * len(module.weight) if module.bias is None else fractions(module.bias)
     if isinstance(module, nn.Linear):
         return [(dict(enumerate(fractions(row))), own) for row, own in zip(module.weight, bias, strict=True)]
     assert isinstance(module, nn.Conv1d)  # of one channel, 4 long, kernel 2
     return [
-        ({place + tap: own for tap, own in enumerate(fractions(kernel))}, bias[out])
+        ({index + tap: own for tap, own in enumerate(fractions(kernel))}, bias[out])
         for out, kernel in enumerate(module.weight)
-        for place in range(3)
+        for index in range(3)
     ]
 
 
@@ -132,13 +132,13 @@ def architecture(draw: random.Random) -> tuple[nn.Sequential, tuple[int, ...]]:
         return nn.Sequential(*layers), (1, 4)
     size = width = draw.randint(1, 2)
     layers: list[nn.Module] = []
-    for place in range(depth := draw.randint(1, 3)):
+    for index in range(depth := draw.randint(1, 3)):
         out = draw.randint(1, 3)
         layers.append(nn.Linear(width, out, bias=bias))
         width = out
         if draw.random() < 0.25:
             layers.append(nn.BatchNorm1d(width))
-        if place < depth - 1:
+        if index < depth - 1:
             layers.append(
                 draw.choice([nn.ReLU(), nn.ReLU(), nn.LeakyReLU(0.1), nn.LeakyReLU(-0.5), nn.LeakyReLU(2.0), nn.PReLU()])
             )
@@ -182,16 +182,16 @@ def weigh(model: nn.Module, draw: random.Random) -> None:
 def rescale(other: nn.Module, draw: random.Random, whole: bool) -> None:
     """Multiply a layer by factors and divide the next one that stands directly behind it."""
     layers = [layer for layer in other if not isinstance(layer, nn.Flatten)]
-    for place in range(len(layers) - 2):
-        low, kink, high = layers[place : place + 3]
+    for index in range(len(layers) - 2):
+        low, kink, high = layers[index : index + 3]
         if isinstance(low, nn.Linear) and isinstance(kink, nn.ReLU) and isinstance(high, nn.Linear):
             factors = torch.tensor([
                 2.0 ** draw.randint(-20, 20) if whole else draw.choice([1.7, 0.3, 3e4]) for _ in low.weight
             ])
             factors = factors.to(torch.float64)
-            for tensor, own in ((low.weight, factors[:, None]), (low.bias, factors), (high.weight, 1 / factors)):
+            for tensor, factor in ((low.weight, factors[:, None]), (low.bias, factors), (high.weight, 1 / factors)):
                 if tensor is not None:
-                    tensor.copy_(tensor.double() * own)
+                    tensor.copy_(tensor.double() * factor)
 
 
 def second(model: nn.Module, draw: random.Random) -> nn.Module:
@@ -270,10 +270,10 @@ def hunted(seed: int, dtype: torch.dtype, hunt: Hunt) -> None:
     model, shape = architecture(draw)
     model = model.to(dtype).eval()
     network = pathlift.capture(model, shape)
-    for place in range(PAIRS):
+    for index in range(PAIRS):
         with torch.no_grad():
             weigh(model, draw)
-        compared(model, second(model, draw), network, shape, draw, hunt, f"seed {seed}, pair {place}, {dtype}")
+        compared(model, second(model, draw), network, shape, draw, hunt, f"seed {seed}, pair {index}, {dtype}")
 
 
 def compared(
@@ -291,7 +291,7 @@ def compared(
         remember_norms(own, network)
     size = math.prod(shape)
     ends = paths_through(
-        model, other, [[(Fraction(place == p), Fraction(place == p)) for p in range(size)] for place in range(size)]
+        model, other, [[(Fraction(index == p), Fraction(index == p)) for p in range(size)] for index in range(size)]
     )
     ends = [[(a, b) for a, b in own if a or b] for own in ends]
     each_output = [sum((abs(a - b) for a, b in own), Fraction(0)) for own in ends]
@@ -308,31 +308,31 @@ def compared(
         hunt.compare(f"{bound.name}, {bound.side}", *ends_of, where)
     for options in ({}, {"moments": draw.choice([0, 2, 4, 6, 8])}, *([{"tighten": 2}] if draw.random() < 0.15 else [])):
         try:
-            found = pathlift.path_metric(network, other, **options)
+            distance = pathlift.path_metric(network, other, **options)
         except pathlift.NumericalError:
             hunt.refused["path_metric"] += 1
             continue
-        name = f"path_metric {options}{' exact' if found.exact else ''}"
-        hunt.compare(f"{name}, lower", found.log10_lower, log10(metric), where)
-        hunt.compare(f"{name}, upper", log10(metric), found.log10_upper, where)
-        if math.isfinite(found.upper) and Fraction(found.upper) < metric:
+        name = f"path_metric {options}{' exact' if distance.exact else ''}"
+        hunt.compare(f"{name}, lower", distance.log10_lower, log10(metric), where)
+        hunt.compare(f"{name}, upper", log10(metric), distance.log10_upper, where)
+        if math.isfinite(distance.upper) and Fraction(distance.upper) < metric:
             hunt.failed.append(f"{name}: {where}: upper as a float")
-        if Fraction(found.lower) > metric:
+        if Fraction(distance.lower) > metric:
             hunt.failed.append(f"{name}: {where}: lower as a float")
-        for place, truth in enumerate(each_output):
+        for index, truth in enumerate(each_output):
             hunt.compare(
-                f"{name}, lower of an output", float(found.log10_lower_per_output.reshape(-1)[place]), log10(truth), where
+                f"{name}, lower of an output", float(distance.log10_lower_per_output.reshape(-1)[index]), log10(truth), where
             )
             hunt.compare(
-                f"{name}, upper of an output", log10(truth), float(found.log10_upper_per_output.reshape(-1)[place]), where
+                f"{name}, upper of an output", log10(truth), float(distance.log10_upper_per_output.reshape(-1)[index]), where
             )
     squares = sum(((a - b) ** 2 for own in ends for a, b in own), Fraction(0))
     try:
-        found = pathlift.path_metric(network, other, q=2)
-        hunt.compare("path_metric q = 2, lower", found.log10_lower, log10(squares) / 2, where)
-        hunt.compare("path_metric q = 2, upper", log10(squares) / 2, found.log10_upper, where)
-        if found.exact and squares:
-            assert abs(math.log10(found.value) - log10(squares) / 2) < 1e-5 or found.value in (0.0, math.inf), where
+        distance = pathlift.path_metric(network, other, q=2)
+        hunt.compare("path_metric q = 2, lower", distance.log10_lower, log10(squares) / 2, where)
+        hunt.compare("path_metric q = 2, upper", log10(squares) / 2, distance.log10_upper, where)
+        if distance.exact and squares:
+            assert abs(math.log10(distance.value) - log10(squares) / 2) < 1e-5 or distance.value in (0.0, math.inf), where
     except pathlift.NumericalError:
         hunt.refused["path_metric q = 2"] += 1
     outputs_within(model, other, network, shape, draw, hunt, where)
@@ -373,8 +373,8 @@ def outputs_within(
 @pytest.mark.parametrize("part", range(LONGER))
 def test_no_pair_of_networks_breaks_a_bound(part: int, dtype: torch.dtype) -> None:
     hunt, start = Hunt(), time.monotonic()
-    for place in range(CASES):
-        hunted(10_000 * part + place, dtype, hunt)
+    for index in range(CASES):
+        hunted(10_000 * part + index, dtype, hunt)
     minutes = (time.monotonic() - start) / 60
     print(f"\n{dtype}: {CASES * PAIRS / minutes:.0f} pairs a minute; refused: {dict(hunt.refused)}; smallest slack in log10:")
     for name, slack in sorted(hunt.slack.items()):

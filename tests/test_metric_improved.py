@@ -139,18 +139,19 @@ def test_tightening_a_result_stops_at_a_ratio_and_at_a_time() -> None:
 
 def test_an_estimate_is_that_of_the_option_and_keeps_the_bounds() -> None:
     model, other, value = pair()
-    found = pathlift.path_metric(model, other, SHAPE)
-    assert found.sampled is None
-    sampled = found.estimate(400, confidence=0.999, generator=3)
+    metric = pathlift.path_metric(model, other, SHAPE)
+    assert metric.sampled is None
+    sampled = metric.estimate(400, confidence=0.999, generator=3)
     assert sampled.sampled is not None and sampled.sampled.confidence == 0.999
     assert sampled.sampled.low <= value <= sampled.sampled.high
-    assert (sampled.lower, sampled.upper, sampled.history) == (found.lower, found.upper, found.history)
+    assert (sampled.lower, sampled.upper, sampled.history) == (metric.lower, metric.upper, metric.history)
     assert (
-        pathlift.path_metric(model, other, SHAPE, estimate=400, generator=3).sampled == found.estimate(400, generator=3).sampled
+        pathlift.path_metric(model, other, SHAPE, estimate=400, generator=3).sampled
+        == metric.estimate(400, generator=3).sampled
     )
     drawn = torch.Generator().manual_seed(3)
-    assert found.estimate(400, generator=drawn).sampled == found.estimate(400, generator=3).sampled
-    assert found.estimate(400, generator=drawn).sampled != found.estimate(400, generator=3).sampled, "it draws on"
+    assert metric.estimate(400, generator=drawn).sampled == metric.estimate(400, generator=3).sampled
+    assert metric.estimate(400, generator=drawn).sampled != metric.estimate(400, generator=3).sampled, "it draws on"
     assert sampled.tighten(2).sampled == sampled.sampled
 
 
@@ -181,18 +182,18 @@ def test_a_result_can_be_improved_while_its_weights_are_there(given: str) -> Non
         second = pathlift.capture(other, SHAPE)
     elif given == "tensors":
         second = dict(other.named_parameters())
-    found = pathlift.path_metric(model, second, SHAPE)
+    metric = pathlift.path_metric(model, second, SHAPE)
     del second
     gc.collect()
-    better = found.tighten(3)
+    better = metric.tighten(1)
     assert better.lower <= value <= better.upper
     alive = [weakref.ref(parameter) for module in (model, other) for parameter in module.parameters()]
     del other
     gc.collect()
     with pytest.raises(pathlift.InputError, match=r"second network are gone.*tighten="):
-        found.tighten(3)
+        metric.tighten(1)
     with pytest.raises(pathlift.InputError, match="estimate="):
-        found.estimate(3)
+        metric.estimate(3)
     del model
     gc.collect()
     assert all(parameter() is None for parameter in alive)
@@ -202,7 +203,7 @@ def test_a_result_can_be_improved_while_its_weights_are_there(given: str) -> Non
 @pytest.mark.parametrize("how", ["in place", "data", "swapped"])
 def test_a_result_of_weights_that_have_changed_since_is_not_improved(which: str, how: str) -> None:
     model, other, _ = pair()
-    found = pathlift.path_metric(model, other, SHAPE)
+    metric = pathlift.path_metric(model, other, SHAPE)
     weight = (model if which == "first" else other)[0].weight
     kept = weight.detach().clone()
     with torch.no_grad():
@@ -213,20 +214,20 @@ def test_a_result_of_weights_that_have_changed_since_is_not_improved(which: str,
         else:
             weight.data.copy_(kept.flip(0))
     with pytest.raises(pathlift.MismatchError, match=rf"{which} network have changed"):
-        found.tighten(3)
+        metric.tighten(1)
     weight.data.copy_(kept)
-    assert found.tighten(3).upper <= found.upper
+    assert metric.tighten(1).upper <= metric.upper
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
 def test_a_copy_shows_the_same_and_says_that_it_cannot_be_improved(copied: Callable[[Any], pathlift.metric.PathMetric]) -> None:
     model, other, _ = pair()
-    found = pathlift.path_metric(model, other, SHAPE)
-    twin = copied(found)
-    assert repr(twin) == repr(found) and twin.log10_upper_per_output.equal(found.log10_upper_per_output)
+    metric = pathlift.path_metric(model, other, SHAPE)
+    twin = copied(metric)
+    assert repr(twin) == repr(metric) and twin.log10_upper_per_output.equal(metric.log10_upper_per_output)
     with pytest.raises(pathlift.InputError, match=r"copy.*tighten="):
         twin.tighten(1)
-    found.tighten(1)
+    metric.tighten(1)
 
 
 def held(results: list[pathlift.metric.PathMetric]) -> int:

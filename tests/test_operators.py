@@ -85,7 +85,7 @@ def test_a_learned_state_starts_paths() -> None:
     assert float(scores["cell.weight_hh"].sum()) == pytest.approx(10 / 14)
 
 
-@pytest.mark.one_in(8, first=6)
+@pytest.mark.one_in(16, first=6)
 @pytest.mark.parametrize("case", OPERATORS, ids=lambda case: case.name)
 def test_edges_are_values(case: Case) -> None:
     """They pickle and copy, and what comes back sends the same numbers along."""

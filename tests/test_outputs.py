@@ -132,8 +132,8 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
     whole = torch.arange(6.0).reshape(2, 3)
     tensors = {"whole": whole, "again": whole, "row": whole[1], "columns": whole.t(), "same": whole.view(-1)}
     save_tensors(tensors, tmp_path / "t.safetensors")
-    found = load_state(tmp_path / "t.safetensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    state = load_state(tmp_path / "t.safetensors")
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
 
 
 def test_tensors_without_plain_memory_are_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_names_come_when_they_are_asked_for_and_files_do_not_hide_them() -> None
         "assert 'torch' not in sys.modules\n"
         "import pkgutil\n"
         "for file in pkgutil.iter_modules(pathlift.__path__):\n"
-        "    if file.name not in ('__main__', 'lightning'): __import__(f'pathlift.{file.name}')\n"
+        "    if file.name not in ('__main__', 'lightning', 'hugging_face'): __import__(f'pathlift.{file.name}')\n"
         "from types import ModuleType\n"
         "print([name for name in pathlift.__all__ if isinstance(getattr(pathlift, name), ModuleType)])\n"
         "assert set(pathlift.__all__) <= set(dir(pathlift)) and not hasattr(pathlift, 'nonsense')\n"
@@ -389,11 +389,11 @@ def test_a_forked_child_captures_and_computes_while_other_threads_of_the_parent_
 # ---------------------------------------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("part", range(4))
 def test_an_interrupt_at_any_line_comes_out_and_leaves_everything_as_it_was(part: int) -> None:
     draw = random.Random(part)
-    for name in chosen(18, 2 + 9 * part):
+    for name in chosen(36, 2 + 9 * part):
         CALLS[name](World(network()))  # what follows from the graph alone is computed once
         first = World(network())
         lines = interrupted(lambda name=name, world=first: CALLS[name](world), 0)
@@ -464,10 +464,10 @@ def test_captures_leave_nothing_behind() -> None:
         for name in names:
             CALLS[name](world)
 
-    for _ in range(3):
+    for _ in range(2):
         once()
     tensors, objects = live_tensors(), len(gc.get_objects())
-    times = 100 if SEARCH else 5
+    times = 100 if SEARCH else 3
     for _ in range(times):
         once()
     assert live_tensors() <= tensors  # what another test left may go meanwhile

@@ -62,7 +62,7 @@ def test_no_product_is_rounded_whatever_is_allowed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # without CUDA its switches are left alone
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
     x = torch.rand(2, 3, 8, 8)
-    smaller = {name: own / 2 for name, own in model.state_dict().items()}
+    smaller = {name: weight / 2 for name, weight in model.state_dict().items()}
     network = pathlift.capture(model, (3, 8, 8))
     torch.set_float32_matmul_precision("medium")
     before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ PROGRAMS: dict[str, tuple[Callable[[Network, Pair], ProductProgram], dict[int, C
 }  # fmt: skip
 
 
+@functools.cache
 def networks() -> tuple[Network, Pair, Sequence[Tensor]]:
     """Two perceptrons, and of each path Φ, Φ', |Φ| of the pivot and Φ(g)."""
     model, other = random_perceptron(3, 4, 4, 2), random_perceptron(3, 4, 4, 2)

@@ -257,7 +257,7 @@ def test_collapsed_layers_are_named():
     model = residual()
     names = prunable(pathlift.capture(model, (1, 3, 3)))
     scores = {n: torch.full_like(dict(model.named_parameters())[n], float(k > 0)) for k, n in enumerate(names)}
-    amount = scores[names[0]].numel() / sum(own.numel() for own in scores.values())
+    amount = scores[names[0]].numel() / sum(share.numel() for share in scores.values())
     pruned, report = prune(model, (1, 3, 3), amount, scores)
     assert names[0] in report.collapsed and report.mass_kept < 1
     assert report.collapsed == tuple(

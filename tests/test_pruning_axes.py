@@ -65,9 +65,9 @@ def roles(single: Single, model: nn.Module) -> list[list[tuple[int, int]]]:
     count = single.shape[below - 1]
     found = []
     with torch.no_grad():
-        for place in range(weight.numel()):
+        for index in range(weight.numel()):
             weight.zero_()
-            weight.view(-1)[place] = 1
+            weight.view(-1)[index] = 1
             joined = []
             for channel in range(count):
                 x = torch.zeros(1, *single.shape)
@@ -93,9 +93,9 @@ def scored(name: str, seed: int) -> tuple[Single, nn.Module, Tensor, list[tuple[
 
 def places_by(channel: int, joined: list[tuple[int, int] | None]) -> list[list[int]]:
     found: dict[int, list[int]] = {}
-    for place, pair in enumerate(joined):
+    for index, pair in enumerate(joined):
         if pair is not None:
-            found.setdefault(pair[channel], []).append(place)
+            found.setdefault(pair[channel], []).append(index)
     return [found[key] for key in sorted(found)]
 
 
@@ -152,14 +152,14 @@ def test_relative_path_magnitude_is_relative_to_the_channels_of_the_neurons(name
     network = pathlift.capture(model, single.shape)
     shares = pathlift.path_magnitude(network, q=2)["weight"].double().reshape(-1)
     found = criteria.relative_path_magnitude(network)["weight"].double().reshape(-1)
-    for place, pair in enumerate(joined):
+    for index, pair in enumerate(joined):
         if pair is None:
-            assert float(found[place]) == 0
+            assert float(found[index]) == 0
             continue
         into, out_of = (
             sum(float(shares[other]) for other, own in enumerate(joined) if own and own[side] == pair[side]) for side in (0, 1)
         )
-        assert math.isclose(float(found[place]), math.sqrt(float(shares[place]) / math.sqrt(into * out_of)), rel_tol=1e-5)
+        assert math.isclose(float(found[index]), math.sqrt(float(shares[index]) / math.sqrt(into * out_of)), rel_tol=1e-5)
 
 
 @pytest.mark.one_in(5, first=1)
@@ -273,11 +273,11 @@ def test_an_element_that_is_moved_about_keeps_its_own_share():
     with torch.no_grad():
         model.weight.abs_().add_(0.5)
     shares, whole = pathlift.path_magnitude(model, (4,))["weight"], pathlift.path_norm(model, (4,)).value
-    for place in range(5):
+    for index in range(5):
         kept = model.weight.detach().clone()
         with torch.no_grad():
-            model.weight[place] = 0
-        assert math.isclose(float(shares[place]), 1 - pathlift.path_norm(model, (4,)).value / whole, abs_tol=1e-6)
+            model.weight[index] = 0
+        assert math.isclose(float(shares[index]), 1 - pathlift.path_norm(model, (4,)).value / whole, abs_tol=1e-6)
         with torch.no_grad():
             model.weight.copy_(kept)
 
@@ -300,7 +300,7 @@ lists = st.lists(
 @given(lists, st.floats(0, 0.99))
 def test_lamp_with_ties_is_the_sorted_definition(values, amount):
     """What is not gone already is ranked by score² over the sum of score² of those not smaller, in sorted order."""
-    scores = {str(place): torch.tensor(own) for place, own in enumerate(values)}
+    scores = {str(index): torch.tensor(own) for index, own in enumerate(values)}
     alive = sum(int((own > -math.inf).sum()) for own in scores.values())
     keep = kept_of(sum(map(len, values)), amount)
     ranked = []
@@ -414,14 +414,14 @@ def test_synflow_lets_the_largest_antecedent_through():
 def test_synflow_at_any_depth():
     """A chain of 300 layers whose path-norm leaves float64: one weight of each layer is 64 times smaller, and goes first."""
     layers = []
-    for place in range(300):
+    for index in range(300):
         weight = torch.full((4, 4), 100.0)
-        weight[place % 4, 3 * place % 4] /= 64
+        weight[index % 4, 3 * index % 4] /= 64
         layers.append(nn.Linear(4, 4, bias=False))
         layers[-1].weight.data = weight
     masks = prune(nn.Sequential(*layers), (4,), 1 / 16, "synflow", steps=1)[1].masks
-    for place, mask in enumerate(masks.values()):
-        assert (~mask).nonzero().tolist() == [[place % 4, 3 * place % 4]]
+    for index, mask in enumerate(masks.values()):
+        assert (~mask).nonzero().tolist() == [[index % 4, 3 * index % 4]]
 
 
 @pytest.mark.parametrize("name", ["fisher", "wanda", "snip"])
@@ -510,7 +510,7 @@ def test_parameters_that_share_memory_are_pruned_as_one(how: Callable[[Tensor], 
     model[2].weight.data = how(model[0].weight.data)
     pruned, report = prune(model, (4,), 0.5)
     alone, _ = prune(pathlift.capture(model, (4,)), amount=0.5)
-    assert [int((own == 0).sum()) for own in pruned.parameters()] == [8, 8]
+    assert [int((weight == 0).sum()) for weight in pruned.parameters()] == [8, 8]
     assert torch.equal(pruned[2].weight, how(pruned[0].weight))
     assert pathlift.path_norm(pruned, (4,)).value == pytest.approx(pathlift.path_norm(alone).value)
     assert report.sparsity == 0.5

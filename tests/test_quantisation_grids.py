@@ -139,7 +139,7 @@ def test_compensated_rounding_is_optimal_brain_quantisation_in_order(seed):
     root = torch.randn(2, 6, 9, generator=drawn, dtype=torch.float64)
     moment = root @ root.mT
     grid = grid_of(weight, format_of(3), "channel", "minmax")
-    rounded = grid.values(compensated(weight, grid, moment, 0.0))
+    rounded = grid.values(compensated(weight, grid, moment, 0.0, again=0))
     for group, row in itertools.product(range(2), range(3)):
         cell = Grid(grid.format, grid.scale[group : group + 1, row : row + 1], grid.zero[group : group + 1, row : row + 1], 6)
         assert torch.allclose(rounded[group, row], one_after_another(weight[group, row], cell, moment[group]), atol=1e-9)

@@ -113,14 +113,14 @@ def test_the_norm_of_a_spread_layer() -> None:
 @pytest.mark.parametrize("q", [1, 2, 5])
 def test_the_norm_is_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
     model = spread(perceptron(case[:-1], 0), case[-1])
-    found = pathlift.path_norm(model, (case[0],), q=q)
+    norm = pathlift.path_norm(model, (case[0],), q=q)
     outputs = activations(model, q)[-1]
-    assert found.log10 == pytest.approx(log10(sum(outputs)) / q, abs=1e-12)
-    assert found.log10_input_part == pytest.approx(log10(sum(activations(model, q, biases=False)[-1])) / q, abs=1e-12)
-    assert found.log10_bias_part == pytest.approx(log10(sum(activations(model, q, inputs=False)[-1])) / q, abs=1e-12)
-    each = [float(value) for value in found.per_output]
-    assert [math.log10(value) + found.log10_scale for value in each] == pytest.approx(
-        [log10(own) / q for own in outputs], abs=1e-12
+    assert norm.log10 == pytest.approx(log10(sum(outputs)) / q, abs=1e-12)
+    assert norm.log10_input_part == pytest.approx(log10(sum(activations(model, q, biases=False)[-1])) / q, abs=1e-12)
+    assert norm.log10_bias_part == pytest.approx(log10(sum(activations(model, q, inputs=False)[-1])) / q, abs=1e-12)
+    each = [float(value) for value in norm.per_output]
+    assert [math.log10(value) + norm.log10_scale for value in each] == pytest.approx(
+        [log10(output) / q for output in outputs], abs=1e-12
     )
     plain = pathlift.path_norm(perceptron(case[:-1], 0), (case[0],), q=math.inf)
     assert pathlift.path_norm(model, (case[0],), q=math.inf).log10 == pytest.approx(plain.log10, abs=1e-12)
@@ -131,9 +131,9 @@ def test_the_norm_is_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: i
 @pytest.mark.parametrize("q", [1, 2])
 def test_shares_are_exact_whatever_a_rescaling_does(case: tuple[int, ...], q: int) -> None:
     model = spread(perceptron(case[:-1], 0), case[-1])
-    found = pathlift.path_magnitude(model, (case[0],), q=q)
-    assert found.log10_path_norm == pytest.approx(log10(sum(activations(model, q)[-1])), abs=1e-12)
-    assert_shares(found, shares(model, q), 1e-12)
+    magnitudes = pathlift.path_magnitude(model, (case[0],), q=q)
+    assert magnitudes.log10_path_norm == pytest.approx(log10(sum(activations(model, q)[-1])), abs=1e-12)
+    assert_shares(magnitudes, shares(model, q), 1e-12)
     if q == 1:
         units = pathlift.unit_path_magnitude(model, (case[0],))
         plain = pathlift.unit_path_magnitude(perceptron(case[:-1], 0), (case[0],))

@@ -680,8 +680,8 @@ def test_threads_capture_side_by_side() -> None:
 def test_any_type_and_size_of_weights_is_captured(dtype: torch.dtype, size: float) -> None:
     model = Two().to(dtype)
     with torch.no_grad():
-        for own in model.parameters():
-            own.mul_(size)
+        for weight in model.parameters():
+            weight.mul_(size)
     assert close(pathlift.path_norm(model, (4,)).value, by_hand(model.own()))
 
 
@@ -689,8 +689,8 @@ def test_any_type_and_size_of_weights_is_captured(dtype: torch.dtype, size: floa
 def test_extreme_weights_are_captured(size: float) -> None:
     model = Two()
     with torch.no_grad():
-        for own in model.parameters():
-            own.mul_(size)
+        for weight in model.parameters():
+            weight.mul_(size)
     assert close(pathlift.path_norm(model, (4,)).value, by_hand(model.own()))
 
 
@@ -872,7 +872,7 @@ class Pyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList([_conv(3, 4), _conv(4, 4, stride=2), _conv(4, 4, stride=2)])
-        self.lateral = nn.ModuleDict({str(place): nn.Conv2d(4, 2, 1) for place in range(3)})
+        self.lateral = nn.ModuleDict({str(index): nn.Conv2d(4, 2, 1) for index in range(3)})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = []
@@ -1028,9 +1028,9 @@ class Numbered(nn.Module):
 def test_numbers_and_ends_of_every_kind(function: Callable[..., Any], factor: float) -> None:
     model = Numbered(function)
     right = factor * float(model.layer.weight.detach().abs().sum() + model.layer.bias.detach().abs().sum())
-    found = pathlift.path_norm(model, (2,))
-    assert close(found.value, right)
-    assert close(float(found.per_output.sum()), right)
+    norm = pathlift.path_norm(model, (2,))
+    assert close(norm.value, right)
+    assert close(float(norm.per_output.sum()), right)
 
 
 def test_a_layer_of_no_neurons_is_refused() -> None:

@@ -53,7 +53,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def passes(network: Network) -> list[Callable[[], Any]]:
-    smaller = {name: own * 0.5 if own.dim() == 2 else own for name, own in network.state.items()}
+    smaller = {name: weight * 0.5 if weight.dim() == 2 else weight for name, weight in network.state.items()}
     return [
         lambda: pathlift.path_norm(network).log10,
         lambda: list(pathlift.path_magnitude(network).values()),

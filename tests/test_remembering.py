@@ -157,8 +157,8 @@ def averaged(model: Model) -> None:
     average = torch.optim.swa_utils.AveragedModel(model)
     average.update_parameters(Model(3))
     average.update_parameters(Model(4))
-    for own, other in zip(model.parameters(), average.module.parameters(), strict=True):
-        own.data, other.data = other.data, own.data
+    for weight, other in zip(model.parameters(), average.module.parameters(), strict=True):
+        weight.data, other.data = other.data, weight.data
 
 
 def zeroed(model: Model) -> None:

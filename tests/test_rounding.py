@@ -127,9 +127,9 @@ def test_an_enclosure_of_one_network_holds_its_exact_value_and_its_own_forward_p
             low, high = walls.lower({network.outputs[0]: unit}), -walls.lower({network.outputs[0]: -unit})
             own = model(x).detach().double()
             assert bool(((low < own) & (own < high)).all())
-            for place, sample in enumerate(x):
+            for index, sample in enumerate(x):
                 for out, value in enumerate(exact(model, sample)):
-                    assert Fraction(float(low[place, out])) < value < Fraction(float(high[place, out]))
+                    assert Fraction(float(low[index, out])) < value < Fraction(float(high[index, out]))
 
 
 def test_the_chain_counts_the_summands_of_each_layer() -> None:

@@ -141,8 +141,8 @@ def test_a_network_compared_with_itself_is_equal_whatever_constants_it_has() -> 
         assert pathlift.path_metric(one, two, (4,)).value == 0, name
         with torch.no_grad():
             two.last.bias.add_(1)
-        found = pathlift.path_metric(one, two, (4,))
-        assert found.lower <= 3 * (1 + 1e-6) and found.upper >= 3 * (1 - 1e-6), name  # three biases moved by one
+        metric = pathlift.path_metric(one, two, (4,))
+        assert metric.lower <= 3 * (1 + 1e-6) and metric.upper >= 3 * (1 - 1e-6), name  # three biases moved by one
 
 
 # ---- the same network
@@ -157,8 +157,8 @@ def moved() -> nn.Sequential:
     """The same architecture with other weights."""
     model = plain()
     with torch.no_grad():
-        for own in model.parameters():
-            own.mul_(1.5).add_(0.1)
+        for weight in model.parameters():
+            weight.mul_(1.5).add_(0.1)
     return model
 
 
@@ -293,8 +293,8 @@ def test_masks_are_part_of_a_second_network() -> None:
     right = pathlift.path_metric(first, permanent, (4,))
     assert right.exact
     for other in (masked, masked.state_dict(), Around(masked), torch.compile(masked, backend="eager")):
-        found = pathlift.path_metric(first, other, (4,))
-        assert found.exact and _alike(found.value, right.value)
+        metric = pathlift.path_metric(first, other, (4,))
+        assert metric.exact and _alike(metric.value, right.value)
 
 
 @pytest.mark.parametrize("given", [{}, {"a": torch.ones(1)}, {"weight": torch.ones(6, 4)}, {"0.weight": torch.ones(6, 4)}])

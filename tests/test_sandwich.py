@@ -95,8 +95,8 @@ def test_quadrature_holds_for_every_measure_within_the_intervals(width: float) -
     shift = 1 + width * (2 * torch.rand(5, 100, generator=generator, dtype=torch.float64) - 1)
     known = [(m * own * (1 - width), m * own * (1 + width)) for m, own in zip(moments, shift, strict=True)]
     truth = s.sqrt().sum(1)
-    for place, (low, high) in enumerate(known):
-        known[place] = (torch.minimum(low, moments[place]), torch.maximum(high, moments[place]))
+    for index, (low, high) in enumerate(known):
+        known[index] = (torch.minimum(low, moments[index]), torch.maximum(high, moments[index]))
     assert bool((root_above(known[:4]) >= truth).all())
     assert bool((root_below(known[1:]) <= truth).all())
 
@@ -220,9 +220,9 @@ def test_biases_that_differ_far_more_than_weights_do_not_loosen_the_bounds(size:
     model = nn.Sequential(*layers, nn.Linear(32, 4))
     state = {}
     with torch.no_grad():
-        for name, own in model.named_parameters():
-            own.mul_(size if own.dim() == 1 else 1.0)
-            state[name] = own * (1 + (0.5 if own.dim() == 1 else 1e-3) * torch.randn(own.shape))
+        for name, weight in model.named_parameters():
+            weight.mul_(size if weight.dim() == 1 else 1.0)
+            state[name] = weight * (1 + (0.5 if weight.dim() == 1 else 1e-3) * torch.randn(weight.shape))
     assert pathlift.path_metric(model, state, (32,), moments=4).ratio < 1.7
     assert pathlift.path_metric(model, state, (32,), moments=8).ratio < 1.35
 
@@ -247,15 +247,15 @@ def test_tightening_stops_at_a_ratio_and_at_a_time() -> None:
     first = pathlift.path_metric(model, state, (4,), moments=8)
     target = 1 + 0.7 * (first.ratio - 1)
     seen: list[pathlift.metric.Step] = []
-    found = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target, progress=seen.append)
-    assert found.ratio <= target
-    assert found.history == tuple(seen)
-    assert found.history[-1].number < 200
+    metric = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target, progress=seen.append)
+    assert metric.ratio <= target
+    assert metric.history == tuple(seen)
+    assert metric.history[-1].number < 200
     untightened = pathlift.path_metric(model, state, (4,), ratio=1.0001)
     target = 1 + 0.85 * (untightened.ratio - 1)
-    found = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target)
-    assert found.ratio <= target
-    assert 0 < found.history[-1].number < 200, "all bounds that need no steps are not enough"
+    metric = pathlift.path_metric(model, state, (4,), tighten=200, ratio=target)
+    assert metric.ratio <= target
+    assert 0 < metric.history[-1].number < 200, "all bounds that need no steps are not enough"
     assert pathlift.path_metric(model, state, (4,), tighten=10_000, seconds=0.5).history[-1].number < 10_000
 
 
@@ -327,11 +327,11 @@ def test_a_pruned_and_rescaled_copy_is_exact_up_to_the_rounding_of_its_weights()
     pruned = {n: t * (torch.rand(t.shape, generator=generator) > 0.3) for n, t in model.state_dict().items()}
     value = pathlift.path_metric(model, pruned, (4,))
     groups = pathlift.symmetries(model, (4,)).at(pruned)
-    found = pathlift.path_metric(model, groups.randomize((0.25, 1.0, 8.0), generator), (4,), moments=8)
+    metric = pathlift.path_metric(model, groups.randomize((0.25, 1.0, 8.0), generator), (4,), moments=8)
     assert value.exact
-    assert found.exact
-    assert "aligned" in found.method
-    assert found.value == value.value
+    assert metric.exact
+    assert "aligned" in metric.method
+    assert metric.value == value.value
     rounded = pathlift.path_metric(model, groups.randomize(generator=generator), (4,))
     assert not rounded.exact, "a copy with weights of float32 is another network"
     assert rounded.ratio < 1 + 1e-4
@@ -375,7 +375,7 @@ def test_nothing_is_computed_for_weights_that_are_not_numbers() -> None:
 # Estimates
 
 
-@pytest.mark.one_in(5, first=1)
+@pytest.mark.hunt
 @pytest.mark.parametrize("how", CHANGES)
 def test_the_interval_covers_the_truth_at_its_rate(how: str) -> None:
     model = nn.Sequential(

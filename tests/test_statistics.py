@@ -162,7 +162,7 @@ def test_second_moments_of_the_first_layer_are_those_of_windows(name: str) -> No
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(12)
 def test_moments_and_sensitivities_follow_a_rescaling_bit_for_bit(case: Case) -> None:
     torch.manual_seed(0)
     network = network_of(case.make(), case.shape)
@@ -220,16 +220,16 @@ def test_a_first_layer_of_correlated_inputs_is_exact() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3)
     model = nn.Sequential(first, second).double()
-    found = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
+    activations = activation_model(network_of(model, (3, 13, 13)), correlations="channels")
     x = images(3000, 13)
     with torch.no_grad():
         for layer, name, inputs in ((first, "0.weight", x), (second, "1.weight", first(x))):
             rows = windows(layer, inputs)
             expected = rows.T @ rows / len(rows)
-            error = (input_moments(found, name).second[0] - expected).norm() / expected.norm()
+            error = (input_moments(activations, name).second[0] - expected).norm() / expected.norm()
             assert float(error) < 0.03
         output = model(x)
-    variance = found.steps[found.network.outputs[0]].moments.variance.reshape(-1)
+    variance = activations.steps[activations.network.outputs[0]].moments.variance.reshape(-1)
     torch.testing.assert_close(variance, output.var((0, 2, 3)), rtol=0.1, atol=0)
 
 
@@ -268,8 +268,8 @@ def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> N
     torch.manual_seed(0)
     layers = DEEP[name]()
     model = nn.Sequential(*layers).double()
-    found = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
-    moments = input_moments(found, f"{len(layers) - 1}.weight")
+    activations = activation_model(network_of(model, (3, 16, 16)), correlations="channels")
+    moments = input_moments(activations, f"{len(layers) - 1}.weight")
     with torch.no_grad():
         u = model[:-1](images(500, 16))
         rows = windows(layers[-1], u) if isinstance(layers[-1], nn.Conv2d) else u
@@ -379,8 +379,8 @@ def test_a_small_change_of_a_layer_costs_what_sensitivity_and_moments_say() -> N
     """E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀHΔ_o: for a linear layer in front of open kinks it is exact for independent changes of rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    found = activation_model(network_of(model, (6,)))
-    moments = input_moments(found, "0.weight")
+    activations = activation_model(network_of(model, (6,)))
+    moments = input_moments(activations, "0.weight")
     x = torch.randn(20_000, 6, dtype=torch.float64)
     costs = []
     for seed in range(20):
@@ -404,12 +404,13 @@ def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str)
         input_moments(activation_model(network_of(model, (2, 6, 6))), name)
 
 
-def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs() -> None:
+@pytest.mark.parametrize("wide", [1024, 2])
+def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(wide: int) -> None:
     matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)
-    lifted = positive(matrix)
+    lifted = positive(matrix[None], wide)[0]
     assert int(torch.linalg.cholesky_ex(matrix).info) != 0
     for scale in (1.0, 2.0**-40, 2.0**40):
         factor = torch.tensor([1.0, scale, 1.0], dtype=torch.float64)
-        found = positive(matrix * factor[:, None] * factor)
+        found = positive((matrix * factor[:, None] * factor)[None], wide)[0]
         assert int(torch.linalg.cholesky_ex(found).info) == 0
         assert torch.equal(found, lifted * factor[:, None] * factor)

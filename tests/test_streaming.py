@@ -52,7 +52,7 @@ def trained(model: nn.Module) -> nn.Module:
 def sharded(state: dict[str, Tensor], folder: Path, *, index: bool = True) -> Path:
     """Write each tensor to a file of its own."""
     folder.mkdir()
-    files = {name: f"part-{place}.safetensors" for place, name in enumerate(state)}
+    files = {name: f"part-{number}.safetensors" for number, name in enumerate(state)}
     for name, file in files.items():
         save_file({name: state[name].contiguous()}, folder / file)
     if index:
@@ -99,12 +99,12 @@ def test_tied_and_derived_weights(tmp_path: Path) -> None:
     tied = trained(Tied())
     state = tied.state_dict()
     for kept in ("first.weight", "second.weight"):
-        save_file({name: own.clone() for name, own in state.items() if name != kept}, tmp_path / f"{kept}.safetensors")
+        save_file({name: weight.clone() for name, weight in state.items() if name != kept}, tmp_path / f"{kept}.safetensors")
         network = pathlift.stream(Tied(), (4,), weights=tmp_path / f"{kept}.safetensors")
         assert pathlift.path_norm(network).value == pathlift.path_norm(tied, (4,)).value
         written = pathlift.path_magnitude(network, out=tmp_path / f"{kept}.scores")
         torch.testing.assert_close(written["first.weight"], pathlift.path_magnitude(tied, (4,))["first.weight"])
-    save_file({name: own + (name == "second.weight") for name, own in state.items()}, tmp_path / "apart.safetensors")
+    save_file({name: weight + (name == "second.weight") for name, weight in state.items()}, tmp_path / "apart.safetensors")
     with pytest.raises(pathlift.MismatchError, match="one tensor in the model"):
         pathlift.stream(Tied(), (4,), weights=tmp_path / "apart.safetensors")
     model = parametrizations.weight_norm(trained(nn.Linear(4, 3)))
@@ -116,7 +116,7 @@ def test_tied_and_derived_weights(tmp_path: Path) -> None:
 
 def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
     state = trained(small()).state_dict()
-    save_file({name: own for name, own in state.items() if name != "5.weight"}, tmp_path / "short.safetensors")
+    save_file({name: weight for name, weight in state.items() if name != "5.weight"}, tmp_path / "short.safetensors")
     save_file({**state, "5.weight": torch.zeros(5, 7)}, tmp_path / "other.safetensors")
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:200])
     (tmp_path / "empty").mkdir()
@@ -222,27 +222,30 @@ def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pyte
     alive: list[weakref.ref[Tensor]] = []
 
     def checkpoints() -> object:
-        for place in range(1000):
-            state = {name: own * (1 + place) if name == "5.weight" else own.clone() for name, own in model.state_dict().items()}
+        for index in range(200):
+            state = {
+                name: weight * (1 + index) if name == "5.weight" else weight.clone()
+                for name, weight in model.state_dict().items()
+            }
             alive.append(weakref.ref(state["5.weight"]))
             yield state
             del state
             assert sum(reference() is not None for reference in alive) <= 2
 
     norms = [found.value for found in pathlift.path_norms(model, checkpoints(), (3, 8, 8))]  # type: ignore[arg-type]
-    assert len(norms) == 1000
+    assert len(norms) == 200
     assert len(captured) == 1
     again = trained(small())
-    again[5].weight.data *= 500
-    assert norms[499] == pathlift.path_norm(again, (3, 8, 8)).value
+    again[5].weight.data *= 100
+    assert norms[99] == pathlift.path_norm(again, (3, 8, 8)).value
     save_file(again.state_dict(), tmp_path / "again.safetensors")
     torch.save(again.state_dict(), tmp_path / "again.pt")
     stored = [tmp_path / "again.safetensors", str(tmp_path / "again.pt"), again, Checkpoint(tmp_path / "again.safetensors")]
-    assert [found.value for found in pathlift.path_norms(model, stored, (3, 8, 8))] == [norms[499]] * 4
+    assert [found.value for found in pathlift.path_norms(model, stored, (3, 8, 8))] == [norms[99]] * 4
     with torch.device("meta"):
         hollow = small()
     for kind in (stored[:2], [again.state_dict(), again]):
-        assert [found.value for found in pathlift.path_norms(hollow, kind, (3, 8, 8))] == [norms[499]] * 2
+        assert [found.value for found in pathlift.path_norms(hollow, kind, (3, 8, 8))] == [norms[99]] * 2
     distances = [found.value for found in pathlift.path_metrics(model, stored, (3, 8, 8))]
     assert distances == [pathlift.path_metric(model, again, (3, 8, 8)).value] * 4
 

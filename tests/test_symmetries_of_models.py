@@ -95,9 +95,9 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> None:
         for name, share in shares.items():  # a shift β − μ·s may cancel, and then carries the rounding of its rescaling
             slack = 1e-30 if exact else max(1e-30, 1e-4 * float(share.max()))
             torch.testing.assert_close(other_shares[name].double(), share.double(), rtol=1e-5, atol=slack)
-        found = pathlift.equivalent(groups, state)
-        assert found, found.mismatch
-        torch.testing.assert_close(found.factors, state.factors, rtol=1e-4, atol=0)
+        answer = pathlift.equivalent(groups, state)
+        assert answer, answer.mismatch
+        torch.testing.assert_close(answer.factors, state.factors, rtol=1e-4, atol=0)
 
 
 @pytest.mark.hunt

@@ -61,10 +61,10 @@ def test_a_pruner_uses_it_and_scores_anew_after_each_step():
     head = [module for module in model.modules() if isinstance(module, nn.Linear)]
     importance = PathMagnitudeImportance(model, (1, 8, 8))
     pruner = tp.pruner.BasePruner(model, X, importance, pruning_ratio=0.5, iterative_steps=2, ignored_layers=head)
-    sizes = [sum(own.numel() for own in model.parameters())]
+    sizes = [sum(weight.numel() for weight in model.parameters())]
     for _ in range(2):
         pruner.step()
-        sizes.append(sum(own.numel() for own in model.parameters()))
+        sizes.append(sum(weight.numel() for weight in model.parameters()))
     assert sizes[0] > sizes[1] > sizes[2]
     assert model(X).shape == (1, 3)
     assert pathlift.path_norm(model, (1, 8, 8)).value > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +44,9 @@ def test_memory_is_that_of_the_rescaled_gradients(make: object) -> None:
             for name, parameter in one.named_parameters():
                 parameter.copy_(before[name])
     rescale_in_place(groups, state, first)
-    for (name, own), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-        torch.testing.assert_close(own, theirs)
-        for key, value in first.state[own].items():
+    for (name, weight), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(weight, theirs)
+        for key, value in first.state[weight].items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value, second.state[theirs][key], msg=f"{name} {key}")
 
@@ -59,9 +61,9 @@ def test_balancing_after_steps_changes_no_output_and_ends_when_removed() -> None
         loss(model).backward()
         plain = copy.deepcopy(model)
         with torch.no_grad():
-            for parameter, own in zip(plain.parameters(), model.parameters(), strict=True):
-                memory = optimizer.state[own].get("momentum_buffer")
-                parameter.sub_(1e-3 * (own.grad if memory is None else 0.9 * memory + own.grad))
+            for parameter, weight in zip(plain.parameters(), model.parameters(), strict=True):
+                memory = optimizer.state[weight].get("momentum_buffer")
+                parameter.sub_(1e-3 * (weight.grad if memory is None else 0.9 * memory + weight.grad))
         optimizer.step()
         torch.testing.assert_close(model(X), plain(X))
         out = model[2].weight.square().sum(1) + model[2].bias.square() - model[4].weight.square().sum(0)
@@ -134,3 +136,128 @@ def test_the_lightning_callback_keeps_the_gauge() -> None:
     trainer.fit(module, data)
     state = pathlift.symmetries(module, (1, 3, 3)).balance()
     torch.testing.assert_close(state.factors, torch.ones_like(state.factors), rtol=1e-4, atol=0)
+
+
+def trainer_of(lightning: Any, epochs: int, *callbacks: Any) -> Any:
+    return lightning.Trainer(
+        max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", log_every_n_steps=1,
+    )  # fmt: skip
+
+
+def wrapped(lightning: Any) -> tuple[Any, Any]:
+    """A LightningModule that holds a network, and something that lies outside the theory beside it; and its data."""
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.beside = Residual(), torch.nn.GELU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.beside(self.net(x))
+
+        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            return (self(batch[0]) - 1).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(8, 1, 3, 3))
+    return Module(), torch.utils.data.DataLoader(data, batch_size=4)
+
+
+def test_a_callback_rescales_the_network_within_a_module() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    from pathlift.lightning import RescaleCallback
+
+    module, data = wrapped(lightning)
+    trainer_of(lightning, 1, RescaleCallback((1, 3, 3), every=1, module="net")).fit(module, data)
+    factors = pathlift.symmetries(module.net, (1, 3, 3)).balance().factors
+    torch.testing.assert_close(factors, torch.ones_like(factors), rtol=1e-4, atol=0)
+    with pytest.raises(pathlift.InputError, match="no module 'not'"):
+        trainer_of(lightning, 1, RescaleCallback((1, 3, 3), module="not")).fit(module, data)
+
+
+def test_a_callback_logs_the_path_norm_of_the_weights_as_they_are() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    from pathlift.lightning import PathNormLogger
+
+    module, data = wrapped(lightning)
+    trainer = trainer_of(lightning, 1, PathNormLogger((1, 3, 3), every=1, module="net", prefix="norm/"))
+    trainer.fit(module, data)
+    norm = pathlift.path_norm(module.net, (1, 3, 3))
+    logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    assert logged == pytest.approx({
+        "norm/log10": norm.log10, "norm/log10_input_part": norm.log10_input_part, "norm/log10_bias_part": norm.log10_bias_part,
+    }, rel=1e-5)  # fmt: skip
+
+
+def test_a_callback_prunes_on_a_schedule_and_keeps_what_is_gone_at_0() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    from pathlift.lightning import PruneCallback
+
+    sparsities = []
+
+    class Watch(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            gone = sum(int((pl_module.get_parameter(name) == 0).sum()) for name in pruning.masks)
+            sparsities.append(gone / max(sum(mask.numel() for mask in pruning.masks.values()), 1))
+
+    module, data = wrapped(lightning)
+    pruning = PruneCallback((1, 3, 3), (0.3, 0.6), first=1, every=2, module="net", criterion="path_magnitude")
+    trainer = trainer_of(lightning, 5, pruning, Watch())
+    trainer.fit(module, data)
+    assert set(pruning.masks) <= set(dict(module.named_parameters())) and all(name.startswith("net.") for name in pruning.masks)
+    assert sparsities == pytest.approx([0.0, 0.3, 0.3, 0.6, 0.6], abs=0.02)
+    assert all(bool((module.get_parameter(name)[~mask] == 0).all()) for name, mask in pruning.masks.items())
+    assert not any(own._optimizer_step_post_hooks or own._optimizer_step_pre_hooks for own in trainer.optimizers)
+    with pytest.raises(pathlift.InputError, match="must rise"):
+        PruneCallback((1, 3, 3), (0.5, 0.3))
+    with pytest.raises(pathlift.InputError, match="needs no data, found 'wanda'"):
+        PruneCallback((1, 3, 3), (0.5,), criterion="wanda")
+
+
+class Lossy(torch.nn.Module):
+    """A network, and the loss that the Trainer of Hugging Face asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Residual()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = self.net(x)
+        return {"loss": (outputs - labels).square().mean(), "logits": outputs}
+
+
+def test_the_callbacks_of_hugging_face_log_rescale_and_keep_masks(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from pathlift.hugging_face import MaskCallback, PathNormCallback, RescaleCallback
+
+    def trained(model: Lossy, *callbacks: Any) -> Any:
+        rows = [{"x": torch.randn(1, 3, 3), "labels": torch.ones(1)} for _ in range(8)]
+        settings = transformers.TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=4, logging_steps=2, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model=model, args=settings, train_dataset=rows, callbacks=list(callbacks))
+        trainer.train()
+        return trainer
+
+    torch.manual_seed(0)
+    model = Lossy()
+    trainer = trained(model, RescaleCallback((1, 3, 3), every=1, module="net"), PathNormCallback((1, 3, 3), module="net"))
+    factors = pathlift.symmetries(model.net, (1, 3, 3)).balance().factors
+    torch.testing.assert_close(factors, torch.ones_like(factors), rtol=1e-4, atol=0)
+    logged = [entry for entry in trainer.state.log_history if "path_norm/log10" in entry]
+    assert len(logged) >= 2 and logged[-1]["path_norm/log10"] == pytest.approx(pathlift.path_norm(model.net, (1, 3, 3)).log10)
+    pruned, report = pathlift.prune(model.net, (1, 3, 3), 0.5, "magnitude")
+    model.net.load_state_dict(pruned.state_dict())
+    masks = {f"net.{name}": mask for name, mask in report.masks.items()}
+    trainer = trained(model, MaskCallback(masks))
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
+    inner = trainer.optimizer.optimizer
+    assert not inner._optimizer_step_post_hooks and not inner._optimizer_step_pre_hooks
+    with pytest.raises(pathlift.InputError, match="no module 'not'"):
+        trained(Lossy(), RescaleCallback((1, 3, 3), module="not"))

@@ -351,8 +351,8 @@ def test_little_that_comes_back_to_a_large_weight_keeps_its_share(far: int, larg
     """A path through 2^110 and 2^-far beside one through ones: its share is small, and no more than that."""
     model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
-        for own in model.parameters():
-            own.zero_()
+        for weight in model.parameters():
+            weight.zero_()
         model[0].weight[:] = 1.0
         model[2].weight[:] = torch.eye(2)
         if large == "weight":

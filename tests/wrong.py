@@ -11,6 +11,7 @@ import datetime as dt
 import decimal
 import fractions
 import importlib
+import importlib.util
 import inspect
 import io
 import math
@@ -56,6 +57,7 @@ MODULES = (
     "pathlift.norm",
     "pathlift.rescaling.training",
     "pathlift.lightning",
+    "pathlift.hugging_face",
     "pathlift.pruning.torch_pruning",
 )
 """Where users find functions."""
@@ -66,7 +68,7 @@ MADE = {
     "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
-    "ShrunkLayer", "Step", "SupportReport", "Tolerance",
+    "ShrunkLayer", "Step", "SupportReport", "Tolerance", "WeightUpdate",
 }  # fmt: skip
 """Classes that the library makes and hands out: users do not construct them, or only subclasses."""
 
@@ -74,6 +76,16 @@ STEPS = {
     "Network.remembered": "keeps what follows from the graph",
     "Network.memory": "what passes remember",
     "RescaleCallback.on_train_start": "called by Lightning",
+    "PathNormCallback.on_log": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_begin": "called by the Trainer of Hugging Face",
+    "RescaleCallback.on_train_end": "called by the Trainer of Hugging Face",
+    "MaskCallback.on_train_begin": "called by the Trainer of Hugging Face",
+    "PathNormLogger.on_train_start": "called by Lightning",
+    "PathNormLogger.on_train_batch_end": "called by Lightning",
+    "PathNormLogger.on_train_end": "called by Lightning",
+    "PruneCallback.on_train_epoch_start": "called by Lightning",
+    "PruneCallback.on_train_end": "called by Lightning",
+    "PruneCallback.on_exception": "called by Lightning",
     "MaskCallback.on_train_start": "called by Lightning",
     "MaskCallback.on_train_end": "called by Lightning",
     "MaskCallback.on_exception": "called by Lightning",
@@ -91,27 +103,33 @@ ACCELERATED = {"to_semi_structured"}
 
 def surface() -> dict[str, Callable[..., Any]]:
     """Return every public function, constructor and method that takes arguments, by name."""
-    found: dict[str, Callable[..., Any]] = {}
-    for place in MODULES:
+    functions: dict[str, Callable[..., Any]] = {}
+    for module in MODULES:
         try:
-            file = importlib.import_module(place)
+            file = importlib.import_module(module)
         except pathlift.InputError:  # a package of an extra is missing
             continue
-        own = [name for name, value in vars(file).items() if getattr(value, "__module__", "").startswith(place)]
-        for name in getattr(file, "__all__", [name for name in own if not name.startswith("_")]):
+        defined = [name for name, value in vars(file).items() if getattr(value, "__module__", "").startswith(module)]
+        for name in getattr(file, "__all__", [name for name in defined if not name.startswith("_")]):
             value = getattr(file, name)
             if inspect.isclass(value) and issubclass(value, (BaseException, Warning)):
                 continue
             if inspect.isclass(value):
                 if name not in MADE and "__init__" in vars(value):
-                    found[name] = value
+                    functions[name] = value
                 fields = getattr(value, "__dataclass_fields__", {})  # a function may be the default of one
-                methods = [(key, own) for key, own in vars(value).items() if inspect.isfunction(own) and key[0] != "_"]
-                methods = [(key, own) for key, own in methods if key not in fields and not hasattr(own, "__isabstractmethod__")]
-                found |= {f"{name}.{key}": own for key, own in methods if len(inspect.signature(own).parameters) > 1}
+                methods = [(key, member) for key, member in vars(value).items() if inspect.isfunction(member) and key[0] != "_"]
+                methods = [
+                    (key, member)
+                    for key, member in methods
+                    if key not in fields and not hasattr(member, "__isabstractmethod__")
+                ]
+                functions |= {
+                    f"{name}.{key}": member for key, member in methods if len(inspect.signature(member).parameters) > 1
+                }
             elif inspect.isfunction(value):
-                found[name] = value
-    return {name: function for name, function in found.items() if name not in STEPS}
+                functions[name] = value
+    return {name: function for name, function in functions.items() if name not in STEPS}
 
 
 def arguments(function: Callable[..., Any]) -> list[str]:
@@ -139,12 +157,14 @@ class World:
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
-        return {name: own.detach() * 1.5 for name, own in self.model.state_dict().items()}
+        return {name: weight.detach() * 1.5 for name, weight in self.model.state_dict().items()}
 
     @cached_property
     def unordered(self) -> dict[str, Tensor]:
         """Weights that are larger in some places and smaller in others."""
-        return {name: own * torch.linspace(0.5, 1.5, own.numel()).reshape(own.shape) for name, own in self.state.items()}
+        return {
+            name: weight * torch.linspace(0.5, 1.5, weight.numel()).reshape(weight.shape) for name, weight in self.state.items()
+        }
 
     @cached_property
     def masks(self) -> dict[str, Tensor]:
@@ -152,7 +172,7 @@ class World:
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
-        return {name: own.abs() for name, own in self.state.items()}
+        return {name: weight.abs() for name, weight in self.state.items()}
 
     @cached_property
     def groups(self) -> Symmetries:
@@ -233,6 +253,8 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "PathMetric.estimate": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "samples": 3},
     "PathMetric.tighten": lambda w: {"self": pathlift.path_metric(w.network, w.unordered), "steps": 1},
     "PathMagnitudeImportance": lambda w: {"model": w.model, "inputs": (4,)},
+    "PathNormLogger": lambda w: {"inputs": (4,)},
+    "PruneCallback": lambda w: {"inputs": (4,), "amounts": (0.5,)},
     "Pruned": lambda w: {"amount": 0.1},
     "Pruned.intervals": lambda w: {"self": pathlift.Pruned(0.1), "network": w.network},
     "Relative": lambda w: {"r": 0.1},
@@ -332,16 +354,16 @@ class Almost:
 
 
 def _nested(depth: int) -> list[Any]:
-    found: list[Any] = []
+    nested: list[Any] = []
     for _ in range(depth):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 def _state_with(change: Callable[[Tensor], Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    return {name: change(own.detach()) for name, own in model.state_dict().items()}
+    return {name: change(weight.detach()) for name, weight in model.state_dict().items()}
 
 
 def _model_with(change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -549,7 +571,7 @@ def x_like(value: Any) -> bool:
 
 def state_like(value: Any) -> bool:
     good = isinstance(value, Mapping) and set(value) == {"0.weight", "0.bias", "2.weight", "2.bias"}
-    return good and all(plain(own) and own.numel() for own in value.values())
+    return good and all(plain(tensor) and tensor.numel() for tensor in value.values())
 
 
 def nothing(value: Any) -> bool:
@@ -558,7 +580,7 @@ def nothing(value: Any) -> bool:
 
 def tensors_like(value: Any) -> bool:
     """Whether a value is a mapping from names to dense tensors, whatever they hold."""
-    return isinstance(value, dict) and all(isinstance(name, str) and dense(own) for name, own in value.items())
+    return isinstance(value, dict) and all(isinstance(name, str) and dense(tensor) for name, tensor in value.items())
 
 
 def two_samples(value: Any) -> bool:
@@ -569,15 +591,15 @@ def two_samples(value: Any) -> bool:
 def named_like(value: Any) -> bool:
     """Whether a value has the names and shapes of a state, whatever its tensors hold."""
     shapes = {"0.weight": (5, 4), "0.bias": (5,), "2.weight": (3, 5), "2.bias": (3,)}
-    return tensors_like(value) and {name: tuple(own.shape) for name, own in value.items()} == shapes
+    return tensors_like(value) and {name: tuple(tensor.shape) for name, tensor in value.items()} == shapes
 
 
 def float_like(value: Any) -> bool:
-    return named_like(value) and all(own.is_floating_point() for own in value.values())
+    return named_like(value) and all(tensor.is_floating_point() for tensor in value.values())
 
 
 def ranked_like(value: Any) -> bool:
-    return named_like(value) and not any(bool(own.isnan().any()) for own in value.values())
+    return named_like(value) and not any(bool(tensor.isnan().any()) for tensor in value.values())
 
 
 def of_shapes(value: Any) -> bool:
@@ -616,7 +638,9 @@ def sizes_like(value: Any) -> bool:
         return good and value.dim() > 0 and value.numel() > 0
     if not isinstance(value, (tuple, list, range)) or not len(value):
         return False
-    return all(whole(own) and own > 0 for own in value) or all(isinstance(own, Tensor) and sizes_like(own) for own in value)
+    return all(whole(size) and size > 0 for size in value) or all(
+        isinstance(size, Tensor) and sizes_like(size) for size in value
+    )
 
 
 FAIR: dict[str, Fair] = {
@@ -628,6 +652,12 @@ FAIR: dict[str, Fair] = {
     "keep_masks.model": lambda v: v is None or of_shapes(v),
     "shrink.model": of_shapes,
     "to_semi_structured.model": never,
+    "prune.update": never,
+    "prune.data": lambda v: (
+        plain(v, (2, 4))
+        or isinstance(v, Batch)
+        or (isinstance(v, list) and len(v) > 0 and all(plain(own, (2, 4)) or isinstance(own, Batch) for own in v))
+    ),
     "prune.shrink": lambda v: isinstance(v, (bool, np.bool_)),
     "apply_masks.model": of_shapes,
     "to_torch_prune.model": of_shapes,
@@ -641,6 +671,17 @@ FAIR: dict[str, Fair] = {
     "path_lifting.inputs": shape_like,
     "PathMagnitudeImportance.inputs": sizes_like,
     "RescaleCallback.inputs": sizes_like,
+    "PathNormLogger.inputs": sizes_like,
+    "PruneCallback.inputs": sizes_like,
+    "RescaleCallback.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PathNormLogger.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PruneCallback.module": lambda v: isinstance(v, str) and len(v) < 5000,
+    "prefix": lambda v: isinstance(v, str) and len(v) < 5000,
+    "PruneCallback.amounts": lambda v: (
+        isinstance(v, (list, tuple)) and len(v) > 0 and all(map(share, v)) and list(v) == sorted(v)
+    ),
+    "PruneCallback.criterion": never,
+    "first": count,
     "until": never,
     "other": state_like,
     "expected_bound.other": lambda v: state_like(v) or isinstance(v, pathlift.certification.Tolerance),
@@ -696,6 +737,17 @@ FAIR: dict[str, Fair] = {
     "quantized": never,
     "report": never,
     "save_onnx.inputs": sizes_like,
+    "Report.other": lambda v: (
+        v is None or state_like(v) or (isinstance(v, (list, tuple)) and len(v) > 0 and all(map(state_like, v)))
+    ),
+    "Report.data": lambda v: v is None or plain(v, (2, 4)) or isinstance(v, Batch),
+    "title": lambda v: v is None or (isinstance(v, str) and 0 < len(v) < 5000),
+    "names": lambda v: isinstance(v, (list, tuple, set)) and len(v) == 2 and all(isinstance(own, str) and own for own in v),
+    "amounts": lambda v: isinstance(v, (list, tuple)) and all(map(share, v)),
+    "Report.bits": lambda v: isinstance(v, (list, tuple)) and all(whole(own) and 2 <= own <= 8 for own in v),
+    "Report.samples": lambda v: whole(v) and v >= 0 and v != 1,
+    "Report.progress": callback(2),
+    "command": lambda v: isinstance(v, str) and len(v) < 5000,
     "step": least_zero,
     "steps": count,
     "prune.steps": positive_count,
@@ -776,6 +828,11 @@ FAIR: dict[str, Fair] = {
 }  # fmt: skip
 """Whether an argument's value may be answered. None is fair where it is the default."""
 
+if importlib.util.find_spec("transformers") is not None:
+    CALLS["PathNormCallback"] = lambda w: {"inputs": (4,)}
+    FAIR["PathNormCallback.inputs"] = sizes_like
+    FAIR["PathNormCallback.module"] = lambda v: isinstance(v, str) and len(v) < 5000
+
 UNUSED = {"Checkpoint.path": "a folder of none is refused, an empty file too"}
 
 
@@ -822,8 +879,8 @@ def _said(error: Exception) -> str:
 
 def run(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """Call a function and exhaust what it yields."""
-    found = function(**given)
-    return list(found) if inspect.isgenerator(found) else found
+    answer = function(**given)
+    return list(answer) if inspect.isgenerator(answer) else answer
 
 
 def tried(world: World, name: str, function: Callable[..., Any], argument: str, label: str, seconds: int = 20) -> Ending:
@@ -867,7 +924,7 @@ def main() -> None:
                     if ending.how in {"wrong", "bare", "late", "long"}:
                         print(f"{ending.how:8} {ending.call}: {ending.text[:200]}", flush=True)
                     endings.setdefault(ending.how, []).append(ending)
-    print({how: len(found) for how, found in endings.items()}, "of", sum(map(len, endings.values())))
+    print({how: len(lines) for how, lines in endings.items()}, "of", sum(map(len, endings.values())))
 
 
 if __name__ == "__main__":

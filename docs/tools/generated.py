@@ -67,7 +67,9 @@ def reference() -> dict[str, str]:
         ],
         "results": [
             "# Results\n",
-            "What functions return: one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON.\n",
+            "What functions return: one line in a terminal, a table in a notebook, and `.to_dict()` is ready for JSON. "
+            "`.scalars(prefix)` is what a logger takes, `.to_frame()` a data frame of pandas (extra `frames`); `.plot(ax)` "
+            "draws it (extra `plots`), where a picture says more than numbers.\n",
             *map(entry, results),
         ],
         "arguments": [
@@ -85,9 +87,10 @@ def reference() -> dict[str, str]:
         lines += [entry(f"pathlift.{room}.{name}") for name in api.package(room)]
         if room == "rescaling":
             lines += ["## Training\n", *(entry(f"pathlift.rescaling.training.{name}") for name in api.TRAINING)]
-            lines += [entry("pathlift.lightning.RescaleCallback")]
+            lines += [entry("pathlift.lightning.RescaleCallback"), entry("pathlift.lightning.PathNormLogger")]
         if room == "pruning":
             lines += [entry("pathlift.pruning.torch_pruning.PathMagnitudeImportance")]
+            lines += [entry("pathlift.lightning.PruneCallback")]
         pages[room] = lines
     return {f"reference/{name}.md": "\n".join(lines) for name, lines in pages.items()}
 

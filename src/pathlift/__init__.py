@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-APART = ("cli", "experiments", "lightning")
+APART = ("cli", "experiments", "hugging_face", "lightning")
 """Rooms that may need an extra: a missing name is not looked for in these."""
 
 

@@ -135,7 +135,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write(path: Path, partial: Path, writer: Writer) -> None:
     try:
         with partial.open("xb"):
-            mode = stat.S_IMODE(partial.stat().st_mode)
+            before = _target(path)
+            mode = stat.S_IMODE((before if before.exists() else partial).stat().st_mode)
         writer(partial)
         partial.chmod(mode)  # some writers make files that nobody else can read
     except OSError as error:

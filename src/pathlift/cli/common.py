@@ -318,12 +318,12 @@ def built(
     """Build a model by name with its weights, on a device; also return its input shape."""
     check_model(shape, model_arg, device)
     check_used({"--key": key is not None}, "--weights", there=weights is not None or name.startswith("hf:"))
-    if weights is not None:
-        pathlift.storage.Checkpoint(weights, device, key)  # is it there, and whole?
+    checkpoint = None if weights is None else pathlift.storage.Checkpoint(weights, key=key)  # is it there, and whole?
     from pathlift.storage.models import load_model
 
     with working(f"building {name}"):
-        model = load_model(name, weights, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=key)
+        own = key if checkpoint is None else None
+        model = load_model(name, checkpoint, arguments=arguments_of(model_arg), generator=seed, trust=trust, key=own)
         return model.to(device), shape_of(name, shape)
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 CRITERIA = (
     "path_magnitude, path_magnitude_iterated, path_magnitude_lamp, path_magnitude_l2, path_magnitude_data, "
     "relative_path_magnitude, balanced_magnitude, balanced_lamp, magnitude, lamp, random, synflow, obd, snip, grasp, "
-    "fisher, wanda"
+    "fisher, wanda, output_error, output_error_data"
 )
 """The names in `pathlift.pruning.CRITERIA`, for the help."""
 
@@ -75,9 +75,19 @@ def prune(
     ] = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="For criteria that look at data: digits, fashion-mnist, or a file.", metavar="DATA"),
+        typer.Option(
+            help="For criteria that look at data, and for --update: digits, fashion-mnist, or a file.", metavar="DATA"
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    update: Annotated[
+        str,
+        typer.Option(
+            help="compensate: the weights that stay make up for those that go.",
+            metavar="NAME",
+            autocompletion=known("none", "compensate"),
+        ),
+    ] = "none",
     weights: Weights = None,
     shape: Shape = None,
     out_file: OutModel = None,
@@ -105,7 +115,7 @@ def prune(
     from pathlift.saving import check_extra, model_writer
     from pathlift.storage.data import load_data
 
-    check_options("prune", amount=amount, steps=steps)
+    check_options("prune", amount=amount, steps=steps, update=update)
     chosen = criterion_of(criterion)
     selects = chosen.selection if selection is None else selection_of(selection)
     if amount is None and not isinstance(selects, NofM):
@@ -136,6 +146,7 @@ def prune(
             steps=steps,
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
+            update=update,
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -155,6 +166,7 @@ def prune(
             "log10_bound": report.log10_bound,
             "mass_kept": report.mass_kept,
             "collapsed": list(report.collapsed),
+            **({} if report.updated is None else {"log10_path_metric": _ends(report), "updated": report.updated.to_dict()}),
             "tensors": {row.name: {"weights": row.weights, "kept": row.kept, "share": row.share} for row in report.tensors},
             "written": written,
         })
@@ -162,6 +174,10 @@ def prune(
     _print(model, report)
     if written:
         out.print(f"written: {', '.join(written)}")
+
+
+def _ends(report: pathlift.pruning.PruneReport) -> list[float]:
+    return [report.path_metric.log10_lower, report.path_metric.log10_upper]
 
 
 def _print(model: str, report: pathlift.pruning.PruneReport) -> None:
@@ -182,7 +198,14 @@ def _print(model: str, report: pathlift.pruning.PruneReport) -> None:
     print_table(title, columns, rows)
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
     out.print(f"share of it that is left        {report.mass_kept:.3g}")
-    out.print(f"joint cost, exact path-metric   {scientific(report.log10_cost)}")
-    out.print(f"bound (13), sum of the scores   {scientific(report.log10_bound)}")
+    if report.updated is None:
+        out.print(f"joint cost, exact path-metric   {scientific(report.log10_cost)}")
+        out.print(f"bound (13), sum of the scores   {scientific(report.log10_bound)}")
+    else:
+        low, high = _ends(report)
+        out.print(f"path-metric, between            {scientific(low)} and {scientific(high)}")
+        out.print(f"weights fitted anew, by         {len(report.updated.weights)}, {report.updated.statistics}")
+        for reason in report.updated.left.values():
+            out.print(f"only pruned: {reason}")
     if report.collapsed:
         out.print(f"{len(report.collapsed)} tensors collapsed: no path runs through them any more", style="bold")

@@ -110,9 +110,9 @@ def report(
         others = [second_network(name, other_seed, model_arg, trust=trust, key=other_key) for name in names]
     samples: torch.Tensor | pathlift.pruning.Batch | None = None
     if data is not None:
-        single = sizes if isinstance(sizes, tuple) and all(isinstance(size, int) for size in sizes) else None
-        if single is None:
-            raise InputError("--data holds inputs 'x' of one kind, and this model has several: leave it out.")
+        single = [size for size in sizes if isinstance(size, int)] if isinstance(sizes, tuple) else []
+        if len(single) != len(sizes):
+            raise InputError("--data holds inputs 'x' of one kind, and this model takes several: leave it out.")
         x, y = load_data(data, single, limit)
         samples = x if y is None else pathlift.pruning.Batch(x, y)
     with progress_bar() as bar:
@@ -126,7 +126,7 @@ def report(
             title=titled(model, weights) if weights is None else f"{model} with {weights.name}",
             names=[weights.stem if weights is not None else model, *map(_short, names)],
             amounts=amounts,
-            bits=widths,
+            bits=[int(each) for each in widths],
             samples=estimate,
             command=f"pathlift {shlex.join(sys.argv[1:])}",
             progress=lambda done, total: bar.update(task, completed=done, total=total),

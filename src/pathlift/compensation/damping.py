@@ -1,7 +1,7 @@
 """Second moments that can be inverted: H + d·diag(H), relative to each entry, so that a rescaling of columns changes nothing.
 
-Everything is computed with the columns scaled by powers of two to 1 ≤ H_jj < 4, which rounds nothing: columns of unlike scale do
-no harm, and results for rescaled columns are the rescaled results, bit for bit where the factors are powers of two.
+Everything is computed with the columns scaled by powers of two to 1 ≤ H_jj < 4, which rounds nothing: columns of unlike scale
+do no harm, and results for rescaled columns are the rescaled results, bit for bit where the factors are powers of two.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def damped(moment: Tensor, damping: float) -> Damped:
     diagonal = moment.diagonal(dim1=-2, dim2=-1)
     alive = diagonal > 0
     exponent = torch.frexp(torch.where(alive, diagonal, 1.0)).exponent
-    scale = torch.ldexp(torch.ones_like(diagonal), torch.div(exponent - 1, 2, rounding_mode="floor"))
+    scale = torch.exp2(torch.div(exponent - 1, 2, rounding_mode="floor").double())
     unit = torch.where(alive[:, :, None] & alive[:, None, :], moment / scale[:, :, None] / scale[:, None, :], 0.0)
     size = unit.diagonal(dim1=-2, dim2=-1)
     while damping <= MOST:

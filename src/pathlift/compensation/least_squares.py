@@ -6,11 +6,11 @@ A = H + d·diag(H) and the pruned columns p, the kept ones k, either of
     v_k = A_kk⁻¹ (A w)_k,        v = w − (A⁻¹)_·p ((A⁻¹)_pp)⁻¹ w_p
 
 is the exact minimum; the one with the smaller matrix is taken. Rows with one mask share its factor. Where what comes in has
-changed as well, u → ũ, the row becomes the least-squares fit of w·u by v·ũ: H = E ũũᵀ, and A w is E ũuᵀ w + d·diag(H) w.
+changed as well, u → ũ, the row becomes the fit of w·u by v·ũ: H = E ũũᵀ, and A w is E ũuᵀ w + d·diag(H) w.
 
 References:
-    Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992; Frantar, Singh, Alistarh,
-    "Optimal brain compression", NeurIPS 2022.
+    Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992; Frantar, Singh,
+    Alistarh, "Optimal brain compression", NeurIPS 2022.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pruning that is made up for with data: layer after layer, each by what comes in now and what it put out before (mathematics §9).
+"""Pruning that is made up for with data: layer after layer, by what comes in now and what went out before (mathematics §9).
 
-All samples go through the network as it was and the pruned one side by side. A weight w that multiplied u and now multiplies ũ
-becomes the least-squares fit of w·u by v·ũ, so that it makes up for what the layers below have changed as well. A bias behind it
-takes up the mean; every batch norm gets the mean and the variance of its input moved as they moved on the data.
+All samples go through the network as it was and the pruned one side by side. A weight w that multiplied u and now multiplies
+ũ becomes the least-squares fit of w·u by v·ũ, so that it makes up for what the layers below have changed as well. A bias behind
+it takes up the mean; mean and variance of every batch norm are moved as those of its input moved on the data.
 """
 
 from __future__ import annotations
@@ -205,7 +205,9 @@ class _Fit:
         old = state[mean.name]
         moved = (old.double() + (other - first).to(old.device)).to(old.dtype)
         changed = {mean.name: moved, variance.name: scaled(state[variance.name], spread, widened)}
-        self.update.put({name: tensor for name, tensor in changed.items() if not torch.equal(tensor, state[name])}, corrected=True)
+        self.update.put(
+            {name: tensor for name, tensor in changed.items() if not torch.equal(tensor, state[name])}, corrected=True
+        )
 
 
 def _channel_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

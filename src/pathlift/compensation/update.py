@@ -1,14 +1,13 @@
-"""A whole network is pruned by masks, and what stays makes up for what goes: without data, by propagated moments (mathematics §9).
+"""A weight of a pruned network is fitted anew by moments that are known, and what follows it is corrected (mathematics §9).
 
-Each weight is fitted by `least_squares` to what it was: H is the second moment of what it multiplies, propagated with the
-correlations between channels; or its covariance, where a bias or a batch norm behind it takes up the mean of the change. Running
-variances are estimated anew. Without correlations between channels there would be nothing for the weights that stay to do.
+H is the second moment of what the weight multiplies; or its covariance, where a bias or a batch norm behind it takes up the
+mean of the change. Running variances are estimated anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor
 from pathlift.compensation.correction import centred_rows, corrections
 from pathlift.compensation.least_squares import least_squares
 from pathlift.errors import InputError
-from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.statistics.input_moments import InputMoments, input_moments
-from pathlift.statistics.model import ActivationModel, activation_model
+from pathlift.statistics.model import ActivationModel
 
 WIDEST = 5000
 """Columns that are fitted together; the correction of means still holds blocks of wider rows together."""
@@ -52,36 +50,6 @@ class Update:
         self.network = replace(self.network, state={**self.network.state, **changed})
         names = self.corrected if corrected else self.compensated
         names += [name for name in changed if name not in names]
-
-
-@torch.no_grad()
-def compensated(network: Network, masks: Mapping[str, Tensor], data: Iterable[Samples] | None = None) -> Update:
-    """Prune a network by masks and make up for it.
-
-    Args:
-        network: The network as it was.
-        masks: Parameter name to bool mask, true where an entry stays.
-        data: Batches of inputs, all of which are held in memory, to measure second moments on; None to propagate them.
-
-    Returns:
-        The pruned network, with zeros where the masks say so.
-
-    Raises:
-        InputError: There is no batch in the data, or one is malformed.
-        NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
-    """
-    pruned = replace(network, state={name: _masked(tensor, masks.get(name)) for name, tensor in network.state.items()})
-    if data is not None:
-        from pathlift.compensation.sequential import fitted_to_data
-
-        return fitted_to_data(network, pruned, masks, list(data))
-    if all(bool(mask.all()) for mask in masks.values()):
-        return Update(pruned, "propagation")
-    model = activation_model(network, correlations="channels")
-    update = Update(pruned, source_of(model))
-    for name, moments in told_moments(model, masks, update.left).items():
-        fit_by_moments(update, network, moments, masks[name], variance=True)
-    return update
 
 
 def source_of(model: ActivationModel) -> str:
@@ -139,7 +107,7 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
     update.put({name: joined(moments, after, network.state[name], mask)}, corrected=False)
     spread = torch.stack(spreads).sum(0)
     told = (spread[0], spread[1]) if variance and centred else None
-    update.put(corrections(update.network, moments, before, after, told), corrected=True)
+    update.put(corrections(update.network, moments, after - before, told), corrected=True)
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:
@@ -164,7 +132,3 @@ def blocks_of(rows: int, columns: int) -> list[slice]:
     width = min(WIDEST, max(1, math.isqrt(int(24 * WORK / (rows * columns)))))
     count = math.ceil(columns / width)
     return [slice(columns * part // count, columns * (part + 1) // count) for part in range(count)]
-
-
-def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    return tensor if mask is None else torch.where(mask.to(tensor.device), tensor.detach(), torch.zeros_like(tensor))

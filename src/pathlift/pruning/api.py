@@ -2,8 +2,8 @@
 
 The pruned network θ' has |θ'| ≤ |θ| and no sign changed, so that the path-metric ‖Φ(θ) − Φ(θ')‖₁ is exact (Lemma 4.2) and
 bounds the change of the function by max(‖x‖_∞, 1) times itself (Theorem 4.1). It never exceeds the sum (13) of the
-path-magnitudes of what was pruned. With ``update="compensate"`` the weights that stay are fitted anew (`pathlift.compensation`):
-then neither holds, and the path-metric is enclosed.
+path-magnitudes of what was pruned. With ``update="compensate"`` the weights that stay are fitted anew
+(`pathlift.compensation`): then neither holds, and the path-metric is enclosed.
 """
 
 from __future__ import annotations

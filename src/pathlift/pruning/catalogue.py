@@ -218,6 +218,19 @@ _ALL = (
         invariant=True,
         selection=select_per_output,
     ),
+    Criterion(
+        "output_error",
+        "least expected error of the outputs when the others make up for a weight, without data",
+        _of_network(criteria.output_error),
+        invariant=True,
+    ),
+    Criterion(
+        "output_error_data",
+        "the same, measured on inputs",
+        lambda network, data, _generator: criteria.output_error(network, x=_inputs(data)),
+        needs="inputs",
+        invariant=True,
+    ),
 )
 
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}

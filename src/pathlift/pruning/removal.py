@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,13 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, substitute
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
+from pathlift.graph.origins import is_moved, moved_back
 from pathlift.norm import path_norm
 from pathlift.passes.forward import carried, feed_of, flat_outputs, forward, weighted
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
+from pathlift.pruning.onnx_layers import Layered
 from pathlift.pruning.selection import Masks, Scores, kept_of
 from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import Examples, examples_of
@@ -142,14 +144,18 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
     with without_autocast():
         network = capture(model, inputs)
         examples = examples_of(model, inputs)
-        smaller, ties = _ties(model, examples, network)
-        before = _sizes(smaller, examples)
+        ties, made = _ties(model, examples, network)
+        before, channels = _sizes(made(), examples), _channels(ties.model)
         dead = _dead(network, ties.groups)
         left = _left(network, ties.groups, dead)
-        ties.remove({path: channels for path, channels in dead.items() if len(channels)})
+        ties.remove({path: numbers for path, numbers in dead.items() if len(numbers)})
+        smaller = made()
         shrunk = _captured(smaller, inputs)
         deviation = _compare(network, shrunk)
-        layers = tuple(_shrunk_layers(model, smaller))
+        remaining = _channels(ties.model)
+        layers = tuple(
+            ShrunkLayer(path, count, remaining[path]) for path, count in channels.items() if count != remaining[path]
+        )
         after = _sizes(smaller, examples)
         norm = path_norm(shrunk).log10
     return smaller, ShrinkReport(
@@ -166,8 +172,8 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ShrinkReport]:
     )
 
 
-def _ties(model: nn.Module, examples: Examples, network: Network) -> tuple[nn.Module, Ties]:
-    """Copy a model and find its tied channels.
+def _ties(model: nn.Module, examples: Examples, network: Network) -> tuple[Ties, Callable[[], nn.Module]]:
+    """Find the tied channels of a copy of a model.
 
     Args:
         model: The user's.
@@ -175,20 +181,18 @@ def _ties(model: nn.Module, examples: Examples, network: Network) -> tuple[nn.Mo
         network: The captured network.
 
     Returns:
-        The copy, and its tied channels.
+        The tied channels, and what returns the copy without those that were removed.
 
     Raises:
         InputError: It cannot be cut.
     """
-    if isinstance(model, OnnxModule):
-        raise InputError(
-            "A model that was read from ONNX cannot be shrunk: Torch-Pruning cuts layers of PyTorch, and this one computes "
-            "by the graph of its file, in which sizes are written down. Shrink the module it was exported from."
-        )
     from pathlift.pruning.tied import Ties
 
+    if isinstance(model, OnnxModule):
+        layered = Layered(model, examples)
+        return Ties(layered.model, examples, weights=layered.weights), layered.smaller
     copy = cloned(model)
-    return copy, Ties(copy, examples, _parts(network))
+    return Ties(copy, examples, _parts(network)), lambda: copy
 
 
 def _parts(network: Network) -> set[str]:
@@ -229,14 +233,17 @@ def _live(network: Network) -> dict[str, Tensor]:
         if layer.kind == "input":
             return torch.ones((1, *layer.shape), dtype=torch.float32, device=network.device)
         for position, connection in enumerate(layer.connections):
-            if connection.weight is not None and isinstance(connection.weight.expression, StateTensor):
+            weight = connection.weight
+            if weight is not None and (isinstance(weight.expression, StateTensor) or is_moved(network, weight)):
                 shape = layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape)
                 above = torch.ones(shape, dtype=torch.float32, device=network.device)
-                x, weights = below[connection.source][0], there(connection.weight)
+                x, weights = below[connection.source][0], there(weight)
                 _, edges = connection.edges.adjoint(x, weights, above, below=False, share=True)
                 assert edges is not None
-                name = connection.weight.expression.name
-                live[name] = live.get(name, torch.zeros_like(edges, dtype=torch.bool)) | (edges > 0.5)
+                found = weight.expression
+                direct = {found.name: edges} if isinstance(found, StateTensor) else None
+                for name, share in (direct or moved_back(network, weight, edges)).items():
+                    live[name] = live.get(name, torch.zeros_like(share, dtype=torch.bool)) | (share > 0.5)
         reached = carried(layer, below, there, biases=there)
         return (reached > 0.5).float()
 
@@ -250,8 +257,7 @@ def _there(value: Tensor) -> Tensor:
 
 def _weight(network: Network, slices: Slices) -> str:
     """Return the canonical name of the weight of a layer."""
-    name = f"{slices.layer}.weight".lstrip(".")
-    return network.aliases.get(name, name)
+    return network.aliases.get(slices.weight, slices.weight)
 
 
 def _any(tensor: Tensor, dim: int) -> Tensor:
@@ -392,23 +398,26 @@ def _compare(network: Network, shrunk: Network) -> float:
 def _sizes(model: nn.Module, examples: Examples) -> tuple[int, int, int]:
     """Return the number of parameters, the multiply-adds for a sample and the bytes of the state-dict of a copy of a model."""
     modes = {module: module.training for module in model.modules()}
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        examples.run(model.eval())
+    with torch.no_grad(), counter:  # which stumbles over a parameter that a module is called with, if it takes gradients
+        examples.run(model.eval().requires_grad_(False))
     for module, mode in modes.items():
         module.training = mode
+    for parameter, wanted in trainable.items():
+        parameter.requires_grad_(wanted)
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return parameters, counter.get_total_flops() // 2, sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _shrunk_layers(model: nn.Module, smaller: nn.Module) -> Iterable[ShrunkLayer]:
-    for path, layer in smaller.named_modules():
-        attribute = next((name for name in ("out_channels", "out_features") if hasattr(layer, name)), None)
-        if attribute is not None:
-            before, after = getattr(model.get_submodule(path), attribute), getattr(layer, attribute)
-            if before != after:
-                yield ShrunkLayer(path, before, after)
+def _channels(model: nn.Module) -> dict[str, int]:
+    """Return how many channels each layer makes."""
+    attributes = ("out_channels", "out_features")
+    made = (
+        (path, getattr(layer, name)) for path, layer in model.named_modules() for name in attributes if hasattr(layer, name)
+    )
+    return dict(made)
 
 
 # --------------------------------------------------------------------------------------------------- what shall go
@@ -505,7 +514,7 @@ def whole_channels(model: nn.Module | None, inputs: Inputs | None, network: Netw
     """
     if model is None or inputs is None:
         raise InputError("shrink=True makes a smaller module: give the module and its inputs, not a Network.")
-    groups = _ties(model, examples_of(model, inputs), network)[1].groups
+    groups = _ties(model, examples_of(model, inputs), network)[0].groups
     chosen = set(names)
     within = [
         group

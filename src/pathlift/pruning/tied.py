@@ -43,12 +43,14 @@ class Slices:
 
     Attributes:
         layer: Path of the module.
+        weight: Name of its weight.
         dim: Dimension of its weight.
         index: Which slices.
         channels: To which channel of the group each belongs.
     """
 
     layer: str
+    weight: str
     dim: int
     index: Tensor
     channels: Tensor
@@ -76,19 +78,27 @@ class TiedChannels:
 class Ties:
     """The tied channels of a model that may be changed."""
 
-    def __init__(self, model: nn.Module, examples: Examples, parts: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        parts: Container[str] = (),
+        weights: Mapping[str, tuple[str, bool]] | None = None,
+    ) -> None:
         """Trace the model.
 
         Args:
             model: A copy of the user's.
             examples: Its inputs.
             parts: Names of parameters that are parts of others, or have such parts.
+            weights: Path of a layer to another name of its weight, and whether it is the transpose under that name.
 
         Raises:
             InputError: Torch-Pruning cannot follow the model.
         """
         self.model = model
         self._parts = parts
+        self._weights = weights or {}
         self._paths = {module: path for path, module in model.named_modules()}
         owners = Counter(
             id(tensor) for module in model.modules() for tensor in module._parameters.values() if tensor is not None
@@ -113,7 +123,10 @@ class Ties:
                 reading = handler in READ
                 transposed = isinstance(layer, _ConvNd) and layer.transposed
                 index, channels = (torch.tensor(numbers, device="cpu") for numbers in (item.idxs, item.root_idxs))
-                (read if reading else made).append(Slices(self._paths[layer], int(reading is not transposed), index, channels))
+                found = self._paths[layer]
+                name, turned = self._weights.get(found, (f"{found}.weight".lstrip("."), False))
+                dim = int(reading ^ transposed ^ turned)
+                (read if reading else made).append(Slices(found, name, dim, index, channels))
         if not read:
             reasons.append(OUTPUTS)
         return TiedChannels(path, len(group[0].idxs), tuple(made), tuple(read), next(filter(None, reasons), ""))

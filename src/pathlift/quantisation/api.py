@@ -27,7 +27,7 @@ from pathlift.quantisation.choices import Bits, formats_of
 from pathlift.quantisation.correction import corrections
 from pathlift.quantisation.formats import FloatingPoint, Format, WholeNumbers
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
-from pathlift.quantisation.layer import Rounded, Way, rounded
+from pathlift.quantisation.layer import Rounded, Way, covariances_of, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
@@ -137,10 +137,10 @@ def quantize(
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
-        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.2]]))
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.28]]))
         >>> quantized, report = quantize(layer, (2,), 4, rounding="towards_zero", range="minmax")
         >>> report.integers["weight"].tolist(), report.path_metric.exact
-        ([[7, -1]], True)
+        ([[7, -2]], True)
     """
     with without_autocast():
         network = capture(model, inputs)
@@ -151,7 +151,7 @@ def quantize(
         network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-        activations = activation_model(network, batches)
+        activations = activation_model(network, batches, correlations="channels")
         seen = {name: input_moments(activations, name) for name in formats}
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, seen)
@@ -182,12 +182,10 @@ def _rounded_state(
     state, tensors, corrected = dict(network.state), {}, []
     for number, (name, form) in enumerate(formats.items(), 1):
         weight = network.state[name]
-        outcome = rounded(weight, matrices[name], form, way, seen[name], source)
+        outcome = rounded(weight, matrices[name], form, way, seen[name], covariances_of(seen[name]), source)
         values = outcome.grid.values(outcome.integers)
         state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
-        changed = corrections(
-            replace(network, state=state), outcome, matrices[name].split(weight).double(), variance=way.correction == "variance"
-        )
+        changed = corrections(replace(network, state=state), outcome, variance=way.correction == "variance")
         state.update(changed)
         corrected += list(changed)
         tensors[name] = outcome

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.quantisation.formats import Format
+from pathlift.quantisation.formats import Format, WholeNumbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +77,10 @@ class Grid:
         down, up = (weight - self.values(below)).abs(), (self.values(above) - weight).abs()
         even = torch.where(below % 2 == 0, below, above)
         return torch.where(down < up, below, torch.where(up < down, above, even))
+
+    def roughly(self, weight: Tensor) -> Tensor:
+        """Return the nearest integers up to ties and the rounding of values: enough for a search, and quick."""
+        if not isinstance(self.format, WholeNumbers):
+            return self.nearest(weight)
+        levels = (weight / self.spread(self.scale)).round_().to(torch.int32)
+        return levels.add_(self.spread(self.zero)).clamp_(self.format.low, self.format.high)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlift.quantisation import rounding as rounds
-from pathlift.quantisation.compensated import compensated
+from pathlift.quantisation.compensated import compensated, compensated_in_range, quadratic
 from pathlift.quantisation.formats import Format
 from pathlift.quantisation.grids import Grid
 from pathlift.quantisation.matrices import Matrices
@@ -47,6 +47,8 @@ class Rounded:
         change: θ' − θ, float64, of the same shape.
         moments: What it is multiplied by.
         corrected: Whether the mean of what the change does is taken up by what follows.
+        squares: Δ_oᵀ C Δ_o of each row, C the covariance of what it is multiplied by, shape (groups, rows).
+        variances: wᵀ C w of each row before and after, shape (2, groups, rows).
     """
 
     grid: Grid
@@ -54,6 +56,8 @@ class Rounded:
     change: Tensor
     moments: InputMoments
     corrected: bool
+    squares: Tensor
+    variances: Tensor
 
     @property
     def shift(self) -> Tensor:
@@ -63,22 +67,8 @@ class Rounded:
     @property
     def cost(self) -> float:
         """The expected error Σ_o g(o)·Δ_oᵀ H Δ_o, without the part of the means where that is corrected."""
-        squares = energy(self.change, self.moments)
-        if self.corrected:
-            squares = (squares - self.shift.reshape(squares.shape) ** 2).clamp(min=0.0)
+        squares = self.squares if self.corrected else self.squares + self.shift.reshape(self.squares.shape) ** 2
         return float((self.moments.sensitivity * squares).sum())
-
-
-def energy(rows: Tensor, moments: InputMoments) -> Tensor:
-    """Return wᵀ H w for each row, shape (groups, rows)."""
-    parts = []
-    for group in range(rows.shape[0]):
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in blocks_of(rows.shape[2]):
-            piece = rows[group, :, block]
-            total += ((piece @ moments.second_of(group, block)) * piece).sum(1)
-        parts.append(total)
-    return torch.stack(parts)
 
 
 def blocks_of(columns: int) -> list[slice]:
@@ -87,12 +77,29 @@ def blocks_of(columns: int) -> list[slice]:
     return [slice(columns * part // count, columns * (part + 1) // count) for part in range(count)]
 
 
+Covariances = list[tuple[slice, Tensor]]
+"""Blocks of columns, and the covariance of what each is multiplied by."""
+
+
+def covariances_of(moments: InputMoments) -> Covariances:
+    """Return C of all columns, or of blocks of them where they are many.
+
+    Args:
+        moments: What a tensor is multiplied by.
+
+    Returns:
+        The blocks.
+    """
+    return [(block, moments.covariance(block)) for block in blocks_of(moments.shape[2])]
+
+
 def rounded(
     weight: Tensor,
     matrices: Matrices,
     form: Format,
     way: Way,
     moments: InputMoments,
+    covariances: Covariances,
     generator: torch.Generator | None = None,
 ) -> Rounded:
     """Round one tensor.
@@ -103,6 +110,7 @@ def rounded(
         form: The levels.
         way: How to round.
         moments: What it is multiplied by.
+        covariances: The same, see `covariances_of`.
         generator: Source of randomness, for stochastic rounding.
 
     Returns:
@@ -112,28 +120,31 @@ def rounded(
     diagonal = moments.diagonal if way.rule == "expected" else None
     grid = grid_of(stack, form, way.granularity, way.rule, diagonal, matrices.taps)
     corrected = way.correction != "none" and moments.following is not None
-    integers = _integers(stack, grid, way.rounding, moments, matrices.taps, generator, centred=corrected)
-    return Rounded(grid, integers, grid.values(integers) - stack, moments, corrected)
-
-
-def _integers(
-    stack: Tensor,
-    grid: Grid,
-    rounding: str,
-    moments: InputMoments,
-    taps: int,
-    generator: torch.Generator | None,
-    *,
-    centred: bool,
-) -> Tensor:
-    if rounding == "compensated":
+    if way.rounding == "compensated":
+        shared = way.granularity == "tensor" or way.rule == "minmax" or not form.scaled
         pieces = []
-        for block in blocks_of(stack.shape[2]):
-            second = torch.stack([moments.second_of(group, block) for group in range(stack.shape[0])])
-            if centred:  # what the means shift is taken up elsewhere
-                second -= moments.mean[:, block, None] * moments.mean[:, None, block]
-            pieces.append(compensated(stack[:, :, block], grid.columns_of(block), second))
-        return torch.cat(pieces, 2)
+        for block, covariance in covariances:
+            if not corrected:
+                covariance = covariance + moments.mean[:, block, None] * moments.mean[:, None, block]
+            piece, cells = stack[:, :, block], grid.columns_of(block)
+            if not shared and len(covariances) == 1:
+                grid, best = compensated_in_range(piece, cells, covariance)
+                pieces.append(best)
+            else:
+                pieces.append(compensated(piece, cells, covariance))
+        integers = torch.cat(pieces, 2)
+    else:
+        integers = _integers(stack, grid, way.rounding, matrices.taps, generator)
+    change = grid.values(integers) - stack
+
+    def quadratics(rows: Tensor) -> Tensor:
+        return torch.stack([quadratic(rows[:, :, block], covariance) for block, covariance in covariances]).sum(0)
+
+    variances = torch.stack([quadratics(stack), quadratics(stack + change)])
+    return Rounded(grid, integers, change, moments, corrected, quadratics(change), variances)
+
+
+def _integers(stack: Tensor, grid: Grid, rounding: str, taps: int, generator: torch.Generator | None) -> Tensor:
     if rounding == "stochastic":
         return rounds.stochastic(stack, grid, generator)
     if rounding == "balanced":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
-from pathlift.quantisation.formats import Format, WholeNumbers
+from pathlift.quantisation.formats import Format
 from pathlift.quantisation.grids import Grid
 
 RANGES = ("mse", "minmax", "expected", "lp")
@@ -66,7 +66,7 @@ def grid_of(
     def error(share: Tensor) -> Tensor:
         scale, zero = _fitted((full[0] * share, full[1] * share), form)
         grid = Grid(form, scale.reshape(-1, 1, 1), zero.reshape(-1, 1, 1), split.shape[3])
-        off = grid.values(_roughly(grid, split.reshape(-1, 1, split.shape[3]))).reshape(split.shape) - split
+        off = grid.values(grid.roughly(split.reshape(-1, 1, split.shape[3]))).reshape(split.shape) - split
         return (importance * (off.square() if power == 2.0 else off.abs().pow(power))).sum(3)
 
     best = torch.ones(split.shape[:3], dtype=torch.float64, device=weight.device)
@@ -92,14 +92,6 @@ def cells_of(columns: int, granularity: str | int, taps: int) -> int:
 def _better(least: Tensor, best: Tensor, error: Callable[[Tensor], Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
     tried = error(share)
     return torch.minimum(least, tried), torch.where(tried < least, share, best)
-
-
-def _roughly(grid: Grid, weight: Tensor) -> Tensor:
-    """Return the nearest integers up to ties and rounding: enough to compare ranges."""
-    levels = weight / grid.scale.double()
-    if isinstance(grid.format, WholeNumbers):
-        return (levels.round().to(torch.int32) + grid.zero).clamp(grid.format.low, grid.format.high)
-    return grid.nearest(weight)
 
 
 def _full(split: Tensor, form: Format) -> tuple[Tensor, Tensor]:

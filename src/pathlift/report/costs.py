@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
-from pathlift.metric import PathMetric, path_metric
+from pathlift.metric import Estimate, PathMetric, path_metric
 from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.pruning import CRITERIA, Batch, prune
 from pathlift.pruning.catalogue import RECOMMENDED
@@ -75,12 +75,16 @@ class QuantisationCost(Result, line=("bits", "bytes_after", "log10_upper", "accu
 
 
 @dataclass(frozen=True, repr=False)
-class Compared(Result, line=("name", "metric", "accuracy")):
+class Compared(
+    Result,
+    line=("name", "log10_lower", "log10_upper", "accuracy"),
+    shows=("name", "log10_lower", "log10_upper", "exact", "method", "estimate", "log10_relative", "accuracy"),
+):
     """How far another network of the same architecture is.
 
     Attributes:
         name: Of the other network.
-        metric: ‖Φ(θ) − Φ(θ')‖₁.
+        metric: ‖Φ(θ) − Φ(θ')‖₁; what is shown of it are its bounds and the estimate.
         log10_relative: log₁₀ of its upper bound over ‖Φ(θ)‖₁.
         accuracy: Of the other network on the data, when there are some with classes.
     """
@@ -89,6 +93,31 @@ class Compared(Result, line=("name", "metric", "accuracy")):
     metric: PathMetric
     log10_relative: float
     accuracy: float | None = None
+
+    @property
+    def log10_lower(self) -> float:
+        """log₁₀ of the lower bound on the path-metric."""
+        return self.metric.log10_lower
+
+    @property
+    def log10_upper(self) -> float:
+        """log₁₀ of the upper bound."""
+        return self.metric.log10_upper
+
+    @property
+    def exact(self) -> bool:
+        """Whether both are the value, up to rounding."""
+        return self.metric.exact
+
+    @property
+    def method(self) -> str:
+        """How they were found."""
+        return self.metric.method
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The estimate from sampled paths; None where the metric is exact, or none was asked for."""
+        return self.metric.sampled
 
 
 def pruned_by(network: Network, amounts: Sequence[float], data: Batch | None) -> tuple[PruningCost, ...]:
@@ -122,7 +151,7 @@ def pruned_by(network: Network, amounts: Sequence[float], data: Batch | None) ->
     return tuple(costs)
 
 
-def quantised_to(network: Network, bits: int, x: Tensor | None, data: Batch | None) -> QuantisationCost:
+def quantised_to(network: Network, bits: int, x: Samples | None, data: Batch | None) -> QuantisationCost:
     """Round to the nearest number of grids that reach to the largest weight of each channel.
 
     Args:

@@ -7,16 +7,17 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import pathlift.drawing as drawing
 from pathlift.failures import package
-
-if TYPE_CHECKING:
-    from pathlift.report.gather import Report
+from pathlift.report.findings import Findings
 
 INK = "#010203"
 """Stands for the colour of the text, whichever that is."""
+
+FAINT = 1e-4
+"""A histogram begins where a column has more than this part of the largest one."""
 
 WIDTH, HEIGHT = 9.0, 3.6
 """Inches of a figure."""
@@ -31,7 +32,7 @@ SETTINGS = {
 """Settings of matplotlib while figures are drawn."""
 
 
-Draw: TypeAlias = "Callable[[Report, drawing.Picture], None]"
+Draw: TypeAlias = "Callable[[Findings, drawing.Picture], None]"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Figure:
     width: float
 
 
-def drawn(report: Report) -> dict[str, Figure]:
+def drawn(report: Findings) -> dict[str, Figure]:
     """Draw all that a report has.
 
     Args:
@@ -70,6 +71,8 @@ def drawn(report: Report) -> dict[str, Figure]:
     wanted: list[tuple[str, str, str, Draw, tuple[float, float]]] = []
     if report.layers:
         text = "Of the paths that have started by then: how much runs through the weights of a layer, how much runs past it."
+        if report.from_constants:
+            text = "How much of all paths runs through the weights of a layer. The rest runs past it, or starts behind it."
         wanted.append(("flow", "Path mass by depth", text, flow, wide))
         wanted.append(("scores", "Scores by layer", "Path-magnitudes of its weights that are not 0.", scores, wide))
         text = "How many weights have a path-magnitude of which size."
@@ -80,8 +83,10 @@ def drawn(report: Report) -> dict[str, Figure]:
     if report.kernel is not None:
         text = "1 for networks that are rescalings of each other, or multiples."
         wanted.append(("cosines", "Cosines of the path-liftings", text, cosines, (1.25 * side, side)))
+    if len(report.checkpoints) > 2:
         text = "Distances of points are as near to those of path-liftings as a plane allows."
         wanted.append(("trajectory", "The networks in path space", text, trajectory, wide))
+    if report.compared:
         text = "How far the others are, relative to the path-norm."
         wanted.append(("metric", "Path-metrics", text, metrics, (WIDTH, 1.5 + 0.4 * len(report.compared))))
     if report.pruning:
@@ -95,7 +100,7 @@ def drawn(report: Report) -> dict[str, Figure]:
     }
 
 
-def _svg(report: Report, name: str, draw: Draw, size: tuple[float, float]) -> str:
+def _svg(report: Findings, name: str, draw: Draw, size: tuple[float, float]) -> str:
     """Draw one figure and make it a part of a page: names of its own, no addresses, the page's colour of text."""
     with package("matplotlib", "plots").rc_context(SETTINGS):
         figure = package("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
@@ -115,7 +120,7 @@ def _svg(report: Report, name: str, draw: Draw, size: tuple[float, float]) -> st
     return re.sub(r'(<svg )height="[^"]*" (.*?)width="[^"]*"|(<svg )', lambda found: found[1] or found[3], text, count=1)
 
 
-def flow(report: Report, ax: drawing.Picture) -> None:
+def flow(report: Findings, ax: drawing.Picture) -> None:
     """Draw the share of paths that have started before each layer, and of those that run through it.
 
     Args:
@@ -124,13 +129,15 @@ def flow(report: Report, ax: drawing.Picture) -> None:
     """
     names = [layer.module or "(the model)" for layer in report.layers]
     through = [layer.share for layer in report.layers]
-    past = [max(layer.before - layer.share, 0.0) for layer in report.layers]
+    before = [layer.before for layer in report.layers if layer.before is not None]
     places = list(range(len(names)))
+    blue = drawing.BLUE
     ax.set_axisbelow(True)
-    ax.bar(places, through, width=1.0, color=drawing.BLUE, label="through its weights")
-    ax.bar(places, past, width=1.0, bottom=through, color=drawing.GREY, alpha=0.35, hatch="//", label="past it")
-    ax.plot(places, [layer.before for layer in report.layers], drawstyle="steps-mid", color=drawing.ORANGE, linewidth=1.4,
-            label="paths that have started")  # fmt: skip
+    ax.bar(places, through, width=1.0, color=blue, edgecolor=blue, linewidth=0.4, label="through its weights")
+    if before:
+        past = [max(started - share, 0.0) for started, share in zip(before, through, strict=True)]
+        ax.bar(places, past, width=1.0, bottom=through, color=drawing.GREY, alpha=0.35, hatch="//", label="past it")
+        ax.plot(places, before, drawstyle="steps-mid", color=drawing.ORANGE, linewidth=1.4, label="paths that have started")
     drawing.layer_axis(ax, names)
     ax.set(xlabel="layer, from the input to the output", ylabel="share of the path-norm")
     ax.set_ylim(0, 1.05 * max([1.0, *through]))
@@ -138,32 +145,28 @@ def flow(report: Report, ax: drawing.Picture) -> None:
     drawing.legend_above(ax, 3)
 
 
-def scores(report: Report, ax: drawing.Picture) -> None:
+def scores(report: Findings, ax: drawing.Picture) -> None:
     """Draw the range of scores of each layer."""
     rows = [(layer.score_low, layer.score_median, layer.score_high) for layer in report.layers]
     drawing.ranges_by_layer(ax, [layer.module for layer in report.layers], rows, "share of the path-norm\nthrough a weight")
 
 
-def all_scores(report: Report, ax: drawing.Picture) -> None:
+def all_scores(report: Findings, ax: drawing.Picture) -> None:
     """Draw the histogram of all scores."""
     found = report.scores
     assert found is not None
-    edges = list(found.log10_edges)
+    edges, counts = list(found.log10_edges), list(found.counts)
+    first = next((column for column, count in enumerate(counts) if count > FAINT * max(counts)), 0)
     ax.set_axisbelow(True)
-    ax.bar(
-        edges[:-1],
-        found.counts,
-        width=edges[1] - edges[0],
-        align="edge",
-        color=drawing.BLUE,
-    )
-    zeros = f"; {found.zeros:,} more have the score 0" if found.zeros else ""
-    ax.set(xlabel=f"log₁₀ of the share of the path-norm through a weight{zeros}", ylabel="weights")
+    ax.bar(edges[first:-1], counts[first:], width=edges[1] - edges[0], align="edge", color=drawing.BLUE)
+    rest = [f"{sum(counts[:first]):,} are smaller"] if first else []
+    rest += [f"{found.zeros:,} are 0"] if found.zeros else []
+    ax.set(xlabel="; ".join(["log₁₀ of the share of the path-norm through a weight", *rest]), ylabel="weights")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.grid(axis="y", alpha=0.3)
 
 
-def imbalance(report: Report, ax: drawing.Picture) -> None:
+def imbalance(report: Findings, ax: drawing.Picture) -> None:
     """Draw the largest imbalance of each layer."""
     layers = [layer for layer in report.layers if layer.imbalance is not None]
     lines = {
@@ -174,13 +177,13 @@ def imbalance(report: Report, ax: drawing.Picture) -> None:
     ax.set_ylim(-0.03, 1.05)
 
 
-def cosines(report: Report, ax: drawing.Picture) -> None:
+def cosines(report: Findings, ax: drawing.Picture) -> None:
     """Draw the matrix of cosines."""
     assert report.kernel is not None
     drawing.matrix(ax, report.checkpoints, report.kernel.cosine.tolist(), "cosine")
 
 
-def trajectory(report: Report, ax: drawing.Picture) -> None:
+def trajectory(report: Findings, ax: drawing.Picture) -> None:
     """Draw the networks as points."""
     assert report.kernel is not None
     points, shown = report.kernel.coordinates(min(2, len(report.checkpoints)))
@@ -188,7 +191,7 @@ def trajectory(report: Report, ax: drawing.Picture) -> None:
     ax.set(xlabel=f"first axis, in units of the largest distance ({shown:.0%} of Σ distance² is shown)", ylabel="second axis")
 
 
-def metrics(report: Report, ax: drawing.Picture) -> None:
+def metrics(report: Findings, ax: drawing.Picture) -> None:
     """Draw the interval of each path-metric."""
     rows: dict[str, drawing.Interval] = {}
     for number, each in enumerate(report.compared, 2):
@@ -199,14 +202,14 @@ def metrics(report: Report, ax: drawing.Picture) -> None:
     drawing.intervals(ax, rows, "path-metric / path-norm")
 
 
-def pruning(report: Report, ax: drawing.Picture) -> None:
+def pruning(report: Findings, ax: drawing.Picture) -> None:
     """Draw what pruning keeps of each layer."""
     lines = {f"{cost.amount:.0%} pruned": cost.kept for cost in report.pruning}
     drawing.lines_by_layer(ax, report.pruning[0].names, lines, "share of weights kept")
     ax.set_ylim(-0.03, 1.05)
 
 
-def rounding(report: Report, ax: drawing.Picture) -> None:
+def rounding(report: Findings, ax: drawing.Picture) -> None:
     """Draw what rounding does to the weights of each layer."""
     lines = {f"{cost.bits} bits": cost.errors for cost in report.quantisation}
     drawing.lines_by_layer(ax, report.quantisation[0].names, lines, "relative error of the weights")

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,81 +16,41 @@ from typing_extensions import override
 import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.errors import InputError, NumericalError, PathliftError, Problem, UnsupportedModelError
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.kernel import PathKernel, path_kernel
 from pathlift.magnitude import path_magnitude, unit_path_magnitude
 from pathlift.norm import PathNorm, path_norm
 from pathlift.output import check_outputs, write_outputs
+from pathlift.passes.forward import feed_of
 from pathlift.precision import without_autocast
 from pathlift.pruning import Batch
 from pathlift.reading import Inputs, capture
 from pathlift.reading.second import Other
 from pathlift.report import figures, page
 from pathlift.report.costs import Compared, PruningCost, QuantisationCost, accuracy, compared_with, pruned_by, quantised_to
-from pathlift.report.layers import LayerShare, Scores, histogram, layers_of
+from pathlift.report.findings import Findings
+from pathlift.report.layers import LayerShare, Scores, from_biases, histogram, layers_of
 from pathlift.rescaling import Symmetries, symmetries
 from pathlift.rescaling.gauges import out_of_balance
-from pathlift.results import Result
 
 AMOUNTS = (0.3, 0.5, 0.7)
 BITS = (8, 6, 4)
 SAMPLES = 400
 """Paths that are sampled for the estimate of each path-metric."""
 
+ROUNDING = 1e-5
+"""What shares that add up to 1 may be off by: they are summed in the precision of the model."""
+
 PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class Report(Result, line=("title", "supported", "parameters", "log10_path_norm", "problems"), rows=("layers",)):
-    """What a network is, as numbers and as a page.
+class Report(Findings):
+    """What a network is, as numbers and as a page; a model outside the theory has a report as well.
 
-    A model outside the theory has a report as well: `problems` and nothing else.
-
-    Attributes:
-        title: Name of the network.
-        supported: Whether the model lies inside the theory.
-        problems: Every reason why not.
-        inputs: Shapes of the inputs, without the batch dimension.
-        outputs: Number of output neurons.
-        parameters: Number of parameters.
-        log10_path_norm: log₁₀ ‖Φ(θ)‖₁; NaN where nothing is known.
-        from_inputs: Share of it whose paths start at inputs; the others start at biases.
-        left_off: Activations at the end that are no part of the network.
-        layers: What there is to say of each module with weights, from the inputs to the outputs.
-        scores: Histogram of the path-magnitudes of all weights.
-        groups: Number of rescaling groups.
-        accuracy: On the data, when there are some with classes.
-        checkpoints: Names of this network and of the others.
-        kernel: Cosines and distances of their path-liftings.
-        compared: How far each of the others is.
-        pruning: What pruning would cost.
-        quantisation: What quantisation would cost.
-        notes: What could not be computed, and why.
-        command: The command line that made the report.
-        versions: Of the packages that computed it.
+    What it knows is in the attributes of `pathlift.report.findings.Findings`.
     """
-
-    title: str
-    supported: bool
-    problems: tuple[Problem, ...]
-    inputs: tuple[tuple[int, ...], ...]
-    outputs: int
-    parameters: int
-    log10_path_norm: float
-    from_inputs: float
-    left_off: tuple[str, ...]
-    layers: tuple[LayerShare, ...]
-    scores: Scores | None
-    groups: int
-    accuracy: float | None
-    checkpoints: tuple[str, ...]
-    kernel: PathKernel | None
-    compared: tuple[Compared, ...]
-    pruning: tuple[PruningCost, ...]
-    quantisation: tuple[QuantisationCost, ...]
-    notes: tuple[str, ...]
-    command: str
-    versions: dict[str, str]
 
     @public
     @torch.no_grad()
@@ -130,7 +91,7 @@ class Report(Result, line=("title", "supported", "parameters", "log10_path_norm"
             MismatchError: Another network has other parameters.
             NumericalError: A weight is NaN or infinite.
         """
-        others = [] if other is None else list(other) if isinstance(other, (list, tuple)) else [other]
+        others = _listed(other)
         if names is not None and len(names) != 1 + len(others):
             raise InputError(f"names must be {1 + len(others)}, of this network and the others; found {len(names)}.")
         named = tuple(names or ("this network", *(_named(each, number) for number, each in enumerate(others, 2))))
@@ -183,6 +144,12 @@ class Report(Result, line=("title", "supported", "parameters", "log10_path_norm"
         figures.flow(self, ax)
 
 
+def _listed(other: Other | Sequence[Other] | None) -> list[Other]:
+    if other is None:
+        return []
+    return list(other) if isinstance(other, (list, tuple)) else [cast("Other", other)]
+
+
 def _named(other: Other, number: int) -> str:
     return Path(other).stem if isinstance(other, (str, Path)) else f"network {number}"
 
@@ -195,7 +162,7 @@ class _Gathering:
         self.problems: tuple[Problem, ...] = ()
         self.inputs: tuple[tuple[int, ...], ...] = ()
         self.outputs = self.parameters = self.groups = 0
-        self.log10_path_norm = self.from_inputs = math.nan
+        self.log10_path_norm = self.from_inputs = self.from_biases = self.from_constants = math.nan
         self.left_off: tuple[str, ...] = ()
         self.layers: tuple[LayerShare, ...] = ()
         self.scores: Scores | None = None
@@ -221,6 +188,8 @@ class _Gathering:
         """Ask every room."""
         classes = data if isinstance(data, Batch) else None
         x = data.x if isinstance(data, Batch) else data
+        if x is not None:
+            feed_of(network, x)  # do they fit?
         steps: list[Callable[[], None]] = [
             lambda: self._measure(network),
             lambda: setattr(self, "accuracy", accuracy(network, classes)),
@@ -246,11 +215,14 @@ class _Gathering:
         self.outputs = norm.per_output.numel()
         self.parameters = sum(network.state[name].numel() for name in network.parameters)
         self.log10_path_norm, self.left_off = norm.log10, network.left_off
-        self.from_inputs = _share_of_inputs(norm)
+        self.from_inputs, self.from_biases = _share_of_inputs(norm), from_biases(network, shares)
+        rest = 1.0 - self.from_inputs - self.from_biases if norm.log10 > -math.inf else 0.0
+        self.from_constants = rest if rest > ROUNDING else 0.0
         self.scores = histogram(shares)
         groups = symmetries(network)
         self.groups = len(groups)
-        self.layers = layers_of(network, shares, unit_path_magnitude(network), self._imbalances(groups), self.from_inputs)
+        units, imbalances = unit_path_magnitude(network), self._imbalances(groups)
+        self.layers = layers_of(network, shares, units, imbalances, self.from_inputs, constants=self.from_constants > 0)
 
     def _imbalances(self, groups: Symmetries) -> dict[str, tuple[float, float]]:
         """Return the largest imbalance of a channel of each module, as it is and balanced."""
@@ -280,7 +252,7 @@ class _Gathering:
         except InputError as error:
             self._note("pruning", error)
 
-    def _quantise(self, network: Network, bits: int, x: Tensor | None, data: Batch | None) -> None:
+    def _quantise(self, network: Network, bits: int, x: Samples | None, data: Batch | None) -> None:
         try:
             self.quantisation += (quantised_to(network, bits, x, data),)
         except (InputError, NumericalError) as error:

@@ -31,7 +31,8 @@ class LayerShare(Result, line=("module", "operator", "weights", "share", "sparsi
         weights: Their number, biases among them.
         share: Share of the path-norm that runs through its weights; of a weight that is used several times, summed over uses.
         starts: Share of the path-norm whose paths start at its biases.
-        before: Share of the path-norm whose paths start at the inputs or at biases of earlier modules.
+        before: Share of the path-norm whose paths start at the inputs or at biases of earlier modules; None where paths start
+            at constants as well, whose place is not known.
         sparsity: Share of its weights that are 0, biases left out.
         channels: Its output channels; None where it has none of its own.
         dead: Channels through which no path runs; None likewise.
@@ -49,7 +50,7 @@ class LayerShare(Result, line=("module", "operator", "weights", "share", "sparsi
     weights: int
     share: float
     starts: float
-    before: float
+    before: float | None
     sparsity: float
     channels: int | None
     dead: int | None
@@ -82,6 +83,8 @@ def layers_of(
     units: PathMagnitude,
     imbalances: Mapping[str, tuple[float, float]],
     from_inputs: float,
+    *,
+    constants: bool,
 ) -> tuple[LayerShare, ...]:
     """Describe every module that has weights on the graph, from the inputs to the outputs.
 
@@ -91,6 +94,7 @@ def layers_of(
         units: The same of its channels.
         imbalances: Module to its imbalance as it is, and balanced.
         from_inputs: Share of the path-norm whose paths start at inputs.
+        constants: Whether paths start at constants, too.
 
     Returns:
         One for each module.
@@ -99,7 +103,7 @@ def layers_of(
     for name in shares:
         tensors.setdefault(name.rpartition(".")[0], []).append(name)
     operators = _operators(network)
-    starting = {bias.weight.score_name for layer in network.layers for bias in layer.biases}
+    starting = _biases(network)
     scales = _scales(network)
     on_graph = [module for module in dict.fromkeys(module for module, _ in _names_at(network)) if module in tensors]
     described: list[LayerShare] = []
@@ -123,7 +127,7 @@ def layers_of(
                 count,
                 math.fsum(_sum(share) for share in weights),
                 starts,
-                before,
+                None if constants else before,
                 sparsity,
                 None if channels is None else channels.numel(),
                 None if channels is None else int((channels == 0).sum()),
@@ -137,6 +141,24 @@ def layers_of(
         )
         before += starts
     return tuple(described)
+
+
+def from_biases(network: Network, shares: PathMagnitude) -> float:
+    """Return the share of the path-norm whose paths start at biases that are parameters.
+
+    Args:
+        network: The network.
+        shares: Its path-magnitude.
+
+    Returns:
+        The share.
+    """
+    starting = _biases(network)
+    return math.fsum(_sum(share) for name, share in shares.items() if name in starting)
+
+
+def _biases(network: Network) -> set[str | None]:
+    return {bias.weight.score_name for layer in network.layers for bias in layer.biases}
 
 
 def _sum(share: Tensor) -> float:

@@ -6,15 +6,12 @@ import importlib.metadata
 import math
 from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
 from pathlift.report.figures import Figure
+from pathlift.report.findings import Findings
 from pathlift.version import VERSION
-
-if TYPE_CHECKING:
-    from pathlift.report.gather import Report
 
 PACKAGES = ("torch", "matplotlib")
 """Beside pathlift itself: whose numbers and pictures these are."""
@@ -35,7 +32,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def written(report: Report, figures: Mapping[str, Figure]) -> str:
+def written(report: Findings, figures: Mapping[str, Figure]) -> str:
     """Fill in the page.
 
     Args:

@@ -36,7 +36,13 @@ class CorrelatedPropagation(Propagation):
     """One way forward with the correlations of all channels at small distances."""
 
     def __init__(
-        self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float, pixel: float = PIXEL
+        self,
+        network: Network,
+        inputs: Mapping[str, tuple[Tensor, Tensor]],
+        correlation: float,
+        pixel: float = PIXEL,
+        *,
+        running: bool = True,
     ) -> None:
         """Describe what is known.
 
@@ -45,8 +51,9 @@ class CorrelatedPropagation(Propagation):
             inputs: See `Propagation`.
             correlation: See `Propagation`, where no more is known.
             pixel: Correlation of neighbouring pixels of an input.
+            running: See `Propagation`.
         """
-        super().__init__(network, inputs, correlation)
+        super().__init__(network, inputs, correlation, running=running)
         self.pixel = pixel
         self.lags: dict[str, Lags | None] = {}
         self.read: dict[tuple[str, str], Lags] = {}

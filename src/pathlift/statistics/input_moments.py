@@ -6,7 +6,7 @@ tensor's own memory order, channels below before taps. With u the inputs of a ro
     mean = E u,    second = H = E u·uᵀ,    H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + 1[i=j]·v_i·R[t, t']),
 
 a change Δ of the rows costs E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀ H Δ_o. F is the share of positions at which both taps read a neuron: zero
-padding holds none.
+padding holds none. Where a batch norm follows, what it knows is put in (`pathlift.statistics.conditioned`).
 
 Quantisation and compensated pruning stand on this file.
 """
@@ -14,7 +14,7 @@ Quantisation and compensated pruning stand on this file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,13 +25,17 @@ from pathlift.graph.axes import Piece, channel_axes
 from pathlift.graph.expressions import Expression, Normalisation, StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.statistics.covariances import Lags
+from pathlift.statistics.conditioned import conditioned_covariance, conditioned_mean
+from pathlift.statistics.covariances import Lag, Lags
 from pathlift.statistics.measure import Seen
 from pathlift.statistics.model import ActivationModel
 from pathlift.statistics.transfer import Apart, Weighted
 
 FLOOR = 1e-3
 """Eigenvalues of a second moment whose diagonal is 1 are at least this."""
+
+WIDE = 1024
+"""Columns up to which eigenvalues are lifted one by one; of wider matrices all are, towards those of the diagonal."""
 
 LARGEST = 1 << 28
 """Entries of all second moments of a weight that are given at once."""
@@ -58,6 +62,8 @@ class InputMoments:
     variance: str | None
     _piece: Piece
     _uses: tuple[_Use, ...]
+    _told: tuple[Tensor, Tensor] | None = None
+    """Rows, (groups, rows, columns), and their variances, where a batch norm follows."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,9 +87,9 @@ class InputMoments:
         if groups * columns**2 > LARGEST:
             raise InputError(
                 f"The second moments of '{self.name}' are {groups} matrices of {columns}² entries. Ask for blocks of columns "
-                "(second_of)."
+                "(covariance)."
             )
-        return torch.stack([self.second_of(group) for group in range(groups)])
+        return self.covariance() + self.mean[:, :, None] * self.mean[:, None, :]
 
     def blocks(self, columns: slice = slice(None), *, centred: bool = False) -> Tensor:
         """Return H of all groups as it was measured or propagated, whatever its eigenvalues, or the covariance H − m·mᵀ.
@@ -95,15 +101,16 @@ class InputMoments:
         Returns:
             float64, shape (groups, columns, columns).
         """
-        block = torch.stack([use.seconds()[:, columns, columns] for use in self._uses]).mean(0)
-        mean = self.mean[:, columns]
+        block = torch.stack([use.second(slice(None))[:, columns, columns] for use in self._uses]).mean(0)
+        mean = self._propagated_mean()[:, columns]
         return block - mean[:, :, None] * mean[:, None, :] if centred else block
 
-    def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
-        """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not always 0.
+    def _propagated_mean(self) -> Tensor:
+        """E u before anything is said of it by a batch norm behind the weight."""
+        return torch.stack([use.first() for use in self._uses]).mean(0)
 
-        With D its diagonal, the eigenvalues of D^(−1/2) H D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
-        that are always 0 have rows and columns of zeros.
+    def second_of(self, group: int, columns: slice = slice(None)) -> Tensor:
+        """Return H of one group, for all columns or a block of them: positive definite wherever inputs are not constant.
 
         Args:
             group: The group.
@@ -112,7 +119,30 @@ class InputMoments:
         Returns:
             float64, shape (columns, columns).
         """
-        return positive(torch.stack([use.second(group)[columns, columns] for use in self._uses]).mean(0))
+        mean = self.mean[group, columns]
+        return self.covariance(columns, slice(group, group + 1))[0] + mean[:, None] * mean
+
+    def covariance(self, columns: slice = slice(None), groups: slice = slice(None)) -> Tensor:
+        """Return C = H − m·mᵀ.
+
+        With D its diagonal, the eigenvalues of D^(−1/2) C D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
+        that are constant have rows and columns of zeros.
+
+        Args:
+            columns: Which columns; what a batch norm says is put in where it is about all of them.
+            groups: Which groups.
+
+        Returns:
+            float64, shape (groups, columns, columns).
+        """
+        second = torch.stack([use.second(groups)[:, columns, columns] for use in self._uses]).mean(0)
+        mean = self._propagated_mean()[groups, columns]
+        covariance = second - mean[:, :, None] * mean[:, None, :]
+        covariance.diagonal(dim1=1, dim2=2).clamp_(min=0.0)
+        if self._told is None or covariance.shape[2] < self.shape[2]:
+            return positive(covariance)
+        rows, variance = self._told
+        return positive(conditioned_covariance(positive(covariance), rows[groups], variance[groups]))
 
     def split(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (groups, rows, columns)."""
@@ -161,63 +191,82 @@ class _Use:
         reads = self.transfer.reads
         return reads.together * reads.merged**2, reads.independent(), reads.common()
 
-    def second(self, group: int) -> Tensor:
-        """E u·uᵀ of a group."""
-        return self.seconds(slice(group, group + 1))[0]
-
-    def seconds(self, groups: slice = slice(None)) -> Tensor:
+    def second(self, groups: slice) -> Tensor:
         """E u·uᵀ of some groups, (groups, columns, columns)."""
         if self.seen is not None:
             return self.seen.second[groups]
-        if self.lags is not None:
-            return self._correlated(self.lags, groups)
         squares, independent, common = (form.to(self.mean.device) for form in self._forms())
         mean, variance, rho = self.mean[groups], self.variance[groups], self.correlation[groups]
+        if self.lags is not None:
+            return self._correlated(self.lags, groups)
         out = torch.einsum("gi,gj,ts->gitjs", mean, mean, squares)
         within = (variance * (1.0 - rho))[..., None, None] * independent + (variance * rho)[..., None, None] * common
         index = torch.arange(mean.shape[1], device=mean.device)
         out[:, index, :, index] += within.transpose(0, 1)
         size = mean.shape[1] * len(independent)
-        return out.reshape(len(mean), size, size)
+        return out.reshape(-1, size, size)
 
     def _correlated(self, lags: Lags, groups: slice) -> Tensor:
         """H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + K_λ[i, j]) with λ the distance of what the taps read."""
         mean, deviation = self.mean[groups], self.variance[groups].sqrt()
-        (count, ins), reads = self.mean.shape, self.transfer.reads
-        taps = len(reads.together)
-        outer, product = (part[:, :, None] * part[:, None, :] for part in (deviation, mean))
-        out = torch.zeros(len(mean), ins, taps, ins, taps, dtype=torch.float64, device=mean.device)
+        count, ins = mean.shape
+        reads, taps = self.transfer.reads, len(self.transfer.reads.together)
+        channels = torch.arange(self.mean.numel(), device=mean.device).reshape(self.mean.shape)[groups]
+        outer, product = (x[:, :, None] * x[:, None, :] for x in (deviation, mean))
+        known: dict[Lag, Tensor] = {}
+        out = torch.zeros(count, ins, taps, ins, taps, dtype=torch.float64, device=mean.device)
         for first in range(taps):
             for second in range(taps):
                 share = float(reads.together[first, second])
                 if share > 0.0:
                     lag = () if reads.lags is None else tuple(reads.lags[first, second].tolist())
-                    near, factor = lags.known(lag)
-                    within = lags.near(near).reshape(count, ins, count, ins).diagonal(dim1=0, dim2=2)
-                    correlation = within.permute(2, 0, 1)[groups].double() * factor
-                    out[:, :, first, :, second] = share * (correlation * outer + product)
-        return out.reshape(len(mean), ins * taps, ins * taps)
+                    if lag not in known:
+                        near, factor = lags.known(lag)
+                        correlation = lags.near(near)[channels[:, :, None], channels[:, None, :]].double() * factor
+                        known[lag] = correlation * outer + product
+                    out[:, :, first, :, second] = share * known[lag]
+        return out.reshape(count, ins * taps, ins * taps)
 
 
-def positive(matrix: Tensor) -> Tensor:
-    """Return the nearest matrix of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
+def positive(matrices: Tensor, wide: int = WIDE) -> Tensor:
+    """Return the nearest matrices of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
+
+    Up to ``wide`` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor.
 
     Args:
-        matrix: Symmetric, with a diagonal that is not negative.
+        matrices: Symmetric, with diagonals that are not negative, (groups, columns, columns).
+        wide: Number of columns up to which eigenvalues are lifted one by one.
 
     Returns:
-        The matrix itself where nothing had to be lifted.
+        The matrices themselves where nothing had to be lifted.
     """
-    size = matrix.diagonal().clamp(min=0.0).sqrt()
+    size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
     unit = torch.where(size > 0, 1.0 / size, 0.0)
-    scaled = matrix * unit[:, None] * unit[None, :]
-    scaled.diagonal().copy_(torch.where(size > 0, scaled.diagonal(), 1.0))
-    shifted = scaled - torch.eye(len(size), dtype=scaled.dtype, device=scaled.device) * FLOOR
-    if int(torch.linalg.cholesky_ex(shifted).info) == 0:
-        return matrix
+    scaled = matrices * unit[:, :, None] * unit[:, None, :]
+    scaled.diagonal(dim1=1, dim2=2).copy_(torch.where(size > 0, scaled.diagonal(dim1=1, dim2=2), 1.0))
+    identity = torch.eye(size.shape[1], dtype=scaled.dtype, device=scaled.device)
+    failed = torch.linalg.cholesky_ex(scaled - identity * FLOOR).info != 0
+    if not bool(failed.any()):
+        return matrices
+    lifted = _flattened(scaled[failed]) if size.shape[1] > wide else _lifted(scaled[failed])
+    matrices = matrices.clone()
+    matrices[failed] = (lifted + lifted.mT) / 2 * size[failed][:, :, None] * size[failed][:, None, :]
+    return matrices
+
+
+def _lifted(scaled: Tensor) -> Tensor:
     eigenvalues, vectors = torch.linalg.eigh(scaled)
-    lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)) @ vectors.T
-    return (lifted + lifted.T) / 2 * size[:, None] * size[None, :]
+    lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)[:, None, :]) @ vectors.mT
+    return lifted
+
+
+def _flattened(scaled: Tensor) -> Tensor:
+    """Shrink what lies beside the diagonals until no eigenvalue is too small: an eigendecomposition would take minutes."""
+    identity = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
+    share = FLOOR
+    while bool((torch.linalg.cholesky_ex(scaled * (1.0 - share) + identity * (share - FLOOR)).info != 0).any()):
+        share = min(1.0, 2.0 * share)
+    return scaled * (1.0 - share) + identity * share
 
 
 def input_moments(model: ActivationModel, name: str) -> InputMoments:
@@ -270,8 +319,33 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
         following.append(_following(network, layer, rows[-1].numel()))
         variances.append(_variance(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)
-    target, variance_name = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
-    return InputMoments(name, mean, torch.stack(rows).sum(0), target, variance_name, piece, tuple(uses))
+    target, running = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
+    moments = InputMoments(name, mean, torch.stack(rows).sum(0), target, running, piece, tuple(uses))
+    if len(uses) > 1 or uses[0].seen is not None:
+        return moments
+    layer = next(layer for layer, _, _ in _places(network, name))
+    return _conditioned(model, moments, layer)
+
+
+def _conditioned(model: ActivationModel, moments: InputMoments, layer: Layer) -> InputMoments:
+    """Put in what a batch norm says that reads the layer and nothing else does."""
+    network, (groups, count, _) = model.network, moments.shape
+    norm = _norm_above(network, layer) if len(layer.connections) == 1 else None
+    if norm is None or norm.mean is None or norm.variance is None:
+        return moments
+    known, variance = (model.propagation.evaluated(part, 0.0, 2).reshape(-1) for part in (norm.mean, norm.variance))
+    if known.numel() != groups * count or layer.nonlinearity is not None:
+        return moments
+    for bias in layer.biases:
+        placed = model.propagation.placed(bias).reshape(-1)
+        if placed.numel() not in {1, known.numel()}:
+            return moments
+        known = known - placed
+    rows = moments.split(network.state[moments.name].detach()).double()
+    known, variance = known.reshape(groups, count), variance.reshape(groups, count)
+    spread = (moments.diagonal - moments.mean**2).clamp(min=0.0)
+    mean = conditioned_mean(moments.mean, spread, rows, known, variance)
+    return replace(moments, mean=mean, _told=(rows, variance))
 
 
 def _piece(network: Network, name: str) -> Piece:

@@ -62,6 +62,7 @@ def activation_model(
     moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     correlation: float = TAPS,
     correlations: Correlations = "taps",
+    running: bool = True,
 ) -> ActivationModel:
     """Work out what the activations of a network look like.
 
@@ -71,6 +72,7 @@ def activation_model(
         moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
         correlation: Of two taps of one channel.
         correlations: What is known of covariances: ``taps`` or ``channels``.
+        running: See `Propagation`.
 
     Returns:
         The model.
@@ -80,7 +82,7 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    propagation = kind(network, moments or {}, correlation)
+    propagation = kind(network, moments or {}, correlation, running=running)
     blame(propagation.values)
     propagation.run()
     seen: dict[tuple[str, str], Seen] = {}

@@ -80,15 +80,19 @@ class Step:
 class Propagation:
     """One way forward through a network."""
 
-    def __init__(self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float) -> None:
+    def __init__(
+        self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float, *, running: bool = True
+    ) -> None:
         """Describe what is known.
 
         Args:
             network: The network.
             inputs: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
             correlation: ρ.
+            running: Take running variances for the variances of what batch norms read. Propagated ones are farther off, and go
+                along with any rescaling, which running variances do not.
         """
-        self.network = network
+        self.network, self.running = network, running
         self.values: Values = network.values()
         self.inputs = inputs
         self.rho = torch.tensor(correlation, dtype=torch.float64, device=network.device)
@@ -246,13 +250,14 @@ class Propagation:
             self.evaluated(expression, default, rank)
             for expression, default in ((norm.variance, 1.0), (norm.bias, 0.0), (norm.weight, 1.0))
         )
-        return Moments(beta, gamma**2 * variance / (variance + norm.epsilon), below.correlation, "batch norm")
+        told = variance if self.running else below.variance
+        return Moments(beta, gamma**2 * told / (variance + norm.epsilon), below.correlation, "batch norm")
 
     def _anchored(self, layer: Layer, step: Step, norm: Normalisation) -> Step:
         """Put what a batch norm knows of its input in the place of what was propagated."""
         rank, moments = len(layer.shape), step.moments
         mean, variance = (self.evaluated(expression, 0.0, rank) for expression in (norm.mean, norm.variance))
-        known = Moments(mean, variance, moments.correlation, "batch norm")
+        known = Moments(mean, variance if self.running else moments.variance, moments.correlation, "batch norm")
         return replace(step, moments=known, expected=(moments.mean, moments.variance))
 
     def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:

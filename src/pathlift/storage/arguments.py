@@ -14,7 +14,6 @@ declare(__name__, {
     "weights": either(
         "a file of weights, an index, a folder with either, or a Checkpoint", (Checkpoint, anything), (object, file)
     ),
-    "load_model.weights": file,
     "load_model.name": model_name,
     "default_shape.name": model_name,
     "arguments": mapping("a mapping from names to values", anything),

@@ -42,7 +42,7 @@ FOLDER = "hf:"
 @public
 def load_model(
     name: str,
-    weights: Path | str | None = None,
+    weights: Path | str | Checkpoint | None = None,
     *,
     arguments: Mapping[str, object] | None = None,
     generator: Randomness = 0,
@@ -55,7 +55,7 @@ def load_model(
         name: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` (a callable, or a module object), the path of an
             ``.onnx`` or ``.pt2`` file, or ``hf:FOLDER``: a folder with the ``config.json`` of an image classifier of
             transformers, and its weights.
-        weights: A file or folder of weights to load into it, see `Checkpoint`.
+        weights: A file or folder of weights to load into it, see `Checkpoint`, or one that is open.
         arguments: Keyword arguments of the builder, such as ``num_classes``.
         generator: Source of randomness of the initial weights, on the CPU, or a seed.
         trust: Load a ``.pt2`` file too. PyTorch runs code from it, as from a Python module: whoever wrote it can do anything.
@@ -70,8 +70,10 @@ def load_model(
     """
     if key is not None and weights is None and not name.startswith(FOLDER):
         raise InputError("key has no effect without weights: leave it out.")
+    if key is not None and isinstance(weights, Checkpoint):
+        raise InputError("key has no effect with a Checkpoint, which has its own: leave it out.")
     with _drawing_from(source_of(generator)):
-        return _loaded(name, None if weights is None else Path(weights), arguments or {}, trust=trust, key=key)
+        return _loaded(name, weights, arguments or {}, trust=trust, key=key)
 
 
 @contextmanager
@@ -83,7 +85,9 @@ def _drawing_from(source: torch.Generator) -> Iterator[None]:
         source.set_state(torch.get_rng_state())
 
 
-def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *, trust: bool, key: str | None) -> nn.Module:
+def _loaded(
+    name: str, weights: Path | str | Checkpoint | None, arguments: Mapping[str, object], *, trust: bool, key: str | None
+) -> nn.Module:
     suffix = Path(name).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
         if arguments:
@@ -93,7 +97,7 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
         folder = Path(name.removeprefix(FOLDER))
         model = _from_folder(folder, arguments)
         hollow = any(parameter.is_meta for parameter in model.parameters())
-        weights = weights or (None if hollow else folder)
+        weights = folder if weights is None and not hollow else weights
     else:
         library, _, entry = name.partition(":")
         if not all(library.split(".")) or not entry or {os.sep, os.altsep} & set(library):
@@ -105,7 +109,8 @@ def _loaded(name: str, weights: Path | None, arguments: Mapping[str, object], *,
             raise InputError(f"'{library}' is a file. Name the module in it: {Path(library).stem}:{entry}.")
         model = _built(name, _builder(library, entry), arguments)
     if weights is not None:
-        _load_into(model, weights, key, "num_labels" if name.startswith(FOLDER) else "num_classes")
+        checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights, key=key)
+        _load_into(model, checkpoint, "num_labels" if name.startswith(FOLDER) else "num_classes")
     return model
 
 
@@ -286,8 +291,8 @@ def _shape_of_folder(folder: Path) -> tuple[int, ...] | None:
     return shape if len(shape) == len(sizes) else None
 
 
-def _load_into(model: nn.Module, path: Path, key: str | None, classes: str) -> None:
-    checkpoint = Checkpoint(path, key=key)
+def _load_into(model: nn.Module, checkpoint: Checkpoint, classes: str) -> None:
+    path = checkpoint.path
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     fitting = fit(tensors, checkpoint.specs, tensors.get, model)
     recipes = fitting.recipes

@@ -229,7 +229,9 @@ class OnnxModule(Operator):
         for declared, value in zip(self.inputs, values, strict=True):
             if declared.sizes is not None and value.dim() != len(declared.sizes):
                 sizes = ", ".join(map(str, declared.sizes))
-                raise InputError(f"the input {declared.name!r} of the file has the sizes ({sizes}), found {tuple(value.shape)}.")
+                raise InputError(
+                    f"the input {declared.name!r} of the file has the sizes ({sizes}), found {tuple(value.shape)}."
+                )
         unread: dict[str, Unread] = {}
         given: dict[str, Value] = {declared.name: value for declared, value in zip(self.inputs, values, strict=True)}
         outputs = self._run(self.program, given, unread)
@@ -250,7 +252,8 @@ class OnnxModule(Operator):
                     chosen = node.branches["then_branch" if inputs[0].item() else "else_branch"]
                     results: Sequence[Value] = self._run(chosen, values, unread)
                 else:
-                    results = _module_at(self, node.path)(*inputs)
+                    made = _module_at(self, node.path)(*inputs)
+                    results = (made,) if isinstance(made, Tensor) else made
             except InputError as error:
                 raise InputError(str(error) if str(error).startswith("node ") else f"node '{name}': {error}") from error
             for output, result in zip(node.outputs, results, strict=False):
