@@ -271,6 +271,7 @@ INTERNAL = {
     "Network.memory",
     "Network.kind_of",
     "Network.values",
+    "Network.with_memory_of_its_own",
     "Criterion.selection",
 }
 """Methods that another of these calls, or that have no work of their own."""

@@ -295,8 +295,8 @@ def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
         for row in report.table()
     ]  # fmt: skip
     gauge = "" if report.gauge.name == "none" else f", gauge {report.gauge.name}"
-    scale = report.granularity if report.granularity in {"channel", "tensor"} else f"{report.granularity} of a channel"
-    print_table(f"{model}: {report.bits:.3g} bits a weight, {report.rounding}, a scale for each {scale}{gauge}", COLUMNS, rows)
+    scale = f"{'each ' if report.granularity in {'channel', 'tensor'} else ''}{report.granularity}"
+    print_table(f"{model}: {report.bits:.3g} bits a weight, {report.rounding}, a scale for {scale}{gauge}", COLUMNS, rows)
     out.print(f"bytes before                    {report.bytes_before:,}")
     out.print(f"bytes after, bits packed        {report.bytes_after:,}")
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
