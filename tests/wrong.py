@@ -282,6 +282,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "align": lambda w: {"model": w.network, "other": w.state},
     "apply_masks": lambda w: {"model": w.model, "masks": w.masks},
     "attack": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.1), "steps": 1},
+    "activation_ranges": lambda w: {"model": w.network, "data": w.x},
     "bits_needed": lambda w: {"model": w.network, "tolerance": 0.1},
     "box_path_metric": lambda w: {"model": w.network, "r": 0.1},
     "capture": lambda w: {"model": w.model, "inputs": (4,)},
@@ -737,6 +738,9 @@ FAIR: dict[str, Fair] = {
     "quantized": never,
     "report": never,
     "save_onnx.inputs": sizes_like,
+    "save_onnx.activations": lambda v: v is None,
+    "activation_ranges.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and all(plain(own, (2, 4)) for own in v)),
+    "deviations": positive,
     "Report.other": lambda v: (
         v is None or state_like(v) or (isinstance(v, (list, tuple)) and len(v) > 0 and all(map(state_like, v)))
     ),
