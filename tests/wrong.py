@@ -739,7 +739,9 @@ FAIR: dict[str, Fair] = {
     "report": never,
     "save_onnx.inputs": sizes_like,
     "save_onnx.activations": lambda v: v is None,
-    "activation_ranges.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and all(plain(own, (2, 4)) for own in v)),
+    "activation_ranges.data": lambda v: (
+        v is None or x_like(v) or (isinstance(v, list) and all(plain(batch, (2, 4)) for batch in v))
+    ),
     "deviations": positive,
     "Report.other": lambda v: (
         v is None or state_like(v) or (isinstance(v, (list, tuple)) and len(v) > 0 and all(map(state_like, v)))
