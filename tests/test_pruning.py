@@ -350,7 +350,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         (pathlift.InputError, "a loss", None, {"criterion": "obd", "data": X}),
         (pathlift.InputError, "one number", None, {
             "criterion": "snip", "data": pathlift.pruning.Batch(X, Y, lambda out, y: out.sum(1))}),
-        (pathlift.InputError, "found a list of length 0", None, {"criterion": "snip", "data": []}),
+        (pathlift.InputError, "data holds no batch", None, {"criterion": "snip", "data": []}),
         (pathlift.InputError, "shape", None, {"criterion": "wanda", "data": torch.randn(4, 5)}),
         (pathlift.InputError, "steps", None, {"steps": 0}),
         (pathlift.InputError, "computed anew", None, {"steps": 2, "criterion": {}}),
