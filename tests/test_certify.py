@@ -332,6 +332,7 @@ class Both(nn.Module):
         return self.model(torch.cat([x, y], 1))
 
 
+@pytest.mark.hunt
 def test_two_inputs_are_certified_and_attacked_as_one_that_holds_both() -> None:
     model, x = fitted(perceptron(5, 12, 3), (5,))
     model, x = model.double(), x.double()

@@ -219,6 +219,7 @@ for line in {lines!r}:
     return b"".join(parts).decode(errors="replace")
 
 
+@pytest.mark.hunt
 def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: Path) -> None:
     both = terminal(LINES["score"], ("norm", *TRAINED, "--quiet"), columns=60, folder=folder, NO_COLOR="1")
     plain, quiet, _ = both.split("----")
@@ -374,6 +375,7 @@ def test_folders_of_weights_are_each_of_them(here: Path, tmp_path: Path, as_json
     assert run("equivalent", "exact:net", str(tmp_path), *TRAINED[1:]).code == 1
 
 
+@pytest.mark.hunt
 def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path: Path) -> None:
     whole, program = tmp_path / "q.safetensors", tmp_path / "q.onnx"
     line = ("quantize", *TRAINED, "--bits", "classifier=8", "--bits", "*=float", "--out", str(whole))

@@ -71,6 +71,7 @@ def test_no_model_of_torchvision_touches_the_network_when_it_is_built(monkeypatc
     assert not tried
 
 
+@pytest.mark.hunt
 def test_no_model_of_timm_touches_the_network_when_it_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     tried = network_is_down(monkeypatch, tmp_path)

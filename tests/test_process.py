@@ -78,6 +78,7 @@ def test_the_help_names_every_criterion() -> None:
     assert CRITERIA.split(", ") == list(pathlift.pruning.CRITERIA)
 
 
+@pytest.mark.hunt
 def test_names_come_when_they_are_asked_for_and_files_do_not_hide_them() -> None:
     code = (
         "import sys, pathlift\n"
@@ -456,6 +457,7 @@ def test_a_result_holds_no_more_than_it_shows() -> None:
             assert name in SHARED or own.untyped_storage().nbytes() <= 2 * own.nbytes + 64, (name, own.shape)
 
 
+@pytest.mark.hunt
 def test_captures_leave_nothing_behind() -> None:
     names = ["capture", "check_support", "path_norm of a module", "symmetries"]
 

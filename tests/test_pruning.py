@@ -63,6 +63,7 @@ def test_drift_joint_cost_and_bound_are_in_order_on_random_networks(part):
     over(networks(), 400, part, check_costs)
 
 
+@pytest.mark.hunt
 def test_costs_of_the_network_with_shared_and_of_that_with_residual_weights():
     for make, shape in ((Residual, (1, 3, 3)), (Tied, (3,))):
         for seed in range(3):

@@ -98,6 +98,7 @@ def test_rounding_towards_zero_has_an_exact_path_metric_and_others_are_enclosed(
     assert not enclosed.path_metric.exact and enclosed.path_metric.lower <= enclosed.path_metric.upper
 
 
+@pytest.mark.hunt
 def test_the_path_share_of_a_tensor_is_the_path_metric_of_rounding_it_alone():
     model = drawn(Residual)
     norm = pathlift.path_norm(model, SHAPE).value
@@ -349,6 +350,7 @@ def test_onnx_files_have_integers_and_give_the_same_outputs(tmp_path, options, s
         save_onnx(quantized, report, path, SHAPE)
 
 
+@pytest.mark.hunt
 def test_a_network_from_an_onnx_file_goes_back_as_the_same_graph(tmp_path, sample):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -542,6 +544,7 @@ def test_bits_needed_by_the_literature_is_the_smallest_number_that_its_bound_all
     assert again.bits == needed.bits < again.published - 20
 
 
+@pytest.mark.hunt
 def test_bits_needed_is_the_smallest_number_within_the_tolerance():
     model = drawn(Residual)
     needed = bits_needed(model, 0.05, SHAPE)

@@ -329,6 +329,7 @@ def test_a_page_is_not_written_over_another(small: Report, tmp_path: Path) -> No
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.html"]
 
 
+@pytest.mark.hunt
 def test_the_command_writes_a_page_and_its_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import exact
 

@@ -161,6 +161,7 @@ def test_float32_bounds_are_above_the_float64_ones_on_a_large_network() -> None:
         assert bool((single <= 1.1 * double).all()), kind
 
 
+@pytest.mark.hunt
 def test_the_forward_pass_in_float32_is_within_its_stated_error() -> None:
     """The count of roundings, against float64: what a certificate adds for the model's own arithmetic is enough."""
     torch.manual_seed(0)

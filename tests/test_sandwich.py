@@ -241,6 +241,7 @@ def test_hundreds_of_layers_in_float32_have_finite_bounds(depth: int) -> None:
     assert metric.log10_lower - 0.1 <= metric.sampled.log10_value <= metric.log10_upper + 0.1
 
 
+@pytest.mark.hunt
 def test_tightening_stops_at_a_ratio_and_at_a_time() -> None:
     model = random_perceptron(4, 5, 4, 2)
     state = changed(model, "8 bit")

@@ -402,6 +402,7 @@ def test_channels_go_whatever_the_habits_of_an_exporter(habit: str, tmp_path: Pa
     onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
 
 
+@pytest.mark.hunt
 def test_the_command_shrinks_a_program_of_onnx(tmp_path: Path) -> None:
     read = exported(randomised(plain()), tmp_path / "m.onnx")
     small = tmp_path / "small.onnx"
@@ -472,6 +473,7 @@ def test_multiply_adds_are_counted_by_hand() -> None:
 CHANNELS = ("shrink", "cases:Residual", "--shape", "1,3,3")
 
 
+@pytest.mark.hunt
 def test_the_command_writes_a_program_that_is_the_smaller_network(tmp_path) -> None:
     path = tmp_path / "small.pt2"
     done = run(*CHANNELS, "--amount", "0.4", "--criterion", "magnitude", "--out", str(path))

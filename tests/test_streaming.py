@@ -250,6 +250,7 @@ def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pyte
     assert distances == [pathlift.path_metric(model, again, (3, 8, 8)).value] * 4
 
 
+@pytest.mark.hunt
 def test_command_line(tmp_path: Path) -> None:
     model = trained(torchvision.models.squeezenet1_1())
     one = sharded(model.state_dict(), tmp_path / "one")

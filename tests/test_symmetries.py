@@ -216,6 +216,7 @@ def test_equalised_channels_have_equal_ranges() -> None:
     )
 
 
+@pytest.mark.hunt
 def test_pruned_and_rescaled_copies_are_recognised() -> None:
     model = randomised(Residual())
     inputs = examples((1, 3, 3))

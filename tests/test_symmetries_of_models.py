@@ -111,6 +111,7 @@ def test_no_rescaling_of_a_u_net_is_seen() -> None:
     check(with_statistics(UNet()), (3, 16, 16))
 
 
+@pytest.mark.hunt
 def test_shares_keep_every_bit_where_float32_suffices() -> None:
     model, shape = build("torchvision:resnet18")
     groups = pathlift.symmetries(model, shape)
