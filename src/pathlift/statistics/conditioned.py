@@ -22,6 +22,9 @@ from torch import Tensor
 SWEEPS = 2
 """How often all rows are gone through: what is known of C is not forgotten by then."""
 
+BLOCK = 64
+"""Rows that are taken together: within a block row by row, in its own space; a block changes all others at once."""
+
 MOST = 64.0
 """By what factor a variance is changed at most."""
 
@@ -43,29 +46,48 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     Returns:
         Shape of C.
     """
-    groups, count, columns = rows.shape
-    narrow = count < columns
-    # with fewer rows than columns all steps are taken in the space of the rows: C + Aᵀ M A, A = W C, and S = W C Wᵀ
-    sent = rows @ covariance if narrow else rows
-    first = sent @ rows.mT if narrow else covariance
-    spread, mixed = first.clone(), torch.zeros(groups, count, count, dtype=covariance.dtype, device=covariance.device)
-    for _ in range(SWEEPS):
-        for row in range(count):
-            if narrow:
-                column, now = spread[:, :, row].clone(), spread[:, row, row].clone()
-            else:
-                column = (spread @ rows[:, row, :, None])[:, :, 0]
-                now = (column * rows[:, row]).sum(1)
-            told = (now > 0) & (variance[:, row] > 0)
-            now = torch.where(told, now, 1.0)
-            ratio = torch.where(told, variance[:, row] / now, 1.0).clamp(1.0 / MOST, MOST)
-            step = ((ratio - 1.0) / now)[:, None, None]
-            spread += step * column[:, :, None] * column[:, None, :]
-            if narrow:
-                direction = (mixed @ first[:, :, row, None])[:, :, 0]
-                direction[:, row] += 1.0
-                mixed += step * direction[:, :, None] * direction[:, None, :]
-    return covariance + sent.mT @ mixed @ sent if narrow else (spread + spread.mT) / 2
+    count, columns = rows.shape[1:]
+    blocks = [slice(first, first + BLOCK) for first in range(0, count, BLOCK)] * SWEEPS
+    if count >= columns:
+        for block in blocks:
+            sent = rows[:, block] @ covariance
+            covariance = covariance + sent.mT @ _told(sent @ rows[:, block].mT, variance[:, block]) @ sent
+        return (covariance + covariance.mT) / 2
+    # with fewer rows than columns all is done in the space of the rows: C + Aᵀ M A with A = W C, and S = W C Wᵀ
+    sent = rows @ covariance
+    first = sent @ rows.mT
+    spread, mixed = first, torch.zeros_like(first)
+    for block in blocks:
+        change = _told(spread[:, block, block], variance[:, block])
+        lifted = first[:, block] @ mixed  # what the rows of the block make of C as it is now: (1 + S M) A
+        lifted[:, :, block] += torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
+        mixed = mixed + lifted.mT @ change @ lifted
+        spread = spread + spread[:, :, block] @ change @ spread[:, block]
+    return covariance + sent.mT @ mixed @ sent
+
+
+def _told(first: Tensor, variance: Tensor) -> Tensor:
+    """Take one row after another; return M of C + Aᵀ M A.
+
+    Args:
+        first: S = W C Wᵀ, shape (groups, rows, rows).
+        variance: v, shape (groups, rows).
+
+    Returns:
+        Shape of S.
+    """
+    spread, mixed = first.clone(), torch.zeros_like(first)
+    for row in range(first.shape[1]):
+        column, now = spread[:, :, row].clone(), spread[:, row, row].clone()
+        there = (now > 0) & (variance[:, row] > 0)
+        now = torch.where(there, now, 1.0)
+        ratio = torch.where(there, variance[:, row] / now, 1.0).clamp(1.0 / MOST, MOST)
+        step = ((ratio - 1.0) / now)[:, None, None]
+        spread += step * column[:, :, None] * column[:, None, :]
+        direction = (mixed @ first[:, :, row, None])[:, :, 0]
+        direction[:, row] += 1.0
+        mixed += step * direction[:, :, None] * direction[:, None, :]
+    return mixed
 
 
 def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, variance: Tensor) -> Tensor:
