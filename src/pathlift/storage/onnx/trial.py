@@ -33,7 +33,8 @@ CARRIED = 100.0
 """In units of the difference that it makes when values are moved by one unit of rounding: those of long sums go one way."""
 
 WIDEST = 0.1
-"""Outputs that differ by more of the largest are others, whatever rounding explains."""
+"""Outputs that differ by more of the largest are others, unless one unit of rounding alone moves them by as much: then they say
+nothing, and `capture` refuses what only rounding decides."""
 
 
 class CannotRunError(Exception):
@@ -143,8 +144,8 @@ def disagreement(
         return min(len(outputs), len(others)), math.inf
     for index, (one, two, other) in enumerate(zip(outputs, others, moved, strict=True)):
         if two is not None:
-            off = difference(one, two)
-            if off > min(AGREEMENT * unit + CARRIED * difference(one, other), WIDEST):
+            off, carried = difference(one, two), difference(one, other)
+            if off > min(AGREEMENT * unit + CARRIED * carried, max(WIDEST, carried)):
                 return index, off
     return None
 
