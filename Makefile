@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# What a contributor runs before a commit: some five minutes on two cores.
+# What a contributor runs before a commit: some six minutes on two cores.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SHARED) -m "not hunt"
 	$(BIN)/python -m pytest $(SHARED) -p no:randomly --doctest-modules src/pathlift
@@ -29,7 +29,7 @@ hunt: $(STAMP)
 # The random tests for hours: every wrong value of every argument, every region around every call, adversarial weights.
 search: $(STAMP)
 	PATHLIFT_SEARCH=30 $(BIN)/python -m pytest $(SHARED) tests/test_hunt.py tests/test_metric_hunt.py tests/test_process.py \
-		tests/test_random_networks.py tests/test_axes.py
+		tests/test_random_networks.py tests/test_axes.py tests/test_quantisation.py
 	PATHLIFT_SEARCH=50 $(BIN)/python -m pytest $(SHARED) tests/test_arguments.py
 
 # One hour of small changes of passes/ and edges/, one at a time: which of them do the quick tests not notice?

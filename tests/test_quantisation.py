@@ -170,8 +170,12 @@ def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge, options):
     assert report.gauge.name == gauge and report.path_metric.lower <= report.path_metric.upper
 
 
+SMALL, LARGE = ("squeezenet1_1", "shufflenet_v2_x0_5"), ("resnet18", "mobilenet_v2", "vgg11_bn", "mnasnet0_5")
+"""Models of torchvision; the large ones take minutes each and are for `make search`."""
+
+
 @pytest.mark.hunt
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "vgg11_bn", "mnasnet0_5"])
+@pytest.mark.parametrize("name", SMALL if LONGER == 1 else (*SMALL, *LARGE))
 @pytest.mark.parametrize("gauge", ["balanced", "optimal"])
 def test_a_rescaled_model_of_torchvision_is_quantised_to_the_same_bits(name, gauge):
     torchvision = pytest.importorskip("torchvision")

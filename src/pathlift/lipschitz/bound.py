@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -185,6 +186,9 @@ def lipschitz_bound(
     ball = Ball(feed_of(network, x), radius)
     comparison = compared_with(network, other)
     names = applying(comparison, ball) if kind == "auto" else [kind]
+    if comparison.unbounded:
+        anything = torch.full_like(BOUNDS["enclosure"](comparison, ball), math.inf)
+        return _named(dict.fromkeys(names, anything))
     bounds = {name: BOUNDS[name](comparison, ball) for name in names}
     extra = rounding_of_gauge(comparison, {name: size + ball.radius for name, size in ball.sizes.items()})
     extra = extra + rounding_of_computed(comparison, ball)

@@ -134,6 +134,12 @@ class Comparison:
             return unequal(self.values, self.others)
         return {weight for weight, value in self.gap[0].items() if bool(value.any())}
 
+    @property
+    def unbounded(self) -> bool:
+        """Whether a weight of the set may be of any size: that of a weight_norm whose direction may be 0."""
+        ends = () if self.box is None else (*self.box.lower.values(), *self.box.upper.values())
+        return not all(bool(torch.isfinite(end).all()) for end in ends)
+
     def flipped(self) -> tuple[WeightTensor, Tensor] | None:
         """Return the first weight that can change its sign, and where; None when θθ' ≥ 0 throughout."""
         for weight, value in self.values.items():
