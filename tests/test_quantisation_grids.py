@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pathlift.compensation.correction import quadratic
 from pathlift.errors import InputError, NumericalError
-from pathlift.quantisation.compensated import compensated, inverse_factor, quadratic
+from pathlift.quantisation.compensated import compensated, inverse_factor
 from pathlift.quantisation.formats import FLOATS, Format, format_of
 from pathlift.quantisation.grids import Grid
 from pathlift.quantisation.ranges import RANGES, grid_of

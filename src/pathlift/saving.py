@@ -33,7 +33,7 @@ from pathlift.reading.freeze import check_modules, cloned, run_copy
 from pathlift.reading.live import LiveState
 from pathlift.reading.quiet import quiet
 from pathlift.reading.second import named_tensors
-from pathlift.rescaling.states import RescaledState
+from pathlift.rescaling.states import state_of
 from pathlift.storage.onnx import OnnxModule
 from pathlift.storage.onnx.program import array_of, declared_inputs
 from pathlift.storage.onnx.trial import CannotRunError, coarsest, declared_shapes, disagreement, has_runtime, run_file
@@ -155,7 +155,7 @@ def _state_dict(model: nn.Module | Network) -> Mapping[str, Any]:
     elif _has_model(model):
         state = _module(model).state_dict()
     else:  # it came from another process, or its weights lie on disk
-        state = RescaledState(model, model.state, torch.ones(0))
+        state = state_of(model)
     _check_plain({name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)})
     on_cpu = OrderedDict((name, value.cpu() if isinstance(value, Tensor) else value) for name, value in state.items())
     vars(on_cpu)["_metadata"] = getattr(state, "_metadata", {})  # versions, which some modules ask for

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathlift.compensation.sequential import fitted_to_data
-from pathlift.compensation.update import Update, fit_by_moments, source_of, told_moments
+from pathlift.compensation.update import Update, fit_by_moments, told_moments
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.statistics.model import activation_model
@@ -42,7 +42,7 @@ def compensated(network: Network, masks: Mapping[str, Tensor], data: Iterable[Sa
     if all(bool(mask.all()) for mask in masks.values()):
         return Update(pruned, "propagation")
     model = activation_model(network, correlations="channels")
-    update = Update(pruned, source_of(model))
+    update = Update(pruned, model.source)
     for name, moments in told_moments(model, masks, update.left).items():
         fit_by_moments(update, network, moments, masks[name], variance=True)
     return update

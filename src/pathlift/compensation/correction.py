@@ -6,8 +6,6 @@ norm. The variance of the outputs is wᵀCw with C = H − m·mᵀ: a running va
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -58,18 +56,15 @@ def scaled(variance: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return (variance.double() * ratio).to(variance.dtype)
 
 
-def centred_rows(rows: Tensor, covariance: Tensor) -> Tensor:
-    """Return the variance of what rows make of inputs.
+def quadratic(rows: Tensor, moment: Tensor) -> Tensor:
+    """Return wᵀ H w of each row.
 
     Args:
-        rows: Shape (groups, rows, columns).
-        covariance: Shape (groups, columns, columns).
+        rows: w, shape (groups, rows, columns).
+        moment: H, shape (groups, columns, columns).
 
     Returns:
         float64, shape (groups, rows).
     """
-    return ((rows @ covariance) * rows).sum(2).clamp(min=0.0)
-
-
-Corrections = Mapping[str, Tensor]
-"""Name to new value."""
+    rows = rows.double()
+    return ((rows @ moment.double()) * rows).sum(2)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pathlift.compensation.correction import centred_rows, corrections
+from pathlift.compensation.correction import corrections, quadratic
 from pathlift.compensation.least_squares import least_squares
 from pathlift.errors import InputError
 from pathlift.graph.network import Network
@@ -50,12 +50,6 @@ class Update:
         self.network = replace(self.network, state={**self.network.state, **changed})
         names = self.corrected if corrected else self.compensated
         names += [name for name in changed if name not in names]
-
-
-def source_of(model: ActivationModel) -> str:
-    """Return where statistics came from in the main: data, batch norms, or propagation alone."""
-    sources = {step.moments.source for step in model.steps.values()}
-    return next((source for source in ("data", "batch norm") if source in sources), "propagation")
 
 
 def told_moments(model: ActivationModel, masks: Mapping[str, Tensor], left: dict[str, str]) -> dict[str, InputMoments]:
@@ -102,7 +96,7 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
         old = before[:, :, block]
         new = least_squares(old, keep[:, :, block], second)
         pieces.append(new)
-        spreads.append(torch.stack([centred_rows(rows, second) for rows in (old, new)]))
+        spreads.append(torch.stack([quadratic(rows, second).clamp(min=0.0) for rows in (old, new)]))
     after = torch.cat(pieces, 2)
     update.put({name: joined(moments, after, network.state[name], mask)}, corrected=False)
     spread = torch.stack(spreads).sum(0)
@@ -122,8 +116,7 @@ def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) ->
     Returns:
         The weight.
     """
-    blocks = rows.reshape(rows.shape).to(tensor.device)
-    made = moments.join(blocks, tensor.detach().double()).to(tensor.dtype).reshape(tensor.shape)
+    made = moments.join(rows.to(tensor.device), tensor.detach().double()).to(tensor.dtype).reshape(tensor.shape)
     return torch.where(mask.to(tensor.device), made, torch.zeros_like(made))
 
 

@@ -41,7 +41,8 @@ from pathlift.pruning.removal import shrink as without_channels
 from pathlift.pruning.scope import Scope, checked_scores, scoped
 from pathlift.pruning.selection import BY_CHANNEL, Masks, NofM, Scores, Selection, select_channels, selection_of
 from pathlift.reading import Inputs, capture
-from pathlift.rescaling import RescaledState, with_state
+from pathlift.rescaling import with_state
+from pathlift.rescaling.states import state_of
 from pathlift.results import Result
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
@@ -334,7 +335,7 @@ def prune(
             warnings.warn(report.advice, PathliftWarning, stacklevel=3)
         if module is None:
             return pruned.with_memory_of_its_own(), report
-        made = apply_masks(module, masks) if fitted is None else with_network_state(module, pruned)
+        made = apply_masks(module, masks) if fitted is None else with_state(module, state_of(pruned))
         if not shrink or inputs is None:
             return made, report
         smaller, shrunk = without_channels(made, inputs)
@@ -409,11 +410,6 @@ def _inputs_of(data: Data) -> list[Samples]:
     if isinstance(data, Tensor):
         return [data]
     return [batch.x for batch in ([data] if isinstance(data, Batch) else data)]
-
-
-def with_network_state(module: nn.Module, network: Network) -> nn.Module:
-    """Return a copy of a module with the state of a network."""
-    return with_state(module, RescaledState(network, network.state, torch.ones(0)))
 
 
 def _report(

@@ -34,8 +34,9 @@ from pathlift.quantisation.rounding import ORDERED
 from pathlift.quantisation.spending import Bytes, bytes_of, within
 from pathlift.quantisation.tensors import QuantizedTensor
 from pathlift.reading import Inputs, capture
-from pathlift.rescaling import RescaledState, with_state
-from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
+from pathlift.rescaling import with_state
+from pathlift.rescaling.states import state_of
+from pathlift.statistics import InputMoments, activation_model, input_moments
 
 
 @overload
@@ -157,16 +158,10 @@ def quantize(
             formats = within(budget, network, matrices, formats, way, seen)
         state, tensors, corrected = _rounded_state(network, matrices, formats, way, seen, source, progress)
         quantized = replace(network, state=state)
-        report = _report(network, quantized, tensors, corrected, way, choice, source_of_moments(activations), moments)
+        report = _report(network, quantized, tensors, corrected, way, choice, activations.source, moments)
         if isinstance(model, Network):
             return quantized.with_memory_of_its_own(), report
-        return with_state(model, RescaledState(network, state, torch.ones(0))), report
-
-
-def source_of_moments(activations: ActivationModel) -> str:
-    """Return where statistics came from in the main: data, batch norms, or propagation alone."""
-    sources = {step.moments.source for step in activations.steps.values()}
-    return next((source for source in ("data", "batch norm") if source in sources), "propagation")
+        return with_state(model, state_of(quantized)), report
 
 
 def _rounded_state(
@@ -208,7 +203,7 @@ def _report(
     metric = path_metric(network, dict(quantized.state), moments=moments)
     matrices = matrices_of(network)
     rows = tuple(_tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items())
-    saved = RescaledState(quantized, quantized.state, torch.ones(0))
+    saved = state_of(quantized)
     before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pathlift.compensation.correction import quadratic
 from pathlift.compensation.damping import damped
 from pathlift.quantisation.grids import Grid
 
@@ -157,17 +158,3 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
             factor: Tensor = upper / factored.scale[:, None, :]
             return factor
         factored = damped(moment, factored.more)
-
-
-def quadratic(change: Tensor, moment: Tensor) -> Tensor:
-    """Return Δᵀ H Δ of each row.
-
-    Args:
-        change: Δ, shape (groups, rows, columns).
-        moment: H, shape (groups, columns, columns).
-
-    Returns:
-        Shape (groups, rows).
-    """
-    change = change.double()
-    return ((change @ moment.double()) * change).sum(2)

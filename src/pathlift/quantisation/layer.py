@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pathlift.compensation.correction import quadratic
 from pathlift.quantisation import rounding as rounds
-from pathlift.quantisation.compensated import compensated, compensated_in_range, quadratic
+from pathlift.quantisation.compensated import compensated, compensated_in_range
 from pathlift.quantisation.formats import Format
 from pathlift.quantisation.grids import Grid
 from pathlift.quantisation.matrices import Matrices

@@ -95,6 +95,18 @@ class BalancedState(RescaledState):
         self.steps = gauge.steps
 
 
+def state_of(network: Network) -> RescaledState:
+    """Return the state of a network under the names of the model's state-dict, its own factors all 1.
+
+    Args:
+        network: The network.
+
+    Returns:
+        Parameters and buffers.
+    """
+    return RescaledState(network, network.state, torch.ones(0))
+
+
 @public
 def with_state(model: nn.Module, state: Mapping[str, Tensor] | Path | str) -> nn.Module:
     """Return a copy of a model with other parameters.

@@ -44,6 +44,12 @@ class ActivationModel:
         """The network."""
         return self.propagation.network
 
+    @property
+    def source(self) -> str:
+        """Where moments came from in the main: ``data``, ``batch norm``, or ``propagation`` alone."""
+        sources = {step.moments.source for step in self.steps.values()}
+        return next((source for source in ("data", "batch norm") if source in sources), "propagation")
+
     def lags(self, layer: str, source: str) -> Lags | None:
         """Return the correlations of what a weight between two layers multiplies, None where there are none."""
         return self.propagation.read.get((layer, source)) if isinstance(self.propagation, CorrelatedPropagation) else None
