@@ -321,6 +321,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "save_masks": lambda w: {"masks": w.masks, "path": w.folder / "written.safetensors"},
     "save_onnx": lambda w: {
         "quantized": w.rounded[0], "report": w.rounded[1], "path": w.folder / "rounded.onnx", "inputs": (4,),
+        "overwrite": True,
     },
     "save_tensors": lambda w: {"tensors": w.state, "path": w.folder / "written.safetensors"},
     "sharpness": lambda w: {"model": w.network, "x": w.x, "y": w.y, "r": 0.1, "steps": 1},
