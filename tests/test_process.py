@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -408,8 +408,16 @@ def test_an_interrupt_at_any_line_comes_out_and_leaves_everything_as_it_was(part
         assert outcome(name) == plain(name), name
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell that starts its jobs in the background lets them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="there are no such signals on this system")
-def test_ctrl_c_while_a_model_is_traced() -> None:
+def test_ctrl_c_while_a_model_is_traced(ctrl_c_interrupts: None) -> None:
     model, draw = small_model(), random.Random(1)
     right = contents(pathlift.capture(model, SHAPE))
     begun = time.monotonic()
