@@ -23,7 +23,6 @@ def assert_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(flat_outputs(network, values, len(batch[0])), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_the_graph_computes_what_the_model_computes(case: Case) -> None:
     assert_runs(randomised(case.make()), case.shape)

@@ -285,7 +285,7 @@ def test_bounds_on_sets_cover_every_network_and_input_of_them(name: str, dtype: 
     assert_held(sets(Hunted(name, dtype), SETS, 1, 4 * LONGER))
 
 
-@pytest.mark.one_in(17, first=5)
+@pytest.mark.one_in(34, first=5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_no_network_of_the_set_falls_below_what_is_certified(name: str, dtype: torch.dtype) -> None:
@@ -335,7 +335,7 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
         patch.setattr(Roundoff, "model_bend", lambda *_: 0.0)
 
 
-@pytest.mark.one_in(12)
+@pytest.mark.hunt
 @pytest.mark.parametrize(
     ("what", "name", "dtype", "climbs"),
     [

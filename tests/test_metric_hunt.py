@@ -368,7 +368,7 @@ def outputs_within(
                     hunt.failed.append(f"lipschitz {kind}: {where}")
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.hunt
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("part", range(LONGER))
 def test_no_pair_of_networks_breaks_a_bound(part: int, dtype: torch.dtype) -> None:

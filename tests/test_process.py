@@ -134,7 +134,7 @@ def test_every_public_function_and_method_is_tried() -> None:
     assert methods - INTERNAL <= set(METHODS)
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize("around", CIRCUMSTANCES)
 def test_a_call_gives_the_same_bits_or_is_refused_whatever_is_around_it(around: str) -> None:
     refused = []
@@ -286,7 +286,7 @@ NO_COPY = {"stream", "to_torch_prune"}
 """A network on disk reads the files of its own folder; PyTorch copies no module that it prunes."""
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("part", range(4))
 def test_results_and_arguments_survive_pickle_and_deepcopy(part: int) -> None:
     for name in list(CALLS)[part::4]:
@@ -390,7 +390,7 @@ def test_a_forked_child_captures_and_computes_while_other_threads_of_the_parent_
 # ---------------------------------------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.hunt
 @pytest.mark.parametrize("part", range(4))
 def test_an_interrupt_at_any_line_comes_out_and_leaves_everything_as_it_was(part: int) -> None:
     draw = random.Random(part)
@@ -449,6 +449,7 @@ SHARED = {"Batch.split", "importance_scores"}
 """Results that hand on parts of their arguments."""
 
 
+@pytest.mark.hunt
 def test_a_result_holds_no_more_than_it_shows() -> None:
     for name in CALLS:
         if name in HOLDERS or (not SEARCH and name.startswith("prune by")):

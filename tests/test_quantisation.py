@@ -155,7 +155,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("options", OPTIONS, ids=["channel", "tensor", "group"])
 @pytest.mark.parametrize("gauge", ["balanced", "equalised", "optimal"])
 @pytest.mark.parametrize("name", MODELS)
@@ -285,6 +285,7 @@ def test_patterns_and_both_ends_have_their_own_bits():
     assert {tensor.name: tensor.format for tensor in report.tensors} == {"mixed.weight": "int3", "last.weight": "fp8_e5m2"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -391,7 +392,7 @@ class WithRoundedInputs(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.hunt
 @pytest.mark.parametrize("measured", [True, False])
 def test_activations_become_whole_numbers_where_they_have_a_range(tmp_path, measured, sample):
     onnx = pytest.importorskip("onnx")

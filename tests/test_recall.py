@@ -86,6 +86,7 @@ def test_the_number_of_waits_does_not_grow_with_depth(monkeypatch: pytest.Monkey
     assert max(few) < 12
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("scale", [1.0001, 3.0, 1e-3, 1e30, 0.0])
 def test_a_memory_that_no_longer_fits_is_found_out(scale: float) -> None:

@@ -221,7 +221,7 @@ def answer(question: Callable[[Network], Any], network: Network) -> list[Any] | 
         return type(error)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change: Callable[[Model], None]) -> None:
     model = Model().eval()

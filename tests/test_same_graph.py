@@ -124,6 +124,7 @@ def test_no_comparison_overlooks_a_constant(name: str) -> None:
             COMPARISONS[name](*PAIRS[pair])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", [lambda own: pathlift.capture(own, (4,)), torch.compile, parallel, nn.Sequential])
 @pytest.mark.parametrize("pair", ["factor", "hook"])
 def test_no_form_of_the_second_network_hides_a_constant(pair: str, form: Callable[[nn.Module], Any]) -> None:
@@ -265,7 +266,7 @@ def _alike(one: float, two: float) -> bool:
     return abs(one - two) <= 1e-5 * max(abs(one), abs(two))
 
 
-@pytest.mark.one_in(8, first=1)
+@pytest.mark.one_in(16, first=1)
 @pytest.mark.parametrize("way", SAME)
 def test_what_surrounds_a_network_makes_no_difference(way: str) -> None:
     model, first, second = SAME[way](plain()), plain(), moved()

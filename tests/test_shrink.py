@@ -99,7 +99,7 @@ def same(one: nn.Module, other: nn.Module, shape: tuple[int, ...] = SHAPE) -> fl
     return norms[1]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("amount", [0.3, 0.6])
 def test_pruning_with_shrink_gives_the_masked_network_in_fewer_weights(make: Callable[[], nn.Module], amount: float) -> None:
@@ -295,6 +295,7 @@ def exported(model: nn.Module, path: Path, shape: tuple[int, ...] = SHAPE) -> On
     return read
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("make", MODELS)
 def test_a_model_read_from_onnx_loses_channels_as_the_module_does(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     read = exported(randomised(make()), tmp_path / "m.onnx")
@@ -328,6 +329,7 @@ HABITS = (
 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("habit", HABITS)
 def test_channels_go_whatever_the_habits_of_an_exporter(habit: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
