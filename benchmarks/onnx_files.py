@@ -3,6 +3,8 @@
     python benchmarks/onnx_files.py files FOLDER …      every .onnx file below, as rows of a table
     python benchmarks/onnx_files.py exporters [NAME …]  outputs and path-norm against the model itself
 
+NAME@64 takes images of 64 pixels a side instead of 224.
+
 A file that lies inside the theory is compared with onnx's own evaluator, which is given the absolute values of its weights, in
 double precision, with sums in the place of maxima and ones for an input: its path-norm must come out.
 """
@@ -158,9 +160,10 @@ def exporters(names: list[str]) -> None:
     names = names or [own for own in torchvision.models.list_models(torchvision.models) if "quant" not in own]
     print("| model | exporter | outputs differ | path-norms differ | seconds |")
     print("| --- | --- | ---: | ---: | ---: |")
-    for name in names:
+    for own in names:
+        name, _, side = own.partition("@")
         model = shown(name)
-        size = 299 if name == "inception_v3" else 224
+        size = int(side or (299 if name == "inception_v3" else 224))
         x = torch.randn(1, 3, size, size)
         report = pathlift.check_support(model, (3, size, size))
         norm = pathlift.path_norm(model, (3, size, size)).log10 if report else None
