@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import pathlift
 from axes import assert_terms_respect_axes
 from cases import perceptron
+from pathlift.lifting import path_count
 from pathlift.reference import Path, Probe
 
 RTOL = 1e-9
@@ -97,6 +98,8 @@ def assert_agrees(model: nn.Module, inputs: tuple[Tensor, ...], *, pairs: bool =
     paths = dag.paths(limit)
     network = pathlift.capture(model, inputs)
     assert_terms_respect_axes(network, 0)
+    cut_off_at_zero = [p for p in paths if p.bias is not None and dag.neurons[p.start].kind == "clamp" and p.phi == 0]
+    assert path_count(network)[0] == len(paths) - len(cut_off_at_zero)
     norm = pathlift.path_norm(network)
     total = sum(abs(path.phi) for path in paths)
     assert close(norm.value, total), (norm.value, total)

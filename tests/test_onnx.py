@@ -896,11 +896,62 @@ def test_a_long_axis_that_is_not_resized_is_no_hindrance(tmp_path: Path) -> None
     reads(path, lambda x: F.interpolate(x, size=(4, 70_000), mode="bilinear"), batch=1)
 
 
-def test_a_resizing_that_pytorch_does_not_know_is_refused(tmp_path: Path) -> None:
-    nodes = [node("Resize", ["x", "", "scales"], ["y"], mode="linear", coordinate_transformation_mode="asymmetric", name="up")]
-    path = write(tmp_path / "m.onnx", nodes, {"scales": np.array([1, 1, 2, 2], np.float32)}, [1, 1, 4, 4])
-    with pytest.raises(pathlift.UnsupportedModelError, match=r"Resize.*up.*PyTorch has no operator"):
-        read_onnx(path)(torch.ones(1, 1, 4, 4))
+def asymmetric(x: Tensor, times: int) -> Tensor:
+    """Stretch the last axis linearly: number i of the result stands at i/times."""
+    after = torch.cat([x[..., 1:], x[..., -1:]], -1)
+    shares = [torch.lerp(x, after, step / times) for step in range(times)]
+    return torch.stack(shares, -1).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"), [("linear", "asymmetric"), ("cubic", "asymmetric"), ("linear", "half_pixel_symmetric")]
+)
+def test_a_linear_resizing_is_read_wherever_its_numbers_stand(mode: str, how: str, tmp_path: Path) -> None:
+    nodes = [node("Resize", ["x", "", "scales"], ["y"], mode=mode, coordinate_transformation_mode=how, name="up")]
+    path = write(tmp_path / "m.onnx", nodes, {"scales": np.array([1, 1, 1, 2.5], np.float32)}, [1, 2, 4, 5], opset=19)
+    if mode == "cubic":
+        with pytest.raises(pathlift.UnsupportedModelError, match=r"Resize.*up.*PyTorch has no operator"):
+            read_onnx(path)(torch.ones(1, 2, 4, 5))
+    else:
+        module = read_onnx(path, check=True)  # by the runtime, or the evaluator
+        assert module(torch.ones(3, 2, 4, 5)).shape == (3, 2, 4, 12)
+        assert pathlift.path_norm(module, (2, 4, 5)).value == pytest.approx(2 * 4 * 12, rel=1e-6)
+
+
+def test_the_habits_of_paddle(tmp_path: Path) -> None:
+    """Constants through Identity, biases through Reshape, sizes with the batch, linear maps by MatMul and Add."""
+    tensors = {
+        "conv_w": array(4, 3, 3, 3), "conv_b": array(4, seed=1), "fc_w": array(4, 5, seed=2), "fc_b": array(5, seed=3),
+        "channels": ints(1, -1, 1, 1), "none": np.zeros(0, np.float32), "zero": ints(0), "one": ints(1), "axis": ints(0),
+        "wide": ints(4, 6, 12), "flat": ints(4),
+    }  # fmt: skip
+    nodes = [node("Constant", [], [name], value=numpy_helper.from_array(value, name)) for name, value in tensors.items()]
+    nodes += [
+        node("Conv", ["x", "conv_w"], ["conv"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1], dilations=[1, 1]),
+        node("Identity", ["channels"], ["auto.cast.0"]),
+        node("Reshape", ["conv_b", "auto.cast.0"], ["bias"]),
+        node("Add", ["conv", "bias"], ["Add.1"]),
+        node("Identity", ["Add.1"], ["add.0"]),
+        node("Relu", ["add.0"], ["relu"]),
+        node("Shape", ["relu"], ["Shape.1"]),
+        node("Slice", ["Shape.1", "zero", "one", "axis"], ["batch"]),
+        node("Concat", ["batch", "wide"], ["wanted"], axis=0),
+        node("Resize", ["relu", "none", "none", "wanted"], ["up"], mode="linear", coordinate_transformation_mode="asymmetric"),
+        node("GlobalAveragePool", ["up"], ["pool"]),
+        node("Shape", ["pool"], ["Shape.2"]),
+        node("Slice", ["Shape.2", "zero", "one", "axis"], ["batch.2"]),
+        node("Concat", ["batch.2", "flat"], ["wanted.2"], axis=0),
+        node("Reshape", ["pool", "wanted.2"], ["vector"]),
+        node("MatMul", ["vector", "fc_w"], ["product"]),
+        node("Add", ["product", "fc_b"], ["y"]),
+    ]
+    path = write(tmp_path / "m.onnx", nodes, {}, ["DynamicDimension.0", 3, 6, 6], opset=13)
+    weight, bias, fc_weight, fc_bias = (torch.from_numpy(tensors[name]) for name in ("conv_w", "conv_b", "fc_w", "fc_b"))
+    module = reads(
+        path,
+        lambda x: F.linear(asymmetric(F.conv2d(x, weight, bias, padding=1).relu(), 2).mean((2, 3)), fc_weight.T, fc_bias),
+    )
+    assert {name for name, _ in module.named_parameters()} == {"conv_w", "conv_b", "fc_w", "fc_b"}
 
 
 # ---- damaged files

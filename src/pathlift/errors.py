@@ -151,6 +151,18 @@ def _readable(amount: str) -> str:
     size = float(number.replace(",", ""))
     if unit.lower() not in {"byte", "bytes"}:
         return amount
+    return readable(size)
+
+
+def readable(size: float) -> str:
+    """Write a number of bytes in units that people read.
+
+    Args:
+        size: The number.
+
+    Returns:
+        For example "1.5 GiB".
+    """
     power = min(int(math.log(size, 1024)), 5) if size >= 1 else 0
     return f"{size / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
 

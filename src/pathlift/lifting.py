@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,29 @@ from torch import Tensor, nn
 
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import module, positive_count
-from pathlift.errors import InputError, NumericalError
+from pathlift.errors import InputError, NumericalError, readable
 from pathlift.graph.calling import Form, Samples
+from pathlift.graph.network import Network
+from pathlift.norm import to_float
+from pathlift.passes.backward import counted
+from pathlift.passes.programs import NormProgram
+from pathlift.passes.propagate import in_range, propagate
+from pathlift.passes.scaled import Scaled, total
+from pathlift.passes.tracks import SupportProgram
 from pathlift.reading import Inputs, capture
 from pathlift.reading.examples import Examples, examples_of
 from pathlift.reading.freeze import frozen_view
 from pathlift.reference import Dag, Path, ProbeError, TooManyPathsError, dag_of
 from pathlift.results import Result
+
+EXACT = 2**53
+"""Sums of whole numbers below this are exact in float64."""
+
+BYTES = 1024
+"""So much memory does a path take while it is listed."""
+
+LARGEST = 30
+"""log10 of a number of paths whose memory is worth telling."""
 
 declare(__name__, {"path_lifting.model": module, "limit": positive_count})
 
@@ -75,17 +92,18 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
     Everything is computed from the definitions, on the network written out neuron by neuron in float64.
 
     Args:
-        model: A small module; the number of paths grows exponentially with depth.
+        model: A small module; the number of paths grows exponentially with depth. They are counted before any is listed.
         inputs: As for `capture`.
         x: One input with batch size 1 (a tuple for a model with several inputs).
-        limit: Refuse networks with more paths than this.
+        limit: Refuse networks with more paths than this, those that end at a hidden neuron among them.
 
     Returns:
         The path-lifting.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
-        InputError: The network has more than ``limit`` paths, or ``inputs`` or ``x`` is malformed.
+        InputError: The network has more than ``limit`` paths, a layer is too large to be written out neuron by neuron, or
+            ``inputs`` or ``x`` is malformed.
         NumericalError: A weight is NaN or infinite.
 
     References:
@@ -106,12 +124,17 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
         >>> lifting.realisation.tolist(), lifting.reconstruction().tolist()
         ([10.0], [10.0])
     """
-    left_off = capture(model, inputs).left_off  # refuses what lies outside the theory
-    if left_off:
-        raise InputError(f"The model ends in {' and '.join(left_off)}, which has no path-lifting. Give the model without it.")
+    network = capture(model, inputs)  # refuses what lies outside the theory
+    if network.left_off:
+        left_off = " and ".join(network.left_off)
+        raise InputError(f"The model ends in {left_off}, which has no path-lifting. Give the model without it.")
     broken = next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
     if broken is not None:
         raise NumericalError(f"'{broken}' holds NaN or infinite values.")
+    count, log10 = path_count(network)
+    if count > limit:
+        number = f"{count:,.0f}" if count < EXACT else f"about {10 ** (log10 % 1):.3f}e{math.floor(log10):+d}"
+        raise InputError(_too_many(f"{number} paths", log10, limit))
     examples = examples_of(model, inputs)
     try:
         dag = dag_of(model, *examples.tensors, copied=lambda given: Positional(frozen_view(given)[0], examples.form))
@@ -120,10 +143,8 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
     try:
         paths = dag.paths(limit)
     except TooManyPathsError:
-        raise InputError(
-            f"The network has {dag.count()} paths, more than the limit of {limit}. path_lifting is for small networks; "
-            "path_norm, path_metric and path_magnitude work at any size."
-        ) from None
+        every = dag.count(every=True)
+        raise InputError(_too_many(f"{every:,} paths to all of its neurons", math.log10(every), limit)) from None
     lifting = PathLifting(
         names=tuple(_name(dag, path) for path in paths),
         phi=torch.tensor([float(path.phi) for path in paths], dtype=torch.float64),
@@ -131,6 +152,39 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
         output=_ends(dag, paths),
     )
     return lifting if x is None else _activated(lifting, dag, paths, x, examples)
+
+
+def path_count(network: Network) -> tuple[float, float]:
+    """Count the paths of a network in one forward pass: the path-norm of weights that are all 1.
+
+    A constant of the graph that is 0 is no edge, and an end of a clamp that is 0 no bias.
+
+    Args:
+        network: Of any size.
+
+    Returns:
+        The number, exact below 2⁵³ and infinite past float64's range, and its log10.
+    """
+    values = {
+        weight: torch.ones_like(value, dtype=torch.float64) if weight.requires else value
+        for weight, value in network.values().items()
+    }
+
+    def attempt(dtype: torch.dtype) -> list[Scaled]:
+        tracks = propagate(network, SupportProgram(NormProgram(network, values, dtype)))
+        ends = ((network.layer[name], tracks[name][0]) for name in network.outputs)
+        return [counted(layer, value) for layer, value in ends if value is not None]
+
+    counts = in_range(attempt, torch.float64, values, memory=network.memory("path_count"))
+    return to_float(total(counts, fresh=False)[0] if counts else None)
+
+
+def _too_many(number: str, log10: float, limit: int) -> str:
+    size = f"some {readable(10**log10 * BYTES)} of memory" if log10 < LARGEST else "more memory than there is"
+    return (
+        f"The network has {number}, more than the limit of {limit:,}: to list them takes {size}. path_lifting is for "
+        "small networks; path_norm, path_metric and path_magnitude work at any size."
+    )
 
 
 class Positional(nn.Module):

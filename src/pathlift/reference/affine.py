@@ -27,6 +27,12 @@ from torch import Tensor
 from pathlift.reference.calls import NONE, Labelled, OperatorCall, ProbeError, added
 from pathlift.reference.dag import Bias, Edge, Neuron
 
+HELD = 1 << 27
+"""Operators are not written out that have more numbers than this at once (1 GiB): one for each input and output."""
+
+MOST = 1 << 31
+"""Or more than this, one after the other: one for each parameter, input and output."""
+
 SCALES = (1.0, 1e-12, 1e-6, 1e4, 1e9)
 """How far from 0 an operator is asked whether it is affine, or homogeneous."""
 
@@ -66,13 +72,14 @@ def affine(neurons: list[Neuron], name: str, call: OperatorCall) -> Any:
         ProbeError: It is not affine, or does more to a border of −∞ than to move it.
     """
     c = call.flat(call.zeros(), _no_parameters(call))
+    _check_size(call, len(c))
     if bool(torch.isneginf(c).any()) or any(bool((ids == NONE).any()) for ids in call.activations):
         return _moved_border(neurons, name, call, c)
     wires = Wires(len(c))
     for out in torch.nonzero(c).reshape(-1).tolist():
         wires.biases[out].append(Bias(float(c[out])))
     a = [
-        torch.stack([call.flat(_with(call.zeros(), part, unit), _no_parameters(call)) - c for unit in units(ids.shape)])
+        torch.stack([call.flat(_with(call.zeros(), part, e_i), _no_parameters(call)) - c for e_i in units(ids.shape)])
         for part, ids in enumerate(call.activations)
     ]
     for slopes, ids in zip(a, call.activations, strict=True):
@@ -89,27 +96,43 @@ def affine(neurons: list[Neuron], name: str, call: OperatorCall) -> Any:
 
 def _wire_parameter(wires: Wires, call: OperatorCall, parameter: Labelled, c: Tensor, a: list[Tensor]) -> None:
     """Find b_k and m_ki for all elements θ_k of one parameter, and all i, at once."""
-    theta = parameter.entries()
-    units_of_theta = units(parameter.value.shape)
+    theta, shape = parameter.entries(), parameter.value.shape
+    values = max(ids.numel() for ids in call.activations) * len(c)
+    step = max(1, HELD // 8 // max(values, len(theta)))
 
     def f(activations: list[Tensor], value: Tensor) -> Tensor:
         return call.flat(activations, _no_parameters(call) | {parameter: value})
 
-    alone = torch.vmap(lambda e_k: f(call.zeros(), e_k))(units_of_theta)
-    b = alone - c
-    for k, out in torch.nonzero(b).tolist():
-        number, label = theta[k]
-        wires.biases[out].append(Bias(float(b[k, out]) * number, label))
-    for part, ids in enumerate(call.activations):
+    for first in range(0, len(theta), step):
+        part_of_theta = theta[first : first + step]
+        units_of_theta = units(shape, first, len(part_of_theta))
+        alone = torch.vmap(lambda e_k: f(call.zeros(), e_k))(units_of_theta)
+        b = alone - c
+        for k, out in torch.nonzero(b).tolist():
+            number, label = part_of_theta[k]
+            wires.biases[out].append(Bias(float(b[k, out]) * number, label))
+        for part, ids in enumerate(call.activations):
 
-        def at_both(e_k: Tensor, e_i: Tensor, part: int = part) -> Tensor:
-            return f(_with(call.zeros(), part, e_i), e_k)
+            def at_both(e_k: Tensor, e_i: Tensor, part: int = part) -> Tensor:
+                return f(_with(call.zeros(), part, e_i), e_k)
 
-        at_all = torch.vmap(torch.vmap(at_both, in_dims=(None, 0)), in_dims=(0, None))(units_of_theta, units(ids.shape))
-        m = at_all - alone[:, None] - a[part]
-        for k, i, out in torch.nonzero(m).tolist():
-            number, label = theta[k]
-            wires.edges[out].append(Edge(int(ids.reshape(-1)[i]), float(m[k, i, out]) * number, label))
+            at_all = torch.vmap(torch.vmap(at_both, in_dims=(None, 0)), in_dims=(0, None))(units_of_theta, units(ids.shape))
+            m = at_all - alone[:, None] - a[part]
+            for k, i, out in torch.nonzero(m).tolist():
+                number, label = part_of_theta[k]
+                wires.edges[out].append(Edge(int(ids.reshape(-1)[i]), float(m[k, i, out]) * number, label))
+
+
+def _check_size(call: OperatorCall, outputs: int) -> None:
+    """Refuse an operator that has too many parameters, inputs and outputs, before anything of that size is made."""
+    inputs = max((ids.numel() for ids in call.activations), default=0)
+    parameters = max((parameter.value.numel() for parameter in call.parameters), default=0)
+    for numbers, most in ((inputs * max(inputs, outputs), HELD), (inputs * outputs * parameters, MOST)):
+        if numbers > most:
+            raise ProbeError(
+                f"{call.target} has {inputs:,} inputs, {outputs:,} outputs and {parameters:,} parameters, which takes "
+                f"{numbers:,} numbers ({8 * numbers / 2**30:,.0f} GiB), more than {most:,}."
+            )
 
 
 def _check(wires: Wires, call: OperatorCall, count: int) -> None:
@@ -151,9 +174,12 @@ def _moved_border(neurons: list[Neuron], name: str, call: OperatorCall, c: Tenso
     return call.like_results(numbers)
 
 
-def units(shape: torch.Size) -> Tensor:
-    """Return the unit vectors of a shape, (elements, *shape)."""
-    return torch.eye(shape.numel(), dtype=torch.float64).reshape(shape.numel(), *shape)
+def units(shape: torch.Size, first: int = 0, count: int | None = None) -> Tensor:
+    """Return the unit vectors of a shape, or some of them, (count, *shape)."""
+    count = shape.numel() if count is None else count
+    rows = torch.zeros(count, shape.numel(), dtype=torch.float64)
+    rows.diagonal(first).fill_(1.0)
+    return rows.reshape(count, *shape)
 
 
 def _no_parameters(call: OperatorCall) -> dict[Labelled, Tensor]:

@@ -108,13 +108,20 @@ class Dag:
         """The input neurons."""
         return tuple(v for v, neuron in enumerate(self.neurons) if neuron.kind == "input")
 
-    def count(self) -> int:
-        """Return the number of paths to the outputs, without listing them."""
+    def count(self, *, every: bool = False) -> int:
+        """Count the paths to the outputs, without listing them.
+
+        Args:
+            every: Count those to all neurons that an output depends on, which `paths` lists on its way.
+
+        Returns:
+            The number.
+        """
         counts: list[int] = []
         for neuron in self.neurons:
             starts = 1 if neuron.kind == "input" else len(neuron.biases)
             counts.append(starts + sum(counts[edge.source] for edge in neuron.edges))
-        return sum(counts[v] for v in self.outputs)
+        return sum(counts[v] for v in (self._ancestors() if every else self.outputs))
 
     def paths(self, limit: int = 200_000) -> list[Path]:
         """List every path that ends at an output; an output that is returned twice ends twice as many.

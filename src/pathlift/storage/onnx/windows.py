@@ -2,7 +2,7 @@
 
 A padding that is not the same on both sides, or not one that PyTorch's operator takes, becomes an operator of its own. What a
 resizing does along one axis is learnt from onnx's own evaluator, on a line of numbers: PyTorch's interpolation is taken where
-it gives the same, and positions are selected where the nearest ones are.
+it gives the same; else positions are selected where the nearest ones are, and two neighbours weighted by a matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pathlift.errors import InputError
-from pathlift.storage.onnx.host import evaluate
+from pathlift.storage.onnx.host import LARGEST, evaluate
 from pathlift.storage.onnx.program import Array, Node, NotReadError
 
 Functions = Sequence[Callable[..., Tensor]]
@@ -163,10 +163,13 @@ def _resize(
     if sizes is not None and sizes.size:
         policy = node.get("keep_aspect_ratio_policy", "stretch")
         by, numbers = "sizes", _kept_ratio(policy, [x.shape[axis] for axis in axes], sizes)
-    lines = [_line(settings["mode"], size) for size in x.shape]
-    for axis, number in zip(axes, numbers, strict=True):
-        lines[axis] = _resized(x.shape[axis], by, number.item(), tuple(settings.items()))
-    return _stretched(x, settings["mode"], lines)
+    options, given = tuple(settings.items()), dict(zip(axes, numbers, strict=True))
+
+    def along(axis: int, kind: str) -> Array:
+        size = x.shape[axis]
+        return _resized(size, by, given[axis].item(), options, kind) if axis in given else _line(kind, size)
+
+    return _stretched(x, settings["mode"], along)
 
 
 def _kept_ratio(policy: str, old: Sequence[int], new: Array) -> Array:
@@ -179,42 +182,55 @@ def _kept_ratio(policy: str, old: Sequence[int], new: Array) -> Array:
     return np.array([round(ratio * size) for size in old])
 
 
-def _stretched(x: Tensor, mode: str, lines: Sequence[Array]) -> Tensor:
-    """Return what has these values along its axes where the input has those of `_line`."""
+def _stretched(x: Tensor, mode: str, along: Callable[[int, str], Array]) -> Tensor:
+    """Return what has the values `along` its axes where the input has those of `_line`."""
+    lines = [along(axis, mode) for axis in range(x.dim())]
     new = [len(line) for line in lines]
     same = [np.array_equal(line, _line(mode, size)) for line, size in zip(lines, x.shape, strict=True)]
     if all(same):
         return x
     name = PLAIN[mode][x.dim() - 3] if 3 <= x.dim() <= 5 and all(same[:2]) else ""
     for how in ("half_pixel", "align_corners") if mode != "nearest" else ("asymmetric",):
-        options = {"mode": mode, "coordinate_transformation_mode": how, "nearest_mode": "floor"}
-        plain = [_resized(size, "sizes", count, tuple(options.items())) for size, count in zip(x.shape, new, strict=True)]
+        options = (("mode", mode), ("coordinate_transformation_mode", how), ("nearest_mode", "floor"))
+        plain = [_resized(size, "sizes", count, options, mode) for size, count in zip(x.shape, new, strict=True)]
         if name and all(np.allclose(one, two, 0, TOLERANCE) for one, two in zip(lines, plain, strict=True)):
             corners = None if mode == "nearest" else how == "align_corners"
             return F.interpolate(x, size=new[2:], mode=name, align_corners=corners)
-    if mode != "nearest":
-        raise NotReadError(f"it resizes in a way that PyTorch has no operator for ({mode}).")
     for axis, line in enumerate(lines):
-        if not same[axis]:
+        if same[axis]:
+            continue
+        if mode == "nearest":
             x = x.index_select(axis, torch.tensor(line.astype(int).tolist(), dtype=torch.int64, device=x.device))
+        else:
+            shares = _shares(along(axis, "nearest"), line, x.shape[axis]).tolist()
+            x = (x.movedim(axis, -1) @ torch.tensor(shares, dtype=x.dtype, device=x.device)).movedim(-1, axis)
     return x
 
 
-def _line(mode: str, size: int) -> Array:
+def _shares(positions: Array, line: Array, size: int) -> Array:
+    """Return the share of every position of an axis in those of a result, which stand at such `positions` of it."""
+    if size * len(line) <= LARGEST:
+        shares: Array = np.maximum(1 - np.abs(positions - np.arange(size)[:, None]), 0)
+        if np.allclose(_line("linear", size) @ shares, line, 0, TOLERANCE):
+            return shares
+    raise NotReadError("it resizes in a way that PyTorch has no operator for, and by more than two neighbours.")
+
+
+def _line(kind: str, size: int) -> Array:
     """Return numbers that show where each one of a result comes from: its index, or numbers without any pattern."""
-    return np.arange(size, dtype=np.float64) if mode == "nearest" else np.random.default_rng(size).normal(size=size)
+    return np.arange(size, dtype=np.float64) if kind == "nearest" else np.random.default_rng(size).normal(size=size)
 
 
 @lru_cache(4096)
-def _resized(size: int, by: str, number: float, options: Options) -> Array:
+def _resized(size: int, by: str, number: float, options: Options, kind: str) -> Array:
     """Return what onnx's own evaluator makes of a line of numbers."""
-    mode, count = dict(options)["mode"], math.floor(number if by == "sizes" else size * number)
+    count = math.floor(number if by == "sizes" else size * number)
     if count == size and (by == "sizes" or number == 1):
-        return _line(mode, size)
+        return _line(kind, size)
     if not 0 < count <= LONGEST:
         raise InputError(f"it resizes {size} positions to {count:,}.")
     given = np.array([number], np.int64 if by == "sizes" else np.float32)
-    arrays = [_line(mode, size), None, *([None, given] if by == "sizes" else [given])]
+    arrays = [_line(kind, size), None, *([None, given] if by == "sizes" else [given])]
     (line,) = evaluate("Resize", 19, dict(options), arrays, 1)
     return line
 
