@@ -11,7 +11,7 @@ SHARED := -n 2 --dist worksteal
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "pip>=23.2"
-	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning,experiments,torch-pruning,ray]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning,experiments,torch-pruning,ray,study]"
 	touch $@
 
 demo: $(STAMP)

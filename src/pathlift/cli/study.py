@@ -61,8 +61,8 @@ def study(
         raise InputError("--address has no effect without --cluster ray: leave it out.")
     from pathlift.storage.packages import package
 
-    package("matplotlib", "plots")
-    package("pyarrow", "study")
+    for needed in ("yaml", "pyarrow", "matplotlib"):
+        package(needed, "study")
     from pathlift.experiments.sweep import backend_of
     from pathlift.study import page, table
     from pathlift.study.zoo import read_zoo

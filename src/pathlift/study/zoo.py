@@ -113,23 +113,23 @@ def _loaded(path: Path) -> Any:
             names = [self.construct_object(key, deep=True) for key, _ in node.value]
             twice = [name for number, name in enumerate(names) if name in names[:number]]
             if twice:
-                raise InputError(f"'{path}', line {node.start_mark.line + 1}: the key {twice[0]!r} is there twice.")
+                raise InputError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} is there twice.")
             mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
             return mapping
 
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte in it is the latter
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(text) > LARGEST:
-        raise InputError(f"'{path}' has more than {LARGEST:,} bytes: it is no list of models.")
+        raise InputError(f"it has more than {LARGEST:,} bytes, and is no list of models.")
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"'{path}' is no YAML: {' '.join(str(error).split()):.300}") from error
+        raise InputError(f"it is no YAML: {' '.join(str(error).split()):.300}") from error
 
 
 def _keys(value: object, known: Sequence[str], needed: Sequence[str]) -> Mapping[str, Any]:
