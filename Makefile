@@ -11,7 +11,7 @@ SHARED := -n 2 --dist worksteal
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "pip>=23.2"
-	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning,experiments,torch-pruning,ray]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,demo,vision,timm,onnx,lightning,experiments,torch-pruning,ray,study]"
 	touch $@
 
 demo: $(STAMP)
@@ -20,7 +20,7 @@ demo: $(STAMP)
 # What a contributor runs before a commit: some six minutes on two cores.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SHARED) -m "not hunt"
-	$(BIN)/python -m pytest $(SHARED) -p no:randomly --doctest-modules src/pathlift --ignore=src/pathlift/hugging_face.py # needs transformers
+	$(BIN)/python -m pytest $(SHARED) -p no:randomly -rs --doctest-modules --doctest-ignore-import-errors src/pathlift
 
 # All other tests: more operators for each law, more random networks, larger models.
 hunt: $(STAMP)

@@ -43,6 +43,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "score": MODEL,
     "statistics": MODEL,
     "report": (*MODEL, "--bits", "none", "--prune", "none"),
+    "study": ("zoo.yaml",),
     "support": MODEL,
     "experiment lottery": ("--data", "digits", "--out", "results", "--jobs", "0"),  # nothing is trained here
 }
@@ -74,6 +75,7 @@ def files(folder: Path) -> None:
     for name in ("garbage.safetensors", "garbage.pt", "garbage.onnx", "garbage.pt2"):
         (folder / name).write_bytes(garbage)
     (folder / "long.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+    (folder / "zoo.yaml").write_text("functions: [path_norm]\nmodels: [{model: 'torch.nn:Softmax', shape: [4]}]\n")
     (folder / "text.pt").write_text("these are no weights\n")
 
 
@@ -90,6 +92,10 @@ def _number(low: float, high: float = math.inf, *, integer: bool = False, end: b
 
 def _one_of(*values: str) -> Callable[[str], bool]:
     return lambda value: value in values
+
+
+def _new_folder(value: str) -> bool:
+    return "\0" not in value and len(value) < 200 and value not in {"", " ", ".", "/", "-"} and not Path(value).is_file()
 
 
 SEED = _number(0, 2**63, integer=True)
@@ -150,6 +156,8 @@ FAIR: dict[str, Callable[[str], bool]] = {
     "report --bits": _one_of("2"),
     "report --estimate": _one_of("0", "2"),
     "--name": _one_of(),
+    "study --out": _new_folder,
+    "study --jobs": _number(1, integer=True),
 }
 
 

@@ -55,6 +55,7 @@ EXTRAS = (
     ("demo", ("certify", *MODEL, "--data", "digits")),
     ("experiments", ("experiment", "lottery", "--data", "digits", "--out", "lottery")),
     ("plots", ("report", *MODEL)),
+    ("study", ("study", "zoo.yaml")),
     ("plots", ("compare", "pruned.safetensors", "--model", "nets:mlp", "--shape", "4", "--plot", "a.png")),
 )
 """Commands that need an extra: one sentence that says which."""

@@ -12,7 +12,7 @@ FLOORS = (
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics"),
     ("compensation", "pruning", "quantisation", "lipschitz", "certification", "consequences", "reference", "lifting", "report"),
-    ("public", "", "lightning", "hugging_face", "experiments", "cli", "__main__"),
+    ("public", "", "callbacks", "lightning", "hugging_face", "experiments", "study", "cli", "__main__"),
 )
 """A room imports only from those before it; "" is `pathlift` itself."""
 

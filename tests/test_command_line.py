@@ -62,9 +62,17 @@ LINES = {
     "certify": ("certify", *TRAINED, "--data", "data.safetensors", "--bits", "12"),
     "report": ("report", *TRAINED, "--prune", "none", "--bits", "none", "--force"),
     "report_refused": ("report", "exact:unsupported", "--shape", "4", "--force"),
+    "study": ("study", "zoo.yaml"),
     "support": ("support", *MODEL),
     "unsupported": ("support", "exact:unsupported", "--shape", "4"),
 }  # fmt: skip
+ZOO = """
+functions: [path_norm]
+models:
+  - {model: "exact:net", shape: [4], weights: [trained.safetensors, half.safetensors]}
+  - {model: "exact:unsupported", shape: [4]}
+  - {model: "exact:nowhere", shape: [4]}
+"""
 STATUS = {"equivalents": 1, "report_refused": 1, "unsupported": 1}
 NUMBER = re.compile(r"(?<![\w.\-])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?![\w.]*[\w])")
 SOURCE = re.compile(r"\.py:\d+\)")
@@ -75,6 +83,7 @@ SECONDS = re.compile(r" \d+\.\d\d(?=  (?:no|yes))")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = tmp_path_factory.mktemp("weights")
     exact.write(weights)
+    (weights / "zoo.yaml").write_text(ZOO)
     return weights
 
 
@@ -281,7 +290,7 @@ SECTIONS = {
     "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "report": "report", "report_refused": "report",
-    "support": "support", "unsupported": "support",
+    "study": "study", "support": "support", "unsupported": "support",
 }  # fmt: skip
 
 
@@ -505,7 +514,7 @@ def test_a_disk_that_fills_up_leaves_nothing(here: Path, tmp_path: Path) -> None
 COMMANDS = (
     (), ("norm",), ("metric",), ("compare",), ("score",), ("support",), ("certify",), ("prune",), ("shrink",), ("rescale",),
     ("equivalent",), ("statistics",), ("quantize",), ("bits",),
-    ("experiment",), ("experiment", "lottery"),
+    ("report",), ("study",), ("experiment",), ("experiment", "lottery"),
 )  # fmt: skip
 
 

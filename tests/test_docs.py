@@ -107,4 +107,5 @@ def test_the_version_is_one() -> None:
     version = importlib.import_module("pathlift").__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"version = {{{version}}}" in PAGES["citation.md"]
-    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert 'path = "src/pathlift/version.py"' in (ROOT / "pyproject.toml").read_text()

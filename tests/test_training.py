@@ -136,6 +136,7 @@ def test_the_lightning_callback_keeps_the_gauge() -> None:
     trainer.fit(module, data)
     state = pathlift.symmetries(module, (1, 3, 3)).balance()
     torch.testing.assert_close(state.factors, torch.ones_like(state.factors), rtol=1e-4, atol=0)
+    assert not any(own._optimizer_step_post_hooks for own in trainer.optimizers)
 
 
 def trainer_of(lightning: Any, epochs: int, *callbacks: Any) -> Any:

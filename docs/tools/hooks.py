@@ -41,7 +41,7 @@ def _made(kind: str, script: Path, *arguments: str) -> Path:
     """
     digest = hashlib.sha256()
     pages = [Path(argument) for argument in arguments if argument.endswith(".md")]
-    for file in [script, *pages, *sorted((ROOT / "src" / "pathlift").rglob("*.py"))]:
+    for file in [script, *pages, *sorted((ROOT / "src" / "pathlift").rglob("*.[ph][yt]*"))]:
         digest.update(file.read_bytes())
     folder = BUILD / f"{kind}-{digest.hexdigest()[:16]}"
     if not (folder / "printed").is_file():

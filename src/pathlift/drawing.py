@@ -208,6 +208,24 @@ def points(ax: Picture, names: Sequence[str], x: Sequence[float], y: Sequence[fl
     ax.grid(alpha=0.3)
 
 
+def clouds(ax: Picture, groups: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> None:
+    """Draw points of several groups, which differ in marker as well as in colour.
+
+    Args:
+        ax: The axes.
+        groups: Name to points.
+        across: What the first number of a point is.
+        up: What the second one is.
+    """
+    for (name, pairs), style in zip(groups.items(), _styles(len(groups)), strict=True):
+        x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        ax.plot(x, y, label=name, alpha=0.75, markersize=5, **(style | {"linestyle": ""}))
+    ax.set(xlabel=across, ylabel=up)
+    ax.grid(alpha=0.3)
+    if len(groups) > 1:
+        legend_above(ax, len(groups))
+
+
 def legend_above(ax: Picture, columns: int) -> None:
     """Put the legend above the picture, where it covers nothing."""
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(columns, 4), frameon=False, fontsize=9)

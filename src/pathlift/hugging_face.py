@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import text
-from pathlift.errors import InputError
+from pathlift.callbacks import GaugeKeeper, Keeper, MaskKeeper, logged, within
 from pathlift.failures import MissingPackageError
-from pathlift.norm import path_norm
-from pathlift.pruning import MaskHandle, keep_masks
 from pathlift.reading import Inputs, capture
-from pathlift.rescaling import RescaledState, Symmetries, symmetries
-from pathlift.rescaling.training import rescale_after_steps, rescale_in_place
+from pathlift.rescaling import RescaledState, Symmetries
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,25 +23,27 @@ except ImportError as error:
 declare(__name__, {"PathNormCallback.prefix": text("what stands before keys")})
 
 
-def _within(model: nn.Module, path: str | None) -> nn.Module:
-    """Return the module of this path, or the whole model.
-
-    Raises:
-        InputError: There is no such module.
-    """
-    if path is None:
-        return model
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise InputError(f"The model has no module '{path}': {error}.") from error
-
-
 def _plain(optimizer: Optimizer) -> Optimizer:
     """Return the optimiser that takes the steps, out of the one that the Trainer puts around it."""
     inner = getattr(optimizer, "optimizer", optimizer)
     assert isinstance(inner, Optimizer)
     return inner
+
+
+class _Keeping(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Lets go of optimisers when a training ends."""
+
+    _keeper: Keeper
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - as the Trainer calls it
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **others: Any,  # noqa: ARG002
+    ) -> None:
+        """Let the optimiser go."""
+        self._keeper.end()
 
 
 class PathNormCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -78,14 +75,13 @@ class PathNormCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         **others: Any,  # noqa: ARG002
     ) -> None:
         """Add the numbers of the weights as they are now."""
-        norm = path_norm(capture(_within(model, self.module), self.inputs)).scalars(self.prefix)
-        keys = [f"{self.prefix}{key}" for key in ("log10", "log10_input_part", "log10_bias_part")]
+        numbers = logged(capture(within(model, self.module), self.inputs), self.prefix)
         for entry in (logs, state.log_history[-1] if state.log_history else None):
             if entry is not None:
-                entry.update({key: norm[key] for key in keys})
+                entry.update(numbers)
 
 
-class RescaleCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class RescaleCallback(_Keeping):  # type: ignore[misc, unused-ignore]
     """Rescale the weights before training and after every few optimiser steps; the function is never changed."""
 
     @public
@@ -106,9 +102,8 @@ class RescaleCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             module: Path of the network within the model, where the model itself returns a loss; None for all of it.
         """
         self.inputs, self.gauge, self.every, self.module = inputs, gauge, every, module
-        self._handle: RemovableHandle | None = None
+        self._keeper: GaugeKeeper = GaugeKeeper()
 
-    @torch.no_grad()
     def on_train_begin(
         self,
         args: TrainingArguments,  # noqa: ARG002 - as the Trainer calls it
@@ -120,25 +115,11 @@ class RescaleCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         **others: Any,  # noqa: ARG002
     ) -> None:
         """Find the groups, rescale, and register with the optimiser."""
-        groups = symmetries(_within(model, self.module), self.inputs)
-        rescale_in_place(groups, self.gauge(groups))
-        if self.every is not None:
-            self._handle = rescale_after_steps(_plain(optimizer), groups, self.gauge, every=self.every)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - as the Trainer calls it
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **others: Any,  # noqa: ARG002
-    ) -> None:
-        """Let the optimiser go."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        network = within(model, self.module)
+        self._keeper.begin(network, self.inputs, self.gauge, self.every, [_plain(optimizer)])
 
 
-class MaskCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class MaskCallback(_Keeping):  # type: ignore[misc, unused-ignore]
     """Keep pruned weights at 0 while the others are trained: `pathlift.pruning.keep_masks`."""
 
     @public
@@ -149,7 +130,7 @@ class MaskCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             masks: Parameter name in the model to mask, true where the weight stays.
         """
         self.masks = masks
-        self._handle: MaskHandle | None = None
+        self._keeper: MaskKeeper = MaskKeeper()
 
     def on_train_begin(
         self,
@@ -167,16 +148,4 @@ class MaskCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             MismatchError: The masks are those of another model.
             InputError: A weight that is gone is not 0, or the optimiser trains none of these parameters.
         """
-        self._handle = keep_masks(_plain(optimizer), self.masks, model)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - as the Trainer calls it
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **others: Any,  # noqa: ARG002
-    ) -> None:
-        """Let the optimiser go."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._keeper.begin(model, self.masks, [_plain(optimizer)])

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import collection, count, number, text
+from pathlift.callbacks import GaugeKeeper, Keeper, MaskKeeper, logged, within
 from pathlift.errors import InputError
 from pathlift.graph.network import Network
-from pathlift.norm import path_norm
 from pathlift.precision import overwrite
-from pathlift.pruning import CRITERIA, MaskHandle, keep_masks, prune
+from pathlift.pruning import CRITERIA, prune
 from pathlift.pruning.catalogue import RECOMMENDED
 from pathlift.reading import Inputs, capture
-from pathlift.rescaling import RescaledState, Symmetries, symmetries
-from pathlift.rescaling.training import rescale_after_steps, rescale_in_place
+from pathlift.rescaling import RescaledState, Symmetries
 from pathlift.storage.packages import MissingPackageError
 
 try:
@@ -35,18 +34,22 @@ declare(__name__, {
 })  # fmt: skip
 
 
-def _within(pl_module: LightningModule, path: str | None) -> nn.Module:
-    """Return the module of this path, or all of the LightningModule.
+def _optimizers(trainer: Trainer) -> list[Optimizer]:
+    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
 
-    Raises:
-        InputError: There is no such module.
-    """
-    if path is None:
-        return pl_module
-    try:
-        return pl_module.get_submodule(path)
-    except AttributeError as error:
-        raise InputError(f"The LightningModule has no module '{path}': {error}.") from error
+
+class _Keeping(Callback):
+    """Lets go of optimisers when a training ends, however it does."""
+
+    _keeper: Keeper
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - as Lightning calls it
+        """Let the optimisers go."""
+        self._keeper.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Let the optimisers go."""
+        self._keeper.end()
 
 
 class PathNormLogger(Callback):
@@ -72,7 +75,7 @@ class PathNormLogger(Callback):
             UnsupportedModelError: The module lies outside the theory.
             InputError: There is no such module.
         """
-        self._network = capture(_within(pl_module, self.module), self.inputs)
+        self._network = capture(within(pl_module, self.module), self.inputs)
 
     def on_train_batch_end(
         self,
@@ -84,16 +87,14 @@ class PathNormLogger(Callback):
     ) -> None:
         """Log."""
         if batch_idx % self.every == 0 and self._network is not None:
-            numbers = path_norm(self._network).scalars(self.prefix)
-            keys = ("log10", "log10_input_part", "log10_bias_part")
-            pl_module.log_dict({f"{self.prefix}{key}": numbers[f"{self.prefix}{key}"] for key in keys})
+            pl_module.log_dict(logged(self._network, self.prefix))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - as Lightning calls it
         """Let the network go."""
         self._network = None
 
 
-class PruneCallback(Callback):
+class PruneCallback(_Keeping):
     """Prune in rounds while a model is trained, and keep what is gone at 0.
 
     Attributes:
@@ -132,7 +133,7 @@ class PruneCallback(Callback):
         self.inputs, self.amounts, self.criterion = inputs, tuple(amounts), criterion
         self.first, self.every, self.module = first, every, module
         self.masks: dict[str, Tensor] = {}
-        self._keeper = MaskCallback({})
+        self._keeper: MaskKeeper = MaskKeeper()
 
     @torch.no_grad()
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +146,7 @@ class PruneCallback(Callback):
         number, rest = divmod(trainer.current_epoch - self.first, self.every)
         if rest or not 0 <= number < len(self.amounts):
             return
-        network = capture(_within(pl_module, self.module), self.inputs)
+        network = capture(within(pl_module, self.module), self.inputs)
         _, report = prune(network, amount=self.amounts[number], criterion=self.criterion)
         above = "" if self.module is None else f"{self.module}."
         masks = {f"{above}{name}": mask for name, mask in report.masks.items()}
@@ -153,19 +154,10 @@ class PruneCallback(Callback):
         named = dict(pl_module.named_parameters(remove_duplicate=False))
         for name, mask in self.masks.items():
             overwrite(named[name], named[name] * mask)
-        self._keeper.masks = self.masks
-        self._keeper.on_train_start(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the optimisers go."""
-        self._keeper.on_train_end(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the optimisers go."""
-        self._keeper.on_exception(trainer, pl_module, exception)
+        self._keeper.begin(pl_module, self.masks, _optimizers(trainer))
 
 
-class RescaleCallback(Callback):
+class RescaleCallback(_Keeping):
     """Rescale the weights before training and after every few optimiser steps; the function is never changed."""
 
     @public
@@ -185,23 +177,16 @@ class RescaleCallback(Callback):
             every: Steps between two rescalings; None to rescale once, before training.
             module: Path of the network within the LightningModule (``net``); None for all of it.
         """
-        self.module = module
-        self.inputs = inputs
-        self.gauge = gauge
-        self.every = every
+        self.inputs, self.gauge, self.every, self.module = inputs, gauge, every, module
+        self._keeper: GaugeKeeper = GaugeKeeper()
 
-    @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the groups, rescale, and register with every optimiser."""
-        groups = symmetries(_within(pl_module, self.module), self.inputs)
-        rescale_in_place(groups, self.gauge(groups))
-        if self.every is not None:
-            for optimizer in trainer.optimizers:
-                assert isinstance(optimizer, Optimizer)
-                rescale_after_steps(optimizer, groups, self.gauge, every=self.every)
+        network = within(pl_module, self.module)
+        self._keeper.begin(network, self.inputs, self.gauge, self.every, _optimizers(trainer))
 
 
-class MaskCallback(Callback):
+class MaskCallback(_Keeping):
     """Keep pruned weights at 0 while the others are trained: `pathlift.pruning.keep_masks` for every optimiser."""
 
     @public
@@ -212,7 +197,7 @@ class MaskCallback(Callback):
             masks: Parameter name in the LightningModule (``net.0.weight``) to mask, true where the weight stays.
         """
         self.masks = masks
-        self._handles: list[MaskHandle] = []
+        self._keeper: MaskKeeper = MaskKeeper()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register with every optimiser that trains one of the parameters.
@@ -221,27 +206,4 @@ class MaskCallback(Callback):
             MismatchError: The masks are those of another model.
             InputError: A weight that is gone is not 0, or no optimiser trains any of these parameters.
         """
-        self._end()
-        named = dict(pl_module.named_parameters(remove_duplicate=False))
-        masked = {id(named[name]) for name in self.masks if name in named}
-        trained = [
-            optimizer
-            for optimizer in trainer.optimizers
-            if isinstance(optimizer, Optimizer)
-            and any(id(parameter) in masked for group in optimizer.param_groups for parameter in group["params"])
-        ]
-        for optimizer in trained or trainer.optimizers[:1]:
-            self._handles.append(keep_masks(optimizer, self.masks, pl_module))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - as Lightning calls it
-        """Let the optimisers go."""
-        self._end()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Let the optimisers go."""
-        self._end()
-
-    def _end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._keeper.begin(pl_module, self.masks, _optimizers(trainer))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 import typer
 
 import pathlift
-from pathlift.cli import compare, experiment, pruning, quantisation, report, rescaling, shrink, statistics  # noqa: F401 - register their commands
+from pathlift.cli import compare, experiment, pruning, quantisation, report, rescaling, shrink, statistics, study  # noqa: F401 - register their commands
 from pathlift.cli.common import (
     ANSWER,
     MEASURE,

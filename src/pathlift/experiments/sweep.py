@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pathlift.errors import InputError
@@ -68,6 +69,11 @@ class Processes(Backend):
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
                 yield done
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A process was ended from outside while it computed, for lack of memory perhaps. What is done is kept: run it "
+                "again, with fewer --jobs."
+            ) from error
         except BaseException:
             for future in futures:
                 future.cancel()

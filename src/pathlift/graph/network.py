@@ -79,12 +79,23 @@ class Graph:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be worked out again."""
-        return {name: value for name, value in vars(self).items() if name not in {"layer", "joint_calls"}} | {"known": {}}
+        return {name: value for name, value in vars(self).items() if name not in {"layer", "depth", "joint_calls"}} | {
+            "known": {}
+        }
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
         """The layers by name."""
         return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def depth(self) -> Mapping[str, int]:
+        """Name of each layer to the largest number of weights on a path to it."""
+        depth: dict[str, int] = {}
+        for layer in self.layers:
+            below = max((depth[connection.source] for connection in layer.connections), default=0)
+            depth[layer.name] = below + any(connection.weight is not None for connection in layer.connections)
+        return depth
 
     @cached_property
     def joint_calls(self) -> tuple[Together, ...]:

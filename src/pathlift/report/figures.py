@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -95,16 +96,33 @@ def drawn(report: Findings) -> dict[str, Figure]:
         text = "Relative error of the weights of each layer."
         wanted.append(("quantisation", "What rounding changes", text, rounding, wide))
     return {
-        name: Figure(name, title, text, _svg(report, name, draw, size), REM * min(size[0], WIDTH))
-        for name, title, text, draw, size in wanted
+        name: figure_of(name, title, text, functools.partial(draw, report), size) for name, title, text, draw, size in wanted
     }
 
 
-def _svg(report: Findings, name: str, draw: Draw, size: tuple[float, float]) -> str:
-    """Draw one figure and make it a part of a page: names of its own, no addresses, the page's colour of text."""
+def figure_of(name: str, title: str, text: str, draw: Callable[[drawing.Picture], None], size: tuple[float, float]) -> Figure:
+    """Draw one figure as a part of a page: names of its own, no addresses, the page's colour of text.
+
+    Args:
+        name: For links.
+        title: What it shows.
+        text: What there is to see, in words.
+        draw: Draws it.
+        size: Width and height in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    return Figure(name, title, text, _svg(name, draw, size), REM * min(size[0], WIDTH))
+
+
+def _svg(name: str, draw: Callable[[drawing.Picture], None], size: tuple[float, float]) -> str:
     with package("matplotlib", "plots").rc_context(SETTINGS):
         figure = package("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
-        draw(report, figure.add_subplot())
+        draw(figure.add_subplot())
         for ax in figure.axes:
             ax.set_facecolor("none")
         buffer = io.StringIO()

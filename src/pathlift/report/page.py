@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from pathlift.report.figures import Figure
 from pathlift.report.findings import Findings
@@ -42,10 +42,36 @@ def written(report: Findings, figures: Mapping[str, Figure]) -> str:
     Returns:
         HTML.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return rendered(template("page.html"), made=report, report=report, figures=figures, numbers=report.to_dict())
+
+
+def template(name: str, room: str = "pathlift.report") -> str:
+    """Read a template.
+
+    Args:
+        name: Its file.
+        room: The package in which it lies.
+
+    Returns:
+        Its text.
+    """
+    return resources.files(room).joinpath(name).read_text(encoding="utf-8")
+
+
+def rendered(text: str, **values: object) -> str:
+    """Fill in a template, which may extend ``frame.html`` and take the macros of ``macros.html``.
+
+    Args:
+        text: The template.
+        values: What it shows: ``made`` with the command and the versions, ``numbers`` for the JSON, and what is its own.
+
+    Returns:
+        HTML.
+    """
+    loader = FunctionLoader(template)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader)
     environment.filters |= {"power": power, "share": share, "count": "{:,}".format, "number": number, "sizes": sizes}
-    template = environment.from_string(resources.files("pathlift.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(report=report, figures=figures, numbers=report.to_dict())
+    return environment.from_string(text).render(**values)
 
 
 def power(log10: float) -> str:

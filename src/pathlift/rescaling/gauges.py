@@ -75,10 +75,7 @@ def even(network: Network, constraints: ScaleConstraints) -> Tensor:
         NumericalError: A weight is NaN or infinite.
     """
     largest, norm = _largest_activations(network, constraints, network.dtype)
-    depth: dict[str, int] = {}
-    for layer in compacted(network).layers:
-        below = max((depth[connection.source] for connection in layer.connections), default=0)
-        depth[layer.name] = below + any(connection.weight is not None for connection in layer.connections)
+    depth = compacted(network).graph.depth
     deepest = max(depth[name] for name in compacted(network).outputs) or 1
     share = torch.zeros(constraints.solution.count, dtype=torch.float64, device="cpu")
     for name, labels in constraints.labels.items():
