@@ -8,7 +8,20 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
 
 FLOORS = (
-    ("version", "failures", "results", "errors", "drawing", "forks", "precision", "budget", "arguments", "output", "storage"),
+    (
+        "version",
+        "failures",
+        "results",
+        "errors",
+        "drawing",
+        "forks",
+        "precision",
+        "fused",
+        "budget",
+        "arguments",
+        "output",
+        "storage",
+    ),
     ("edges", "graph", "rules", "passes", "reading"),
     ("norm", "magnitude", "rescaling", "saving", "metric", "streaming", "kernel", "statistics"),
     ("compensation", "pruning", "quantisation", "lipschitz", "certification", "consequences", "reference", "lifting", "report"),

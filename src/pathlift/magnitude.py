@@ -34,8 +34,8 @@ from pathlift.reading import Inputs, capture
 from pathlift.results import Result
 from pathlift.storage.checkpoints import Checkpoint, ShardWriter
 
-PIECE = 1 << 24
-"""Shares that are compared with weights at a time."""
+PIECE, LOOKED_AT = 1 << 24, 1 << 20
+"""Shares that are compared with weights at a time, and where each piece can be looked at first."""
 
 declare(__name__, {"path_magnitude.q": finite_order, "out": file})
 
@@ -248,8 +248,11 @@ class _Scores:
 
     def add(self, weight: WeightTensor, share: Tensor) -> None:
         if small(share, self.dtype):
-            pieces = (tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight]))
+            size = LOOKED_AT if self.at_once else PIECE
+            pieces = (tensor.reshape(-1).split(size) for tensor in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
+                if self.at_once and not small(part, self.dtype):
+                    continue
                 lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost
             if self.at_once:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from pathlift import fused
 from pathlift.edges.axis import Axis, Table, classify
 from pathlift.edges.base import Compact, Edges
 from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
-from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
 from pathlift.edges.window import along, read
 
 
@@ -48,20 +49,22 @@ class Dense(Edges):
         assert w is not None
         if torch.is_grad_enabled():
             return F.linear(x, w.full())
-        rows = x.reshape(-1, x.shape[-1])
-        pieces = [product(rows, block.T) for _, block in w.rows()]
-        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+        rows, weight = x.reshape(-1, x.shape[-1]), w.magnitudes_of
+        if len(rows) == 1 and weight is not None and fused.suits((weight,), (rows,)):
+            out = fused.product(weight, rows[0])
+        else:
+            pieces = [product(rows, block.T) for _, block in w.rows()]
+            out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
         return out.reshape(*x.shape[:-1], w.shape[0])
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         rows = {track: x.reshape(-1, x.shape[-1]) for track, x in xs.items()}
         pieces: list[dict[int, Tensor]] = []
-        for _, block in bundle.rows():
+        for products in _products(rows, bundle):
             above: dict[int, Tensor] = {}
-            for (to, source), weight in block.items():
-                if (to, source) in factors:
-                    add_scaled(above, to, torch.mm(rows[source], weight.T), factors[to, source])
+            for (to, source), factor in factors.items():
+                add_scaled(above, to, products[to, source], factor)
             pieces.append(above)
         shape = (*next(iter(xs.values())).shape[:-1], bundle.shape[0])
         return {track: torch.cat([piece[track] for piece in pieces], 1).reshape(shape) for track in pieces[0]}
@@ -91,8 +94,11 @@ class Dense(Edges):
     ) -> tuple[Tensor | None, Tensor | None]:
         assert w is not None
         rows, above = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        to_weight = new_memory(x, w.shape) if share else None
+        weight = w.magnitudes_of
+        if to_weight is not None and len(rows) == 1 and weight is not None and fused.suits((weight,), (rows, above)):
+            return fused.back(weight, rows[0], above[0], to_weight).reshape(x.shape), to_weight
         to_below = torch.zeros_like(rows) if below else None
-        to_weight = x.new_empty(w.shape) if share else None
         for part, block in w.rows():
             columns = above[:, part]
             if to_below is not None:
@@ -102,6 +108,16 @@ class Dense(Edges):
             elif to_weight is not None:
                 torch.mul(block, product(columns.T, rows), out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight
+
+
+def _products(rows: Mapping[int, Tensor], bundle: Bundle) -> Iterator[dict[Entry, Tensor]]:
+    """Yield the product of each entry of a bundle with its track, for one block of neurons above after the other."""
+    tracks = {track: x[0] for track, x in rows.items() if len(x) == 1}
+    if bundle.recipe is not None and tracks and fused.suits(bundle.values, tuple(tracks.values())):
+        yield {key: out[None] for key, out in fused.products(bundle.recipe, bundle.values, tracks).items()}
+        return
+    for _, block in bundle.rows():
+        yield {key: torch.mm(rows[key[1]], weight.T) for key, weight in block.items() if key[1] in rows}
 
 
 class Contraction(Edges):

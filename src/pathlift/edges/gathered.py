@@ -25,7 +25,7 @@ from pathlift.edges.axis import Table
 from pathlift.edges.base import Edges
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.product import product, turned_product
-from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled
+from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
 
 FEW = 64
 """Positions up to which columns are turned round, to lie end to end, before they are multiplied in blocks of channels below."""
@@ -232,7 +232,7 @@ class GatheredConvolution(Edges):
         """The adjoint for one chunk of positions: to the columns, and to the weights."""
         # On the way back channels above are what is summed. So it is rows of channels above that give parts to be added, and
         # with ``transposed`` each block gives some channels below.
-        to_weight = columns.new_empty(w.shape) if share else None
+        to_weight = new_memory(columns, w.shape) if share else None
         to_columns: list[Tensor] = []
         for rows, block in w.rows():
             matrix, read = self._matrix(block, columns, rows)
@@ -249,7 +249,7 @@ class GatheredConvolution(Edges):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The same for several groups: a block of rows has all that goes between the channels of its groups."""
         per_group = self._per_group(w.shape)
-        to_weight = columns.new_empty(w.shape) if share else None
+        to_weight = new_memory(columns, w.shape) if share else None
         to_columns = columns.new_zeros(self.groups, len(columns) // self.groups * self.taps, g.shape[-1]) if below else None
         for rows, block in w.rows(per_group):
             chosen, matrices, read = self._matrices(block, columns, rows, per_group)

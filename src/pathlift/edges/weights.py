@@ -19,8 +19,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pathlift.fused import Recipe
 
 BLOCK_ELEMENTS = 1 << 21
 """Weights are transformed in blocks of at most this many elements where a map can work block by block (8 MiB in float32)."""
@@ -69,6 +72,11 @@ class Weights:
     def shape(self) -> torch.Size:
         """Shape of the weights."""
         return self.values[0].shape
+
+    @property
+    def magnitudes_of(self) -> Tensor | None:
+        """W if the weights are |W| and are still to be computed, else None."""
+        return self.values[0] if self.transform is torch.abs and self.scale == 1.0 and self.ready is None else None
 
     def full(self) -> Tensor:
         """Return the whole tensor, not to be written to."""
@@ -173,6 +181,28 @@ def _scratch(like: Tensor, dtype: torch.dtype, least: int, slot: int) -> Tensor:
     return buffer[:count].view(like.shape)
 
 
+LARGE_PAGES = 1 << 20
+"""Elements from which on NumPy asks the operating system for large pages: new memory of such a size costs half."""
+
+
+def new_memory(like: Tensor, shape: torch.Size) -> Tensor:
+    """Return memory that nothing is in yet.
+
+    Args:
+        like: A tensor of the same type, on the same device.
+        shape: Its shape.
+
+    Returns:
+        The memory.
+    """
+    if like.device.type != "cpu" or shape.numel() < LARGE_PAGES or like.dtype not in _NUMPY:
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, _NUMPY[like.dtype]))
+
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
 Entry: TypeAlias = "tuple[int, int]"
 """(to, from): the tracks that a function of the weights joins."""
 
@@ -198,6 +228,7 @@ class Bundle:
         shift: float = 0.0,
         degree: float = 1.0,
         overwrites: bool = False,
+        recipe: Recipe | None = None,
     ) -> None:
         """Describe the functions.
 
@@ -209,6 +240,7 @@ class Bundle:
             shift: The values are divided by 2**shift before ``entries`` sees them.
             degree: Degree of homogeneity.
             overwrites: The functions write to the tensors that they are given, which are copies, and to one more.
+            recipe: What the functions are, where a loop that reads the weights once knows them (`pathlift.fused`).
         """
         self.values = values
         self.overwrites = overwrites
@@ -217,6 +249,7 @@ class Bundle:
         self.dtype = dtype
         self.scale = 2.0**-shift
         self.exponent = shift * degree
+        self.recipe = recipe if shift == 0.0 else None
 
     @property
     def shape(self) -> torch.Size:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.weights import Bundle, Entry, Weights
+from pathlift.fused import Recipe
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import is_wide
@@ -236,7 +237,8 @@ class PartsProgram(NormProgram):
             return None
         values = (self.values[0][weight],)
         shift = self._shift_of(weight, values, self.degree)
-        return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree)
+        recipe = Recipe.SAME if self.degree == 1.0 else None
+        return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree, recipe=recipe)
 
     def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
         magnitudes = self.transform(value)
@@ -359,20 +361,22 @@ class Through(NamedTuple):
         below: Along it.
         above: From the first track into it.
         all: |θ| and these two at once, of θ, θ' and a tensor of their shape; it overwrites them.
+        recipe: Their name.
     """
 
     below: Callable[[Tensor, Tensor], Tensor]
     above: Callable[[Tensor, Tensor], Tensor]
     all: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    recipe: Recipe
 
 
-PIVOT = Through(pivot, above_pivot, _pivoted)
+PIVOT = Through(pivot, above_pivot, _pivoted, Recipe.PIVOT)
 """D = Φ(θ) − Φ(m), m the pivot of θ and θ'."""
 
-ORDERED = Through(_second_magnitude, _above_second, _ordered)
+ORDERED = Through(_second_magnitude, _above_second, _ordered, Recipe.PIVOT)
 """The same where θ' is the pivot: |θ'| ≤ |θ| with equal signs everywhere, which saves finding it."""
 
-TELESCOPING = Through(_second_magnitude, distance, _telescoping)
+TELESCOPING = Through(_second_magnitude, distance, _telescoping, Recipe.TELESCOPING)
 """D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
 
 
@@ -439,8 +443,8 @@ class DifferenceProgram(WeightedProgram):
         values = tuple(side[weight] for side in self.values)
         shift = self._shift_of(weight, values, 1.0)
         if weight not in self.changed:
-            return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True)
-        return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True)
+            return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True, recipe=Recipe.SAME)
+        return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True, recipe=self.through.recipe)
 
     def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Mapping[Entry, Tensor]:
         return dict(zip(ALL, self.through.all(first, second, room), strict=True))

@@ -1,0 +1,188 @@
+"""Products with |W| that read W once: PyTorch has no such operation, and numba compiles one where it is installed.
+
+A linear layer of one row is bound by memory. PyTorch writes |W| down before it multiplies, and W·x·g too; a compiled loop does
+all on the way, at the speed of a product with W itself. `suits` is the one place that decides: it is True for plain tensors in
+memory, large enough, outside of anything that records or transforms operations, if numba is there. All else goes PyTorch's way.
+
+Rounding. `single`, `double` and `compared` sum in another order than PyTorch, with multiplications and additions joined
+(`REORDERED`); bounds on rounding hold for any order (`pathlift.passes.rounding`), and a joined operation rounds once instead of
+twice. Nothing is assumed to be finite. `back` multiplies in the order of PyTorch, for the guards of
+`pathlift.passes.backward` are about it.
+
+Threads are Python's, as many as PyTorch has, started for one call: numba's own may not be entered by two threads at once, nor
+after a fork.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from pathlift.fused import loops
+
+LEAST = 1 << 20
+"""Weights from which on a loop is worth it: it saves 3 ms for each million, and a process that has no loops yet takes 0.5 s to
+import numba and load them, or 1 s each to compile them, once."""
+
+SHARE = 1 << 19
+"""Weights that a thread is worth."""
+
+REORDERED, JOINED = {"reassoc", "contract", "nsz"}, {"contract"}
+"""What a compiler may do to arithmetic."""
+
+WIDTHS = {(torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)}
+"""Types of weights and tracks."""
+
+
+@functools.cache
+def _numba() -> Any | None:
+    """Import numba, if it is there to be used."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        import numba
+    except ImportError as error:
+        warnings.warn(f"numba is installed but does not load, so that PyTorch computes alone: {error}", stacklevel=2)
+        return None
+    return None if numba.config.DISABLE_JIT else numba
+
+
+@functools.cache
+def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    """Return a loop as machine code: compiled for each type when it is first called, and kept on disk where that can be."""
+    numba = _numba()
+    assert numba is not None
+    options = {"nogil": True, "fastmath": JOINED if loop is loops.back else REORDERED}
+    try:
+        return numba.njit(cache=True, **options)(loop)  # type: ignore[no-any-return]
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(**options)(loop)  # type: ignore[no-any-return]
+
+
+def _untransformed() -> bool:
+    """Whether operations are just done: not traced, batched, counted or handed to somebody."""
+    inside: Any = torch._C
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or inside._get_tracing_state() is not None
+        or inside._len_torch_dispatch_stack()
+        or inside._len_torch_function_stack()
+        or inside._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in memory, end to end."""
+    kind = type(tensor) in {Tensor, Parameter} and tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return kind and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def suits(weights: Sequence[Tensor], tracks: Sequence[Tensor]) -> bool:
+    """Decide whether the loops of this module take these tensors.
+
+    Args:
+        weights: Of one shape, (rows, columns).
+        tracks: Of one type.
+
+    Returns:
+        True when they do.
+    """
+    if weights[0].numel() < LEAST or not _untransformed():
+        return False
+    kinds = {(weight.dtype, track.dtype) for weight in weights for track in tracks}
+    return kinds <= WIDTHS and all(map(_plain, (*weights, *tracks))) and _numba() is not None
+
+
+class Recipe(Enum):
+    """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W, or W and V (`Bundle.recipe`).
+
+    Each has |W| at (0, 0). SAME has |W| at (1, 1), too; PIVOT the pivot B of W and V at (1, 1) and |W| − B at (1, 0);
+    TELESCOPING |V| at (1, 1) and |W − V| at (1, 0).
+    """
+
+    SAME = auto()
+    PIVOT = auto()
+    TELESCOPING = auto()
+
+
+def product(weight: Tensor, x: Tensor) -> Tensor:
+    """Return |W|·x.
+
+    Args:
+        weight: W, (rows, columns).
+        x: (columns,).
+
+    Returns:
+        (rows,).
+    """
+    out = x.new_empty(len(weight))
+    _run(loops.single, (weight, x, out), len(weight), weight.numel())
+    return out
+
+
+def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Tensor]) -> dict[tuple[int, int], Tensor]:
+    """Return the product of each entry of a recipe with its track.
+
+    Args:
+        recipe: Which entries.
+        weights: W, or W and V, (rows, columns).
+        tracks: x under 0, y under 1, (columns,); either may be missing.
+
+    Returns:
+        Entry to product, (rows,); entries from a track that is missing may be left out.
+    """
+    weight = weights[0]
+    if recipe is Recipe.SAME and len(tracks) == 1:
+        return {(track, track): product(weight, x) for track, x in tracks.items()}
+    known = next(iter(tracks.values()))
+    x, y = (tracks.get(track, known) for track in (0, 1))
+    keys = [(0, 0), (1, 1)] if recipe is Recipe.SAME else [(0, 0), (1, 1), (1, 0)]
+    out = known.new_empty(len(keys), len(weight))
+    if recipe is Recipe.SAME:
+        _run(loops.double, (weight, x, y, out), len(weight), weight.numel())
+    else:
+        _run(loops.compared, (*weights, x, y, recipe is Recipe.PIVOT, out), len(weight), weight.numel())
+    return {key: each for key, each in zip(keys, out, strict=True) if key[1] in tracks}
+
+
+def back(weight: Tensor, x: Tensor, g: Tensor, shares: Tensor) -> Tensor:
+    """Return |W|ᵀ·g, and write |W|·x·g into memory.
+
+    Args:
+        weight: W, (rows, columns).
+        x: (columns,).
+        g: (rows,).
+        shares: Of the shape of W; overwritten.
+
+    Returns:
+        (columns,).
+    """
+    below = torch.zeros_like(x)
+    _run(loops.back, (weight, x, g, below, shares), len(x), weight.numel())
+    return below
+
+
+def _run(loop: Callable[..., None], arguments: Sequence[Tensor | bool], count: int, size: int) -> None:
+    """Run a loop over ``count`` rows or columns, in parts whose length is a multiple of 4."""
+    compiled = _compiled(loop)
+    arrays = [value.detach().numpy() if isinstance(value, Tensor) else value for value in arguments]
+    parts = max(1, min(torch.get_num_threads(), size // SHARE))
+    step = max(-(-count // (4 * parts)), 1) * 4
+    ranges = [(first, min(first + step, count)) for first in range(0, count, step)]
+    if len(ranges) <= 1:
+        for part in ranges:
+            compiled(*arrays, *part)
+        return
+    with ThreadPoolExecutor(len(ranges)) as threads:
+        for done in [threads.submit(compiled, *arrays, *part) for part in ranges]:
+            done.result()
