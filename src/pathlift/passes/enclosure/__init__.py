@@ -69,7 +69,7 @@ class Enclosure:
         """
         self.network = network
         self.refine = refine
-        weights = BoxWeights(box)
+        weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
         self._arithmetic = arithmetic

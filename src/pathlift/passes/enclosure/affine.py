@@ -22,6 +22,7 @@ intervals give ±0.2. Shared, the weight pays 0.1·|1 − 1| = 0, and v₁ − v
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from pathlift.edges.contraction import Dense
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Connection, Layer
 from pathlift.passes.enclosure.relaxation import Relaxation
-from pathlift.passes.forward import Below, carried
+from pathlift.passes.forward import carried
 
 
 def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Tensor | bool]:
@@ -49,31 +50,27 @@ def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Ten
     sizes = {name: interval.size for name, interval in below.items()}
     middle = relaxation.for_all(carried(layer, middles, weights.middles, biases=weights.middles))
     magnitude = carried(layer, sizes, weights.sizes, biases=weights.sizes) + _cancelled(relaxation, layer)
-    moved, moved_apart = _moved(relaxation, layer, sizes, radii, middle)
+    moved = _moved(relaxation, layer, below, middle)
     out_of_range = roundoff.out_of_range(layer, sizes, magnitude + moved)
     # Σ|θ'|·|u'| + |b'| ≤ magnitude + moved: what relative errors are relative to.
     rounding = (roundoff.model_sum(layer) + roundoff.here(layer)) * (magnitude + moved)
     rounding = rounding + (roundoff.underflow(layer, sizes) + roundoff.positions(layer, sizes))
     rounded_up = 1.0 + 4 * roundoff.here(layer)  # the sums of non-negative numbers from here on are rounded themselves
-    relaxation.slack[layer.name] = relaxation.for_all((moved_apart + rounding) * rounded_up)
+    relaxation.slack[layer.name] = relaxation.for_all(rounding * rounded_up)
     radius = carried(layer, radii, weights.sizes) if layer.connections else 0.0
     radius = radius + relaxation.for_all((moved + rounding) * rounded_up)
     return Interval(middle - radius * rounded_up, middle + radius * rounded_up), out_of_range
 
 
-def _moved(relaxation: Relaxation, layer: Layer, sizes: Below, radii: Below, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the radius of the weights can do: f(s; r) + r_b, and what of it is not paid together for all edges."""
+def _moved(relaxation: Relaxation, layer: Layer, below: Mapping[str, Interval], like: Tensor) -> Tensor:
+    """Return what the radius of the weights can do: f(|u' − μ|; r) + r_b."""
     weights = relaxation.weights
-    varying = [connection for connection in layer.connections if weights.varies(connection.weight)]
-    if not varying and not any(weights.varies(bias.weight) for bias in layer.biases):
-        zero = like.new_zeros(())
-        return zero, zero
-    if not layer.connections:
-        return carried(layer, {}, weights.radii, biases=weights.radii), like.new_zeros(())
-    moved = carried(layer, sizes, weights.radii, biases=weights.radii, only_weighted=True)
-    apart = {connection.source for connection in varying if not may_be_shared(connection, layer)}
-    mixed = {name: sizes[name] if name in apart else radii[name] for name in sizes}
-    return moved, carried(layer, mixed, weights.radii, only_weighted=True)
+    varies = any(weights.varies(part.weight) for part in (*layer.connections, *layer.biases))
+    if not varies:
+        return like.new_zeros(())
+    centre = weights.centres.get(layer.name, 0.0)
+    moving = {name: Interval(interval.low - centre, interval.high - centre).size for name, interval in below.items()}
+    return carried(layer, moving, weights.radii, biases=weights.radii, only_weighted=True)
 
 
 def may_be_shared(connection: Connection, layer: Layer) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from pathlift.edges.weights import Weights
 from pathlift.graph.interval import Interval
-from pathlift.graph.layers import WeightTensor
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.passes.box import Box
 from pathlift.passes.forward import unchanged, value_of
 from pathlift.passes.rounding import DOUBLE
@@ -19,10 +21,11 @@ class BoxWeights:
     Attributes:
         box: The box.
         middle: Weight tensor to c.
-        radius: Weight tensor to r; None where nothing varies.
+        radius: Weight tensor to r; None where nothing varies. Of a shift t = β − μ·s that of β alone.
+        centres: Batch norms by the name of their layer to μ, placed: s moves z − μ.
     """
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, layers: Iterable[Layer] = ()) -> None:
         """Take the middle of every interval.
 
         The middle m = low/2 + high/2 is rounded, so both ends lie within (high − low)/2 + u·|m| of it; the computed radius is
@@ -30,6 +33,7 @@ class BoxWeights:
 
         Args:
             box: The box.
+            layers: Those of the network; a batch norm among them is s·(z − μ) + β, so its shift moves with its scale.
         """
         self.box = box
         self.middle: dict[WeightTensor, Tensor] = {}
@@ -41,6 +45,26 @@ class BoxWeights:
             self.middle[weight] = interval.middle
             self.radius[weight] = None if interval.exact else radius
             self._largest[weight] = float(interval.size.max())
+        self.centres = self._centres(tuple(layers))
+
+    def _centres(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Find the layers in which t stands beside its s, and leave t no radius but that of β.
+
+        What is left of t is β − μ·c_s, of which the middle of t is off by a few roundings of |β| + |μ·s|.
+        """
+        readers: dict[WeightTensor, list[Layer]] = {}
+        for layer in layers:
+            for bias in layer.biases:
+                if bias.weight in self.box.shifts:
+                    readers.setdefault(bias.weight, []).append(layer)
+        centres = {}
+        for weight, reading in readers.items():
+            if all(_normalises(layer) for layer in reading):
+                shift = self.box.shifts[weight]
+                off = 16 * DOUBLE.unit * (shift.bias.size + self.box.cancelled[weight])
+                self.radius[weight] = shift.bias.radius * (1 + 4 * DOUBLE.unit) + off
+                centres |= {layer.name: shift.mean.reshape(layer.biases[0].view) for layer in reading}
+        return centres
 
     def varies(self, weight: WeightTensor | None) -> bool:
         """Whether a weight may take more than one value."""
@@ -64,3 +88,10 @@ class BoxWeights:
         if weight is None:
             return 1.0
         return abs(weight.scalar) if weight.scalar is not None else self._largest[weight]
+
+
+def _normalises(layer: Layer) -> bool:
+    """Whether a layer is s·z + t with the s that t = β − μ·s is made of."""
+    norm, scales = layer.normalisation(), [connection.weight for connection in layer.connections]
+    one = norm is not None and len(layer.biases) == 1 and len(scales) == 1 and scales[0] is not None
+    return one and scales[0].expression == norm.scale
