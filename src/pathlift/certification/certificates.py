@@ -227,7 +227,7 @@ class _Search:
         above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
         stopped = torch.zeros_like(predicted, dtype=torch.bool)
         chosen = torch.arange(len(predicted), device=predicted.device)
-        for refine in (False, True):
+        for refine, everywhere in ((False, False), (True, False), (True, True)):
             if len(chosen) == 0 or self.clock.over():
                 stopped[chosen] = True
                 break
@@ -235,7 +235,14 @@ class _Search:
             for part in chosen.split(max(1, ELEMENTS // (self.classes * self.widest * 8)) if refine else len(chosen)):
                 inputs = {name: value[part] for name, value in feed.items()}
                 enclosure = Enclosure(
-                    self.network, self.weights, inputs, self.radius, self.arithmetic, refine=refine, clock=self.clock
+                    self.network,
+                    self.weights,
+                    inputs,
+                    self.radius,
+                    self.arithmetic,
+                    refine=refine,
+                    everywhere=everywhere,
+                    clock=self.clock,
                 )
                 above[part], late = self._rows(enclosure, predicted[part], above[part])
                 stopped[part] |= late

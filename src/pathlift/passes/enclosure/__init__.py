@@ -54,6 +54,7 @@ class Enclosure:
         arithmetic: Arithmetic | None,
         *,
         refine: bool,
+        everywhere: bool = False,
         clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
@@ -65,10 +66,12 @@ class Enclosure:
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
             refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
+            everywhere: Narrow, with ``refine``, all intervals that a nonlinearity reads.
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
         self.refine = refine
+        self._everywhere = everywhere
         weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
@@ -90,7 +93,8 @@ class Enclosure:
             self.lost |= out_of_range
             if layer.name in self._readers:
                 self.intervals[layer.name] = interval
-                interval = narrowed(self._relaxation, layer, interval, self._readers[layer.name], self._clock)
+                readers, everywhere = self._readers[layer.name], self._everywhere
+                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=everywhere)
         else:
             interval = nonlinear_interval(self._relaxation, layer)
         limit = math.inf if self._arithmetic is None else self._arithmetic.of(layer).largest

@@ -107,10 +107,10 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
         middles = None if connection.weight is None else weights.middles(connection.weight)
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
-        elif may_be_shared(connection, layer):
+        elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
             below, price = _moved_alike(relaxation, layer, connection, shape, piece)
         else:
-            below, price = _moved_apart(relaxation, connection, shape, piece)
+            below, price = _moved_apart(relaxation, layer, connection, shape, piece)
         _add(coefficients, connection.source, below)
         bound = bound if price is None else bound - price
     return bound
@@ -123,11 +123,15 @@ def _shared_bias(a: Tensor, radius: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (sums.abs() * radius.reshape(target)).flatten(2).sum(2)
 
 
-def _moved_apart(relaxation: Relaxation, connection: Connection, shape: tuple[int, ...], a: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_e |a|·r·|u'| ≤ Σ_u (|a|ᵀr)(u)·(slope·u' + rest): each weight stands on one edge, and |u'| lies below its chord."""
+def _moved_apart(
+    relaxation: Relaxation, layer: Layer, connection: Connection, shape: tuple[int, ...], a: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ|a|·r·|u' − μ| ≤ Σ_u (|a|ᵀr)(u)·(slope·(u' − μ) + rest) with the chord of each |u' − μ|: every edge moves on its own."""
     assert connection.weight is not None
     weights, interval = relaxation.weights, relaxation.intervals[connection.source]
-    slope, rest = chord(interval.middle, interval.radius)
+    centre = weights.centres.get(layer.name, 0.0)
+    slope, rest = chord(interval.middle - centre, interval.radius)
+    rest = rest - slope * centre
     paid = _hand_down(relaxation, connection, weights.radii(connection.weight), shape, a.abs())
     below = _hand_down(relaxation, connection, weights.middles(connection.weight), shape, a)
     return below - paid * slope.unsqueeze(1), _dot(paid, rest)
@@ -171,19 +175,20 @@ def _moved_alike(
 
 
 def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and rest of |G| ≤ slope·G + rest on [middle − radius, middle + radius], as a convex function allows.
+    """Return slope and rest of |G| ≤ slope·G + rest on [m − ρ, m + ρ]: |G| is convex, so its chord lies above it.
+
+    Where 0 lies between, the chord goes from (m − ρ, ρ − m) to (m + ρ, ρ + m): slope m/ρ, rest ρ − m²/ρ. Elsewhere |G| is ±G.
+    A slope that is off by a few units leaves the rest off by as many units of |m| + ρ.
 
     Args:
-        middle: Middle of G.
-        radius: Its radius.
+        middle: m.
+        radius: ρ.
 
     Returns:
-        A slope in [−1, 1], which may be rounded as it likes, and the rest.
+        Slope and rest.
     """
-    ratio = middle / radius.clamp(min=torch.finfo(torch.float64).tiny)
-    slope = ratio.detach().clamp(-1.0, 1.0)
-    low, high = middle - radius, middle + radius
-    return slope, torch.maximum(low.abs() - slope * low, high.abs() - slope * high)
+    slope = (middle / radius.clamp(min=DOUBLE.least)).detach().clamp(-1.0, 1.0)
+    return slope, (radius - slope * middle).clamp(min=0.0)
 
 
 def _through_lines(
