@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pathlift.errors import InputError, NumericalError
 from pathlift.graph.interval import Interval
+from pathlift.graph.interval import point as point_interval
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.intervals import Ranges
@@ -169,5 +170,5 @@ def _shift(ranges: Ranges, weight: WeightTensor, interval: Interval) -> Shift | 
     if norm is None or interval.exact:
         return None
     mean = ranges.enclosed(norm.mean)
-    none = torch.zeros_like(mean.low)
-    return Shift(mean.low.double(), Interval(none, none) if norm.bias is None else ranges.enclosed(norm.bias)) if mean.exact else None
+    bias = point_interval(torch.zeros_like(mean.low)) if norm.bias is None else ranges.enclosed(norm.bias)
+    return Shift(mean.low.double(), bias) if mean.exact else None

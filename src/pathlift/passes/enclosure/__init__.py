@@ -25,6 +25,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.box import Box
 from pathlift.passes.enclosure.affine import affine_interval
 from pathlift.passes.enclosure.nonlinear import nonlinear_interval
+from pathlift.passes.enclosure.pair import differences
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
@@ -112,6 +113,20 @@ class Enclosure:
             Shape (samples, functionals).
         """
         return lower_bound(self._relaxation, functionals)
+
+    def beyond(self, first: Enclosure, functionals: Mapping[str, Tensor]) -> Tensor:
+        """Bound linear functionals of what this network gives beyond another, at the same input of the ball: see `pair`.
+
+        Args:
+            first: The other network's enclosure over the same ball.
+            functionals: Layer name to coefficients, (samples, functionals, *shape).
+
+        Returns:
+            Lower bounds of a·(u − u_first), (samples, functionals); −inf where nothing is known.
+        """
+        bounds = lower_bound(differences(first._relaxation, self._relaxation), functionals)
+        unknown = (self.lost | first.lost)[:, None] | bounds.isnan()
+        return bounds.masked_fill(unknown, -math.inf)
 
     def tightened(self, functionals: Mapping[str, Tensor], *, steps: int) -> Tensor:
         """Bound linear functionals as `lower` does, and raise what is not positive by ascent: see `tightening`.

@@ -65,8 +65,7 @@ def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Ten
 def _moved(relaxation: Relaxation, layer: Layer, below: Mapping[str, Interval], like: Tensor) -> Tensor:
     """Return what the radius of the weights can do: f(|u' − μ|; r) + r_b."""
     weights = relaxation.weights
-    varies = any(weights.varies(part.weight) for part in (*layer.connections, *layer.biases))
-    if not varies:
+    if not weights.vary(layer):
         return like.new_zeros(())
     centre = weights.centres.get(layer.name, 0.0)
     moving = {name: Interval(interval.low - centre, interval.high - centre).size for name, interval in below.items()}

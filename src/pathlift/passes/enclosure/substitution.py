@@ -14,8 +14,8 @@ An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals giv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -86,13 +86,16 @@ def _hand_down(
     below = relaxation.network.layer[connection.source]
     blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
     _, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
-    return back(a.flatten(0, 1)).unflatten(0, a.shape[:2])
+    return cast("Tensor", back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
 
 
 def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
     weights = relaxation.weights
     bound = -_dot(a.abs(), relaxation.slack[layer.name])
-    for bias in layer.biases:
+    constant = relaxation.constants.get(layer.name)
+    if constant is not None:
+        bound = bound + _dot(a, constant)
+    for bias in layer.biases if constant is None else ():
         bound = bound + _dot(a, placed(bias, weights.middles(bias.weight)).expand(1, *layer.shape))
         radius = weights.radii(bias.weight)
         if radius is not None:
@@ -158,7 +161,7 @@ def _moved_alike(
     def handed_down(functional: Tensor, weight: Tensor) -> Tensor:
         weights = Weights((weight,), unchanged, torch.float64)
         _, pull, *_ = torch.func.vjp(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
-        return pull(functional)[0]
+        return cast("Tensor", pull(functional)[0])
 
     def of_sample(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
         total = sums(x, functionals)

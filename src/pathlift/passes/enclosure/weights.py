@@ -48,7 +48,7 @@ class BoxWeights:
         self.centres = self._centres(tuple(layers))
 
     def _centres(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        """Find the layers in which t stands beside its s, and leave t no radius but that of β.
+        """Return μ of the layers in which t stands beside its s, and leave t no radius but that of β.
 
         What is left of t is β − μ·c_s, of which the middle of t is off by a few roundings of |β| + |μ·s|.
         """
@@ -57,7 +57,7 @@ class BoxWeights:
             for bias in layer.biases:
                 if bias.weight in self.box.shifts:
                     readers.setdefault(bias.weight, []).append(layer)
-        centres = {}
+        centres: dict[str, Tensor] = {}
         for weight, reading in readers.items():
             if all(_normalises(layer) for layer in reading):
                 shift = self.box.shifts[weight]
@@ -69,6 +69,10 @@ class BoxWeights:
     def varies(self, weight: WeightTensor | None) -> bool:
         """Whether a weight may take more than one value."""
         return weight is not None and self.radius.get(weight) is not None
+
+    def vary(self, layer: Layer) -> bool:
+        """Whether any weight of a layer may take more than one value."""
+        return any(map(self.varies, [*(edge.weight for edge in layer.connections), *(bias.weight for bias in layer.biases)]))
 
     def middles(self, weight: WeightTensor) -> Weights:
         """Return the weights c as they travel along edges."""
@@ -92,6 +96,5 @@ class BoxWeights:
 
 def _normalises(layer: Layer) -> bool:
     """Whether a layer is s·z + t with the s that t = β − μ·s is made of."""
-    norm, scales = layer.normalisation(), [connection.weight for connection in layer.connections]
-    one = norm is not None and len(layer.biases) == 1 and len(scales) == 1 and scales[0] is not None
-    return one and scales[0].expression == norm.scale
+    norm, edge = layer.normalisation(), layer.connections[0].weight if len(layer.connections) == 1 else None
+    return norm is not None and edge is not None and len(layer.biases) == 1 and edge.expression == norm.scale
