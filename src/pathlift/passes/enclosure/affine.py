@@ -6,17 +6,24 @@ Write θ' = c + δ with |δ| ≤ r, u' = m + e with |e| ≤ ρ (the interval bel
 
 and a bias b' = b_c + δ_b adds r_b. f(x; w) is the layer run with values x and weights w. That is the interval.
 
-A linear bound keeps Σ c·u' as it is, as a functional of the layer below, and pays for Σ δ·u' = Σ δ·m + Σ δ·e. The second part
-costs |a|·f(ρ; r) for a coefficient a. The first moves alike wherever a weight is used again: with k the elements of the weight
+A batch norm is s·z + t with t = β − μ·s, so s·z + t = s·(z − μ) + β: where s moves, t moves with it, and Σ δ·u' above is
+δ·(z − μ), not δ·z beside a t of its own. Nothing is lost by that, and δ·μ is not paid twice.
 
-    |Σ_v a(v) Σ_u δ·m| = |Σ_k δ_k·(Σ over the edges of k of a(v)·m(u))| ≤ Σ_k r_k·|Σ over the edges of k of a(v)·m(u)|,
+A linear bound keeps Σ c·u' as it is, as a functional of the layer below, and follows Σ δ·u' as well. An element δ_k moves alike
+wherever its weight is used again: with k the elements of the weight and G_k(u') = Σ over the edges of k of a(v)·u'(u),
 
-which `substitution` computes as one gradient by the weight. It is never more than |a|·f(|m|; r), and |m| + ρ = s, so both parts
-together are never more than the |a|·f(s; r) that intervals pay. So slack holds f(ρ; r) where weights may be shared. Where each
-weight stands on one edge there is no difference, and slack holds f(s; r), which saves the gradient.
+    Σ_v a(v) Σ_u δ·u' = Σ_k δ_k·G_k(u') ≥ −Σ_k r_k·|G_k(u')| ≥ −Σ_k r_k·(slope_k·G_k(u') + rest_k),
+
+with a chord of |G| on g ± R, where g = G(m) and R = Σ over the edges of k of |a(v)|·ρ(u). Where 0 lies outside, slope_k is ±1
+and rest_k is 0: the weight has moved to its worst end c_k ∓ r_k, and the functional goes on through that network, exactly.
+Elsewhere slope_k = g/R and rest_k = R − g²/R. So what arrives below is a(c − slope·r), other weights for each functional; both
+g and R are gradients by the weight. At the middle this pays r·max(|g|, R), where the largest value of |G| would be r·(|g| + R);
+that difference, layer by layer, is most of what a certificate for a convolutional network loses otherwise. Where each weight
+stands on one edge, G = a·u', and the chords of |u'| serve all functionals.
 
 An example: a kernel of one weight 1 ± 0.1 over the inputs (1, 1), and the functional v₁ − v₂. Each neuron is in 1 ± 0.1, so
-intervals give ±0.2. Shared, the weight pays 0.1·|1 − 1| = 0, and v₁ − v₂ = 0 is found.
+intervals give ±0.2. Shared, G = u₁ − u₂ = 0, and v₁ − v₂ = 0 is found. With inputs in [0, 2] and the functional v₁, G is u₁:
+slope 1, rest 0, and v₁ ≥ 0.9·u₁ ≥ 0, where m − ρ − 0.1·(m + ρ) would be −0.2.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ class BoxWeights:
         self.centres = self._centres(tuple(layers))
 
     def _centres(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        """Return μ of the layers in which t stands beside its s, and leave t no radius but that of β.
+        """Return μ of the layers in which t stands beside its s; what is left of t there is β − μ·c_s.
 
-        What is left of t is β − μ·c_s, of which the middle of t is off by a few roundings of |β| + |μ·s|.
+        Its middle is computed with a few roundings of |β| + |μ·s| ≤ 2·|β| + |t|, which the radius of β takes up.
         """
         readers: dict[WeightTensor, list[Layer]] = {}
         for layer in layers:
@@ -61,7 +61,11 @@ class BoxWeights:
         for weight, reading in readers.items():
             if all(_normalises(layer) for layer in reading):
                 shift = self.box.shifts[weight]
-                off = 16 * DOUBLE.unit * (shift.bias.size + self.box.cancelled[weight])
+                size = Interval(self.box.lower[weight], self.box.upper[weight]).size
+                off = 16 * DOUBLE.unit * (2 * shift.bias.size + size)
+                scale = reading[0].connections[0].weight
+                assert scale is not None
+                self.middle[weight] = shift.bias.middle - shift.mean * self.middle[scale]
                 self.radius[weight] = shift.bias.radius * (1 + 4 * DOUBLE.unit) + off
                 centres |= {layer.name: shift.mean.reshape(layer.biases[0].view) for layer in reading}
         return centres
