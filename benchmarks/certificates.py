@@ -170,15 +170,39 @@ def cell(found: tuple[float | None, float] | str) -> str:
     return "–" if found[0] is None else f"{found[0]:.1%} ({found[1]:.2f} s)"
 
 
+def pairs(subject: Subject, console: Console) -> None:
+    """Tell on which inputs quantised copies provably agree with the network they were made of, over balls of inputs."""
+    title = f"{subject.name}, {len(subject.x)} test inputs: a quantised copy and its original give one class on the whole ball"
+    table = Table(title=title, title_justify="left")
+    for header in ("bits", "radius", "certified", "at most (attack)", "median difference", "seconds an input"):
+        table.add_column(header, justify="right")
+    for bits in (8, 6):
+        copied, _ = pathlift.quantize(subject.model, subject.x[:1], bits)
+        for radius in (0.0, 0.005, 0.01):
+            start = time.process_time()
+            certificate = pathlift.certify(subject.model, subject.x, copied, radius)
+            seconds = (time.process_time() - start) / len(subject.x)
+            searches = [pathlift.attack(subject.model, subject.x, other, radius).changed for other in (copied, None)]
+            most = 1 - float((searches[0] | searches[1]).double().mean())
+            assert certificate.difference is not None
+            row = (f"{certificate.share:.0%}", f"{most:.0%}", f"{float(certificate.difference.median()):.3f}", f"{seconds:.2f}")
+            table.add_row(str(bits), f"{radius:g}", *row)
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--lirpa", help="a checkout of auto_LiRPA, and folders of packages it needs, joined by colons")
     parser.add_argument("--no-attack", action="store_true")
+    parser.add_argument("--pairs", action="store_true", help="quantised copies against their originals instead")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     args = parser.parse_args()
     console = Console(width=140)
     for subject in subjects(args.samples, args.only):
+        if args.pairs:
+            pairs(subject, console)
+            continue
         network = pathlift.capture(subject.model, subject.x[:1])
         pathlift.certify(network, subject.x[:2], Relative(0.5), 0.1)  # touch the code first
         title = f"{subject.name}, accuracy {subject.accuracy:.1%}, {len(subject.x)} test inputs"

@@ -170,15 +170,108 @@ def test_one_other_network_is_run_and_nothing_more() -> None:
     assert torch.equal(certificate.certified, pathlift.certify(model, x, other.state_dict()).certified)
 
 
+def rounded(model: nn.Module, bits: int) -> nn.Module:
+    """A copy on a grid per output channel."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for value in copied.parameters():
+            step = value.abs().flatten(1).amax(1) if value.dim() > 1 else value.abs()
+            step = step.reshape(-1, *[1] * (value.dim() - 1)).clamp(min=1e-9) / (2 ** (bits - 1) - 1)
+            value.copy_((value / step).round() * step if value.dim() > 1 else value)
+    return copied
+
+
+def leads(model: nn.Module, x: Tensor, predicted: Tensor) -> Tensor:
+    """How far the logit of a class lies above each other, the model run in its own precision."""
+    with torch.no_grad():
+        out = model(x).double()
+    return out.gather(1, predicted[:, None]) - out
+
+
+PAIRS = {
+    "rounded perceptron": (lambda: perceptron(5, 24, 24, 3), (5,), lambda model: rounded(model, 5)),
+    "rounded convolutions": (convolutional, (1, 4, 4), lambda model: rounded(model, 6)),
+    "every operator": (Corners, (1, 4, 4), lambda model: rounded(model, 7)),
+}
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.05])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_gives_the_certified_class_and_no_more_than_the_difference(name: str, radius: float) -> None:
+    """The hunt for pairs: gradient steps inside the ball after whatever lessens the copy's lead, and random corners."""
+    make, shape, copied = PAIRS[name]
+    model, x = fitted(make(), shape, 5)
+    other = copied(model)
+    certificate = pathlift.certify(model, x, other, radius)
+    assert certificate.difference is not None
+    assert bool(certificate.certified.any())
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(12):
+        moved = x + 0.999999 * radius * (2 * torch.rand(x.shape, generator=generator) - 1)
+        for step in range(4 if radius else 1):
+            before, after = (leads(each, moved, certificate.predicted) for each in (model, other))
+            assert bool(((before - after).amax(1) <= certificate.difference + 1e-6).all())
+            for lead in (before, after):
+                kept = (lead + torch.nn.functional.one_hot(certificate.predicted, 3)).amin(1) > 0
+                assert bool(kept[certificate.certified].all())
+            moved = moved.detach().requires_grad_()
+            gap = (model(moved) - other(moved)).gather(1, certificate.predicted[:, None])
+            (slope,) = torch.autograd.grad(
+                gap.sum() if step % 2 else -other(moved).gather(1, certificate.predicted[:, None]).sum(), moved
+            )
+            moved = (x + (moved.detach() + radius * slope.sign() / 2 - x).clamp(-0.999999 * radius, 0.999999 * radius)).detach()
+
+
+def test_the_difference_of_a_pair_is_followed_layer_by_layer() -> None:
+    """At the inputs themselves the difference is what it is; a network and itself differ by rounding alone, also in a ball."""
+    model, x = fitted(convolutional(), (1, 4, 4), 5)
+    model, x = model.double(), x.double()
+    other = rounded(model, 6)
+    at_points = pathlift.certify(model, x, other)
+    before, after = (leads(each, x, at_points.predicted) for each in (model, other))
+    assert at_points.difference is not None
+    torch.testing.assert_close(at_points.difference, (before - after).amax(1).clamp(min=0.0), rtol=1e-6, atol=1e-9)
+    same = pathlift.certify(model, x, copy.deepcopy(model), 0.05).difference
+    assert same is not None and float(same.max()) < 1e-9
+    assert pathlift.certify(model, x, Relative(0.01)).difference is None
+
+
+def test_a_class_that_the_model_itself_changes_in_the_ball_is_not_agreed_on() -> None:
+    """The copy is certified only where both networks keep the class: here the model changes it and the copy does not."""
+    model, other = nn.Linear(1, 2, bias=False).double(), nn.Linear(1, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [0.0]])), other.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    x = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+    assert pathlift.certify(model, x, other, 1.0).certified.tolist() == [False, True]
+
+
+def test_weights_that_move_together_cost_what_the_worst_of_them_costs() -> None:
+    """Behind a ReLU whose sign is known the bound over all weights ±r is the smallest value, attained at a corner."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.abs_(), model[0].bias.abs_()
+        model[1].running_mean.copy_(torch.tensor([0.1, -2.0, 0.3])), model[1].bias.fill_(3.0)
+        model[4].weight.copy_(torch.stack([torch.rand(12), -torch.rand(12)])), model[4].bias.zero_()
+    x = torch.rand(3, 1, 3, 3, dtype=torch.float64) + 0.5
+    certificate = pathlift.certify(model, x, Relative(0.02))
+    worst = copy.deepcopy(model)
+    with torch.no_grad():  # the lead of class 0 grows in the magnitude of every weight: those of class 1 are below 0
+        for value in worst.parameters():
+            value.mul_(0.98)
+    attained = leads(worst, x, torch.zeros(3, dtype=torch.long))[:, 1]
+    torch.testing.assert_close(certificate.margin - certificate.bound, attained, rtol=1e-9, atol=1e-9)
+
+
 def test_batches_of_a_loader_give_what_the_whole_gives() -> None:
     model, x = fitted(convolutional(), (1, 4, 4))
-    done: list[int] = []
+    done: list[float] = []
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), batch_size=16)
     certificate = pathlift.certify(model, loader, Relative(0.02), progress=done.append)
     whole = pathlift.certify(model, x, Relative(0.02))
     assert torch.equal(certificate.certified, whole.certified)
     torch.testing.assert_close(certificate.bound, whole.bound)
-    assert sum(done) == len(x)
+    assert sum(done) == pytest.approx(len(x))
     with pytest.raises(pathlift.InputError, match="at least one batch"):
         pathlift.certify(model, [], Relative(0.02))
     with pytest.raises(pathlift.InputError, match="at least one batch"):

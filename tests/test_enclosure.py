@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -21,12 +22,13 @@ from networks import networks, over
 from pathlift import Absolute, Pruned, Relative, Rounding
 from pathlift.certification import Tolerance
 from pathlift.graph.interval import Interval
-from pathlift.passes.box import Box, box
+from pathlift.passes.box import Box, box, point
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.enclosure.lines import clamp_lines, slope_lines
 from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.forward import feed_of
 from pathlift.passes.rounding import Arithmetic
+from pathlift.reading.second import other_state
 
 TOLERANCES: tuple[Tolerance, ...] = (Relative(0.05), Absolute(0.02), Rounding(4), Pruned(0.3), Pruned(0.5, "magnitude"))
 
@@ -44,15 +46,16 @@ def corner(model: nn.Module, network: pathlift.Network, tolerance: Tolerance, ge
     return other
 
 
-def ends(enclosure: Enclosure) -> tuple[Tensor, Tensor]:
-    """Linear bounds of every output."""
+def ends(enclosure: Enclosure, first: Enclosure | None = None) -> tuple[Tensor, Tensor]:
+    """Linear bounds of every output, or of what it is beyond another network's."""
+    lower = enclosure.lower if first is None else partial(enclosure.beyond, first)
     lows, highs = [], []
     for name in enclosure.network.outputs:
         layer = enclosure.network.layer[name]
         unit = torch.eye(torch.Size(layer.shape).numel(), dtype=torch.float64).reshape(-1, *layer.shape)
         unit = unit.expand(enclosure.batch, *unit.shape)
-        lows.append(enclosure.lower({name: unit}))
-        highs.append(-enclosure.lower({name: -unit}))
+        lows.append(lower({name: unit}))
+        highs.append(-lower({name: -unit}))
     return torch.cat(lows, 1), torch.cat(highs, 1)
 
 
@@ -66,8 +69,9 @@ def assert_encloses(
         return
     generator = torch.Generator().manual_seed(0)
     bounds = []
+    feed, arithmetic = feed_of(network, batch), Arithmetic(network)
     for refine in (False, True):
-        enclosure = Enclosure(network, weights, feed_of(network, batch), radius, Arithmetic(network), refine=refine)
+        enclosure = Enclosure(network, weights, feed, radius, arithmetic, refine=refine, everywhere=refine)
         if bool(enclosure.lost.any()):  # nothing is said: the model's own arithmetic has no bound here
             assert any(math.isinf(layer.blur) for layer in network.layers)
             return
@@ -82,6 +86,13 @@ def assert_encloses(
         for kind, low, high in bounds:
             assert bool((low <= found).all()), (kind, tolerance, float((low - found).max()))
             assert bool((found <= high).all()), (kind, tolerance, float((found - high).max()))
+    pair = [point(network, state, arithmetic=True) for state in (network.state, other_state(network, other))]
+    first, second = (Enclosure(network, alone, feed, radius, arithmetic, refine=False) for alone in pair)
+    low, high = ends(second, first)
+    with torch.no_grad():
+        found = found.double() - outputs(model, moved).double()
+    assert bool((low <= found).all()), ("difference", tolerance, float((low - found).max()))
+    assert bool((found <= high).all()), ("difference", tolerance, float((found - high).max()))
 
 
 @pytest.mark.one_in(32, first=15)

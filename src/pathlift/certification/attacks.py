@@ -68,7 +68,7 @@ def attack(
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
         x: Inputs, shape (batch, …); a tuple or dictionary of them as the model takes them.
-        tolerance: The set of networks, as for `certify`.
+        tolerance: The set of networks, as for `certify`; of one other network that network alone, without the model.
         radius: Largest change of each element of every input.
         steps: Number of steps.
         generator: Start at a random place of the set, drawn from it or from a seed, instead of at the model itself.

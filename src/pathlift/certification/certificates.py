@@ -33,24 +33,31 @@ from pathlift.results import Result, verdict_of_one
 STEPS = 12
 """Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
 
+ROUNDS = ((False, False, 0.2), (True, False, 0.4), (True, True, 0.4))
+"""How a sample is tried: with narrower intervals, also beside kinks, and what part of the work that is, roughly."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificate(
     Result,
     line=("certified", "covers", "margin", "bound"),
-    rows=("certified", "predicted", "margin", "bound", "stopped"),
+    rows=("certified", "predicted", "margin", "bound", "stopped", "difference"),
     axes=("sample",),
 ):
     """What is certified, sample by sample.
 
     Attributes:
-        certified: (batch,) bool: the arg-max is the same for every network of the set and every input of the ball.
+        certified: (batch,) bool: the arg-max is the same for every network of the set and every input of the ball; for one
+            other network: for both of them.
         predicted: (batch,) int64: the arg-max of the model itself, in exact arithmetic.
         margin: (batch,) float64: the model's largest logit minus its second largest, in exact arithmetic.
         bound: (batch,) float64: how much that margin can shrink, at most; infinite where nothing is known, because a value
             may leave the range of its type, say. ``certified`` is ``margin > bound``.
         covers: What the class stays under, in words.
         stopped: (batch,) bool: the time was up before this sample was done; more time may give a smaller bound.
+        difference: (batch,) float64, for one other network only: how much less than the model's own the other network's logit
+            of the predicted class can lie above any other logit, at most, at one and the same input of the ball. Wherever
+            the model prefers that class by more, the other network does, too.
     """
 
     certified: Tensor
@@ -59,6 +66,7 @@ class Certificate(
     bound: Tensor
     covers: str
     stopped: Tensor
+    difference: Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -100,6 +108,11 @@ def certify(
     min over θ' in the set and ‖x' − x‖_∞ ≤ radius of R_θ'(x')_c − R_θ'(x')_j is bounded from below for each class j by
     linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
     interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own.
+
+    One other network, a quantised or pruned copy, is certified together with the model: that both give the predicted class
+    at every input of the ball, each in its own arithmetic. Two networks whose class changes somewhere in the ball would have
+    to change it at the very same inputs, so nothing less is an agreement on all of it. `Certificate.difference` says what
+    holds where the model's own class does change.
 
     The certificate covers the model's own forward pass: the rounding of every layer in its own type, sums in any order,
     underflow, casts, weights that are computed from parameters, and a softmax or the like behind the logits; a sample of
@@ -151,9 +164,10 @@ def certify(
             break
     if search is None:
         raise InputError("x is empty: give at least one batch of inputs.")
-    margin, worst, predicted, stopped = (torch.cat(parts) for parts in zip(*results, strict=True))
+    margin, worst, predicted, stopped, difference = (torch.cat(parts) for parts in zip(*results, strict=True))
     bound = margin - worst
-    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped)
+    apart = None if search.model is None else difference
+    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped, apart)
 
 
 def _captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
@@ -199,26 +213,77 @@ class _Search:
         self.values = {weight: low / 2 + center.upper[weight] / 2 for weight, low in center.lower.items()}
         self.widest = max(math.prod(layer.shape) for layer in network.layers)
         self.classes = network.layer[self.logits].shape[-1]
+        paired = tolerance is not None and not isinstance(tolerance, Tolerance)
+        # Of one other network: the search for the model itself, and of both every sample is half the work.
+        self.model = _Search(network, None, radius, clock, progress) if paired else None
+        self.part = 0.5 if paired else 1.0
+        if self.model is not None:
+            self.model.part = 0.5
 
     def covers(self, tolerance: Tolerance | Other | None) -> str:
         """Say what the certificate covers."""
         rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
         if self.network.left_off:
             rounding += f", {' and '.join(name.strip('_') for name in self.network.left_off)} included"
-        given = [] if tolerance is None else [str(tolerance) if isinstance(tolerance, Tolerance) else "one other network"]
+        given = (
+            []
+            if tolerance is None
+            else [str(tolerance) if isinstance(tolerance, Tolerance) else "the model and one other network"]
+        )
         given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
-    def batch(self, x: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return margin, smallest margin in the set, predicted class, and whether time was short, for each sample."""
+    def batch(self, x: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return for each sample its margin, the smallest in the set, its class, whether time was short, and `difference`."""
         feed = feed_of(self.network, x)
         chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
         pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
-        parts = [self._samples(dict(zip(feed, piece, strict=True))) for piece in pieces]
-        margin, worst, predicted, stopped = (torch.cat(column) for column in zip(*parts, strict=True))
-        return margin, worst, predicted, stopped
+        parts = [self._pair(dict(zip(feed, piece, strict=True))) for piece in pieces]
+        margin, worst, predicted, stopped, difference = (torch.cat(column) for column in zip(*parts, strict=True))
+        return margin, worst, predicted, stopped, difference
+
+    def _pair(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        margin, above, predicted, stopped = self._samples(feed)
+        if self.model is None:
+            return margin, above.amin(1), predicted, stopped, torch.zeros_like(margin)
+        _, original, _, late = self.model._samples(feed)
+        apart = torch.cat([
+            self._apart(self.model, dict(zip(feed, part, strict=True)), chosen)
+            for *part, chosen in zip(*(value.split(self._few) for value in (*feed.values(), predicted)), strict=True)
+        ])  # fmt: skip
+        if not self.network.left_off:  # what is behind the logits may need them farther apart in one network than in the other
+            above = torch.maximum(above, original + apart)
+        worst = torch.minimum(above, original).amin(1)
+        return margin, worst, predicted, (stopped | late) & (worst <= 0), (-apart).amax(1).clamp(min=0.0)
+
+    @property
+    def _few(self) -> int:
+        """Number of samples at a time where a functional per neuron is needed."""
+        return max(1, ELEMENTS // (self.classes * self.widest * 8))
+
+    def _enclosure(self, feed: Mapping[str, Tensor], *, refine: bool, everywhere: bool) -> Enclosure:
+        return Enclosure(
+            self.network,
+            self.weights,
+            feed,
+            self.radius,
+            self.arithmetic,
+            refine=refine,
+            everywhere=everywhere,
+            clock=self.clock,
+        )
+
+    def _apart(self, model: _Search, feed: Mapping[str, Tensor], predicted: Tensor) -> Tensor:
+        """Bound from below how much farther the predicted logit lies above each other one in this network than in the model."""
+        identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
+        if self.clock.over():
+            return torch.where(identity[predicted] > 0, 0.0, -math.inf)
+        rows = {self.logits: (identity[predicted].unsqueeze(1) - identity).unsqueeze(2)}
+        first, second = (search._enclosure(feed, refine=True, everywhere=False) for search in (model, self))
+        return torch.where(identity[predicted] > 0, 0.0, second.beyond(first, rows))
 
     def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return margins, how far the predicted logit stays above each other, classes, and whether time was short."""
         outputs = forward(self.network, self.network.values(), feed, torch.float64)
         nominal = flat_outputs(self.network, outputs, len(next(iter(feed.values()))))  # one row each, also of constants
         top = nominal.topk(2, 1)
@@ -226,29 +291,31 @@ class _Search:
         # How far the predicted logit stays above each other, at least; above itself it does by definition.
         above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
         stopped = torch.zeros_like(predicted, dtype=torch.bool)
-        chosen = torch.arange(len(predicted), device=predicted.device)
-        for refine in (False, True):
+        chosen, rest = torch.arange(len(predicted), device=predicted.device), 1.0
+        for refine, everywhere, share in ROUNDS:
             if len(chosen) == 0 or self.clock.over():
                 stopped[chosen] = True
                 break
             # Narrower intervals cost a functional per neuron: a few samples at a time.
-            for part in chosen.split(max(1, ELEMENTS // (self.classes * self.widest * 8)) if refine else len(chosen)):
+            for part in chosen.split(self._few if refine else len(chosen)):
                 inputs = {name: value[part] for name, value in feed.items()}
-                enclosure = Enclosure(
-                    self.network, self.weights, inputs, self.radius, self.arithmetic, refine=refine, clock=self.clock
-                )
-                above[part], late = self._rows(enclosure, predicted[part], above[part])
+                enclosure = self._enclosure(inputs, refine=refine, everywhere=everywhere)
+                above[part], late = self._rows(enclosure, predicted[part], above[part], share)
                 stopped[part] |= late
-            chosen = (above.amin(1) <= 0).nonzero()[:, 0]
-        return margin, above.amin(1), predicted, stopped & (above.amin(1) <= 0)
+            left, rest = (above.amin(1) <= 0).nonzero()[:, 0], rest - share
+            self._report((len(chosen) - len(left)) * rest)
+            chosen = left
+        self._report(len(chosen) * rest)
+        return margin, above, predicted, stopped & (above.amin(1) <= 0)
 
-    def _rows(self, enclosure: Enclosure, predicted: Tensor, above: Tensor) -> tuple[Tensor, bool]:
+    def _rows(self, enclosure: Enclosure, predicted: Tensor, above: Tensor, share: float) -> tuple[Tensor, bool]:
         """Bound the differences of logits from below, a few classes at a time, those that are in most danger first.
 
         Args:
             enclosure: The intervals of some samples.
             predicted: Their classes.
             above: What is known of the differences, (samples, classes).
+            share: What part of the work on a sample this is.
 
         Returns:
             What is known now, and whether the time was up before all was done.
@@ -272,13 +339,13 @@ class _Search:
             bounds = enclosure.tightened(rows, steps=steps) if steps else enclosure.lower(rows)
             bounds = torch.where(bounds.isnan(), -math.inf, bounds) - needed
             above = above.scatter(1, columns, torch.maximum(above.gather(1, columns), bounds))
-            self._report(batch * (0.5 if steps else 1.0) * columns.shape[1] / order.shape[1])
+            self._report(batch * share * columns.shape[1] / order.shape[1])
         above[enclosure.lost] = -math.inf
         return above.scatter(1, winner, math.inf), late
 
     def _report(self, done: float) -> None:
-        if self.progress is not None:
-            self.progress(done)
+        if self.progress is not None and done > 0:
+            self.progress(done * self.part)
 
 
 def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:

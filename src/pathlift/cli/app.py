@@ -346,6 +346,7 @@ def certify(
             "predicted": certificate.predicted.tolist(),
             "margin": certificate.margin.tolist(),
             "bound": certificate.bound,
+            "difference": certificate.difference,
         })
         return
     rows = [("samples", f"{len(x):,}")]
@@ -358,6 +359,8 @@ def certify(
         ("median margin", f"{float(certificate.margin.median()):.4g}"),
         ("median bound", f"{float(certificate.bound.median()):.4g}"),
     ]
+    if certificate.difference is not None:
+        rows += [("median difference of the lead", f"{float(certificate.difference.median()):.4g}")]
     print_rows(titled(model, weights), rows)
     covers = certificate.covers if other is None else f"{other}: {certificate.covers}"
     out.print(f"covers {covers}", markup=False)

@@ -63,6 +63,7 @@ class Normalisation:
         weight: γ, None for 1.
         bias: β, None for 0.
         epsilon: ε.
+        scale: s = γ/√(σ²+ε).
     """
 
     mean: Expression
@@ -70,6 +71,7 @@ class Normalisation:
     weight: Expression | None
     bias: Expression | None
     epsilon: float
+    scale: Expression
 
 
 class Formula(ABC):

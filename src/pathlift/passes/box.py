@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError, NumericalError
+from pathlift.graph.interval import Interval
+from pathlift.graph.interval import point as point_interval
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.intervals import Ranges
@@ -36,6 +38,19 @@ class Tolerance(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class Shift:
+    """A batch norm's t = β − μ·s, which moves with s: s·z + t = s·(z − μ) + β.
+
+    Attributes:
+        mean: μ, float64.
+        bias: β.
+    """
+
+    mean: Tensor
+    bias: Interval
+
+
+@dataclass(frozen=True, eq=False)
 class Box:
     """Intervals of all weights as the theory sees them.
 
@@ -45,12 +60,14 @@ class Box:
         cancelled: Weight tensor that is a sum to the size of what may cancel in it (`Formula.cancelled`): of a batch norm's
             shift t = β − μ·s the largest |μ·s|.
         peaks: Weight tensor to what intermediate results of the model can reach beyond its own values (`Formula.peak`).
+        shifts: The shifts t of batch norms that vary while μ does not.
     """
 
     lower: Mapping[WeightTensor, Tensor]
     upper: Mapping[WeightTensor, Tensor]
     cancelled: Mapping[WeightTensor, Tensor] = field(default_factory=dict)
     peaks: Mapping[WeightTensor, float] = field(default_factory=dict)
+    shifts: Mapping[WeightTensor, Shift] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -136,6 +153,7 @@ def _box(network: Network, ranges: Ranges) -> Box:
             if not all(bool(torch.isfinite(end[name]).all()) for end in (ranges.low, ranges.high)):
                 raise NumericalError(f"'{name}' contains NaN or inf.")
     intervals = {weight: ranges.of(weight) for weight in network.weights if weight.scalar is None}
+    shifts = {weight: shift for weight in intervals if (shift := _shift(ranges, weight, intervals[weight])) is not None}
     cancelled = {weight: weight.expression.cancelled(ranges) for weight in intervals}
     peaks = {weight: weight.expression.peak(ranges) for weight in intervals}
     return Box(
@@ -143,4 +161,14 @@ def _box(network: Network, ranges: Ranges) -> Box:
         {weight: interval.high for weight, interval in intervals.items()},
         {weight: size for weight, size in cancelled.items() if size is not None},
         {weight: peak for weight, peak in peaks.items() if peak is not None},
+        shifts,
     )
+
+
+def _shift(ranges: Ranges, weight: WeightTensor, interval: Interval) -> Shift | None:
+    norm = weight.expression.normalisation()
+    if norm is None or interval.exact:
+        return None
+    mean = ranges.enclosed(norm.mean)
+    bias = point_interval(torch.zeros_like(mean.low)) if norm.bias is None else ranges.enclosed(norm.bias)
+    return Shift(mean.low.double(), bias) if mean.exact else None

@@ -136,10 +136,16 @@ class BatchNormShift(Formula):
         return mean.size * scale.size
 
     def normalisation(
-        self, _: Any, bias: Expression | None, mean: Expression, weight: Expression | None, variance: Expression, epsilon: float
+        self,
+        scale: Expression,
+        bias: Expression | None,
+        mean: Expression,
+        weight: Expression | None,
+        variance: Expression,
+        epsilon: float,
     ) -> Normalisation:
-        """Return μ, σ², γ, β and ε."""
-        return Normalisation(mean, variance, weight, bias, epsilon)
+        """Return μ, σ², γ, β, ε and s."""
+        return Normalisation(mean, variance, weight, bias, epsilon, scale)
 
     def summands(self, scale: Expression, bias: Expression | None, mean: Expression, *_: Any) -> tuple[Summand, ...]:
         """Return β and μ·s."""

@@ -25,6 +25,7 @@ from pathlift.graph.network import Network
 from pathlift.passes.box import Box
 from pathlift.passes.enclosure.affine import affine_interval
 from pathlift.passes.enclosure.nonlinear import nonlinear_interval
+from pathlift.passes.enclosure.pair import differences
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
@@ -54,6 +55,7 @@ class Enclosure:
         arithmetic: Arithmetic | None,
         *,
         refine: bool,
+        everywhere: bool = False,
         clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
@@ -65,11 +67,13 @@ class Enclosure:
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
             refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
+            everywhere: Narrow, with ``refine``, all intervals that a nonlinearity reads.
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
         self.refine = refine
-        weights = BoxWeights(box)
+        self._everywhere = everywhere
+        weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
         self._arithmetic = arithmetic
@@ -90,7 +94,8 @@ class Enclosure:
             self.lost |= out_of_range
             if layer.name in self._readers:
                 self.intervals[layer.name] = interval
-                interval = narrowed(self._relaxation, layer, interval, self._readers[layer.name], self._clock)
+                readers, everywhere = self._readers[layer.name], self._everywhere
+                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=everywhere)
         else:
             interval = nonlinear_interval(self._relaxation, layer)
         limit = math.inf if self._arithmetic is None else self._arithmetic.of(layer).largest
@@ -108,6 +113,20 @@ class Enclosure:
             Shape (samples, functionals).
         """
         return lower_bound(self._relaxation, functionals)
+
+    def beyond(self, first: Enclosure, functionals: Mapping[str, Tensor]) -> Tensor:
+        """Bound linear functionals of what this network gives beyond another, at the same input of the ball: see `pair`.
+
+        Args:
+            first: The other network's enclosure over the same ball.
+            functionals: Layer name to coefficients, (samples, functionals, *shape).
+
+        Returns:
+            Lower bounds of a·(u − u_first), (samples, functionals); −inf where nothing is known.
+        """
+        bounds = lower_bound(differences(first._relaxation, self._relaxation), functionals)
+        unknown = (self.lost | first.lost)[:, None] | bounds.isnan()
+        return bounds.masked_fill(unknown, -math.inf)
 
     def tightened(self, functionals: Mapping[str, Tensor], *, steps: int) -> Tensor:
         """Bound linear functionals as `lower` does, and raise what is not positive by ascent: see `tightening`.

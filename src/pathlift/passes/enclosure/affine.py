@@ -6,22 +6,30 @@ Write θ' = c + δ with |δ| ≤ r, u' = m + e with |e| ≤ ρ (the interval bel
 
 and a bias b' = b_c + δ_b adds r_b. f(x; w) is the layer run with values x and weights w. That is the interval.
 
-A linear bound keeps Σ c·u' as it is, as a functional of the layer below, and pays for Σ δ·u' = Σ δ·m + Σ δ·e. The second part
-costs |a|·f(ρ; r) for a coefficient a. The first moves alike wherever a weight is used again: with k the elements of the weight
+A batch norm is s·z + t with t = β − μ·s, so s·z + t = s·(z − μ) + β: where s moves, t moves with it, and Σ δ·u' above is
+δ·(z − μ), not δ·z beside a t of its own. Nothing is lost by that, and δ·μ is not paid twice.
 
-    |Σ_v a(v) Σ_u δ·m| = |Σ_k δ_k·(Σ over the edges of k of a(v)·m(u))| ≤ Σ_k r_k·|Σ over the edges of k of a(v)·m(u)|,
+A linear bound keeps Σ c·u' as it is, as a functional of the layer below, and follows Σ δ·u' as well. An element δ_k moves alike
+wherever its weight is used again: with k the elements of the weight and G_k(u') = Σ over the edges of k of a(v)·u'(u),
 
-which `substitution` computes as one gradient by the weight. It is never more than |a|·f(|m|; r), and |m| + ρ = s, so both parts
-together are never more than the |a|·f(s; r) that intervals pay. So slack holds f(ρ; r) where weights may be shared. Where each
-weight stands on one edge there is no difference, and slack holds f(s; r), which saves the gradient.
+    Σ_v a(v) Σ_u δ·u' = Σ_k δ_k·G_k(u') ≥ −Σ_k r_k·|G_k(u')| ≥ −Σ_k r_k·(slope_k·G_k(u') + rest_k),
+
+with a chord of |G| on g ± R, where g = G(m) and R = Σ over the edges of k of |a(v)|·ρ(u). Where 0 lies outside, slope_k is ±1
+and rest_k is 0: the weight has moved to its worst end c_k ∓ r_k, and the functional goes on through that network, exactly.
+Elsewhere slope_k = g/R and rest_k = R − g²/R. So what arrives below is a(c − slope·r), other weights for each functional; both
+g and R are gradients by the weight. At the middle this pays r·max(|g|, R), where the largest value of |G| would be r·(|g| + R);
+that difference, layer by layer, is most of what a certificate for a convolutional network loses otherwise. Where each weight
+stands on one edge, G = a·u', and the chords of |u'| serve all functionals.
 
 An example: a kernel of one weight 1 ± 0.1 over the inputs (1, 1), and the functional v₁ − v₂. Each neuron is in 1 ± 0.1, so
-intervals give ±0.2. Shared, the weight pays 0.1·|1 − 1| = 0, and v₁ − v₂ = 0 is found.
+intervals give ±0.2. Shared, G = u₁ − u₂ = 0, and v₁ − v₂ = 0 is found. With inputs in [0, 2] and the functional v₁, G is u₁:
+slope 1, rest 0, and v₁ ≥ 0.9·u₁ ≥ 0, where m − ρ − 0.1·(m + ρ) would be −0.2.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,7 +37,7 @@ from pathlift.edges.contraction import Dense
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Connection, Layer
 from pathlift.passes.enclosure.relaxation import Relaxation
-from pathlift.passes.forward import Below, carried
+from pathlift.passes.forward import carried
 
 
 def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Tensor | bool]:
@@ -49,31 +57,26 @@ def affine_interval(relaxation: Relaxation, layer: Layer) -> tuple[Interval, Ten
     sizes = {name: interval.size for name, interval in below.items()}
     middle = relaxation.for_all(carried(layer, middles, weights.middles, biases=weights.middles))
     magnitude = carried(layer, sizes, weights.sizes, biases=weights.sizes) + _cancelled(relaxation, layer)
-    moved, moved_apart = _moved(relaxation, layer, sizes, radii, middle)
+    moved = _moved(relaxation, layer, below, middle)
     out_of_range = roundoff.out_of_range(layer, sizes, magnitude + moved)
     # Σ|θ'|·|u'| + |b'| ≤ magnitude + moved: what relative errors are relative to.
     rounding = (roundoff.model_sum(layer) + roundoff.here(layer)) * (magnitude + moved)
     rounding = rounding + (roundoff.underflow(layer, sizes) + roundoff.positions(layer, sizes))
     rounded_up = 1.0 + 4 * roundoff.here(layer)  # the sums of non-negative numbers from here on are rounded themselves
-    relaxation.slack[layer.name] = relaxation.for_all((moved_apart + rounding) * rounded_up)
+    relaxation.slack[layer.name] = relaxation.for_all(rounding * rounded_up)
     radius = carried(layer, radii, weights.sizes) if layer.connections else 0.0
     radius = radius + relaxation.for_all((moved + rounding) * rounded_up)
     return Interval(middle - radius * rounded_up, middle + radius * rounded_up), out_of_range
 
 
-def _moved(relaxation: Relaxation, layer: Layer, sizes: Below, radii: Below, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the radius of the weights can do: f(s; r) + r_b, and what of it is not paid together for all edges."""
+def _moved(relaxation: Relaxation, layer: Layer, below: Mapping[str, Interval], like: Tensor) -> Tensor:
+    """Return what the radius of the weights can do: f(|u' − μ|; r) + r_b."""
     weights = relaxation.weights
-    varying = [connection for connection in layer.connections if weights.varies(connection.weight)]
-    if not varying and not any(weights.varies(bias.weight) for bias in layer.biases):
-        zero = like.new_zeros(())
-        return zero, zero
-    if not layer.connections:
-        return carried(layer, {}, weights.radii, biases=weights.radii), like.new_zeros(())
-    moved = carried(layer, sizes, weights.radii, biases=weights.radii, only_weighted=True)
-    apart = {connection.source for connection in varying if not may_be_shared(connection, layer)}
-    mixed = {name: sizes[name] if name in apart else radii[name] for name in sizes}
-    return moved, carried(layer, mixed, weights.radii, only_weighted=True)
+    if not weights.vary(layer):
+        return like.new_zeros(())
+    centre = weights.centres.get(layer.name, 0.0)
+    moving = {name: Interval(interval.low - centre, interval.high - centre).size for name, interval in below.items()}
+    return carried(layer, moving, weights.radii, biases=weights.radii, only_weighted=True)
 
 
 def may_be_shared(connection: Connection, layer: Layer) -> bool:

@@ -39,16 +39,23 @@ def nonlinear_interval(relaxation: Relaxation, layer: Layer) -> Interval:
     if isinstance(layer.nonlinearity, Extremum):
         return _extremum(relaxation, layer, layer.nonlinearity)
     source = relaxation.intervals[layer.connections[0].source]
-    gain = _gain(layer)
-    spare = WIDEN * source.size * gain + TINY
-    z = Interval(source.low * gain - spare, source.high * gain + spare)
+    factor = gain(layer)
+    spare = WIDEN * source.size * factor + TINY
+    z = Interval(source.low * factor - spare, source.high * factor + spare)
     if isinstance(layer.nonlinearity, Clamp):
         return _clamp(relaxation, layer, z)
-    return _slopes(relaxation, layer, z, plain=gain == 1.0)
+    return _slopes(relaxation, layer, z, plain=factor == 1.0)
 
 
-def _gain(layer: Layer) -> float:
-    """Return the positive number that brings slopes of more than 1 to at most 1."""
+def gain(layer: Layer) -> float:
+    """Return the positive number that brings slopes of more than 1 to at most 1.
+
+    Args:
+        layer: A layer whose nonlinearity reads one layer.
+
+    Returns:
+        The number, 1 for most layers.
+    """
     weight = layer.connections[0].weight
     return 1.0 if weight is None else float(weight.scalar or 0.0)
 

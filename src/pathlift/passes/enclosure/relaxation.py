@@ -36,6 +36,7 @@ class Relaxation:
         slack: What is to be paid per unit of coefficient at a layer.
         lines: By layer with a nonlinearity.
         free: Where the slope of a lower line may be chosen.
+        constants: Of layers of differences (`pair`), what takes the place of their biases.
     """
 
     network: Network
@@ -46,6 +47,7 @@ class Relaxation:
     slack: dict[str, Tensor] = field(default_factory=dict)
     lines: dict[str, Lines | Choice] = field(default_factory=dict)
     free: dict[str, Free] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:

@@ -46,10 +46,11 @@ class Roundoff:
         Forwards a neuron is a sum of n products; backwards a functional is a sum over the neurons of the layer, and its
         coefficients are products that are rounded in turn: a·c·(1 + η) instead of a·c moves the bound by |η|·|a|·|c·u|, which
         is a part of |a|·(relative error)·(Σ|c|·|u| + |b|), the slack of the layer. Each of these sums has at most
-        n + (neurons) + SPARE roundings; there are three of them forwards and two backwards, and 8 leaves room.
+        n + (neurons) + SPARE roundings; there are three of them forwards, two backwards and three for weights that move
+        alike, and 16 leaves room.
         """
         roundings = fan_in(self.network)[layer.name] + math.prod(layer.shape) + SPARE
-        return 8 * roundings * DOUBLE.unit
+        return 16 * roundings * DOUBLE.unit
 
     def model_sum(self, layer: Layer) -> float:
         """Return the relative error of the model's own arithmetic at one affine layer: (n + SPARE)·u + 2f.

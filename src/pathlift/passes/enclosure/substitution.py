@@ -14,8 +14,8 @@ An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals giv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -80,20 +80,22 @@ def transposed(function: Callable[[Tensor], Tensor], blank: Tensor) -> tuple[Ten
 
 
 def _hand_down(
-    relaxation: Relaxation, connection: Connection, shape: tuple[int, ...], a: Tensor, coefficients: dict[str, Tensor]
-) -> None:
-    """Add aᵀc to the coefficients of the layer below."""
-    weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)
+    relaxation: Relaxation, connection: Connection, weights: Weights | None, shape: tuple[int, ...], a: Tensor
+) -> Tensor:
+    """Return aᵀw, the coefficients of the layer below."""
     below = relaxation.network.layer[connection.source]
     blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
     _, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
-    _add(coefficients, connection.source, back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
+    return cast("Tensor", back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
 
 
 def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
     weights = relaxation.weights
     bound = -_dot(a.abs(), relaxation.slack[layer.name])
-    for bias in layer.biases:
+    constant = relaxation.constants.get(layer.name)
+    if constant is not None:
+        bound = bound + _dot(a, constant)
+    for bias in layer.biases if constant is None else ():
         bound = bound + _dot(a, placed(bias, weights.middles(bias.weight)).expand(1, *layer.shape))
         radius = weights.radii(bias.weight)
         if radius is not None:
@@ -105,9 +107,15 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
             shape = layer.concat.shape(position, layer.shape)
             piece = a.narrow(2 + layer.concat.dim, offset, layer.concat.sizes[position])
             offset += layer.concat.sizes[position]
-        _hand_down(relaxation, connection, shape, piece, coefficients)
-        if weights.varies(connection.weight) and may_be_shared(connection, layer):
-            bound = bound - _shared_weight(relaxation, connection, shape, piece)
+        middles = None if connection.weight is None else weights.middles(connection.weight)
+        if not weights.varies(connection.weight):
+            below, price = _hand_down(relaxation, connection, middles, shape, piece), None
+        elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
+            below, price = _moved_alike(relaxation, layer, connection, shape, piece)
+        else:
+            below, price = _moved_apart(relaxation, layer, connection, shape, piece)
+        _add(coefficients, connection.source, below)
+        bound = bound if price is None else bound - price
     return bound
 
 
@@ -118,23 +126,72 @@ def _shared_bias(a: Tensor, radius: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (sums.abs() * radius.reshape(target)).flatten(2).sum(2)
 
 
-def _shared_weight(relaxation: Relaxation, connection: Connection, shape: tuple[int, ...], a: Tensor) -> Tensor:
-    """Σ_k r_k·|Σ over the edges of k of a(v)·m(u)|: the inner sum is the derivative of Σ_v a(v)·v(m; w) by w_k."""
+def _moved_apart(
+    relaxation: Relaxation, layer: Layer, connection: Connection, shape: tuple[int, ...], a: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ|a|·r·|u' − μ| ≤ Σ_u (|a|ᵀr)(u)·(slope·(u' − μ) + rest) with the chord of each |u' − μ|: every edge moves on its own."""
+    assert connection.weight is not None
+    weights, interval = relaxation.weights, relaxation.intervals[connection.source]
+    centre = weights.centres.get(layer.name, 0.0)
+    slope, rest = chord(interval.middle - centre, interval.radius)
+    rest = rest - slope * centre
+    paid = _hand_down(relaxation, connection, weights.radii(connection.weight), shape, a.abs())
+    below = _hand_down(relaxation, connection, weights.middles(connection.weight), shape, a)
+    return below - paid * slope.unsqueeze(1), _dot(paid, rest)
+
+
+def _moved_alike(
+    relaxation: Relaxation, layer: Layer, connection: Connection, shape: tuple[int, ...], a: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`."""
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
-    middle = relaxation.intervals[connection.source].middle
+    interval, centre = relaxation.intervals[connection.source], relaxation.weights.centres.get(layer.name)
+    middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
+    blank = torch.zeros_like(middle[0])
 
-    def of_sample(x: Tensor, functionals: Tensor) -> Tensor:
+    def sums(x: Tensor, functionals: Tensor) -> Tensor:
+        """Σ over the edges of k of a(v)·x(u), for every element k: the derivative of Σ_v a(v)·v(x; w) by w_k."""
         _, back = transposed(
             lambda weight: connection.edges.sum(x, Weights((weight,), unchanged, torch.float64)).expand(shape), value
         )
-        return (back(functionals).abs() * radius).flatten(1).sum(1)
+        return back(functionals)
+
+    def handed_down(functional: Tensor, weight: Tensor) -> Tensor:
+        weights = Weights((weight,), unchanged, torch.float64)
+        _, pull, *_ = torch.func.vjp(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
+        return cast("Tensor", pull(functional)[0])
+
+    def of_sample(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
+        total = sums(x, functionals)
+        offset = torch.zeros_like(total) if centre is None else sums(centre.expand(x.shape), functionals)
+        slope, rest = chord(total - offset, sums(rho, functionals.abs()))
+        moved = (slope * radius).detach()
+        below = torch.vmap(handed_down)(functionals, value - moved)
+        return below, (radius * rest - moved * offset).flatten(1).sum(1)
 
     step = max(1, ELEMENTS // max(1, a.shape[1] * value.numel()))
-    rounded_up = 1 + 8 * DOUBLE.unit * (value.numel() + math.prod(shape))
-    samples = zip(middle.split(step), a.split(step), strict=True)
-    return rounded_up * torch.cat([torch.vmap(of_sample)(x, functionals) for x, functionals in samples])
+    samples = zip(middle.split(step), reach.split(step), a.split(step), strict=True)
+    belows, prices = zip(*(torch.vmap(of_sample)(*part) for part in samples), strict=True)
+    return torch.cat(belows), torch.cat(prices)
+
+
+def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and rest of |G| ≤ slope·G + rest on [m − ρ, m + ρ]: |G| is convex, so its chord lies above it.
+
+    Where 0 lies between, the chord goes from (m − ρ, ρ − m) to (m + ρ, ρ + m): slope m/ρ, rest ρ − m²/ρ. Elsewhere |G| is ±G.
+    A slope that is off by a few units leaves the rest off by as many units of |m| + ρ.
+
+    Args:
+        middle: m.
+        radius: ρ.
+
+    Returns:
+        Slope and rest.
+    """
+    slope = (middle / radius.clamp(min=DOUBLE.least)).detach().clamp(-1.0, 1.0)
+    return slope, (radius - slope * middle).clamp(min=0.0)
 
 
 def _through_lines(
@@ -147,7 +204,9 @@ def _through_lines(
     bound = _dot(positive, lines.lower) + _dot(negative, lines.upper)
     bound = bound - _dot(a.abs(), relaxation.for_all(relaxation.slack[layer.name]))
     z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
-    _hand_down(relaxation, layer.connections[0], layer.shape, z, coefficients)
+    connection = layer.connections[0]
+    weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)
+    _add(coefficients, connection.source, _hand_down(relaxation, connection, weights, layer.shape, z))
     return bound
 
 

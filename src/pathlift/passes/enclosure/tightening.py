@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathlift.budget import Clock
 from pathlift.graph.interval import Interval
-from pathlift.graph.layers import Clamp, Extremum, Layer
+from pathlift.graph.layers import Clamp, Extremum, Layer, Slopes
 from pathlift.passes.enclosure.lines import Lines
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound, transposed
@@ -71,7 +71,9 @@ def _first_tilt(relaxation: Relaxation, name: str, rows: int) -> Tensor:
     return tilt.unsqueeze(1).repeat(1, rows, *[1] * (tilt.dim() - 1))
 
 
-def narrowed(relaxation: Relaxation, layer: Layer, interval: Interval, readers: list[Layer], clock: Clock) -> Interval:
+def narrowed(
+    relaxation: Relaxation, layer: Layer, interval: Interval, readers: list[Layer], clock: Clock, *, everywhere: bool
+) -> Interval:
     """Narrow the interval of neurons at a kink of what reads them by linear bounds of their own, ±v.
 
     Args:
@@ -80,11 +82,12 @@ def narrowed(relaxation: Relaxation, layer: Layer, interval: Interval, readers: 
         interval: Its interval.
         readers: The nonlinearities that read it.
         clock: Neurons keep their intervals when its time is up.
+        everywhere: Narrow also what lies beside the kinks: weights above it that move have less to move then.
 
     Returns:
         The intersection of both.
     """
-    wanted = _at_kinks(relaxation, interval, readers).flatten(1)
+    wanted = (_not_flat(interval, readers) if everywhere else _at_kinks(relaxation, interval, readers)).flatten(1)
     most = int(wanted.sum(1).max())
     if most == 0:
         return interval
@@ -104,6 +107,13 @@ def narrowed(relaxation: Relaxation, layer: Layer, interval: Interval, readers: 
         low.scatter_(1, neurons, torch.maximum(low.gather(1, neurons), below))
         high.scatter_(1, neurons, torch.minimum(high.gather(1, neurons), -above))
     return Interval(low.reshape(interval.low.shape), torch.maximum(low, high).reshape(interval.high.shape))
+
+
+def _not_flat(interval: Interval, readers: list[Layer]) -> Tensor:
+    """Tell which neurons reach what is above them: all but those that every reader takes for 0."""
+    kinds = [reader.nonlinearity for reader in readers]
+    rectified = all(isinstance(kind, Slopes) and kind.minus == 0.0 for kind in kinds)
+    return interval.high > 0 if rectified else torch.ones_like(interval.high, dtype=torch.bool)
 
 
 def _at_kinks(relaxation: Relaxation, interval: Interval, readers: list[Layer]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from pathlift.edges.weights import Weights
 from pathlift.graph.interval import Interval
-from pathlift.graph.layers import WeightTensor
+from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.passes.box import Box
 from pathlift.passes.forward import unchanged, value_of
 from pathlift.passes.rounding import DOUBLE
@@ -19,10 +21,11 @@ class BoxWeights:
     Attributes:
         box: The box.
         middle: Weight tensor to c.
-        radius: Weight tensor to r; None where nothing varies.
+        radius: Weight tensor to r; None where nothing varies. Of a shift t = β − μ·s that of β alone.
+        centres: Batch norms by the name of their layer to μ, placed: s moves z − μ.
     """
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, layers: Iterable[Layer] = ()) -> None:
         """Take the middle of every interval.
 
         The middle m = low/2 + high/2 is rounded, so both ends lie within (high − low)/2 + u·|m| of it; the computed radius is
@@ -30,6 +33,7 @@ class BoxWeights:
 
         Args:
             box: The box.
+            layers: Those of the network; a batch norm among them is s·(z − μ) + β, so its shift moves with its scale.
         """
         self.box = box
         self.middle: dict[WeightTensor, Tensor] = {}
@@ -41,10 +45,38 @@ class BoxWeights:
             self.middle[weight] = interval.middle
             self.radius[weight] = None if interval.exact else radius
             self._largest[weight] = float(interval.size.max())
+        self.centres = self._centres(tuple(layers))
+
+    def _centres(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Return μ of the layers in which t stands beside its s; what is left of t there is β − μ·c_s.
+
+        Its middle is computed with a few roundings of |β| + |μ·s| ≤ 2·|β| + |t|, which the radius of β takes up.
+        """
+        readers: dict[WeightTensor, list[Layer]] = {}
+        for layer in layers:
+            for bias in layer.biases:
+                if bias.weight in self.box.shifts:
+                    readers.setdefault(bias.weight, []).append(layer)
+        centres: dict[str, Tensor] = {}
+        for weight, reading in readers.items():
+            if all(_normalises(layer) for layer in reading):
+                shift = self.box.shifts[weight]
+                size = Interval(self.box.lower[weight], self.box.upper[weight]).size
+                off = 16 * DOUBLE.unit * (2 * shift.bias.size + size)
+                scale = reading[0].connections[0].weight
+                assert scale is not None
+                self.middle[weight] = shift.bias.middle - shift.mean * self.middle[scale]
+                self.radius[weight] = shift.bias.radius * (1 + 4 * DOUBLE.unit) + off
+                centres |= {layer.name: shift.mean.reshape(layer.biases[0].view) for layer in reading}
+        return centres
 
     def varies(self, weight: WeightTensor | None) -> bool:
         """Whether a weight may take more than one value."""
         return weight is not None and self.radius.get(weight) is not None
+
+    def vary(self, layer: Layer) -> bool:
+        """Whether any weight of a layer may take more than one value."""
+        return any(map(self.varies, [*(edge.weight for edge in layer.connections), *(bias.weight for bias in layer.biases)]))
 
     def middles(self, weight: WeightTensor) -> Weights:
         """Return the weights c as they travel along edges."""
@@ -64,3 +96,9 @@ class BoxWeights:
         if weight is None:
             return 1.0
         return abs(weight.scalar) if weight.scalar is not None else self._largest[weight]
+
+
+def _normalises(layer: Layer) -> bool:
+    """Whether a layer is s·z + t with the s that t = β − μ·s is made of."""
+    norm, edge = layer.normalisation(), layer.connections[0].weight if len(layer.connections) == 1 else None
+    return norm is not None and edge is not None and len(layer.biases) == 1 and edge.expression == norm.scale
