@@ -152,7 +152,7 @@ def quantize(
         network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-        activations = activation_model(network, batches, correlations="channels")
+        activations = activation_model(network, batches, correlations="channels", running="checked")
         seen = {name: input_moments(activations, name) for name in formats}
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, seen)

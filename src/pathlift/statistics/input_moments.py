@@ -333,7 +333,8 @@ def _conditioned(model: ActivationModel, moments: InputMoments, layer: Layer) ->
     norm = _norm_above(network, layer) if len(layer.connections) == 1 else None
     if norm is None or norm.mean is None or norm.variance is None:
         return moments
-    known, variance = (model.propagation.evaluated(part, 0.0, 2).reshape(-1) for part in (norm.mean, norm.variance))
+    known = model.propagation.evaluated(norm.mean, 0.0, 2).reshape(-1)
+    variance = model.steps[layer.name].moments.variance.reshape(-1).expand(known.shape)
     if known.numel() != groups * count or layer.nonlinearity is not None:
         return moments
     for bias in layer.biases:
