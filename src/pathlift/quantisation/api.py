@@ -180,7 +180,7 @@ def _rounded_state(
         outcome = rounded(weight, matrices[name], form, way, seen[name], covariances_of(seen[name]), source)
         values = outcome.grid.values(outcome.integers)
         state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
-        changed = corrections(replace(network, state=state), outcome, variance=way.correction == "variance")
+        changed = corrections(replace(network, state=state), outcome)
         state.update(changed)
         corrected += list(changed)
         tensors[name] = outcome
