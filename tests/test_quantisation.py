@@ -138,13 +138,17 @@ def test_batch_norms_take_up_mean_and_variance():
     assert ((quantized[1].running_var / after.var(1)).log().abs() < 0.1 * before + 0.02).all()
 
 
+def read_by_batch_norms(groups: pathlift.rescaling.Symmetries) -> Tensor:
+    """The groups of what batch norms read: their running variances do not move along."""
+    solution, scalings = groups.constraints.solution, groups.constraints.scalings.items()
+    read = [torch.isin(solution.rows, scaling.above.reshape(-1)) for name, scaling in scalings if "running" in name]
+    return torch.cat([solution.columns[rows] for rows in read]).unique() if read else torch.zeros(0, dtype=torch.long)
+
+
 def factors_of(groups: pathlift.rescaling.Symmetries) -> list[float]:
-    """Powers of two at random, 1 for the groups of what a batch norm reads: its running variance does not move along."""
+    """Powers of two at random, 1 for the groups of what a batch norm reads."""
     drawn_powers = torch.randint(-7, 6, (len(groups),), generator=torch.Generator().manual_seed(1)).double()
-    solution = groups.constraints.solution
-    for name, scaling in groups.constraints.scalings.items():
-        if "running" in name:
-            drawn_powers[solution.columns[torch.isin(solution.rows, scaling.above.reshape(-1))]] = 0.0
+    drawn_powers[read_by_batch_norms(groups)] = 0.0
     return torch.exp2(drawn_powers).tolist()
 
 
@@ -168,6 +172,45 @@ def test_a_rescaled_network_is_quantised_to_the_same_bits(name, gauge, options):
     second, _ = pathlift.quantize(rescaled, SHAPE, gauge=gauge, moments=0, **options)
     assert same(first, second)
     assert report.gauge.name == gauge and report.path_metric.lower <= report.path_metric.upper
+
+
+def rescaled_before_batch_norms(model: nn.Module, powers: tuple[int, ...]) -> nn.Module:
+    """The function is the same, running means moved along, and running variances stayed."""
+    groups = pathlift.symmetries(model, SHAPE)
+    factors = torch.ones(len(groups), dtype=torch.float64)
+    for number, group in enumerate(read_by_batch_norms(groups).tolist()):
+        factors[group] = 2.0 ** powers[number % len(powers)]
+    return with_state(model, groups.rescale(factors.tolist()))
+
+
+@pytest.mark.parametrize("name", ["residual", "relu6"])
+def test_it_does_not_matter_who_rescaled_what_batch_norms_read(name):
+    model, x = drawn(MODELS[name]), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    outcomes = []
+    for powers in ((7, 12, -7), (12, -5, 6, 4)):
+        rescaled = rescaled_before_batch_norms(model, powers)
+        quantized, report = pathlift.quantize(rescaled, SHAPE, 4, moments=0, correction="variance")
+        assert report.statistics == "batch norm up to scale"
+        outcomes.append((report.integers, quantized(x)))
+    (first, output), (second, again) = outcomes
+    assert all(torch.equal(integers, second[name]) for name, integers in first.items())
+    assert torch.equal(output, again)
+
+
+def test_statistics_of_a_rescaled_network_are_nearly_those_of_the_network_itself():
+    model = drawn(capped)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = None  # running statistics are those of all inputs
+        norm.reset_running_stats()
+        norm.train()
+    with torch.no_grad():
+        model(torch.randn(256, *SHAPE, generator=torch.Generator().manual_seed(0)))
+    model.eval()
+    rescaled = rescaled_before_batch_norms(model, (7, 12, -7))
+    first, second = (pathlift.quantize(m, SHAPE, 8, moments=0)[1] for m in (model, rescaled))
+    assert first.statistics == "batch norm" != second.statistics
+    for one, other in zip(first.tensors, second.tensors, strict=True):
+        assert other.expected_error == pytest.approx(one.expected_error, rel=0.5)
 
 
 SMALL, LARGE = ("squeezenet1_1", "shufflenet_v2_x0_5"), ("resnet18", "mobilenet_v2", "vgg11_bn", "mnasnet0_5")

@@ -41,7 +41,7 @@ def compensated(network: Network, masks: Mapping[str, Tensor], data: Iterable[Sa
         return fitted_to_data(network, pruned, masks, list(data))
     if all(bool(mask.all()) for mask in masks.values()):
         return Update(pruned, "propagation")
-    model = activation_model(network, correlations="channels")
+    model = activation_model(network, correlations="channels", running="checked")
     update = Update(pruned, model.source)
     for name, moments in told_moments(model, masks, update.left).items():
         fit_by_moments(update, network, moments, masks[name], variance=True)

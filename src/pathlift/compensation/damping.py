@@ -62,10 +62,12 @@ def damped(moment: Tensor, damping: float) -> Damped:
     alive = diagonal > 0
     exponent = torch.frexp(torch.where(alive, diagonal, 1.0)).exponent
     scale = torch.exp2(torch.div(exponent - 1, 2, rounding_mode="floor").double())
-    unit = torch.where(alive[:, :, None] & alive[:, None, :], moment / scale[:, :, None] / scale[:, None, :], 0.0)
-    size = unit.diagonal(dim1=-2, dim2=-1)
+    matrix = (moment / scale[:, :, None]).div_(scale[:, None, :])
+    if not bool(alive.all()):
+        matrix = torch.where(alive[:, :, None] & alive[:, None, :], matrix, 0.0)
+    size = matrix.diagonal(dim1=-2, dim2=-1).clone()
     while damping <= MOST:
-        matrix = unit + torch.diag_embed(torch.where(alive, damping * size, 1.0))
+        matrix.diagonal(dim1=-2, dim2=-1).copy_(torch.where(alive, size + damping * size, 1.0))
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not bool(failed.any()):
             return Damped(matrix, lower, scale, alive, damping)

@@ -152,7 +152,7 @@ def quantize(
         network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-        activations = activation_model(network, batches, correlations="channels")
+        activations = activation_model(network, batches, correlations="channels", running="checked")
         seen = {name: input_moments(activations, name) for name in formats}
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, seen)
@@ -180,7 +180,7 @@ def _rounded_state(
         outcome = rounded(weight, matrices[name], form, way, seen[name], covariances_of(seen[name]), source)
         values = outcome.grid.values(outcome.integers)
         state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
-        changed = corrections(replace(network, state=state), outcome, variance=way.correction == "variance")
+        changed = corrections(replace(network, state=state), outcome)
         state.update(changed)
         corrected += list(changed)
         tensors[name] = outcome

@@ -2,8 +2,8 @@
 
 H is the second moment of what the row is multiplied by, or its covariance where the mean of the change is corrected
 elsewhere. The columns are rounded one after another, and the error of each is made up for, as well as it can be, by those
-that are still to come (optimal brain quantisation; with one order for all rows, GPTQ): with U the upper Cholesky factor of
-H⁻¹, H⁻¹ = UᵀU, the error e = (w_j − q_j)/U_jj of column j takes e·U_jk from column k.
+that are still to come (optimal brain quantisation; with one order for all rows, GPTQ): with H = V D Vᵀ, V upper triangular
+with 1 on its diagonal, Δᵀ H Δ = Σ_k D_k (Δ_k + Σ_{j<k} Δ_j V_jk)², and column k is rounded from w_k − Σ_{j<k} Δ_j V_jk.
 
 Then every column is looked at again, `POLISH` times: it takes the integer that is best while all others stay as they are.
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pathlift.compensation.correction import quadratic
 from pathlift.compensation.damping import damped
+from pathlift.quantisation.formats import WholeNumbers
 from pathlift.quantisation.grids import Grid
 
 DAMPING = 0.1
@@ -75,9 +76,10 @@ def compensated_in_range(weight: Tensor, grid: Grid, moment: Tensor, damping: fl
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    least, best = _cost(weight, grid, integers := compensated(weight, grid, moment, damping), moment, damping), grid
+    integers, best = compensated(weight, grid, moment, damping), grid
     if weight.shape[2] > SHORT or grid.scale.shape[2] > 1:
         return grid, integers
+    least = _cost(weight, grid, integers, moment, damping)
     for share in SHARES:
         tried = Grid(grid.format, (grid.scale.double() * share).float(), grid.zero, grid.columns)
         tried_integers = compensated(weight, tried, moment, damping)
@@ -94,52 +96,67 @@ def _cost(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping:
     return quadratic(change, moment) + damping * (change**2 @ moment.double().diagonal(dim1=1, dim2=2)[:, :, None])[:, :, 0]
 
 
+class _Columns:
+    """Rounds all rows of one column as `Grid.roughly` and `Grid.values` do, with what these do each time done once."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)
+        self.scale, self.zero = (cells.double().mT.contiguous() for cells in (self.grid.scale, self.grid.zero))
+
+    def __call__(self, column: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return integers and values for numbers of shape (groups, rows)."""
+        form = self.grid.format
+        if not isinstance(form, WholeNumbers):
+            cell = self.grid.columns_of(slice(column, column + 1))
+            chosen = cell.roughly(wanted[:, :, None])
+            return chosen[:, :, 0], cell.values(chosen)[:, :, 0]
+        cell_number = column if self.scale.shape[1] > 1 else 0
+        scale, zero = self.scale[:, cell_number], self.zero[:, cell_number]
+        integers = (wanted / scale).round_().add_(zero).clamp_(form.low, form.high)
+        return integers, ((integers - zero) * scale).float().double()
+
+
 def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping: float, times: int) -> Tensor:
     """Go through the columns again: each takes the integer that is best while the others stay."""
-    moment = moment.double()
-    grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)
-    diagonal = moment.diagonal(dim1=1, dim2=2)
-    damped = moment + torch.diag_embed(damping * diagonal)
-    values, integers = grid.values(integers), integers.clone()
-    slope = (values - weight.double()) @ damped
+    moment, rounded = moment.double(), _Columns(grid)
+    change = (grid.values(integers) - weight.double()).mT.contiguous()  # a row in memory for each column
+    wanted, integers = weight.double().mT.contiguous(), integers.mT.contiguous()
+    pull = damping * moment.diagonal(dim1=1, dim2=2)[:, :, None]
+    height = moment.diagonal(dim1=1, dim2=2)[:, :, None] + pull
+    unit = torch.where(height > 0, 1.0 / height, 0.0)
+    slope = (moment @ change).addcmul_(pull, change)
     for start in [*range(0, weight.shape[2], BLOCK)] * times:
         block = slice(start, min(start + BLOCK, weight.shape[2]))
-        before, within = values[:, :, block].clone(), damped[:, block, block]
-        near = slope[:, :, block].clone()
-        for column in range(block.stop - start):
-            cell, height = grid.columns_of(slice(start + column, start + column + 1)), within[:, None, column, column, None]
-            now = values[:, :, start + column, None]
-            chosen = cell.roughly(now - torch.where(height > 0, near[:, :, column, None] / height, 0.0))
-            step = cell.values(chosen) - now
-            integers[:, :, start + column] = chosen[:, :, 0]
-            values[:, :, start + column] += step[:, :, 0]
-            near += step * within[:, None, column]
-        slope += (values[:, :, block] - before) @ damped[:, block]
-    return integers
+        before, near, within = change[:, block].clone(), slope[:, block].clone(), moment[:, block, block]
+        for number, column in enumerate(range(block.start, block.stop)):
+            now = wanted[:, column] + change[:, column]
+            chosen, value = rounded(column, now - near[:, number] * unit[:, column])
+            integers[:, column], step = chosen, value - now
+            change[:, column] += step
+            near[:, number + 1 :].addcmul_(within[:, number + 1 :, number, None], step[:, None])
+        moved = change[:, block] - before
+        slope += moment[:, :, block] @ moved
+        slope[:, block].addcmul_(pull[:, block], moved)
+    return integers.mT.contiguous()
 
 
 def _one_after_another(weight: Tensor, grid: Grid, moment: Tensor, damping: float) -> Tensor:
-    factor = inverse_factor(moment, damping)
-    grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)  # once for all columns
-    left = weight.double().clone()
-    integers = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
-    columns = weight.shape[2]
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        errors = torch.zeros((*weight.shape[:2], end - start), dtype=torch.float64, device=weight.device)
+    factor, rounded = unit_factor(moment, damping), _Columns(grid)
+    weight = weight.double().mT.contiguous()  # a row in memory for each column
+    change, integers = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.int32)
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        wanted = weight[:, start:end] - factor[:, :start, start:end].mT @ change[:, :start]
         for column in range(start, end):
-            cell, current = grid.columns_of(slice(column, column + 1)), left[:, :, column : column + 1]
-            chosen = cell.roughly(current)
-            integers[:, :, column : column + 1] = chosen
-            error = (current - cell.values(chosen)) / factor[:, column, column, None, None]
-            left[:, :, column:end] -= error * factor[:, None, column, column:end]
-            errors[:, :, column - start] = error[:, :, 0]
-        left[:, :, end:] -= errors @ factor[:, start:end, end:]
-    return integers
+            integers[:, column], value = rounded(column, wanted[:, column - start])
+            change[:, column] = value - weight[:, column]
+            sent = factor[:, column, column + 1 : end, None] * change[:, column, None]
+            wanted[:, column + 1 - start :] -= sent
+    return integers.mT.contiguous()
 
 
-def inverse_factor(moment: Tensor, damping: float) -> Tensor:
-    """Return the upper Cholesky factor U of the inverse of the damped H, H⁻¹ = UᵀU.
+def unit_factor(moment: Tensor, damping: float) -> Tensor:
+    """Return V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal.
 
     Args:
         moment: H.
@@ -151,10 +168,7 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    factored = damped(moment, damping)
-    while True:
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factored.lower), upper=True)
-        if not bool(failed.any()):
-            factor: Tensor = upper / factored.scale[:, None, :]
-            return factor
-        factored = damped(moment, factored.more)
+    factored = damped(moment.flip(1, 2), damping)  # lower triangular from behind is upper triangular
+    factor, scale = factored.lower, factored.scale
+    diagonal = factor.diagonal(dim1=1, dim2=2).clone()
+    return (factor.mul_(scale[:, :, None]).div_((diagonal * scale)[:, None])).flip(1, 2)

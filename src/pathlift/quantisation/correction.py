@@ -9,18 +9,16 @@ from pathlift.graph.network import Network
 from pathlift.quantisation.layer import Rounded
 
 
-def corrections(network: Network, rounded: Rounded, *, variance: bool) -> dict[str, Tensor]:
+def corrections(network: Network, rounded: Rounded) -> dict[str, Tensor]:
     """Return the parameters and buffers that a rounded tensor asks to be changed.
 
     Args:
         network: The network, with the state as it is by now.
         rounded: The tensor.
-        variance: Whether the running variance is estimated anew as well.
 
     Returns:
         Name to its new value; empty when nothing follows that could take it up.
     """
     if not rounded.corrected:
         return {}
-    spread = (rounded.variances[0], rounded.variances[1]) if variance else None
-    return compensation.corrections(network, rounded.moments, rounded.change, spread)
+    return compensation.corrections(network, rounded.moments, rounded.change, rounded.variances)

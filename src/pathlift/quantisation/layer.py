@@ -49,7 +49,7 @@ class Rounded:
         moments: What it is multiplied by.
         corrected: Whether the mean of what the change does is taken up by what follows.
         squares: Δ_oᵀ C Δ_o of each row, C the covariance of what it is multiplied by, shape (groups, rows).
-        variances: wᵀ C w of each row before and after, shape (2, groups, rows).
+        variances: wᵀ C w of each row before and after, each (groups, rows), where running variances are estimated anew.
     """
 
     grid: Grid
@@ -58,7 +58,7 @@ class Rounded:
     moments: InputMoments
     corrected: bool
     squares: Tensor
-    variances: Tensor
+    variances: tuple[Tensor, Tensor] | None
 
     @property
     def shift(self) -> Tensor:
@@ -141,7 +141,7 @@ def rounded(
     def quadratics(rows: Tensor) -> Tensor:
         return torch.stack([quadratic(rows[:, :, block], covariance) for block, covariance in covariances]).sum(0)
 
-    variances = torch.stack([quadratics(stack), quadratics(stack + change)])
+    variances = (quadratics(stack), quadratics(stack + change)) if way.correction == "variance" else None
     return Rounded(grid, integers, change, moments, corrected, quadratics(change), variances)
 
 

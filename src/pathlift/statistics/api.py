@@ -16,8 +16,7 @@ from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
-from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model
-from pathlift.statistics.propagation import Step
+from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model, apart
 from pathlift.statistics.transfer import stationary
 
 
@@ -131,7 +130,7 @@ def activation_statistics(
     layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
-    return ActivationStatistics(layers, source, *_apart(activations))
+    return ActivationStatistics(layers, source, *apart(activations.propagation))
 
 
 def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:
@@ -179,19 +178,3 @@ def _over_positions(layer: Layer, channel: int | None, mean: Tensor, variance: T
     parts = stationary(mean.expand(layer.shape), variance.expand(layer.shape), shape)
     first, second = (part.reshape(-1).clone() for part in parts)
     return first, second
-
-
-def _apart(model: ActivationModel) -> tuple[float, float]:
-    """Return how far batch norms say otherwise: medians of shifts in deviations, and of doublings of variances."""
-    shifts, spreads = [], []
-    for name, norm in model.propagation.norms.items():
-        step: Step = model.steps[name]
-        if step.expected is None:
-            continue
-        rank = len(model.network.layer[name].shape)
-        mean, variance = (model.propagation.evaluated(part, 0.0, rank) for part in (norm.mean, norm.variance))
-        shifts.append(((step.expected[0] - mean).abs() / variance.sqrt()).flatten())
-        spreads.append((step.expected[1] / variance).log2().abs().flatten())
-    if not shifts:
-        return math.nan, math.nan
-    return float(torch.cat(shifts).median()), float(torch.cat(spreads).median())

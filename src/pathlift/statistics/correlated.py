@@ -28,7 +28,7 @@ from pathlift.statistics.covariances import (
     through_kink,
     through_weight,
 )
-from pathlift.statistics.propagation import Propagation
+from pathlift.statistics.propagation import Propagation, Running
 from pathlift.statistics.transfer import Along, Elementwise, Sums, Transfer, Weighted
 
 
@@ -42,7 +42,7 @@ class CorrelatedPropagation(Propagation):
         correlation: float,
         pixel: float = PIXEL,
         *,
-        running: bool = True,
+        running: Running = "stored",
     ) -> None:
         """Describe what is known.
 

@@ -101,9 +101,14 @@ class InputMoments:
         Returns:
             float64, shape (groups, columns, columns).
         """
-        block = torch.stack([use.second(slice(None))[:, columns, columns] for use in self._uses]).mean(0)
+        block = self._second(columns, slice(None))
         mean = self._propagated_mean()[:, columns]
         return block - mean[:, :, None] * mean[:, None, :] if centred else block
+
+    def _second(self, columns: slice, groups: slice) -> Tensor:
+        """H before anything is said of it by a batch norm behind the weight: not to be written to."""
+        blocks = [use.second(groups)[:, columns, columns] for use in self._uses]
+        return blocks[0] if len(blocks) == 1 else torch.stack(blocks).mean(0)
 
     def _propagated_mean(self) -> Tensor:
         """E u before anything is said of it by a batch norm behind the weight."""
@@ -135,9 +140,9 @@ class InputMoments:
         Returns:
             float64, shape (groups, columns, columns).
         """
-        second = torch.stack([use.second(groups)[:, columns, columns] for use in self._uses]).mean(0)
         mean = self._propagated_mean()[groups, columns]
-        covariance = second - mean[:, :, None] * mean[:, None, :]
+        covariance = self._second(columns, groups)
+        covariance = covariance - mean[:, :, None] * mean[:, None, :]
         covariance.diagonal(dim1=1, dim2=2).clamp_(min=0.0)
         if self._told is None or covariance.shape[2] < self.shape[2]:
             return positive(covariance)
@@ -242,12 +247,14 @@ def positive(matrices: Tensor, wide: int = WIDE) -> Tensor:
     """
     size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
     unit = torch.where(size > 0, 1.0 / size, 0.0)
-    scaled = matrices * unit[:, :, None] * unit[:, None, :]
+    scaled = (matrices * unit[:, :, None]).mul_(unit[:, None, :])
     scaled.diagonal(dim1=1, dim2=2).copy_(torch.where(size > 0, scaled.diagonal(dim1=1, dim2=2), 1.0))
-    identity = torch.eye(size.shape[1], dtype=scaled.dtype, device=scaled.device)
-    failed = torch.linalg.cholesky_ex(scaled - identity * FLOOR).info != 0
+    ones = scaled.diagonal(dim1=1, dim2=2).clone()
+    scaled.diagonal(dim1=1, dim2=2).sub_(FLOOR)
+    failed = torch.linalg.cholesky_ex(scaled).info != 0
     if not bool(failed.any()):
         return matrices
+    scaled.diagonal(dim1=1, dim2=2).copy_(ones)
     lifted = _flattened(scaled[failed]) if size.shape[1] > wide else _lifted(scaled[failed])
     matrices = matrices.clone()
     matrices[failed] = (lifted + lifted.mT) / 2 * size[failed][:, :, None] * size[failed][:, None, :]
@@ -333,7 +340,8 @@ def _conditioned(model: ActivationModel, moments: InputMoments, layer: Layer) ->
     norm = _norm_above(network, layer) if len(layer.connections) == 1 else None
     if norm is None or norm.mean is None or norm.variance is None:
         return moments
-    known, variance = (model.propagation.evaluated(part, 0.0, 2).reshape(-1) for part in (norm.mean, norm.variance))
+    known = model.propagation.evaluated(norm.mean, 0.0, 2).reshape(-1)
+    variance = model.steps[layer.name].moments.variance.reshape(-1).expand(known.shape)
     if known.numel() != groups * count or layer.nonlinearity is not None:
         return moments
     for bias in layer.biases:

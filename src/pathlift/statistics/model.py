@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -15,7 +16,7 @@ from pathlift.passes.propagate import blame
 from pathlift.statistics.correlated import CorrelatedPropagation
 from pathlift.statistics.covariances import Lags
 from pathlift.statistics.measure import Seen, measured
-from pathlift.statistics.propagation import Propagation, Step
+from pathlift.statistics.propagation import Propagation, Running, Step
 from pathlift.statistics.sensitivity import sensitivities
 
 Correlations: TypeAlias = Literal["taps", "channels"]
@@ -23,6 +24,9 @@ Correlations: TypeAlias = Literal["taps", "channels"]
 
 TAPS = 0.5
 """The correlation of two taps of one channel where nothing else is known."""
+
+SPREAD = 2.0
+"""Median |log₂ v/running_var| from which on running variances are no longer taken for those of what batch norms read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +50,10 @@ class ActivationModel:
 
     @property
     def source(self) -> str:
-        """Where moments came from in the main: ``data``, ``batch norm``, or ``propagation`` alone."""
+        """Where moments came from in the main: ``data``, ``batch norm``, ``batch norm up to scale`` or ``propagation``."""
         sources = {step.moments.source for step in self.steps.values()}
-        return next((source for source in ("data", "batch norm") if source in sources), "propagation")
+        source = next((source for source in ("data", "batch norm") if source in sources), "propagation")
+        return f"{source} up to scale" if source == "batch norm" and self.propagation.running == "scaled" else source
 
     def lags(self, layer: str, source: str) -> Lags | None:
         """Return the correlations of what a weight between two layers multiplies, None where there are none."""
@@ -68,7 +73,7 @@ def activation_model(
     moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     correlation: float = TAPS,
     correlations: Correlations = "taps",
-    running: bool = True,
+    running: Running | Literal["checked"] = "stored",
 ) -> ActivationModel:
     """Work out what the activations of a network look like.
 
@@ -78,7 +83,8 @@ def activation_model(
         moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
         correlation: Of two taps of one channel.
         correlations: What is known of covariances: ``taps`` or ``channels``.
-        running: See `Propagation`.
+        running: See `Propagation`; ``checked``: ``stored``, but ``scaled`` where they are off by a factor of 4 for more than
+            half of the channels, as in a network that was rescaled before its batch norms.
 
     Returns:
         The model.
@@ -88,10 +94,36 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    propagation = kind(network, moments or {}, correlation, running=running)
+    propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running)
     blame(propagation.values)
     propagation.run()
+    if running == "checked" and data is None and apart(propagation)[1] > SPREAD:
+        propagation = kind(network, moments or {}, correlation, running="scaled")
+        propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
         propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
     return ActivationModel(propagation, sensitivities(propagation), seen)
+
+
+def apart(propagation: Propagation) -> tuple[float, float]:
+    """Return how far batch norms say otherwise than data or propagation.
+
+    Args:
+        propagation: A propagation that has run.
+
+    Returns:
+        The medians over all channels of shifts in deviations, and of doublings of variances; NaN without batch norms.
+    """
+    shifts, spreads = [], []
+    for name, norm in propagation.norms.items():
+        expected = propagation.steps[name].expected
+        if expected is None:
+            continue
+        rank = len(propagation.network.layer[name].shape)
+        mean, variance = (propagation.evaluated(part, 0.0, rank) for part in (norm.mean, norm.variance))
+        shifts.append(((expected[0] - mean).abs() / variance.sqrt()).flatten())
+        spreads.append((expected[1] / variance).log2().abs().flatten())
+    if not shifts:
+        return math.nan, math.nan
+    return float(torch.cat(shifts).median()), float(torch.cat(spreads).median())

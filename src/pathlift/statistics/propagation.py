@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ from pathlift.statistics.transfer import (
     told_apart,
     transfer_of,
 )
+
+Running: TypeAlias = Literal["stored", "scaled", "none"]
+"""What running variances say of what batch norms read: their value; that, times the power of 4 that brings it nearest to the
+propagated variance, so that it does not matter who rescaled what stands before; or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ class Propagation:
     """One way forward through a network."""
 
     def __init__(
-        self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float, *, running: bool = True
+        self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float, *, running: Running = "stored"
     ) -> None:
         """Describe what is known.
 
@@ -89,8 +94,8 @@ class Propagation:
             network: The network.
             inputs: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
             correlation: ρ.
-            running: Take running variances for the variances of what batch norms read. Propagated ones are farther off, and go
-                along with any rescaling, which running variances do not.
+            running: What running variances say. Propagated ones are farther off, and go along with any rescaling, which
+                running variances do not.
         """
         self.network, self.running = network, running
         self.values: Values = network.values()
@@ -250,15 +255,34 @@ class Propagation:
             self.evaluated(expression, default, rank)
             for expression, default in ((norm.variance, 1.0), (norm.bias, 0.0), (norm.weight, 1.0))
         )
-        told = variance if self.running else below.variance
+        told = self.told(variance, below.variance)
         return Moments(beta, gamma**2 * told / (variance + norm.epsilon), below.correlation, "batch norm")
 
     def _anchored(self, layer: Layer, step: Step, norm: Normalisation) -> Step:
         """Put what a batch norm knows of its input in the place of what was propagated."""
         rank, moments = len(layer.shape), step.moments
         mean, variance = (self.evaluated(expression, 0.0, rank) for expression in (norm.mean, norm.variance))
-        known = Moments(mean, variance if self.running else moments.variance, moments.correlation, "batch norm")
+        known = Moments(mean, self.told(variance, moments.variance), moments.correlation, "batch norm")
         return replace(step, moments=known, expected=(moments.mean, moments.variance))
+
+    def told(self, stored: Tensor, propagated: Tensor) -> Tensor:
+        """Return the variance of what a batch norm reads.
+
+        Args:
+            stored: The running variance.
+            propagated: The variance as it was propagated.
+
+        Returns:
+            The variance.
+        """
+        if self.running == "stored":
+            return stored
+        if self.running == "none":
+            return propagated
+        there = (stored > 0) & (propagated > 0)
+        exponent = torch.frexp(torch.where(there, propagated / stored, 1.0)).exponent
+        powers = torch.div(exponent, 2, rounding_mode="floor")  # 2^(2k−1) ≤ propagated/stored < 2^(2k+1)
+        return torch.ldexp(stored, torch.where(there, 2 * powers, 0))
 
     def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance and correlation of what the edges and biases bring."""

@@ -36,7 +36,7 @@ def output_error(network: Network, *, x: Samples | None = None) -> dict[str, Ten
     References:
         Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992.
     """
-    model = activation_model(network, None if x is None else [x], correlations="channels", running=False)
+    model = activation_model(network, None if x is None else [x], correlations="channels", running="none")
     return {name: _scores(network.state[name].detach().double(), input_moments(model, name)) for name in prunable(network)}
 
 
