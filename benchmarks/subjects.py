@@ -198,17 +198,10 @@ def crepe(weights: Path | None = None) -> Subject:
 
 def plain() -> nn.Module:
     """Return a network for Fashion-MNIST without batch norm."""
-    layers: list[nn.Module] = []
-    for below, above, pool in (
-        (1, 16, False),
-        (16, 16, True),
-        (16, 32, False),
-        (32, 32, True),
-        (32, 64, False),
-        (64, 64, True),
-    ):
-        layers += [nn.Conv2d(below, above, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 64), nn.ReLU(), nn.Linear(64, 10))
+    layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU()]
+    for below, above in ((16, 32), (32, 64)):
+        layers += [nn.Conv2d(below, above, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
 
 
 def fashion_mnist(name: str, seed: int = 0) -> tuple[nn.Module, Lottery, datasets.Data]:

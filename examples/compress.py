@@ -59,7 +59,7 @@ class Task:
     amounts: tuple[float, ...]
 
 
-def classifier(data: str, epochs: int) -> Task:
+def classifier(data: str, epochs: int, bits: tuple[int, ...], amounts: tuple[float, ...]) -> Task:
     """Train a residual network on small images."""
     settings = lottery(data, epochs=epochs, rewind=1)
     images = datasets.load(settings)
@@ -71,7 +71,6 @@ def classifier(data: str, epochs: int) -> Task:
         return 100 * training.tested(settings, other, images)
 
     seen = images.first(256, seed=0)[0]
-    bits, amounts = (8, 6, 4, 3), (0.6, 0.8, 0.9)
     return Task(f"ResNet on {data}", model.eval(), images.shape, seen, score, "test accuracy, %", bits, amounts)
 
 
@@ -140,7 +139,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("compress.png"))
     options = parser.parse_args()
     with torch.enable_grad():
-        tasks = [classifier("digits", 8) if options.quick else classifier("fashion-mnist", 3)]
+        if options.quick:
+            tasks = [classifier("digits", 8, (3, 2), (0.8, 0.9))]
+        else:
+            tasks = [classifier("fashion-mnist", 3, (8, 6, 4, 3), (0.6, 0.8, 0.9))]
     if options.weights:
         tasks.append(mobilenet(options.weights))
     figure, axes = plt.subplots(1, len(tasks), figsize=(6.4 * len(tasks), 4.8), layout="constrained", squeeze=False)
@@ -161,7 +163,6 @@ def main() -> None:
             axis.axhline(score, color="k", linewidth=0.8)
         else:
             axis.set_yscale("log")
-        axis.set_xscale("log")
         axis.set(title=f"{task.name}, in floating point {size / 1000:,.0f} kB", xlabel="kB", ylabel=task.measure)
         console.print(table, "")
     axes[0, 0].legend(frameon=False, fontsize=8)
