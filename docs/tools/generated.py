@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "which_bound": (),
     "trajectory": ("--plot", "trajectory.png"),
     "train_in_a_gauge": ("--plot", "train_in_a_gauge.png"),
+    "compress": ("--quick", "--plot", "compress.png"),
 }
 """The examples of the gallery in their order, with their options."""
 
