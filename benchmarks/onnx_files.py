@@ -78,7 +78,7 @@ def absolute(path: Path) -> Any:
             factor = scale / np.sqrt(variance + settings.get("epsilon", 1e-5))
             for name, value in zip(node.input[1:], (factor, shift - mean * factor, 0 * mean, 0 * mean + 1), strict=True):
                 put(name, np.abs(value))
-            del node.attribute[:]  # with a momentum, onnx's evaluator of old versions takes statistics from the batch
+            node.attribute.remove(next(own for own in node.attribute if own.name == "epsilon"))
             node.attribute.append(onnx.helper.make_attribute("epsilon", 0.0))
         elif node.op_type in {"Softmax", "Sigmoid", "Clip"}:
             node = onnx.helper.make_node("Identity", node.input[:1], node.output)

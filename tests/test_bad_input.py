@@ -361,6 +361,17 @@ def test_a_wrong_model_name_says_what_is_expected(name: str, words: str) -> None
         load_model(name)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt", ".safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_called_one(suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    with pytest.raises(pathlift.InputError, match="is a folder"):
+        if suffix in {".onnx", ".pt2"}:
+            load_model(str(folder), trust=True)
+        else:
+            load_data(str(folder), (1,))
+
+
 def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> None:
     x, y = load_data("digits", (1, 8, 8))
     assert x.shape == (1797, 1, 8, 8)

@@ -20,6 +20,7 @@ from pathlift.arguments import public
 from pathlift.errors import InputError, nearest
 from pathlift.storage import sizes
 from pathlift.storage.downloads import check_downloaded
+from pathlift.storage.present import check_present
 from pathlift.storage.torch_file import TorchFile
 
 if TYPE_CHECKING:
@@ -225,8 +226,7 @@ def _files(path: Path) -> list[Path]:
 
 def _opened(path: Path, key: str | None) -> _SafetensorsFile | TorchFile:
     """Open a file by what it is: safetensors begin with the length of a header in JSON."""
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
+    check_present(path)
     check_downloaded(path)
     with path.open("rb") as file:
         beginning = file.read(9)

@@ -18,6 +18,7 @@ from pathlift.errors import InputError
 from pathlift.storage.checkpoints import WEIGHTS
 from pathlift.storage.models import load_state
 from pathlift.storage.packages import package
+from pathlift.storage.present import check_present
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -76,8 +77,7 @@ def check_name(name: str) -> None:
         return
     if Path(name).suffix not in WEIGHTS:
         raise InputError(f"--data '{name}' is not known. Expected digits, fashion-mnist, or a .safetensors or .pt file.")
-    if not Path(name).exists():
-        raise InputError(f"There is no file '{name}'.")
+    check_present(Path(name))
 
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from pathlift.errors import InputError, told
 from pathlift.storage.downloads import check_downloaded
+from pathlift.storage.present import check_present
 from pathlift.storage.sizes import HEADER_BYTES, check_unfolding
 
 Shapes: TypeAlias = "tuple[int, ...] | tuple[Shapes, ...] | list[Shapes] | dict[str, Shapes]"
@@ -35,8 +36,7 @@ def read_program(path: Path, *, trust: bool) -> nn.Module:
     Raises:
         InputError: There is no such file, it is not trusted, or it is damaged.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
+    check_present(path)
     check_downloaded(path)
     if not trust:
         raise InputError(
@@ -64,8 +64,7 @@ def program_inputs(path: Path) -> Shapes:
     Raises:
         InputError: There is no such file, it is damaged, or it does not tell.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
+    check_present(path)
     check_downloaded(path)
     try:
         return _inputs(_description(path))

@@ -15,6 +15,7 @@ from pathlift.storage.onnx.module import RESERVED, OnnxModule
 from pathlift.storage.onnx.program import declared_inputs, read_program, source_of
 from pathlift.storage.onnx.trial import compare, mark_batch
 from pathlift.storage.packages import MissingPackageError
+from pathlift.storage.present import check_present
 
 Read = TypeVar("Read")
 
@@ -81,8 +82,7 @@ def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
 
 def _read(path: Path, work: Callable[[], Read]) -> Read:
     """Read something from a file; whatever that raises becomes one sentence."""
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
+    check_present(path)
     check_downloaded(path)
     try:
         return work()
