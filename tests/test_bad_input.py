@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,11 +366,9 @@ def test_a_wrong_model_name_says_what_is_expected(name: str, words: str) -> None
 def test_a_folder_in_the_place_of_a_file_is_called_one(suffix: str, tmp_path: Path) -> None:
     folder = tmp_path / f"folder{suffix}"
     folder.mkdir()
+    read = partial(load_model, trust=True) if suffix in {".onnx", ".pt2"} else partial(load_data, shape=(1,))
     with pytest.raises(pathlift.InputError, match="is a folder"):
-        if suffix in {".onnx", ".pt2"}:
-            load_model(str(folder), trust=True)
-        else:
-            load_data(str(folder), (1,))
+        read(str(folder))
 
 
 def test_data_is_read_by_name_and_refused_in_one_sentence(tmp_path: Path) -> None:
