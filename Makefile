@@ -54,7 +54,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
 
 coverage: $(STAMP)
-	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/support.py
 
 # The site of docs/ in build/site: pages, figures and examples are run first, which takes some minutes on all cores; again only what has changed.
 docs: $(STAMP)

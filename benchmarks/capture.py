@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from coverage import build, on_meta
+from support import build, on_meta
 from torch import nn
 
 import pathlift
@@ -90,7 +90,7 @@ def measure(key: str, size: int | None) -> Answer:
 
 
 def supported(page: Path) -> list[str]:
-    """Return the models that a page of `coverage.py` lists as supported."""
+    """Return the models that a page of `support.py` lists as supported."""
     keys = []
     for library, group, names in re.findall(r"^## (\w+): (\w+)\n\nSupported \(\d+\): (.*)\.$", page.read_text(), re.MULTILINE):
         keys += [f"{library}/{group}/{name}" for name in re.findall(r"`(\w+)`", names)]

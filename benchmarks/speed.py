@@ -1,10 +1,13 @@
 """Path-norm against a forward pass, path-magnitude against forward+backward: ratios from one run (`make bench`).
 
 All contestants of a network take turns within each round, so that a noisy machine hits them alike. Printed are the ratio
-of the minima, and the median ratio with its quartiles. Beside it stands the floor, one read of the weights: Σ|w|, by the
-fastest of three ways. Capture is timed apart. Peak memory is what each contestant adds to the process, measured in
-processes of their own. `--device cuda` runs the same on a GPU, `--batch 128` gives the model's own passes a batch; the
-path-norm needs none. `--pathnorm FILE` adds the authors' code (fetched apart), and scores as SynFlow computes them.
+of the minima, and the median ratio with its quartiles. Beside it stand two floors: a product of every weight with a vector,
+`torch.mv`, which nothing that multiplies weights can beat, and a plain copy of the weights, which scores are as large as.
+`--cpu` counts the time of the process instead of the clock's, for a machine that does other work. `--products` compares ways to
+multiply |W| for the linear layers of AlexNet and VGG-16 instead. Capture is timed apart. Peak memory is what each contestant
+adds to the process, measured in processes of their own. `--device cuda` runs the same on a GPU, `--batch 128` gives the
+model's own passes a batch; the path-norm needs none. `--pathnorm FILE` adds the authors' code (fetched apart), and scores as
+SynFlow computes them.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from torch import Tensor, nn
 from unet import UNet
 
 import pathlift
+from pathlift.edges.contraction import Dense
+from pathlift.edges.weights import Bundle, Weights
+from pathlift.passes.programs import ALL, PIVOT
 
 CASES = (
     *("resnet18@224", "resnet50@224", "vgg16@224", "alexnet@224", "densenet121@224", "vgg16@512", "resnet18@512"),
     *("unet@1024", "fcn_resnet50@1024"),
 )
-BLOCK = 1 << 20
 
 Runs = dict[str, Callable[[], object]]
 
@@ -53,10 +58,35 @@ def whole(output: Tensor | dict[str, Tensor]) -> Tensor:
     return (output["out"] if isinstance(output, dict) else output).sum()
 
 
-def blocks(tensors: list[Tensor]) -> None:
-    for tensor in tensors:
-        for block in tensor.reshape(-1).split(BLOCK):
-            block.abs().sum()
+def floors(parameters: list[Tensor]) -> Runs:
+    matrices = [own.reshape(len(own), -1) if own.dim() > 1 else own.reshape(1, -1) for own in parameters]
+    vectors = [torch.rand(own.shape[1], dtype=own.dtype, device=own.device) for own in matrices]
+    copies = [torch.empty_like(own) for own in parameters]
+    return {
+        "torch.mv": lambda: [torch.mv(own, vector) for own, vector in zip(matrices, vectors, strict=True)],
+        "copy": lambda: [copy.copy_(own) for copy, own in zip(copies, parameters, strict=True)],
+    }
+
+
+def products(rows: int, columns: int) -> Runs:
+    """Ways to multiply the weights of a linear layer: PyTorch's, ours, and what each is measured against."""
+    weight, other, x = torch.randn(rows, columns), torch.randn(rows, columns), torch.rand(1, columns)
+    g, y, known = torch.rand(1, rows), torch.rand(1, columns), torch.empty(rows, columns)
+    weights = Weights((weight,), torch.abs, torch.float32)
+
+    def pair() -> object:
+        factors = dict.fromkeys(ALL, 1.0)
+        entries = lambda *values: dict(zip(ALL, PIVOT.all(*values), strict=True))  # noqa: E731
+        bundle = Bundle((weight, other), ALL, entries, torch.float32, overwrites=True, recipe=PIVOT.recipe)
+        return Dense().sums({0: x, 1: y}, bundle, factors)
+
+    return {
+        "torch.mv": lambda: torch.mv(weight, x[0]),
+        "|W|·a": lambda: Dense().sum(x, weights),
+        "|W|·a, |M|·d + (|W|−|M|)·a": pair,
+        "copy into given memory": lambda: known.copy_(weight),
+        "|W|·a·g and |W|ᵀ·g, new memory": lambda: Dense().adjoint(x, weights, g, below=True, share=True),
+    }
 
 
 def synflow(model: nn.Module, ones: Tensor) -> None:
@@ -98,9 +128,7 @@ def contestants(case: str, device: str = "cpu", batch: int = 1, theirs: object |
         "forward+backward": both,
         "scores": lambda: pathlift.path_magnitude(network),
         "path-metric": lambda: pathlift.path_metric(network, pruned),
-        "Σ|w|, torch.linalg": lambda: [torch.linalg.vector_norm(own, 1) for own in parameters],
-        "Σ|w|, in blocks": lambda: blocks(parameters),
-        "Σ|w|, foreach": lambda: torch._foreach_norm(parameters, 1),
+        **floors(parameters),
     }
     if theirs is not None:
         other = copy.deepcopy(model)
@@ -113,15 +141,17 @@ def contestants(case: str, device: str = "cpu", batch: int = 1, theirs: object |
     return runs
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def race(
+    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     for run in runs.values():
         run()
         if rounds > 5:
@@ -129,7 +159,7 @@ def race(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, lis
     times: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
-            times[key].append(seconds(run))
+            times[key].append(seconds(run, clock))
     return times
 
 
@@ -181,7 +211,7 @@ def tables(rounds: int, args: argparse.Namespace) -> tuple[Table, Table]:
     title = f"float32, {args.device}, batch {args.batch}, {args.threads} threads, {rounds} interleaved rounds"
     speed = Table(title=title, title_justify="left")
     headers = ("network", "path-norm / forward", "median [quartiles]", "scores / (fwd+bwd)", "median [quartiles]")
-    headers += ("metric / norm", "floor, ms", "path-norm / floor", "capture")
+    headers += ("metric / norm", "mv, ms", "path-norm / mv", "scores / copy", "capture")
     if args.pathnorm:
         headers += ("authors' path-norm / forward", "SynFlow / (fwd+bwd)")
     memory = Table(title="peak memory added, MiB", title_justify="left")
@@ -205,19 +235,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pathnorm", type=Path, help="the authors' pathnorm.py")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="time of the process; with --threads 1")
+    parser.add_argument("--products", action="store_true", help="the linear layers alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     console = Console(width=190)
+    clock = time.process_time if args.cpu else time.perf_counter
+    if args.products:
+        for rows, columns in ((4096, 9216), (4096, 25088)):
+            with torch.no_grad():
+                times = race(products(rows, columns), args.rounds, clock)
+            best = {key: f"{1000 * min(several):.1f}" for key, several in times.items()}
+            console.print(f"{rows}×{columns}, ms:", *(f"{key} {value};" for key, value in best.items()))
+        return
     theirs = load(args.pathnorm) if args.pathnorm else None
     speed, memory = tables(args.rounds, args)
     for case in args.networks:
         large = split(case)[1][1] > 512
         runs = contestants(case, args.device, args.batch, theirs)
-        times = race(runs, max(3, args.rounds // 3) if large else args.rounds)
-        floor = min((key for key in times if key.startswith("Σ|w|")), key=lambda key: min(times[key]))
+        times = race(runs, max(3, args.rounds // 3) if large else args.rounds, clock)
         cells = [*compared(times, "path-norm", "forward"), *compared(times, "scores", "forward+backward")]
-        cells += [compared(times, "path-metric", "path-norm")[0], f"{1000 * min(times[floor]):.1f}"]
-        cells += [compared(times, "path-norm", floor)[0], f"{capture_seconds(case):.2f} s"]
+        cells += [compared(times, "path-metric", "path-norm")[0], f"{1000 * min(times['torch.mv']):.1f}"]
+        cells += [
+            compared(times, "path-norm", "torch.mv")[0],
+            compared(times, "scores", "copy")[0],
+            f"{capture_seconds(case):.2f} s",
+        ]
         if theirs is not None:
             known = "authors' path-norm" in times
             cells += [compared(times, "authors' path-norm", "forward")[0] if known else "refused"]

@@ -248,10 +248,11 @@ class _Scores:
 
     def add(self, weight: WeightTensor, share: Tensor) -> None:
         if small(share, self.dtype):
-            size = LOOKED_AT if self.at_once else PIECE
+            again = self.at_once and share.numel() > LOOKED_AT
+            size = LOOKED_AT if again else PIECE
             pieces = (tensor.reshape(-1).split(size) for tensor in (share, self.values[weight]))
             for part, weights in zip(*pieces, strict=True):
-                if self.at_once and not small(part, self.dtype):
+                if again and not small(part, self.dtype):
                     continue
                 lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
                 self.lost = lost if self.lost is None else self.lost | lost

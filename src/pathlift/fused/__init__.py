@@ -50,7 +50,7 @@ def _numba() -> Any | None:
         return None
     try:
         import numba
-    except ImportError as error:
+    except Exception as error:  # whatever it raises when another package does not suit it
         warnings.warn(f"numba is installed but does not load, so that PyTorch computes alone: {error}", stacklevel=2)
         return None
     return None if numba.config.DISABLE_JIT else numba
