@@ -1,4 +1,4 @@
-"""The file for `pathlift study` with every classifier of torchvision and timm inside the theory, as docs/coverage.md lists them.
+"""The file for `pathlift study` with every classifier of torchvision and timm that docs/coverage.md lists as supported.
 
     $ python benchmarks/zoo.py > zoo.yaml
     $ pathlift study zoo.yaml --out zoo
