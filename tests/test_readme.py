@@ -101,10 +101,10 @@ def test_names_options_extras_and_links_of_the_readme_exist() -> None:
         assert hasattr(pathlift.rescaling.Symmetries, text), text
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
-    (extras,) = re.findall(r"\(extras: ([^)]*)\)", README)
-    project = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"`([\w-]+)`", extras):
-        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+    table = README.partition("| extra | brings |")[2].partition("\n\n")[0]
+    listed = {name for cell in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", cell)}
+    section = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    assert listed == set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE)) - {"dev"}
 
 
 def test_certificates_without_a_set_are_described_as_the_readme_says() -> None:

@@ -112,9 +112,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if not _runs(path, page.file.abs_src_path):
         return _outside(markdown)
     folder = _page_made(path, page.file.abs_src_path)
-    for figure in sorted((folder / "files").glob("*.png")):
-        beside = str(Path(path).parent / figure.name)
-        files.append(File.generated(config, beside, content=figure.read_bytes()))
+    for made in sorted(file for file in (folder / "files").iterdir() if file.suffix in {".png", ".html"}):
+        beside = str(Path(path).parent / made.name)
+        files.append(File.generated(config, beside, content=made.read_bytes()))
     return snippets.filled(markdown, json.loads((folder / "printed").read_text()))
 
 
