@@ -236,6 +236,17 @@ def test_the_difference_of_a_pair_is_followed_layer_by_layer() -> None:
     assert pathlift.certify(model, x, Relative(0.01)).difference is None
 
 
+def test_a_known_slope_multiplies_a_difference_in_double_precision() -> None:
+    model = randomised(nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(0.1), nn.Linear(8, 2))).double()
+    other, x = copy.deepcopy(model), torch.randn(20, 3, dtype=torch.float64)
+    with torch.no_grad():
+        other[0].weight.mul_(1 + 1e-3)
+    certificate = pathlift.certify(model, x, other)
+    before, after = (leads(each, x, certificate.predicted) for each in (model, other))
+    assert certificate.difference is not None
+    assert bool(((before - after).amax(1) <= certificate.difference + 1e-14).all())
+
+
 def test_a_class_that_the_model_itself_changes_in_the_ball_is_not_agreed_on() -> None:
     """The copy is certified only where both networks keep the class: here the model changes it and the copy does not."""
     model, other = nn.Linear(1, 2, bias=False).double(), nn.Linear(1, 2, bias=False).double()

@@ -25,6 +25,7 @@ from pathlift.graph.interval import Interval
 from pathlift.passes.box import Box, box, point
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.enclosure.lines import clamp_lines, slope_lines
+from pathlift.passes.enclosure.substitution import chord
 from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.forward import feed_of
 from pathlift.passes.rounding import Arithmetic
@@ -257,6 +258,19 @@ def test_slopes_are_chosen_among_those_that_hold() -> None:
         found = enclosure.tightened({enclosure.network.outputs[0]: torch.ones(1, 1, 1, 1, dtype=torch.float64)}, steps=30)
         truth = min(0.0, c, 1 - c)
         assert truth - 0.02 <= float(found) <= truth
+
+
+def test_a_chord_lies_above_the_magnitude_and_meets_it_at_both_ends() -> None:
+    middle = torch.tensor([0.0, 1.0, -1.0, 3.0, -3.0, 0.0, 2.0, 1e-300, -5.0], dtype=torch.float64)
+    radius = torch.tensor([1.0, 2.0, 2.0, 1.0, 1.0, 0.0, 0.0, 1e300, 5.0], dtype=torch.float64)
+    slope, rest = chord(middle, radius)
+    for share in torch.linspace(-1, 1, 21, dtype=torch.float64):
+        value = middle + share * radius
+        above = slope * value + rest - value.abs()
+        assert bool((above >= -4 * 2.0**-53 * (middle.abs() + radius)).all())
+        if share.abs() == 1:
+            assert bool((above <= 4 * 2.0**-53 * (middle.abs() + radius)).all())
+    assert rest.tolist()[3:7] == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_refined_intervals_are_narrower() -> None:

@@ -170,7 +170,7 @@ class _Pair:
         above = slope_lines(change, most, least)
         below = slope_lines(Interval(-change.high, -change.low), most, least)
         known, zero = right | left, torch.zeros_like(change.low)
-        slope = torch.where(right, plus, minus).to(change.low)
+        slope = torch.where(right, change.low.new_tensor(plus), change.low.new_tensor(minus))
         lower_slope, upper_slope = (torch.where(known, slope, line.upper_slope) for line in (below, above))
         lower, upper = torch.where(known, zero, -below.upper), torch.where(known, zero, above.upper)
         ends = torch.stack([

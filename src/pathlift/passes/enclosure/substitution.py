@@ -171,9 +171,13 @@ def _moved_alike(
         below = torch.vmap(handed_down)(functionals, value - moved)
         return below, (radius * rest - moved * offset).flatten(1).sum(1)
 
-    step = max(1, ELEMENTS // max(1, a.shape[1] * value.numel()))
-    samples = zip(middle.split(step), reach.split(step), a.split(step), strict=True)
-    belows, prices = zip(*(torch.vmap(of_sample)(*part) for part in samples), strict=True)
+    rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
+    step = max(1, rows // max(1, a.shape[1]))
+    belows, prices = [], []
+    for x, rho, functionals in zip(middle.split(step), reach.split(step), a.split(step), strict=True):
+        parts = [torch.vmap(of_sample)(x, rho, part) for part in functionals.split(rows, 1)]
+        belows.append(torch.cat([below for below, _ in parts], 1))
+        prices.append(torch.cat([price for _, price in parts], 1))
     return torch.cat(belows), torch.cat(prices)
 
 
