@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pathlift
 from habit import LONGER
 from pathlift.errors import InputError, MismatchError, NumericalError, UnsupportedModelError
-from pathlift.quantisation import Bytes, activation_ranges, bits_needed, load_quantized, save_onnx
+from pathlift.quantisation import Bytes, activation_ranges, bits_needed, load_quantized, rounded_to_nearest, save_onnx
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import format_of
 from pathlift.quantisation.gauge import ExpectedError, representative
@@ -112,6 +112,14 @@ def test_the_path_share_of_a_tensor_is_the_path_metric_of_rounding_it_alone():
     path = pathlift.path_metric(model, quantized, SHAPE)
     assert path.lower <= report.tensors[0].path_share * norm * (1 + 1e-4)
     assert report.tensors[0].path_share * norm * (1 - 1e-4) <= path.upper
+
+
+def test_several_numbers_of_bits_in_one_go_are_each_as_alone():
+    network = pathlift.capture(drawn(Residual), SHAPE)
+    for (quantized, report), bits in zip(rounded_to_nearest(network, [8, 3]), (8, 3), strict=True):
+        alone, expected = pathlift.quantize(network, bits=bits, rounding="nearest", range="minmax", moments=0)
+        assert all(torch.equal(tensor, alone.state[name]) for name, tensor in quantized.state.items())
+        assert report.expected_error == expected.expected_error and report.corrected == expected.corrected
 
 
 def test_the_means_of_what_follows_a_rounded_layer_stay():

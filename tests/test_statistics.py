@@ -405,6 +405,19 @@ def test_what_has_no_rows_and_columns_is_refused_by_name(name: str, reason: str)
         input_moments(activation_model(network_of(model, (2, 6, 6))), name)
 
 
+def test_eigenvalues_that_cannot_be_found_and_numbers_out_of_range_are_no_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]], dtype=torch.float64)
+
+    def fails(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    lifted = positive(matrix)
+    assert float(torch.linalg.eigvalsh(lifted).min()) > 0
+    with pytest.raises(pathlift.NumericalError, match="leave the range"):
+        positive(matrix * torch.nan)
+
+
 @pytest.mark.parametrize("wide", [1024, 2])
 def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(wide: int) -> None:
     matrix = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, -0.9], [0.9, -0.9, 1.0]], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from pathlift.quantisation import arguments as arguments
 from pathlift.quantisation.activations import activation_ranges
 from pathlift.quantisation.api import quantize
+from pathlift.quantisation.api import rounded_to_nearest as rounded_to_nearest
 from pathlift.quantisation.files import load_quantized
 from pathlift.quantisation.gauge import GaugeChoice
 from pathlift.quantisation.needed import BitsNeeded, bits_needed

@@ -7,8 +7,8 @@ point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -151,54 +151,102 @@ def quantize(
         formats = formats_of(list(matrices), bits, ends, affine=affine)
         network, choice = in_gauge(network, gauge, matrices, formats, granularity)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-        activations = activation_model(network, batches, correlations="channels", running="checked")
-        seen = {name: input_moments(activations, name) for name in formats}
+        origin, seen = _moments_of(network, list(formats), data)
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, seen)
-        state, tensors, corrected = _rounded_state(network, matrices, formats, way, seen, source, progress)
-        quantized = replace(network, state=state)
-        report = _report(network, quantized, tensors, corrected, way, choice, activations.source, moments)
+        (rounding_of,) = _rounded_states(network, matrices, [formats], way, seen, source, progress)
+        quantized = replace(network, state=rounding_of.state)
+        report = _report(network, quantized, rounding_of, way, choice, origin, moments)
         if isinstance(model, Network):
             return quantized.with_memory_of_its_own(), report
         return with_state(model, state_of(quantized)), report
 
 
-def _rounded_state(
+def rounded_to_nearest(
+    network: Network, several: Sequence[Bits], data: Samples | None = None
+) -> list[tuple[Network, QuantizeReport]]:
+    """Round to the nearest numbers of grids that reach to the largest weights, with several numbers of bits in one go.
+
+    Args:
+        network: The network.
+        several: What `quantize` takes as ``bits``, one after the other.
+        data: Inputs to measure statistics on.
+
+    Returns:
+        What `quantize` returns for each, without moments.
+
+    Raises:
+        InputError: A weight has no grid.
+        NumericalError: A weight is NaN or infinite.
+    """
+    with without_autocast():
+        blame(compacted(network).values())
+        matrices = matrices_of(network)
+        formats = [formats_of(list(matrices), bits, None, affine=False) for bits in several]
+        way, choice = Way("nearest", "channel", "minmax", "mean"), GaugeChoice("none")
+        origin, seen = _moments_of(network, list(matrices), data)
+        outcomes = []
+        for rounding_of in _rounded_states(network, matrices, formats, way, seen):
+            quantized = replace(network, state=rounding_of.state)
+            outcomes.append((quantized, _report(network, quantized, rounding_of, way, choice, origin, 0)))
+        return outcomes
+
+
+def _moments_of(
+    network: Network, names: Sequence[str], data: Samples | Iterable[Samples] | None
+) -> tuple[str, dict[str, InputMoments]]:
+    """Return where statistics come from, and what each weight is multiplied by."""
+    batches = [data] if isinstance(data, (Tensor, Mapping)) else data
+    activations = activation_model(network, batches, correlations="channels", running="checked")
+    return activations.source, {name: input_moments(activations, name) for name in names}
+
+
+@dataclass(eq=False)
+class _Rounding:
+    """How far a network is rounded: its state, each tensor that is done, and what took up the means of the changes."""
+
+    state: dict[str, Tensor]
+    tensors: dict[str, Rounded]
+    corrected: list[str]
+
+
+def _rounded_states(
     network: Network,
     matrices: Mapping[str, Matrices],
-    formats: Mapping[str, Format],
+    several: Sequence[Mapping[str, Format]],
     way: Way,
     seen: Mapping[str, InputMoments],
-    source: torch.Generator | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, Tensor], dict[str, Rounded], list[str]]:
-    """Round tensor by tensor; the statistics are those of the network as it was."""
-    state, tensors, corrected = dict(network.state), {}, []
-    for number, (name, form) in enumerate(formats.items(), 1):
-        weight = network.state[name]
-        outcome = rounded(weight, matrices[name], form, way, seen[name], covariances_of(seen[name]), source)
-        values = outcome.grid.values(outcome.integers)
-        state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
-        changed = corrections(replace(network, state=state), outcome)
-        state.update(changed)
-        corrected += list(changed)
-        tensors[name] = outcome
+    source: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[_Rounding]:
+    """Round tensor by tensor, to several formats each; the statistics are those of the network as it was."""
+    roundings = [_Rounding(dict(network.state), {}, []) for _ in several]
+    for number, name in enumerate(several[0], 1):
+        weight, covariances = network.state[name], covariances_of(seen[name])
+        for rounding, formats in zip(roundings, several, strict=True):
+            outcome = rounded(weight, matrices[name], formats[name], way, seen[name], covariances, source)
+            values = outcome.grid.values(outcome.integers)
+            rounding.state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
+            changed = corrections(replace(network, state=rounding.state), outcome)
+            rounding.state.update(changed)
+            rounding.corrected += list(changed)
+            rounding.tensors[name] = outcome
+        del covariances
         if progress is not None:
-            progress(number, len(formats))
-    return state, tensors, corrected
+            progress(number, len(several[0]))
+    return roundings
 
 
 def _report(
     network: Network,
     quantized: Network,
-    tensors: Mapping[str, Rounded],
-    corrected: list[str],
+    rounding: _Rounding,
     way: Way,
     choice: GaugeChoice,
     origin: str,
     moments: int | None,
 ) -> QuantizeReport:
+    tensors = rounding.tensors
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
     metric = path_metric(network, dict(quantized.state), moments=moments)
     matrices = matrices_of(network)
@@ -217,7 +265,7 @@ def _report(
         rows,
         log10_path_norm,
         metric,
-        tuple(corrected),
+        tuple(rounding.corrected),
         before,
         after,
         others,

@@ -14,7 +14,7 @@ from pathlift.metric import Estimate, PathMetric, path_metric
 from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.pruning import CRITERIA, Batch, prune
 from pathlift.pruning.catalogue import RECOMMENDED
-from pathlift.quantisation import quantize
+from pathlift.quantisation import rounded_to_nearest
 from pathlift.reading.second import Other, other_state
 from pathlift.results import Result
 
@@ -151,31 +151,37 @@ def pruned_by(network: Network, amounts: Sequence[float], data: Batch | None) ->
     return tuple(costs)
 
 
-def quantised_to(network: Network, bits: int, x: Samples | None, data: Batch | None) -> QuantisationCost:
+def quantised_to(
+    network: Network, several: Sequence[int], x: Samples | None, data: Batch | None
+) -> tuple[QuantisationCost, ...]:
     """Round to the nearest number of grids that reach to the largest weight of each channel.
 
     Args:
         network: The network.
-        bits: Of a weight.
+        several: Bits of a weight, one number after the other.
         x: Inputs to measure statistics on; None for those that the model holds.
         data: Samples with classes, to measure accuracy on.
 
     Returns:
-        The cost.
+        The cost of each.
     """
-    rounded, report = quantize(network, bits=bits, rounding="nearest", range="minmax", data=x, moments=0)
-    metric, norm = report.path_metric, report.log10_path_norm
-    return QuantisationCost(
-        bits,
-        report.rounding,
-        report.bytes_before,
-        report.bytes_after,
-        metric.log10_lower - norm if norm > -math.inf else -math.inf,
-        metric.log10_upper - norm if norm > -math.inf else -math.inf,
-        tuple(tensor.name for tensor in report.tensors),
-        tuple(tensor.relative_error for tensor in report.tensors),
-        accuracy(rounded, data),
-    )
+    costs = []
+    for bits, (rounded, report) in zip(several, rounded_to_nearest(network, several, x), strict=True):
+        metric, norm = report.path_metric, report.log10_path_norm
+        costs.append(
+            QuantisationCost(
+                bits,
+                report.rounding,
+                report.bytes_before,
+                report.bytes_after,
+                metric.log10_lower - norm if norm > -math.inf else -math.inf,
+                metric.log10_upper - norm if norm > -math.inf else -math.inf,
+                tuple(tensor.name for tensor in report.tensors),
+                tuple(tensor.relative_error for tensor in report.tensors),
+                accuracy(rounded, data),
+            )
+        )
+    return tuple(costs)
 
 
 def compared_with(

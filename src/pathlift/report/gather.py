@@ -201,7 +201,8 @@ class _Gathering:
                 for name, each in zip(self.checkpoints[1:], others, strict=True)
             ]
         steps.append(lambda: self._prune(network, amounts, classes))
-        steps += [lambda number=number: self._quantise(network, number, x, classes) for number in bits]  # type: ignore[misc]
+        if bits:
+            steps.append(lambda: self._quantise(network, bits, x, classes))
         for number, step in enumerate(steps, 1):
             step()
             if progress is not None:
@@ -252,11 +253,11 @@ class _Gathering:
         except InputError as error:
             self._note("pruning", error)
 
-    def _quantise(self, network: Network, bits: int, x: Samples | None, data: Batch | None) -> None:
+    def _quantise(self, network: Network, bits: Sequence[int], x: Samples | None, data: Batch | None) -> None:
         try:
-            self.quantisation += (quantised_to(network, bits, x, data),)
+            self.quantisation = quantised_to(network, bits, x, data)
         except (InputError, NumericalError) as error:
-            self._note(f"quantisation to {bits} bits", error)
+            self._note("quantisation", error)
 
     def _note(self, what: str, error: PathliftError) -> None:
         self.notes += (f"Not computed: {what}. {error}",)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.pattern import Layout
-from pathlift.errors import InputError, nearest
+from pathlift.errors import InputError, NumericalError, nearest
 from pathlift.graph.axes import Piece, channel_axes
 from pathlift.graph.expressions import Expression, Normalisation, StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
@@ -244,7 +244,12 @@ def positive(matrices: Tensor, wide: int = WIDE) -> Tensor:
 
     Returns:
         The matrices themselves where nothing had to be lifted.
+
+    Raises:
+        NumericalError: An entry is NaN or infinite.
     """
+    if not bool(torch.isfinite(matrices).all()):
+        raise NumericalError("The second moments of what a layer is multiplied by leave the range of float64.")
     size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
     unit = torch.where(size > 0, 1.0 / size, 0.0)
     scaled = (matrices * unit[:, :, None]).mul_(unit[:, None, :])
@@ -262,7 +267,10 @@ def positive(matrices: Tensor, wide: int = WIDE) -> Tensor:
 
 
 def _lifted(scaled: Tensor) -> Tensor:
-    eigenvalues, vectors = torch.linalg.eigh(scaled)
+    try:
+        eigenvalues, vectors = torch.linalg.eigh(scaled)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK may not converge where many eigenvalues are equal
+        return _flattened(scaled)
     lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)[:, None, :]) @ vectors.mT
     return lifted
 
