@@ -51,6 +51,7 @@ types: $(STAMP)
 check: lint types plain test
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[fast]"
 	$(BIN)/python benchmarks/speed.py
 
 coverage: $(STAMP)
