@@ -51,6 +51,7 @@ def numbers() -> dict[str, Tensor]:
     return found | {f"share {name}": share for name, share in pathlift.path_magnitude(captured).items()}
 
 
+@pytest.mark.hunt
 def test_blocks_of_any_size_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = numbers()
     for room, name in (

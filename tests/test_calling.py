@@ -177,6 +177,7 @@ def test_samples_in_other_containers_are_refused(models: tuple[nn.Module, nn.Mod
 # ------------------------------------------------------------------------------------------------------------- randomness
 
 
+@pytest.mark.hunt
 def test_a_number_is_a_seed_wherever_something_is_drawn() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))

@@ -41,6 +41,7 @@ SATURATED = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", SATURATED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_outputs_that_saturate_are_not_told_apart(name: str, dtype: torch.dtype) -> None:
@@ -70,7 +71,7 @@ MASKS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("number", [0.1, 0.3, 0.7])

@@ -258,6 +258,7 @@ BESIDE: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_settings_beside_the_weights_are_left_alone(beside: str, protocol: int, state: State, here: Path) -> None:
@@ -462,7 +463,7 @@ def normed_new() -> nn.Module:
 FORMS: dict[str, Callable[[], nn.Module]] = {"plain": mlp, "masked": masked, "old norm": normed_old, "new norm": normed_new}
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize("saved", FORMS)
 @pytest.mark.parametrize("model", FORMS)
@@ -716,7 +717,7 @@ TAKERS: dict[str, Callable[[nn.Module, Any], object]] = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("function", TAKERS)
 def test_a_file_stands_for_its_weights(function: str, here: Path) -> None:
     other = mlp(3).state_dict()

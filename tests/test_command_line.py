@@ -137,6 +137,7 @@ def test_at_80_columns_a_command_prints_its_snapshot(name: str, printed: Callabl
     assert text == file.read_text()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LINES)
 def test_no_number_is_cut_at_60_and_80_columns(name: str, printed: Callable[[str, int], str]) -> None:
     wide = Counter(NUMBER.findall(printed(name, 400)))
@@ -243,6 +244,7 @@ def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: 
 # ---- CSV, JSON, quiet
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LINES)
 def test_csv_has_the_rows_of_the_table(name: str, here: Path, printed: Callable[[str, int], str]) -> None:
     rows = list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout)))
@@ -356,6 +358,7 @@ CAPTURING = (
 )  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("line", CAPTURING, ids=lambda line: line[0])
 def test_every_command_that_captures_can_stop_at_a_module(line: tuple[str, ...], here: Path) -> None:
     done = run(*line, "--until", "encoder_blocks")
@@ -408,6 +411,7 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
 # ---- what is wrong is found before the model is built
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "line",
     [
@@ -457,6 +461,7 @@ def test_wrong_values_are_found_before_the_model_is_built(line: tuple[str, ...],
 # ---- files that are damaged, disks that are full
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("damage", ["half", "three bytes", "nothing", "other model", "folder", "text"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_file_that_is_no_good_is_one_sentence(damage: str, suffix: str, here: Path, tmp_path: Path) -> None:

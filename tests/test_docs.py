@@ -42,6 +42,7 @@ def test_a_block_that_fails_is_not_passed_over(tmp_path: Path) -> None:
         snippets.run("```python\n1 / 0\n```\n", tmp_path)
 
 
+@pytest.mark.hunt
 def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert set(PAGES) <= listed

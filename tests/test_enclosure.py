@@ -96,7 +96,7 @@ def assert_encloses(
     assert bool((found <= high).all()), ("difference", tolerance, float((found - high).max()))
 
 
-@pytest.mark.one_in(32, first=15)
+@pytest.mark.one_in(64, first=15)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_stays_inside(case: Case) -> None:
     model = randomised(case.make())

@@ -11,7 +11,7 @@ from agreement import assert_agrees, examples, randomised
 from cases import NETWORKS, OPERATORS, Case, SeveralInputs
 
 
-@pytest.mark.one_in(16, first=9)
+@pytest.mark.one_in(32, first=9)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_quantity_agrees_with_the_paths(case: Case) -> None:
     torch.manual_seed(0)

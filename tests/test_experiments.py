@@ -49,6 +49,7 @@ def test_invariant_criteria_choose_the_same_ticket_after_a_rescaling(finished):
             assert (masks[name, False, level] == masks[name, True, level]) == (name != "magnitude")
 
 
+@pytest.mark.hunt
 def test_tickets_start_from_the_rewound_weights_and_keep_their_zeros(finished):
     folder, rows = finished
     files = lottery.Folder(folder)

@@ -60,6 +60,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], 
     torch.export.save(program, path)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_file_says_which_inputs_it_takes(name: str) -> None:
     args, keywords, shapes = CALLS[name]

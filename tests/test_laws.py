@@ -78,7 +78,7 @@ def test_any_rescaling_leaves_norm_and_scores_to_rounding(resnet: tuple[nn.Modul
         assert torch.allclose(before[name], after[name], rtol=2e-4, atol=0), name
 
 
-@pytest.mark.one_in(3, first=1)
+@pytest.mark.hunt
 @pytest.mark.parametrize("name", ["vgg11", "alexnet", "vgg11_bn"])
 def test_every_cut_of_a_layered_network_carries_the_whole_path_norm(name: str) -> None:
     """Shares of a layer's weights, and of the biases of that layer and all later ones, add up to 1 − earlier starts."""
@@ -284,7 +284,7 @@ def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> 
     assert metric.log10_lower == pytest.approx(metric.log10_upper, abs=1e-9)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.hunt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_metric_of_a_pruned_resnet_is_enclosed_to_nine_digits_whatever_the_precision(dtype: torch.dtype) -> None:
     model = trained_like("resnet18").to(dtype)

@@ -47,6 +47,7 @@ def test_tightening_leaves_a_balance_of_gains_and_losses() -> None:
     assert metric.lower <= 2 <= metric.upper < 2.001
 
 
+@pytest.mark.hunt
 def test_an_exact_metric_of_millions_of_outputs_has_ends() -> None:
     model = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False), nn.Upsample((2100, 2100)))
     model[0].weight.data.fill_(0.75)

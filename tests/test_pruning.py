@@ -120,7 +120,7 @@ def test_one_weight_a_round_is_greedy_on_the_path_metric():
         assert close(sum(costs), report.cost)  # the costs of single steps add up to the joint cost
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("q", [1, 2, 3.5])
 def test_path_magnitude_of_any_order_on_data_by_enumeration(q):
     """The share of the mean over samples of Σ_p |Φ_p·x[p₀]|^q that is gone without the weight."""

@@ -191,6 +191,7 @@ def rescaled_before_batch_norms(model: nn.Module, powers: tuple[int, ...]) -> nn
     return with_state(model, groups.rescale(factors.tolist()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["residual", "relu6"])
 def test_it_does_not_matter_who_rescaled_what_batch_norms_read(name):
     model, x = drawn(MODELS[name]), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -311,6 +312,7 @@ def test_bits_are_allocated_as_by_trying_all():
         assert sum(layer[k] for layer, k in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.hunt
 def test_a_budget_is_kept_and_better_than_equal_bits():
     model = drawn(Residual)
     _, equal = pathlift.quantize(model, SHAPE, 4, rounding="nearest", moments=0)

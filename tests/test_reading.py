@@ -982,6 +982,7 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("style", STYLES)
 def test_common_styles_are_captured(style: str) -> None:
     make, shape = STYLES[style]

@@ -260,6 +260,7 @@ def test_a_page_loads_nothing(page: str) -> None:
     assert len(page) < 3_000_000
 
 
+@pytest.mark.hunt
 def test_names_are_words_wherever_they_stand(report: Report, page: str) -> None:
     assert EVIL not in page and page.count("<script") == page.count("</script>") == 2
     assert "&lt;script&gt;alert(1)" in page

@@ -216,6 +216,7 @@ def test_a_part_of_an_onnx_file_is_no_file() -> None:
         pathlift.save(pathlift.capture(model, (1, 4, 4), until=node), "b.onnx")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", RARELY[:2])
 @pytest.mark.parametrize("name", test_exported.CALLS)
 def test_inputs_are_those_of_the_model(name: str, suffix: str) -> None:
@@ -267,6 +268,7 @@ def double() -> nn.Module:
     return tied().double()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", RARELY)
 @pytest.mark.parametrize("make", [tied, normed, double])
 def test_names_ties_and_types_are_kept(make: Callable[[], nn.Module], suffix: str) -> None:
@@ -330,6 +332,7 @@ def test_a_network_without_a_model_has_weights(suffix: str) -> None:
 # ---- checkpoints: prefixes and keys
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", [*(("", prefix) for prefix in PREFIXES), *((key, "module.") for key in KEYS)])
 def test_a_checkpoint_comes_back_under_the_names_of_the_model(form: tuple[str, str]) -> None:
     key, prefix = form
@@ -346,6 +349,7 @@ def test_a_checkpoint_comes_back_under_the_names_of_the_model(form: tuple[str, s
         assert torch.equal(model(x), expected(x))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", RARELY)
 def test_the_command_line_writes_what_it_pruned_and_rescaled(suffix: str) -> None:
     torch.save({"state_dict": {f"model.{name}": own for name, own in small_model(3).state_dict().items()}}, "run.ckpt")

@@ -113,6 +113,7 @@ FIRST_LAYERS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FIRST_LAYERS)
 def test_one_affine_layer_of_independent_inputs_is_exact(name: str) -> None:
     """Of independent inputs, mean and variance of each channel over inputs and positions are those of samples."""

@@ -125,6 +125,7 @@ def test_killed_before_or_after_any_write_it_goes_on_to_the_same_numbers(
     assert numbers(table.run(subjects, here / "out", Here())) == numbers(study.rows) and len(asked) == before
 
 
+@pytest.mark.hunt
 def test_what_is_added_is_all_that_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table.run(read_zoo(here / "zoo.yaml"), here / "out", Here())
     more = zoo(ZOO.replace("  - path_norm\n", "  - path_norm\n  - symmetries\n"))

@@ -33,7 +33,7 @@ def generator(start: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(start)
 
 
-@pytest.mark.one_in(32, first=7)
+@pytest.mark.one_in(64, first=7)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_ties_what_its_paths_tie(case: Case) -> None:
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
         assume(False)
 
 
-@pytest.mark.one_in(30)
+@pytest.mark.hunt
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_random_networks(part: int) -> None:
     over(networks(), 20_000, part, _check)
@@ -111,7 +111,7 @@ def test_the_balanced_representative_is_the_smallest_and_the_same_from_everywher
             torch.testing.assert_close(again[name], value, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(28)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 @pytest.mark.parametrize("kind", ["normalize", "condition", "balance"])
 def test_representatives_do_not_depend_on_where_they_start(case: Case, kind: str) -> None:
