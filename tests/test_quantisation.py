@@ -71,6 +71,22 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("gauge", ["none", "optimal"])
+def test_inputs_of_another_size_are_weights_of_another_size(gauge):
+    model = drawn(perceptron)
+    other, first = copy.deepcopy(model), next(iter(dict(model.named_parameters())))
+    other.get_parameter(first).data *= 64
+    told = {"input_mean": torch.tensor(0.5 * 64), "input_variance": 64.0**2}
+    quantized, report = pathlift.quantize(model, SHAPE, 3, gauge=gauge, moments=0, **told)
+    _, expected = pathlift.quantize(other, SHAPE, 3, gauge=gauge, moments=0, input_mean=0.5)
+    assert all(torch.equal(report.integers[name], expected.integers[name]) for name in report.integers)
+    assert not same(quantized, pathlift.quantize(model, SHAPE, 3, gauge=gauge, moments=0)[0])
+    ranges, others = activation_ranges(model, SHAPE, **told), activation_ranges(other, SHAPE, input_mean=0.5)
+    assert ranges.pop(first) == tuple(64 * end for end in others.pop(first)) and ranges == others
+    with pytest.raises(InputError, match="input_mean must have shape"):
+        pathlift.quantize(model, SHAPE, input_mean=torch.ones(77))
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_the_weights_of_a_copy_lie_on_the_grids_of_the_report(rounding):
     model = drawn(Residual)

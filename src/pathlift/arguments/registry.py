@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
 from pathlift.arguments.kinds import Kind, optional
 from pathlift.errors import InputError
 
@@ -103,7 +105,7 @@ def check_together(function_name: str, given: Mapping[str, Any], defaults: Mappi
             declaration.check(given)
 
     def says_something(name: str) -> bool:
-        return name in given and bool(given[name] != defaults.get(name))
+        return name in given and (isinstance(given[name], Tensor) or bool(given[name] != defaults.get(name)))
 
     for declaration in DECLARED.values():
         for partners, ignored in ((declaration.needed, False), (declaration.excluded, True)):

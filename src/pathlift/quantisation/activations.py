@@ -22,6 +22,7 @@ from pathlift.precision import without_autocast
 from pathlift.quantisation.matrices import matrices_of
 from pathlift.reading import Inputs, capture
 from pathlift.statistics import activation_model
+from pathlift.statistics.model import moments_of_inputs
 
 DEVIATIONS = 6.0
 """k above."""
@@ -35,6 +36,8 @@ def activation_ranges(
     *,
     data: Samples | Iterable[Samples] | None = None,
     deviations: float = DEVIATIONS,
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
 ) -> dict[str, tuple[float, float]]:
     """Return the range of what each weight of a convolution or linear layer is multiplied by, for `save_onnx`.
 
@@ -44,6 +47,8 @@ def activation_ranges(
         data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches: the range is what they reach.
             None: by the statistics of batch norms and propagation.
         deviations: k: without data, how many standard deviations beside the mean still lie within.
+        input_mean: Mean of the inputs, where there are no data: a number, one for each channel, or of a sample's shape.
+        input_variance: Their variance, likewise.
 
     Returns:
         Name of the weight to the smallest and the largest value; 0 lies within.
@@ -69,7 +74,7 @@ def activation_ranges(
                     if name in sources:
                         sources[name].add(connection.source)
         if data is None:
-            ends = _by_statistics(network, deviations)
+            ends = _by_statistics(network, deviations, moments_of_inputs(network, input_mean, input_variance))
         else:
             ends = _seen(network, [data] if isinstance(data, (Tensor, Mapping)) else data)
         return {
@@ -78,8 +83,10 @@ def activation_ranges(
         }
 
 
-def _by_statistics(network: Network, deviations: float) -> dict[str, tuple[float, float]]:
-    steps, ends = activation_model(network).steps, {}
+def _by_statistics(
+    network: Network, deviations: float, told: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[float, float]]:
+    steps, ends = activation_model(network, moments=told).steps, {}
     limits: dict[str, tuple[float, float]] = {}
     for layer in network.layers:
         moments = steps[layer.name].moments

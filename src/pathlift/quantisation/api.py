@@ -37,6 +37,7 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
+from pathlift.statistics.model import moments_of_inputs
 
 
 @overload
@@ -54,6 +55,8 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -75,6 +78,8 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -97,6 +102,8 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
     moments: int | None = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -124,6 +131,9 @@ def quantize(
             may have at most, and each gets as many from 2 on as make the sum of expected errors least.
         data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are
             multiplied by. A gauge is chosen without them.
+        input_mean: Mean of the inputs, from which moments are propagated: a number, one for each channel, or of a sample's
+            shape. A network without batch norms whose inputs are no images of mean 0 and variance 1 needs it, or data.
+        input_variance: Their variance, likewise.
         generator: Source of randomness, on the CPU, or a seed, for stochastic rounding.
         moments: As for `path_metric`: 0, 2, 4, 6, 8 or None; how well the cost is enclosed where it is not exact.
         progress: Called after each tensor with its number and that of all.
@@ -149,9 +159,10 @@ def quantize(
         blame(compacted(network).values())
         matrices = matrices_of(network)
         formats = formats_of(list(matrices), bits, ends, affine=affine)
-        network, choice = in_gauge(network, gauge, matrices, formats, granularity)
+        told = moments_of_inputs(network, input_mean, input_variance)
+        network, choice = in_gauge(network, gauge, matrices, formats, granularity, told)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        origin, seen = _moments_of(network, list(formats), data)
+        origin, seen = _moments_of(network, list(formats), data, told)
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, seen)
         (rounding_of,) = _rounded_states(network, matrices, [formats], way, seen, source, progress)
@@ -193,11 +204,14 @@ def rounded_to_nearest(
 
 
 def _moments_of(
-    network: Network, names: Sequence[str], data: Samples | Iterable[Samples] | None
+    network: Network,
+    names: Sequence[str],
+    data: Samples | Iterable[Samples] | None,
+    told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[str, dict[str, InputMoments]]:
     """Return where statistics come from, and what each weight is multiplied by."""
     batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-    activations = activation_model(network, batches, correlations="channels", running="checked")
+    activations = activation_model(network, batches, moments=told, correlations="channels", running="checked")
     return activations.source, {name: input_moments(activations, name) for name in names}
 
 

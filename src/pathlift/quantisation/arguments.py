@@ -86,4 +86,4 @@ declare(__name__, {
     "quantize.data": streamed(batches),
     "quantize.moments": any_moments,
     "quantize.progress": done_of_all,
-})  # fmt: skip
+}, excluded={("activation_ranges", name): "data" for name in ("deviations", "input_mean", "input_variance")})  # fmt: skip

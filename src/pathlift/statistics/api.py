@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.errors import InputError
 from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
-from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model, apart
+from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model, apart, moments_of_inputs
 from pathlift.statistics.transfer import stationary
 
 
@@ -120,30 +119,13 @@ def activation_statistics(
         True
     """
     network = capture(model, inputs)
-    moments = {
-        layer.name: (_placed(layer, "input_mean", input_mean), _placed(layer, "input_variance", input_variance))
-        for layer in network.layers
-        if layer.kind == "input"
-    }
+    moments = moments_of_inputs(network, input_mean, input_variance)
     batches: Iterable[Samples] | None = [data] if isinstance(data, (Tensor, Mapping)) else data
     activations = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
     layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
     return ActivationStatistics(layers, source, *apart(activations.propagation))
-
-
-def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:
-    """Return what an input was told as it broadcasts over its layer."""
-    rank = len(layer.shape)
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    if tensor.dim() == 0:
-        return tensor.reshape([1] * rank)
-    if tensor.dim() == 1 and rank > 1 and tensor.shape == layer.shape[1:2]:
-        return tensor.reshape(1, -1, *[1] * (rank - 2))
-    if tensor.shape == layer.shape[1:]:
-        return tensor.unsqueeze(0)
-    raise InputError(f"{name} must have shape ({layer.shape[1]},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
 
 
 def _of_layer(model: ActivationModel, layer: Layer) -> LayerStatistics:

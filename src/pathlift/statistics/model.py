@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pathlift.errors import InputError
 from pathlift.graph.calling import Samples
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import blame
 from pathlift.statistics.correlated import CorrelatedPropagation
@@ -104,6 +106,40 @@ def activation_model(
     if data is not None:
         propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
     return ActivationModel(propagation, sensitivities(propagation), seen)
+
+
+def moments_of_inputs(network: Network, mean: float | Tensor, variance: float | Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what all inputs of a network were told as `activation_model` takes it.
+
+    Args:
+        network: The network.
+        mean: A number, one for each channel, or of a sample's shape.
+        variance: Likewise.
+
+    Returns:
+        Input layer to mean and variance, broadcastable to its shape.
+
+    Raises:
+        InputError: A tensor has another shape.
+    """
+    return {
+        layer.name: (_placed(layer, "input_mean", mean), _placed(layer, "input_variance", variance))
+        for layer in network.layers
+        if layer.kind == "input"
+    }
+
+
+def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:
+    """Return what an input was told as it broadcasts over its layer."""
+    rank = len(layer.shape)
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    if tensor.dim() == 0:
+        return tensor.reshape([1] * rank)
+    if tensor.dim() == 1 and rank > 1 and tensor.shape == layer.shape[1:2]:
+        return tensor.reshape(1, -1, *[1] * (rank - 2))
+    if tensor.shape == layer.shape[1:]:
+        return tensor.unsqueeze(0)
+    raise InputError(f"{name} must have shape ({layer.shape[1]},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
 
 
 def apart(propagation: Propagation) -> tuple[float, float]:
