@@ -14,6 +14,8 @@ torch.set_num_threads(1)  # parallel processes do not fight for cores
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked ``one_in(n, first=k)``, numbers k, k + n, k + 2 n, … of its parameters stay; the others get ``hunt``.
 
+    With ``hunt_one_in(m, first=k)``, every m-th of these stays in the hunt; the others get ``search``, too, and wait for that.
+
     Numbers are those of the parameters as they are written: tests may have been shuffled by now, and `make test` and
     `make hunt`, shuffled otherwise, must agree on who runs what.
     """
@@ -21,15 +23,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         several[item.nodeid.partition("[")[0]].append(item)
     for same in several.values():
-        mark = same[0].get_closest_marker("one_in")
-        if mark is None:
-            continue
-        (count,), first = mark.args, mark.kwargs.get("first", 0)
-        assert first < count
-        for number, item in enumerate(sorted(same, key=_parameters)):
-            if number % count != first:
-                item.add_marker(pytest.mark.hunt)
+        ordered = sorted(same, key=_parameters)
+        left = [item for number, item in enumerate(ordered) if _left_to_the_hunt(item) or not _stays(item, "one_in", number)]
+        for number, item in enumerate(left):
+            item.add_marker(pytest.mark.hunt)
+            if not _stays(item, "hunt_one_in", number):
+                item.add_marker(pytest.mark.search)
+
+
+def _left_to_the_hunt(item: pytest.Item) -> bool:
+    return item.get_closest_marker("hunt") is not None or item.get_closest_marker("search") is not None
+
+
+def _stays(item: pytest.Item, name: str, number: int) -> bool:
+    mark = item.get_closest_marker(name)
+    if mark is None:
+        return True
+    (count,), first = mark.args, mark.kwargs.get("first", 0)
+    assert first < count
+    return bool(number % count == first)
 
 
 def _parameters(item: pytest.Item) -> tuple[int, ...]:
-    return tuple(item.callspec.indices.values())  # type: ignore[attr-defined]
+    return tuple(item.callspec.indices.values()) if hasattr(item, "callspec") else ()

@@ -58,7 +58,7 @@ def test_all_commands_work_with_the_declared_packages_alone(tmp_path: Path) -> N
     run_all(python, tmp_path / "work")
 
 
-@pytest.mark.hunt
+@pytest.mark.search
 def test_no_model_of_torchvision_touches_the_network_when_it_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of them, detection and segmentation with their backbones, on the meta device; RegNets need real memory."""
     models = pytest.importorskip("torchvision.models")

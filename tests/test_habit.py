@@ -33,12 +33,12 @@ LAWS = (
 class Item:
     """A collected test with a marker, as far as the hook looks at it."""
 
-    def __init__(self, name: str, number: int, mark: Mark | None) -> None:
-        self.nodeid, self.mark, self.added = f"{name}[{number}]", mark, list[str]()
+    def __init__(self, name: str, number: int, *marks: Mark) -> None:
+        self.nodeid, self.marks, self.added = f"{name}[{number}]", {mark.name: mark for mark in marks}, list[str]()
         self.callspec = SimpleNamespace(indices={"number": number})
 
     def get_closest_marker(self, name: str) -> Mark | None:
-        return self.mark if name == "one_in" else None
+        return self.marks.get(name)
 
     def add_marker(self, marker: pytest.MarkDecorator) -> None:
         self.added.append(marker.name)
@@ -47,12 +47,18 @@ class Item:
 def test_of_every_n_parameters_one_stays_and_the_hunt_has_the_others() -> None:
     some = pytest.mark.one_in(3, first=1).mark
     several = [Item("a.py::law", number, some) for number in range(8)]
-    all_kept = [Item("b.py::law", number, None) for number in range(4)]
-    shuffled = [*several, *all_kept]
+    all_kept = [Item("b.py::law", number) for number in range(4)]
+    fewer = [Item("c.py::law", number, some, pytest.mark.hunt_one_in(2).mark) for number in range(5)]
+    hunted = [Item("d.py::law", number, pytest.mark.hunt.mark, pytest.mark.hunt_one_in(3).mark) for number in range(4)]
+    long = Item("e.py::law", 0, pytest.mark.search.mark)
+    shuffled = [*several, *all_kept, *fewer, *hunted, long]
     random.Random(0).shuffle(shuffled)  # as pytest-randomly does before
     conftest.pytest_collection_modifyitems(shuffled)  # type: ignore[arg-type]
     assert [item.added for item in several] == [["hunt"], [], ["hunt"], ["hunt"], [], ["hunt"], ["hunt"], []]
     assert not any(item.added for item in all_kept)
+    assert [item.added for item in fewer] == [["hunt"], [], ["hunt", "search"], ["hunt"], []]
+    assert [item.added for item in hunted] == [["hunt"], ["hunt", "search"], ["hunt", "search"], ["hunt"]]
+    assert long.added == ["hunt"]
 
 
 def test_every_operator_is_in_a_law_that_make_test_runs() -> None:
@@ -66,7 +72,11 @@ def test_every_operator_is_in_a_law_that_make_test_runs() -> None:
     assert not left, [[*OPERATORS, *NETWORKS][number].name for number in sorted(left)]
 
 
-def test_make_test_and_make_hunt_run_every_test_between_them() -> None:
+def test_make_test_hunt_and_search_run_every_test_between_them() -> None:
     lines = (Path(__file__).parents[1] / "Makefile").read_text().splitlines()
     runs = [line for line in lines if "-m pytest" in line and "SEARCH" not in line and "doctest" not in line]
-    assert [line.partition("pytest $(SHARED) ")[2] for line in runs] == ['-m "not hunt"', "-m hunt"]
+    assert [line.partition("pytest $(SHARED) ")[2] for line in runs] == [
+        '-m "not hunt"',
+        '-m "hunt and not search"',
+        "-m search",
+    ]

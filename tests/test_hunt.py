@@ -272,6 +272,7 @@ def assert_held(found: Mapping[str, Found]) -> None:
 
 
 @pytest.mark.one_in(26)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", EXACT)
 def test_bounds_on_two_networks_cover_the_exact_change(name: str, dtype: torch.dtype) -> None:
@@ -286,6 +287,7 @@ def test_bounds_on_sets_cover_every_network_and_input_of_them(name: str, dtype: 
 
 
 @pytest.mark.one_in(34, first=5)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_no_network_of_the_set_falls_below_what_is_certified(name: str, dtype: torch.dtype) -> None:

@@ -265,7 +265,7 @@ def test_weights_of_one_magnitude_far_from_one() -> None:
         assert pathlift.path_norm(model, (3,)).log10 == pytest.approx(8 * math.log10(size) + 9 * math.log10(3), rel=1e-6)
 
 
-@pytest.mark.hunt
+@pytest.mark.search
 def test_resnet152_agrees_with_float64_and_one_pruned_weight_has_its_value() -> None:
     model = trained_like("resnet152")
     network = pathlift.capture(model, SHAPE)

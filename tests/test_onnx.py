@@ -208,6 +208,7 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.skipif(not runtime, reason="onnxruntime is what it is compared with")
 @pytest.mark.parametrize("file", LIGHT, ids=lambda file: file.stem)
 def test_the_models_of_the_onnx_package(file: Path) -> None:
@@ -959,6 +960,7 @@ def test_the_habits_of_paddle(tmp_path: Path) -> None:
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("first", range(0, 2000, 250))
 def test_a_damaged_file_is_refused_or_read_in_little_time_and_memory(first: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("onnx_mutants.py")

@@ -141,7 +141,7 @@ def test_the_chain_counts_the_summands_of_each_layer() -> None:
     assert [fan_in(image)[layer.name] for layer in image.layers] == [0, 76, 9]
 
 
-@pytest.mark.hunt
+@pytest.mark.search
 def test_float32_bounds_are_above_the_float64_ones_on_a_large_network() -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None).eval()

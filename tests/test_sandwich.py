@@ -142,6 +142,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -154,6 +155,7 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(4 * LONGER))
 def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -377,6 +379,7 @@ def test_nothing_is_computed_for_weights_that_are_not_numbers() -> None:
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("how", CHANGES)
 def test_the_interval_covers_the_truth_at_its_rate(how: str) -> None:
     model = nn.Sequential(
