@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two processes, each with whole files as far as it goes: what a file computes for all of its tests is computed once.
 SHARED := -n 2 --dist worksteal
+# Neither they nor what they start fights for cores.
+test hunt search: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test hunt search mutants plain lint types check bench coverage docs clean
 

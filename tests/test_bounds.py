@@ -83,7 +83,7 @@ def _sound(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert_sound(model, shape, (CHANGES[weights % len(CHANGES)],))
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_bounds_hold_on_random_networks(part: int) -> None:
@@ -221,7 +221,7 @@ def test_bounds_past_the_range_of_float64_are_infinite_and_never_too_small(kind:
 SETS = (pathlift.Relative(0.1), pathlift.Relative(1.5), pathlift.Absolute(0.1), pathlift.Rounding(3), pathlift.Pruned(0.4))
 
 
-@pytest.mark.one_in(32, first=7)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2, first=1)
 @pytest.mark.parametrize("case", [*OPERATORS[::3], *NETWORKS], ids=lambda case: case.name)
 def test_bounds_hold_for_every_network_of_a_set(case: Case) -> None:

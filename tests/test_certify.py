@@ -74,7 +74,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.one_in(18)
+@pytest.mark.hunt
 @pytest.mark.parametrize("place", range(len(SETS)))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) -> None:

@@ -65,6 +65,7 @@ def test_tickets_start_from_the_rewound_weights_and_keep_their_zeros(finished):
     assert len(again) == TINY.epochs - TINY.rewind
 
 
+@pytest.mark.hunt
 def test_table_figure_and_file(finished, tmp_path):
     _, rows = finished
     report.figure(rows, TINY.rewind, 0.5, tmp_path / "figure.png")

@@ -117,6 +117,7 @@ def test_an_exported_program_is_not_even_opened_without_trust(change: Callable[[
     assert "--trust" in run("norm", bad, "--shape", "4").stderr
 
 
+@pytest.mark.hunt
 def test_a_trusted_program_is_loaded_by_every_command() -> None:
     file = str(exported())
     assert isinstance(load_model(file, trust=True), nn.Module)

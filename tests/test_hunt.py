@@ -286,7 +286,7 @@ def test_bounds_on_sets_cover_every_network_and_input_of_them(name: str, dtype: 
     assert_held(sets(Hunted(name, dtype), SETS, 1, 4 * LONGER))
 
 
-@pytest.mark.one_in(34, first=5)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)

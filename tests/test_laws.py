@@ -56,6 +56,7 @@ def resnet() -> tuple[nn.Module, pathlift.Network]:
     return model, pathlift.capture(model, SHAPE)
 
 
+@pytest.mark.hunt
 def test_powers_of_two_change_no_bit_of_norm_and_scores(resnet: tuple[nn.Module, pathlift.Network]) -> None:
     model, network = resnet
     other = rescaled_resnet(model, (1.0, 128.0, 4096.0))

@@ -59,7 +59,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
     assert_enclosed(model, shape)
 
 
-@pytest.mark.one_in(12)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(7 * LONGER))
 def test_bounds_on_the_metric_hold_on_random_networks(part: int) -> None:

@@ -183,7 +183,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize("options", OPTIONS, ids=["channel", "tensor", "group"])
 @pytest.mark.parametrize("gauge", ["balanced", "equalised", "optimal"])
 @pytest.mark.parametrize("name", MODELS)

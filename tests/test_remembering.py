@@ -221,7 +221,7 @@ def answer(question: Callable[[Network], Any], network: Network) -> list[Any] | 
         return type(error)
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_network_gives_the_numbers_of_its_model_or_says_that_it_cannot(change: Callable[[Model], None]) -> None:
@@ -345,7 +345,7 @@ class Wrapped(nn.Module):
         self.unrelated = nn.Linear(2, 2)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("wrap", [torch.compile, parallel, Wrapped], ids=["compile", "data parallel", "wrapper"])
 def test_a_regulariser_sends_its_gradient_through_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = Model().double()

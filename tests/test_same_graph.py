@@ -267,7 +267,7 @@ def _alike(one: float, two: float) -> bool:
     return abs(one - two) <= 1e-5 * max(abs(one), abs(two))
 
 
-@pytest.mark.one_in(16, first=1)
+@pytest.mark.hunt
 @pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("way", SAME)
 def test_what_surrounds_a_network_makes_no_difference(way: str) -> None:

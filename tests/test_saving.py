@@ -102,6 +102,7 @@ def write_small(path: str) -> None:
 # ---- what was read, pruned and written
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_model_comes_back(suffix: str) -> None:
     model = small_model().train()

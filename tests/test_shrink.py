@@ -295,7 +295,7 @@ def exported(model: nn.Module, path: Path, shape: tuple[int, ...] = SHAPE) -> On
     return read
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("make", MODELS)
 def test_a_model_read_from_onnx_loses_channels_as_the_module_does(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     read = exported(randomised(make()), tmp_path / "m.onnx")
@@ -329,7 +329,7 @@ HABITS = (
 )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.hunt
 @pytest.mark.parametrize("habit", HABITS)
 def test_channels_go_whatever_the_habits_of_an_exporter(habit: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
