@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "pathlift"
@@ -38,6 +39,7 @@ def modules() -> dict[str, Path]:
     return {".".join(names[:-1] if names[-1] == "__init__" else names): path for path, names in sorted(parts.items())}
 
 
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """Return what each module imports of the package, wherever in its source the import stands."""
     files = modules()

@@ -128,6 +128,7 @@ def test_a_hundred_thousand_random_pairs_keep_every_certified_class(name: str) -
     assert pairs >= 35_000
 
 
+@pytest.mark.hunt
 @pytest.mark.parametrize("name", ["perceptron", "convolutional"])
 def test_what_is_not_certified_is_mostly_attacked(name: str) -> None:
     """Certificates that certify: at moderate sets, little is left between what is certified and what an attack breaks."""

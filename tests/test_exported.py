@@ -73,6 +73,7 @@ def test_the_file_says_which_inputs_it_takes(name: str) -> None:
     assert done.code == 0 and json.loads(done.stdout)["value"] == pytest.approx(right, rel=1e-6), done
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("fixed", [True, False])
 def test_one_input_needs_no_shape_in_any_command(fixed: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))

@@ -59,6 +59,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor, *, c
             optimizer.step()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_is_that_of_a_network_without_these_weights(name: str, closure: bool) -> None:

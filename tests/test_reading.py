@@ -224,7 +224,7 @@ def _numpy_first(model: Two) -> Any:
 HOLDING["one NumPy view"] = _numpy_first
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", HOLDING)
 def test_a_weight_is_the_parameter_however_forward_reaches_it(way: str) -> None:
     model, other = Two(HOLDING[way]), Two(seed=1)
@@ -558,6 +558,7 @@ class Counted(Two):
         return super().forward(x * self.read(self.count))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("how", NUMBERS)
 def test_numbers_of_a_buffer_are_part_of_the_graph_or_followed(how: str) -> None:
     model, other = Counted(NUMBERS[how]), Counted(NUMBERS[how])
@@ -749,6 +750,7 @@ def _distributed(model: nn.Module) -> nn.Module:
     return made
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, parallel, _distributed]
 )

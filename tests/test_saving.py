@@ -165,6 +165,7 @@ def test_an_onnx_file_goes_back_as_the_same_graph() -> None:
     assert after == before
 
 
+@pytest.mark.one_in(3)
 @needs_onnx
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_weights_of_another_type_are_written_in_that_of_the_file(dtype: torch.dtype) -> None:
@@ -177,6 +178,7 @@ def test_weights_of_another_type_are_written_in_that_of_the_file(dtype: torch.dt
         assert torch.equal(again.state_dict()[name], tensor.float())
 
 
+@pytest.mark.one_in(2)
 @needs_onnx
 @pytest.mark.parametrize("wrong", [False, True])
 def test_what_onnxruntime_refuses_is_compared_by_the_evaluator(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +420,7 @@ def test_an_ending_that_is_none_is_refused(suffix: str) -> None:
     assert done.code == 2 and "must end in" in done.stderr and not leaves()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", RARELY)
 def test_a_full_disk_leaves_nothing(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
