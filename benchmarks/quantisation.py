@@ -26,10 +26,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from subjects import SUBJECTS, Subject, state_of
+from subjects import SUBJECTS, Subject
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.rescaling.states import state_of
 
 Way = dict[str, object]
 

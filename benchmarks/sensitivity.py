@@ -26,10 +26,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
-from subjects import SUBJECTS, Subject, divergence, state_of
+from subjects import SUBJECTS, Subject, divergence
 from torch import Tensor
 
 import pathlift
+from pathlift.rescaling.states import state_of
 
 PLAIN: dict[str, object] = {"rounding": "nearest", "range": "minmax", "correction": "none", "moments": 0}
 

@@ -259,9 +259,3 @@ SUBJECTS: dict[str, Callable[..., Subject]] = {
     "fashion-resnet": partial(fashion, "fashion-resnet"),
     "fashion-plain": partial(fashion, "fashion-plain"),
 }
-
-
-def state_of(network: pathlift.Network) -> dict[str, Tensor]:
-    """Return what a captured network's module keeps under the names of the module."""
-    named = network.named(network.state)
-    return {name: named[name] for name in network.graph.saved}

@@ -20,7 +20,7 @@ from pathlift.arguments import public
 from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
-from pathlift.graph.calling import Samples
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
@@ -156,7 +156,7 @@ def certify(
     reach, clock = float(radius), Clock(seconds)
     search: _Search | None = None
     results = []
-    for batch in [x] if isinstance(x, (Tensor, Mapping)) else x:
+    for batch in batches_of(x):
         if search is None:
             search = _Search(_captured_on_batch(model, batch), tolerance, reach, clock, progress)
         results.append(search.batch(_without_labels(search.network, batch)))
@@ -201,6 +201,7 @@ class _Search:
         radius: float,
         clock: Clock,
         progress: Callable[[float], None] | None,
+        part: float = 1.0,
     ) -> None:
         self.network = network
         self.logits = logits_of(network)
@@ -213,23 +214,18 @@ class _Search:
         self.values = {weight: low / 2 + center.upper[weight] / 2 for weight, low in center.lower.items()}
         self.widest = max(math.prod(layer.shape) for layer in network.layers)
         self.classes = network.layer[self.logits].shape[-1]
-        paired = tolerance is not None and not isinstance(tolerance, Tolerance)
-        # Of one other network: the search for the model itself, and of both every sample is half the work.
-        self.model = _Search(network, None, radius, clock, progress) if paired else None
-        self.part = 0.5 if paired else 1.0
-        if self.model is not None:
-            self.model.part = 0.5
+        self.model: _Search | None = None
+        self.part = part
+        if tolerance is not None and not isinstance(tolerance, Tolerance):  # the model itself is the other half of the work
+            self.model, self.part = _Search(network, None, radius, clock, progress, part / 2), part / 2
 
     def covers(self, tolerance: Tolerance | Other | None) -> str:
         """Say what the certificate covers."""
         rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
         if self.network.left_off:
             rounding += f", {' and '.join(name.strip('_') for name in self.network.left_off)} included"
-        given = (
-            []
-            if tolerance is None
-            else [str(tolerance) if isinstance(tolerance, Tolerance) else "the model and one other network"]
-        )
+        what = str(tolerance) if isinstance(tolerance, Tolerance) else "the model and one other network"
+        given = [] if tolerance is None else [what]
         given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 

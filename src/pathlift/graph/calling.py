@@ -8,7 +8,7 @@ called as ``model(image=x)``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,18 @@ from pathlift.errors import InputError
 
 Samples: TypeAlias = "Tensor | Sequence[Samples] | Mapping[str, Samples]"
 """Batches of inputs as a model takes them: one tensor, or tensors in containers."""
+
+
+def batches_of(data: Samples | Iterable[Samples]) -> Iterable[Samples]:
+    """Return one batch, a tensor or tensors by name, or several as several.
+
+    Args:
+        data: A batch, or an iterable of batches.
+
+    Returns:
+        The batches.
+    """
+    return [data] if isinstance(data, (Tensor, Mapping)) else data
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ with E|x| bounds E|R_θ(x) − R_θ'(x)|; by Minkowski's inequality one pass fed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
-from pathlift.graph.calling import Samples
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.lipschitz.gauge_rounding import rounding_of_computed, rounding_of_gauge
@@ -67,7 +67,7 @@ def expected_bound(
         >>> round(expected_bound(model, other, torch.tensor([[1.0], [3.0]])).item(), 4)
         2.0
     """
-    stream = [batches] if isinstance(batches, (Tensor, Mapping)) else batches
+    stream = batches_of(batches)
     network: Network | None = capture(model) if isinstance(model, Network) else None
     sums: dict[str, Tensor] = {}
     largest: dict[str, Tensor] = {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.errors import InputError
-from pathlift.graph.calling import Samples
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.layers import Clamp, Extremum, Layer, Slopes
 from pathlift.graph.network import Network
 from pathlift.passes.forward import feed_of, forward
@@ -76,7 +76,7 @@ def activation_ranges(
         if data is None:
             ends = _by_statistics(network, deviations, moments_of_inputs(network, input_mean, input_variance))
         else:
-            ends = _seen(network, [data] if isinstance(data, (Tensor, Mapping)) else data)
+            ends = _seen(network, batches_of(data))
         return {
             name: (min(0.0, *(ends[layer][0] for layer in read)), max(0.0, *(ends[layer][1] for layer in read)))
             for name, read in sources.items()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.graph.calling import Samples
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import path_magnitude
@@ -210,7 +210,7 @@ def _moments_of(
     told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[str, dict[str, InputMoments]]:
     """Return where statistics come from, and what each weight is multiplied by."""
-    batches = [data] if isinstance(data, (Tensor, Mapping)) else data
+    batches = None if data is None else batches_of(data)
     activations = activation_model(network, batches, moments=told, correlations="channels", running="checked")
     return activations.source, {name: input_moments(activations, name) for name in names}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pathlift.arguments import public
-from pathlift.graph.calling import Samples
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.reading import Inputs, capture
@@ -120,7 +120,7 @@ def activation_statistics(
     """
     network = capture(model, inputs)
     moments = moments_of_inputs(network, input_mean, input_variance)
-    batches: Iterable[Samples] | None = [data] if isinstance(data, (Tensor, Mapping)) else data
+    batches = None if data is None else batches_of(data)
     activations = activation_model(network, batches, moments=moments, correlation=correlation, correlations=correlations)
     layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}

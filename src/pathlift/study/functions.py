@@ -69,7 +69,7 @@ class Call:
     @property
     def key(self) -> str:
         """What its answer is kept under: another one when a file that it names has changed."""
-        states = [state_of(Path(self.options[name])) for name in ("other", "x", "data") if name in self.options]
+        states = [stamps_of(Path(self.options[name])) for name in ("other", "x", "data") if name in self.options]
         return f"{self.label} {states}" if any(states) else self.label
 
     def numbers(self, network: Network) -> dict[str, float]:
@@ -104,7 +104,7 @@ class Call:
         return arguments
 
 
-def state_of(path: Path) -> list[int]:
+def stamps_of(path: Path) -> list[int]:
     """Return the size and the time of a file, or of those in a folder.
 
     Args:

@@ -15,7 +15,7 @@ from pathlift.arguments.kinds import text, whole
 from pathlift.errors import InputError, nearest
 from pathlift.storage.checkpoints import checkpoint_paths
 from pathlift.storage.packages import package
-from pathlift.study.functions import Call, call_of, state_of
+from pathlift.study.functions import Call, call_of, stamps_of
 from pathlift.version import VERSION
 
 LIBRARIES = {"torchvision": ("torchvision.models", "vision"), "timm": ("timm", "timm")}
@@ -66,7 +66,7 @@ class Subject:
     def digest(self) -> str:
         """What the file of its results is called: another network, file of weights or version of pathlift has another."""
         said: list[object] = [VERSION, self.model, self.key, self.seed, self.shape, self.arguments, self.until]
-        said += [None if path is None else [path, *state_of(Path(path))] for path in (self.weights, self.model)]
+        said += [None if path is None else [path, *stamps_of(Path(path))] for path in (self.weights, self.model)]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
