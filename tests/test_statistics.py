@@ -430,3 +430,41 @@ def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(w
         found = positive((matrix * factor[:, None] * factor)[None], wide)[0]
         assert int(torch.linalg.cholesky_ex(found).info) == 0
         assert torch.equal(found, lifted * factor[:, None] * factor)
+
+
+class Permuted(nn.Module):
+    """A network whose inputs have their dimensions in another order."""
+
+    def __init__(self, net: nn.Module, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.order = net, order
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.permute(self.order))
+        return out
+
+
+def of_images() -> nn.Module:
+    convolutions = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+
+def of_sounds() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(5, 6, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(6, 4, 3), nn.Flatten())
+
+
+LAST = {"images": (of_images, (3, 9, 8), (0, 3, 1, 2)), "sounds": (of_sounds, (5, 16), (0, 2, 1))}
+
+
+@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("told", [False, True])
+def test_a_network_that_reads_channels_last_has_the_moments_of_the_network_behind_its_transpose(name: str, told: bool) -> None:
+    make, shape, order = LAST[name]
+    net = make().double()
+    mean = torch.arange(shape[0], dtype=torch.float64) if told else 0.0
+    expected, result = (
+        pathlift.quantize(model, of, 4, input_mean=mean)
+        for model, of in ((net, shape), (Permuted(net, order), (*shape[1:], shape[0])))
+    )
+    for one, other in zip(expected[0].state_dict().values(), result[0].state_dict().values(), strict=True):
+        assert torch.equal(one, other)

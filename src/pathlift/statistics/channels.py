@@ -1,7 +1,9 @@
 """Which dimension of a layer counts channels: neurons that differ along it are different features, others are positions.
 
 A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and
-data movement takes it to where the numbers of the channels arrive. Otherwise it is dimension 1.
+data movement takes it to where the numbers of the channels arrive. Of an input, and of what has no channels so far, it is the
+dimension over which the next weight sums, whatever data movement comes between (files that put channels last begin with one),
+and dimension 1 where no weight follows.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pathlift.edges import Contraction, Move, Reduce
+from pathlift.edges import AxisMap, Contraction, Convolution, Dense, Move, Reduce
 from pathlift.graph.layers import Connection, Layer
 from pathlift.graph.network import Network
 
@@ -32,9 +34,42 @@ def _of_layer(network: Network, layer: Layer, dims: Mapping[str, int | None]) ->
     if layer.unit_dim is not None:
         return layer.unit_dim
     if layer.connections:
-        dim = _through(network, layer.connections[0], layer, dims[layer.connections[0].source])
-        return dim if dim is None or dim < rank else rank - 1
-    return _usual(rank)
+        return _above(network, layer.connections[0], layer, dims[layer.connections[0].source])
+    usual = _usual(rank)
+    return next((dim for dim in dict.fromkeys([usual, *range(1, rank)]) if _summed_over(network, layer, dim)), usual)
+
+
+def _above(network: Network, connection: Connection, layer: Layer, dim: int | None) -> int | None:
+    """Return the dimension of a layer to which that of the layer below goes."""
+    dim, rank = _through(network, connection, layer, dim), len(layer.shape)
+    return dim if dim is None or dim < rank else rank - 1
+
+
+def _summed_over(network: Network, start: Layer, dim: int | None) -> bool:
+    """Whether the first weight on the way up from a layer sums over this dimension."""
+    at = {start.name: dim}
+    for layer in network.layers:
+        for connection in layer.connections:
+            if layer.name in at or (below := at.get(connection.source)) is None:
+                continue
+            summed = _summed(connection, len(network.layer[connection.source].shape))
+            if summed is not None:
+                return below in summed
+            at[layer.name] = _above(network, connection, layer, below)
+    return False
+
+
+def _summed(connection: Connection, rank: int) -> tuple[int, ...] | None:
+    """Return the dimensions of x over which a weight sums; None where the edges have no weight that does."""
+    edges = connection.edges
+    if isinstance(edges, Convolution):
+        return (1,)
+    if isinstance(edges, Dense):
+        return (rank - 1,)
+    if isinstance(edges, Contraction):
+        of_x, of_weight, result = edges.letters
+        return tuple(axis for axis, letter in enumerate(of_x) if letter in of_weight and letter not in result)
+    return (edges.dim,) if isinstance(edges, AxisMap) else None
 
 
 def _usual(rank: int) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -166,8 +168,21 @@ class CorrelatedPropagation(Propagation):
             if self._last[connection.source] == layer.name:
                 self.lags.pop(connection.source, None)
 
+    def _input_in_other_order(self, layer: Layer) -> bool:
+        """Whether a layer is an input whose channels stand elsewhere, with nothing but its dimensions permuted."""
+        if len(layer.connections) != 1 or layer.biases or layer.nonlinearity is not None:
+            return False
+        (connection,) = layer.connections
+        below = self.network.layer[connection.source]
+        if below.kind != "input" or connection.weight is not None or not isinstance(connection.edges, Move):
+            return False
+        numbers = torch.arange(math.prod(below.shape), dtype=torch.float64, device="cpu").reshape(below.shape)
+        moved = connection.edges.gather(numbers)
+        orders = permutations(range(1, len(below.shape)))
+        return any(torch.equal(numbers.permute(0, *order), moved) for order in orders)
+
     def _of_layer(self, layer: Layer) -> Lags | None:
-        if layer.kind == "input":
+        if layer.kind == "input" or self._input_in_other_order(layer):
             return of_input(layer, self.pixel, self.network.device)
         if isinstance(layer.nonlinearity, Extremum):
             return self._of_extremum(layer)

@@ -15,6 +15,7 @@ from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.propagate import blame
+from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.correlated import CorrelatedPropagation
 from pathlift.statistics.covariances import Lags
 from pathlift.statistics.measure import Seen, measured
@@ -122,24 +123,29 @@ def moments_of_inputs(network: Network, mean: float | Tensor, variance: float | 
     Raises:
         InputError: A tensor has another shape.
     """
+    channels = channel_dims(network)
     return {
-        layer.name: (_placed(layer, "input_mean", mean), _placed(layer, "input_variance", variance))
+        layer.name: tuple(
+            _placed(layer, channels[layer.name], name, value)
+            for name, value in (("input_mean", mean), ("input_variance", variance))
+        )
         for layer in network.layers
         if layer.kind == "input"
     }
 
 
-def _placed(layer: Layer, name: str, value: float | Tensor) -> Tensor:
+def _placed(layer: Layer, channel: int | None, name: str, value: float | Tensor) -> Tensor:
     """Return what an input was told as it broadcasts over its layer."""
     rank = len(layer.shape)
     tensor = torch.as_tensor(value, dtype=torch.float64)
     if tensor.dim() == 0:
         return tensor.reshape([1] * rank)
-    if tensor.dim() == 1 and rank > 1 and tensor.shape == layer.shape[1:2]:
-        return tensor.reshape(1, -1, *[1] * (rank - 2))
+    if channel and tensor.shape == (layer.shape[channel],):
+        return tensor.reshape([-1 if dim == channel else 1 for dim in range(rank)])
     if tensor.shape == layer.shape[1:]:
         return tensor.unsqueeze(0)
-    raise InputError(f"{name} must have shape ({layer.shape[1]},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
+    size = layer.shape[channel] if channel else 1
+    raise InputError(f"{name} must have shape ({size},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
 
 
 def apart(propagation: Propagation) -> tuple[float, float]:
