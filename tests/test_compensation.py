@@ -304,6 +304,31 @@ def test_what_has_no_rows_is_only_pruned_and_named_and_a_pruned_bias_stays_prune
         assert not {"0.bias", "2.bias"} & set(report.updated.corrected)
 
 
+@pytest.mark.parametrize("deviations", [8.0, 30.0])
+def test_nothing_leans_on_a_neuron_that_stands_still(deviations: float) -> None:
+    model = drawn(lambda: perceptron(6, 8, 3)).float()
+    model[0].bias.data[2] = -deviations * model[0].weight.data[2].norm()
+    masks = {"2.weight": torch.ones(3, 8, dtype=torch.bool)}
+    masks["2.weight"][:, 5:] = False
+    state = compensated(pathlift.capture(model, (6,)), masks).network.state["2.weight"]
+    assert torch.equal(state[:, 2], model[2].weight[:, 2])
+    assert bool((state[:, [0, 1, 3, 4]] != model[2].weight[:, [0, 1, 3, 4]]).any())
+
+
+@pytest.mark.parametrize("data", [None, mixed(50, 6).float()], ids=["no data", "data"])
+def test_a_weight_that_would_leave_the_range_of_its_type_is_only_pruned_and_named(data: Tensor | None) -> None:
+    model = drawn(lambda: perceptron(6, 8, 3)).float()
+    model[0].weight.data[1] = 2.0**-90 * model[0].weight.data[0]
+    model[0].bias.data[1] = 2.0**-90 * model[0].bias.data[0]
+    model[2].weight.data[:, 0] = 2.0**60
+    masks = {"2.weight": torch.ones(3, 8, dtype=torch.bool)}
+    masks["2.weight"][:, 0] = False  # only the second neuron could make up for it, with 2^150
+    update = compensated(pathlift.capture(model, (6,)), masks, None if data is None else [data])
+    assert "beyond the range of torch.float32" in update.left["2.weight"]
+    assert torch.equal(update.network.state["2.weight"], torch.where(masks["2.weight"], model[2].weight, 0.0))
+    assert torch.equal(update.network.state["2.bias"], model[2].bias)
+
+
 def test_data_come_in_one_tensor_in_batches_and_from_a_loader() -> None:
     model, x, y = drawn(lambda: perceptron(6, 8, 3)), mixed(30, 6), torch.arange(30) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)

@@ -45,6 +45,18 @@ class Update:
     corrected: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
+    def fits(self, name: str, changed: Mapping[str, Tensor]) -> bool:
+        """Whether new values lie in the range of their types; if not, the weight is left as it is, which is noted.
+
+        Args:
+            name: The weight that was fitted.
+            changed: Parameters and buffers.
+        """
+        beyond = next((other for other, tensor in changed.items() if not bool(torch.isfinite(tensor).all())), None)
+        if beyond is not None:
+            self.left[name] = f"What makes up for it in '{beyond}' is beyond the range of {changed[beyond].dtype}."
+        return beyond is None
+
     def put(self, changed: Mapping[str, Tensor], *, corrected: bool) -> None:
         """Take new values of parameters or buffers."""
         self.network = replace(self.network, state={**self.network.state, **changed})
@@ -98,10 +110,13 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
         pieces.append(new)
         spreads.append(torch.stack([quadratic(rows, second).clamp(min=0.0) for rows in (old, new)]))
     after = torch.cat(pieces, 2)
-    update.put({name: joined(moments, after, network.state[name], mask)}, corrected=False)
     spread = torch.stack(spreads).sum(0)
     told = (spread[0], spread[1]) if variance and centred else None
-    update.put(corrections(update.network, moments, after - before, told), corrected=True)
+    made = {name: joined(moments, after, network.state[name], mask)}
+    following = corrections(update.network, moments, after - before, told)
+    if update.fits(name, made | following):
+        update.put(made, corrected=False)
+        update.put(following, corrected=True)
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:
