@@ -46,11 +46,14 @@ class Update:
     left: dict[str, str] = field(default_factory=dict)
 
     def fits(self, name: str, changed: Mapping[str, Tensor]) -> bool:
-        """Whether new values lie in the range of their types; if not, the weight is left as it is, which is noted.
+        """Look whether new values lie in the range of their types; if not, note that the weight is left as it is.
 
         Args:
             name: The weight that was fitted.
             changed: Parameters and buffers.
+
+        Returns:
+            Whether all do.
         """
         beyond = next((other for other, tensor in changed.items() if not bool(torch.isfinite(tensor).all())), None)
         if beyond is not None:
