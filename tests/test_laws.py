@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
@@ -106,6 +107,42 @@ def test_scores_add_up_over_several_networks_with_skips(resnet: tuple[nn.Module,
     assert torch.allclose(units["fc"].double(), outputs / outputs.sum(), rtol=1e-4)
     weight = pathlift.path_magnitude(network)["layer1.0.conv1.weight"]
     assert torch.allclose(weight.sum((1, 2, 3)), units["layer1.0.conv1"], rtol=1e-4)
+
+
+class Functional(nn.Module):
+    """Three layers of one module; of one weight where ``parts`` says so."""
+
+    def __init__(self, net: nn.Sequential, *, parts: bool) -> None:
+        super().__init__()
+        weights = [layer.weight.detach() for layer in net if isinstance(layer, nn.Linear)]
+        self.rows = [len(weight) for weight in weights]
+        self.whole = nn.Parameter(torch.cat(weights)) if parts else None
+        self.first, self.second, self.third = (None if parts else nn.Parameter(weight.clone()) for weight in weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.first, self.second, self.third) if self.whole is None else self.whole.split(self.rows)
+        for weight in weights[:-1]:
+            x = F.relu(F.linear(x, weight))
+        return F.linear(x, weights[-1])
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_layers_that_one_module_makes_have_units_of_their_own(*, parts: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 5, bias=False)]
+    net = nn.Sequential(*layers).double()
+    model = Functional(net, parts=parts)
+    expected, units = pathlift.unit_path_magnitude(net, (6,)), pathlift.unit_path_magnitude(model, (6,))
+    assert tuple(units) == (("linear", "linear_1", "linear_2") if parts else ("first", "second", "third"))
+    for one, other in zip(expected.values(), units.values(), strict=True):
+        torch.testing.assert_close(one, other)
+    if not parts:
+        groups, found = pathlift.symmetries(net, (6,)), pathlift.symmetries(model, (6,))
+        told = {"0": torch.arange(1.0, 7.0), "2": torch.full((6,), 2.0)}
+        rescaled = groups.rescale(told)
+        again = found.rescale({"first": told["0"], "second": told["2"]})
+        for one, other in zip(("0.weight", "2.weight", "4.weight"), ("first", "second", "third"), strict=True):
+            assert torch.equal(rescaled[one], again[other])
 
 
 def test_the_path_norm_is_the_sum_over_outputs_and_of_its_parts(resnet: tuple[nn.Module, pathlift.Network]) -> None:

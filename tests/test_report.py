@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,32 @@ def test_in_a_perceptron_every_path_that_has_started_runs_through_every_layer() 
     for layer in found.layers:
         assert layer.share == pytest.approx(layer.before)
     assert found.layers[-1].before is not None and found.layers[-1].before + found.layers[-1].starts == pytest.approx(1.0)
+
+
+class Flat(nn.Module):
+    """A perceptron that is one module."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.names = [name.replace(".", "_") for name, _ in net.named_parameters()]
+        for name, parameter in zip(self.names, net.parameters(), strict=True):
+            setattr(self, name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [getattr(self, name) for name in self.names]
+        while len(weights) > 2:
+            x = torch.relu(nn.functional.linear(x, *weights[:2]))
+            del weights[:2]
+        return nn.functional.linear(x, *weights)
+
+
+def test_layers_that_one_module_makes_are_told_apart() -> None:
+    net = perceptron()
+    expected = Report(net, (4,), amounts=(), bits=()).layers
+    layers = Report(Flat(net), (4,), amounts=(), bits=()).layers
+    assert [layer.module for layer in layers] == [f"{layer.module}_weight" for layer in expected]
+    for one, other in zip(expected, layers, strict=True):
+        assert replace(one, module="") == replace(other, module="")
 
 
 def test_paths_that_start_at_constants_are_told_apart() -> None:

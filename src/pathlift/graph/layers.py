@@ -147,7 +147,7 @@ class Layer:
         origin: Module, operator and source line.
         nonlinearity: What the neurons do with their pre-activation; None for identity neurons.
         unit_dim: The dimension that counts channels or units when a scored weight of `unit_name` makes this layer.
-        unit_name: The module whose units these neurons are.
+        unit_name: What these units go by: the module, or the weight where a module has several.
         axes: In a compact network, what each entry of the tensor stands for (`pathlift.edges.axis`); None: itself.
         dtype: The floating-point type in which the model itself computes this layer.
         blur: How far the model's own weights of constant edges may be off, in units of roundoff: positions between pixels

@@ -29,6 +29,7 @@ from pathlift.reading.live import LiveState
 from pathlift.reading.memory import Memory, span
 from pathlift.reading.nodes import IGNORED, REFUSED, base_name, module_path, operator_name, source_line
 from pathlift.reading.statics import LIKE_ANOTHER, UNKNOWN_ADVICE, Statics, flatten
+from pathlift.reading.units import with_named_units
 from pathlift.rules import (
     READS_WALLS,
     REASONS,
@@ -157,7 +158,7 @@ class _Lowering:
         if len(devices) > 1:
             reason = f"Its parameters live on several devices ({', '.join(sorted(str(device) for device in devices))})."
             self.problems.append(Problem("", "export", "", reason, "Move the model to one device."))
-        layers = () if self.problems else self._reachable(outputs)
+        layers = () if self.problems else with_named_units(self._reachable(outputs))
         weights = self._used_weights(layers)
         self._check_reads(weights)
         if self.problems:
@@ -359,8 +360,6 @@ class _Lowering:
     def _append(self, layer: Draft, name: str) -> Activation:
         if 0 in layer.shape:
             raise Refusal(f"its result of shape {layer.shape} has no elements.", "Leave out layers and slices of size 0.")
-        scored = [t.weight for t in layer.connections if t.weight is not None and t.weight.score_name is not None]
-        unit = self.origin.module if layer.unit_dim is not None and scored else None
         self.layers.append(
             Layer(
                 name,
@@ -371,7 +370,6 @@ class _Lowering:
                 concat=layer.concat,
                 nonlinearity=layer.nonlinearity,
                 unit_dim=layer.unit_dim,
-                unit_name=unit,
                 dtype=layer.dtype,
                 blur=layer.blur,
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pathlift.graph.expressions import StateTensor
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.magnitude import PathMagnitude, spread
 from pathlift.results import Result
@@ -26,7 +27,8 @@ class LayerShare(Result, line=("module", "operator", "weights", "share", "sparsi
     """What a report says of the weights of one module.
 
     Attributes:
-        module: Path of the module; ``""`` for the model itself.
+        module: Path of the module; ``""`` for the model itself. Where one module makes several layers, what their units go by
+            (`pathlift.unit_path_magnitude`), which in an ONNX file is the name of a node.
         operator: The operator that reads its weights.
         weights: Their number, biases among them.
         share: Share of the path-norm that runs through its weights; of a weight that is used several times, summed over uses.
@@ -99,16 +101,15 @@ def layers_of(
     Returns:
         One for each module.
     """
-    tensors: dict[str, list[str]] = {}
+    operators, modules = _operators(network), _modules(network)
+    tensors: dict[str, list[str]] = {module: [] for module in operators}
     for name in shares:
-        tensors.setdefault(name.rpartition(".")[0], []).append(name)
-    operators = _operators(network)
+        tensors.setdefault(modules.get(name, name.rpartition(".")[0]), []).append(name)
     starting = _biases(network)
     scales = _scales(network)
-    on_graph = [module for module in dict.fromkeys(module for module, _ in _names_at(network)) if module in tensors]
     described: list[LayerShare] = []
     before = from_inputs
-    for module in dict.fromkeys([*on_graph, *tensors]):
+    for module in (module for module, names in tensors.items() if names):
         weights = [shares[name] for name in tensors[module] if name not in starting]
         biases = [shares[name] for name in tensors[module] if name in starting]
         starts = math.fsum(_sum(share) for share in biases)
@@ -165,28 +166,37 @@ def _sum(share: Tensor) -> float:
     return float(share.sum(dtype=torch.float64))
 
 
-def _names_at(network: Network) -> list[tuple[str, str]]:
-    """Return the module of each scored weight and the operator that reads it, in the order of the graph."""
-    return [
-        (weight.score_name.rpartition(".")[0], layer.origin.op)
-        for layer in network.layers
-        for weight in (*(connection.weight for connection in layer.connections), *(bias.weight for bias in layer.biases))
-        if weight is not None and weight.score_name is not None
-    ]
+def _weights_at(network: Network) -> Iterator[tuple[Layer, str]]:
+    """Yield each layer with the names of the scored weights of its edges and its biases."""
+    for layer in network.layers:
+        for weight in (*(connection.weight for connection in layer.connections), *(bias.weight for bias in layer.biases)):
+            if weight is not None and weight.score_name is not None:
+                yield layer, weight.score_name
+
+
+def _modules(network: Network) -> dict[str, str]:
+    """Return what each scored weight is a part of: the units that it makes or shifts, or the module that holds it."""
+    modules: dict[str, str] = {}
+    for layer, name in _weights_at(network):
+        units = layer.unit_name if layer.unit_name is not None else (name.rpartition(".")[0] or layer.origin.module)
+        modules.setdefault(name, units)
+    return modules
 
 
 def _operators(network: Network) -> dict[str, str]:
-    operators: dict[str, str] = {}
-    for module, op in _names_at(network):
-        operators.setdefault(module, op.removeprefix("aten.").partition(".")[0].strip("_"))
+    """Return the operator of each module, in the order of the graph."""
+    modules, operators = _modules(network), dict[str, str]()
+    for layer, name in _weights_at(network):
+        operators.setdefault(modules[name], layer.origin.op.removeprefix("aten.").partition(".")[0].strip("_"))
     return operators
 
 
 def _scales(network: Network) -> dict[str, str]:
     """Return the name of the scale of each module that normalises."""
+    modules = _modules(network)
     normalising = [found for layer in network.layers if (found := layer.normalisation()) is not None]
     names = [found.weight.name for found in normalising if isinstance(found.weight, StateTensor)]
-    return {name.rpartition(".")[0]: name for name in names}
+    return {modules.get(name, name.rpartition(".")[0]): name for name in names}
 
 
 def histogram(shares: PathMagnitude) -> Scores:
