@@ -91,3 +91,12 @@ def test_nested_passes_put_the_switches_back_once(monkeypatch: pytest.MonkeyPatc
             assert convolutions.fp32_precision == "ieee"
         assert convolutions.fp32_precision == "ieee"
     assert (convolutions.fp32_precision, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_a_batch_of_products_is_one_product_and_warns_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    x, weight = torch.randn(3, 40, 640), torch.randn(640, 500)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.vmap(lambda sample: product.product(sample, weight))(x), x @ weight, rtol=1e-4, atol=1e-4
+        )
+    assert capfd.readouterr().err == ""

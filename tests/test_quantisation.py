@@ -650,6 +650,27 @@ def test_without_data_and_batch_norms_moments_are_propagated():
     assert report.statistics == "propagation" and report.expected_error > 0
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_change_of_outputs_is_told_in_their_units_and_expected_of_one_layer_as_it_is(*, bias):
+    layer = drawn(lambda: nn.Linear(6, 3, bias=bias)).double()
+    x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+    quantized, report = pathlift.quantize(layer, (6,), 4, data=iter([x[:9], x[9:]]), correction="none")
+    change, outputs = (quantized(x) - layer(x)).detach(), layer(x).detach()
+    expected = change.square().mean().sqrt() / outputs.square().mean().sqrt()
+    assert report.expected_output_change == pytest.approx(float(expected), rel=1e-9)
+    assert report.output_change == pytest.approx(float(change[:9].square().mean().sqrt()), rel=1e-9)
+    assert report.output_size == pytest.approx(float(outputs[:9].square().mean().sqrt()), rel=1e-9)
+
+
+def test_a_report_of_a_network_whose_outputs_are_0_has_no_relative_change():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data[:] = torch.tensor([[0.7, -0.28]])
+    dead = nn.Sequential(layer, nn.ReLU(), nn.Linear(1, 1, bias=False))
+    dead[2].weight.data[:] = 0
+    _, report = pathlift.quantize(dead, (2,), 4, data=torch.ones(3, 2))
+    assert report.expected_output_change == 0 and report.output_change == 0 and report.output_size == 0
+
+
 def test_a_network_gives_a_network():
     network = pathlift.capture(drawn(Residual), SHAPE)
     quantized, report = pathlift.quantize(network, bits=6, moments=0)

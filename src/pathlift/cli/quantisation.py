@@ -187,6 +187,9 @@ def quantize(
             "bytes_before": report.bytes_before,
             "bytes_after": report.bytes_after,
             "expected_error": report.expected_error,
+            "expected_output_change": report.expected_output_change,
+            "output_change": report.output_change,
+            "output_size": report.output_size,
             "log10_path_norm": report.log10_path_norm,
             "exact": metric.exact,
             "log10_lower": metric.log10_lower,
@@ -305,5 +308,7 @@ def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
         out.print(f"path-metric, exact              {scientific(metric.log10_upper)}")
     else:
         out.print(f"path-metric, between            {scientific(metric.log10_lower)} and {scientific(metric.log10_upper)}")
-    out.print(f"expected error, an estimate     {report.expected_error:.4g}")
+    out.print(f"expected change of outputs      {report.expected_output_change:.2g} of their size, a rough model")
+    if report.output_change is not None:
+        out.print(f"change of outputs on the data   {report.output_change:.4g}, of {report.output_size:.4g}")
     out.print(f"statistics of activations       {report.statistics}")

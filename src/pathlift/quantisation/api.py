@@ -7,7 +7,7 @@ point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -21,6 +21,7 @@ from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import path_magnitude
 from pathlift.metric.metric import path_metric
+from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
@@ -37,7 +38,10 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
-from pathlift.statistics.model import moments_of_inputs
+from pathlift.statistics.model import moments_of_inputs, squared_outputs
+
+SOME = 16
+"""Inputs of the data on which the change of the outputs is looked at."""
 
 
 @overload
@@ -162,12 +166,12 @@ def quantize(
         told = moments_of_inputs(network, input_mean, input_variance)
         network, choice = in_gauge(network, gauge, matrices, formats, granularity, told)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        origin, seen = _moments_of(network, list(formats), data, told)
+        known = _known_of(network, list(formats), data, told)
         if budget is not None:
-            formats = within(budget, network, matrices, formats, way, seen)
-        (rounding_of,) = _rounded_states(network, matrices, [formats], way, seen, source, progress)
+            formats = within(budget, network, matrices, formats, way, known.moments)
+        (rounding_of,) = _rounded_states(network, matrices, [formats], way, known.moments, source, progress)
         quantized = replace(network, state=rounding_of.state)
-        report = _report(network, quantized, rounding_of, way, choice, origin, moments)
+        report = _report(network, quantized, rounding_of, way, choice, known, moments)
         if isinstance(model, Network):
             return quantized.with_memory_of_its_own(), report
         return with_state(model, state_of(quantized)), report
@@ -195,24 +199,50 @@ def rounded_to_nearest(
         matrices = matrices_of(network)
         formats = [formats_of(list(matrices), bits, None, affine=False) for bits in several]
         way, choice = Way("nearest", "channel", "minmax", "mean"), GaugeChoice("none")
-        origin, seen = _moments_of(network, list(matrices), data)
+        known = _known_of(network, list(matrices), data)
         outcomes = []
-        for rounding_of in _rounded_states(network, matrices, formats, way, seen):
+        for rounding_of in _rounded_states(network, matrices, formats, way, known.moments):
             quantized = replace(network, state=rounding_of.state)
-            outcomes.append((quantized, _report(network, quantized, rounding_of, way, choice, origin, 0)))
+            outcomes.append((quantized, _report(network, quantized, rounding_of, way, choice, known, 0)))
         return outcomes
 
 
-def _moments_of(
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of the activations.
+
+    Attributes:
+        origin: Where it comes from.
+        moments: What each weight is multiplied by.
+        squared_outputs: E‖R‖², by the same model.
+        some: The first inputs of the data, by input layer; None without data.
+    """
+
+    origin: str
+    moments: dict[str, InputMoments]
+    squared_outputs: float
+    some: Mapping[str, Tensor] | None
+
+
+def _known_of(
     network: Network,
     names: Sequence[str],
     data: Samples | Iterable[Samples] | None,
     told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-) -> tuple[str, dict[str, InputMoments]]:
-    """Return where statistics come from, and what each weight is multiplied by."""
-    batches = None if data is None else batches_of(data)
-    activations = activation_model(network, batches, moments=told, correlations="channels", running="checked")
-    return activations.source, {name: input_moments(activations, name) for name in names}
+) -> _Known:
+    first: list[Samples] = []
+
+    def batches() -> Iterator[Samples]:
+        for batch in batches_of(data):
+            if not first:
+                first.append(batch)
+            yield batch
+
+    seen = None if data is None else batches()
+    activations = activation_model(network, seen, moments=told, correlations="channels", running="checked")
+    some = {name: values[:SOME] for name, values in feed_of(network, first[0]).items()} if first else None
+    moments = {name: input_moments(activations, name) for name in names}
+    return _Known(activations.source, moments, squared_outputs(activations), some)
 
 
 @dataclass(eq=False)
@@ -257,7 +287,7 @@ def _report(
     rounding: _Rounding,
     way: Way,
     choice: GaugeChoice,
-    origin: str,
+    known: _Known,
     moments: int | None,
 ) -> QuantizeReport:
     tensors = rounding.tensors
@@ -275,8 +305,10 @@ def _report(
         granularity,
         way.rule,
         choice,
-        origin,
+        known.origin,
         rows,
+        known.squared_outputs,
+        *((None, None) if known.some is None else _changed(network, quantized, known.some)),
         log10_path_norm,
         metric,
         tuple(rounding.corrected),
@@ -284,6 +316,15 @@ def _report(
         after,
         others,
     )
+
+
+def _changed(network: Network, quantized: Network, feed: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return by how much the outputs of some inputs change, and how large they are: roots of mean squares."""
+    batch = len(next(iter(feed.values())))
+    outputs, others = (
+        flat_outputs(each, forward(each, each.values(), feed, each.dtype), batch).double() for each in (network, quantized)
+    )
+    return float((others - outputs).square().mean().sqrt()), float(outputs.square().mean().sqrt())
 
 
 def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) -> QuantizedTensor:

@@ -109,6 +109,22 @@ def activation_model(
     return ActivationModel(propagation, sensitivities(propagation), seen)
 
 
+def squared_outputs(model: ActivationModel) -> float:
+    """Return E‖R‖², the sum of the squares of all outputs.
+
+    Args:
+        model: What is known of the activations.
+
+    Returns:
+        The number.
+    """
+    network, total = model.network, 0.0
+    for name in network.outputs:
+        moments = model.steps[name].moments
+        total += float((moments.mean.square() + moments.variance).expand(network.layer[name].shape).sum())
+    return total
+
+
 def moments_of_inputs(network: Network, mean: float | Tensor, variance: float | Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return what all inputs of a network were told as `activation_model` takes it.
 
