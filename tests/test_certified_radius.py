@@ -116,7 +116,9 @@ def test_a_picture_has_the_share_over_the_radius(trained: tuple[nn.Module, Tenso
     radii = torch.tensor([0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1])
     spread = dataclasses.replace(found, radius=radii[[1, 2, 3, 4] * 3], radii=radii)
     across, up, scale = picture(spread)
-    assert scale == "log" and across == radii[1:].tolist() and up == spread.share[1:].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert (
+        scale == "log" and across == radii[1:].tolist() and up == spread.share[1:].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize("tolerance", [Relative(10.0), None])

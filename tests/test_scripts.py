@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for room in ("benchmarks", "examples", "docs/tools") for path in (ROOT / room).glob("*.py"))
+ROOMS = ("benchmarks", "examples", "docs/tools")
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).glob("*.py"))
 OF_EXTRAS = {
-    "griffe", "lightning", "math_core", "matplotlib", "mkdocs", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "timm", "torchvision",
+    "griffe", "lightning", "math_core", "matplotlib", "mkdocs", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "timm",
+    "torchvision",
 }  # fmt: skip
 """Packages that a script may need and that need not be there."""
 

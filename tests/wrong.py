@@ -65,7 +65,8 @@ MODULES = (
 MADE = {
     "Compared", "LayerShare", "PruningCost", "QuantisationCost", "Scores",
     "ActivationStatistics", "BitsNeeded", "GaugeChoice", "LayerStatistics", "QuantizeReport", "QuantizedTensor", "SameGrid",
-    "Attack", "BalancedState", "Certificate", "CertifiedRadius", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
+    "Attack", "BalancedState", "Certificate", "CertifiedRadius", "ChannelsLeft", "Equivalence", "Estimate", "Family",
+    "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
     "ShrunkLayer", "Step", "SupportReport", "Tolerance", "WeightUpdate",

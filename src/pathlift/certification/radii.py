@@ -79,7 +79,7 @@ class CertifiedRadius(
         ax.set(xlabel="radius: largest change of an input element", ylabel="share of samples", ylim=(0.0, 1.02))
         ax.set_xlim(radii[first], radii[end] if radii[end] > radii[first] else radii[first] + 1.0)
         ax.grid(alpha=0.3)
-        ax.plot([], [], " ", label=f"{share[0]:.0%} of {len(self.radius)} at the inputs themselves")
+        ax.plot([], [], " ", label=f"of {len(self.radius)}; at the inputs themselves: {share[0]:.0%}")
         drawing.legend_above(ax, 2)
 
     def __bool__(self) -> bool:

@@ -17,7 +17,7 @@ from pathlift.study.table import Row
 from pathlift.study.zoo import Subject
 
 MEASURES = {"depth": "depth: weights on the longest path", "parameters": "parameters"}
-"""The columns that are drawn against because every network has them, and what they are called; parameters on a scale of logarithms."""
+"""What every network has and numbers are drawn against, and what it is called; parameters on a scale of logarithms."""
 
 FEW = 8
 """A rank correlation is said of at least so many networks."""
