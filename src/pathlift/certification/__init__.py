@@ -3,6 +3,7 @@
 from pathlift.certification import arguments as arguments
 from pathlift.certification.attacks import Attack, attack
 from pathlift.certification.certificates import Certificate, certify
+from pathlift.certification.radii import CertifiedRadius, certified_radius
 from pathlift.certification.tolerances import Absolute, Pruned, Relative, Rounding
 from pathlift.passes.box import Tolerance
 
@@ -10,10 +11,12 @@ __all__ = [
     "Absolute",
     "Attack",
     "Certificate",
+    "CertifiedRadius",
     "Pruned",
     "Relative",
     "Rounding",
     "Tolerance",
     "attack",
+    "certified_radius",
     "certify",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import any_generator, batches, choice, count, either, least_zero, number, whole
+from pathlift.arguments.kinds import any_generator, batches, choice, count, either, least_zero, number, numbers, whole
 from pathlift.lipschitz.arguments import one_of_set
 from pathlift.pruning.arguments import scores
 from pathlift.reading.arguments import streamed
@@ -23,6 +23,8 @@ declare(__name__, {
     "tolerance": one_of_set,
     "attack.x": batches,
     "certify.x": streamed(labelled),
+    "certified_radius.x": streamed(labelled),
+    "radii": numbers("a list of at least one finite number that is not negative", least_zero, least=1),
     "Absolute.r": least_zero,
     "Relative.r": least_zero,
     "bits": whole("a whole number from 2 to 64", lambda v: 2 <= v <= 64),

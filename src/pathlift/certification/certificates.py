@@ -7,6 +7,7 @@ certified when all of these lower bounds are positive.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,12 +155,12 @@ def certify(
         tensor([ True, False])
     """
     reach, clock = float(radius), Clock(seconds)
-    search: _Search | None = None
+    search: Search | None = None
     results = []
     for batch in batches_of(x):
         if search is None:
-            search = _Search(_captured_on_batch(model, batch), tolerance, reach, clock, progress)
-        results.append(search.batch(_without_labels(search.network, batch)))
+            search = Search(captured_on_batch(model, batch), tolerance, reach, clock, progress)
+        results.append(search.samples(search.fed(batch)))
         if clock.over():
             break
     if search is None:
@@ -170,7 +171,7 @@ def certify(
     return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped, apart)
 
 
-def _captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
+def captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
     """Capture a model for the inputs of a batch, which may come as (inputs, labels)."""
     if not isinstance(batch, Sequence):
         return captured_on(model, batch)
@@ -191,7 +192,7 @@ def _without_labels(network: Network, batch: Samples) -> Samples:
     return checked
 
 
-class _Search:
+class Search:
     """The search for the smallest margin in a set, batch by batch."""
 
     def __init__(
@@ -214,24 +215,35 @@ class _Search:
         self.values = {weight: low / 2 + center.upper[weight] / 2 for weight, low in center.lower.items()}
         self.widest = max(math.prod(layer.shape) for layer in network.layers)
         self.classes = network.layer[self.logits].shape[-1]
-        self.model: _Search | None = None
+        self.model: Search | None = None
         self.part = part
         if tolerance is not None and not isinstance(tolerance, Tolerance):  # the model itself is the other half of the work
-            self.model, self.part = _Search(network, None, radius, clock, progress, part / 2), part / 2
+            self.model, self.part = Search(network, None, radius, clock, progress, part / 2), part / 2
 
-    def covers(self, tolerance: Tolerance | Other | None) -> str:
-        """Say what the certificate covers."""
+    def covers(self, tolerance: Tolerance | Other | None, reach: str = "") -> str:
+        """Say what the certificate covers; ``reach`` are words in place of the radius."""
+        reach = reach or (f"{self.radius:g}" if self.radius else "")
         rounding = f"the rounding of the model's own forward pass in {self.arithmetic.words}"
         if self.network.left_off:
             rounding += f", {' and '.join(name.strip('_') for name in self.network.left_off)} included"
         what = str(tolerance) if isinstance(tolerance, Tolerance) else "the model and one other network"
         given = [] if tolerance is None else [what]
-        given += [f"changes of each input element up to {self.radius:g}"] if self.radius else []
+        given += [f"changes of each input element up to {reach}"] if reach else []
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
-    def batch(self, x: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def at(self, radius: float) -> Search:
+        """Return the search in balls of another radius."""
+        other = copy.copy(self)
+        other.radius = radius
+        other.model = None if self.model is None else self.model.at(radius)
+        return other
+
+    def fed(self, batch: Samples) -> dict[str, Tensor]:
+        """Return a batch, which may come as (inputs, labels), as the network takes it."""
+        return feed_of(self.network, _without_labels(self.network, batch))
+
+    def samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return for each sample its margin, the smallest in the set, its class, whether time was short, and `difference`."""
-        feed = feed_of(self.network, x)
         chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
         pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
         parts = [self._pair(dict(zip(feed, piece, strict=True))) for piece in pieces]
@@ -269,7 +281,7 @@ class _Search:
             clock=self.clock,
         )
 
-    def _apart(self, model: _Search, feed: Mapping[str, Tensor], predicted: Tensor) -> Tensor:
+    def _apart(self, model: Search, feed: Mapping[str, Tensor], predicted: Tensor) -> Tensor:
         """Bound from below how much farther the predicted logit lies above each other one in this network than in the model."""
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
         if self.clock.over():

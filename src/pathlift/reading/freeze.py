@@ -404,6 +404,8 @@ class Cloning:
     def __init__(self) -> None:
         """Start with nothing cloned."""
         self.storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.places: list[tuple[int, int, torch.UntypedStorage]] = []
+        """Begin and end of each storage that is cloned and lies on the CPU, and its clone; asked once for every further one."""
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Clone a tensor.
@@ -429,12 +431,17 @@ class Cloning:
 
     def _cloned(self, storage: torch.UntypedStorage) -> tuple[torch.UntypedStorage, int]:
         """Return the clone of a storage, or of one that it is a part of, and the byte at which it begins there."""
-        if storage._cdata not in self.storages and storage.device.type == "cpu":
-            for source, made in self.storages.values():
-                start = storage.data_ptr() - source.data_ptr()
-                if source.device == storage.device and 0 <= start <= source.nbytes() - storage.nbytes() and storage.nbytes():
-                    return made, start
-        source, made = self.storages.setdefault(storage._cdata, (storage, storage.clone()))
+        if storage._cdata in self.storages:
+            return self.storages[storage._cdata][1], 0
+        begin, size = (storage.data_ptr(), storage.nbytes()) if storage.device.type == "cpu" else (0, 0)
+        if size:
+            for low, high, made in self.places:
+                if low <= begin and begin + size <= high:
+                    return made, begin - low
+        made = storage.clone()
+        self.storages[storage._cdata] = storage, made
+        if size:
+            self.places.append((begin, begin + size, made))
         return made, 0
 
 

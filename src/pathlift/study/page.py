@@ -16,6 +16,9 @@ from pathlift.study.networks import FAILED, MEASURED, REFUSED
 from pathlift.study.table import Row
 from pathlift.study.zoo import Subject
 
+MEASURES = {"depth": "depth: weights on the longest path", "parameters": "parameters"}
+"""What every network has and numbers are drawn against, and what it is called; parameters on a scale of logarithms."""
+
 FEW = 8
 """A rank correlation is said of at least so many networks."""
 
@@ -94,7 +97,7 @@ def written(study: Study) -> str:
 
 
 def drawn(study: Study) -> dict[str, Figure]:
-    """Draw every headline over the depth, and over every number that was known.
+    """Draw every headline over the depth, the number of parameters, and every number that was known.
 
     Args:
         study: The study.
@@ -104,7 +107,7 @@ def drawn(study: Study) -> dict[str, Figure]:
     """
     figures: dict[str, Figure] = {}
     for number, up in enumerate(study.headlines):
-        for place, across in enumerate(("depth", *study.known)):
+        for place, across in enumerate((*MEASURES, *study.known)):
             groups = points(study.rows, across, up)
             if sum(map(len, groups.values())) > 1:
                 name = f"figure-{number}-{place}"
@@ -116,10 +119,12 @@ def drawn(study: Study) -> dict[str, Figure]:
 
 def _draw(ax: drawing.Picture, groups: dict[str, list[tuple[float, float]]], across: str, up: str) -> None:
     drawing.clouds(ax, groups, across, up)
+    if across == MEASURES["parameters"] and all(pair[0] > 0 for pairs in groups.values() for pair in pairs):
+        ax.set_xscale("log")
 
 
 def _axis(name: str) -> str:
-    return "depth: weights on the longest path" if name == "depth" else name.removeprefix("about/")
+    return MEASURES.get(name, name.removeprefix("about/"))
 
 
 def points(rows: Sequence[Row], across: str, up: str) -> dict[str, list[tuple[float, float]]]:
