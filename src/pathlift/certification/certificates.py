@@ -21,6 +21,7 @@ from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.graph.calling import Samples, batches_of
+from pathlift.graph.interval import Interval
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
@@ -257,7 +258,7 @@ class _Search:
         """Number of samples at a time where a functional per neuron is needed."""
         return max(1, ELEMENTS // (self.classes * self.widest * 8))
 
-    def _enclosure(self, feed: Mapping[str, Tensor], *, refine: bool, everywhere: bool) -> Enclosure:
+    def _enclosure(self, feed: Mapping[str, Tensor], *, refine: bool, everywhere: bool, known: Mapping[str, Interval] | None = None) -> Enclosure:
         return Enclosure(
             self.network,
             self.weights,
@@ -266,6 +267,7 @@ class _Search:
             self.arithmetic,
             refine=refine,
             everywhere=everywhere,
+            known=known,
             clock=self.clock,
         )
 
@@ -288,19 +290,26 @@ class _Search:
         above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
         stopped = torch.zeros_like(predicted, dtype=torch.bool)
         chosen, rest = torch.arange(len(predicted), device=predicted.device), 1.0
+        known: dict[str, Interval] = {}  # of the samples that are left
         for refine, everywhere, share in ROUNDS:
             if len(chosen) == 0 or self.clock.over():
                 stopped[chosen] = True
                 break
             # Narrower intervals cost a functional per neuron: a few samples at a time.
-            for part in chosen.split(self._few if refine else len(chosen)):
+            narrow, before, known = [], known, {}
+            for place in torch.arange(len(chosen), device=chosen.device).split(self._few if refine else len(chosen)):
+                part = chosen[place]
                 inputs = {name: value[part] for name, value in feed.items()}
-                enclosure = self._enclosure(inputs, refine=refine, everywhere=everywhere)
+                had = {name: Interval(interval.low[place], interval.high[place]) for name, interval in before.items()}
+                enclosure = self._enclosure(inputs, refine=refine, everywhere=everywhere, known=had)
                 above[part], late = self._rows(enclosure, predicted[part], above[part], share)
                 stopped[part] |= late
+                narrow.append(enclosure.narrowed((above[part].amin(1) <= 0).nonzero()[:, 0]))
             left, rest = (above.amin(1) <= 0).nonzero()[:, 0], rest - share
             self._report((len(chosen) - len(left)) * rest)
             chosen = left
+            names = set.intersection(*(set(own) for own in narrow))
+            known = {name: _together([own[name] for own in narrow]) for name in names}
         self._report(len(chosen) * rest)
         return margin, above, predicted, stopped & (above.amin(1) <= 0)
 
@@ -324,6 +333,8 @@ class _Search:
         above = torch.maximum(above, low.gather(1, winner) - high - needed)
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
         order = above.argsort(1)[:, :-1]  # the predicted class comes last
+        if enclosure.refine:  # classes that are known to stay below need no better bound
+            order = order[:, : max(1, int((above <= 0).sum(1).max()))]
         steps = STEPS if enclosure.refine else 0
         size = max(1, ELEMENTS // (batch * (self.widest if steps == 0 else 8 * self.widest)))
         late = False
@@ -342,6 +353,11 @@ class _Search:
     def _report(self, done: float) -> None:
         if self.progress is not None and done > 0:
             self.progress(done * self.part)
+
+
+def _together(parts: Sequence[Interval]) -> Interval:
+    """Return the intervals of several batches as those of one."""
+    return Interval(torch.cat([part.low for part in parts]), torch.cat([part.high for part in parts]))
 
 
 def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:

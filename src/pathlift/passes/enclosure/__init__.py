@@ -23,7 +23,7 @@ from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box
-from pathlift.passes.enclosure.affine import affine_interval
+from pathlift.passes.enclosure.affine import affine_interval, may_be_shared
 from pathlift.passes.enclosure.nonlinear import nonlinear_interval
 from pathlift.passes.enclosure.pair import differences
 from pathlift.passes.enclosure.relaxation import Relaxation
@@ -56,6 +56,7 @@ class Enclosure:
         *,
         refine: bool,
         everywhere: bool = False,
+        known: Mapping[str, Interval] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
@@ -67,18 +68,21 @@ class Enclosure:
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
             refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
-            everywhere: Narrow, with ``refine``, all intervals that a nonlinearity reads.
+            everywhere: Narrow, with ``refine``, what lies beside the kinks as well, where that helps further up.
+            known: Intervals of some layers that hold as well, (samples, *shape).
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
         self.refine = refine
         self._everywhere = everywhere
+        self._known = known or {}
         weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
         self._arithmetic = arithmetic
         self._clock = clock or Clock()
         self._readers = _nonlinear_readers(network) if refine else {}
+        self._deep = _moved_above(network, weights) if everywhere else frozenset()
         self.batch = self._relaxation.batch
         self.lost = torch.zeros(self.batch, dtype=torch.bool, device=network.device)
         self.intervals = self._relaxation.intervals
@@ -92,9 +96,11 @@ class Enclosure:
         elif layer.nonlinearity is None:
             interval, out_of_range = affine_interval(self._relaxation, layer)
             self.lost |= out_of_range
+            if layer.name in self._known:
+                interval = _both(interval, self._known[layer.name])
             if layer.name in self._readers:
                 self.intervals[layer.name] = interval
-                readers, everywhere = self._readers[layer.name], self._everywhere
+                readers, everywhere = self._readers[layer.name], self._everywhere and layer.name in self._deep
                 interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=everywhere)
         else:
             interval = nonlinear_interval(self._relaxation, layer)
@@ -102,6 +108,14 @@ class Enclosure:
         self.lost |= ~(interval.size.reshape(len(interval.low), -1).amax(1) < limit)  # NaN is lost, too
         self.intervals[layer.name] = interval
         return interval
+
+    def narrowed(self, samples: Tensor) -> dict[str, Interval]:
+        """Return the intervals that were narrowed, of some samples: ``known`` for another enclosure."""
+        return {
+            name: Interval(self.intervals[name].low[samples], self.intervals[name].high[samples])
+            for name in self._readers
+            if len(self.intervals[name].low) == self.batch
+        }
 
     def lower(self, functionals: Mapping[str, Tensor]) -> Tensor:
         """Bound linear functionals of layers from below: see `substitution`.
@@ -141,14 +155,45 @@ class Enclosure:
         return ascended(self._relaxation, functionals, steps=steps, clock=self._clock)
 
 
+def _both(one: Interval, two: Interval) -> Interval:
+    """Return the intersection of two intervals that both hold; NaN, where a value is lost, stays."""
+    return Interval(torch.maximum(one.low, two.low), torch.minimum(one.high, two.high))
+
+
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:
-    """Return the layers with a nonlinearity that read each layer."""
+    """Return the layers with a nonlinearity that read each layer whose interval a linear bound can narrow.
+
+    Not so where a neuron reads inputs through one affine layer, and batch norms behind it: each input, each weight and each
+    scale stands in it once, so interval arithmetic is exact but for products of two radii.
+    """
     readers: dict[str, list[Layer]] = {}
+    direct: set[str] = set()
     for layer in network.layers:
+        sources = [connection.source for connection in layer.connections]
         if layer.nonlinearity is not None:
-            for connection in layer.connections:
-                readers.setdefault(connection.source, []).append(layer)
+            for source in sources:
+                if source not in direct:
+                    readers.setdefault(source, []).append(layer)
+        elif len(sources) == 1:
+            below = network.layer[sources[0]]
+            if below.kind == "input" or (below.name in direct and layer.normalisation() is not None):
+                direct.add(layer.name)
     return readers
+
+
+def _moved_above(network: Network, weights: BoxWeights) -> frozenset[str]:
+    """Return the layers above which, before any weight of a dense layer, shared weights move.
+
+    What such a weight can do depends on the intervals of all neurons that it reads. A weight on one edge is followed exactly
+    where the sign of its neuron is known, however wide the interval is.
+    """
+    found: set[str] = set()
+    for layer in reversed(network.layers):
+        for connection in layer.connections:
+            moves = weights.varies(connection.weight)
+            if may_be_shared(connection, layer) if moves else layer.name in found:
+                found.add(connection.source)
+    return frozenset(found)
 
 
 __all__ = ["ELEMENTS", "Enclosure", "Interval"]

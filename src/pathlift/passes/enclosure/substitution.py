@@ -147,35 +147,25 @@ def _moved_alike(
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
-    interval, centre = relaxation.intervals[connection.source], relaxation.weights.centres.get(layer.name)
+    edges, centre = connection.edges, relaxation.weights.centres.get(layer.name)
+    interval = relaxation.intervals[connection.source]
     middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
-    blank = torch.zeros_like(middle[0])
+    if centre is not None:
+        middle = middle - centre
 
-    def sums(x: Tensor, functionals: Tensor) -> Tensor:
-        """Σ over the edges of k of a(v)·x(u), for every element k: the derivative of Σ_v a(v)·v(x; w) by w_k."""
-        _, back = transposed(
-            lambda weight: connection.edges.sum(x, Weights((weight,), unchanged, torch.float64)).expand(shape), value
-        )
-        return back(functionals)
-
-    def handed_down(functional: Tensor, weight: Tensor) -> Tensor:
-        weights = Weights((weight,), unchanged, torch.float64)
-        _, pull, *_ = torch.func.vjp(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
-        return cast("Tensor", pull(functional)[0])
-
-    def of_sample(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
-        total = sums(x, functionals)
-        offset = torch.zeros_like(total) if centre is None else sums(centre.expand(x.shape), functionals)
-        slope, rest = chord(total - offset, sums(rho, functionals.abs()))
+    def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
+        slope, rest = chord(edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs()))
         moved = (slope * radius).detach()
-        below = torch.vmap(handed_down)(functionals, value - moved)
-        return below, (radius * rest - moved * offset).flatten(1).sum(1)
+        price = radius * rest
+        if centre is not None:
+            price = price - moved * edges.gathered(centre.expand(x.shape), value, functionals)
+        return edges.returned(x.shape[1:], value - moved, functionals), price.flatten(2).sum(2)
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
     step = max(1, rows // max(1, a.shape[1]))
     belows, prices = [], []
     for x, rho, functionals in zip(middle.split(step), reach.split(step), a.split(step), strict=True):
-        parts = [torch.vmap(of_sample)(x, rho, part) for part in functionals.split(rows, 1)]
+        parts = [of_part(x, rho, part) for part in functionals.split(rows, 1)]
         belows.append(torch.cat([below for below, _ in parts], 1))
         prices.append(torch.cat([price for _, price in parts], 1))
     return torch.cat(belows), torch.cat(prices)

@@ -41,9 +41,17 @@ def ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps
         Shape (samples, functionals).
     """
     best = lower_bound(relaxation, functionals)
-    if not relaxation.free or bool((best > 0).all()):
+    left = (~(best > 0)).any(0).nonzero()[:, 0]
+    if not relaxation.free or len(left) == 0:
         return best
-    rows = next(iter(functionals.values())).shape[1]
+    best[:, left] = _ascended(relaxation, {name: a[:, left] for name, a in functionals.items()}, best[:, left], steps, clock)
+    return best
+
+
+def _ascended(
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, steps: int, clock: Clock
+) -> Tensor:
+    rows = best.shape[1]
     tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
     with torch.enable_grad():
         parameters = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
