@@ -72,7 +72,7 @@ def assert_encloses(
     bounds = []
     feed, arithmetic = feed_of(network, batch), Arithmetic(network)
     for refine in (False, True):
-        enclosure = Enclosure(network, weights, feed, radius, arithmetic, refine=refine, everywhere=refine)
+        enclosure = Enclosure(network, weights, feed, radius, arithmetic, refine=refine)
         if bool(enclosure.lost.any()):  # nothing is said: the model's own arithmetic has no bound here
             assert any(math.isinf(layer.blur) for layer in network.layers)
             return

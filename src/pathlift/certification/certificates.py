@@ -21,7 +21,6 @@ from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
 from pathlift.errors import InputError, Problem, UnsupportedModelError
 from pathlift.graph.calling import Samples, batches_of
-from pathlift.graph.interval import Interval
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
 from pathlift.passes.enclosure import ELEMENTS, Enclosure
@@ -34,8 +33,8 @@ from pathlift.results import Result, verdict_of_one
 STEPS = 12
 """Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
 
-ROUNDS = ((False, False, 0.2), (True, False, 0.4), (True, True, 0.4))
-"""How a sample is tried: with narrower intervals, also beside kinks, and what part of the work that is, roughly."""
+ROUNDS = ((False, 0.2), (True, 0.8))
+"""How a sample is tried: with narrower intervals, and what part of the work that is, roughly."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -258,7 +257,7 @@ class _Search:
         """Number of samples at a time where a functional per neuron is needed."""
         return max(1, ELEMENTS // (self.classes * self.widest * 8))
 
-    def _enclosure(self, feed: Mapping[str, Tensor], *, refine: bool, everywhere: bool, known: Mapping[str, Interval] | None = None) -> Enclosure:
+    def _enclosure(self, feed: Mapping[str, Tensor], *, refine: bool) -> Enclosure:
         return Enclosure(
             self.network,
             self.weights,
@@ -266,8 +265,6 @@ class _Search:
             self.radius,
             self.arithmetic,
             refine=refine,
-            everywhere=everywhere,
-            known=known,
             clock=self.clock,
         )
 
@@ -277,7 +274,7 @@ class _Search:
         if self.clock.over():
             return torch.where(identity[predicted] > 0, 0.0, -math.inf)
         rows = {self.logits: (identity[predicted].unsqueeze(1) - identity).unsqueeze(2)}
-        first, second = (search._enclosure(feed, refine=True, everywhere=False) for search in (model, self))
+        first, second = (search._enclosure(feed, refine=True) for search in (model, self))
         return torch.where(identity[predicted] > 0, 0.0, second.beyond(first, rows))
 
     def _samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -290,26 +287,19 @@ class _Search:
         above = torch.full_like(nominal, -math.inf).scatter(1, predicted.unsqueeze(1), math.inf)
         stopped = torch.zeros_like(predicted, dtype=torch.bool)
         chosen, rest = torch.arange(len(predicted), device=predicted.device), 1.0
-        known: dict[str, Interval] = {}  # of the samples that are left
-        for refine, everywhere, share in ROUNDS:
+        for refine, share in ROUNDS:
             if len(chosen) == 0 or self.clock.over():
                 stopped[chosen] = True
                 break
             # Narrower intervals cost a functional per neuron: a few samples at a time.
-            narrow, before, known = [], known, {}
-            for place in torch.arange(len(chosen), device=chosen.device).split(self._few if refine else len(chosen)):
-                part = chosen[place]
+            for part in chosen.split(self._few if refine else len(chosen)):
                 inputs = {name: value[part] for name, value in feed.items()}
-                had = {name: Interval(interval.low[place], interval.high[place]) for name, interval in before.items()}
-                enclosure = self._enclosure(inputs, refine=refine, everywhere=everywhere, known=had)
+                enclosure = self._enclosure(inputs, refine=refine)
                 above[part], late = self._rows(enclosure, predicted[part], above[part], share)
                 stopped[part] |= late
-                narrow.append(enclosure.narrowed((above[part].amin(1) <= 0).nonzero()[:, 0]))
             left, rest = (above.amin(1) <= 0).nonzero()[:, 0], rest - share
             self._report((len(chosen) - len(left)) * rest)
             chosen = left
-            names = set.intersection(*(set(own) for own in narrow))
-            known = {name: _together([own[name] for own in narrow]) for name in names}
         self._report(len(chosen) * rest)
         return margin, above, predicted, stopped & (above.amin(1) <= 0)
 
@@ -353,11 +343,6 @@ class _Search:
     def _report(self, done: float) -> None:
         if self.progress is not None and done > 0:
             self.progress(done * self.part)
-
-
-def _together(parts: Sequence[Interval]) -> Interval:
-    """Return the intervals of several batches as those of one."""
-    return Interval(torch.cat([part.low for part in parts]), torch.cat([part.high for part in parts]))
 
 
 def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:

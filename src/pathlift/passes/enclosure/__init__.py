@@ -55,8 +55,6 @@ class Enclosure:
         arithmetic: Arithmetic | None,
         *,
         refine: bool,
-        everywhere: bool = False,
-        known: Mapping[str, Interval] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
@@ -67,22 +65,19 @@ class Enclosure:
             feed: Input layer to x, float64, (samples, *shape).
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
-            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
-            everywhere: Narrow, with ``refine``, what lies beside the kinks as well, where that helps further up.
-            known: Intervals of some layers that hold as well, (samples, *shape).
+            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own, and what lies beside
+                the kinks as well where that helps further up.
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
         self.refine = refine
-        self._everywhere = everywhere
-        self._known = known or {}
         weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
         self._arithmetic = arithmetic
         self._clock = clock or Clock()
         self._readers = _nonlinear_readers(network) if refine else {}
-        self._deep = _moved_above(network, weights) if everywhere else frozenset()
+        self._deep = _moved_above(network, weights) if refine else frozenset()
         self.batch = self._relaxation.batch
         self.lost = torch.zeros(self.batch, dtype=torch.bool, device=network.device)
         self.intervals = self._relaxation.intervals
@@ -96,26 +91,16 @@ class Enclosure:
         elif layer.nonlinearity is None:
             interval, out_of_range = affine_interval(self._relaxation, layer)
             self.lost |= out_of_range
-            if layer.name in self._known:
-                interval = _both(interval, self._known[layer.name])
             if layer.name in self._readers:
                 self.intervals[layer.name] = interval
-                readers, everywhere = self._readers[layer.name], self._everywhere and layer.name in self._deep
-                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=everywhere)
+                readers, deep = self._readers[layer.name], layer.name in self._deep
+                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=deep)
         else:
             interval = nonlinear_interval(self._relaxation, layer)
         limit = math.inf if self._arithmetic is None else self._arithmetic.of(layer).largest
         self.lost |= ~(interval.size.reshape(len(interval.low), -1).amax(1) < limit)  # NaN is lost, too
         self.intervals[layer.name] = interval
         return interval
-
-    def narrowed(self, samples: Tensor) -> dict[str, Interval]:
-        """Return the intervals that were narrowed, of some samples: ``known`` for another enclosure."""
-        return {
-            name: Interval(self.intervals[name].low[samples], self.intervals[name].high[samples])
-            for name in self._readers
-            if len(self.intervals[name].low) == self.batch
-        }
 
     def lower(self, functionals: Mapping[str, Tensor]) -> Tensor:
         """Bound linear functionals of layers from below: see `substitution`.
@@ -153,11 +138,6 @@ class Enclosure:
             Shape (samples, functionals).
         """
         return ascended(self._relaxation, functionals, steps=steps, clock=self._clock)
-
-
-def _both(one: Interval, two: Interval) -> Interval:
-    """Return the intersection of two intervals that both hold; NaN, where a value is lost, stays."""
-    return Interval(torch.maximum(one.low, two.low), torch.minimum(one.high, two.high))
 
 
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:

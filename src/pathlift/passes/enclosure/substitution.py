@@ -48,10 +48,12 @@ def lower_bound(
     coefficients = dict(functionals)
     first = next(iter(coefficients.values()))
     bound = first.new_zeros(first.shape[:2])
-    for layer in reversed(relaxation.network.layers):
+    for layer in reversed(list(relaxation.layers.values())):
         a = coefficients.pop(layer.name, None)
         if a is None:
             continue
+        if layer.name in relaxation.present:
+            a = a * relaxation.present[layer.name]
         if layer.kind == "input":
             interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
             bound = bound + _dot(a, relaxation.feed[layer.name])
@@ -83,7 +85,7 @@ def _hand_down(
     relaxation: Relaxation, connection: Connection, weights: Weights | None, shape: tuple[int, ...], a: Tensor
 ) -> Tensor:
     """Return aᵀw, the coefficients of the layer below."""
-    below = relaxation.network.layer[connection.source]
+    below = relaxation.layers[connection.source]
     blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
     _, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
     return cast("Tensor", back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))

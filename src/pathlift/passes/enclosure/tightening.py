@@ -11,7 +11,8 @@ at least −1/4, with t = 1/4 it is 0, which is attained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +21,13 @@ from pathlift.budget import Clock
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Clamp, Extremum, Layer, Slopes
 from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.local import Windows, windows_below
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound, transposed
 from pathlift.passes.forward import ends
+
+CACHED = 1 << 19
+"""Coefficients of neurons with windows of their own that are worked on at a time (4 MiB): what stays in a cache is faster."""
 
 RATE = 0.25
 """Of the ascent over slopes, which lie in [0, 1]."""
@@ -99,22 +104,50 @@ def narrowed(
     most = int(wanted.sum(1).max())
     if most == 0:
         return interval
-    batch = relaxation.batch
-    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
     low, high = interval.low.flatten(1).clone(), interval.high.flatten(1).clone()
-    samples = max(1, ELEMENTS // (2 * _widest_below(relaxation, layer)))
-    rows = max(1, samples // batch)
-    for first in range(0, most, rows):
+    windows = windows_below(relaxation, layer)
+    pieces = _all_at_once(relaxation, layer, wanted) if windows is None else _by_position(relaxation, windows, wanted)
+    for part, samples, neurons, unit in pieces:
         if clock.over():
             break
-        neurons = order[:, first : first + rows]
-        unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=low.device)
-        unit.scatter_(2, neurons.unsqueeze(2), 1.0)
-        unit = unit.unflatten(2, layer.shape)
-        below, above = lower_bound(relaxation, {layer.name: torch.cat([unit, -unit], 1)}).split(neurons.shape[1], 1)
-        low.scatter_(1, neurons, torch.maximum(low.gather(1, neurons), below))
-        high.scatter_(1, neurons, torch.minimum(high.gather(1, neurons), -above))
+        below, above = lower_bound(part, {layer.name: torch.cat([unit, -unit], 1)}).split(neurons.shape[1], 1)
+        low[samples, neurons] = torch.maximum(low[samples, neurons], below)
+        high[samples, neurons] = torch.minimum(high[samples, neurons], -above)
     return Interval(low.reshape(interval.low.shape), torch.maximum(low, high).reshape(interval.high.shape))
+
+
+_Piece: TypeAlias = tuple[Relaxation, Tensor, Tensor, Tensor]
+"""A relaxation, the sample (rows, 1) and the neuron (rows, neurons) of each functional, and the functionals themselves."""
+
+
+def _all_at_once(relaxation: Relaxation, layer: Layer, wanted: Tensor) -> Iterator[_Piece]:
+    """Yield functionals of a few neurons of every sample, over the whole network."""
+    batch, most = len(wanted), int(wanted.sum(1).max())
+    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    rows = max(1, max(1, ELEMENTS // (2 * _widest_below(relaxation, layer))) // batch)
+    samples = torch.arange(batch, device=wanted.device)[:, None]
+    for neurons in order.split(rows, 1):
+        unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=wanted.device)
+        yield relaxation, samples, neurons, unit.scatter_(2, neurons.unsqueeze(2), 1.0).unflatten(2, layer.shape)
+
+
+def _by_position(relaxation: Relaxation, windows: Windows, wanted: Tensor) -> Iterator[_Piece]:
+    """Yield functionals of the neurons at a few positions, each over the windows that it sees."""
+    channels, spatial = windows.top.shape[1], windows.top.shape[2:]
+    wanted = wanted.unflatten(1, (channels, -1)).transpose(1, 2)  # (samples, positions, channels)
+    count = wanted.sum(2)
+    places = count.flatten().argsort(descending=True)[: int((count > 0).sum())]
+    widest = max(math.prod(layer.shape) for layer in windows.layers.values())
+    for part in places.split(max(1, CACHED // (2 * channels * widest))):
+        sample, position = part // count.shape[1], part % count.shape[1]
+        own = wanted[sample, position].to(torch.int8)
+        chosen = torch.argsort(own, dim=1, descending=True, stable=True)[:, : int(own.sum(1).max())]
+        unit = torch.zeros((*chosen.shape, channels), dtype=torch.float64, device=wanted.device)
+        unit.scatter_(2, chosen.unsqueeze(2), 1.0)
+        neurons = chosen * math.prod(spatial) + position[:, None]
+        yield windows.of(relaxation, sample, position), sample[:, None], neurons, unit.reshape(
+            *chosen.shape, 1, channels, *[1] * len(spatial)
+        )
 
 
 def _not_flat(interval: Interval, readers: list[Layer]) -> Tensor:
