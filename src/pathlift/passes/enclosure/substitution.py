@@ -157,11 +157,10 @@ def _moved_alike(
 
     def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
         slope, rest = chord(edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs()))
-        moved = (slope * radius).detach()
-        price = radius * rest
+        price, moved = rest.flatten(2) @ radius.flatten(), slope * radius
         if centre is not None:
-            price = price - moved * edges.gathered(centre.expand(x.shape), value, functionals)
-        return edges.returned(x.shape[1:], value - moved, functionals), price.flatten(2).sum(2)
+            price = price - (moved * edges.gathered(centre.expand(x.shape), value, functionals)).flatten(2).sum(2)
+        return edges.returned(x.shape[1:], value - moved, functionals), price
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
     step = max(1, rows // max(1, a.shape[1]))
@@ -186,8 +185,8 @@ def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Slope and rest.
     """
-    slope = (middle / radius.clamp(min=DOUBLE.least)).detach().clamp(-1.0, 1.0)
-    return slope, (radius - slope * middle).clamp(min=0.0)
+    slope = torch.div(middle.detach(), radius.detach().clamp(min=DOUBLE.least)).clamp_(-1.0, 1.0)
+    return slope, torch.addcmul(radius, slope, middle, value=-1).clamp(min=0.0)
 
 
 def _through_lines(
@@ -197,8 +196,8 @@ def _through_lines(
     if isinstance(lines, Choice):
         return _through_extremum(relaxation, layer, lines, a, coefficients)
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
-    bound = _dot(positive, lines.lower) + _dot(negative, lines.upper)
-    bound = bound - _dot(a.abs(), relaxation.for_all(relaxation.slack[layer.name]))
+    slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
+    bound = _dot(positive, lines.lower - slack) + _dot(negative, lines.upper + slack)
     z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
     connection = layer.connections[0]
     weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)

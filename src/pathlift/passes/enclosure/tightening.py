@@ -29,6 +29,9 @@ from pathlift.passes.forward import ends
 CACHED = 1 << 19
 """Coefficients of neurons with windows of their own that are worked on at a time (4 MiB): what stays in a cache is faster."""
 
+PATIENCE = 3
+"""Steps of an ascent before its pace tells whether it is worth going on."""
+
 RATE = 0.25
 """Of the ascent over slopes, which lie in [0, 1]."""
 
@@ -61,12 +64,14 @@ def _ascended(
     with torch.enable_grad():
         parameters = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
         ascent = torch.optim.Adam(parameters.values(), lr=RATE, maximize=True)
-        for _ in range(steps):
+        for step in range(steps):
             if clock.over():
                 return best
             ascent.zero_grad()
             bound = lower_bound(relaxation, functionals, tilts=parameters)
-            best = torch.maximum(best, bound.detach())
+            before, best = best, torch.maximum(best, bound.detach())
+            if step >= PATIENCE and not bool(((best <= 0) & (best + (best - before) * (steps - step) > 0)).any()):
+                return best  # at this pace nothing more gets above 0
             bound.sum().backward()
             ascent.step()
             with torch.no_grad():
@@ -100,19 +105,38 @@ def narrowed(
     Returns:
         The intersection of both.
     """
-    wanted = (_not_flat(interval, readers) if everywhere else _at_kinks(relaxation, interval, readers)).flatten(1)
-    most = int(wanted.sum(1).max())
-    if most == 0:
+    windows = windows_below(relaxation, layer)
+    wanted, positive = torch.ones_like(interval.low, dtype=torch.bool), interval.middle >= 0
+    for turned in (False, True):  # the end towards 0 first: where the sign is known then, the other end may be of no use
+        wanted = wanted & (_not_flat(interval, readers) if everywhere else _at_kinks(relaxation, interval, readers))
+        below = positive ^ turned
+        interval = _one_end(relaxation, layer, interval, windows, wanted, below, clock)
+    return interval
+
+
+def _one_end(
+    relaxation: Relaxation,
+    layer: Layer,
+    interval: Interval,
+    windows: Windows | None,
+    wanted: Tensor,
+    below: Tensor,
+    clock: Clock,
+) -> Interval:
+    """Narrow the lower end of the neurons that are marked ``below``, and the upper end of the others."""
+    flat = wanted.flatten(1)
+    if not bool(flat.any()):
         return interval
     low, high = interval.low.flatten(1).clone(), interval.high.flatten(1).clone()
-    windows = windows_below(relaxation, layer)
-    pieces = _all_at_once(relaxation, layer, wanted) if windows is None else _by_position(relaxation, windows, wanted)
+    sign = torch.where(below.flatten(1), 1.0, -1.0).to(low)
+    pieces = _all_at_once(relaxation, layer, flat) if windows is None else _by_position(relaxation, windows, flat)
     for part, samples, neurons, unit in pieces:
         if clock.over():
             break
-        below, above = lower_bound(part, {layer.name: torch.cat([unit, -unit], 1)}).split(neurons.shape[1], 1)
-        low[samples, neurons] = torch.maximum(low[samples, neurons], below)
-        high[samples, neurons] = torch.minimum(high[samples, neurons], -above)
+        own = sign[samples, neurons]
+        bound = lower_bound(part, {layer.name: unit * own.reshape(*own.shape, *[1] * (unit.dim() - 2))})
+        low[samples, neurons] = torch.where(own > 0, torch.maximum(low[samples, neurons], bound), low[samples, neurons])
+        high[samples, neurons] = torch.where(own < 0, torch.minimum(high[samples, neurons], -bound), high[samples, neurons])
     return Interval(low.reshape(interval.low.shape), torch.maximum(low, high).reshape(interval.high.shape))
 
 
@@ -124,7 +148,7 @@ def _all_at_once(relaxation: Relaxation, layer: Layer, wanted: Tensor) -> Iterat
     """Yield functionals of a few neurons of every sample, over the whole network."""
     batch, most = len(wanted), int(wanted.sum(1).max())
     order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
-    rows = max(1, max(1, ELEMENTS // (2 * _widest_below(relaxation, layer))) // batch)
+    rows = max(1, max(1, ELEMENTS // _widest_below(relaxation, layer)) // batch)
     samples = torch.arange(batch, device=wanted.device)[:, None]
     for neurons in order.split(rows, 1):
         unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=wanted.device)
@@ -138,7 +162,7 @@ def _by_position(relaxation: Relaxation, windows: Windows, wanted: Tensor) -> It
     count = wanted.sum(2)
     places = count.flatten().argsort(descending=True)[: int((count > 0).sum())]
     widest = max(math.prod(layer.shape) for layer in windows.layers.values())
-    for part in places.split(max(1, CACHED // (2 * channels * widest))):
+    for part in places.split(max(1, CACHED // (channels * widest))):
         sample, position = part // count.shape[1], part % count.shape[1]
         own = wanted[sample, position].to(torch.int8)
         chosen = torch.argsort(own, dim=1, descending=True, stable=True)[:, : int(own.sum(1).max())]
