@@ -4,9 +4,9 @@ What this finds is a proof that a sample cannot be certified; what it does not f
 that are neither certified nor attacked is what remains unknown. What moves are the parameters themselves: a weight that is
 used in several places moves in all of them, a batch norm's scale and shift move together.
 
-The set of `Rounding` is a box with a grid in it. A certificate is about the box, and so is ``changed``; a network that is really
-quantised lies on the grid, and there are far fewer of those. They are searched apart: the gradient is taken at the nearest
-point of the grid inside the box, and moves a point of the box that is rounded to the grid again.
+The set of `Rounding` is a box with a grid in it. A certificate is about the box, and so is ``changed``; a network that is
+really quantised lies on the grid, and there are far fewer of those. They are searched apart: the gradient is taken at the
+nearest point of the grid inside the box, and moves a point of the box that is rounded to the grid again.
 
 An example: a weight of 0.26 whose grid has the step 0.1 and may move by one step, [0.16, 0.36]. On the grid it is 0.2 or 0.3. A
 margin w − 0.18 falls below 0 in the box and stays at 0.02 or more on the grid.
@@ -76,8 +76,8 @@ def attack(
 ) -> Attack:
     """Search for a changed class by sign-gradient descent on the margin, over parameters and inputs at once, in float64.
 
-    Each sample has a network of its own. The first step goes to a corner of the set, later ones a fifth of the way. A `Rounding`
-    is searched twice: all of the set, and the networks on its grid.
+    Each sample has a network of its own. The first step goes to a corner of the set, later ones a fifth of the way. A
+    `Rounding` is searched twice: all of the set, and the networks on its grid.
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
@@ -152,9 +152,7 @@ class Search:
         chunk: Number of samples at a time.
     """
 
-    def __init__(
-        self, network: Network, tolerance: Tolerance | Other | None, radius: float, steps: int, clock: Clock
-    ) -> None:
+    def __init__(self, network: Network, tolerance: Tolerance | Other | None, radius: float, steps: int, clock: Clock) -> None:
         """Prepare the set.
 
         Args:
@@ -227,9 +225,7 @@ class Search:
             }
             moving = {key: self.inside(key, value, grid=grid) for key, value in latent.items()}
             moved = {entry: values - share * 2 * self.radius * torch.sign(to_point[entry]) for entry, values in point.items()}
-            point = {
-                entry: moved[entry].clamp(values - self.radius, values + self.radius) for entry, values in center.items()
-            }
+            point = {entry: moved[entry].clamp(values - self.radius, values + self.radius) for entry, values in center.items()}
             found = _better(found, Found(self._value(moving, point, label), moving, point, stopped=False))
         return found
 

@@ -5,7 +5,7 @@ In reading order:
 - `weights`: the box as middles and radii; `roundoff`: what rounding adds, there and here,
 - `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
 - `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
-- `tightening`: narrower intervals and better slopes by optimisation.
+- `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees.
 
 Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.
 """
@@ -65,8 +65,8 @@ class Enclosure:
             feed: Input layer to x, float64, (samples, *shape).
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
-            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own, and what lies beside
-                the kinks as well where that helps further up.
+            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own, and what lies
+                beside the kinks as well where that helps further up.
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network

@@ -10,8 +10,8 @@ Where a window hangs over the border there are no neurons. Intervals, slack and 
 coefficient that arrives at a missing input, or above a missing nonlinearity, is multiplied by 0. A missing neuron of an affine
 layer would bring its bias, so coefficients there are set to 0 (`Relaxation.present`).
 
-An example: a kernel of 3 taps with padding 1 over 4 inputs, a ReLU between, and another such kernel: position 0 of the last layer
-sees the window [−1, 2) of the ReLU and [−2, 3) of the input; 1 and 2 entries of these are missing.
+An example: a kernel of 3 taps with padding 1 over 4 inputs, a ReLU, and another such kernel: position 0 of the last layer sees
+the window [−1, 2) of the ReLU and [−2, 3) of the input; 1 and 2 entries of these are missing.
 """
 
 from __future__ import annotations

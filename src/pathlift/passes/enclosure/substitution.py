@@ -25,7 +25,7 @@ from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Choice, Lines
 from pathlift.passes.enclosure.relaxation import Relaxation
-from pathlift.passes.forward import placed, unchanged
+from pathlift.passes.forward import placed
 from pathlift.passes.rounding import DOUBLE
 
 ELEMENTS = 1 << 23
@@ -113,7 +113,7 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
         elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
-            below, price = _moved_alike(relaxation, layer, connection, shape, piece)
+            below, price = _moved_alike(relaxation, layer, connection, piece)
         else:
             below, price = _moved_apart(relaxation, layer, connection, shape, piece)
         _add(coefficients, connection.source, below)
@@ -142,9 +142,7 @@ def _moved_apart(
     return below - paid * slope.unsqueeze(1), _dot(paid, rest)
 
 
-def _moved_alike(
-    relaxation: Relaxation, layer: Layer, connection: Connection, shape: tuple[int, ...], a: Tensor
-) -> tuple[Tensor, Tensor]:
+def _moved_alike(relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor) -> tuple[Tensor, Tensor]:
     """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`."""
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]

@@ -56,9 +56,7 @@ def ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps
     return best
 
 
-def _ascended(
-    relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, steps: int, clock: Clock
-) -> Tensor:
+def _ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, steps: int, clock: Clock) -> Tensor:
     rows = best.shape[1]
     tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
     with torch.enable_grad():
@@ -169,8 +167,11 @@ def _by_position(relaxation: Relaxation, windows: Windows, wanted: Tensor) -> It
         unit = torch.zeros((*chosen.shape, channels), dtype=torch.float64, device=wanted.device)
         unit.scatter_(2, chosen.unsqueeze(2), 1.0)
         neurons = chosen * math.prod(spatial) + position[:, None]
-        yield windows.of(relaxation, sample, position), sample[:, None], neurons, unit.reshape(
-            *chosen.shape, 1, channels, *[1] * len(spatial)
+        yield (
+            windows.of(relaxation, sample, position),
+            sample[:, None],
+            neurons,
+            unit.reshape(*chosen.shape, 1, channels, *[1] * len(spatial)),
         )
 
 
