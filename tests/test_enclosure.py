@@ -21,11 +21,17 @@ from habit import LONGER
 from networks import networks, over
 from pathlift import Absolute, Pruned, Relative, Rounding
 from pathlift.certification import Tolerance
+from pathlift.edges.base import Edges
+from pathlift.edges.convolution import Convolution
+from pathlift.edges.unit import Scale
+from pathlift.edges.weights import computed
 from pathlift.graph.interval import Interval
 from pathlift.passes.box import Box, box, point
 from pathlift.passes.enclosure import Enclosure
 from pathlift.passes.enclosure.lines import clamp_lines, slope_lines
-from pathlift.passes.enclosure.substitution import chord
+from pathlift.passes.enclosure.local import windows_below
+from pathlift.passes.enclosure.substitution import chord, lower_bound
+from pathlift.passes.enclosure.tightening import _all_at_once, _by_position
 from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.forward import feed_of
 from pathlift.passes.rounding import Arithmetic
@@ -72,7 +78,7 @@ def assert_encloses(
     bounds = []
     feed, arithmetic = feed_of(network, batch), Arithmetic(network)
     for refine in (False, True):
-        enclosure = Enclosure(network, weights, feed, radius, arithmetic, refine=refine, everywhere=refine)
+        enclosure = Enclosure(network, weights, feed, radius, arithmetic, refine=refine)
         if bool(enclosure.lost.any()):  # nothing is said: the model's own arithmetic has no bound here
             assert any(math.isinf(layer.blur) for layer in network.layers)
             return
@@ -368,3 +374,100 @@ def test_a_parameter_in_an_extremum_moves_by_its_radius(x: float, low: float, hi
     interval = enclosure.intervals[network.outputs[0]]
     assert [float(interval.low), float(interval.high)] == pytest.approx([low, high])
     assert [float(end) for end in ends(enclosure)] == pytest.approx([low, high])
+
+
+def maps() -> list[tuple[str, Edges, tuple[int, ...], tuple[int, ...]]]:
+    """Edge maps with the shapes of the neurons below and of the weight."""
+    found: list[tuple[str, Edges, tuple[int, ...], tuple[int, ...]]] = []
+    for dims, groups, stride, pad, dilation in (
+        (2, 1, 2, 1, 1),
+        (2, 2, 1, 0, 2),
+        (1, 2, 2, 1, 1),
+        (1, 1, 3, 2, 2),
+        (3, 1, 1, 1, 1),
+    ):
+        for transposed in (False, True):
+            weight = (4, 6 // groups) if transposed else (6, 4 // groups)
+            edges = Convolution((stride,) * dims, (pad,) * dims, (dilation,) * dims, transposed, (0,) * dims, groups)
+            found.append((f"{edges}", edges, (1, 4, *(7, 6, 4)[:dims]), (*weight, *(3, 2, 2)[:dims])))
+    padded = Convolution((1, 1), (0, 0), (1, 1), False, (0, 0), 1, (1, 0, 1, 0))
+    several = Convolution((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    found += [("padded before", padded, (1, 4, 5, 5), (6, 4, 2, 2)), ("three images", several, (3, 4, 5, 5), (6, 4, 2, 2))]
+    for view, below, shape in (((3, 1, 1), (1, 3, 2, 2), (3,)), (None, (1, 3, 2, 2), (3, 1, 1)), (None, (3,), (2, 3)),
+                               (None, (2, 1, 2), (3, 1))):  # fmt: skip
+        found.append((f"scale {view} {below} {shape}", Scale(view), below, shape))
+    return found
+
+
+@pytest.mark.parametrize(("edges", "below", "shape"), [pytest.param(*own[1:], id=own[0]) for own in maps()])
+@pytest.mark.parametrize("repeated", [1, 2])
+def test_many_functionals_go_back_as_the_derivatives_say(
+    edges: Edges, below: tuple[int, ...], shape: tuple[int, ...], repeated: int
+) -> None:
+    """`gathered` is the derivative of a functional by the weight, `returned` that by x, each functional by itself."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    x, weights = draw(2, *below), draw(2, 3, *shape)
+    out = edges.sum(x[0], computed(weights[0, 0]))
+    above = (out.shape[0] * repeated, *out.shape[1:]) if out.shape[0] == 1 else tuple(out.shape)
+    g = draw(2, 3, *above)
+    gathered, returned = edges.gathered(x, weights[0, 0], g), edges.returned(below, weights, g)
+    for sample in range(2):
+        for row in range(3):
+            values, weight = (own.clone().requires_grad_() for own in (x[sample], weights[sample, row]))
+            total = (edges.sum(values, computed(weight)).expand(above) * g[sample, row]).sum()
+            by_x, by_weight = torch.autograd.grad(total, (values, weight))
+            torch.testing.assert_close(gathered[sample, row], by_weight)
+            torch.testing.assert_close(returned[sample, row], by_x)
+
+
+CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "strides": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, 2, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4),
+            nn.ReLU(), nn.Conv2d(4, 2, 3, 1, 1), nn.BatchNorm2d(2), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(50, 3),
+        ),
+        (1, 20, 20),
+    ),
+    "linear chain": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, (1, 3), 1, (0, 1)), nn.ReLU6(),
+            nn.Conv2d(2, 3, 1, 1, 1), nn.Hardtanh(-0.3, 0.4), nn.Flatten(), nn.Linear(3 * 81, 3),
+        ),
+        (2, 7, 7),
+    ),
+    "one dimension": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 5, 2, 3, dilation=2, groups=2), nn.ReLU(), nn.Conv1d(4, 4, 3, 1, 1), nn.ReLU(), nn.Conv1d(4, 2, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(24, 3),
+        ),
+        (2, 29),
+    ),
+}  # fmt: skip
+"""Chains of convolutions whose positions see little of what is below."""
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.02])
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_a_position_sees_gives_the_bounds_of_the_whole_network(name: str, radius: float) -> None:
+    """Windows leave out zeros and nothing else, also at borders, where neurons are missing."""
+    make, shape = CHAINS[name]
+    model = randomised(make()).double()
+    network, batch = pathlift.capture(model, examples(shape)), samples(shape)
+    feed = feed_of(network, batch)
+    enclosure = Enclosure(network, box(network, Relative(0.03)), feed, radius, Arithmetic(network), refine=False)
+    relaxation, cut = enclosure._relaxation, 0
+    for layer in network.layers:
+        windows = windows_below(relaxation, layer) if layer.nonlinearity is None and layer.connections else None
+        if windows is None:
+            continue
+        cut += 1
+        every = torch.ones((enclosure.batch, torch.Size(layer.shape).numel()), dtype=torch.bool)
+        bounds = []
+        for pieces in (_all_at_once(relaxation, layer, every), _by_position(relaxation, windows, every)):
+            low = torch.full(every.shape, math.nan, dtype=torch.float64)
+            for part, rows, neurons, unit in pieces:
+                low[rows, neurons] = lower_bound(part, {layer.name: unit})
+            bounds.append(low)
+        torch.testing.assert_close(bounds[1], bounds[0], rtol=1e-10, atol=1e-10)
+    assert cut >= 2

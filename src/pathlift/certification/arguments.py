@@ -36,5 +36,6 @@ declare(__name__, {
         (str, choice("path_magnitude", "magnitude")), (Mapping, scores),
     ),
     "attack.steps": count,
+    "attack.restarts": count,
     "attack.generator": any_generator,
 })  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -90,12 +91,54 @@ class Rounding(Tolerance):
         """See `Tolerance.intervals`."""
         return _around(network, lambda name, value: self._reach(network, name, value))
 
+    def grid(self, network: Network) -> dict[str, Grid] | None:
+        """Return the points of each parameter's grid that lie in the set; None where a parameter has none in it."""
+        most = 2 ** (self.bits - 1) - 1
+        grids = {}
+        for name, (low, high) in self.intervals(network).items():
+            value = network.state[name].detach().double()
+            step = self._largest(network, name, value) / most
+            step = torch.where(step > 0, step, 1.0)
+            near = (value / step).round()  # what lies ⌈self.step⌉ steps beside it, or less, is looked at one by one
+            reach = math.ceil(self.step)
+            offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=value.device)
+            numbers = (near.unsqueeze(-1) + offsets).clamp(-most, most)
+            points = numbers * step.unsqueeze(-1)
+            fits = (points >= low.unsqueeze(-1)) & (points <= high.unsqueeze(-1))
+            if not bool(fits.any(-1).all()):
+                return None
+            least = torch.where(fits, numbers, math.inf).amin(-1)
+            grids[name] = Grid(step, least, torch.where(fits, numbers, -math.inf).amax(-1))
+        return grids
+
     def _reach(self, network: Network, name: str, value: Tensor) -> Tensor:
+        reach: Tensor = self._largest(network, name, value) * (self.step / (2 ** (self.bits - 1) - 1))
+        return reach
+
+    def _largest(self, network: Network, name: str, value: Tensor) -> Tensor:
+        """Return max|row|, as it broadcasts over the parameter."""
         axis = _channel_axis(network, name, value) if self.per == "channel" else None
         others = [dim for dim in range(value.dim()) if dim != axis]
-        largest = value.abs().amax(others, keepdim=True) if others else value.abs()
-        reach: Tensor = largest * (self.step / (2 ** (self.bits - 1) - 1))
-        return reach
+        return value.abs().amax(others, keepdim=True) if others else value.abs()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points number·step of a grid that lie in an interval, element by element.
+
+    Attributes:
+        step: Broadcasts over the parameter.
+        least: Smallest number, a whole one, of the parameter's shape.
+        most: Largest number.
+    """
+
+    step: Tensor
+    least: Tensor
+    most: Tensor
+
+    def nearest(self, value: Tensor) -> Tensor:
+        """Return the points nearest to values, (…, *shape of the parameter)."""
+        return (value / self.step).round().clamp(self.least, self.most) * self.step
 
 
 def _channel_axis(network: Network, name: str, value: Tensor) -> int | None:

@@ -7,6 +7,8 @@ A map knows its edges u → v and, for each, the number k of the weight that sta
     adjoint   below[u] = Σ_{u→v} g[v]·w[k]                      the transpose of `sum` in x …
               share[k] = w[k]·Σ_{edges of k} x[u]·g[v]          … and in w, times w: what goes through each weight
     gap       out[v] = Σ_{u→v} |x[u]·w[k] − ratio·y[u]·z[k]|    the distance of two stars of edges
+    gathered  G[k] = Σ_{edges of k} x[u]·g[v]                   `adjoint` of many g at once, without the factor w[k] …
+    returned  below[u] = Σ_{u→v} g[v]·w[k]                      … and where each g has weights of its own
     pattern   k, u and v of all edges                           rescaling groups
     compact   the map between tensors that store equal positions once
 
@@ -195,3 +197,42 @@ class Edges(ABC):
         to_below = slopes.pop(0) if below else None
         to_weight = slopes.pop(0) * weight.detach() if share and weight is not None else None
         return to_below, to_weight
+
+    def gathered(self, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        """Add up x[u]·g[v] over the edges of each weight, for several functionals g of each sample.
+
+        Args:
+            x: Values of the neurons below, (samples, *below).
+            w: A weight tensor; only the shape counts.
+            g: One number per neuron above, or per neuron that the values above are repeated to, (samples, functionals, *above).
+
+        Returns:
+            Σ_{edges of k} x[u]·g[v] per weight k, (samples, functionals, *w.shape).
+        """
+
+        def of_sample(values: Tensor, rows: Tensor) -> Tensor:
+            _, pull, *_ = torch.func.vjp(lambda weight: self.sum(values, computed(weight)).expand(g.shape[2:]), w)
+            out: Tensor = torch.vmap(lambda row: pull(row)[0])(rows)
+            return out
+
+        return torch.vmap(of_sample)(x, g)
+
+    def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:
+        """Go back to the neurons below with several functionals g of each sample, each through weights of its own.
+
+        Args:
+            below: Shape of the neurons below.
+            w: The weights, (samples, functionals, *shape of the weight).
+            g: One number per neuron above, or per neuron that the values above are repeated to, (samples, functionals, *above).
+
+        Returns:
+            Σ_{u→v} g[v]·w[k(u→v)] per neuron u below, (samples, functionals, *below).
+        """
+        blank = w.new_zeros(tuple(below))
+
+        def of_row(weight: Tensor, row: Tensor) -> Tensor:
+            _, pull, *_ = torch.func.vjp(lambda x: self.sum(x, computed(weight)).expand(g.shape[2:]), blank)
+            out: Tensor = pull(row)[0]
+            return out
+
+        return torch.vmap(of_row)(w.flatten(0, 1), g.flatten(0, 1)).unflatten(0, g.shape[:2])

@@ -138,6 +138,44 @@ class Convolution(Edges):
             to_below = F.pad(to_below, [-pad for pad in self.pad_before])
         return to_below if below else None, to_weight.mul_(weight) if share else None
 
+    @override
+    def gathered(self, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        """One product of matrices for each sample and group: (functionals · channels, positions) × (positions, antecedents)."""
+        above = self._plain(x.shape[1:], w.shape)
+        if above is None or g.shape[2:] != (1, w.shape[0], *above):
+            return super().gathered(x, w, g)
+        windows, _, _ = self._windows(x.squeeze(1), w)
+        rows = g.reshape(*g.shape[:2], self.groups, -1, math.prod(above)).transpose(1, 2)
+        out = rows.flatten(2, 3) @ windows
+        return out.unflatten(2, rows.shape[2:4]).transpose(1, 2).reshape(*g.shape[:2], *w.shape)
+
+    @override
+    def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:
+        """One product for each functional and group, (antecedents, channels) × (channels, positions), folded up."""
+        above = self._plain(below, w.shape[2:])
+        if above is None or g.shape[2:] != (1, w.shape[2], *above):
+            return super().returned(below, w, g)
+        kernels = w.reshape(-1, self.groups, w.shape[2] // self.groups, math.prod(w.shape[3:]))
+        columns = kernels.transpose(2, 3) @ g.reshape(*kernels.shape[:3], math.prod(above))
+        missing = 4 - len(below)  # in one dimension a second one of size 1
+        size, kernel, dilation, padding, stride = (
+            (blank,) * missing + tuple(own)
+            for own, blank in ((below[2:], 1), (w.shape[4:], 1), (self.dilation, 1), (self.padding, 0), (self.stride, 1))
+        )
+        out = F.fold(columns.reshape(len(columns), -1, columns.shape[-1]), size, kernel, dilation, padding, stride)
+        return out.reshape(*g.shape[:2], *below)
+
+    def _plain(self, below: Sequence[int], weight: Sequence[int]) -> list[int] | None:
+        """Return the spatial shape above where a convolution of one sample in one or two dimensions is unfolded; else None."""
+        if self.transposed or self.pad_before or below[0] != 1 or len(below) not in (3, 4):
+            return None
+        return [
+            (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+            for size, pad, gap, kernel, step in zip(
+                below[2:], self.padding, self.dilation, weight[2:], self.stride, strict=True
+            )
+        ]
+
     @property
     def _options(self) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
         return (

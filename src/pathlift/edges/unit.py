@@ -230,6 +230,22 @@ class Scale(UnitEdges):
             return to_below, None
         return to_below, (g * x).sum_to_size(placed.shape).reshape(weight.shape) * weight
 
+    @override
+    def gathered(self, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        """Sum the products over what each element of the weight is repeated to."""
+        shape = w.shape if self.view is None else torch.Size(self.view)
+        lead, rank = g.shape[:2], g.dim() - 2
+        values = x.reshape(len(x), 1, *[1] * (rank - x.dim() + 1), *x.shape[1:])
+        return (values * g).sum_to_size(*lead, *[1] * (rank - len(shape)), *shape).reshape(*lead, *w.shape)
+
+    @override
+    def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:
+        """Multiply, and sum over what each neuron below is repeated to."""
+        shape = w.shape[2:] if self.view is None else torch.Size(self.view)
+        lead, rank = g.shape[:2], g.dim() - 2
+        weight = w.reshape(*lead, *[1] * (rank - len(shape)), *shape)
+        return (weight * g).sum_to_size(*lead, *[1] * (rank - len(below)), *below).reshape(*lead, *below)
+
 
 class Overlap(UnitEdges):
     """Unit edges where one neuron above may have several antecedents: the adjoint of a gather (`fold`)."""

@@ -5,7 +5,7 @@ In reading order:
 - `weights`: the box as middles and radii; `roundoff`: what rounding adds, there and here,
 - `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
 - `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
-- `tightening`: narrower intervals and better slopes by optimisation.
+- `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees.
 
 Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.
 """
@@ -23,7 +23,7 @@ from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box
-from pathlift.passes.enclosure.affine import affine_interval
+from pathlift.passes.enclosure.affine import affine_interval, may_be_shared
 from pathlift.passes.enclosure.nonlinear import nonlinear_interval
 from pathlift.passes.enclosure.pair import differences
 from pathlift.passes.enclosure.relaxation import Relaxation
@@ -55,7 +55,6 @@ class Enclosure:
         arithmetic: Arithmetic | None,
         *,
         refine: bool,
-        everywhere: bool = False,
         clock: Clock | None = None,
     ) -> None:
         """Compute the intervals of every layer.
@@ -66,19 +65,19 @@ class Enclosure:
             feed: Input layer to x, float64, (samples, *shape).
             radius: Largest change of an input, in ℓ^∞.
             arithmetic: How the model's own forward pass rounds; None to enclose exact real arithmetic alone.
-            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own.
-            everywhere: Narrow, with ``refine``, all intervals that a nonlinearity reads.
+            refine: Narrow the intervals before nonlinearities of unknown sign by linear bounds of their own, and what lies
+                beside the kinks as well where that helps further up.
             clock: Intervals stay as wide as they are when its time is up.
         """
         self.network = network
         self.refine = refine
-        self._everywhere = everywhere
         weights = BoxWeights(box, network.layers)
         self._relaxation = Relaxation(network, feed, weights, Roundoff(network, weights, arithmetic))
         self._radius = radius
         self._arithmetic = arithmetic
         self._clock = clock or Clock()
         self._readers = _nonlinear_readers(network) if refine else {}
+        self._deep = _moved_above(network, weights) if refine else frozenset()
         self.batch = self._relaxation.batch
         self.lost = torch.zeros(self.batch, dtype=torch.bool, device=network.device)
         self.intervals = self._relaxation.intervals
@@ -94,8 +93,8 @@ class Enclosure:
             self.lost |= out_of_range
             if layer.name in self._readers:
                 self.intervals[layer.name] = interval
-                readers, everywhere = self._readers[layer.name], self._everywhere
-                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=everywhere)
+                readers, deep = self._readers[layer.name], layer.name in self._deep
+                interval = narrowed(self._relaxation, layer, interval, readers, self._clock, everywhere=deep)
         else:
             interval = nonlinear_interval(self._relaxation, layer)
         limit = math.inf if self._arithmetic is None else self._arithmetic.of(layer).largest
@@ -142,13 +141,39 @@ class Enclosure:
 
 
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:
-    """Return the layers with a nonlinearity that read each layer."""
+    """Return the layers with a nonlinearity that read each layer whose interval a linear bound can narrow.
+
+    Not so where a neuron reads inputs through one affine layer, and batch norms behind it: each input, each weight and each
+    scale stands in it once, so interval arithmetic is exact but for products of two radii.
+    """
     readers: dict[str, list[Layer]] = {}
+    direct: set[str] = set()
     for layer in network.layers:
+        sources = [connection.source for connection in layer.connections]
         if layer.nonlinearity is not None:
-            for connection in layer.connections:
-                readers.setdefault(connection.source, []).append(layer)
+            for source in sources:
+                if source not in direct:
+                    readers.setdefault(source, []).append(layer)
+        elif len(sources) == 1:
+            below = network.layer[sources[0]]
+            if below.kind == "input" or (below.name in direct and layer.normalisation() is not None):
+                direct.add(layer.name)
     return readers
+
+
+def _moved_above(network: Network, weights: BoxWeights) -> frozenset[str]:
+    """Return the layers above which, before any weight of a dense layer, shared weights move.
+
+    What such a weight can do depends on the intervals of all neurons that it reads. A weight on one edge is followed exactly
+    where the sign of its neuron is known, however wide the interval is.
+    """
+    found: set[str] = set()
+    for layer in reversed(network.layers):
+        for connection in layer.connections:
+            moves = weights.varies(connection.weight)
+            if may_be_shared(connection, layer) if moves else layer.name in found:
+                found.add(connection.source)
+    return frozenset(found)
 
 
 __all__ = ["ELEMENTS", "Enclosure", "Interval"]

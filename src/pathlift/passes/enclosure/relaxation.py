@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pathlift.graph.interval import Interval
+from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.passes.enclosure.lines import Choice, Free, Lines
 from pathlift.passes.enclosure.roundoff import Roundoff
@@ -37,6 +38,8 @@ class Relaxation:
         lines: By layer with a nonlinearity.
         free: Where the slope of a lower line may be chosen.
         constants: Of layers of differences (`pair`), what takes the place of their biases.
+        part: Of a relaxation of a part of the network (`local`), its layers by name, the inputs first.
+        present: Of such a part, 1 where a layer has neurons, and 0 elsewhere.
     """
 
     network: Network
@@ -48,6 +51,13 @@ class Relaxation:
     lines: dict[str, Lines | Choice] = field(default_factory=dict)
     free: dict[str, Free] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    part: Mapping[str, Layer] | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers by name, the inputs first."""
+        return self.network.layer if self.part is None else self.part
 
     @property
     def batch(self) -> int:

@@ -25,7 +25,7 @@ from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Choice, Lines
 from pathlift.passes.enclosure.relaxation import Relaxation
-from pathlift.passes.forward import placed, unchanged
+from pathlift.passes.forward import placed
 from pathlift.passes.rounding import DOUBLE
 
 ELEMENTS = 1 << 23
@@ -48,10 +48,12 @@ def lower_bound(
     coefficients = dict(functionals)
     first = next(iter(coefficients.values()))
     bound = first.new_zeros(first.shape[:2])
-    for layer in reversed(relaxation.network.layers):
+    for layer in reversed(list(relaxation.layers.values())):
         a = coefficients.pop(layer.name, None)
         if a is None:
             continue
+        if layer.name in relaxation.present:
+            a = a * relaxation.present[layer.name]
         if layer.kind == "input":
             interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
             bound = bound + _dot(a, relaxation.feed[layer.name])
@@ -83,7 +85,7 @@ def _hand_down(
     relaxation: Relaxation, connection: Connection, weights: Weights | None, shape: tuple[int, ...], a: Tensor
 ) -> Tensor:
     """Return aᵀw, the coefficients of the layer below."""
-    below = relaxation.network.layer[connection.source]
+    below = relaxation.layers[connection.source]
     blank = torch.zeros(below.shape, dtype=torch.float64, device=a.device)
     _, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
     return cast("Tensor", back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
@@ -111,7 +113,7 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
         elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
-            below, price = _moved_alike(relaxation, layer, connection, shape, piece)
+            below, price = _moved_alike(relaxation, layer, connection, piece)
         else:
             below, price = _moved_apart(relaxation, layer, connection, shape, piece)
         _add(coefficients, connection.source, below)
@@ -140,42 +142,29 @@ def _moved_apart(
     return below - paid * slope.unsqueeze(1), _dot(paid, rest)
 
 
-def _moved_alike(
-    relaxation: Relaxation, layer: Layer, connection: Connection, shape: tuple[int, ...], a: Tensor
-) -> tuple[Tensor, Tensor]:
+def _moved_alike(relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor) -> tuple[Tensor, Tensor]:
     """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`."""
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
-    interval, centre = relaxation.intervals[connection.source], relaxation.weights.centres.get(layer.name)
+    edges, centre = connection.edges, relaxation.weights.centres.get(layer.name)
+    interval = relaxation.intervals[connection.source]
     middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
-    blank = torch.zeros_like(middle[0])
+    if centre is not None:
+        middle = middle - centre
 
-    def sums(x: Tensor, functionals: Tensor) -> Tensor:
-        """Σ over the edges of k of a(v)·x(u), for every element k: the derivative of Σ_v a(v)·v(x; w) by w_k."""
-        _, back = transposed(
-            lambda weight: connection.edges.sum(x, Weights((weight,), unchanged, torch.float64)).expand(shape), value
-        )
-        return back(functionals)
-
-    def handed_down(functional: Tensor, weight: Tensor) -> Tensor:
-        weights = Weights((weight,), unchanged, torch.float64)
-        _, pull, *_ = torch.func.vjp(lambda x: connection.edges.sum(x, weights).expand(shape), blank)
-        return cast("Tensor", pull(functional)[0])
-
-    def of_sample(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
-        total = sums(x, functionals)
-        offset = torch.zeros_like(total) if centre is None else sums(centre.expand(x.shape), functionals)
-        slope, rest = chord(total - offset, sums(rho, functionals.abs()))
-        moved = (slope * radius).detach()
-        below = torch.vmap(handed_down)(functionals, value - moved)
-        return below, (radius * rest - moved * offset).flatten(1).sum(1)
+    def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
+        slope, rest = chord(edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs()))
+        price, moved = rest.flatten(2) @ radius.flatten(), slope * radius
+        if centre is not None:
+            price = price - (moved * edges.gathered(centre.expand(x.shape), value, functionals)).flatten(2).sum(2)
+        return edges.returned(x.shape[1:], value - moved, functionals), price
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
     step = max(1, rows // max(1, a.shape[1]))
     belows, prices = [], []
     for x, rho, functionals in zip(middle.split(step), reach.split(step), a.split(step), strict=True):
-        parts = [torch.vmap(of_sample)(x, rho, part) for part in functionals.split(rows, 1)]
+        parts = [of_part(x, rho, part) for part in functionals.split(rows, 1)]
         belows.append(torch.cat([below for below, _ in parts], 1))
         prices.append(torch.cat([price for _, price in parts], 1))
     return torch.cat(belows), torch.cat(prices)
@@ -194,8 +183,8 @@ def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Slope and rest.
     """
-    slope = (middle / radius.clamp(min=DOUBLE.least)).detach().clamp(-1.0, 1.0)
-    return slope, (radius - slope * middle).clamp(min=0.0)
+    slope = torch.div(middle.detach(), radius.detach().clamp(min=DOUBLE.least)).clamp_(-1.0, 1.0)
+    return slope, torch.addcmul(radius, slope, middle, value=-1).clamp(min=0.0)
 
 
 def _through_lines(
@@ -205,8 +194,8 @@ def _through_lines(
     if isinstance(lines, Choice):
         return _through_extremum(relaxation, layer, lines, a, coefficients)
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
-    bound = _dot(positive, lines.lower) + _dot(negative, lines.upper)
-    bound = bound - _dot(a.abs(), relaxation.for_all(relaxation.slack[layer.name]))
+    slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
+    bound = _dot(positive, lines.lower - slack) + _dot(negative, lines.upper + slack)
     z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
     connection = layer.connections[0]
     weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)

@@ -11,7 +11,8 @@ at least −1/4, with t = 1/4 it is 0, which is attained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +21,16 @@ from pathlift.budget import Clock
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Clamp, Extremum, Layer, Slopes
 from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.local import Windows, windows_below
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound, transposed
 from pathlift.passes.forward import ends
+
+CACHED = 1 << 19
+"""Coefficients of neurons with windows of their own that are worked on at a time (4 MiB): what stays in a cache is faster."""
+
+PATIENCE = 3
+"""Steps of an ascent before its pace tells whether it is worth going on."""
 
 RATE = 0.25
 """Of the ascent over slopes, which lie in [0, 1]."""
@@ -41,19 +49,27 @@ def ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps
         Shape (samples, functionals).
     """
     best = lower_bound(relaxation, functionals)
-    if not relaxation.free or bool((best > 0).all()):
+    left = (~(best > 0)).any(0).nonzero()[:, 0]
+    if not relaxation.free or len(left) == 0:
         return best
-    rows = next(iter(functionals.values())).shape[1]
+    best[:, left] = _ascended(relaxation, {name: a[:, left] for name, a in functionals.items()}, best[:, left], steps, clock)
+    return best
+
+
+def _ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, steps: int, clock: Clock) -> Tensor:
+    rows = best.shape[1]
     tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
     with torch.enable_grad():
         parameters = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
         ascent = torch.optim.Adam(parameters.values(), lr=RATE, maximize=True)
-        for _ in range(steps):
+        for step in range(steps):
             if clock.over():
                 return best
             ascent.zero_grad()
             bound = lower_bound(relaxation, functionals, tilts=parameters)
-            best = torch.maximum(best, bound.detach())
+            before, best = best, torch.maximum(best, bound.detach())
+            if step >= PATIENCE and not bool(((best <= 0) & (best + (best - before) * (steps - step) > 0)).any()):
+                return best  # at this pace nothing more gets above 0
             bound.sum().backward()
             ascent.step()
             with torch.no_grad():
@@ -87,26 +103,76 @@ def narrowed(
     Returns:
         The intersection of both.
     """
-    wanted = (_not_flat(interval, readers) if everywhere else _at_kinks(relaxation, interval, readers)).flatten(1)
-    most = int(wanted.sum(1).max())
-    if most == 0:
+    windows = windows_below(relaxation, layer)
+    wanted, positive = torch.ones_like(interval.low, dtype=torch.bool), interval.middle >= 0
+    for turned in (False, True):  # the end towards 0 first: where the sign is known then, the other end may be of no use
+        wanted = wanted & (_not_flat(interval, readers) if everywhere else _at_kinks(relaxation, interval, readers))
+        below = positive ^ turned
+        interval = _one_end(relaxation, layer, interval, windows, wanted, below, clock)
+    return interval
+
+
+def _one_end(
+    relaxation: Relaxation,
+    layer: Layer,
+    interval: Interval,
+    windows: Windows | None,
+    wanted: Tensor,
+    below: Tensor,
+    clock: Clock,
+) -> Interval:
+    """Narrow the lower end of the neurons that are marked ``below``, and the upper end of the others."""
+    flat = wanted.flatten(1)
+    if not bool(flat.any()):
         return interval
-    batch = relaxation.batch
-    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
     low, high = interval.low.flatten(1).clone(), interval.high.flatten(1).clone()
-    samples = max(1, ELEMENTS // (2 * _widest_below(relaxation, layer)))
-    rows = max(1, samples // batch)
-    for first in range(0, most, rows):
+    sign = torch.where(below.flatten(1), 1.0, -1.0).to(low)
+    pieces = _all_at_once(relaxation, layer, flat) if windows is None else _by_position(relaxation, windows, flat)
+    for part, samples, neurons, unit in pieces:
         if clock.over():
             break
-        neurons = order[:, first : first + rows]
-        unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=low.device)
-        unit.scatter_(2, neurons.unsqueeze(2), 1.0)
-        unit = unit.unflatten(2, layer.shape)
-        below, above = lower_bound(relaxation, {layer.name: torch.cat([unit, -unit], 1)}).split(neurons.shape[1], 1)
-        low.scatter_(1, neurons, torch.maximum(low.gather(1, neurons), below))
-        high.scatter_(1, neurons, torch.minimum(high.gather(1, neurons), -above))
+        own = sign[samples, neurons]
+        bound = lower_bound(part, {layer.name: unit * own.reshape(*own.shape, *[1] * (unit.dim() - 2))})
+        low[samples, neurons] = torch.where(own > 0, torch.maximum(low[samples, neurons], bound), low[samples, neurons])
+        high[samples, neurons] = torch.where(own < 0, torch.minimum(high[samples, neurons], -bound), high[samples, neurons])
     return Interval(low.reshape(interval.low.shape), torch.maximum(low, high).reshape(interval.high.shape))
+
+
+_Piece: TypeAlias = tuple[Relaxation, Tensor, Tensor, Tensor]
+"""A relaxation, the sample (rows, 1) and the neuron (rows, neurons) of each functional, and the functionals themselves."""
+
+
+def _all_at_once(relaxation: Relaxation, layer: Layer, wanted: Tensor) -> Iterator[_Piece]:
+    """Yield functionals of a few neurons of every sample, over the whole network."""
+    batch, most = len(wanted), int(wanted.sum(1).max())
+    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    rows = max(1, max(1, ELEMENTS // _widest_below(relaxation, layer)) // batch)
+    samples = torch.arange(batch, device=wanted.device)[:, None]
+    for neurons in order.split(rows, 1):
+        unit = torch.zeros((batch, neurons.shape[1], wanted.shape[1]), dtype=torch.float64, device=wanted.device)
+        yield relaxation, samples, neurons, unit.scatter_(2, neurons.unsqueeze(2), 1.0).unflatten(2, layer.shape)
+
+
+def _by_position(relaxation: Relaxation, windows: Windows, wanted: Tensor) -> Iterator[_Piece]:
+    """Yield functionals of the neurons at a few positions, each over the windows that it sees."""
+    channels, spatial = windows.top.shape[1], windows.top.shape[2:]
+    wanted = wanted.unflatten(1, (channels, -1)).transpose(1, 2)  # (samples, positions, channels)
+    count = wanted.sum(2)
+    places = count.flatten().argsort(descending=True)[: int((count > 0).sum())]
+    widest = max(math.prod(layer.shape) for layer in windows.layers.values())
+    for part in places.split(max(1, CACHED // (channels * widest))):
+        sample, position = part // count.shape[1], part % count.shape[1]
+        own = wanted[sample, position].to(torch.int8)
+        chosen = torch.argsort(own, dim=1, descending=True, stable=True)[:, : int(own.sum(1).max())]
+        unit = torch.zeros((*chosen.shape, channels), dtype=torch.float64, device=wanted.device)
+        unit.scatter_(2, chosen.unsqueeze(2), 1.0)
+        neurons = chosen * math.prod(spatial) + position[:, None]
+        yield (
+            windows.of(relaxation, sample, position),
+            sample[:, None],
+            neurons,
+            unit.reshape(*chosen.shape, 1, channels, *[1] * len(spatial)),
+        )
 
 
 def _not_flat(interval: Interval, readers: list[Layer]) -> Tensor:
