@@ -107,7 +107,7 @@ def _compare(
     factors = {key: 2.0**-number for number, key in enumerate(keys)}
 
     def entries(*values: Tensor) -> Any:
-        return _size(*values) if through is None else dict(zip(ALL, through.all(*values), strict=True))
+        return _size(*values) if through is None else zip(ALL, through.all(*values), strict=True)
 
     def sums(recipe: Recipe | None) -> dict[int, Tensor]:
         values = (first,) if through is None else (first, second)

@@ -77,7 +77,7 @@ class Edges(ABC):
             Track to values of the neurons above, new memory.
         """
         above: dict[int, Tensor] = {}
-        for (to, source), weight in bundle.full().items():
+        for (to, source), weight in bundle.full():
             if (to, source) in factors:
                 add_scaled(above, to, self.sum(xs[source], computed(weight)), factors[to, source])
         return above

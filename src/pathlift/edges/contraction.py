@@ -117,7 +117,7 @@ def _products(rows: Mapping[int, Tensor], bundle: Bundle) -> Iterator[dict[Entry
         yield {key: out[None] for key, out in fused.products(bundle.recipe, bundle.values, tracks).items()}
         return
     for _, block in bundle.rows():
-        yield {key: torch.mm(rows[key[1]], weight.T) for key, weight in block.items() if key[1] in rows}
+        yield {key: torch.mm(rows[key[1]], weight.T) for key, weight in block if key[1] in rows}
 
 
 class Contraction(Edges):

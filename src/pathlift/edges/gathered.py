@@ -163,7 +163,7 @@ class GatheredConvolution(Edges):
         parts: dict[int, list[Tensor]] = {}
         for rows, block in bundle.rows(self._multiple(bundle.shape)):
             above = added if self._adds else {}
-            for (to, source), weight in block.items():
+            for (to, source), weight in block:
                 if (to, source) in factors:
                     part = self._part(weight, columns[source], rows, self._per_group(bundle.shape), torch.mm)
                     add_scaled(above, to, part, factors[to, source])
@@ -180,7 +180,7 @@ class GatheredConvolution(Edges):
         turned = {track: values.T.contiguous().T if values.shape[1] <= FEW else values for track, values in flat.items()}
         above: dict[int, Tensor] = {}
         for channels, block in bundle.antecedents():
-            for (to, source), weight in block.items():
+            for (to, source), weight in block:
                 if (to, source) not in factors:
                     continue
                 read = turned[source][channels.start * self.taps : channels.stop * self.taps]

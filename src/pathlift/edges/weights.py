@@ -16,7 +16,7 @@ of `torch.abs`, which has to be given new memory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -206,6 +206,9 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 Entry: TypeAlias = "tuple[int, int]"
 """(to, from): the tracks that a function of the weights joins."""
 
+Stream: TypeAlias = "Iterable[tuple[Entry, Tensor]]"
+"""Functions of some weights with their keys, one after the other: each is to be used before the next is asked for."""
+
 
 class Bundle:
     """Several functions of the same weights: what a pass of several tracks sends along an edge, computed block by block.
@@ -222,7 +225,7 @@ class Bundle:
         self,
         values: tuple[Tensor, ...],
         keys: Sequence[Entry],
-        entries: Callable[..., Mapping[Entry, Tensor]],
+        entries: Callable[..., Stream],
         dtype: torch.dtype,
         *,
         shift: float = 0.0,
@@ -235,7 +238,8 @@ class Bundle:
         Args:
             values: Tensors of one shape (θ, θ', …).
             keys: The tracks that the functions join.
-            entries: Elementwise and homogeneous functions of the values, by key.
+            entries: Elementwise and homogeneous functions of the values, by key; each may be made in the memory of the one
+                before, so that what is multiplied next lies in a cache.
             dtype: Precision of the results.
             shift: The values are divided by 2**shift before ``entries`` sees them.
             degree: Degree of homogeneity.
@@ -256,11 +260,11 @@ class Bundle:
         """Shape of the weights."""
         return self.values[0].shape
 
-    def full(self) -> Mapping[Entry, Tensor]:
+    def full(self) -> Stream:
         """Return the whole tensors."""
         return self._apply(self.values)
 
-    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
+    def rows(self, multiple: int = 1) -> Iterator[tuple[slice, Stream]]:
         """Yield slices of the first dimension and their entries; see `Weights.rows`.
 
         Args:
@@ -273,7 +277,7 @@ class Bundle:
         step = -(-units // min(units, self.blocks)) * multiple
         yield from self._split(step, 0)
 
-    def antecedents(self) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
+    def antecedents(self) -> Iterator[tuple[slice, Stream]]:
         """Yield slices of the second dimension and their entries, as `rows` does of the first."""
         yield from self._split(-(-self.shape[1] // min(self.shape[1], self.blocks)), 1)
 
@@ -283,14 +287,14 @@ class Bundle:
         size = BUNDLE_ELEMENTS if self.values[0].device.type == "cpu" else LAUNCHED_ELEMENTS
         return 1 if torch.is_grad_enabled() else max(1, -(-self.shape.numel() // size))
 
-    def _split(self, step: int, dim: int) -> Iterator[tuple[slice, Mapping[Entry, Tensor]]]:
+    def _split(self, step: int, dim: int) -> Iterator[tuple[slice, Stream]]:
         first = 0
         for values in zip(*(value.split(step, dim) for value in self.values), strict=True):
             last = first + values[0].shape[dim]
             yield slice(first, last), self._apply(values)
             first = last
 
-    def _apply(self, values: tuple[Tensor, ...]) -> Mapping[Entry, Tensor]:
+    def _apply(self, values: tuple[Tensor, ...]) -> Stream:
         if self.overwrites:
             copies = [self._room(value, slot).copy_(value) for slot, value in enumerate(values, 1)]
             scaled = copies if self.scale == 1.0 else [copy.mul_(self.scale) for copy in copies]

@@ -7,8 +7,11 @@ Why neuron by neuron. ‖Φ−Φ'‖₁ is the sum over the output neurons of wh
 is one for every neuron. So the best may be another one for each, and for each end. Example with two outputs: the pivot says
 [1, 8] and [2, 3], four moments say [4, 6] and [1, 9], with sums [3, 11] and [5, 15]. The bracket is [4, 6] + [2, 3] = [6, 9].
 
-The ladder. Four moments cost 9 sums over all paths, eight cost 25, and their upper over lower bounds are mostly 1.4 to 1.8 and
-1.0 to 1.4. Who asks for no number of moments gets four, and the other four where these are not within 1.4.
+The ladder. Affinities of order n cost n + 1 sums over all paths, one more where signs differ; four moments cost 9, eight 25. If
+ln(Φ'/Φ) is small and has a normal distribution over the paths, both give an upper over lower bound of √3 = 1.73 for n = 4 and
+1.33 for n = 8. But moments have a g to choose, so they bear paths that differ by factors of all sizes, and networks so near
+each other that affinities cancel. So who asks for no number of moments gets the affinities that by a model of both networks are
+within 1.4, if any are; and where they are not, or turn out not to be, four moments, and then the other four.
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pathlift.budget import running
 from pathlift.errors import NumericalError
-from pathlift.metric.affinities import affinity_bounds
+from pathlift.metric.affinities import Signs, affinity_bounds, expected_ratio, family_of
 from pathlift.metric.common_gauge import CommonGauge
-from pathlift.metric.comparison_weights import ByLayer, ComparisonWeights, chosen
+from pathlift.metric.comparison_weights import ByLayer, ComparisonWeights, Likeness, chosen, likeness
 from pathlift.metric.moments import Sides, Sum, moment_bounds, moment_sums, near_moment
 from pathlift.metric.outputs import log2_sum, multiplicities, per_output
 from pathlift.metric.tightening import Dual, Tightened
@@ -38,7 +42,10 @@ from pathlift.rescaling.alignment import lifting_error
 from pathlift.results import Result
 
 LADDER = (4, 8)
-"""Moments that are taken one after the other where nobody says how many."""
+"""Moments that are taken one after the other where nobody says how many …"""
+
+AFFINITIES = (4, 8)
+"""… and orders of affinities, of which the first that promises enough comes before."""
 
 SHARP, LOOSE = 1.4, 2.0
 """Up to the first ratio (for fewer than six moments the second) one kind of bound is enough if no more is asked; above the
@@ -97,7 +104,7 @@ class Bracket:
         history: All steps.
         order: The highest moment and order of the affinities that were asked for so far.
         sums: The moments that are known, by order, of the first choice of g.
-        by_layer: g, as far as it is a few numbers for each layer.
+        by_layer: g, as far as it is a few numbers for each layer; None where it was not asked for.
         stopped: The time of the call was up before all was done that was asked for.
     """
 
@@ -111,7 +118,7 @@ class Bracket:
     history: tuple[Step, ...]
     order: int
     sums: Mapping[int, Sum]
-    by_layer: ByLayer
+    by_layer: ByLayer | None
     stopped: bool
 
     @property
@@ -202,7 +209,7 @@ class _Narrowing:
         """Whether more is known to be lost by the rounding of the gauge than need be."""
         return log2_sum(self.rounding, self.count) > log2_sum(self.upper, self.count) - FINE
 
-    def result(self, order: int, sums: Mapping[int, Sum], by_layer: ByLayer) -> Bracket:
+    def result(self, order: int, sums: Mapping[int, Sum], by_layer: ByLayer | None) -> Bracket:
         sources = self.sources[0], self.sources[1]
         return Bracket(
             self.count, self.lower, self.upper, self.rounding, tuple(self.names), sources, self.passes, tuple(self.history),
@@ -238,7 +245,7 @@ def bracketed(
     ratio: float,
     progress: Callable[[Step], None] | None,
     before: Bracket | None = None,
-) -> tuple[Bracket, ComparisonWeights]:
+) -> tuple[Bracket, ComparisonWeights | None]:
     """Bound the path-metric from both sides.
 
     Args:
@@ -250,60 +257,90 @@ def bracketed(
         before: What is known already.
 
     Returns:
-        The bounds, the best ones so far when the time of the call is up; and the g that was found, weight by weight.
+        The bounds, the best ones so far when the time of the call is up; and the g that was found, weight by weight, if one
+        was looked for.
     """
     best = _Narrowing(pair, progress, before)
-    by_layer = before.by_layer if before is not None else chosen(pair)
-    sums = dict(before.sums) if before is not None else {}
     reached = before.order if before is not None else -1
     more = tighten > 0 or ratio > 1
-    rungs = (order,) if order is not None else LADDER[-1:] if more else LADDER
-    for rung in rungs:
-        if rung > reached and (reached < 0 or (best.ratio > (ratio if more else SHARP) and not best.over())):
-            _unimproved(best, rung, ratio, by_layer, sums, more=more)
+    goal = ratio if more else SHARP
+    steps = _Steps(best, goal, before)
+    if order is None and reached < 0 and not more and steps.promised():
+        reached = 0
+    for rung in (order,) if order is not None else LADDER[-1:] if more else LADDER:
+        if rung > reached and (reached < 0 or (best.ratio > goal and not best.over())):
+            steps.take_all(rung, ratio, more=more)
             reached = rung
-    weights: ComparisonWeights = by_layer
+    weights: ComparisonWeights | None = steps.by_layer
     if tighten and pair.changed and best.ratio > ratio and not best.over():
-        search = Tightened(pair, by_layer)
+        search = Tightened(pair, steps.g)
         _tightened(best, reached, tighten, ratio, search)
-        weights, by_layer, sums = search.weights, search.weights.by_layer(), {}
-    return best.result(reached, sums, by_layer), weights
+        weights, steps.by_layer, steps.sums = search.weights, search.weights.by_layer(), {}
+    return best.result(reached, steps.sums, steps.by_layer), weights
 
 
-def _unimproved(best: _Narrowing, order: int, ratio: float, by_layer: ByLayer, sums: dict[int, Sum], *, more: bool) -> None:
-    """Take the bounds that need no search for a better g, the most promising first, until they are close enough."""
-    pair = best.pair
+class _Steps:
+    """The bounds that need no search for a better g, and what they share: g by layer, and the moments that are known."""
 
-    def pivot() -> None:
-        best.take(pivot_bounds(pair), 6)
+    def __init__(self, best: _Narrowing, goal: float, before: Bracket | None) -> None:
+        self.best, self.pair, self.goal = best, best.pair, goal
+        self.by_layer = before.by_layer if before is not None else None
+        self.sums = dict(before.sums) if before is not None else {}
 
-    def take(sides: Sides, passes: int) -> None:
-        best.take(sides, passes)
-        if best.coarse and not best.pivoted:
-            pivot()
-            best.take(sides, 0)
+    @property
+    def g(self) -> ByLayer:
+        """g, chosen when it is needed."""
+        if self.by_layer is None:
+            self.by_layer = chosen(self.pair)
+        return self.by_layer
 
-    def moments() -> None:
-        for sides, passes in _moments(pair, order, by_layer, sums, by_layer.covered):
-            take(sides, passes)
-            if best.ratio <= (ratio if more else SHARP) or best.over():
+    @cached_property
+    def likeness(self) -> Likeness:
+        """What both networks share, by the model."""
+        return likeness(self.pair)
+
+    def promised(self) -> bool:
+        """Take the affinities of the lowest order that promises to reach the goal, if one does; return whether one did."""
+        for order in AFFINITIES:
+            if expected_ratio(self.pair, order, self.likeness.of_order(order)) <= self.goal:
+                self._affinities(order, Signs.MIDDLE)
+                return True
+        return False
+
+    def take_all(self, order: int, ratio: float, *, more: bool) -> None:
+        """Take bounds, the most promising first, until they are close enough."""
+        best = self.best
+        # the cheapest bound may reach the ratio, or be the best
+        if not best.pivoted and (order < 4 or ratio > 1 or self.likeness.lopsided > LOPSIDED):
+            self._pivot()
+        if not order:
+            return
+        kinds = (self._moments, self._affinities)
+        first, second = kinds if self.likeness.near else reversed(kinds)
+        if best.ratio > ratio:
+            first(order)
+        if best.ratio > max(ratio, LOOSE) and not best.pivoted:
+            self._pivot()
+        if best.ratio > ratio and (more or best.ratio > (SHARP if order >= 6 else LOOSE)) and not best.over():
+            second(order)
+
+    def _take(self, sides: Sides, passes: int) -> None:
+        self.best.take(sides, passes)
+        if self.best.coarse and not self.best.pivoted:
+            self._pivot()
+            self.best.take(sides, 0)
+
+    def _pivot(self) -> None:
+        self.best.take(pivot_bounds(self.pair), 6)
+
+    def _moments(self, order: int) -> None:
+        for sides, passes in _moments(self.pair, order, self.g, self.sums, self.g.covered):
+            self._take(sides, passes)
+            if self.best.ratio <= self.goal or self.best.over():
                 return
 
-    def affinities() -> None:
-        take(affinity_bounds(pair, order), (order + 1) * (2 if pair.flips else 1))
-
-    # the cheapest bound may reach the ratio, or be the best
-    if not best.pivoted and (order < 4 or ratio > 1 or by_layer.lopsided > LOPSIDED):
-        pivot()
-    if not order:
-        return
-    first, second = (moments, affinities) if by_layer.near else (affinities, moments)
-    if best.ratio > ratio:
-        first()
-    if best.ratio > max(ratio, LOOSE) and not best.pivoted:
-        pivot()
-    if best.ratio > ratio and (more or best.ratio > (SHARP if order >= 6 else LOOSE)) and not best.over():
-        second()
+    def _affinities(self, order: int, signs: Signs = Signs.ALL) -> None:
+        self._take(affinity_bounds(self.pair, order, signs), family_of(self.pair, order, signs).count)
 
 
 def _moments(

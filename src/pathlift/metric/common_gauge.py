@@ -71,8 +71,8 @@ class CommonGauge:
         """Return θ and θ' in the common gauge from parts, or from the same slice of all parts."""
         if len(parts) == 2:
             return parts[0], parts[1]
-        first, second, up, down, other_up, other_down = parts
-        return first * (up * down), second * (other_up * other_down)
+        first, second, *factors = parts
+        return first * _outer(*factors[:2]), second * _outer(*factors[2:])
 
     def sample(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
         """Return some of the weights of a weight tensor, float64: evenly spread, and over the rows and columns too."""
@@ -83,6 +83,19 @@ class CommonGauge:
             index = ((index.double() * GOLDEN).frac() * count).long()
         where = torch.unravel_index(index, parts[0].shape)
         return self.joined(*(part[where].double() for part in parts))
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    """Return the product of two tensors of one shape, with size 1 along dimensions in which neither changes."""
+    return _thin(first) * _thin(second)
+
+
+def _thin(tensor: Tensor) -> Tensor:
+    """Return a tensor with size 1 along the dimensions in which it is known not to change."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def in_common_gauge(network: Network, compared: GaugeFit) -> CommonGauge:
@@ -141,12 +154,13 @@ def _difference(plain: CommonGauge, weight: WeightTensor) -> tuple[bool, bool]:
     """Return whether the weights of a weight tensor differ, and whether a sign does; factors are positive."""
     first, second, *factors = plain.parts(weight)
     up, down, other_up, other_down = factors or [torch.ones((), device="cpu")] * 4
-    different = not (torch.equal(up, other_up) and torch.equal(down, other_down))
+    different = not (torch.equal(_thin(up), _thin(other_up)) and torch.equal(_thin(down), _thin(other_down)))
     pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
     for a, b in pairs:
         if a.dtype == b.dtype and torch.equal(a, b):
             continue
         different = True
-        if bool((a.sign() * b.sign()).amin() < 0):
+        least = float((a * b).amin())
+        if least < 0 or (not least > 0 and bool((a.sign() * b.sign()).amin() < 0)):  # products that are 0 may have underflowed
             return True, True
     return different, False

@@ -20,7 +20,7 @@ where f_s is proportional to √(M_2s/M_0s), which the model knows. For weights 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pathlift.graph.layers import WeightTensor
 from pathlift.metric.common_gauge import CommonGauge
-from pathlift.passes.characters import ComparisonWeights
+from pathlift.passes.characters import Affinities, ComparisonWeights, nowhere
 from pathlift.passes.programs import pivot
 
 CANDIDATES = tuple(
@@ -50,6 +50,9 @@ SAME = 1e-9
 TIE = 1e-6
 """Candidates that differ by less are equal: rounding must not choose between them."""
 
+FINEST = 8
+"""The order of the affinities that the model tells."""
+
 LIKE = 0.05
 """Networks whose path-liftings have a cosine below this (by the model) are far from each other."""
 
@@ -66,18 +69,9 @@ class ByLayer:
 
     Attributes:
         formulas: c, e and f of each weight tensor whose weights are compared one by one.
-        cosine: Of Φ(θ) and Φ(θ') by the model: the product over the layers of the cosines of their weights.
-        lopsided: |‖Φ‖₁ − ‖Φ'‖₁| relative to the sum of their distances from the pivot, by the model.
     """
 
     formulas: Mapping[WeightTensor, tuple[float, float, float]]
-    cosine: float
-    lopsided: float
-
-    @property
-    def near(self) -> bool:
-        """Whether the path-liftings are alike: then moments are the better bounds, else affinities."""
-        return self.cosine >= LIKE
 
     @property
     def covered(self) -> float:
@@ -94,10 +88,67 @@ class ByLayer:
         del extras
         c, e, f = self.formulas[weight]
         most = torch.maximum(a.abs(), b.abs())
-        g = most + e
-        if c:
-            g = g + c * (b - a).abs()
-        return torch.where(most > 0, g if f == 1.0 else f * g, 0.0)
+        g = torch.add(most, (b - a).abs_(), alpha=c).add_(e) if c else most + e
+        g = g if f == 1.0 else g.mul_(f)
+        return g if nowhere(most, 0.0) else torch.where(most > 0, g, 0.0)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What both networks share, by the model.
+
+    Attributes:
+        cosine: Of Φ(θ) and Φ(θ'): the product over the layers of the cosines of their weights.
+        lopsided: |‖Φ‖₁ − ‖Φ'‖₁| relative to the sum of their distances from the pivot.
+        affinities: Σ|Φ|^(1−l/n)·|Φ'|^(l/n) for l = 0…n, n = `FINEST`, and the middle one with signs; in some unit.
+    """
+
+    cosine: float
+    lopsided: float
+    affinities: Tensor
+
+    @property
+    def near(self) -> bool:
+        """Whether the path-liftings are alike: then moments are the better bounds, else affinities."""
+        return self.cosine >= LIKE
+
+    def of_order(self, order: int) -> Tensor:
+        """Return the affinities of an order that divides `FINEST`, and the middle one with signs."""
+        return torch.cat([self.affinities[: FINEST + 1 : FINEST // order], self.affinities[-1:]])
+
+
+def likeness(pair: CommonGauge) -> Likeness:
+    """Tell what two networks share, by the model.
+
+    ⟨Φ, Φ'⟩, ‖Φ‖₁, ‖Φ'‖₁, ‖Φ(m)‖₁, m the pivot, and affinities are sums of characters too: products over the layers of θθ', |θ|,
+    |θ'|, |m|, |θ|^s·|θ'|^(1−s). The distances from the pivot are ‖Φ‖₁ − ‖Φ(m)‖₁ and ‖Φ'‖₁ − ‖Φ(m)‖₁ by Lemma 4.2.
+
+    Args:
+        pair: The networks in one gauge.
+
+    Returns:
+        It.
+    """
+    cosine, other, common = 1.0, 1.0, 1.0  # ‖Φ'‖₁ and ‖Φ(m)‖₁ in units of ‖Φ‖₁
+    family = Affinities(FINEST, range(FINEST // 2, FINEST // 2 + 1))
+    affinities = torch.ones(family.count, dtype=torch.float64, device="cpu")
+    for weight in _layers(pair)[0]:
+        a, b = pair.sample(weight)
+        if not _differ(a, b):
+            continue
+        cosine *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
+        sizes = [float(values.sum()) for values in (a.abs(), b.abs(), pivot(a, b))]
+        other, common = (0.0, 0.0) if sizes[0] == 0 else (other * sizes[1] / sizes[0], common * sizes[2] / sizes[0])
+        sums = {number: float(affinity.sum()) for number, affinity in family.of(weight, a, b)}
+        affinities *= torch.tensor([sums[number] for number in range(family.count)], dtype=torch.float64, device="cpu")
+        affinities /= float(affinities.max()) or 1.0
+    apart = 1 + other - 2 * common
+    return Likeness(cosine, abs(1 - other) / apart if apart > 0 else 1.0, affinities)
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether weights differ by more than rounding."""
+    return float((b - a).abs().amax()) > SAME * (float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0)
 
 
 def chosen(pair: CommonGauge) -> ByLayer:
@@ -112,11 +163,7 @@ def chosen(pair: CommonGauge) -> ByLayer:
     edges, biases = _layers(pair)
     samples = {weight: pair.sample(weight) for weight in (*edges, *biases)}
     means = {weight: float(torch.maximum(a.abs(), b.abs()).mean()) or 1.0 for weight, (a, b) in samples.items()}
-    tables = {
-        weight: _table(a, b, means[weight])
-        for weight, (a, b) in samples.items()
-        if float((b - a).abs().amax()) > SAME * means[weight]
-    }
+    tables = {weight: _table(a, b, means[weight]) for weight, (a, b) in samples.items() if _differ(a, b)}
     differing = [weight for weight in edges if weight in tables]
     choice = _swept([tables[weight] for weight in differing])
     formulas = {weight: (*_formula(number, means[weight]), 1.0) for weight, number in zip(differing, choice, strict=True)}
@@ -130,7 +177,7 @@ def chosen(pair: CommonGauge) -> ByLayer:
         f = _factor(_distance(rows[number]), _distance(above[-1]))
         formulas[weight] = (*(_formula(number, means[weight]) if weight in tables else (0.0, SAME * means[weight])), f)
     still = {weight: (0.0, SAME * means[weight], 1.0) for weight in edges if weight not in tables}
-    return ByLayer(formulas | still, *_likeness([samples[weight] for weight in differing]))
+    return ByLayer(formulas | still)
 
 
 def _layers(pair: CommonGauge) -> tuple[list[WeightTensor], dict[WeightTensor, int]]:
@@ -155,24 +202,6 @@ def _factor(distance: float, from_inputs: float) -> float:
     A power of two, so that g is multiplied without rounding; 1 where nothing differs.
     """
     return 2.0 ** round(math.log2(distance / from_inputs)) if distance > 0 and from_inputs > 0 else 1.0
-
-
-# ---- what both networks share, by the model
-
-
-def _likeness(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Return the cosine of Φ and Φ', and how lopsided they are; see `ByLayer`.
-
-    ⟨Φ, Φ'⟩, ‖Φ‖₁, ‖Φ'‖₁ and ‖Φ(m)‖₁, m the pivot, are sums of characters too: products over the layers of θθ', |θ|, |θ'|, |m|.
-    The distances from the pivot are ‖Φ‖₁ − ‖Φ(m)‖₁ and ‖Φ'‖₁ − ‖Φ(m)‖₁ by Lemma 4.2.
-    """
-    cosine, other, common = 1.0, 1.0, 1.0  # ‖Φ'‖₁ and ‖Φ(m)‖₁ in units of ‖Φ‖₁
-    for a, b in samples:
-        cosine *= float(torch.nan_to_num((a @ b) / (a.norm() * b.norm())))
-        sizes = [float(values.sum()) for values in (a.abs(), b.abs(), pivot(a, b))]
-        other, common = (0.0, 0.0) if sizes[0] == 0 else (other * sizes[1] / sizes[0], common * sizes[2] / sizes[0])
-    apart = 1 + other - 2 * common
-    return cosine, abs(1 - other) / apart if apart > 0 else 1.0
 
 
 # ---- the model of the moments
@@ -236,4 +265,4 @@ def _swept(tables: list[Tensor]) -> list[int]:
     return choice
 
 
-__all__ = ["ByLayer", "ComparisonWeights", "chosen"]
+__all__ = ["ByLayer", "ComparisonWeights", "Likeness", "chosen", "likeness"]

@@ -24,6 +24,7 @@ from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.metric.bracket import Bracket, Step, bracketed, quotient
 from pathlift.metric.common_gauge import CommonGauge, in_common_gauge
+from pathlift.metric.comparison_weights import chosen, likeness
 from pathlift.metric.exact import checked_pair, differing, norm_tracks, ordered_difference, squared_difference, unequal
 from pathlift.metric.outputs import expanded, multiplicities, per_output, times
 from pathlift.metric.sampling import Estimate, estimated
@@ -191,7 +192,7 @@ class PathMetric(Result, line=("lower", "upper", "ratio", "q", "method", "sample
         """
 
         def sample(pair: CommonGauge, before: Bracket) -> Estimate:
-            return estimated(pair, before.by_layer, before.by_layer.near, samples, confidence, generator)
+            return estimated(pair, before.by_layer or chosen(pair), likeness(pair).near, samples, confidence, generator)
 
         return self._improved(None, sample, math.inf)
 
@@ -311,7 +312,9 @@ def path_metric(
     pair = in_common_gauge(network, both)
     with limited(None if seconds == math.inf else max(seconds - (time.monotonic() - start), 0.0)):
         bracket, weights = bracketed(pair, moments, tighten, ratio, progress)
-    sampled = None if not estimate else estimated(pair, weights, bracket.by_layer.near, estimate, 0.95, generator)
+    sampled = None
+    if estimate:
+        sampled = estimated(pair, weights or chosen(pair), likeness(pair).near, estimate, 0.95, generator)
     return _result(compact, bracket, sampled)._standing_at(standing(network, state, bracket))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -107,10 +107,12 @@ class _Further(Moments):
             start += k + 1
         return rows
 
-    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Iterator[tuple[int, Tensor]]:
         """See `Moments.of`."""
-        characters = super().of(weight, a, b, *extras)
-        return [characters[0], *characters[(self.above // 2 + 1) ** 2 :]]  # 1 + 3 + 5 + … characters up to M_k are (k/2 + 1)²
+        known = (self.above // 2 + 1) ** 2  # characters up to M_k: 1 + 3 + 5 + …
+        for number, character in super().of(weight, a, b, *extras):
+            if number == 0 or number >= known:
+                yield max(number - known + 1, 0), character
 
 
 def moment_sums(pair: CommonGauge, highest: int, g: ComparisonWeights, *, above: int = -1) -> tuple[dict[int, Sum], int]:

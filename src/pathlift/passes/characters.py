@@ -14,14 +14,14 @@ Where a weight is the same in both networks, g = |a| is best, and every characte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import Entry
+from pathlift.edges.weights import Entry, Stream
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.products import PairProgram, WeightPair
@@ -57,22 +57,18 @@ class Moments:
     @property
     def rows(self) -> dict[int, tuple[int, int]]:
         """Where the characters of each k begin, and how many there are."""
-        rows, start = {}, 0
-        for k in range(0, self.order + 1, 2):
-            rows[k] = (start, k + 1)
-            start += k + 1
-        return rows
+        return {k: ((k // 2) ** 2, k + 1) for k in range(0, self.order + 1, 2)}  # 1 + 3 + 5 + … are squares
 
     @property
     def signed(self) -> frozenset[int]:
         """The characters that may be negative, or so much smaller than Φ(g) that their range is not looked at."""
         return frozenset(range(1, self.count))
 
-    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
-        """Compute the characters of a weight tensor.
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Compute the characters of a weight tensor, one after the other.
 
-        Row k holds χ_j = g·(a/g)^(k−j)·(b/g)^j, j = 0…k. Row k + 2 is row k times (a/g)², and after it the last of row k times
-        (a/g)(b/g) and times (b/g)².
+        Row k holds χ_j = g·x^(k−j)·y^j, j = 0…k, with x = a/g and y = b/g. Times xy the j-th of a row is the one after it in
+        the next: so all of them are made from g, g·x², g·x⁴, … and g·y², g·y⁴, … by one multiplication each, in place.
 
         Args:
             weight: The weight.
@@ -80,65 +76,99 @@ class Moments:
             b: Values of θ'.
             extras: What g depends on besides (`ComparisonWeights`).
 
-        Returns:
-            One tensor per character.
+        Yields:
+            The number of a character, and its values, for use before the next is asked for.
         """
         g = self.g(weight, a, b, *extras)
-        row = [g]
-        characters = [g]
-        if self.order:
-            safe = torch.where(g > 0, g, 1.0)
-            first, second = a / safe, b / safe
-            squares = first * first, first * second, second * second
-        for _ in range(2, self.order + 1, 2):
-            row = [*(character * squares[0] for character in row), row[-1] * squares[1], row[-1] * squares[2]]
-            characters += row
-        return characters
+        if not self.order:
+            yield 0, g
+            return
+        safe = g if nowhere(g, 0.0) else torch.where(g > 0, g, 1.0)
+        x, y = a / safe, b / safe
+        xy, room = x * y, Room(g)
+        yield from self._along(0, 0, g, xy, room)
+        for square, last in ((_times(x, x), False), (_times(y, y), True)):
+            side = g
+            for k in range(2, self.order + 1, 2):
+                side = side * square if k == 2 else _times(side, square)
+                yield from self._along(k, k if last else 0, side, xy, room)
+
+    def _along(self, k: int, j: int, character: Tensor, xy: Tensor, room: Room) -> Iterator[tuple[int, Tensor]]:
+        """Yield a character of row k and those that it becomes times xy, (xy)², …; it is not overwritten."""
+        yield (k // 2) ** 2 + j, character
+        for step, row in enumerate(range(k + 2, self.order + 1, 2), 1):
+            character = room.product(character, xy) if step == 1 else _times(character, xy)
+            yield (row // 2) ** 2 + j + step, character
 
 
 @dataclass(frozen=True)
 class Affinities:
-    """The characters |Φ|^(1−l/n)·|Φ'|^(l/n), l = 0…n, and after them the same times the sign of ΦΦ'.
+    """The characters |Φ|^(1−l/n)·|Φ'|^(l/n), l = 0…n, and after them some of these times the sign of ΦΦ'.
 
     Attributes:
         order: n.
-        split: Whether the signed ones are there; where no weight changes its sign they are the unsigned ones.
+        signs: The l of the signed ones; none where no weight changes its sign, for they are the unsigned ones.
     """
 
     order: int
-    split: bool
+    signs: range
 
     @property
     def count(self) -> int:
         """Number of characters."""
-        return (self.order + 1) * (2 if self.split else 1)
+        return self.order + 1 + len(self.signs)
 
     @property
     def signed(self) -> frozenset[int]:
         """The characters that may be negative, and those between the path-norms, which bound them."""
         return frozenset(range(self.count)) - {0, self.order}
 
-    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> list[Tensor]:
-        """See `Moments.of`."""
+    def of(self, weight: WeightTensor, a: Tensor, b: Tensor, *extras: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """See `Moments.of`: |a|, times (|b|/|a|)^(1/n) as often as it takes, and |b|."""
         del weight, extras
-        roots = [_root(value.abs(), self.order) for value in (a, b)]
-        affinities = _powers(roots[0], roots[1], self.order)
-        if self.split:
-            sign = torch.sign(a) * torch.sign(b)
-            affinities += [affinity * sign for affinity in affinities]
-        return affinities
+        sizes = a.abs(), b.abs()
+        first, second = (_root(size, self.order) for size in sizes)
+        sign = torch.sign(a) * torch.sign(b) if self.signs else None
+        room = Room(a)
+        # the quotient of roots is in range whatever a and b are, but for square roots, whose ladder has one step
+        ratio = second / (first if nowhere(first, 0.0) else torch.where(first > 0, first, 1.0))
+        affinity = sizes[0]
+        for number in range(self.order + 1):
+            if number == self.order:
+                affinity = sizes[1]
+            elif number == 1:
+                affinity = first * second if self.order == 2 else affinity * ratio
+            elif number > 1:
+                affinity = _times(affinity, ratio)
+            yield number, affinity
+            if sign is not None and number in self.signs:
+                yield self.order + 1 + self.signs.index(number), room.product(affinity, sign)
 
 
-def _powers(a: Tensor, b: Tensor, order: int) -> list[Tensor]:
-    """Return a^(order−j)·b^j for j = 0…order."""
-    rising = [torch.ones_like(a)]
-    for _ in range(order):
-        rising.append(rising[-1] * b)
-    power = rising[0]
-    for j in range(order - 1, -1, -1):
-        power = power * a
-        rising[j] = rising[j] * power
-    return rising
+def nowhere(values: Tensor, least: float) -> bool:
+    """Whether no entry is at or below a number: a look that spares two copies on a processor; elsewhere it is not taken."""
+    return values.device.type == "cpu" and values.numel() > 0 and bool(values.detach().amin() > least)
+
+
+class Room:
+    """Memory for one result after the other; new memory for each where gradients are recorded."""
+
+    def __init__(self, like: Tensor) -> None:
+        """Ask for memory.
+
+        Args:
+            like: A tensor of its shape and type.
+        """
+        self.memory = None if torch.is_grad_enabled() else torch.empty_like(like)
+
+    def product(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return first·second in this memory."""
+        return torch.mul(first, second, out=self.memory)
+
+
+def _times(value: Tensor, factor: Tensor) -> Tensor:
+    """Return value·factor, in the memory of the first where no gradients are recorded."""
+    return value * factor if torch.is_grad_enabled() else value.mul_(factor)
 
 
 def _root(value: Tensor, order: int) -> Tensor:
@@ -178,7 +208,16 @@ class CharacterProgram(PairProgram):
 
     def entries(self, weight: WeightTensor, *values: Tensor) -> Mapping[Entry, Tensor]:
         """See `ProductProgram.entries`."""
+        return {key: character.clone() for key, character in self.stream(weight, *values)}
+
+    def stream(self, weight: WeightTensor, *values: Tensor) -> Stream:
+        """See `ProductProgram.stream`."""
         if weight not in self.pair.changed:
-            return dict.fromkeys(self.diagonal, values[0].abs())
-        characters = [character for family in self.families for character in family.of(weight, *values)]
-        return dict(zip(self.diagonal, characters, strict=True))
+            size = values[0].abs()
+            yield from ((key, size) for key in self.diagonal)
+            return
+        start = 0
+        for family in self.families:
+            for number, character in family.of(weight, *values):
+                yield self.diagonal[start + number], character
+            start += family.count

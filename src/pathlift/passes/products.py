@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import Bundle, Entry, Weights, computed
+from pathlift.edges.weights import Bundle, Entry, Stream, Weights, computed
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.programs import Values, WeightedProgram
@@ -77,6 +77,10 @@ class ProductProgram(WeightedProgram):
             A tensor of the same shape by key.
         """
 
+    def stream(self, weight: WeightTensor, *values: Tensor) -> Stream:
+        """Compute them one after the other, each for use before the next; see `entries`."""
+        return self.entries(weight, *values).items()
+
     def bundle(self, weight: WeightTensor) -> Bundle | None:
         """See `Program.bundle`.
 
@@ -93,11 +97,11 @@ class ProductProgram(WeightedProgram):
             return None
         known = self.weights(weight, torch.abs, self.degree)  # brings the values near 1
 
-        def entries(*values: Tensor) -> Mapping[Entry, Tensor]:
-            return self.entries(weight, *values)
+        def stream(*values: Tensor) -> Stream:
+            return self.stream(weight, *values)
 
         shift = known.exponent / self.degree
-        return Bundle(known.values, self.keys(weight), entries, torch.float64, shift=shift, degree=self.degree)
+        return Bundle(known.values, self.keys(weight), stream, torch.float64, shift=shift, degree=self.degree)
 
     def edge(self, weight: WeightTensor) -> Entries:
         """See `Program.edge`."""
@@ -114,7 +118,8 @@ class ProductProgram(WeightedProgram):
         bundle = self.bundle(weight)
         if bundle is None:
             return {to: self._sum_of(weight, keys) for to, keys in into.items()}
-        entries = bundle.full()  # all of them at once: a bias is small, and has as many as there are tracks
+        # all of them at once: a bias is small, and has as many as there are tracks
+        entries = {key: entry.clone() for key, entry in bundle.full()}
         return {to: computed(_sum(entries, keys), bundle.exponent) for to, keys in into.items()}
 
     def _sum_of(self, weight: WeightTensor, keys: Sequence[Entry]) -> Weights:
@@ -166,19 +171,13 @@ class PairProgram(ProductProgram):
         del weight
         return ()
 
-    def _sources(self, weight: WeightTensor) -> tuple[tuple[Tensor, ...], Callable[..., Mapping[Entry, Tensor]]]:
-        """Return the tensors that the entries of a weight tensor are made of, and how; only constants are left as they are."""
+    def _sources(self, weight: WeightTensor) -> tuple[tuple[Tensor, ...], Callable[..., tuple[Tensor, ...]]]:
+        """Return what θ, θ' and the extras of a weight tensor are made of, and how; only constants are left as they are."""
         if weight.scalar is not None:
-            known = self.weights(weight, torch.abs, self.degree)
-            return known.values, lambda *values: self.entries(weight, *values)
+            return self.weights(weight, torch.abs, self.degree).values, lambda *values: values
         extras = self.extras(weight) if weight in self.pair.changed else ()
         parts = self.pair.parts(weight)
-
-        def entries(*tensors: Tensor) -> Mapping[Entry, Tensor]:
-            a, b = self.pair.joined(*tensors[: len(parts)])
-            return self.entries(weight, a, b, *tensors[len(parts) :])
-
-        return (*parts, *extras), entries
+        return (*parts, *extras), lambda *tensors: (*self.pair.joined(*tensors[: len(parts)]), *tensors[len(parts) :])
 
     def shift(self, values: tuple[Tensor, ...]) -> float:
         """No shift: g has a scale of its own."""
@@ -189,9 +188,9 @@ class PairProgram(ProductProgram):
         """See `Program.bundle`."""
         if weight.scalar in (1.0, -1.0):
             return None
-        values, entries = self._sources(weight)
-        return Bundle(values, self.keys(weight), entries, torch.float64)
+        sources, joined = self._sources(weight)
+        return Bundle(sources, self.keys(weight), lambda *parts: self.stream(weight, *joined(*parts)), torch.float64)
 
     def _sum_of(self, weight: WeightTensor, keys: Sequence[Entry]) -> Weights:
-        values, entries = self._sources(weight)
-        return Weights(values, _added(entries, keys), torch.float64)
+        sources, joined = self._sources(weight)
+        return Weights(sources, _added(lambda *parts: self.entries(weight, *joined(*parts)), keys), torch.float64)

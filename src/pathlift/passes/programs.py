@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import Bundle, Entry, Weights
+from pathlift.edges.weights import Bundle, Entry, Stream, Weights
 from pathlift.fused import Recipe
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -240,9 +240,9 @@ class PartsProgram(NormProgram):
         recipe = Recipe.SAME if self.degree == 1.0 else None
         return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree, recipe=recipe)
 
-    def _entries(self, value: Tensor) -> Mapping[Entry, Tensor]:
+    def _entries(self, value: Tensor) -> Stream:
         magnitudes = self.transform(value)
-        return {(0, 0): magnitudes, (1, 1): magnitudes}
+        return [(key, magnitudes) for key in BOTH]
 
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
@@ -258,9 +258,9 @@ BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
 ALL: tuple[Entry, ...] = ((0, 0), (1, 1), (1, 0))
 
 
-def _size(value: Tensor, _room: Tensor) -> Mapping[Entry, Tensor]:
+def _size(value: Tensor, _room: Tensor) -> Stream:
     size = value.abs_()
-    return {(0, 0): size, (1, 1): size}
+    return [(key, size) for key in BOTH]
 
 
 class ScoreProgram(NormProgram):
@@ -446,8 +446,8 @@ class DifferenceProgram(WeightedProgram):
             return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True, recipe=Recipe.SAME)
         return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True, recipe=self.through.recipe)
 
-    def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Mapping[Entry, Tensor]:
-        return dict(zip(ALL, self.through.all(first, second, room), strict=True))
+    def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Stream:
+        return zip(ALL, self.through.all(first, second, room), strict=True)
 
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""

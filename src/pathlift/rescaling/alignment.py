@@ -164,10 +164,12 @@ class RescaledWeights(Mapping[WeightTensor, Tensor]):
         """Whether no number of the type of a weight tensor could leave the range; float32 and narrower ones rarely can."""
         if self.before[weight].dtype == torch.float64 or not self.before[weight].is_floating_point():
             return False
-        limits = torch.finfo(self.before[weight].dtype)
+        limits, scaling = torch.finfo(self.before[weight].dtype), self.constraints.weights.get(weight)
         low, high = math.log2(limits.smallest_normal * limits.eps), math.log2(limits.max)
-        for logs in self._logs(weight):
-            low, high = low + float(logs.min()), high + float(logs.max())
+        for scales in self.scales if scaling is not None else ():
+            assert scaling is not None
+            above, below = scales[scaling.above], scales[scaling.below]  # the extremes of all differences, not one by one
+            low, high = low + float(above.min() - below.max()), high + float(above.max() - below.min())
             if not (low >= math.log2(LEAST) and high <= math.log2(MOST)):
                 return False
         return True
