@@ -36,7 +36,7 @@ def _gains(first: Tensor, second: Tensor) -> bool:
     """Whether a product is one that oneDNN can do, and does faster."""
     if not ONEDNN or first.dtype != torch.float32 or first.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return False  # under vmap it would be called for one sample after the other, with a warning for the user
     return first.numel() * second.shape[1] >= (LONG if len(first) == 1 else LARGE)
 

@@ -16,6 +16,7 @@ after a fork.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ def _numba() -> Any | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        import numba
+        numba: Any = importlib.import_module("numba")
     except Exception as error:  # whatever it raises when another package does not suit it
         warnings.warn(f"numba is installed but does not load, so that PyTorch computes alone: {error}", stacklevel=2)
         return None

@@ -232,13 +232,13 @@ def _known_of(
 ) -> _Known:
     first: list[Samples] = []
 
-    def batches() -> Iterator[Samples]:
-        for batch in batches_of(data):
+    def noted(batches: Iterable[Samples]) -> Iterator[Samples]:
+        for batch in batches:
             if not first:
                 first.append(batch)
             yield batch
 
-    seen = None if data is None else batches()
+    seen = None if data is None else noted(batches_of(data))
     activations = activation_model(network, seen, moments=told, correlations="channels", running="checked")
     some = {name: values[:SOME] for name, values in feed_of(network, first[0]).items()} if first else None
     moments = {name: input_moments(activations, name) for name in names}
@@ -299,6 +299,7 @@ def _report(
     before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}
+    change, size = (None, None) if known.some is None else _changed(network, quantized, known.some)
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
         way.rounding,
@@ -308,7 +309,8 @@ def _report(
         known.origin,
         rows,
         known.squared_outputs,
-        *((None, None) if known.some is None else _changed(network, quantized, known.some)),
+        change,
+        size,
         log10_path_norm,
         metric,
         tuple(rounding.corrected),

@@ -3,8 +3,9 @@
 A module with one weight gives its path, as a convolution does. A module that calls several itself, with `torch.nn.functional`,
 gives each the name of its weight; parts of one weight that make different layers go by the names of these layers.
 
-Example: ``w2 @ relu(w1 @ x)`` in one module has the units ``w1`` and ``w2``; with ``w[:8]`` and ``w[8:]`` in the place of both,
-they are ``linear`` and ``linear_1``. Under one name, shares of channels would be added up that have nothing to do with each other.
+Example: ``w2 @ relu(w1 @ x)`` in one module has the units ``w1`` and ``w2``; with ``w[:8]`` and ``w[8:]`` in the place of
+both, they are ``linear`` and ``linear_1``. Under one name, shares of channels would be added up that have nothing to do with
+each other.
 """
 
 from __future__ import annotations

@@ -141,9 +141,9 @@ def moments_of_inputs(network: Network, mean: float | Tensor, variance: float | 
     """
     channels = channel_dims(network)
     return {
-        layer.name: tuple(
-            _placed(layer, channels[layer.name], name, value)
-            for name, value in (("input_mean", mean), ("input_variance", variance))
+        layer.name: (
+            _placed(layer, channels[layer.name], "input_mean", mean),
+            _placed(layer, channels[layer.name], "input_variance", variance),
         )
         for layer in network.layers
         if layer.kind == "input"
