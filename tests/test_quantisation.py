@@ -443,6 +443,24 @@ def test_a_network_from_an_onnx_file_goes_back_as_the_same_graph(tmp_path, sampl
     assert in_onnxruntime(written, sample).shape == (3, 3)
 
 
+@pytest.mark.one_in(3, first=1)
+@pytest.mark.parametrize("options", [{"bits": 8}, {"bits": 4, "granularity": 2}, {"bits": 6, "granularity": "tensor"}], ids=str)
+def test_a_quantised_file_is_compared_with_the_file_that_it_was_made_from(tmp_path, options):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pathlift.save(drawn(Residual), tmp_path / "float.onnx", SHAPE)
+    model = load_model(str(tmp_path / "float.onnx"))
+    quantized, report = pathlift.quantize(model, SHAPE, moments=2, **options)
+    save_onnx(pathlift.capture(quantized, SHAPE), report, tmp_path / "q.onnx")
+    other = load_model(str(tmp_path / "q.onnx"))
+    metric, expected = pathlift.path_metric(model, other, SHAPE, moments=2), report.path_metric
+    assert (metric.lower, metric.upper, metric.method) == (expected.lower, expected.upper, expected.method)
+    assert pathlift.equivalent(quantized, other, SHAPE)
+    with pytest.raises(MismatchError, match="give the second one first"):
+        pathlift.path_metric(other, model, SHAPE)
+    assert pathlift.path_metric(other, load_model(str(tmp_path / "q.onnx")), SHAPE).value == 0
+
+
 class WithRoundedInputs(nn.Module):
     """Activations rounded in front of each convolution and linear layer, as QuantizeLinear and DequantizeLinear do."""
 

@@ -270,6 +270,19 @@ def test_what_cannot_be_shrunk_is_refused_with_a_reason() -> None:
         shrink(nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1)), (2,))
     with pytest.raises(InputError, match="no channel"):
         pathlift.prune(plain(), SHAPE, 0.5, selection="channels", shrink=True, scope="0.weight")
+    with pytest.raises(InputError, match="no channel that can go: Torch-Pruning removes channels of modules"):
+        pathlift.prune(OneModule(), (4,), 0.5, selection="channels", shrink=True)
+
+
+class OneModule(nn.Module):
+    """Layers that are no modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.ones(6, 4)), nn.Parameter(torch.ones(2, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(torch.relu(nn.functional.linear(x, self.first)), self.second)
 
 
 def test_tensors_that_two_layers_share_stay() -> None:

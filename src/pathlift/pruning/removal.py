@@ -523,5 +523,8 @@ def whole_channels(model: nn.Module | None, inputs: Inputs | None, network: Netw
     ]
     if not within:
         reasons = sorted({group.fixed or "a weight that makes or reads them is not in the scope" for group in groups})
+        reasons = reasons or [
+            "Torch-Pruning removes channels of modules such as nn.Conv2d and nn.Linear, and the model has none"
+        ]
         raise InputError(f"There is no channel that can go: {'; '.join(reasons)}.")
     return WholeChannels(network, within)

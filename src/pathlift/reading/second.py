@@ -23,6 +23,7 @@ from pathlift.reading.alike import check_graph
 from pathlift.reading.live import LiveState
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import BESIDE, Fit, bare, fit
+from pathlift.storage.onnx import OnnxModule
 
 Other: TypeAlias = nn.Module | Network | Mapping[str, Tensor] | Path | str
 """The second network: a module or captured network of the same architecture, a state-dict, or a file or folder of weights."""
@@ -44,6 +45,8 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
     """
     if isinstance(other, (str, Path)):
         other = Checkpoint(other, network.host)
+    if isinstance(other, OnnxModule):
+        other = _in_floating_point(network, other)
     if isinstance(other, nn.Module):
         if network.graph.program and program_of(other) == network.graph.program:
             return fitted(network, named_tensors(other))
@@ -57,6 +60,16 @@ def other_state(network: Network, other: Other) -> dict[str, Tensor]:
         check_graph(network, other, state)
         return state
     return fitted(network, other)
+
+
+def _in_floating_point(network: Network, other: OnnxModule) -> OnnxModule:
+    """Return a program whose whole numbers and scales have become the weights of the network."""
+    first = network.state.root if isinstance(network.state, LiveState) else None
+    if isinstance(first, OnnxModule) and first.with_weights(named_tensors(other).keys()) is not first:
+        raise MismatchError(
+            "The first network has whole numbers and scales where the second has weights: give the second one first."
+        )
+    return other.with_weights(network.names)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ constants is computed beside PyTorch (`host`), from the sizes that the inputs ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pathlift.errors import InputError, Problem, UnsupportedModelError, told
 from pathlift.storage.onnx.host import evaluate, on_host
-from pathlift.storage.onnx.names import Path
+from pathlift.storage.onnx.names import Path, tensor_paths
 from pathlift.storage.onnx.operators import OPERATORS
 from pathlift.storage.onnx.program import STATIC, Array, Declared, Node, NotReadError, Program, tensor_of
 
@@ -281,6 +281,50 @@ class OnnxModule(Operator):
         part = OnnxModule(program, self.inputs, self.nodes, tensors)
         part.samples, part.held = self.samples, self.held
         return part.train(self.training)
+
+    @torch.no_grad()
+    def with_weights(self, wanted: Collection[str]) -> OnnxModule:
+        """Return the same program with weights under names at which it has values that follow from constants alone.
+
+        So a file whose weights are whole numbers, scales and DequantizeLinear has those of the file that it was made from.
+
+        Args:
+            wanted: Names of parameters, as a state-dict has them.
+
+        Returns:
+            A program whose new weights are parameters; itself where no such name is among its values.
+        """
+        program, made = self.program, {name: node for node in self.program.nodes for name in node.outputs if name}
+        constant = {*program.arrays, *program.tensors}
+        for node in program.nodes:
+            if not node.branches and constant.issuperset(filter(None, node.inputs)):
+                constant.update(filter(None, node.outputs))
+        paths = {name: path for name, path in tensor_paths(made, RESERVED).items() if ".".join(path) in wanted}
+        chosen = {name: path for name, path in paths.items() if name in constant}
+        nodes = tuple(node for node in program.nodes if chosen.keys().isdisjoint(node.outputs))
+        if not chosen or not {node.path for node in nodes}.isdisjoint(chosen.values()):
+            return self
+        inner = program.ending_at(chosen)
+        unread: dict[str, Unread] = {}
+        values = self._run(inner, {}, unread)
+        if unread or not all(isinstance(value, Tensor) for value in values):
+            return self
+        whole = Program(nodes, program.outputs, {**program.tensors, **chosen}, program.arrays).ending_at(program.outputs)
+        tensors: dict[Path, Tensor | None] = {
+            path: getattr(_module_at(self, path[:-1]), path[-1])
+            for part in whole.all()
+            for name, path in part.tensors.items()
+            if name not in chosen
+        }
+        weights = (value for value in values if isinstance(value, Tensor))
+        tensors |= {
+            path: nn.Parameter(value, requires_grad=value.is_floating_point())
+            for path, value in zip(chosen.values(), weights, strict=True)
+            if path in whole.tensors.values()
+        }
+        module = OnnxModule(whole, self.inputs, self.nodes, tensors)
+        module.samples, module.held = self.samples, self.held
+        return module.train(self.training)
 
 
 def _module_at(module: Operator, path: Path) -> Operator:
