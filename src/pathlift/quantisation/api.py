@@ -37,7 +37,7 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
-from pathlift.statistics.model import moments_of_inputs
+from pathlift.statistics.model import DOUBT, moments_of_inputs
 
 
 @overload
@@ -211,7 +211,7 @@ def _moments_of(
 ) -> tuple[str, dict[str, InputMoments]]:
     """Return where statistics come from, and what each weight is multiplied by."""
     batches = None if data is None else batches_of(data)
-    activations = activation_model(network, batches, moments=told, correlations="channels", running="checked")
+    activations = activation_model(network, batches, moments=told, correlations="channels", running="checked", doubt=DOUBT)
     return activations.source, {name: input_moments(activations, name) for name in names}
 
 
@@ -302,7 +302,7 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) 
     off = float(torch.linalg.vector_norm(outcome.change)) / size if size > 0 else 0.0
     return QuantizedTensor(
         matrices.name, form, integers, scale, zero.to(torch.int8), block, (between[0], between[1]), weight.dtype, outcome.cost,
-        off, share,
+        off, share, outcome.moments.depth,
     )  # fmt: skip
 
 
