@@ -133,7 +133,7 @@ class Propagation:
                 step = self._step(layer)
                 norm = self.norms.get(layer.name)
                 self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
-                self.depth[layer.name] = 0 if step.moments.source == "batch norm" or norm else self._depth(layer)
+                self.depth[layer.name] = 0 if step.moments.source == "batch norm" or norm is not None else self._depth(layer)
                 self._done(layer)
         return self.steps
 
