@@ -20,6 +20,7 @@ from pathlift.pruning import Batch
 from pathlift.reference import Probe
 from pathlift.rescaling import with_state
 from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics.model import DOUBT
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path runs through")
 
@@ -182,6 +183,41 @@ def test_outputs_move_less_than_by_the_masks_alone(seed: int) -> None:
     assert moved(gaussian, update="compensate") < 0.9 * moved(gaussian)
 
 
+@pytest.mark.parametrize("criterion", ["lamp", "output_error"])
+def test_inputs_of_another_size_are_weights_of_another_size(criterion: str) -> None:
+    model = drawn(lambda: perceptron(12, 16, 12, 4))
+    other = copy.deepcopy(model)
+    first = next(iter(dict(model.named_parameters())))
+    other.get_parameter(first).data *= 64
+    options = {"amount": 0.5, "criterion": criterion, "update": "compensate"}
+    told = {"input_mean": torch.full((12,), 0.5 * 64, dtype=torch.float64), "input_variance": 64.0**2}
+    pruned, report = pathlift.prune(model, (12,), **options, **told)  # type: ignore[call-overload]
+    expected, other_report = pathlift.prune(other, (12,), **options, input_mean=0.5)  # type: ignore[call-overload]
+    pruned.get_parameter(first).data *= 64
+    assert same(pruned, expected)
+    assert all(torch.equal(mask, other_report.masks[name]) for name, mask in report.masks.items())
+    untold, without = pathlift.prune(model, (12,), **options)  # type: ignore[call-overload]
+    untold.get_parameter(first).data *= 64
+    assert not same(untold, pruned)
+    assert criterion == "lamp" or not all(torch.equal(mask, without.masks[name]) for name, mask in report.masks.items())
+    with pytest.raises(pathlift.InputError, match="input_mean must have shape"):
+        pathlift.prune(model, (12,), 0.5, input_mean=torch.ones(77))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_are_fitted_better_where_it_is_told_what_inputs_look_like(seed: int) -> None:
+    model = drawn(lambda: perceptron(12, 16, 12, 4), seed)
+    generator = torch.Generator().manual_seed(seed)
+    mean, deviation = torch.randn(12, dtype=torch.float64, generator=generator), torch.linspace(0.1, 3, 12, dtype=torch.float64)
+    samples = mean + deviation * torch.randn(2000, 12, dtype=torch.float64, generator=generator)
+
+    def moved(**told: object) -> float:
+        pruned, _ = pathlift.prune(model, (12,), 0.5, "magnitude", update="compensate", **told)  # type: ignore[call-overload]
+        return float((pruned(samples) - model(samples)).detach().square().mean())
+
+    assert moved(input_mean=mean, input_variance=deviation**2) < 0.9 * moved()
+
+
 def test_one_layer_is_fitted_to_the_data_as_well_as_can_be() -> None:
     """The mean of each output stays, and the error is that of the best row with these zeros, but for the damping."""
     model, x = drawn(lambda: nn.Sequential(nn.Linear(8, 5))), mixed(300, 8)
@@ -197,12 +233,12 @@ def test_one_layer_is_fitted_to_the_data_as_well_as_can_be() -> None:
 
 
 def test_the_mean_of_a_linear_layer_is_kept_where_it_is_known() -> None:
-    """Inputs behind a ReLU of standard Gaussians have the mean that propagation says: the corrected bias is exact."""
+    """By the mean that propagation says, doubts included, outputs have the same mean before and after."""
     model = drawn(lambda: perceptron(6, 5, 3))
     network = pathlift.capture(model, (6,))
     report = pathlift.prune(network, amount=0.5, criterion="magnitude", scope="2.weight", update="compensate")
     state = report[0].state
-    mean = input_moments(activation_model(network, correlations="channels"), "2.weight").mean[0]
+    mean = input_moments(activation_model(network, correlations="channels", doubt=DOUBT), "2.weight").mean[0]
     before, after = (weights["2.weight"] @ mean + weights["2.bias"] for weights in (model.state_dict(), state))
     assert torch.allclose(before, after, rtol=1e-12)
 

@@ -18,7 +18,7 @@ from pathlift.statistics import activation_model, input_moments
 from pathlift.statistics.covariances import COLOURS, PIXEL
 from pathlift.statistics.input_moments import positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
-from pathlift.statistics.model import Correlations
+from pathlift.statistics.model import DOUBT, Correlations
 
 CASES = [case for case in NETWORKS + OPERATORS if "norm" not in case.name and case.name != "residual"]
 FACTORS = (1, 128, 2**-5, 2, 4096)
@@ -170,13 +170,14 @@ def test_moments_and_sensitivities_follow_a_rescaling_bit_for_bit(case: Case) ->
     network = network_of(case.make(), case.shape)
     state = pathlift.symmetries(network).randomize(FACTORS, 1)
     other = replace(network, state={name: state[name] for name in network.state})
-    for correlations in ("taps", "channels"):
-        assert_follows(network, other, correlations)
+    assert_follows(network, other, "taps", 0.0)
+    for doubt in (0.0, DOUBT):
+        assert_follows(network, other, "channels", doubt)
 
 
-def assert_follows(network: pathlift.Network, other: pathlift.Network, correlations: Correlations) -> None:
+def assert_follows(network: pathlift.Network, other: pathlift.Network, correlations: Correlations, doubt: float) -> None:
     """m → λm, v → λ²v, g → g/λ² with λ a power of two for each neuron."""
-    before, after = (activation_model(each, correlations=correlations) for each in (network, other))
+    before, after = (activation_model(each, correlations=correlations, doubt=doubt) for each in (network, other))
     for name, step in before.steps.items():
         shape = network.layer[name].shape
         mean, variance = (x.expand(shape) for x in (step.moments.mean, step.moments.variance))
@@ -282,14 +283,15 @@ def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> N
     assert agreement > (0.6 if "concatenation" in name else 0.9)
 
 
-def test_correlations_follow_a_rescaling_bit_for_bit() -> None:
+@pytest.mark.parametrize("doubt", [0.0, DOUBT])
+def test_correlations_follow_a_rescaling_bit_for_bit(doubt: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*DEEP["behind a depthwise layer"]()[:2], nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 6, 1))
     network = network_of(model.double(), (3, 9, 9))
     groups = pathlift.symmetries(network)
     factors = groups.randomize(FACTORS, 1)
     other = replace(network, state={name: factors[name] for name in network.state})
-    before, after = (activation_model(each, correlations="channels") for each in (network, other))
+    before, after = (activation_model(each, correlations="channels", doubt=doubt) for each in (network, other))
     ratio = groups.weight_factors(factors.factors)
     for name in ("2.weight", "4.weight"):
         own, new = input_moments(before, name), input_moments(after, name)
@@ -303,6 +305,35 @@ def _unscaled(own: object, new: object) -> Tensor:
     first = own.second[:, :1, :1] / new.second[:, :1, :1]
     assert bool((torch.frexp(first)[0] == 0.5).all())
     return first
+
+
+# ------------------------------------------------------------------------------------------------------------------ doubt
+
+
+def test_each_weight_adds_the_error_of_independent_errors_of_all_that_it_multiplies() -> None:
+    """Var += d·Σ w²·E u², alike at all positions, independent between channels; what the first layer reads has none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), nn.Conv2d(3, 4, 2, bias=False)).double()
+    network, told = network_of(model, (2, 6, 6)), torch.tensor([0.5, -1.0], dtype=torch.float64)
+    moments = {network.layers[0].name: (told.reshape(1, 2, 1, 1), torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64))}
+    plain, doubted = (activation_model(network, moments=moments, correlations="channels", doubt=d) for d in (0.0, 0.2))
+    first, second = (tuple(input_moments(each, name) for each in (plain, doubted)) for name in ("0.weight", "1.weight"))
+    assert torch.equal(first[0].second, first[1].second)
+    error = 0.2 * torch.einsum("oihw,i->o", model[0].weight.detach().square(), 0.3 + told**2)
+    own, other = (moments.blocks(centred=True)[0].reshape(3, 4, 3, 4) for moments in second)
+    expected = own + torch.diag_embed(error).reshape(3, 1, 3, 1)
+    torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+    assert (first[1].depth, second[1].depth) == (0, 1)
+
+
+def test_what_batch_norms_know_is_not_doubted() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    network = network_of(model.eval(), (2, 6, 6))
+    plain, doubted = (activation_model(network, correlations="channels", doubt=d) for d in (0.0, DOUBT))
+    kept, more = (tuple(input_moments(each, name) for each in (plain, doubted)) for name in ("3.weight", "5.weight"))
+    assert torch.equal(kept[0].second, kept[1].second) and torch.equal(kept[0].sensitivity > 0, kept[1].sensitivity > 0)
+    assert bool((more[0].diagonal < more[1].diagonal).all())
+    assert (kept[1].depth, more[1].depth) == (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------------- data

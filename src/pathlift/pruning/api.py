@@ -44,6 +44,7 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.results import Result
+from pathlift.statistics.model import moments_of_inputs
 
 Scoring: TypeAlias = "str | Criterion | Callable[[Network], Mapping[str, Tensor]] | Mapping[str, Tensor]"
 """A name of `CRITERIA`, a criterion, a function of the network, or scores by parameter name."""
@@ -219,6 +220,8 @@ def prune(
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
     update: str = "none",
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
 ) -> tuple[Network, PruneReport]: ...
 
 
@@ -237,6 +240,8 @@ def prune(
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
     update: str = "none",
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
 ) -> tuple[nn.Module, PruneReport]: ...
 
 
@@ -255,6 +260,8 @@ def prune(
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
     update: str = "none",
+    input_mean: float | Tensor = 0.0,
+    input_variance: float | Tensor = 1.0,
 ) -> tuple[nn.Module | Network, PruneReport]:
     """Set the least important weights of a copy to 0 and report the price.
 
@@ -280,6 +287,10 @@ def prune(
             the same; each row of a weight is fitted by least squares to what it was, over what it multiplies, and biases and
             batch norms take up means and variances. What weights multiply is known from batch norms and by propagation, or
             measured on ``data``, layer after layer.
+        input_mean: Mean of the inputs, from which moments are propagated without data: a number, one for each channel, or of a
+            sample's shape. A network without batch norms whose inputs are no images of mean 0 and variance 1 needs it, or data,
+            for ``update="compensate"`` and for the criterion ``output_error``; no other looks at it.
+        input_variance: Their variance, likewise.
         shrink: Remove the channels for good (``selection="channels"``, extra ``torch-pruning``). Channels that are tied to each
             other, by a residual stream say, go together, with the weights that make them and those that read them; only
             channels go all of whose weights are in the scope. See `pathlift.pruning.shrink`.
@@ -306,7 +317,8 @@ def prune(
         network = capture(model, inputs)
         module = None if isinstance(model, Network) else model
         names, held = scoped(network, scope, module), _held(data)
-        chosen = _criterion(criterion)
+        told = moments_of_inputs(network, input_mean, input_variance)
+        chosen = _criterion(criterion).told(told)
         select = chosen.selection if selection is None else selection_of(selection)
         if shrink:
             if select is not select_channels:
@@ -328,7 +340,7 @@ def prune(
             pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
-        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held))
+        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held), told)
         pruned = pruned if fitted is None else fitted.network
         report = _report(network, pruned, masks, chosen.name, share, fitted)
         if report.collapsed:

@@ -121,6 +121,7 @@ declare(__name__, {
     "invariant": flag,
     "bounded": flag,
     "Criterion.steps": positive_count,
+    "propagated": function("a function of the network and of moments of its inputs", 2),
     # data with targets
     "Batch.loss": function("a function of outputs and targets", 2, modules=True),
     "size": positive_count,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,9 @@ Data = Batch | Sequence[Batch] | Tensor
 
 Score = Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
 """A score of the network, the data and a source of randomness."""
+
+Told = Mapping[str, tuple[Tensor, Tensor]]
+"""Input layer to mean and variance, broadcastable to its shape."""
 
 RECOMMENDED = "relative_path_magnitude"
 """The criterion that `pathlift.prune` takes when none is named: it needs no data, no gauge moves it, and it empties no layer
@@ -45,6 +48,8 @@ class Criterion:
         bounded: Whether the sum of its scores bounds what pruning changes, as (13) does.
         selection: How weights are chosen by these scores unless one says otherwise.
         steps: Rounds of scoring and pruning unless one says otherwise.
+        propagated: The score of the network and of what its inputs look like, for one that propagates their moments: it takes
+            the place of `score` where they are told.
     """
 
     name: str
@@ -55,6 +60,21 @@ class Criterion:
     bounded: bool = False
     selection: Selection = select_global
     steps: int = 1
+    propagated: Callable[[Network, Told], Mapping[str, Tensor]] | None = None
+
+    def told(self, moments: Told) -> Criterion:
+        """Return the criterion for inputs of known moments.
+
+        Args:
+            moments: Input layer to mean and variance.
+
+        Returns:
+            Itself, where it propagates none.
+        """
+        propagated = self.propagated
+        if propagated is None:
+            return self
+        return replace(self, score=lambda network, *_: propagated(network, moments))
 
     @public
     def scores(self, network: Network, data: Data | None = None, generator: Randomness | None = None) -> Mapping[str, Tensor]:
@@ -223,6 +243,7 @@ _ALL = (
         "least expected error of the outputs when the others make up for a weight, without data",
         _of_network(criteria.output_error),
         invariant=True,
+        propagated=lambda network, moments: criteria.output_error(network, moments=moments),
     ),
     Criterion(
         "output_error_data",

@@ -22,7 +22,7 @@ from pathlift.precision import without_autocast
 from pathlift.quantisation.matrices import matrices_of
 from pathlift.reading import Inputs, capture
 from pathlift.statistics import activation_model
-from pathlift.statistics.model import moments_of_inputs
+from pathlift.statistics.model import DOUBT, moments_of_inputs
 
 DEVIATIONS = 6.0
 """k above."""
@@ -86,7 +86,7 @@ def activation_ranges(
 def _by_statistics(
     network: Network, deviations: float, told: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, tuple[float, float]]:
-    steps, ends = activation_model(network, moments=told).steps, {}
+    steps, ends = activation_model(network, moments=told, doubt=DOUBT).steps, {}
     limits: dict[str, tuple[float, float]] = {}
     for layer in network.layers:
         moments = steps[layer.name].moments

@@ -38,7 +38,7 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
-from pathlift.statistics.model import moments_of_inputs, squared_outputs
+from pathlift.statistics.model import DOUBT, moments_of_inputs, squared_outputs
 
 SOME = 16
 """Inputs of the data on which the change of the outputs is looked at."""
@@ -239,7 +239,7 @@ def _known_of(
             yield batch
 
     seen = None if data is None else noted(batches_of(data))
-    activations = activation_model(network, seen, moments=told, correlations="channels", running="checked")
+    activations = activation_model(network, seen, moments=told, correlations="channels", running="checked", doubt=DOUBT)
     some = {name: values[:SOME] for name, values in feed_of(network, first[0]).items()} if first else None
     moments = {name: input_moments(activations, name) for name in names}
     return _Known(activations.source, moments, squared_outputs(activations), some)
@@ -345,7 +345,7 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) 
     off = float(torch.linalg.vector_norm(outcome.change)) / size if size > 0 else 0.0
     return QuantizedTensor(
         matrices.name, form, integers, scale, zero.to(torch.int8), block, (between[0], between[1]), weight.dtype, outcome.cost,
-        off, share,
+        off, share, outcome.moments.depth,
     )  # fmt: skip
 
 

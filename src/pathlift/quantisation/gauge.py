@@ -40,6 +40,7 @@ from pathlift.rescaling import Symmetries, gauges
 from pathlift.rescaling.constraints import ScaleConstraints
 from pathlift.results import Result
 from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics.model import DOUBT
 
 GAUGES = ("none", "equalised", "balanced", "optimal")
 """The gauges by name; the first is the default."""
@@ -227,7 +228,7 @@ class ExpectedError:
             told: Input layer to mean and variance.
         """
         self.solution = constraints.solution
-        activations = activation_model(network, moments=told)
+        activations = activation_model(network, moments=told, doubt=DOUBT)
         self.parts: list[_Part] = []
         for name, form in formats.items():
             scaling, laid_out = constraints.scalings.get(name), matrices[name]

@@ -118,7 +118,7 @@ class QuantizeReport(
 
     def table(self) -> list[dict[str, object]]:
         """Return one dictionary for each tensor, for a data frame."""
-        columns = ("name", "format", "weights", "bytes", "expected_error", "relative_error", "path_share")
+        columns = ("name", "format", "weights", "bytes", "expected_error", "relative_error", "path_share", "propagated")
         total = self.expected_error
         return [
             {column: getattr(tensor, column) for column in columns}

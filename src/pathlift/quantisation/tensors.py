@@ -26,6 +26,7 @@ class QuantizedTensor(
         "expected_error",
         "relative_error",
         "path_share",
+        "propagated",
         "integers",
         "scale",
         "zero_point",
@@ -47,6 +48,9 @@ class QuantizedTensor(
         relative_error: ‖Δ‖₂/‖θ‖₂.
         path_share: Σ |Δ_i|·∂‖Φ‖₁/∂|θ_i| as a share of ‖Φ(θ)‖₁: the path-metric of rounding this tensor alone, where no path
             runs through it twice.
+        propagated: Through how many other weights the statistics of what it is multiplied by were propagated since something
+            was known of them: 0 right behind inputs and batch norms, and where data were measured. The more, the less they and
+            the expected error are worth.
     """
 
     name: str
@@ -60,6 +64,7 @@ class QuantizedTensor(
     expected_error: float
     relative_error: float
     path_share: float
+    propagated: int
 
     @property
     def format(self) -> str:

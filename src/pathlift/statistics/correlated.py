@@ -20,6 +20,7 @@ from pathlift.statistics.covariances import (
     REACH,
     Lags,
     along_space,
+    blurred,
     flattened,
     joined,
     moved_channels,
@@ -45,6 +46,7 @@ class CorrelatedPropagation(Propagation):
         pixel: float = PIXEL,
         *,
         running: Running = "stored",
+        doubt: float = 0.0,
     ) -> None:
         """Describe what is known.
 
@@ -54,8 +56,9 @@ class CorrelatedPropagation(Propagation):
             correlation: See `Propagation`, where no more is known.
             pixel: Correlation of neighbouring pixels of an input.
             running: See `Propagation`.
+            doubt: See `Propagation`: these errors are alike at all positions, and independent between channels.
         """
-        super().__init__(network, inputs, correlation, running=running)
+        super().__init__(network, inputs, correlation, running=running, doubt=doubt)
         self.pixel = pixel
         self.lags: dict[str, Lags | None] = {}
         self.read: dict[tuple[str, str], Lags] = {}
@@ -90,8 +93,17 @@ class CorrelatedPropagation(Propagation):
         if through is not None and through[1] is not None:
             variance = through[1].reshape([-1 if dim == 1 else 1 for dim in range(len(above))])
         shape = [above[1] if dim == 1 else 1 for dim in range(len(above))]
-        flat = variance.mean([dim for dim in range(len(above)) if dim != 1], keepdim=True).expand(shape).reshape(-1)
-        self._branches.setdefault(layer.name, []).append((None if through is None else through[0], flat))
+
+        def by_channel(x: Tensor) -> Tensor:
+            return x.mean([dim for dim in range(len(above)) if dim != 1], keepdim=True).expand(shape).reshape(-1)
+
+        flat, lags_above = by_channel(variance), None if through is None else through[0]
+        doubt = self.doubted(layer, connection, transfer)
+        if doubt is not None:
+            more = by_channel(doubt)
+            lags_above = None if lags_above is None else blurred(lags_above, flat, more)
+            flat = flat + more
+        self._branches.setdefault(layer.name, []).append((lags_above, flat))
         return mean, variance
 
     @staticmethod

@@ -195,6 +195,28 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     return Lags(at, space)
 
 
+def blurred(lags: Lags, variance: Tensor, more: Tensor) -> Lags:
+    """Return the correlations where each channel has an error of its own, the same at all positions.
+
+    Args:
+        lags: Correlations without it.
+        variance: Variances without it, (channels,).
+        more: Variance of the error, (channels,).
+
+    Returns:
+        Correlations.
+    """
+    total = variance + more
+    there = total > 0
+    share = torch.where(there, variance / torch.where(there, total, 1.0), 1.0).float()
+    size, at = share.sqrt(), {}
+    for lag, correlation in lags.at.items():
+        correlation_above = correlation * size[:, None] * size
+        correlation_above.diagonal().add_(1.0 - share)
+        at[lag] = _unit(correlation_above, lag)
+    return Lags(at, lags.space)
+
+
 def side_by_side(
     pieces: Sequence[tuple[Lags | None, int]], space: tuple[int, ...], correlation: float, device: torch.device
 ) -> Lags:

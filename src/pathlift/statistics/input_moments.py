@@ -52,6 +52,8 @@ class InputMoments:
         following: The bias, or the running mean of the batch norm, that takes a shift of the outputs: a change Δ of the rows
             shifts them by Δ·mean, which is subtracted from a bias and added to a running mean. None where there is neither.
         variance: The running variance of the batch norm that reads the outputs; None where there is none.
+        depth: Through how many other weights its inputs were propagated since something was known of them, at most: 0 right
+            behind inputs and batch norms, and where data were measured.
         uses: For each use of the weight: (groups, ins) means and variances of its channels, correlation of taps, and reads.
     """
 
@@ -60,6 +62,7 @@ class InputMoments:
     sensitivity: Tensor
     following: str | None
     variance: str | None
+    depth: int
     _piece: Piece
     _uses: tuple[_Use, ...]
     _told: tuple[Tensor, Tensor] | None = None
@@ -304,7 +307,7 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
     if name not in network.state:
         raise InputError(f"The network has no parameter '{name[:100]}'.{nearest(name[:100], network.parameters)}")
     piece = _piece(network, name)
-    uses, rows, following, variances = [], [], [], []
+    uses, rows, following, variances, depths = [], [], [], [], []
     for layer, position, connection in _places(network, name):
         transfer = dict(enumerate(model.propagation.bundles(layer))).get(position)
         if isinstance(transfer, Apart):
@@ -330,12 +333,13 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
                 model.seen.get((layer.name, connection.source)),
             )
         )
+        depths.append(0 if below.source == "data" else model.propagation.depth[connection.source])
         rows.append(_of_rows(transfer.pattern.above, model.sensitivity[layer.name], layer))
         following.append(_following(network, layer, rows[-1].numel()))
         variances.append(_variance(network, layer, rows[-1].numel()))
     mean = torch.stack([use.first() for use in uses]).mean(0)
     target, running = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
-    moments = InputMoments(name, mean, torch.stack(rows).sum(0), target, running, piece, tuple(uses))
+    moments = InputMoments(name, mean, torch.stack(rows).sum(0), target, running, max(depths), piece, tuple(uses))
     if len(uses) > 1 or uses[0].seen is not None:
         return moments
     layer = next(layer for layer, _, _ in _places(network, name))

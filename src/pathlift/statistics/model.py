@@ -32,6 +32,11 @@ SPREAD = 2.0
 """Median |log₂ v/running_var| from which on running variances are no longer taken for those of what batch norms read."""
 
 
+DOUBT = 0.1
+"""How far off what is propagated is taken to be with each weight, where errors choose what is done to weights: the variance of
+the error of u as a share of E u²."""
+
+
 @dataclass(frozen=True, eq=False)
 class ActivationModel:
     """The moments of all activations of a network.
@@ -77,6 +82,7 @@ def activation_model(
     correlation: float = TAPS,
     correlations: Correlations = "taps",
     running: Running | Literal["checked"] = "stored",
+    doubt: float = 0.0,
 ) -> ActivationModel:
     """Work out what the activations of a network look like.
 
@@ -86,6 +92,7 @@ def activation_model(
         moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
         correlation: Of two taps of one channel.
         correlations: What is known of covariances: ``taps`` or ``channels``.
+        doubt: See `Propagation`.
         running: See `Propagation`; ``checked``: ``stored``, but ``scaled`` where they are off by a factor of 4 for more than
             half of the channels, as in a network that was rescaled before its batch norms.
 
@@ -97,11 +104,11 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running)
+    propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running, doubt=doubt)
     blame(propagation.values)
     propagation.run()
     if running == "checked" and data is None and apart(propagation)[1] > SPREAD:
-        propagation = kind(network, moments or {}, correlation, running="scaled")
+        propagation = kind(network, moments or {}, correlation, running="scaled", doubt=doubt)
         propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:

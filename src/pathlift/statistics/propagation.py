@@ -31,8 +31,10 @@ from pathlift.precision import full_precision
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.kinks import Kink, Response, largest_of, largest_of_equal, respond
 from pathlift.statistics.transfer import (
+    Apart,
     Elementwise,
     Transfer,
+    Weighted,
     collapsed,
     each_apart,
     numbered,
@@ -92,7 +94,13 @@ class Propagation:
     """One way forward through a network."""
 
     def __init__(
-        self, network: Network, inputs: Mapping[str, tuple[Tensor, Tensor]], correlation: float, *, running: Running = "stored"
+        self,
+        network: Network,
+        inputs: Mapping[str, tuple[Tensor, Tensor]],
+        correlation: float,
+        *,
+        running: Running = "stored",
+        doubt: float = 0.0,
     ) -> None:
         """Describe what is known.
 
@@ -102,8 +110,10 @@ class Propagation:
             correlation: ρ.
             running: What running variances say. Propagated ones are farther off, and go along with any rescaling, which
                 running variances do not.
+            doubt: The variance of the error that a weight makes of independent errors of all that it multiplies, of variance
+                doubt·E u² each, is added to what it brings; not where a batch norm says what that looks like.
         """
-        self.network, self.running = network, running
+        self.network, self.running, self.doubt = network, running, doubt
         self.values: Values = network.values()
         self.inputs = inputs
         self.rho = torch.tensor(correlation, dtype=torch.float64, device=network.device)
@@ -112,6 +122,8 @@ class Propagation:
             layer.connections[0].source: norm for layer in reversed(network.layers) if (norm := layer.normalisation())
         }
         self.steps: dict[str, Step] = {}
+        self.depth: dict[str, int] = {}
+        """Layer name to how many weights stand between it and what is known: the inputs, and what batch norms read and give."""
         self.classes: dict[str, Tensor] = {}
         self._bundles: dict[str, list[Transfer]] = {}
 
@@ -127,6 +139,7 @@ class Propagation:
                 step = self._step(layer)
                 norm = self.norms.get(layer.name)
                 self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
+                self.depth[layer.name] = 0 if step.moments.source == "batch norm" or norm is not None else self._depth(layer)
                 self._done(layer)
         return self.steps
 
@@ -230,6 +243,15 @@ class Propagation:
 
     # ---- layers
 
+    def _depth(self, layer: Layer) -> int:
+        """Return the largest number of weights since something was known."""
+        if isinstance(layer.nonlinearity, Extremum) or not layer.connections:
+            return max((self.depth[connection.source] for connection in layer.connections), default=0)
+        return max(
+            self.depth[connection.source] + isinstance(transfer, (Weighted, Apart))
+            for connection, transfer in self.transfers(layer)
+        )
+
     def _step(self, layer: Layer) -> Step:
         if layer.kind == "input":
             return Step(self._input(layer))
@@ -293,7 +315,11 @@ class Propagation:
 
     def _affine(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance and correlation of what the edges and biases bring."""
-        brought = [self._brought(layer, connection, transfer) for connection, transfer in self.transfers(layer)]
+        brought = []
+        for connection, transfer in self.transfers(layer):
+            mean, variance = self._brought(layer, connection, transfer)
+            doubt = self.doubted(layer, connection, transfer)
+            brought.append((mean, variance if doubt is None else variance + doubt))
         nothing = torch.zeros([1] * len(layer.shape), dtype=torch.float64, device=self.network.device)
         if layer.concat is not None:
             pieces = [layer.concat.shape(position, layer.shape) for position in range(len(brought))]
@@ -313,6 +339,13 @@ class Propagation:
         variance = transfer.variance(below.variance, below.correlation)
         more = transfer.variance_of_means(below.mean, below.correlation)
         return transfer.mean(below.mean), variance if more is None else variance + more
+
+    def doubted(self, layer: Layer, connection: Connection, transfer: Transfer) -> Tensor | None:
+        """Return the variance of the error that one bundle of edges brings, None where there is none to speak of."""
+        if not self.doubt or layer.name in self.norms or not isinstance(transfer, (Weighted, Apart)):
+            return None
+        below = self.steps[connection.source].moments
+        return self.doubt * transfer.variance(below.variance + below.mean**2, torch.zeros_like(below.correlation))
 
     def kink(self, layer: Layer) -> Kink:
         """Return the function of a layer with slopes or a clamp."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,13 @@ from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.pruning.scope import prunable
 from pathlift.statistics import InputMoments, activation_model, input_moments
+from pathlift.statistics.model import DOUBT
 
 
 @torch.no_grad()
-def output_error(network: Network, *, x: Samples | None = None) -> dict[str, Tensor]:
+def output_error(
+    network: Network, *, x: Samples | None = None, moments: Mapping[str, tuple[Tensor, Tensor]] | None = None
+) -> dict[str, Tensor]:
     """Score g(o)·w_oj²/(A⁻¹)_jj: the least expected change E‖ΔR‖² of the outputs when weight j of row o goes.
 
     A is the damped second moment of what the row multiplies, or its covariance where a bias or a batch norm behind it takes up
@@ -25,6 +30,7 @@ def output_error(network: Network, *, x: Samples | None = None) -> dict[str, Ten
     Args:
         network: The network.
         x: Inputs to measure the statistics on, shape (samples, …), one tensor per input of the model; None to propagate them.
+        moments: Input layer to mean and variance, broadcastable to its shape, to propagate them from; 0 and 1 for others.
 
     Returns:
         Name to scores, for the weights of convolutions and linear layers, float64.
@@ -36,7 +42,9 @@ def output_error(network: Network, *, x: Samples | None = None) -> dict[str, Ten
     References:
         Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992.
     """
-    model = activation_model(network, None if x is None else [x], correlations="channels", running="none")
+    model = activation_model(
+        network, None if x is None else [x], moments=moments, correlations="channels", running="none", doubt=DOUBT
+    )
     return {name: _scores(network.state[name].detach().double(), input_moments(model, name)) for name in prunable(network)}
 
 
