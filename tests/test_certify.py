@@ -13,7 +13,10 @@ import pathlift
 from agreement import randomised
 from cases import perceptron
 from pathlift import Absolute, Pruned, Relative, Rounding
+from pathlift.budget import Clock
 from pathlift.certification import Tolerance
+from pathlift.certification.attacks import Search
+from pathlift.passes.forward import feed_of
 
 SETS: tuple[tuple[Tolerance | None, float], ...] = (
     (Relative(0.01), 0.0),
@@ -86,11 +89,107 @@ def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) ->
     certificate = pathlift.certify(network, x, tolerance, radius)
     assert torch.equal(certificate.certified, certificate.margin > certificate.bound)
     for start in (None, *(torch.Generator().manual_seed(seed) for seed in range(3))):
-        hunted = pathlift.attack(network, x, tolerance, radius, steps=12, generator=start)
+        hunted = pathlift.attack(network, x, tolerance, radius, steps=12, restarts=0 if start else 1, generator=start)
         assert not bool((hunted.changed & certificate.certified).any())
+        if hunted.on_grid is not None:  # the grid lies in the set
+            assert not bool((hunted.on_grid & ~hunted.changed).any())
         assert bool((certificate.margin - certificate.bound <= hunted.margin + 1e-9).all()), (
             "the bound is below every margin found"
         )
+
+
+@pytest.mark.parametrize("tolerance", [Rounding(4, step=1.0), Rounding(3, per="tensor", step=1.0), Relative(0.1)], ids=str)
+@pytest.mark.parametrize("grid", [False, True], ids=["box", "grid"])
+def test_what_an_attack_finds_lies_in_the_set_and_changes_the_class(tolerance: Tolerance, grid: bool) -> None:
+    """The network and the input themselves are looked at: on the grid, every parameter is a whole number of steps."""
+    model, x = fitted(convolutional(), (1, 4, 4))
+    model, x, radius = model.double(), x.double()[:20], 0.5
+    network = pathlift.capture(model, x)
+    search = Search(network, tolerance, radius, 5, Clock(None))
+    if grid and search.grid is None:
+        assert isinstance(tolerance, Relative)
+        return
+    with torch.no_grad():
+        label = model(x).argmax(1)
+        found = search.run(feed_of(network, x), label, torch.Generator().manual_seed(0), grid=grid)
+    moved = next(iter(found.inputs.values())).reshape(x.shape)
+    assert bool(((moved - x).abs() <= radius + 1e-12).all())
+    assert bool((found.margin < 0).any())
+    intervals = tolerance.intervals(network)
+    for name, values in found.parameters.items():
+        low, high = intervals[name]
+        assert bool(((values >= low) & (values <= high)).all())
+        if isinstance(tolerance, Rounding) and grid:
+            most = 2 ** (tolerance.bits - 1) - 1
+            weight = network.state[name].detach()
+            alone = [dim for dim in range(weight.dim()) if weight.dim() == 1 or (dim == 0 and tolerance.per == "channel")]
+            if tolerance.per == "channel" or weight.dim() > 1:
+                others = [dim for dim in range(weight.dim()) if dim not in alone]
+                step = (weight.abs().amax(others, keepdim=True) if others else weight.abs()) / most
+                numbers = (values / step).round()
+                assert torch.equal(values, numbers * step)
+                assert float(numbers.abs().max()) <= most
+                if tolerance.step == 1.0:  # a neighbour, or a point beside a weight that lies on the grid
+                    assert bool((numbers - weight / step).abs().max() <= 1 + 1e-9)
+    for sample in torch.nonzero(found.margin < 0)[:, 0].tolist():
+        other = copy.deepcopy(model)
+        other.load_state_dict({**other.state_dict(), **{name: values[sample] for name, values in found.parameters.items()}})
+        with torch.no_grad():
+            logits = other(moved[sample : sample + 1])[0]
+        assert int(logits.argmax()) != int(label[sample])
+        apart = logits[label[sample]] - logits[torch.arange(3) != label[sample]].max()
+        torch.testing.assert_close(apart, found.margin[sample])
+
+
+def test_a_box_may_be_attacked_where_its_grid_is_not() -> None:
+    """0.26 with steps of 0.1 may be 0.16, below 0.18; on the grid it is 0.2 or 0.3, and 0.18 ends its own."""
+    model = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.26, 0.3], [0.18, 0.0]], dtype=torch.float64))
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    found = pathlift.attack(model, x, Rounding(3, step=1.0))
+    assert found.changed.tolist() == [True]
+    assert found.on_grid is not None and found.on_grid.tolist() == [False]
+    grid = Rounding(3, step=1.0).grid(pathlift.capture(model, x))
+    assert grid is not None
+    own = grid["weight"]
+    ends = (own.least * own.step)[0, 0], (own.most * own.step)[0, 0]
+    assert [float(end) for end in ends] == pytest.approx([0.2, 0.3])
+    assert own.most[1, 0] == 3, "the end of a grid of 3 bits"
+    assert pathlift.attack(model, x, Rounding(3, step=0.2)).on_grid is None, "0.26 has no point of the grid within 0.02"
+    assert pathlift.attack(model, x, Relative(0.1)).on_grid is None
+
+
+def test_the_set_of_a_quantised_network_is_attacked_on_its_grids() -> None:
+    """Each weight is one of the two values of its grid that it lies between, or what it became; all else stays."""
+    model, x = fitted(perceptron(5, 12, 3), (5,))
+    model, x = model.double(), x.double()[:20]
+    _, report = pathlift.quantize(model, x[:1], 3)
+    network = pathlift.capture(model, x)
+    search = Search(network, report.tolerance, 0.0, 5, Clock(None))
+    assert search.grid is not None
+    with torch.no_grad():
+        found = search.run(feed_of(network, x), model(x).argmax(1), None, grid=True)
+    assert bool((found.margin < 0).any())
+    tensors = {tensor.name: tensor for tensor in report.tolerance.tensors}
+    assert found.parameters.keys() <= tensors.keys()
+    for name, values in found.parameters.items():
+        points = torch.stack([*tensors[name].neighbours, tensors[name].values]).double()
+        assert bool((values.unsqueeze(1) == points).any(1).all())
+        assert bool((values != values[0]).any()), "each sample has a network of its own"
+    attacked = pathlift.attack(model, x, report.tolerance, steps=5)
+    assert attacked.on_grid is not None and bool((attacked.on_grid >= (found.margin < 0)).all())
+    assert not bool((attacked.changed & pathlift.certify(model, x, report.tolerance).certified).any())
+
+
+def test_restarts_only_add_to_what_is_found() -> None:
+    model, x = fitted(perceptron(5, 24, 24, 3), (5,))
+    once = pathlift.attack(model, x, Relative(0.05), 0.02, steps=3)
+    often = pathlift.attack(model, x, Relative(0.05), 0.02, steps=3, restarts=4)
+    assert not bool((once.changed & ~often.changed).any())
+    assert bool((often.margin <= once.margin).all()) and bool((often.margin < once.margin).any())
+    again = pathlift.attack(model, x, Relative(0.05), 0.02, steps=3, restarts=4)
+    assert torch.equal(often.margin, again.margin)
 
 
 def draws(model: nn.Module, network: pathlift.Network, tolerance: Tolerance | None, generator: torch.Generator) -> nn.Module:

@@ -421,29 +421,34 @@ def test_many_functionals_go_back_as_the_derivatives_say(
             torch.testing.assert_close(returned[sample, row], by_x)
 
 
+def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.LazyLinear(3))
+
+
 CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "strides": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, 2, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4),
-            nn.ReLU(), nn.Conv2d(4, 2, 3, 1, 1), nn.BatchNorm2d(2), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(50, 3),
+        chain(
+            *(nn.Conv2d(1, 3, 3, 2, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU()),
+            *(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU()),
+            *(nn.Conv2d(4, 2, 3, 1, 1), nn.BatchNorm2d(2), nn.LeakyReLU(0.1)),
         ),
         (1, 20, 20),
     ),
     "linear chain": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, (1, 3), 1, (0, 1)), nn.ReLU6(),
-            nn.Conv2d(2, 3, 1, 1, 1), nn.Hardtanh(-0.3, 0.4), nn.Flatten(), nn.Linear(3 * 81, 3),
+        chain(
+            *(nn.Conv2d(2, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3)),
+            *(nn.Conv2d(3, 2, (1, 3), 1, (0, 1)), nn.ReLU6(), nn.Conv2d(2, 3, 1, 1, 1), nn.Hardtanh(-0.3, 0.4)),
         ),
         (2, 7, 7),
     ),
     "one dimension": (
-        lambda: nn.Sequential(
-            nn.Conv1d(2, 4, 5, 2, 3, dilation=2, groups=2), nn.ReLU(), nn.Conv1d(4, 4, 3, 1, 1), nn.ReLU(), nn.Conv1d(4, 2, 3), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24, 3),
+        chain(
+            *(nn.Conv1d(2, 4, 5, 2, 3, dilation=2, groups=2), nn.ReLU()),
+            *(nn.Conv1d(4, 4, 3, 1, 1), nn.ReLU(), nn.Conv1d(4, 2, 3), nn.ReLU()),
         ),
         (2, 29),
     ),
-}  # fmt: skip
+}
 """Chains of convolutions whose positions see little of what is below."""
 
 
@@ -452,7 +457,9 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_what_a_position_sees_gives_the_bounds_of_the_whole_network(name: str, radius: float) -> None:
     """Windows leave out zeros and nothing else, also at borders, where neurons are missing."""
     make, shape = CHAINS[name]
-    model = randomised(make()).double()
+    model = make()
+    model(torch.zeros(2, *shape))  # the last layer takes its size
+    model = randomised(model)
     network, batch = pathlift.capture(model, examples(shape)), samples(shape)
     feed = feed_of(network, batch)
     enclosure = Enclosure(network, box(network, Relative(0.03)), feed, radius, Arithmetic(network), refine=False)

@@ -766,6 +766,7 @@ FAIR: dict[str, Fair] = {
     "command": lambda v: isinstance(v, str) and len(v) < 5000,
     "step": least_zero,
     "steps": count,
+    "restarts": count,
     "prune.steps": positive_count,
     "Criterion.steps": positive_count,
     "samples": positive_count,

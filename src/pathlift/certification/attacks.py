@@ -4,9 +4,9 @@ What this finds is a proof that a sample cannot be certified; what it does not f
 that are neither certified nor attacked is what remains unknown. What moves are the parameters themselves: a weight that is
 used in several places moves in all of them, a batch norm's scale and shift move together.
 
-The set of `Rounding` is a box with a grid in it. A certificate is about the box, and so is ``changed``; a network that is
-really quantised lies on the grid, and there are far fewer of those. They are searched apart: the gradient is taken at the
-nearest point of the grid inside the box, and moves a point of the box that is rounded to the grid again.
+The sets of `Rounding` and of the report of `quantize` are boxes with a grid in them. A certificate is about the box, and so is
+``changed``; a network that is really quantised lies on the grid, and there are far fewer of those. They are searched apart: the
+gradient is taken at the nearest point of the grid inside the box, and moves a point of the box that is rounded again.
 
 An example: a weight of 0.26 whose grid has the step 0.1 and may move by one step, [0.16, 0.36]. On the grid it is 0.2 or 0.3. A
 margin w − 0.18 falls below 0 in the box and stays at 0.02 or more on the grid.
@@ -24,7 +24,6 @@ from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.budget import Clock
 from pathlift.certification.certificates import logits_of
-from pathlift.certification.tolerances import Rounding
 from pathlift.graph.calling import Samples
 from pathlift.graph.expressions import StateTensor
 from pathlift.graph.network import Network
@@ -47,9 +46,9 @@ class Attack(Result, rows=("changed", "margin", "stopped", "on_grid"), axes=("sa
         changed: (batch,) bool: a network of the set and an input of the ball with another arg-max were found.
         margin: (batch,) float64: the smallest margin of the original class that was found, below 0 where changed.
         stopped: (batch,) bool: the time was up before the last step.
-        on_grid: (batch,) bool, for a `Rounding` that holds points of its grid only: such a network was found among those whose
-            every parameter lies on the grid. A method for rounded networks alone, and not for all between them, can certify
-            the rest at most.
+        on_grid: (batch,) bool, for a `Rounding` or the tolerance of a `QuantizeReport`: such a network was found among those
+            whose every parameter lies on the grid. A method for rounded networks alone, and not for all between them, can
+            certify the rest at most. None for other sets, and where no network of the set lies on the grid.
     """
 
     changed: Tensor
@@ -77,7 +76,7 @@ def attack(
     """Search for a changed class by sign-gradient descent on the margin, over parameters and inputs at once, in float64.
 
     Each sample has a network of its own. The first step goes to a corner of the set, later ones a fifth of the way. A
-    `Rounding` is searched twice: all of the set, and the networks on its grid.
+    `Rounding` and the tolerance of a `QuantizeReport` are searched twice: all of the set, and the networks on the grid.
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.
@@ -147,8 +146,7 @@ class Search:
     """Descent on the margin inside a set.
 
     Attributes:
-        grid: Of a `Rounding`, the grid of each parameter that moves; None of other sets, and where no network of the set lies
-            on the grid.
+        grid: The grid of each parameter that moves; None where the set has none, or no network of it lies on the grid.
         chunk: Number of samples at a time.
     """
 
@@ -170,7 +168,7 @@ class Search:
             for weight, tensor in network.values(self.state).items()
             if isinstance(weight.expression, StateTensor)
         })
-        grid = tolerance.grid(network) if isinstance(tolerance, Rounding) else None
+        grid = tolerance.grid(network) if isinstance(tolerance, Tolerance) else None
         self.grid = None if grid is None else {name: grid[name] for name in self.low}
         self.chunk = max(1, PARAMETERS // max(1, sum(tensor.numel() for tensor in self.low.values())))
         self._value = torch.vmap(self._margin)

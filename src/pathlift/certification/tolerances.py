@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.arguments import public, public_constructor
 from pathlift.edges import Convolution, Dense
@@ -16,7 +17,7 @@ from pathlift.errors import MismatchError
 from pathlift.graph.expressions import StateTensor, widen
 from pathlift.graph.network import Network
 from pathlift.magnitude import path_magnitude
-from pathlift.passes.box import Tolerance
+from pathlift.passes.box import Grid, Tolerance
 from pathlift.pruning.scope import prunable
 
 
@@ -91,7 +92,8 @@ class Rounding(Tolerance):
         """See `Tolerance.intervals`."""
         return _around(network, lambda name, value: self._reach(network, name, value))
 
-    def grid(self, network: Network) -> dict[str, Grid] | None:
+    @override
+    def grid(self, network: Network) -> dict[str, Steps] | None:
         """Return the points of each parameter's grid that lie in the set; None where a parameter has none in it."""
         most = 2 ** (self.bits - 1) - 1
         grids = {}
@@ -108,7 +110,7 @@ class Rounding(Tolerance):
             if not bool(fits.any(-1).all()):
                 return None
             least = torch.where(fits, numbers, math.inf).amin(-1)
-            grids[name] = Grid(step, least, torch.where(fits, numbers, -math.inf).amax(-1))
+            grids[name] = Steps(step, least, torch.where(fits, numbers, -math.inf).amax(-1))
         return grids
 
     def _reach(self, network: Network, name: str, value: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class Rounding(Tolerance):
 
 
 @dataclass(frozen=True)
-class Grid:
+class Steps(Grid):
     """The points number·step of a grid that lie in an interval, element by element.
 
     Attributes:
@@ -136,8 +138,8 @@ class Grid:
     least: Tensor
     most: Tensor
 
+    @override
     def nearest(self, value: Tensor) -> Tensor:
-        """Return the points nearest to values, (…, *shape of the parameter)."""
         return (value / self.step).round().clamp(self.least, self.most) * self.step
 
 

@@ -22,6 +22,21 @@ from pathlift.graph.network import Network
 from pathlift.passes.intervals import Ranges
 
 
+class Grid(ABC):
+    """The values that an element of a parameter may have, where these are points and no interval."""
+
+    @abstractmethod
+    def nearest(self, value: Tensor) -> Tensor:
+        """Return the points nearest to values.
+
+        Args:
+            value: float64, (…, *shape of the parameter).
+
+        Returns:
+            The same shape.
+        """
+
+
 class Tolerance(ABC):
     """An interval around every parameter."""
 
@@ -35,6 +50,19 @@ class Tolerance(ABC):
         Returns:
             Canonical name to two float64 tensors of the parameter's shape, for all of `Network.parameters`.
         """
+
+    def grid(self, network: Network) -> Mapping[str, Grid] | None:
+        """Return the points of the set, where what it is meant for are points of a grid: for `attack`, which searches them too.
+
+        Args:
+            network: The network around which the set lies.
+
+        Returns:
+            Canonical name to grid, for every parameter that varies; None where the set is all that is meant, or where it
+            holds no network on the grid.
+        """
+        del network
+        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pathlift.arguments import public
 from pathlift.errors import MismatchError
 from pathlift.graph.network import Network
-from pathlift.passes.box import Tolerance
+from pathlift.passes.box import Grid, Tolerance
 from pathlift.quantisation.tensors import QuantizedTensor
 
 
@@ -59,3 +60,30 @@ class SameGrid(Tolerance):
                 )
             intervals[tensor.name] = (torch.minimum(down, became), torch.maximum(up, became))
         return intervals
+
+    @override
+    def grid(self, network: Network) -> dict[str, Choices]:
+        """See `Tolerance.grid`: the two neighbours of each weight, and what it became."""
+        device = network.device
+        return {
+            tensor.name: Choices(torch.stack([end.to(device).double() for end in (*tensor.neighbours, tensor.values)]))
+            for tensor in self.tensors
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Choices(Grid):
+    """A few values for each element.
+
+    Attributes:
+        values: (choices, *shape of the parameter).
+    """
+
+    values: Tensor
+
+    @override
+    def nearest(self, value: Tensor) -> Tensor:
+        best = self.values[0].expand(value.shape)
+        for choice in self.values[1:]:
+            best = torch.where((choice - value).abs() < (best - value).abs(), choice, best)
+        return best
