@@ -214,6 +214,7 @@ ROWS = {
     "SupportReport": lambda result: len(result.problems),
     "Symmetries": lambda result: len(result.families),
     "Certificate": lambda result: len(result.margin),
+    "CertifiedRadius": lambda result: len(result.radius),
     "Attack": lambda result: len(result.margin),
     "LayerStatistics": lambda result: len(result.mean),
     "PathKernel": lambda result: result.cosine.numel(),

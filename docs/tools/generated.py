@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": (),
     "photographs": ("--plot", "photographs.png"),
     "which_bound": (),
+    "certified_radius": ("--plot", "certified_radius.png"),
     "trajectory": ("--plot", "trajectory.png"),
     "train_in_a_gauge": ("--plot", "train_in_a_gauge.png"),
     "compress": ("--quick", "--plot", "compress.png"),
