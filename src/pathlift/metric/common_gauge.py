@@ -71,8 +71,8 @@ class CommonGauge:
         """Return θ and θ' in the common gauge from parts, or from the same slice of all parts."""
         if len(parts) == 2:
             return parts[0], parts[1]
-        first, second, *factors = parts
-        return first * _outer(*factors[:2]), second * _outer(*factors[2:])
+        first, second, up, down, other_up, other_down = parts
+        return first * (_thin(up) * _thin(down)), second * (_thin(other_up) * _thin(other_down))
 
     def sample(self, weight: WeightTensor) -> tuple[Tensor, Tensor]:
         """Return some of the weights of a weight tensor, float64: evenly spread, and over the rows and columns too."""
@@ -83,11 +83,6 @@ class CommonGauge:
             index = ((index.double() * GOLDEN).frac() * count).long()
         where = torch.unravel_index(index, parts[0].shape)
         return self.joined(*(part[where].double() for part in parts))
-
-
-def _outer(first: Tensor, second: Tensor) -> Tensor:
-    """Return the product of two tensors of one shape, with size 1 along dimensions in which neither changes."""
-    return _thin(first) * _thin(second)
 
 
 def _thin(tensor: Tensor) -> Tensor:

@@ -246,7 +246,8 @@ def path_metric(
     has rounded weights: it is another network, and enclosed like any other.
 
     Any other pair is enclosed by moments of (Φ'−Φ)/Φ(g) and by affinities, neuron by neuron the best of what is computed: by
-    four moments, and by eight where upper over lower is not within 1.4 then. ``moments=0`` takes the lower bound (6) and the
+    affinities of order 4 or 8 where a model of both networks promises an upper over lower bound within 1.4, else by four
+    moments, and by eight where it is not within 1.4 then. ``moments=0`` takes the lower bound (6) and the
     pivot bound alone, in one pass. The result can be improved: `PathMetric.tighten`, `PathMetric.estimate`; the options of
     these names do so at once. Everything is computed in a gauge that depends on neither network's, so that rescaling one of
     them changes nothing but rounding.

@@ -69,15 +69,25 @@ class GaugeFit:
         scales = self.solution.scales(self.rough)
         before, after, count = 0.0, 0.0, 0
         for name in self.upwards:
-            scaling = self.scalings[name]
-            mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
-            step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
-            expected = (scales[scaling.above] - scales[scaling.below]).expand(mine.shape)[:, :, ::step]
-            ratio = _log_ratio(mine[:, :, ::step], theirs[:, :, ::step])
+            scaling, (step, ratio) = self.scalings[name], self._some_ratios(name)
+            above, below = (part[:, :, ::step] if part.shape[2] > 1 else part for part in (scaling.above, scaling.below))
+            expected = scales[above] - scales[below]
             before += float(ratio.abs().nansum())
             after += float((ratio - expected).abs().nansum())
             count += ratio.numel()
         return before / max(count, 1), after / max(count, 1)
+
+    def _some_ratios(self, name: str) -> tuple[int, Tensor]:
+        """Return every how many-th neuron below is asked, and log₂|θ'/θ| of its weights, laid out; kept, for they are few."""
+        if name not in self._sampled:
+            mine, theirs = (self.scalings[name].split(state[name].detach().cpu()) for state in (self.state, self.other))
+            step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
+            self._sampled[name] = step, _log_ratio(mine[:, :, ::step], theirs[:, :, ::step])
+        return self._sampled[name]
+
+    @cached_property
+    def _sampled(self) -> dict[str, tuple[int, Tensor]]:
+        return {}
 
     @cached_property
     def factors(self) -> Tensor:
@@ -133,7 +143,7 @@ class GaugeFit:
             mine, theirs = (scaling.split(state[name].detach().cpu()) for state in (self.state, self.other))
             above, below = scaling.above, scales[scaling.below]
             if above.shape[2:] == (1, 1):
-                says = self._voted(mine, theirs, below)
+                says = self._voted(name, mine, theirs, below)
                 above = above.expand(*mine.shape[:2], 1, 1).reshape(-1)
             else:
                 says = (_log_ratio(mine, theirs) + below).reshape(-1)
@@ -164,11 +174,10 @@ class GaugeFit:
         known = ~says.isnan() & scales[below].isnan()
         _grouped_median(scales, below[known], says[known])
 
-    @staticmethod
-    def _voted(mine: Tensor, theirs: Tensor, below: Tensor) -> Tensor:
+    def _voted(self, name: str, mine: Tensor, theirs: Tensor, below: Tensor) -> Tensor:
         """Return the median of each channel above, from some of its weights where they suffice."""
-        step = max(1, mine.shape[2] * mine.shape[3] // ENOUGH)
-        some = _log_ratio(mine[:, :, ::step], theirs[:, :, ::step]) + (below[:, :, ::step] if below.shape[2] > 1 else below)
+        step, ratio = self._some_ratios(name)
+        some = ratio + (below[:, :, ::step] if below.shape[2] > 1 else below)
         says: Tensor = some.flatten(2).nanmedian(2).values.reshape(-1)
         if step > 1 and bool(says.isnan().any()):
             says = (_log_ratio(mine, theirs) + below).flatten(2).nanmedian(2).values.reshape(-1)
