@@ -32,7 +32,8 @@ class QuantizeReport(
     line=("rounding", "bits", "granularity", "bytes_before", "bytes_after", "expected_output_change", "path_metric"),
     shows=(
         "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
-        "squared_outputs", "expected_output_change", "output_change", "output_size", "log10_path_norm", "path_metric", "corrected", "tensors",
+        "squared_outputs", "expected_output_change", "output_change", "output_size", "log10_path_norm", "path_metric",
+        "corrected", "tensors",
     ),
     rows=("tensors",),
 ):  # fmt: skip
