@@ -52,6 +52,14 @@ def convolutional() -> nn.Sequential:
     return nn.Sequential(*conv, nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
 
 
+def strided() -> nn.Sequential:
+    """Positions of the second and third convolution see a part of what is below, and hang over its borders."""
+    layers: list[nn.Module] = []
+    for below, above, stride in ((1, 3, 2), (3, 4, 1), (4, 4, 1)):
+        layers += [nn.Conv2d(below, above, 3, stride, 1, bias=False), nn.BatchNorm2d(above), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, 3))
+
+
 def fitted(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network trained for a moment on three separable classes, so that margins are real, and test inputs."""
     generator = torch.Generator().manual_seed(seed)
@@ -74,6 +82,7 @@ NETWORKS = {
     "perceptron": (lambda: perceptron(5, 24, 24, 3), (5,)),
     "convolutional": (convolutional, (1, 4, 4)),
     "corners": (Corners, (1, 4, 4)),
+    "strided": (strided, (1, 12, 12)),
 }
 
 
@@ -204,6 +213,24 @@ def draws(model: nn.Module, network: pathlift.Network, tolerance: Tolerance | No
             state[key] = torch.where(inside, end, state[key])  # rounding to float32 may step outside
         other.load_state_dict(state)
     return other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_network_of_a_set_falls_below_bounds_from_windows(dtype: torch.dtype) -> None:
+    """Corners of the set, in the model's own precision, against the smallest lead that is certified."""
+    model, x = fitted(strided(), (1, 12, 12))
+    model, x = model.to(dtype), x[:12].to(dtype)
+    network = pathlift.capture(model, x)
+    for tolerance, radius in ((Relative(0.02), 0.0), (Rounding(6), 0.02)):
+        certificate = pathlift.certify(network, x, tolerance, radius)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            moved = x + radius * 0.999999 * (2 * torch.rand(x.shape, generator=generator).round() - 1).to(dtype)
+            lead = leads(draws(model, network, tolerance, generator), moved, certificate.predicted)
+            lead = lead.scatter(1, certificate.predicted[:, None], torch.inf).amin(1)
+            assert bool((certificate.margin - certificate.bound <= lead + 1e-12).all())
+        attacked = pathlift.attack(network, x, tolerance, radius, steps=5)
+        assert bool((certificate.margin - certificate.bound <= attacked.margin + 1e-9).all())
 
 
 @pytest.mark.hunt

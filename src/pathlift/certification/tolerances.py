@@ -92,6 +92,7 @@ class Rounding(Tolerance):
         """See `Tolerance.intervals`."""
         return _around(network, lambda name, value: self._reach(network, name, value))
 
+    @public
     @override
     def grid(self, network: Network) -> dict[str, Steps] | None:
         """Return the points of each parameter's grid that lie in the set; None where a parameter has none in it."""
@@ -101,10 +102,9 @@ class Rounding(Tolerance):
             value = network.state[name].detach().double()
             step = self._largest(network, name, value) / most
             step = torch.where(step > 0, step, 1.0)
-            near = (value / step).round()  # what lies ⌈self.step⌉ steps beside it, or less, is looked at one by one
-            reach = math.ceil(self.step)
-            offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=value.device)
-            numbers = (near.unsqueeze(-1) + offsets).clamp(-most, most)
+            ends = (value / step - self.step).ceil(), (value / step + self.step).floor()
+            beside = torch.arange(-1.0, 2.0, dtype=torch.float64, device=value.device)  # both are rounded
+            numbers = torch.cat([end.unsqueeze(-1) + beside for end in ends], -1).clamp(-most, most)
             points = numbers * step.unsqueeze(-1)
             fits = (points >= low.unsqueeze(-1)) & (points <= high.unsqueeze(-1))
             if not bool(fits.any(-1).all()):

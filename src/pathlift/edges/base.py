@@ -215,7 +215,8 @@ class Edges(ABC):
             out: Tensor = torch.vmap(lambda row: pull(row)[0])(rows)
             return out
 
-        return torch.vmap(of_sample)(x, g)
+        gathered: Tensor = torch.vmap(of_sample)(x, g)
+        return gathered
 
     def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:
         """Go back to the neurons below with several functionals g of each sample, each through weights of its own.
@@ -235,4 +236,5 @@ class Edges(ABC):
             out: Tensor = pull(row)[0]
             return out
 
-        return torch.vmap(of_row)(w.flatten(0, 1), g.flatten(0, 1)).unflatten(0, g.shape[:2])
+        returned: Tensor = torch.vmap(of_row)(w.flatten(0, 1), g.flatten(0, 1)).unflatten(0, g.shape[:2])
+        return returned

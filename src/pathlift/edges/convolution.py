@@ -146,8 +146,8 @@ class Convolution(Edges):
             return super().gathered(x, w, g)
         windows, _, _ = self._windows(x.squeeze(1), w)
         rows = g.reshape(*g.shape[:2], self.groups, -1, math.prod(above)).transpose(1, 2)
-        out = rows.flatten(2, 3) @ windows
-        return out.unflatten(2, rows.shape[2:4]).transpose(1, 2).reshape(*g.shape[:2], *w.shape)
+        out: Tensor = rows.flatten(2, 3) @ windows
+        return out.reshape(*rows.shape[:4], -1).transpose(1, 2).reshape(*g.shape[:2], *w.shape)
 
     @override
     def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pathlift.arguments import public
 from pathlift.errors import InputError, NumericalError
 from pathlift.graph.interval import Interval
 from pathlift.graph.interval import point as point_interval
@@ -51,6 +52,7 @@ class Tolerance(ABC):
             Canonical name to two float64 tensors of the parameter's shape, for all of `Network.parameters`.
         """
 
+    @public
     def grid(self, network: Network) -> Mapping[str, Grid] | None:
         """Return the points of the set, where what it is meant for are points of a grid: for `attack`, which searches them too.
 

@@ -61,6 +61,7 @@ class SameGrid(Tolerance):
             intervals[tensor.name] = (torch.minimum(down, became), torch.maximum(up, became))
         return intervals
 
+    @public
     @override
     def grid(self, network: Network) -> dict[str, Choices]:
         """See `Tolerance.grid`: the two neighbours of each weight, and what it became."""

@@ -27,7 +27,7 @@ from pathlift.edges.convolution import Convolution
 from pathlift.edges.unit import Identity, Scale
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Connection, Layer
-from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.lines import Choice, Lines
 from pathlift.passes.enclosure.relaxation import Relaxation
 
 WORTH = 0.7
@@ -77,7 +77,8 @@ class Windows:
         """
         where = torch.stack(torch.unravel_index(positions, self.top.shape[2:]), 1)
         cut = _Cut(relaxation, samples, where)
-        intervals, slack, lines, present = {}, {}, {}, {}
+        intervals, slack, present = {}, {}, {}
+        lines: dict[str, Lines | Choice] = {}
         for name, spans in self.spans.items():
             if name in relaxation.intervals:
                 interval = relaxation.intervals[name]
@@ -118,7 +119,8 @@ class _Cut:
         full = tensor.expand(len(tensor), *self.relaxation.network.layer[name].shape)
         indices, there = self._places(name, spans)
         sample = self.samples if len(full) > 1 else torch.zeros_like(self.samples)
-        read = full[:, 0].movedim(1, -1)[(sample.reshape(-1, *[1] * len(spans)), *indices)]
+        index = (sample.reshape(-1, *[1] * len(spans)), *indices)
+        read = full[:, 0].movedim(1, -1)[index]
         return torch.where(there.unsqueeze(-1), read, 0.0).movedim(-1, 1).unsqueeze(1).contiguous()
 
     def present(self, name: str, spans: tuple[Span, ...]) -> Tensor:
