@@ -128,7 +128,7 @@ class Affinities:
         del weight, extras
         sizes = a.abs(), b.abs()
         first, second = (_root(size, self.order) for size in sizes)
-        sign = a * b if self.signs else None  # also where it underflows
+        sign = torch.sign(a) * torch.sign(b) if self.signs else None  # 0 where one of both is: such paths are not shared
         room = Room(a)
         # the quotient of roots is in range whatever a and b are, but for square roots, whose ladder has one step
         ratio = second / (first if nowhere(first, 0.0) else torch.where(first > 0, first, 1.0))
@@ -142,7 +142,7 @@ class Affinities:
                 affinity = _times(affinity, ratio)
             yield number, affinity
             if sign is not None and number in self.signs:
-                yield self.order + 1 + self.signs.index(number), torch.copysign(affinity, sign, out=room.memory)
+                yield self.order + 1 + self.signs.index(number), room.product(affinity, sign)
 
 
 def nowhere(values: Tensor, least: float) -> bool:

@@ -164,6 +164,8 @@ class RescaledWeights(Mapping[WeightTensor, Tensor]):
         """Whether no number of the type of a weight tensor could leave the range; float32 and narrower ones rarely can."""
         if self.before[weight].dtype == torch.float64 or not self.before[weight].is_floating_point():
             return False
+        if self.before[weight].numel() == 0:
+            return True
         limits, scaling = torch.finfo(self.before[weight].dtype), self.constraints.weights.get(weight)
         low, high = math.log2(limits.smallest_normal * limits.eps), math.log2(limits.max)
         for scales in self.scales if scaling is not None else ():
