@@ -67,3 +67,15 @@ def test_what_is_compensated_keeps_more_of_the_accuracy_at_the_same_bytes(tmp_pa
     assert pruned["LAMP, masks alone", 80][0] == pruned["LAMP, compensated, data", 80][0]
     assert pruned["LAMP, masks alone", 80][1] < pruned["LAMP, compensated, data", 80][1]
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+@pytest.mark.hunt
+def test_a_penalty_on_the_path_norm_lets_digits_move_farther_before_their_class_is_in_doubt(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    script = Path(__file__).parent.parent / "examples" / "certified_radius.py"
+    arguments = ["--samples", "8", "--plot", str(tmp_path / "r.png")]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    radii = [float(radius) for radius in re.findall(r"mean radius ([\d.]+) of 1", done.stdout)]
+    assert len(radii) == 2 and 0.0 < radii[0] < radii[1] < 0.12
+    assert (tmp_path / "r.png").stat().st_size > 10_000
