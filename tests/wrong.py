@@ -812,6 +812,7 @@ FAIR: dict[str, Fair] = {
     "Pruned.criterion": lambda v: tensors_like(v) and not any(bool(own.isnan().any()) for own in v.values()),
     "selection": never,
     "Criterion.selection": callback(2),
+    "propagated": lambda v: v is None or callback(2)(v),
     "scope": lambda v: v is None,
     "invariant": lambda v: isinstance(v, (bool, np.bool_)),
     "bounded": lambda v: isinstance(v, (bool, np.bool_)),

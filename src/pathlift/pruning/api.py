@@ -33,7 +33,7 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import along_channels
-from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, criterion_of
+from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, Told, criterion_of
 from pathlift.pruning.criteria import Batch
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.removal import ShrinkReport, whole_channels
@@ -318,7 +318,7 @@ def prune(
         module = None if isinstance(model, Network) else model
         names, held = scoped(network, scope, module), _held(data)
         told = moments_of_inputs(network, input_mean, input_variance)
-        chosen = _criterion(criterion).told(told)
+        chosen = _told(_criterion(criterion), told)
         select = chosen.selection if selection is None else selection_of(selection)
         if shrink:
             if select is not select_channels:
@@ -378,6 +378,14 @@ def _criterion(criterion: Scoring) -> Criterion:
         return Criterion("scores", "given scores", lambda *_: given)
     function = criterion
     return Criterion(getattr(function, "__name__", "function"), "a function", lambda network, *_: function(network))
+
+
+def _told(criterion: Criterion, moments: Told) -> Criterion:
+    """Return the criterion for inputs of known moments."""
+    propagated = criterion.propagated
+    if propagated is None:
+        return criterion
+    return replace(criterion, score=lambda network, *_: propagated(network, moments))
 
 
 def _amount(amount: float | None, select: Selection) -> float:

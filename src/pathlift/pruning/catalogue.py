@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -61,20 +61,6 @@ class Criterion:
     selection: Selection = select_global
     steps: int = 1
     propagated: Callable[[Network, Told], Mapping[str, Tensor]] | None = None
-
-    def told(self, moments: Told) -> Criterion:
-        """Return the criterion for inputs of known moments.
-
-        Args:
-            moments: Input layer to mean and variance.
-
-        Returns:
-            Itself, where it propagates none.
-        """
-        propagated = self.propagated
-        if propagated is None:
-            return self
-        return replace(self, score=lambda network, *_: propagated(network, moments))
 
     @public
     def scores(self, network: Network, data: Data | None = None, generator: Randomness | None = None) -> Mapping[str, Tensor]:
