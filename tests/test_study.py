@@ -257,7 +257,7 @@ def test_the_page_is_whole_and_safe(study: page.Study) -> None:
     text = page.written(study)
     read = Page()
     read.feed(text)
-    assert read.tags.count("svg") == 3 and "<b>such" not in text
+    assert read.tags.count("svg") == 6 and "<b>such" not in text
     assert all(address.startswith("#") for address in read.addresses)
     assert "no &lt;b&gt;such&lt;/b&gt; luck" in text and "gelu ×2" in text and "zoonets:mlp (seed 2)" in text
 
