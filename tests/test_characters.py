@@ -84,6 +84,7 @@ def test_paths_of_another_sign_are_enclosed_by_all_signs_and_by_one(size: float)
     with torch.no_grad():
         for theirs, ours in zip(other.parameters(), model.parameters(), strict=True):
             theirs.copy_(ours + size * torch.randn_like(ours))
+        next(other.parameters())[0].neg_()
     paths = [pathlift.path_lifting(own, (4,)).phi for own in (model, other)]
     exact = float((paths[0] - paths[1]).abs().sum())
     pair = common(model, other)
