@@ -407,7 +407,7 @@ def test_an_empty_stream_of_data_is_refused_by_the_room_itself() -> None:
 def test_output_error_is_the_least_error_with_one_weight_less_times_the_sensitivity() -> None:
     network = pathlift.capture(drawn(convolutions), (2, 6, 6))
     scores = pathlift.pruning.CRITERIA["output_error"].scores(network)
-    model = activation_model(network, correlations="channels", running="none")
+    model = activation_model(network, correlations="channels", running="none", doubt=DOUBT)
     for name in ("0.weight", "3.weight", "9.weight"):
         moments = input_moments(model, name)
         weight, score = (moments.split(tensor.detach()) for tensor in (network.state[name], scores[name]))
