@@ -24,6 +24,7 @@ def trained() -> tuple[nn.Module, Tensor]:
     return model, x[:12]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("tolerance", [None, Relative(0.01), Rounding(6)])
 def test_a_radius_is_the_largest_that_certify_proves(trained: tuple[nn.Module, Tensor], tolerance: Tolerance | None) -> None:
     model, x = trained
@@ -48,6 +49,7 @@ def test_the_radius_of_a_linear_model_is_its_margin_over_the_norm_of_the_differe
     assert bool((found.radius <= exact).all()) and bool((exact < found.radius + step + 1e-9).all())
 
 
+@pytest.mark.hunt
 def test_no_attack_within_the_radius_changes_the_class(trained: tuple[nn.Module, Tensor]) -> None:
     model, x = trained
     found = certified_radius(model, x)
@@ -73,6 +75,7 @@ def test_batches_with_labels_are_answered_as_one_batch(trained: tuple[nn.Module,
     assert "up to the radius of the sample" in together.covers and "Relative(r=0.001)" in together.covers
 
 
+@pytest.mark.hunt
 def test_one_other_network_keeps_the_class_beside_the_model(trained: tuple[nn.Module, Tensor]) -> None:
     model, x = trained
     near = {name: weight * 1.01 for name, weight in model.state_dict().items()}

@@ -237,6 +237,14 @@ def test_threads_call_at_once_on_one_network() -> None:
     assert not changed, changed
 
 
+def test_paths_are_written_out_by_several_threads_at_once() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, width)) for width in (1, 2, 1, 2)]
+    right = [pathlift.path_lifting(model, (3,)).names for model in models]
+    assert together([lambda own=own: pathlift.path_lifting(own, (3,)).names for own in models], 2) == [
+        r for r in right for _ in range(2)
+    ]
+
+
 def test_another_thread_hears_its_warnings_logs_and_errors_while_a_model_is_traced(capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[str] = []
 

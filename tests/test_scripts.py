@@ -57,6 +57,7 @@ def read(script: str) -> Any:
     return module
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_is_read_and_says_its_options(script: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -21,6 +21,7 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, total
 from pathlift.passes.tracks import SupportProgram
 from pathlift.reading import Inputs, capture
+from pathlift.reading.apart import apart
 from pathlift.reading.examples import Examples, examples_of
 from pathlift.reading.freeze import frozen_view
 from pathlift.reference import Dag, Path, ProbeError, TooManyPathsError, dag_of
@@ -136,8 +137,13 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
         number = f"{count:,.0f}" if count < EXACT else f"about {10 ** (log10 % 1):.3f}e{math.floor(log10):+d}"
         raise InputError(_too_many(f"{number} paths", log10, limit))
     examples = examples_of(model, inputs)
+
+    def copied(given: nn.Module) -> nn.Module:
+        return Positional(frozen_view(given)[0], examples.form)
+
     try:
-        dag = dag_of(model, *examples.tensors, copied=lambda given: Positional(frozen_view(given)[0], examples.form))
+        # traced where captures are traced: the exporter traces one model at a time in a process
+        dag = apart(lambda: dag_of(model, *examples.tensors, copied=copied), network.host)
     except ProbeError as error:
         raise InputError(f"The network cannot be written out neuron by neuron: {error}") from error
     try:
