@@ -127,6 +127,7 @@ def as_json(folder: Path) -> Callable[[str], Any]:
 # ---- widths
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LINES)
 def test_at_80_columns_a_command_prints_its_snapshot(name: str, printed: Callable[[str, int], str]) -> None:
     """To write them anew: PATHLIFT_SNAPSHOTS=write, and look at the difference."""
@@ -137,7 +138,7 @@ def test_at_80_columns_a_command_prints_its_snapshot(name: str, printed: Callabl
     assert text == file.read_text()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", LINES)
 def test_no_number_is_cut_at_60_and_80_columns(name: str, printed: Callable[[str, int], str]) -> None:
     wide = Counter(NUMBER.findall(printed(name, 400)))
@@ -303,6 +304,7 @@ MORE = {
 """Options with which a line prints keys that it does not print without."""
 
 
+@pytest.mark.hunt
 def test_the_keys_of_json_are_those_that_are_documented(here: Path, as_json: Callable[[str], Any]) -> None:
     printed: dict[str, set[str]] = {}
     for name in LINES:
@@ -556,6 +558,7 @@ def completed(words: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.hunt
 def test_a_shell_completes_commands_options_and_names() -> None:
     assert completed("pathlift eq") == ["equivalent"]
     assert completed("pathlift norm --unt") == ["--until"]

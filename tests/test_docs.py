@@ -96,6 +96,7 @@ def test_the_table_of_refusals_is_that_of_the_rules() -> None:
     assert "`gelu`" in table and "`softmax`" in table and table.count("\n") > 10
 
 
+@pytest.mark.hunt
 def test_the_reference_has_every_public_name_and_type() -> None:
     pages = generated.reference()
     for name in importlib.import_module("pathlift.public").__all__:

@@ -122,6 +122,7 @@ def test_tightening_goes_on_from_where_a_result_stands(monkeypatch: pytest.Monke
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.hunt
 def test_tightening_a_result_is_what_the_option_does() -> None:
     model, other, _ = pair()
     at_once = pathlift.path_metric(model, other, SHAPE, tighten=6)

@@ -320,6 +320,7 @@ def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_pa
     assert sum(own.numel() for own in module.parameters()) <= sum(own.numel() for own in model.parameters())
 
 
+@pytest.mark.one_in(2, first=1)
 @needs_script
 @pytest.mark.parametrize("new", [True, False])
 def test_weights_keep_the_names_of_the_model(new: bool, tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_threads_capture_at_once_and_leave_the_process_as_it_was() -> None:
     assert found == [own for own in right for _ in range(len(found) // len(right))]
 
 
+@pytest.mark.hunt
 def test_threads_call_at_once_on_one_network() -> None:
     worlds = [(name, World(network())) for name in chosen(12, 3) for _ in range(2)]
     for name, _ in worlds:

@@ -341,6 +341,7 @@ def test_a_pruned_and_rescaled_copy_is_exact_up_to_the_rounding_of_its_weights()
     assert math.isclose(rounded.lower, value.value, rel_tol=1e-4)
 
 
+@pytest.mark.hunt
 def test_exact_values_are_symmetric_and_obey_the_triangle_inequality() -> None:
     model = random_perceptron(3, 5, 4, 2)
     small, tiny = ({name: tensor * size for name, tensor in model.state_dict().items()} for size in (0.8, 0.3))

@@ -135,6 +135,7 @@ def test_what_is_added_is_all_that_is_computed(here: Path, monkeypatch: pytest.M
     assert asked == ["symmetries"] * 3 and rows[1]["symmetries/dimension"] == 16 and rows[1]["path_norm/log10"] is not None
 
 
+@pytest.mark.hunt
 def test_another_file_of_weights_is_another_network(here: Path) -> None:
     text = "functions: [path_norm]\nmodels: [{model: 'zoonets:mlp', shape: [4], weights: w}]\n"
     Path("w").mkdir()
