@@ -84,7 +84,7 @@ def _sound(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_bounds_hold_on_random_networks(part: int) -> None:
     over(networks(), 200, part, _sound)

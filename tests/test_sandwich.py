@@ -335,7 +335,7 @@ def test_a_pruned_and_rescaled_copy_is_exact_up_to_the_rounding_of_its_weights()
     assert metric.exact
     assert "aligned" in metric.method
     assert metric.value == value.value
-    rounded = pathlift.path_metric(model, groups.randomize(generator=generator), (4,), moments=4)
+    rounded = pathlift.path_metric(model, groups.randomize(generator=generator), (4,))
     assert not rounded.exact, "a copy with weights of float32 is another network"
     assert rounded.ratio < 1 + 1e-4
     assert math.isclose(rounded.lower, value.value, rel_tol=1e-4)

@@ -300,12 +300,20 @@ class _Steps:
         return likeness(self.pair)
 
     def promised(self) -> bool:
-        """Take the affinities of the lowest order that promises to reach the goal, if one does; return whether one did."""
+        """Take what promises to reach the goal with few sums; return whether anything was taken.
+
+        Where nearly all of the difference points one way, as behind pruning, that is the pivot, which is exact where all of it
+        does; else affinities of the lowest order that promises it.
+        """
+        if self.likeness.lopsided > LOPSIDED:
+            self._pivot()
+            if self.best.ratio <= self.goal:
+                return True
         for order in AFFINITIES:
             if expected_ratio(self.pair, order, self.likeness.of_order(order)) <= self.goal:
                 self._affinities(order, Signs.MIDDLE)
                 return True
-        return False
+        return self.best.pivoted
 
     def take_all(self, order: int, ratio: float, *, more: bool) -> None:
         """Take bounds, the most promising first, until they are close enough."""
