@@ -300,10 +300,13 @@ class _Steps:
         return likeness(self.pair)
 
     def promised(self) -> bool:
-        """Take what promises to reach the goal with few sums; return whether anything was taken.
+        """Take what promises to reach the goal with few sums.
 
-        Where nearly all of the difference points one way, as behind pruning, that is the pivot, which is exact where all of it
-        does; else affinities of the lowest order that promises it.
+        Where much of the difference points one way, as behind pruning, that is the pivot, which is exact where all of it does;
+        else affinities of the lowest order that promises it.
+
+        Returns:
+            Whether anything was taken.
         """
         if self.likeness.lopsided > LOPSIDED:
             self._pivot()
