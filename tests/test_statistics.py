@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import pathlift
 from cases import NETWORKS, OPERATORS, Case, Fn
 from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.covariances import COLOURS, PIXEL
 from pathlift.statistics.input_moments import positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
@@ -482,6 +483,16 @@ def of_images() -> nn.Module:
 
 def of_sounds() -> nn.Module:
     return nn.Sequential(nn.Conv1d(5, 6, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(6, 4, 3), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    "resized", [nn.Upsample(scale_factor=2, mode="bilinear"), nn.AdaptiveAvgPool2d(4), nn.Upsample(scale_factor=2)]
+)
+def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) -> None:
+    model = nn.Sequential(resized, nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    network = network_of(model, (3, 8, 8))
+    assert channel_dims(network)["input"] == 1
+    assert input_moments(activation_model(network), "1.weight").shape == (1, 4, 27)
 
 
 LAST = {"images": (of_images, (3, 9, 8), (0, 3, 1, 2)), "sounds": (of_sounds, (5, 16), (0, 2, 1))}

@@ -60,8 +60,10 @@ def _summed_over(network: Network, start: Layer, dim: int | None) -> bool:
 
 
 def _summed(connection: Connection, rank: int) -> tuple[int, ...] | None:
-    """Return the dimensions of x over which a weight sums; None where the edges have no weight that does."""
+    """Return the dimensions of x over which a weight sums; None where there is none that does, constants (resizing) apart."""
     edges = connection.edges
+    if connection.weight is None or connection.weight.score_name is None:
+        return None
     if isinstance(edges, Convolution):
         return (1,)
     if isinstance(edges, Dense):
