@@ -183,16 +183,13 @@ class _Fit:
             new = least_squares(before[:, :, block], keep[:, :, block], *seen.moments(centred=moments.following is not None))
             pieces.append(new)
             shift = shift + (new @ seen.now[:, :, None] - before[:, :, block] @ seen.before[:, :, None]).reshape(-1)
-        made = {name: joined(moments, torch.cat(pieces, 2), self.network.state[name], mask)}
         following = {}
         bias = moments.following
         if bias is not None and bias in self.network.parameters:
             old = self.update.network.state[bias]
             assert isinstance(shift, Tensor)
             following[bias] = (old.double() - shift.to(old.device)).to(old.dtype)
-        if self.update.fits(name, made | following):
-            self.update.put(made, corrected=False)
-            self.update.put(following, corrected=True)
+        self.update.take(name, joined(moments, torch.cat(pieces, 2), self.network.state[name], mask), following)
 
     # ---- batch norms
 

@@ -45,20 +45,21 @@ class Update:
     corrected: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
-    def fits(self, name: str, changed: Mapping[str, Tensor]) -> bool:
-        """Look whether new values lie in the range of their types; if not, note that the weight is left as it is.
+    def take(self, name: str, weight: Tensor, following: Mapping[str, Tensor]) -> None:
+        """Take a weight that was fitted and what makes up for its change behind it, or note that it is left as it is.
 
         Args:
-            name: The weight that was fitted.
-            changed: Parameters and buffers.
-
-        Returns:
-            Whether all do.
+            name: The weight.
+            weight: Its new value.
+            following: New values of biases, running means and running variances.
         """
-        beyond = next((other for other, tensor in changed.items() if not bool(torch.isfinite(tensor).all())), None)
+        changed = {name: weight, **following}
+        beyond = next((other for other, value in changed.items() if not bool(torch.isfinite(value).all())), None)
         if beyond is not None:
             self.left[name] = f"What makes up for it in '{beyond}' is beyond the range of {changed[beyond].dtype}."
-        return beyond is None
+            return
+        self.put({name: weight}, corrected=False)
+        self.put(following, corrected=True)
 
     def put(self, changed: Mapping[str, Tensor], *, corrected: bool) -> None:
         """Take new values of parameters or buffers."""
@@ -115,11 +116,8 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
     after = torch.cat(pieces, 2)
     spread = torch.stack(spreads).sum(0)
     told = (spread[0], spread[1]) if variance and centred else None
-    made = {name: joined(moments, after, network.state[name], mask)}
-    following = corrections(update.network, moments, after - before, told)
-    if update.fits(name, made | following):
-        update.put(made, corrected=False)
-        update.put(following, corrected=True)
+    fitted = joined(moments, after, network.state[name], mask)
+    update.take(name, fitted, corrections(update.network, moments, after - before, told))
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ The ladder. Affinities of order n cost n + 1 sums over all paths, one more where
 ln(Φ'/Φ) is small and has a normal distribution over the paths, both give an upper over lower bound of √3 = 1.73 for n = 4 and
 1.33 for n = 8. But moments have a g to choose, so they bear paths that differ by factors of all sizes, and networks so near
 each other that affinities cancel. So who asks for no number of moments gets the affinities that by a model of both networks are
-within 1.4, if any are; and where they are not, or turn out not to be, four moments, and then the other four.
+within 1.4, if any are; and where they are not, or turn out not to be, four moments, and then the other four. Before them all
+comes the pivot, 6 sums, where much of the difference points one way.
 """
 
 from __future__ import annotations

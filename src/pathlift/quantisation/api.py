@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.graph.calling import Samples, batches_of
+from pathlift.graph.calling import Samples, batches_of, mapped
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import path_magnitude
@@ -240,7 +240,7 @@ def _known_of(
 
     seen = None if data is None else noted(batches_of(data))
     activations = activation_model(network, seen, moments=told, correlations="channels", running="checked", doubt=DOUBT)
-    some = {name: values[:SOME] for name, values in feed_of(network, first[0]).items()} if first else None
+    some = feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
     moments = {name: input_moments(activations, name) for name in names}
     return _Known(activations.source, moments, squared_outputs(activations), some)
 

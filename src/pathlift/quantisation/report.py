@@ -88,7 +88,7 @@ class QuantizeReport(
 
     @property
     def expected_output_change(self) -> float:
-        """Root of the expected error over E‖R‖², both by the model of the activations: how far the outputs move at most.
+        """Root of the expected error over E‖R‖², both by the model of the activations: an estimate, no bound.
 
         Mostly two to three times too large; 0 where nothing is expected to change, inf where no output is expected to be
         other than 0.

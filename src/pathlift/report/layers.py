@@ -101,12 +101,13 @@ def layers_of(
     Returns:
         One for each module.
     """
-    operators, modules = _operators(network), _modules(network)
+    modules = _modules(network)
+    operators = _operators(network, modules)
     tensors: dict[str, list[str]] = {module: [] for module in operators}
     for name in shares:
         tensors.setdefault(modules.get(name, name.rpartition(".")[0]), []).append(name)
     starting = _biases(network)
-    scales = _scales(network)
+    scales = _scales(network, modules)
     described: list[LayerShare] = []
     before = from_inputs
     for module in (module for module, names in tensors.items() if names):
@@ -183,17 +184,16 @@ def _modules(network: Network) -> dict[str, str]:
     return modules
 
 
-def _operators(network: Network) -> dict[str, str]:
+def _operators(network: Network, modules: Mapping[str, str]) -> dict[str, str]:
     """Return the operator of each module, in the order of the graph."""
-    modules, operators = _modules(network), dict[str, str]()
+    operators: dict[str, str] = {}
     for layer, name in _weights_at(network):
         operators.setdefault(modules[name], layer.origin.op.removeprefix("aten.").partition(".")[0].strip("_"))
     return operators
 
 
-def _scales(network: Network) -> dict[str, str]:
+def _scales(network: Network, modules: Mapping[str, str]) -> dict[str, str]:
     """Return the name of the scale of each module that normalises."""
-    modules = _modules(network)
     normalising = [found for layer in network.layers if (found := layer.normalisation()) is not None]
     names = [found.weight.name for found in normalising if isinstance(found.weight, StateTensor)]
     return {modules.get(name, name.rpartition(".")[0]): name for name in names}

@@ -276,11 +276,18 @@ class OnnxModule(Operator):
         if not outputs:
             return None
         program = self.program.ending_at(outputs)
-        paths = [path for part in program.all() for path in part.tensors.values()]
-        tensors = {path: getattr(_module_at(self, path[:-1]), path[-1]) for path in paths}
-        part = OnnxModule(program, self.inputs, self.nodes, tensors)
-        part.samples, part.held = self.samples, self.held
-        return part.train(self.training)
+        return self._running(program, {})
+
+    def _running(self, program: Program, weights: Mapping[str, Tensor]) -> OnnxModule:
+        """Return a module for another program of the same inputs, with the same parameters but for weights that are given."""
+        tensors: dict[Path, Tensor | None] = {}
+        for name, path in (pair for part in program.all() for pair in part.tensors.items()):
+            value = weights.get(name)
+            held = getattr(_module_at(self, path[:-1]), path[-1]) if value is None else None
+            tensors[path] = held if value is None else nn.Parameter(value, requires_grad=value.is_floating_point())
+        module = OnnxModule(program, self.inputs, self.nodes, tensors)
+        module.samples, module.held = self.samples, self.held
+        return module.train(self.training)
 
     @torch.no_grad()
     def with_weights(self, wanted: Collection[str]) -> OnnxModule:
@@ -294,37 +301,22 @@ class OnnxModule(Operator):
         Returns:
             A program whose new weights are parameters; itself where no such name is among its values.
         """
-        program, made = self.program, {name: node for node in self.program.nodes for name in node.outputs if name}
+        program = self.program
         constant = {*program.arrays, *program.tensors}
         for node in program.nodes:
             if not node.branches and constant.issuperset(filter(None, node.inputs)):
                 constant.update(filter(None, node.outputs))
-        paths = {name: path for name, path in tensor_paths(made, RESERVED).items() if ".".join(path) in wanted}
-        chosen = {name: path for name, path in paths.items() if name in constant}
+        paths = tensor_paths(filter(None, (name for node in program.nodes for name in node.outputs)), RESERVED)
+        chosen = {name: path for name, path in paths.items() if name in constant and ".".join(path) in wanted}
         nodes = tuple(node for node in program.nodes if chosen.keys().isdisjoint(node.outputs))
         if not chosen or not {node.path for node in nodes}.isdisjoint(chosen.values()):
             return self
-        inner = program.ending_at(chosen)
-        unread: dict[str, Unread] = {}
-        values = self._run(inner, {}, unread)
-        if unread or not all(isinstance(value, Tensor) for value in values):
+        values = self._run(program.ending_at(chosen), {}, {})
+        weights = {name: value for name, value in zip(chosen, values, strict=True) if isinstance(value, Tensor)}
+        if len(weights) < len(chosen):  # an operator that is not read
             return self
         whole = Program(nodes, program.outputs, {**program.tensors, **chosen}, program.arrays).ending_at(program.outputs)
-        tensors: dict[Path, Tensor | None] = {
-            path: getattr(_module_at(self, path[:-1]), path[-1])
-            for part in whole.all()
-            for name, path in part.tensors.items()
-            if name not in chosen
-        }
-        weights = (value for value in values if isinstance(value, Tensor))
-        tensors |= {
-            path: nn.Parameter(value, requires_grad=value.is_floating_point())
-            for path, value in zip(chosen.values(), weights, strict=True)
-            if path in whole.tensors.values()
-        }
-        module = OnnxModule(whole, self.inputs, self.nodes, tensors)
-        module.samples, module.held = self.samples, self.held
-        return module.train(self.training)
+        return self._running(whole, weights)
 
 
 def _module_at(module: Operator, path: Path) -> Operator:
