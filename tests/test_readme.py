@@ -45,7 +45,7 @@ def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path, monkeypa
     for seed, (name, model) in enumerate(STAND_INS.items()):
         save_tensors(load_model(model, generator=seed).state_dict(), tmp_path / f"{name}.safetensors")
     commands = [shlex.split(line)[1:] for line in LINES if line.startswith("pathlift ")]
-    assert {command[0] for command in commands} >= {"norm", "metric", "score", "prune", "certify", "support", "experiment"}
+    assert {command[0] for command in commands} >= {"norm", "quantize", "metric", "score", "prune", "certify", "support", "experiment"}
     for command in commands:
         done = run(*command)
         unsupported = command[0] == "support" and "not supported" in done.stdout
