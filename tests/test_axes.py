@@ -178,14 +178,14 @@ def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
 
 
 @pytest.mark.one_in(48)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(21 * LONGER))
 def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
     over(moving_networks(stages=(2, 6), most=150), 0, part, _against_the_program, 5)
 
 
 @pytest.mark.one_in(48)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(21 * LONGER))
 def test_moving_networks_agree_with_the_paths(part: int) -> None:
     over(moving_networks(stages=(1, 3), most=36), 1_000, part, _against_the_paths, 4)

@@ -87,6 +87,7 @@ NETWORKS = {
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("place", range(len(SETS)))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) -> None:
@@ -234,6 +235,7 @@ def test_no_network_of_a_set_falls_below_bounds_from_windows(dtype: torch.dtype)
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_hundred_thousand_random_pairs_keep_every_certified_class(name: str) -> None:
     """In float32, as the model runs: 8 sets × 75 networks × 60 inputs for each of three networks, over 10⁵ in all."""

@@ -96,6 +96,7 @@ def _as_in_full(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(30)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
     over(windowed(), 0, part, _as_in_full)
@@ -106,7 +107,7 @@ ZOO = tuple(torchvision.models.list_models(torchvision.models)) if LONGER > 1 el
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("name", ZOO)  # in a search: every classifier of torchvision that is supported
 def test_classifiers_agree_with_their_full_form(name: str) -> None:
     torch.manual_seed(0)

@@ -103,7 +103,7 @@ def assert_encloses(
 
 
 @pytest.mark.one_in(64, first=15)
-@pytest.mark.hunt_one_in(2, first=1)
+@pytest.mark.hunt_one_in(3, first=1)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_stays_inside(case: Case) -> None:
     model = randomised(case.make())
@@ -122,7 +122,7 @@ def _inside(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(18)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_random_networks_stay_inside(part: int) -> None:
     over(networks(), 400, part, _inside)

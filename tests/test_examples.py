@@ -1,44 +1,40 @@
-"""The examples run."""
+"""The examples of the gallery print what they claim; a run that the site has made already is not made again."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import made
 import pytest
 
 pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
 
 
-def printed(example: str, *arguments: str, plot: Path) -> str:
+def printed(name: str, picture: str = "") -> str:
     """What an example prints; it draws its picture, too."""
-    pytest.importorskip("matplotlib")
-    script = Path(__file__).parent.parent / "examples" / example
-    command = [sys.executable, str(script), *arguments, "--plot", str(plot)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert plot.stat().st_size > 10_000
-    return done.stdout
+    folder = made.example(name)
+    assert (folder / (picture or f"{name}.png")).stat().st_size > 10_000
+    return (folder / "printed").read_text()
 
 
 @pytest.mark.hunt
-def test_training_in_a_gauge_prints_one_row_per_way(tmp_path: Path) -> None:
-    output = printed("train_in_a_gauge.py", "--epochs", "1", plot=tmp_path / "t.png")
+def test_training_in_a_gauge_prints_one_row_per_way() -> None:
+    output = printed("train_in_a_gauge")
     assert all(way in output for way in ("plain SGD", "path-norm regulariser", "ENorm", "path-conditioned", "Path-SGD"))
 
 
 @pytest.mark.hunt
-def test_the_path_picture_of_a_trajectory_does_not_move(tmp_path: Path) -> None:
-    output = printed("trajectory.py", "--seeds", "2", "--checkpoints", "3", plot=tmp_path / "t.png")
+def test_the_path_picture_of_a_trajectory_does_not_move() -> None:
+    output = printed("trajectory")
     path, weight = (float(line.split(" at most ")[1].split()[0]) for line in output.splitlines()[:2])
     assert path < 1e-4 < 0.1 < weight
 
 
 @pytest.mark.hunt
-def test_a_rescaled_photograph_network_is_pruned_alike_by_path_magnitude_only(tmp_path: Path) -> None:
-    output = printed("photographs.py", "--steps", "60", plot=tmp_path / "p.png")
+def test_a_rescaled_photograph_network_is_pruned_alike_by_path_magnitude_only() -> None:
+    output = printed("photographs")
     decibels = dict(re.findall(r"│ ([\w ,]+?) +│ +(-?[\d.]+) +│", output))
     assert decibels["relative_path_magnitude"] == decibels["relative_path_magnitude, rescaled"]
     assert decibels["trained network"] == decibels["rescaled"]
@@ -46,10 +42,10 @@ def test_a_rescaled_photograph_network_is_pruned_alike_by_path_magnitude_only(tm
 
 
 @pytest.mark.hunt
-def test_what_is_compensated_keeps_more_of_the_accuracy_at_the_same_bytes(tmp_path: Path) -> None:
+def test_what_is_compensated_keeps_more_of_the_accuracy_at_the_same_bytes() -> None:
     pytest.importorskip("lightning")
     pytest.importorskip("torchmetrics")
-    output = printed("compress.py", "--quick", plot=tmp_path / "c.png")
+    output = printed("compress")
     rows = re.findall(r"^ *(\S.*?) +(\d) bits +([\d,]+) +([\d.]+) *$", output, re.MULTILINE)
     rounded = {(way, int(bits)): (size, float(accuracy)) for way, bits, size, accuracy in rows}
     rows = re.findall(r"^ *(\S.*?) +(\d+)% gone +([\d,]+) +([\d.]+) *$", output, re.MULTILINE)
@@ -61,7 +57,18 @@ def test_what_is_compensated_keeps_more_of_the_accuracy_at_the_same_bytes(tmp_pa
 
 
 @pytest.mark.hunt
-def test_a_penalty_on_the_path_norm_lets_digits_move_farther_before_their_class_is_in_doubt(tmp_path: Path) -> None:
-    output = printed("certified_radius.py", "--samples", "8", plot=tmp_path / "r.png")
+def test_a_penalty_on_the_path_norm_lets_digits_move_farther_before_their_class_is_in_doubt() -> None:
+    output = printed("certified_radius")
     radii = [float(radius) for radius in re.findall(r"mean radius ([\d.]+) of 1", output)]
     assert len(radii) == 2 and 0.0 < radii[0] < radii[1] < 0.12
+
+
+@pytest.mark.hunt
+def test_the_demo_prints_the_table_of_the_readme() -> None:
+    """All but times and the last digits: the rows, and that nothing of ours changes."""
+    output = printed("demo", "out/demo.png")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = re.findall(r"^│ (.*?) +│.*│ +(.*?) │$", readme, re.MULTILINE)
+    assert len(rows) == 8
+    for name, changed in rows:
+        assert re.search(rf"^│ {re.escape(name)} +│.*│ +{re.escape(changed)} │$", output, re.MULTILINE), name

@@ -29,6 +29,7 @@ def test_the_graph_computes_what_the_model_computes(case: Case) -> None:
 
 
 @pytest.mark.one_in(20)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_random_graphs_compute_what_the_model_computes(part: int) -> None:
     over(networks(), 300, part, lambda model, shape, weights: assert_runs(randomised(model, weights), shape))

@@ -185,6 +185,7 @@ OPTIONS = (
 
 
 @pytest.mark.one_in(16)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("options", OPTIONS, ids=["channel", "tensor", "group"])
 @pytest.mark.parametrize("gauge", ["balanced", "equalised", "optimal"])
 @pytest.mark.parametrize("name", MODELS)
@@ -244,7 +245,7 @@ SMALL, LARGE = ("squeezenet1_1", "shufflenet_v2_x0_5"), ("resnet18", "mobilenet_
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("name", SMALL if LONGER == 1 else (*SMALL, *LARGE))
 @pytest.mark.parametrize("gauge", ["balanced", "optimal"])
 def test_a_rescaled_model_of_torchvision_is_quantised_to_the_same_bits(name, gauge):

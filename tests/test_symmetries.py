@@ -34,7 +34,7 @@ def generator(start: int = 0) -> torch.Generator:
 
 
 @pytest.mark.one_in(64, first=7)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(3)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_every_operator_ties_what_its_paths_tie(case: Case) -> None:
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_random_networks(part: int) -> None:
     over(networks(), 20_000, part, _check)
@@ -70,6 +70,7 @@ def _check_invariance(model: nn.Module, shape: tuple[int, ...], weights: int) ->
 
 
 @pytest.mark.one_in(18)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_pairs_of_operators(part: int) -> None:
     over(operator_pairs(), 30_000, part, _check_invariance)
@@ -94,6 +95,7 @@ SMALL = [case for case in [*OPERATORS, *NETWORKS] if case.name in {
 
 
 @pytest.mark.one_in(10)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_the_balanced_representative_is_the_smallest_and_the_same_from_everywhere(case: Case) -> None:
     torch.manual_seed(0)
@@ -114,6 +116,7 @@ def test_the_balanced_representative_is_the_smallest_and_the_same_from_everywher
 
 
 @pytest.mark.one_in(28)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 @pytest.mark.parametrize("kind", ["normalize", "condition", "balance"])
 def test_representatives_do_not_depend_on_where_they_start(case: Case, kind: str) -> None:

@@ -9,19 +9,9 @@ import re
 from pathlib import Path
 
 import api
+import made
 
 ROOT = Path(__file__).parents[2]
-
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": (),
-    "photographs": ("--plot", "photographs.png"),
-    "which_bound": (),
-    "certified_radius": ("--plot", "certified_radius.png"),
-    "trajectory": ("--plot", "trajectory.png"),
-    "train_in_a_gauge": ("--plot", "train_in_a_gauge.png"),
-    "compress": ("--quick", "--plot", "compress.png"),
-}
-"""The examples of the gallery in their order, with their options."""
 
 HEADS = {
     "pruning": "Criteria, selections, masks and their price.",
@@ -111,7 +101,7 @@ def gallery(printed: dict[str, str]) -> dict[str, str]:
         "Each of these was run when this site was built, on data that ships with scikit-learn: handwritten digits and two "
         "photographs. The scripts are in `examples/`.\n",
     ]
-    for name, options in EXAMPLES.items():
+    for name, options in made.EXAMPLES.items():
         source = (ROOT / "examples" / f"{name}.py").read_text()
         words = re.match(r'"""(.*?)"""', source, re.DOTALL)
         assert words is not None

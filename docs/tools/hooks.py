@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,50 +17,19 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(__file__).parent
-BUILD = ROOT / "build" / "docs"
 sys.path[:0] = [str(TOOLS), str(ROOT / "src")]
 
 import generated  # noqa: E402
+import made  # noqa: E402
 import snippets  # noqa: E402
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.DOTALL)
 FONT = "fonts/STIXTwoMath-Regular.ttf"
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "96", "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-
-
-def _made(kind: str, script: Path, *arguments: str) -> Path:
-    """Run a script in a folder of its own unless that has been done; what it prints is in ``printed`` there.
-
-    Another line of the package, of the script or of a page that it is given is another folder.
-    """
-    digest = hashlib.sha256()
-    pages = [Path(argument) for argument in arguments if argument.endswith(".md")]
-    for file in [script, *pages, *sorted((ROOT / "src" / "pathlift").rglob("*.[ph][yt]*"))]:
-        digest.update(file.read_bytes())
-    folder = BUILD / f"{kind}-{digest.hexdigest()[:16]}"
-    if not (folder / "printed").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        done = subprocess.run(
-            [sys.executable, str(script), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env=_environment(),
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
-        (folder / "printed").write_text(done.stdout)
-    return folder
-
-
 def _page_made(path: str, source: str) -> Path:
     """Run the blocks of a page."""
-    return _made(path.removesuffix(".md").replace("/", "-"), TOOLS / "snippets.py", source, "files")
+    return made.made(path.removesuffix(".md").replace("/", "-"), TOOLS / "snippets.py", source, "files")
 
 
 def _runs(path: str, source: str | None) -> bool:
@@ -78,11 +44,8 @@ def on_files(files: Files, config: Any) -> Files:
     font = (Path(spec.origin).parent / FONT).read_bytes()
     files.append(File.generated(config, "assets/STIXTwoMath-Regular.ttf", content=font))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        drawing = pool.submit(_made, "figures", TOOLS / "figures.py")
-        running = {
-            name: pool.submit(_made, name, ROOT / "examples" / f"{name}.py", *options)
-            for name, options in generated.EXAMPLES.items()
-        }
+        drawing = pool.submit(made.made, "figures", TOOLS / "figures.py")
+        running = {name: pool.submit(made.example, name) for name in made.EXAMPLES}
         pages_run = [
             pool.submit(_page_made, file.src_uri, file.abs_src_path)
             for file in files.documentation_pages()
@@ -112,9 +75,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if not _runs(path, page.file.abs_src_path):
         return _outside(markdown)
     folder = _page_made(path, page.file.abs_src_path)
-    for made in sorted(file for file in (folder / "files").iterdir() if file.suffix in {".png", ".html"}):
-        beside = str(Path(path).parent / made.name)
-        files.append(File.generated(config, beside, content=made.read_bytes()))
+    for shown in sorted(file for file in (folder / "files").iterdir() if file.suffix in {".png", ".html"}):
+        beside = str(Path(path).parent / shown.name)
+        files.append(File.generated(config, beside, content=shown.read_bytes()))
     return snippets.filled(markdown, json.loads((folder / "printed").read_text()))
 
 
