@@ -213,6 +213,7 @@ def test_work_behind_a_parameter_of_the_images_size_is_linear_in_pixels(
     assert large.bytes <= 8 * small.bytes
 
 
+@pytest.mark.hunt
 def test_layers_of_a_long_residual_chain_cost_the_same_each() -> None:
     class Chain(nn.Module):
         def __init__(self, depth: int) -> None:

@@ -92,6 +92,7 @@ def house() -> dict[str, set[str]]:
     return loaded
 
 
+@pytest.mark.hunt
 def test_whoever_imports_a_function_has_the_declarations_of_its_arguments() -> None:
     """Not only those who import all of pathlift: the room that declares an argument stands below the function's own."""
     loaded = house()
@@ -125,11 +126,13 @@ def test_an_argument_that_nobody_declared_is_an_error_at_the_first_call() -> Non
 # ----------------------------------------------------------------------------------------------------------- wrong values
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ACCELERATED])
 def test_a_right_call_is_answered(world: World, name: str) -> None:
     run(FUNCTIONS[name], CALLS[name](world))
 
 
+@pytest.mark.one_in(36)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_wrong_value_ends_in_an_error_of_pathlift_or_in_the_right_answer(world: World, name: str) -> None:
     drawn = random.Random(name)

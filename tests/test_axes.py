@@ -205,6 +205,7 @@ class Walled(nn.Module):
         return F.max_pool2d(x.masked_fill(torch.eye(4, 3, dtype=torch.bool), -math.inf), 2, 1)
 
 
+@pytest.mark.hunt
 def test_every_kind_of_edge_map_respects_all_axes() -> None:
     """A new kind of map needs a line here: its compact form has to be the map itself, whatever is stored once below it."""
     operators = [(case.make().op, case.shape) for case in OPERATORS if case.name in MAPS]

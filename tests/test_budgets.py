@@ -166,6 +166,7 @@ def pair() -> tuple[nn.Module, nn.Module, float, pathlift.metric.PathMetric]:
     return model, other, truth, pathlift.path_metric(model, other, (3,), tighten=6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("looks", [0, 1, 2, 3, 5, 9, 14])
 def test_bounds_of_a_pair_that_were_stopped_anywhere_are_bounds(
     looks: int, pair: tuple[nn.Module, nn.Module, float, pathlift.metric.PathMetric], monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) ->
         )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("tolerance", [Rounding(4, step=1.0), Rounding(3, per="tensor", step=1.0), Relative(0.1)], ids=str)
 @pytest.mark.parametrize("grid", [False, True], ids=["box", "grid"])
 def test_what_an_attack_finds_lies_in_the_set_and_changes_the_class(tolerance: Tolerance, grid: bool) -> None:
@@ -216,6 +217,7 @@ def draws(model: nn.Module, network: pathlift.Network, tolerance: Tolerance | No
     return other
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_network_of_a_set_falls_below_bounds_from_windows(dtype: torch.dtype) -> None:
     """Corners of the set, in the model's own precision, against the smallest lead that is certified."""

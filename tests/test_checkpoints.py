@@ -411,6 +411,7 @@ def test_the_usual_file_of_a_folder_is_taken(state: State, here: Path) -> None:
     right(here, state)
 
 
+@pytest.mark.hunt
 def test_a_folder_of_checkpoints_is_these_in_their_order(here: Path) -> None:
     folder = here / "runs"
     folder.mkdir()
@@ -921,6 +922,7 @@ def test_an_archive_of_a_machine_of_the_other_order_of_bytes(state: State, here:
     right(here / "big.pt", state)
 
 
+@pytest.mark.hunt
 def test_a_tensor_within_calls_within_calls_is_refused(here: Path) -> None:
     program = b"}U\x06weight" + b"ctorch._utils\n_rebuild_parameter\n(" * 50_000 + b"K\x01" + b"tR" * 50_000 + b"s."
     torch.save({}, here / "empty.pt")

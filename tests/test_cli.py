@@ -88,6 +88,7 @@ def test_metric_stops_at_a_ratio_and_says_what_gave_the_bounds() -> None:
     assert "95% confidence" in table
 
 
+@pytest.mark.hunt
 def test_compare_prints_and_draws_the_kernel(tmp_path: Path) -> None:
     from cases import Residual
 

@@ -127,7 +127,7 @@ def as_json(folder: Path) -> Callable[[str], Any]:
 # ---- widths
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", LINES)
 def test_at_80_columns_a_command_prints_its_snapshot(name: str, printed: Callable[[str, int], str]) -> None:
     """To write them anew: PATHLIFT_SNAPSHOTS=write, and look at the difference."""
@@ -245,7 +245,7 @@ def test_a_terminal_shows_progress_and_colours_unless_it_is_told_not_to(folder: 
 # ---- CSV, JSON, quiet
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", LINES)
 def test_csv_has_the_rows_of_the_table(name: str, here: Path, printed: Callable[[str, int], str]) -> None:
     rows = list(csv.reader(io.StringIO(run(*LINES[name], "--csv").stdout)))

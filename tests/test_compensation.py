@@ -143,6 +143,7 @@ def test_blocks_of_columns_cover_all_and_are_narrow_where_there_are_many_rows() 
 # ---- whole networks
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("data", [None, mixed(40, 2, 6, 6)], ids=["no data", "data"])
 def test_masks_are_those_without_an_update_and_the_model_is_left_alone(data: Tensor | None) -> None:
     model = drawn(convolutions)
@@ -169,6 +170,7 @@ def test_where_nothing_goes_nothing_changes(data: Tensor | None) -> None:
     assert same(model, pruned) and report.log10_cost == -math.inf
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_outputs_move_less_than_by_the_masks_alone(seed: int) -> None:
     """With data everywhere; without, over inputs of the statistics that it takes them to have."""
@@ -266,6 +268,7 @@ def test_batch_norms_see_on_the_data_what_they_saw_before() -> None:
     assert torch.allclose(pruned[1].running_var, torch.where(ratio > 0, model[1].running_var * ratio, model[1].running_var))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("data", [None, mixed(60, 2, 6, 6)], ids=["no data", "data"])
 def test_the_update_of_a_rescaled_network_is_the_rescaled_update(data: Tensor | None) -> None:
     """Bit for bit under powers of two; batch norms are left out, whose running variances do not go along."""
@@ -281,6 +284,7 @@ def test_the_update_of_a_rescaled_network_is_the_rescaled_update(data: Tensor | 
     assert all(torch.equal(back[name], tensor) for name, tensor in moved.state_dict().items())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("data", [None, mixed(20, 1, 4, 4)], ids=["no data", "data"])
 def test_the_path_metric_is_enclosed_and_no_bound_13_is_claimed(data: Tensor | None) -> None:
     model = drawn(Residual, 3)
@@ -296,6 +300,7 @@ def test_the_path_metric_is_enclosed_and_no_bound_13_is_claimed(data: Tensor | N
     assert "path-metric" in str(report) and "bound (13)" in str(plain) and "bound (13)" not in str(report)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("selection", ["2:4", "channels", "per_output", "erk"])
 @pytest.mark.parametrize("data", [None, mixed(40, 8)], ids=["no data", "data"])
 def test_any_selection_can_be_made_up_for(selection: str, data: Tensor | None) -> None:

@@ -452,6 +452,7 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """Chains of convolutions whose positions see little of what is below."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("radius", [0.0, 0.02])
 @pytest.mark.parametrize("name", CHAINS)
 def test_what_a_position_sees_gives_the_bounds_of_the_whole_network(name: str, radius: float) -> None:

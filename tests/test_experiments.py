@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return folder, lottery.run(TINY, folder, Here())
 
 
+@pytest.mark.hunt
 def test_invariant_criteria_choose_the_same_ticket_after_a_rescaling(finished):
     _, rows = finished
     masks = {(row["criterion"], row["rescaled"], row["level"]): row["mask"] for row in rows if row["criterion"] != "dense"}

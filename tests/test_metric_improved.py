@@ -88,6 +88,7 @@ def test_noise_on_every_weight_is_enclosed_within_1_4_by_nine_sums() -> None:
 # Going on
 
 
+@pytest.mark.hunt
 def test_tightening_goes_on_from_where_a_result_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     model, other, value = pair()
     network = pathlift.capture(model, SHAPE)
@@ -132,6 +133,7 @@ def test_tightening_a_result_is_what_the_option_does() -> None:
     assert math.isclose(from_pivot.upper, at_once.upper, rel_tol=1e-9)
 
 
+@pytest.mark.hunt
 def test_tightening_a_result_stops_at_a_ratio_and_at_a_time() -> None:
     model, other, value = pair()
     first = pathlift.path_metric(model, other, SHAPE)
@@ -148,6 +150,7 @@ def test_tightening_a_result_stops_at_a_ratio_and_at_a_time() -> None:
     assert not stopped.tighten(1).stopped
 
 
+@pytest.mark.hunt
 def test_an_estimate_is_that_of_the_option_and_keeps_the_bounds() -> None:
     model, other, value = pair()
     metric = pathlift.path_metric(model, other, SHAPE)
@@ -182,6 +185,7 @@ def test_a_value_that_is_known_stays_as_it_is() -> None:
 # What a result holds
 
 
+@pytest.mark.hunt
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("given", ["module", "state_dict", "network", "tensors"])
 def test_a_result_can_be_improved_while_its_weights_are_there(given: str) -> None:

@@ -238,6 +238,7 @@ def test_threads_call_at_once_on_one_network() -> None:
     assert not changed, changed
 
 
+@pytest.mark.hunt
 def test_paths_are_written_out_by_several_threads_at_once() -> None:
     models = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, width)) for width in (1, 2, 1, 2)]
     right = [pathlift.path_lifting(model, (3,)).names for model in models]
@@ -373,6 +374,7 @@ def forked(work: Callable[[], object]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.hunt
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_captures_and_computes_while_other_threads_of_the_parent_do() -> None:
     model, right = small_model(), plain("path_norm of a module")

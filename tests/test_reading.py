@@ -224,7 +224,7 @@ def _numpy_first(model: Two) -> Any:
 HOLDING["one NumPy view"] = _numpy_first
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("way", HOLDING)
 def test_a_weight_is_the_parameter_however_forward_reaches_it(way: str) -> None:
     model, other = Two(HOLDING[way]), Two(seed=1)
@@ -296,6 +296,7 @@ def _both(model: Shared, x: Tensor) -> Tensor:
     return F.linear(F.relu(F.linear(x, model.p)), model.q)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("part", ["transposed", "sliced", "strided"])
 def test_parameters_that_share_memory_are_one(part: str, turned: bool) -> None:
@@ -750,7 +751,7 @@ def _distributed(model: nn.Module) -> nn.Module:
     return made
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "wrapper", [Around, Recomputed, WithoutGradients, Inferred, Switched, Unmixed, torch.compile, parallel, _distributed]
 )
@@ -984,7 +985,7 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("style", STYLES)
 def test_common_styles_are_captured(style: str) -> None:
     make, shape = STYLES[style]

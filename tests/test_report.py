@@ -301,6 +301,7 @@ def test_names_are_words_wherever_they_stand(report: Report, page: str) -> None:
         assert EVIL not in result._repr_html_()
 
 
+@pytest.mark.hunt
 def test_all_numbers_are_in_the_page_as_json(report: Report, page: str) -> None:
     numbers = json.loads(Elements(page).scripts[0])
     assert numbers == report.to_dict() == json.loads(json.dumps(report.to_dict(), allow_nan=False))
@@ -315,6 +316,7 @@ def test_a_page_works_without_scripts_and_in_the_dark_and_on_paper(page: str) ->
     assert "#010203" not in page
 
 
+@pytest.mark.hunt
 def test_the_same_report_is_the_same_page(small: Report) -> None:
     assert pickle.loads(pickle.dumps(small)).html() == small.html()
 
@@ -346,6 +348,7 @@ def test_settings_of_matplotlib_stay_as_they_are(small: Report) -> None:
 # ---- files and the command
 
 
+@pytest.mark.hunt
 def test_a_page_is_not_written_over_another(small: Report, tmp_path: Path) -> None:
     file = tmp_path / "a.html"
     small.save(file)

@@ -113,6 +113,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", classes())
 def test_a_result_is_a_small_table_in_a_notebook(name: str) -> None:
     text = results()[name]._repr_html_()
@@ -279,6 +280,7 @@ PICTURES = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", classes())
 def test_a_result_draws_itself_where_a_picture_says_more(name: str) -> None:
     figure = pytest.importorskip("matplotlib.figure")

@@ -204,6 +204,7 @@ def test_per_output_bounds_enclose_each_output() -> None:
         _ = pathlift.path_metric(model, state, (3,), q=2).log10_lower_per_output
 
 
+@pytest.mark.hunt
 def test_nearly_equal_networks_are_enclosed_as_tightly() -> None:
     model = random_perceptron(4, 5, 5, 2)
     generator = torch.Generator().manual_seed(0)
@@ -229,6 +230,7 @@ def test_biases_that_differ_far_more_than_weights_do_not_loosen_the_bounds(size:
     assert pathlift.path_metric(model, state, (32,), moments=8).ratio < 1.35
 
 
+@pytest.mark.hunt
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("depth", [40, 400])
 def test_hundreds_of_layers_in_float32_have_finite_bounds(depth: int) -> None:

@@ -210,6 +210,7 @@ def test_what_onnxruntime_refuses_is_compared_by_the_evaluator(wrong: bool, monk
     assert torch.equal(load_model("b.onnx")(x), pruned(x))
 
 
+@pytest.mark.hunt
 @needs_onnx
 def test_a_part_of_an_onnx_file_is_no_file() -> None:
     write_small("a.onnx")

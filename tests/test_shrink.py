@@ -99,7 +99,7 @@ def same(one: nn.Module, other: nn.Module, shape: tuple[int, ...] = SHAPE) -> fl
     return norms[1]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("amount", [0.3, 0.6])
 def test_pruning_with_shrink_gives_the_masked_network_in_fewer_weights(make: Callable[[], nn.Module], amount: float) -> None:
@@ -117,6 +117,7 @@ def test_pruning_with_shrink_gives_the_masked_network_in_fewer_weights(make: Cal
     assert kept == sum(int(mask.sum()) for mask in report.masks.values())
 
 
+@pytest.mark.hunt
 def test_rounds_score_what_the_rounds_before_left_and_what_is_gone_stays_gone() -> None:
     model = randomised(residual())
     smaller, report = pathlift.prune(
@@ -196,6 +197,7 @@ def test_channels_of_a_residual_stream_go_only_together() -> None:
     same(model, smaller, (3,))
 
 
+@pytest.mark.hunt
 def test_channels_tied_to_a_grouped_convolution_stay_with_a_reason() -> None:
     model = randomised(nn.Sequential(
         nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(),
@@ -504,6 +506,7 @@ def test_the_command_writes_a_program_that_is_the_smaller_network(tmp_path) -> N
     assert said["multiply_adds"] == report.shrunk.multiply_adds and said["layers"] == report.shrunk.to_dict()["layers"]
 
 
+@pytest.mark.hunt
 def test_the_command_writes_weights_and_takes_masked_ones(tmp_path) -> None:
     model = pathlift.load_model("cases:Residual")
     _, report = pathlift.prune(model, (1, 3, 3), 0.4, "magnitude", selection="channels", shrink=True)

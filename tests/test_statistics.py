@@ -498,6 +498,7 @@ def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) 
 LAST = {"images": (of_images, (3, 9, 8), (0, 3, 1, 2)), "sounds": (of_sounds, (5, 16), (0, 2, 1))}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", LAST)
 @pytest.mark.parametrize("told", [False, True])
 def test_a_network_that_reads_channels_last_has_the_moments_of_the_network_behind_its_transpose(name: str, told: bool) -> None:

@@ -60,6 +60,7 @@ def sharded(state: dict[str, Tensor], folder: Path, *, index: bool = True) -> Pa
     return folder
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["file", "index", "folder", "files"])
 def test_streamed_weights_give_the_same_numbers(kind: str, tmp_path: Path) -> None:
     model = trained(small())
@@ -214,6 +215,7 @@ def test_a_model_larger_than_memory(tmp_path: Path) -> None:
     assert run("eager", 380).returncode != 0
 
 
+@pytest.mark.hunt
 def test_many_checkpoints_need_one_capture_and_constant_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = trained(small())
     captured: list[object] = []

@@ -148,6 +148,7 @@ def test_another_file_of_weights_is_another_network(here: Path) -> None:
     assert second[0]["path_norm/log10"] != first[0]["path_norm/log10"] and second[1] == first[1]
 
 
+@pytest.mark.hunt
 def test_a_function_that_refuses_a_network_says_why(here: Path) -> None:
     save_tensors({"x": torch.rand(3, 5)}, Path("data.safetensors"))
     calls = "functions: [path_norm, {certify: {x: data.safetensors, radius: 0.1}}]\n"
@@ -253,6 +254,7 @@ class Page(html.parser.HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
 
 
+@pytest.mark.hunt
 def test_the_page_is_whole_and_safe(study: page.Study) -> None:
     pytest.importorskip("matplotlib")
     text = page.written(study)

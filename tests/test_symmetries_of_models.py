@@ -107,6 +107,7 @@ def test_no_rescaling_of_a_known_architecture_is_seen(name: str) -> None:
     check(*build(name))
 
 
+@pytest.mark.hunt
 def test_no_rescaling_of_a_u_net_is_seen() -> None:
     torch.manual_seed(0)
     check(with_statistics(UNet()), (3, 16, 16))

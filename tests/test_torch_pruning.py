@@ -56,6 +56,7 @@ def test_removing_a_channel_costs_no_more_than_its_importance(make):
             assert -1e-6 <= lost <= float(scores[channel]) + 1e-6
 
 
+@pytest.mark.hunt
 def test_a_pruner_uses_it_and_scores_anew_after_each_step():
     model = network()
     head = [module for module in model.modules() if isinstance(module, nn.Linear)]
