@@ -123,7 +123,7 @@ def row(path: Path) -> str:
         report = pathlift.check_support(module, shape)
     except pathlift.PathliftError as error:
         reason = str(error).replace(str(path), path.name).removeprefix(f"'{path.name}' cannot be read as ONNX: ")
-        return f"{start} no | {reason[:150]} |"
+        return f"{start} no | {reason[:280]} |"
     if not report.supported:
         counts = Counter(problem.op.removeprefix("aten.").split(".")[0] if problem.op.startswith("aten") else problem.op
                          for problem in report.problems)  # fmt: skip
