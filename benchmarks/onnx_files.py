@@ -43,6 +43,8 @@ def shape_for(path: Path) -> Any:
         return input_shapes(path)
     except pathlift.InputError:
         inputs = read_onnx(path, check=False).inputs
+        if any(own.sizes == () for own in inputs):
+            raise
         shapes = [tuple(s if isinstance(s, int) else OPEN.get(s, 64) for s in (own.sizes or ())[1:]) for own in inputs]
         return shapes[0] if len(shapes) == 1 else tuple(shapes)
 
@@ -93,7 +95,8 @@ def absolute(path: Path) -> Any:
             node.op_type = "ReduceL1"
         elif node.op_type == "MaxPool":
             several = {**settings, "count_include_pad": 1}
-            several.pop("storage_order", None)
+            for name, usual in (("storage_order", {0}), ("dilations", {1})):  # which old versions of a mean have not
+                assert set(np.atleast_1d(several.pop(name, [*usual])).tolist()) == usual
             mean = f"{node.output[0]} averaged"
             count = onnx.helper.make_tensor("n", onnx.TensorProto.DOUBLE, (), [float(np.prod(settings["kernel_shape"]))])
             graph.node.append(onnx.helper.make_node("AveragePool", node.input, [mean], **several))
@@ -119,7 +122,8 @@ def row(path: Path) -> str:
         module = read_onnx(path)
         report = pathlift.check_support(module, shape)
     except pathlift.PathliftError as error:
-        return f"{start} no | {str(error).partition(': ')[2][:150]} |"
+        reason = str(error).replace(str(path), path.name).removeprefix(f"'{path.name}' cannot be read as ONNX: ")
+        return f"{start} no | {reason[:280]} |"
     if not report.supported:
         counts = Counter(problem.op.removeprefix("aten.").split(".")[0] if problem.op.startswith("aten") else problem.op
                          for problem in report.problems)  # fmt: skip

@@ -385,6 +385,55 @@ def test_other_precisions(dtype: torch.dtype, suffix: str, here: Path) -> None:
     right(file, state)
 
 
+@pytest.mark.parametrize("bits", [{"*": 4}, {"0.weight": "fp8_e5m2", "2.weight": 3}], ids=str)
+def test_quantised_weights_are_what_they_stand_for(bits: Any, here: Path) -> None:
+    quantized, report = pathlift.quantize(mlp(), (4,), bits, granularity=2, affine="fp8_e5m2" not in bits.values(), moments=0)
+    report.save(here / "q.safetensors")
+    right(here / "q.safetensors", quantized.state_dict())
+    found = load_state(here / "q.safetensors")
+    assert found.keys() == quantized.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in quantized.state_dict().items())
+    assert pathlift.path_metric(quantized, here / "q.safetensors", (4,)).upper == 0
+
+
+def described(**change: Any) -> dict[str, str]:
+    """The metadata of a tensor ``w`` of whole numbers, one scale for two of them."""
+    data = {"block_size": [1, 2], "dtype": {"_type": "torch.dtype", "_data": "float32"}} | change.pop("data", {})
+    about = {"_type": "IntxUnpackedToInt8Tensor", "_data": data, "_tensor_data_names": ["qdata", "scale", "zero_point"]}
+    return {"tensor_names": '["w"]', "w": json.dumps(about | change)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"_type": "Int4Tensor"}, "its tensor 'w' is a Int4Tensor, which is not read"),
+        ({"_tensor_data_names": ["qdata", "scale"]}, "is not read"),
+        ({"data": {"block_size": [1, 3]}}, r"do not fit it: shape \(3, 2\) for \(3, 4\)"),
+        ({"data": {"block_size": [12]}}, "do not fit it"),
+        ({"data": {"dtype": {"_data": "int8"}}}, "is said to be of type 'int8'"),
+        ({"data": {"block_size": "many"}}, "cannot be read"),
+        ({"data": {"dtype": {"_data": "no_type"}}}, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_weights_quantised_otherwise_are_refused(change: dict[str, Any], said: str, here: Path) -> None:
+    parts = {"_w_qdata": torch.ones(3, 4, dtype=torch.int8), "_w_scale": torch.ones(3, 2), "_w_zero_point": torch.zeros(3, 2)}
+    save_file(parts, here / "w.safetensors", described())
+    assert torch.equal(load_state(here / "w.safetensors")["w"], torch.ones(3, 4))
+    save_file(parts, here / "w.safetensors", described(**change))
+    with pytest.raises(pathlift.InputError, match=said):
+        load_state(here / "w.safetensors")
+    save_file({"_w_qdata": parts["_w_qdata"]}, here / "w.safetensors", described())
+    with pytest.raises(pathlift.InputError, match="its tensor 'w' lacks the part '_w_scale'"):
+        load_state(here / "w.safetensors")
+
+
+def test_eight_bit_numbers_without_scales_are_refused(here: Path) -> None:
+    save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, here / "w.safetensors")
+    with pytest.raises(pathlift.InputError, match=r"holds 'w' in torch\.float8_e4m3fn, and does not say what scales it"):
+        load_state(here / "w.safetensors")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_several_files_with_an_index(suffix: str, state: State, here: Path) -> None:
     folder = here / "sharded"

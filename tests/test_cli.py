@@ -48,7 +48,9 @@ def test_norm_prints_a_table_and_the_same_number_as_json(tmp_path: Path) -> None
         record = one_json("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / file))
         assert record["value"] == pytest.approx(value)
     table = run("norm", SMALL, "--shape", "1,3,3", "--weights", str(tmp_path / "w.pt")).stdout
-    assert f"{value:.6g}" in table
+    assert f"{value:.6g}" in table and table.startswith(f"{SMALL}\n")
+    built = run("norm", SMALL, "--shape", "1,3,3").stdout  # a factory may have loaded weights of its own
+    assert built.startswith(f"{SMALL} (as it is built)\n")
     assert "from biases" in table
 
 
@@ -300,6 +302,7 @@ def test_equivalent_exits_with_1_and_names_the_first_difference(tmp_path: Path) 
     [
         (("--to", "random", "--choices", "1,-2"), "positive"),
         (("--to", "random", "--choices", "one"), "--choices must be numbers"),
+        (("--to", "balance"), "Invalid value for '--to': 'balance' is not one of 'random', 'normal',"),
         (("--to", "balanced", "--p", "-1"), "p must be a positive"),
         (("--out", "x.safetensors"), "--out needs --to"),
         (("--to", "balanced", "--out", "x.txt"), "--out must end in .safetensors or .pt or .onnx or .pt2"),

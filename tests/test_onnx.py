@@ -27,7 +27,7 @@ from pathlift.storage.models import default_shape, load_model
 
 onnx = pytest.importorskip("onnx")
 
-from pathlift.storage.onnx import OnnxModule, read_onnx  # noqa: E402
+from pathlift.storage.onnx import OnnxModule, input_shapes, read_onnx  # noqa: E402
 from pathlift.storage.onnx.host import HOST  # noqa: E402
 from pathlift.storage.onnx.operators import OPERATORS  # noqa: E402
 from pathlift.storage.onnx.program import STATIC, tensor_of  # noqa: E402
@@ -883,6 +883,15 @@ def test_a_batch_that_is_not_first_is_refused(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "w"], ["y"])]
     with pytest.raises(pathlift.InputError, match=r"'x'.*dimension 2.*batch first"):
         read_onnx(write(tmp_path / "m.onnx", nodes, {"w": V}, [7, "batch_size", 4]))
+
+
+def test_an_input_that_is_one_number_has_no_samples(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": V}, ["n", 4])
+    program = onnx.load(path)
+    program.graph.input.append(helper.make_tensor_value_info("rate", onnx.TensorProto.INT64, []))
+    onnx.save(program, path)
+    with pytest.raises(pathlift.InputError, match=r"The input 'rate' of .* is one number for all samples of a batch\. Export"):
+        input_shapes(path)
 
 
 def test_weights_in_lists_of_a_constant_go_back_too(tmp_path: Path) -> None:

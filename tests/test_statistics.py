@@ -495,6 +495,40 @@ def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) 
     assert input_moments(activation_model(network), "1.weight").shape == (1, 4, 27)
 
 
+class OfSignals(nn.Module):
+    """Makes images, or sounds, of one channel from signals that have none, as networks for audio do."""
+
+    def __init__(self, image: bool) -> None:
+        super().__init__()
+        kind, side = (nn.Conv2d, (5, 1)) if image else (nn.Conv1d, 5)
+        self.image, self.first, self.last = image, kind(1, 4, side), kind(4, 3, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the channel and a second dimension, and pad as these networks do."""
+        x = x[:, None, :, None] if self.image else x.unsqueeze(1)
+        border = (0, 0, 2, 2) if self.image else (2, 2)
+        for layer in (self.first, self.last):
+            x = nn.functional.relu(layer(nn.functional.pad(x, border)))
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_a_signal_without_channels_is_the_one_channel_of_what_is_made_of_it(image: bool) -> None:
+    torch.manual_seed(0)
+    signals = OfSignals(image)
+    layers = (nn.ZeroPad2d((0, 0, 2, 2)) if image else nn.ConstantPad1d(2, 0.0)), signals.first, nn.ReLU()
+    plain = nn.Sequential(*layers, layers[0], signals.last, nn.ReLU(), nn.Flatten())
+    found, expected = (
+        activation_model(network_of(model, shape))
+        for model, shape in ((signals, (16,)), (plain, (1, 16, 1) if image else (1, 16)))
+    )
+    for ours, theirs in (("first", "1"), ("last", "4")):
+        moments, wanted = input_moments(found, f"{ours}.weight"), input_moments(expected, f"{theirs}.weight")
+        assert torch.equal(moments.mean, wanted.mean) and torch.equal(moments.covariance(), wanted.covariance())
+    _, report = pathlift.prune(signals, (16,), 0.5, update="compensate")
+    assert report.updated is not None and not report.updated.left
+
+
 LAST = {"images": (of_images, (3, 9, 8), (0, 3, 1, 2)), "sounds": (of_sounds, (5, 16), (0, 2, 1))}
 
 

@@ -373,6 +373,29 @@ def test_the_table_names_axes_and_reasons() -> None:
     assert "2 pinned 5: the output" in text
 
 
+class Sloped(nn.Module):
+    """A learned slope, and a depthwise layer within a residual sum: weights between neurons of one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        self.slope, self.last = nn.PReLU(3), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it."""
+        x = self.first(x)
+        return self.last(self.slope(x + self.depthwise(x))).flatten(1)
+
+
+def test_a_family_names_what_its_factors_change_and_nothing_else() -> None:
+    groups = pathlift.symmetries(Sloped(), (1, 4, 4))
+    state = groups.rescale([2.0] * len(groups))
+    changed = {name for name, tensor in groups.network.state.items() if not torch.equal(state.get(name, tensor), tensor)}
+    (family,) = groups.families
+    assert {name for name, _ in (*family.multiplied, *family.divided)} == changed
+    assert changed == {"first.weight", "first.bias", "depthwise.bias", "last.weight"}
+
+
 def test_channels_that_no_output_reads_are_in_no_group() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Fn(lambda x: x[:, :2]), nn.Linear(2, 1))
     groups = pathlift.symmetries(model, (3,))

@@ -399,9 +399,10 @@ def logits_of(network: Network) -> str:
     shapes = ", ".join(str(network.layer[output].shape) for output in network.outputs)
     reason = "A certificate is about the arg-max of one vector of logits per sample, two at least; this model returns "
     reason += f"{len(network.outputs)} output{'s' if len(network.outputs) > 1 else ''} of shape {shapes}."
-    raise UnsupportedModelError((
-        Problem("", "output", "", reason, "Wrap the model so that it returns a tensor of shape (batch, classes)."),
-    ))
+    advice = (
+        "Wrap the model so that it returns a tensor of shape (batch, classes), or stop at the layer that makes one (until=)."
+    )
+    raise UnsupportedModelError((Problem("", "output", "", reason, advice),))
 
 
 def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:

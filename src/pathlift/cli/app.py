@@ -89,7 +89,8 @@ def main() -> None:
         _refuse(for_shell(str(error)))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "pathlift"
-        _refuse(f"{error.format_message().rstrip('.')}. See {command} --help.")
+        message = error.format_message().replace(": Value error, ", ": ")  # as typer has it from pydantic
+        _refuse(f"{message.rstrip('.')}. See {command} --help.")
     except (KeyboardInterrupt, typer.Abort):
         err.print("pathlift: interrupted", style="red")
         sys.exit(130)

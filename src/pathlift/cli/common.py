@@ -409,9 +409,11 @@ def scientific(log10: float) -> str:
 
 
 def titled(model: str, weights: Path | None) -> str:
-    """Name a network that is printed about; random weights are said so."""
-    known = weights is not None or ":" not in model or model.startswith("hf:")
-    return model if known else f"{model} (random initial weights)"
+    """Name a network that is printed about, and where its weights come from if not from a file: a factory may load its own."""
+    library, colon, _ = model.partition(":")
+    if weights is not None or not colon or library == "hf":
+        return model
+    return f"{model} ({'random initial weights' if library in {'torchvision', 'timm'} else 'as it is built'})"
 
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:

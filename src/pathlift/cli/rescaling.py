@@ -132,7 +132,7 @@ def rescale(
         rows += [("groups without paths, left as they are", f"{len(made.left):,}")] if made.left else []
     print_rows(f"{model}, {to.value if to else ''} representative", [("rescaling groups", f"{len(groups):,}"), *rows])
     if out_file is not None:
-        out.print(f"written to {out_file}")
+        out.print(f"written: {out_file}")
 
 
 def _choices(text: str | None) -> list[float] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pathlift.quantisation.formats import Format
 from pathlift.results import Result
+from pathlift.storage.quantized import dequantized
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,28 +112,6 @@ class QuantizedTensor(
     def _stands_for(self, integers: Tensor) -> Tensor:
         levels = self._form.levels(integers, torch.zeros_like(integers))
         return dequantized(levels, self.scale, self.zero_point, self.block).to(self.dtype)
-
-
-def dequantized(integers: Tensor, scale: Tensor, zero_point: Tensor | None, block: tuple[int, ...]) -> Tensor:
-    """Return float32((integer − zero_point)·scale) with one scale for each block.
-
-    Args:
-        integers: The integers, or numbers of a floating-point type.
-        scale: One for each block.
-        zero_point: The same; None for 0.
-        block: Sides of the blocks.
-
-    Returns:
-        Float32, of the shape of the integers.
-    """
-
-    def spread(tensor: Tensor) -> Tensor:
-        for dim, side in enumerate(block):
-            tensor = tensor.repeat_interleave(side, dim) if side > 1 and tensor.shape[dim] > 1 else tensor
-        return tensor
-
-    levels = integers.float() if zero_point is None else integers.float() - spread(zero_point.float())
-    return levels * spread(scale)
 
 
 def packed(weights: int, form: Format, scales: int) -> int:

@@ -75,7 +75,10 @@ def families_of(constraints: ScaleConstraints, network: Network) -> tuple[Family
     for name in constraints.upwards:
         scaling = constraints.scalings[name]
         axis_above, axis_below = scaling.axes(network.state[name].shape)
-        for classes, axis, multiplies in ((scaling.above, axis_above, True), (scaling.below, axis_below, False)):
+        above, below = scaling.above, scaling.below
+        if axis_above is not None and axis_above == axis_below:  # elements between neurons of one class stay: slopes of a PReLU
+            above, below = (classes[above != below] for classes in torch.broadcast_tensors(above, below))
+        for classes, axis, multiplies in ((above, axis_above, True), (below, axis_below, False)):
             for number in torch.unique(classes).tolist():
                 for group, entry in entries.get(number, []):
                     upwards = multiplies == (entry > 0)

@@ -2,8 +2,9 @@
 
 A weight tells it (`Layer.unit_dim`, or the letters of a product); elementwise operators and sums over positions keep it, and
 data movement takes it to where the numbers of the channels arrive. Of an input, and of what has no channels so far, it is the
-dimension over which the next weight sums, whatever data movement comes between (files that put channels last begin with one),
-and dimension 1 where no weight follows.
+dimension over which the next weight sums, whatever data movement comes between (files that put channels last begin with one).
+It is dimension 1 where no weight follows, and none where that weight sums over a dimension that data movement makes (a signal
+without channels, of which an image with one is made).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _of_layer(network: Network, layer: Layer, dims: Mapping[str, int | None]) ->
     if layer.connections:
         return _above(network, layer.connections[0], layer, dims[layer.connections[0].source])
     usual = _usual(rank)
-    return next((dim for dim in dict.fromkeys([usual, *range(1, rank)]) if _summed_over(network, layer, dim)), usual)
+    return next((dim for dim in dict.fromkeys([usual, *range(1, rank), None]) if _summed_over(network, layer, dim)), usual)
 
 
 def _above(network: Network, connection: Connection, layer: Layer, dim: int | None) -> int | None:
@@ -46,12 +47,13 @@ def _above(network: Network, connection: Connection, layer: Layer, dim: int | No
 
 
 def _summed_over(network: Network, start: Layer, dim: int | None) -> bool:
-    """Whether the first weight on the way up from a layer sums over this dimension."""
+    """Whether the first weight on the way up from a layer sums over this dimension, or one that is made, where it is None."""
     at = {start.name: dim}
     for layer in network.layers:
         for connection in layer.connections:
-            if layer.name in at or (below := at.get(connection.source)) is None:
+            if layer.name in at or connection.source not in at:
                 continue
+            below = at[connection.source]
             summed = _summed(connection, len(network.layer[connection.source].shape))
             if summed is not None:
                 return below in summed

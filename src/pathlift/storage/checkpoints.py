@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ from pathlift.errors import InputError, nearest
 from pathlift.storage import sizes
 from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.present import check_present
+from pathlift.storage.quantized import Quantized, dequantized, quantized_in
 from pathlift.storage.torch_file import TorchFile
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -54,9 +57,15 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
+ONLY_SCALED = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types of numbers that are weights only together with scales."""
+
 
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, each read from its file when asked for and not kept. No code in a file is run.
+
+    Weights that torchao or `quantize` wrote as whole numbers or eight-bit floating-point numbers with scales, into a file of
+    safetensors, are there as what they stand for.
 
     Attributes:
         path: The file or folder.
@@ -234,23 +243,39 @@ def _opened(path: Path, key: str | None) -> _SafetensorsFile | TorchFile:
 
 
 class _SafetensorsFile:
-    """One file of safetensors."""
+    """One file of safetensors; quantised tensors are there by the names and in the types of what they stand for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.specs = _specs(path)
+        stored, metadata = _specs(path)
+        try:
+            self.quantized = quantized_in(metadata)
+            values = {name: own.checked(name, stored) for name, own in self.quantized.items()}
+        except InputError as error:
+            raise InputError(f"'{path}' cannot be read: {error}") from error
+        parts = {part for own in self.quantized.values() for part in own.parts}
+        self.specs = {name: spec for name, spec in stored.items() if name not in parts} | values
+        eight_bits = next((name for name, spec in self.specs.items() if spec.dtype in ONLY_SCALED), None)
+        if eight_bits is not None:
+            raise InputError(f"'{path}' holds {eight_bits!r} in {stored[eight_bits].dtype}, and does not say what scales it.")
 
     def read(self, name: str, device: torch.device) -> Tensor:
+        own = self.quantized.get(name)
         try:
             with safe_open(self.path, "pt", device=str(device)) as file:
-                tensor: Tensor = file.get_tensor(name)
+                tensor: Tensor = file.get_tensor(name) if own is None else _values(own, file)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(f"'{name}' cannot be read from '{self.path}': {error}") from error
-        return tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor
+        return tensor.clone() if own is None and tensor.nbytes <= SMALL_BYTES else tensor
 
 
-def _specs(path: Path) -> dict[str, Tensor]:
-    """Return tensors without memory, of the shapes and dtypes of those in a file."""
+def _values(own: Quantized, file: Any) -> Tensor:
+    integers, scale, *zero_point = (file.get_tensor(part) for part in own.parts)
+    return dequantized(integers, scale, zero_point[0] if zero_point else None, own.block).to(own.dtype)
+
+
+def _specs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors without memory, of the shapes and dtypes of those in a file, and the metadata of the file."""
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
@@ -258,15 +283,17 @@ def _specs(path: Path) -> dict[str, Tensor]:
                 raise InputError(f"'{path}' holds {len(names):,} tensors, more than {sizes.MOST_TENSORS:,}.")
             slices = {name: file.get_slice(name) for name in names}
             described = {name: (piece.get_shape(), piece.get_dtype()) for name, piece in slices.items()}
+            metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"'{path}' cannot be read as safetensors: {error}") from error
     unknown = {kind for _, kind in described.values()} - set(_DTYPES)
     if unknown:
         raise InputError(f"'{path}' holds tensors of type {', '.join(sorted(unknown))}, which is not supported.")
     try:
-        return {name: torch.empty(shape, dtype=_DTYPES[kind], device="meta") for name, (shape, kind) in described.items()}
+        specs = {name: torch.empty(shape, dtype=_DTYPES[kind], device="meta") for name, (shape, kind) in described.items()}
     except (TypeError, RuntimeError) as error:  # sizes beyond 64 bits
         raise InputError(f"'{path}' holds a tensor of a shape that cannot be.") from error
+    return specs, metadata
 
 
 class ShardWriter:

@@ -69,6 +69,12 @@ def input_shapes(path: Path) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """
     inputs = _read(path, lambda: declared_inputs(flattened(load_program(path)).graph))
     shapes = []
+    single = next((declared.name for declared in inputs if declared.sizes == ()), None)
+    if single is not None:
+        raise InputError(
+            f"The input {single!r} of '{path}' is one number for all samples of a batch. Export the model with a constant in "
+            "its place."
+        )
     for declared in inputs:
         if not declared.sizes or not declared.shape or None in declared.shape[1:]:
             sizes = f"has the sizes ({', '.join(map(str, declared.sizes))})" if declared.sizes else "has no sizes"
