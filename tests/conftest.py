@@ -9,6 +9,8 @@ import torch
 
 torch.set_num_threads(1)  # parallel processes do not fight for cores
 
+collect_ignore = ["mutants.py"]  # a program with packages of its own
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

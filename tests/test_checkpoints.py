@@ -410,6 +410,8 @@ def described(**change: Any) -> dict[str, str]:
         ({"_tensor_data_names": ["qdata", "scale"]}, "is not read"),
         ({"data": {"block_size": [1, 3]}}, r"do not fit it: shape \(3, 2\) for \(3, 4\)"),
         ({"data": {"block_size": [12]}}, "do not fit it"),
+        ({"data": {"block_size": [1, 2, 1]}}, "do not fit it"),
+        ({"data": {"block_size": [1, 0]}}, "do not fit it"),
         ({"data": {"dtype": {"_data": "int8"}}}, "is said to be of type 'int8'"),
         ({"data": {"block_size": "many"}}, "cannot be read"),
         ({"data": {"dtype": {"_data": "no_type"}}}, "cannot be read"),

@@ -88,15 +88,18 @@ class Quantized:
         if missing is not None:
             raise InputError(f"its tensor {name!r} lacks the part {missing!r}.")
         numbers, *others = (specs[part] for part in self.parts)
-        shape, several = tuple(numbers.shape), {tuple(own.shape) for own in others}
-        if several != {
-            tuple(whole // side for whole, side in zip(shape, self.block, strict=False) if side > 0 == whole % side)
-        }:
-            found = " and ".join(map(str, several))
+        shape, found = tuple(numbers.shape), " and ".join(sorted({str(tuple(other.shape)) for other in others}))
+        if any(tuple(other.shape) != self._scales(shape) for other in others):
             raise InputError(
                 f"the scales of its tensor {name!r} do not fit it: shape {found} for {shape}, blocks {self.block}."
             )
         return torch.empty(numbers.shape, dtype=self.dtype, device="meta")
+
+    def _scales(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape of the scales, one for each block; None where the blocks do not fill the tensor."""
+        if len(self.block) != len(shape) or any(side < 1 or size % side for size, side in zip(shape, self.block, strict=True)):
+            return None
+        return tuple(size // side for size, side in zip(shape, self.block, strict=True))
 
 
 def quantized_in(metadata: Mapping[str, str]) -> dict[str, Quantized]:
