@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -361,6 +362,48 @@ def test_patterns_and_both_ends_have_their_own_bits():
     assert [tensor.format for tensor in report.tensors] == ["int8", "int4", "int4", "int4"]
     _, report = pathlift.quantize(model, SHAPE, {"mixed*": 3, "last": "fp8_e5m2"}, moments=0)
     assert {tensor.name: tensor.format for tensor in report.tensors} == {"mixed.weight": "int3", "last.weight": "fp8_e5m2"}
+
+
+class Turned(nn.Module):
+    """Multiplies by a parameter whose axes stand in some order."""
+
+    def __init__(self, shape: tuple[int, ...], times: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.times, self.first, self.weight = times, nn.Linear(5, 6), nn.Parameter(torch.empty(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it."""
+        return self.times(self.first(x).relu(), self.weight)
+
+
+TURNED = {
+    "t": ((4, 6), lambda x, w: x @ w.t()),
+    "addmm": ((4, 6), lambda x, w: torch.addmm(x.new_ones(4), x, w.mT)),
+    "linear": ((6, 4), lambda x, w: nn.functional.linear(x, w.permute(1, 0))),
+    "three": ((4, 2, 3), lambda x, w: x @ w.permute(1, 2, 0).reshape(6, 4)),
+    "conv": ((1, 6, 4), lambda x, w: nn.functional.conv1d(x.unsqueeze(2), w.permute(2, 1, 0)).flatten(1)),
+}
+
+
+@pytest.mark.parametrize("how", TURNED)
+def test_a_weight_that_is_turned_before_its_use_is_quantised_like_any_other(how: str) -> None:
+    shape, times = TURNED[how]
+    plainly = (
+        (lambda x, w: nn.functional.conv1d(x.unsqueeze(2), w[..., None]).flatten(1)) if how == "conv" else nn.functional.linear
+    )
+    model, plain = Turned(shape, times), Turned((4, 6), plainly)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in (plain.first.weight, plain.first.bias, plain.weight):
+        nn.init.normal_(parameter, generator=generator)
+    model.first.load_state_dict(plain.first.state_dict())
+    rows = plain.weight.detach()
+    placed = {"t": rows, "addmm": rows, "linear": rows.t(), "three": rows.reshape(4, 2, 3), "conv": rows.t()[None]}[how]
+    with torch.no_grad():
+        model.weight.copy_(placed)
+    (found, report), (wanted, _) = (pathlift.quantize(each, (5,), 3, moments=0) for each in (model, plain))
+    x = torch.randn(7, 5, generator=generator)
+    torch.testing.assert_close(found(x) - float(how == "addmm"), wanted(x))
+    assert {tensor.name: tensor.scale.numel() for tensor in report.tensors} == {"weight": 4, "first.weight": 6}
 
 
 @pytest.mark.one_in(3)

@@ -558,3 +558,38 @@ def test_layers_whose_weights_are_no_parameters_of_their_own_stay_and_others_go(
     assert [(layer.name, layer.before, layer.after) for layer in report.layers] == [("4", 4, 3)]
     assert [name for name, _ in smaller.named_parameters()] == before
     same(model, smaller, (3,))
+
+
+class Shuffled(nn.Module):
+    """Channels of two groups are shuffled, and each half goes its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.depthwise, self.last = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it."""
+        x = self.grouped(self.first(x).relu()).relu()
+        kept, other = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2).chunk(2, 1)
+        return self.last(torch.cat([kept, self.depthwise(other).relu()], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        ),
+        Shuffled(),
+    ],
+    ids=["transposed", "shuffled"],
+)
+def test_channels_of_groups_stay_and_are_named(model: nn.Module) -> None:
+    model = randomised(model)
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        first.weight[3] = first.bias[3] = 0
+    smaller, report = shrink(model, (3, 6, 6))
+    assert any(left.channels == (3,) and "groups" in left.reason for left in report.left)
+    same(model, smaller, (3, 6, 6))

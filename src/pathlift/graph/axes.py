@@ -175,8 +175,30 @@ def _pieces(network: Network, weight: WeightTensor, layout: Layout) -> Iterator[
     for name, indices in ({} if moved is None else moved.places()).items():
         blocks = layout.split(indices.cpu())
         there = blocks >= 0
-        if bool(there.any()):
+        turned = _turned(blocks, tuple(network.state[name].shape))
+        if turned is not None:
+            yield name, Piece(turned, turned.kernel())
+        elif bool(there.any()):
             yield name, _submatrix(layout, blocks, there)
+
+
+def _turned(blocks: Tensor, shape: tuple[int, ...]) -> Layout | None:
+    """Return the layout of a parameter that an operator reads as a whole, its axes in another order; None of any other.
+
+    Along each dimension of the blocks the place in the flattened parameter grows by one step; from the largest step to the
+    smallest they are the digits of the place.
+    """
+    if blocks.numel() != math.prod(shape):
+        return None
+    steps = [
+        int(blocks.select(dim, 1).flatten()[0] - blocks.flatten()[0]) if size > 1 else 0
+        for dim, size in enumerate(blocks.shape)
+    ]
+    digits = sorted(range(4), key=lambda dim: -steps[dim])
+    sizes = tuple(blocks.shape[dim] for dim in digits)
+    layout = Layout(shape, sizes, tuple(map(digits.index, range(4))), tuple(blocks.shape))
+    places = torch.arange(blocks.numel(), device="cpu").reshape(shape)
+    return layout if torch.equal(layout.split(places), blocks) else None
 
 
 def _submatrix(layout: Layout, blocks: Tensor, there: Tensor) -> Piece | str:

@@ -125,6 +125,9 @@ class Ties:
                 index, channels = (torch.tensor(numbers, device="cpu") for numbers in (item.idxs, item.root_idxs))
                 found = self._paths[layer]
                 name, turned = self._weights.get(found, (f"{found}.weight".lstrip("."), False))
+                if int(index.max()) >= layer.weight.shape[reading ^ transposed]:  # of a group alone, or told wrongly
+                    reasons.append(f"Torch-Pruning finds channels in '{found}' that it has not")
+                    continue
                 dim = int(reading ^ transposed ^ turned)
                 (read if reading else made).append(Slices(found, name, dim, index, channels))
         if not read:

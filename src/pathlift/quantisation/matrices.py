@@ -91,7 +91,7 @@ def matrices_of(network: Network) -> Mapping[str, Matrices]:
     laid_out = {}
     for name, axes in channel_axes(network, names).items():
         if axes.conflict or len(axes.pieces) > 1 or any(piece.indices is not None for piece in axes.pieces):
-            why = axes.conflict or f"'{name}' is read in parts by several operators"
+            why = axes.conflict or f"'{name}' is read in parts"
             raise InputError(f"{why}: a grid of each output channel has no meaning for it. Use a copy for each use.")
         if axes.pieces:
             laid_out[name] = Matrices(name, axes.pieces[0])
