@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
@@ -30,7 +30,7 @@ from pathlift.errors import InputError
 from pathlift.results import plain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pathlift.storage.programs import Shapes
 
@@ -173,6 +173,14 @@ Shape = Annotated[
     typer.Option(
         help="Input shape without batch, e.g. 3,224,224. Once for each input.", metavar="SIZES", rich_help_panel=MODEL
     ),
+]
+InputMean = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Mean of the inputs, or with commas one for each channel.  [default: 0]", metavar="X", show_default=False),
+]
+InputVariance = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Their variance, likewise.  [default: 1]", metavar="X", show_default=False),
 ]
 Until = Annotated[
     Optional[str],  # noqa: UP045
@@ -384,6 +392,43 @@ def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> 
     with torch.device("meta"), contextlib.suppress(InputError):
         return load_model(name, arguments=arguments, trust=trust)
     return load_model(name, arguments=arguments, trust=trust)
+
+
+def told_of_inputs(function: str, mean: str | None, variance: str | None) -> dict[str, float | Tensor]:
+    """Return what inputs were said to look like as a function of the library takes it.
+
+    Args:
+        function: Its name.
+        mean: A number, or with commas one for each channel; None: not said.
+        variance: Likewise.
+
+    Returns:
+        ``input_mean`` and ``input_variance``, those that were said.
+
+    Raises:
+        InputError: One is no number, not finite, or a negative variance.
+    """
+    import torch
+
+    told: dict[str, float | Tensor] = {}
+    for name, given in (("input_mean", mean), ("input_variance", variance)):
+        if given is None:
+            continue
+        try:
+            numbers = [float(part) for part in given.split(",")]
+        except ValueError as error:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is '{given[:100]}': give a number, or numbers with commas.") from error
+        told[name] = numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
+    check_options(function, **told)
+    return told
+
+
+def check_unmeasured(told: Mapping[str, object], data: str | None) -> None:
+    """Refuse to be told what inputs look like where that is measured."""
+    for name in told:
+        if data is not None:
+            raise InputError(f"--{name.replace('_', '-')} has no effect with --data, on which inputs are measured: leave it out.")
 
 
 def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:

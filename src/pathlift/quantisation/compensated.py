@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.compensation.correction import quadratic
-from pathlift.compensation.damping import damped
+from pathlift.compensation.damping import factor_from_behind
 from pathlift.quantisation.formats import WholeNumbers
 from pathlift.quantisation.grids import Grid
 
@@ -34,6 +34,9 @@ SHORT = 32
 
 SHARES = tuple(0.04 * step for step in (*range(15, 25), *range(26, 31)))
 """These ranges, as multiples of the one to begin with."""
+
+AT_ONCE = 1 << 22
+"""Weights that are rounded together."""
 
 BLOCK = 64
 """Columns whose errors are handed on to all later columns at once."""
@@ -55,8 +58,15 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    integers = _one_after_another(weight, grid, moment, damping)
-    return _polished(weight, grid, integers, moment, damping, again) if again else integers
+    factor = _UnitFactor(moment, damping)
+    integers = []
+    step = max(1, AT_ONCE // (weight.shape[0] * weight.shape[2]))
+    for start in range(0, weight.shape[1], step):
+        rows = slice(start, start + step)
+        piece, cells = weight[:, rows], grid.rows_of(rows)
+        some = _one_after_another(piece, cells, factor)
+        integers.append(_polished(piece, cells, some, moment, damping, again) if again else some)
+    return torch.cat(integers, 1)
 
 
 def compensated_in_range(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> tuple[Grid, Tensor]:
@@ -112,7 +122,11 @@ class _Columns:
             return chosen[:, :, 0], cell.values(chosen)[:, :, 0]
         cell_number = column if self.scale.shape[1] > 1 else 0
         scale, zero = self.scale[:, cell_number], self.zero[:, cell_number]
-        integers = (wanted / scale).round_().add_(zero).clamp_(form.low, form.high)
+        integers = (wanted / scale).round_()
+        if not form.affine:
+            integers.clamp_(form.low, form.high)
+            return integers, (integers * scale).float().double()
+        integers.add_(zero).clamp_(form.low, form.high)
         return integers, ((integers - zero) * scale).float().double()
 
 
@@ -125,7 +139,8 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
     height = moment.diagonal(dim1=1, dim2=2)[:, :, None] + pull
     unit = torch.where(height > 0, 1.0 / height, 0.0)
     slope = (moment @ change).addcmul_(pull, change)
-    for start in [*range(0, weight.shape[2], BLOCK)] * times:
+    starts = range(0, weight.shape[2], BLOCK)
+    for number_of_block, start in enumerate([*starts] * times):
         block = slice(start, min(start + BLOCK, weight.shape[2]))
         before, near, within = change[:, block].clone(), slope[:, block].clone(), moment[:, block, block]
         for number, column in enumerate(range(block.start, block.stop)):
@@ -135,24 +150,42 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
             change[:, column] += step
             near[:, number + 1 :].addcmul_(within[:, number + 1 :, number, None], step[:, None])
         moved = change[:, block] - before
-        slope += moment[:, :, block] @ moved
-        slope[:, block].addcmul_(pull[:, block], moved)
+        later = slice(0 if number_of_block < len(starts) * (times - 1) else block.stop, None)  # that are looked at again
+        slope[:, later].baddbmm_(moment[:, later, block], moved)
+        if later.start == 0:
+            slope[:, block].addcmul_(pull[:, block], moved)
     return integers.mT.contiguous()
 
 
-def _one_after_another(weight: Tensor, grid: Grid, moment: Tensor, damping: float) -> Tensor:
-    factor, rounded = unit_factor(moment, damping), _Columns(grid)
+def _one_after_another(weight: Tensor, grid: Grid, factor: _UnitFactor) -> Tensor:
+    rounded = _Columns(grid)
     weight = weight.double().mT.contiguous()  # a row in memory for each column
     change, integers = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.int32)
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
-        wanted = weight[:, start:end] - factor[:, :start, start:end].mT @ change[:, :start]
+        wanted = weight[:, start:end] - factor.part(slice(0, start), slice(start, end)).mT @ change[:, :start]
+        within = factor.part(slice(start, end), slice(start, end))
         for column in range(start, end):
             integers[:, column], value = rounded(column, wanted[:, column - start])
             change[:, column] = value - weight[:, column]
-            sent = factor[:, column, column + 1 : end, None] * change[:, column, None]
+            sent = within[:, column - start, column + 1 - start :, None] * change[:, column, None]
             wanted[:, column + 1 - start :] -= sent
     return integers.mT.contiguous()
+
+
+class _UnitFactor:
+    """V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal."""
+
+    def __init__(self, moment: Tensor, damping: float) -> None:
+        self.lower, scale = factor_from_behind(moment, damping)  # lower triangular from behind is upper triangular
+        self.scale, self.below = scale, self.lower.diagonal(dim1=1, dim2=2).double() * scale
+
+    def part(self, rows: slice, columns: slice) -> Tensor:
+        """Return some rows and columns in float64, where V is not 0 for its form."""
+        count = self.scale.shape[1]
+        behind, across = (slice(count - part.stop, count - part.start) for part in (rows, columns))
+        part = self.lower[:, behind, across].double() * self.scale[:, behind, None] / self.below[:, None, across]
+        return part.flip(1, 2)
 
 
 def unit_factor(moment: Tensor, damping: float) -> Tensor:
@@ -168,7 +201,5 @@ def unit_factor(moment: Tensor, damping: float) -> Tensor:
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    factored = damped(moment.flip(1, 2), damping)  # lower triangular from behind is upper triangular
-    factor, scale = factored.lower, factored.scale
-    diagonal = factor.diagonal(dim1=1, dim2=2).clone()
-    return (factor.mul_(scale[:, :, None]).div_((diagonal * scale)[:, None])).flip(1, 2)
+    everything = slice(0, moment.shape[1])
+    return _UnitFactor(moment, damping).part(everything, everything).triu()
