@@ -176,7 +176,9 @@ Shape = Annotated[
 ]
 InputMean = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Mean of the inputs, or with commas one for each channel.  [default: 0]", metavar="X", show_default=False),
+    typer.Option(
+        help="Mean of the inputs, or with commas one for each channel.  [default: 0]", metavar="X", show_default=False
+    ),
 ]
 InputVariance = Annotated[
     Optional[str],  # noqa: UP045
@@ -428,7 +430,9 @@ def check_unmeasured(told: Mapping[str, object], data: str | None) -> None:
     """Refuse to be told what inputs look like where that is measured."""
     for name in told:
         if data is not None:
-            raise InputError(f"--{name.replace('_', '-')} has no effect with --data, on which inputs are measured: leave it out.")
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect with --data, on which inputs are measured: leave it out."
+            )
 
 
 def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:

@@ -79,21 +79,22 @@ def damped(moment: Tensor, damping: float) -> Damped:
     raise NumericalError(INDEFINITE)
 
 
-def factor_from_behind(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def factor_from_behind(moment: Tensor, damping: float, single: int = SINGLE) -> tuple[Tensor, Tensor]:
     """Return the Cholesky factor of a damped second moment whose columns stand in reverse order, and their scale.
 
     Args:
         moment: See `damped`.
         damping: See `damped`.
+        single: Number of columns up to which it is made in float64.
 
     Returns:
-        The lower triangular factor, (groups, columns, columns), in scaled columns: in float32 for more than `SINGLE` columns,
+        The lower triangular factor, (groups, columns, columns), in scaled columns: in float32 for more than ``single`` columns,
         where nothing may be read above its diagonal; and the powers of two, (groups, columns), float64.
 
     Raises:
         NumericalError: See `damped`.
     """
-    if moment.shape[2] <= SINGLE:
+    if moment.shape[2] <= single:
         factored = damped(moment.flip(1, 2), damping)
         return factored.lower, factored.scale
     alive, scale = (part.flip(1) for part in _scale_of(moment))

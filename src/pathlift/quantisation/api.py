@@ -357,8 +357,8 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor) -> tuple[Quant
     whole, down, up, made = (matrices.join(part).reshape(weight.shape) for part in (integers, below, above, values))
     relative = math.sqrt(off) / size if size > 0 else 0.0
     tensor = QuantizedTensor(
-        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, relative, math.nan,
-        outcome.moments.depth,
+        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, relative,
+        math.nan, outcome.moments.depth,
     )  # fmt: skip
     return tensor, made
 

@@ -97,8 +97,7 @@ class Grid:
             return self.values(self.nearest(weight))
         scale, zero = self.spread(self.scale).double(), self.spread(self.zero)
         levels = (weight / scale).round_()
-        if form.affine:
-            levels = levels.add_(zero).clamp_(form.low, form.high).sub_(zero)
-        else:
-            levels = levels.clamp_(form.low, form.high)
-        return levels.mul_(scale).float().double()
+        moved = levels.add_(zero) if form.affine else levels
+        moved.clamp_(form.low, form.high)
+        moved = moved.sub_(zero) if form.affine else moved
+        return moved.mul_(scale).float().double()

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -519,4 +519,6 @@ def signed(below: Lags, transfer: Elementwise) -> Lags | None:
     if bool((weight >= 0).all()):
         return below.of_its_own()
     sign = weight.sign().expand(_spread(weight, below.channels)).reshape(-1).float()
-    return Lags({lag: _unit((correlation * sign[:, None]).mul_(sign), lag) for lag, correlation in below.at.items()}, below.space)
+    return Lags(
+        {lag: _unit((correlation * sign[:, None]).mul_(sign), lag) for lag, correlation in below.at.items()}, below.space
+    )
