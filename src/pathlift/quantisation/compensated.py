@@ -58,15 +58,17 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    factor = _UnitFactor(moment, damping)
-    integers = []
     step = max(1, AT_ONCE // (weight.shape[0] * weight.shape[2]))
-    for start in range(0, weight.shape[1], step):
-        rows = slice(start, start + step)
-        piece, cells = weight[:, rows], grid.rows_of(rows)
-        some = _one_after_another(piece, cells, factor)
-        integers.append(_polished(piece, cells, some, moment, damping, again) if again else some)
-    return torch.cat(integers, 1)
+    several = [slice(start, start + step) for start in range(0, weight.shape[1], step)]
+    factor = UnitFactor(moment, damping)
+    parts = [_one_after_another(weight[:, rows], grid.rows_of(rows), factor) for rows in several]
+    del factor
+    if again:
+        parts = [
+            _polished(weight[:, rows], grid.rows_of(rows), part, moment, damping, again)
+            for rows, part in zip(several, parts, strict=True)
+        ]
+    return torch.cat(parts, 1)
 
 
 def compensated_in_range(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> tuple[Grid, Tensor]:
@@ -157,7 +159,7 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
     return integers.mT.contiguous()
 
 
-def _one_after_another(weight: Tensor, grid: Grid, factor: _UnitFactor) -> Tensor:
+def _one_after_another(weight: Tensor, grid: Grid, factor: UnitFactor) -> Tensor:
     rounded = _Columns(grid)
     weight = weight.double().mT.contiguous()  # a row in memory for each column
     change, integers = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.int32)
@@ -173,33 +175,25 @@ def _one_after_another(weight: Tensor, grid: Grid, factor: _UnitFactor) -> Tenso
     return integers.mT.contiguous()
 
 
-class _UnitFactor:
+class UnitFactor:
     """V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal."""
 
     def __init__(self, moment: Tensor, damping: float) -> None:
+        """Factor H.
+
+        Args:
+            moment: H, shape (groups, columns, columns).
+            damping: d.
+
+        Raises:
+            NumericalError: H is not positive semi-definite.
+        """
         self.lower, scale = factor_from_behind(moment, damping)  # lower triangular from behind is upper triangular
         self.scale, self.below = scale, self.lower.diagonal(dim1=1, dim2=2).double() * scale
 
     def part(self, rows: slice, columns: slice) -> Tensor:
-        """Return some rows and columns in float64, where V is not 0 for its form."""
+        """Return some rows and columns in float64; below the diagonal of V anything may stand."""
         count = self.scale.shape[1]
         behind, across = (slice(count - part.stop, count - part.start) for part in (rows, columns))
         part = self.lower[:, behind, across].double() * self.scale[:, behind, None] / self.below[:, None, across]
         return part.flip(1, 2)
-
-
-def unit_factor(moment: Tensor, damping: float) -> Tensor:
-    """Return V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal.
-
-    Args:
-        moment: H.
-        damping: d.
-
-    Returns:
-        Shape of H.
-
-    Raises:
-        NumericalError: H is not positive semi-definite.
-    """
-    everything = slice(0, moment.shape[1])
-    return _UnitFactor(moment, damping).part(everything, everything).triu()
