@@ -15,10 +15,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional, TypeVar
 
 import typer
 from rich.console import Console
@@ -396,43 +396,60 @@ def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> 
     return load_model(name, arguments=arguments, trust=trust)
 
 
-def told_of_inputs(function: str, mean: str | None, variance: str | None) -> dict[str, float | Tensor]:
-    """Return what inputs were said to look like as a function of the library takes it.
+class Told(NamedTuple):
+    """What inputs were said to look like, as the functions of the library take it.
+
+    Attributes:
+        mean: Their mean: a number, or one for each channel.
+        variance: Their variance, likewise.
+        options: The options that were given.
+    """
+
+    mean: float | Tensor
+    variance: float | Tensor
+    options: tuple[str, ...]
+
+
+def told_of_inputs(function: str, mean: str | None, variance: str | None) -> Told:
+    """Read what inputs were said to look like.
 
     Args:
-        function: Its name.
+        function: Name of the function of the library that takes it.
         mean: A number, or with commas one for each channel; None: not said.
         variance: Likewise.
 
     Returns:
-        ``input_mean`` and ``input_variance``, those that were said.
+        What was said; 0 and 1 for what was not.
 
     Raises:
         InputError: One is no number, not finite, or a negative variance.
     """
-    import torch
-
-    told: dict[str, float | Tensor] = {}
-    for name, given in (("input_mean", mean), ("input_variance", variance)):
-        if given is None:
-            continue
-        try:
-            numbers = [float(part) for part in given.split(",")]
-        except ValueError as error:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} is '{given[:100]}': give a number, or numbers with commas.") from error
-        told[name] = numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
-    check_options(function, **told)
+    given = {"--input-mean": mean, "--input-variance": variance}
+    told = Told(
+        *(_numbers(option, value, default) for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)),
+        tuple(option for option, value in given.items() if value is not None),
+    )
+    check_options(function, input_mean=told.mean, input_variance=told.variance)
     return told
 
 
-def check_unmeasured(told: Mapping[str, object], data: str | None) -> None:
+def _numbers(option: str, given: str | None, default: float) -> float | Tensor:
+    """Read a number, or several with commas."""
+    import torch
+
+    if given is None:
+        return default
+    try:
+        numbers = [float(part) for part in given.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} is '{given[:100]}': give a number, or numbers with commas.") from error
+    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
+
+
+def check_unmeasured(told: Told, data: str | None) -> None:
     """Refuse to be told what inputs look like where that is measured."""
-    for name in told:
-        if data is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')} has no effect with --data, on which inputs are measured: leave it out."
-            )
+    if told.options and data is not None:
+        raise InputError(f"{told.options[0]} has no effect with --data, on which inputs are measured: leave it out.")
 
 
 def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:

@@ -130,8 +130,11 @@ def prune(
         raise InputError("Say how much to prune: --amount, a share in [0, 1).")
     check_data(data, limit)
     if chosen.propagated is None:
-        options = {f"--{name.replace('_', '-')}": True for name in told}
-        check_used(options, "--update compensate or a criterion that propagates moments", there=update == "compensate")
+        check_used(
+            dict.fromkeys(told.options, True),
+            "--update compensate or a criterion that propagates moments",
+            there=update == "compensate",
+        )
         check_unmeasured(told, data)
     needs = chosen.needs
     if needs != "nothing" and data is None:
@@ -159,7 +162,8 @@ def prune(
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
             update=update,
-            **told,
+            input_mean=told.mean,
+            input_variance=told.variance,
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -171,14 +171,19 @@ def quantize(
             gauge=gauge,
             budget=most,
             data=seen,
-            **told,
+            input_mean=told.mean,
+            input_variance=told.variance,
             generator=seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     with working("writing files"):
         writers = {} if out_file is None else {out_file: report_writer(report)}
         if onnx_file is not None:
-            ranges = activation_ranges(quantized, data=seen, **({} if data else told)) if activations else None
+            ranges = None
+            if activations and seen is not None:
+                ranges = activation_ranges(quantized, data=seen)
+            elif activations:
+                ranges = activation_ranges(quantized, input_mean=told.mean, input_variance=told.variance)
             writers[onnx_file] = onnx_writer(quantized, report, activations=ranges)
         write_outputs(writers, replace=force)
     metric = report.path_metric

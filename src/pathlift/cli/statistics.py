@@ -73,7 +73,12 @@ def statistics(
         x = x.to(network.graph.examples[0][1])
     with working("computing statistics"):
         activations = pathlift.activation_statistics(
-            network, data=x, correlation=correlation, correlations="channels" if channels else "taps", **told
+            network,
+            data=x,
+            correlation=correlation,
+            correlations="channels" if channels else "taps",
+            input_mean=told.mean,
+            input_variance=told.variance,
         )
     if as_json:
         layers = [layer.to_dict() for layer in activations.layers]

@@ -144,14 +144,19 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
     starts = range(0, weight.shape[2], BLOCK)
     for number_of_block, start in enumerate([*starts] * times):
         block = slice(start, min(start + BLOCK, weight.shape[2]))
-        before, near, within = change[:, block].clone(), slope[:, block].clone(), moment[:, block, block]
-        for number, column in enumerate(range(block.start, block.stop)):
-            now = wanted[:, column] + change[:, column]
-            chosen, value = rounded(column, now - near[:, number] * unit[:, column])
-            integers[:, column], step = chosen, value - now
-            change[:, column] += step
-            near[:, number + 1 :].addcmul_(within[:, number + 1 :, number, None], step[:, None])
-        moved = change[:, block] - before
+        before, near, within = change[:, block], slope[:, block].clone(), moment[:, block, block].unbind(2)
+        now = wanted[:, block] + before
+        chosen, steps = [], []
+        each = zip(range(block.start, block.stop), now.unbind(1), near.unbind(1), unit[:, block].unbind(1), strict=True)
+        for number, (column, is_now, pulled, share) in enumerate(each, 1):
+            integer, value = rounded(column, is_now - pulled * share)
+            chosen.append(integer)
+            steps.append(value - is_now)
+            near[:, number:].addcmul_(within[number - 1][:, number:, None], steps[-1][:, None])
+        integers[:, block] = torch.stack(chosen, 1)
+        became = before + torch.stack(steps, 1)
+        moved = became - before
+        change[:, block] = became
         later = slice(0 if number_of_block < len(starts) * (times - 1) else block.stop, None)  # that are looked at again
         slope[:, later].baddbmm_(moment[:, later, block], moved)
         if later.start == 0:
@@ -166,12 +171,14 @@ def _one_after_another(weight: Tensor, grid: Grid, factor: UnitFactor) -> Tensor
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
         wanted = weight[:, start:end] - factor.part(slice(0, start), slice(start, end)).mT @ change[:, :start]
-        within = factor.part(slice(start, end), slice(start, end))
-        for column in range(start, end):
-            integers[:, column], value = rounded(column, wanted[:, column - start])
-            change[:, column] = value - weight[:, column]
-            sent = within[:, column - start, column + 1 - start :, None] * change[:, column, None]
-            wanted[:, column + 1 - start :] -= sent
+        within = factor.part(slice(start, end), slice(start, end)).unbind(1)
+        exact, chosen, changes = weight[:, start:end].unbind(1), [], []
+        for number, aim in enumerate(wanted.unbind(1)):
+            integer, value = rounded(start + number, aim)
+            chosen.append(integer)
+            changes.append(value - exact[number])
+            wanted[:, number + 1 :] -= within[number][:, number + 1 :, None] * changes[-1][:, None]
+        integers[:, start:end], change[:, start:end] = torch.stack(chosen, 1), torch.stack(changes, 1)
     return integers.mT.contiguous()
 
 

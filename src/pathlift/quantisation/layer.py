@@ -149,6 +149,7 @@ def rounded(
         shift.append((change @ moments.mean[:, block, None]).reshape(-1))
         rows = [change, piece, piece + change] if way.correction == "variance" else [change]
         sums.append(torch.stack([quadratic(each, covariance) for each in rows]))
+        del covariance, piece, change, rows
     squares, *variances = torch.stack(sums).sum(0)
     told = (variances[0], variances[1]) if variances else None
     return Rounded(grid, integers, moments, corrected, torch.stack(shift).sum(0), squares, told)
