@@ -49,7 +49,9 @@ LINES = {
     "shrink": ("shrink", *TRAINED, "--amount", "0.4"),
     "rescale": ("rescale", *TRAINED),
     "statistics": ("statistics", *TRAINED),
+    "statistics_told": ("statistics", *TRAINED, "--input-mean", "0.5", "--input-variance", "2,1,1,0.5"),
     "quantize": ("quantize", *TRAINED, "--bits", "4"),
+    "quantize_told": ("quantize", *TRAINED, "--bits", "4", "--input-mean", "1,0,0,-2", "--input-variance", "4"),
     "quantize_exact": ("quantize", *TRAINED, "--bits", "classifier=8,*=3", "--rounding", "towards_zero"),
     "bits": ("bits", *TRAINED, "--tolerance", "0.2"),
     "rescale_balanced": ("rescale", *TRAINED, "--to", "normal"),
@@ -291,6 +293,7 @@ SECTIONS = {
     "norm": "norm", "norms": "norm", "metric": "metric", "metric_exact": "metric", "metrics": "metric", "metric_all": "metric",
     "score": "score", "prune": "prune", "prune_compensated": "prune", "shrink": "shrink", "rescale": "rescale",
     "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
+    "statistics_told": "statistics", "quantize_told": "quantize",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
     "equivalents": "equivalent", "compare": "compare", "certify": "certify", "report": "report", "report_refused": "report",
     "study": "study", "support": "support", "unsupported": "support",
@@ -319,6 +322,26 @@ def test_the_keys_of_json_are_those_that_are_documented(here: Path, as_json: Cal
 def test_json_and_csv_exclude_each_other(here: Path) -> None:
     done = run(*LINES["norm"], "--json", "--csv")
     assert done.code == 2 and done.stderr == "pathlift: Give --json or --csv, found both.\n" and not done.stdout
+
+
+def test_what_inputs_look_like_is_said_as_in_python(here: Path) -> None:
+    told = ("--input-mean", "1,0,0,-2", "--input-variance", "4")
+    known = {"input_mean": torch.tensor([1.0, 0.0, 0.0, -2.0]), "input_variance": 4.0}
+    network = pathlift.capture(pathlift.load_model("exact:net", "trained.safetensors"), (4,))
+    answers = [json.loads(run(*line, *told, "--json").stdout) for line in (LINES["quantize"], LINES["prune_compensated"])]
+    assert answers[0]["expected_error"] == pathlift.quantize(network, bits=4, **known)[1].expected_error
+    updated = pathlift.prune(network, amount=0.5, update="compensate", **known)[1].updated
+    assert updated is not None and answers[1]["updated"] == updated.to_dict()
+    assert answers[1]["updated"] != json.loads(run(*LINES["prune_compensated"], "--json").stdout)["updated"]
+    answer = json.loads(run(*LINES["statistics"], *told, "--json").stdout)
+    assert answer["layers"][0]["mean"] == known["input_mean"].tolist()
+
+
+def test_what_is_measured_is_not_said_too(here: Path) -> None:
+    data = ("--data", "data.safetensors", "--input-mean", "1")
+    for line in (LINES["statistics"], LINES["prune_compensated"]):
+        done = run(*line, *data)
+        assert done.code == 2 and "--input-mean has no effect with --data" in done.stderr
 
 
 def test_quiet_says_the_answer_alone(here: Path) -> None:
@@ -423,6 +446,8 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
         ("support", "--shape", "x"), ("score", "--out", "a.txt"), ("score", "--out", "none/a.safetensors"),
         ("prune",), ("prune", "--amount", "1"), ("prune", "--amount", "nan"), ("prune", "--amount", "0.5", "--steps", "0"),
         ("prune", "--amount", "0.5", "--criterion", "luck"), ("prune", "--amount", "0.5", "--selection", "luck"),
+        ("prune", "--amount", "0.5", "--input-mean", "1"), ("quantize", "--input-mean", "x"),
+        ("quantize", "--input-mean", "inf"), ("statistics", "--input-variance", "-1"),
         ("prune", "--amount", "0.5", "--data", "none.pt"), ("prune", "--amount", "0.5", "--limit", "0"),
         ("rescale", "--to", "nowhere"), ("rescale", "--to", "balanced", "--p", "0"),
         ("rescale", "--to", "random", "--sigma", "-1"),

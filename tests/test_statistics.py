@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 import pathlift
 from cases import NETWORKS, OPERATORS, Case, Fn
-from pathlift.statistics import activation_model, input_moments
+from pathlift.compensation.damping import factor_from_behind
+from pathlift.statistics import activation_model, cholesky, input_moments
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.covariances import COLOURS, PIXEL
-from pathlift.statistics.input_moments import positive
+from pathlift.statistics.input_moments import FLOOR, SINGLE, positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
 from pathlift.statistics.model import DOUBT, Correlations
 
@@ -462,6 +464,86 @@ def test_a_second_moment_is_positive_definite_whatever_the_scale_of_its_inputs(w
         found = positive((matrix * factor[:, None] * factor)[None], wide)[0]
         assert int(torch.linalg.cholesky_ex(found).info) == 0
         assert torch.equal(found, lifted * factor[:, None] * factor)
+
+
+# ---- memory
+
+
+def most_held(call: Callable[[], object]) -> int:
+    """Return how many bytes of tensors that a call makes are in memory at once."""
+    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
+        call()
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    held = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(held), default=0)
+
+
+class Bottleneck(nn.Module):
+    """A residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(channels, 16, 1, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, channels, 1, bias=False),
+            nn.BatchNorm1d(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def test_correlations_are_in_memory_for_two_layers_at_a_time_whatever_the_depth() -> None:
+    """Two layers, and of each earlier one what the weight that reads it needs: one distance of three."""
+    channels = 256
+    for depth in (1, 3):
+        net = nn.Sequential(nn.Conv1d(3, channels, 1), *[Bottleneck(channels) for _ in range(depth)]).eval()
+        network = pathlift.capture(net, (3, 9))
+        held = most_held(lambda network=network: activation_model(network, correlations="channels"))  # type: ignore[misc]
+        assert held < (2.75 + 0.42 * depth) * 3 * channels**2 * 4
+
+
+def test_a_wide_second_moment_is_in_memory_once_and_what_judges_or_factors_it_beside_it_in_float32() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 232, 1, bias=False), nn.ReLU(), nn.Conv2d(232, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    moments = input_moments(activation_model(pathlift.capture(net, (3, 4, 4)), correlations="channels"), "2.weight")
+    columns = moments.shape[2]
+    assert columns > SINGLE
+    assert most_held(moments.covariance) < 1.7 * 8 * columns**2
+    covariance = moments.covariance()
+    assert most_held(lambda: factor_from_behind(covariance, 0.1)) < 0.8 * 8 * columns**2
+
+
+def test_a_wide_matrix_is_judged_and_factored_as_a_narrow_one_is() -> None:
+    source = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 60, generator=source, dtype=torch.float64)
+    scale = torch.exp2(torch.randint(-40, 40, (60,), generator=source).double())
+    matrix = ((rows.T @ rows) * scale[:, None] * scale)[None]
+    lifted = positive(matrix.clone(), single=8)
+    unit = scale * (rows.square().sum(0)).sqrt()
+    assert torch.equal(lifted.diagonal(dim1=1, dim2=2), matrix.diagonal(dim1=1, dim2=2))
+    assert float(torch.linalg.eigvalsh(lifted[0] / unit[:, None] / unit).min()) > 0.9 * FLOOR
+    kept = lifted.clone()
+    assert torch.equal(positive(lifted, single=8), kept) and torch.equal(positive(kept, wide=8), kept)
+    exact, size = factor_from_behind(kept, 0.1)
+    near, same = factor_from_behind(kept, 0.1, single=8)
+    assert near.dtype == torch.float32 and torch.equal(size, same)
+    torch.testing.assert_close(near.double().tril(), exact, rtol=1e-4, atol=1e-5)
+    indefinite = torch.tensor([[[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]], dtype=torch.float64) * 1e9
+    indefinite[0, 0, 1] = indefinite[0, 1, 0] = 1e12
+    for single in (2048, 2):
+        with pytest.raises(pathlift.NumericalError, match="not positive semi-definite"):
+            factor_from_behind(indefinite, 0.1, single=single)
+
+
+@pytest.mark.parametrize("columns", [5, 16, 37])
+def test_a_factor_in_place_is_the_factor(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cholesky, "PANEL", 8)
+    rows = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
+    matrix = rows.T @ rows
+    made = matrix.clone()
+    assert cholesky.cholesky_(made)
+    torch.testing.assert_close(made.tril(), torch.linalg.cholesky(matrix))
+    matrix[-1, -1] = -1.0
+    assert not cholesky.cholesky_(matrix)
 
 
 class Permuted(nn.Module):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -153,8 +154,50 @@ def magnitudes(network: Network, q: float = 1.0, x: Samples | None = None, out: 
     return PathMagnitude(shares, to_float(total)[1])
 
 
+def summed_magnitudes(network: Network, summed: Callable[[str, Tensor], float]) -> tuple[dict[str, float], float]:
+    """Reduce the path-magnitude of each parameter to a number as it comes: all of them are never in memory.
+
+    Args:
+        network: The network.
+        summed: From the name of a parameter and its shares to a number.
+
+    Returns:
+        Name to number, and log₁₀ ‖Φ‖₁.
+    """
+    network, numbers = compacted(network), _Numbers(summed)
+    total, _ = _scored(network, network.values(), 1.0, None, numbers)
+    return numbers.of, to_float(total)[1]
+
+
+class _Taker(Protocol):
+    """Takes the shares of parameters one after another."""
+
+    def restart(self) -> None: ...
+
+    def add(self, name: str, tensor: Tensor) -> None: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+class _Numbers:
+    """Keeps one number of each parameter."""
+
+    def __init__(self, summed: Callable[[str, Tensor], float]) -> None:
+        self.summed = summed
+        self.of: dict[str, float] = {}
+
+    def restart(self) -> None:
+        self.of.clear()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.of[name] = self.summed(name, tensor)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.of
+
+
 def _scored(
-    network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: ShardWriter | None
+    network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: _Taker | None
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
     """Return the total, and its shares; those that a writer took are not among them."""
 
@@ -236,7 +279,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a weight tensor only moves them."""
 
-    def __init__(self, network: Network, writer: ShardWriter | None, values: Values, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, writer: _Taker | None, values: Values, dtype: torch.dtype) -> None:
         self.network = network
         self.writer = writer
         self.values = values

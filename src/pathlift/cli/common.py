@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional, TypeVar
 
 import typer
 from rich.console import Console
@@ -30,7 +30,7 @@ from pathlift.errors import InputError
 from pathlift.results import plain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pathlift.storage.programs import Shapes
 
@@ -173,6 +173,16 @@ Shape = Annotated[
     typer.Option(
         help="Input shape without batch, e.g. 3,224,224. Once for each input.", metavar="SIZES", rich_help_panel=MODEL
     ),
+]
+InputMean = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Mean of the inputs, or with commas one for each channel.  [default: 0]", metavar="X", show_default=False
+    ),
+]
+InputVariance = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Their variance, likewise.  [default: 1]", metavar="X", show_default=False),
 ]
 Until = Annotated[
     Optional[str],  # noqa: UP045
@@ -384,6 +394,62 @@ def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> 
     with torch.device("meta"), contextlib.suppress(InputError):
         return load_model(name, arguments=arguments, trust=trust)
     return load_model(name, arguments=arguments, trust=trust)
+
+
+class Told(NamedTuple):
+    """What inputs were said to look like, as the functions of the library take it.
+
+    Attributes:
+        mean: Their mean: a number, or one for each channel.
+        variance: Their variance, likewise.
+        options: The options that were given.
+    """
+
+    mean: float | Tensor
+    variance: float | Tensor
+    options: tuple[str, ...]
+
+
+def told_of_inputs(function: str, mean: str | None, variance: str | None) -> Told:
+    """Read what inputs were said to look like.
+
+    Args:
+        function: Name of the function of the library that takes it.
+        mean: A number, or with commas one for each channel; None: not said.
+        variance: Likewise.
+
+    Returns:
+        What was said; 0 and 1 for what was not.
+
+    Raises:
+        InputError: One is no number, not finite, or a negative variance.
+    """
+    given = {"--input-mean": mean, "--input-variance": variance}
+    told = Told(
+        *(_numbers(option, value, default) for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)),
+        tuple(option for option, value in given.items() if value is not None),
+    )
+    check_options(function, input_mean=told.mean, input_variance=told.variance)
+    return told
+
+
+def _numbers(option: str, given: str | None, default: float) -> float | Tensor:
+    """Read a number, or several with commas."""
+    import torch
+
+    if given is None:
+        return default
+    try:
+        numbers = [float(part) for part in given.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} is '{given[:100]}': give a number, or numbers with commas.") from error
+    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
+
+
+def check_unmeasured(told: Told, data: str | None) -> None:
+    """Refuse to be told what inputs look like where that is measured."""
+    if told.options and data is not None:
+        raise InputError(f"{told.options[0]} has no effect with --data, on which inputs are measured: leave it out.")
 
 
 def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:

@@ -13,6 +13,8 @@ from pathlift.cli.common import (
     CHANGE,
     Device,
     Force,
+    InputMean,
+    InputVariance,
     Json,
     Key,
     ModelArg,
@@ -27,12 +29,15 @@ from pathlift.cli.common import (
     captured,
     check_data,
     check_options,
+    check_unmeasured,
+    check_used,
     known,
     out,
     print_json,
     print_table,
     progress_bar,
     scientific,
+    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -88,6 +93,8 @@ def prune(
             autocompletion=known("none", "compensate"),
         ),
     ] = "none",
+    input_mean: InputMean = None,
+    input_variance: InputVariance = None,
     weights: Weights = None,
     shape: Shape = None,
     out_file: OutModel = None,
@@ -116,11 +123,19 @@ def prune(
     from pathlift.storage.data import load_data
 
     check_options("prune", amount=amount, steps=steps, update=update)
+    told = told_of_inputs("prune", input_mean, input_variance)
     chosen = criterion_of(criterion)
     selects = chosen.selection if selection is None else selection_of(selection)
     if amount is None and not isinstance(selects, NofM):
         raise InputError("Say how much to prune: --amount, a share in [0, 1).")
     check_data(data, limit)
+    if chosen.propagated is None:
+        check_used(
+            dict.fromkeys(told.options, True),
+            "--update compensate or a criterion that propagates moments",
+            there=update == "compensate",
+        )
+        check_unmeasured(told, data)
     needs = chosen.needs
     if needs != "nothing" and data is None:
         what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
@@ -147,6 +162,8 @@ def prune(
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
             update=update,
+            input_mean=told.mean,
+            input_variance=told.variance,
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

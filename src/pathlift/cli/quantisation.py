@@ -16,6 +16,8 @@ from pathlift.cli.common import (
     MEASURE,
     Device,
     Force,
+    InputMean,
+    InputVariance,
     Json,
     Key,
     ModelArg,
@@ -36,6 +38,7 @@ from pathlift.cli.common import (
     print_table,
     progress_bar,
     scientific,
+    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -100,6 +103,8 @@ def quantize(
         typer.Option(help="Measure activations on data: digits, fashion-mnist, or a file with inputs 'x'.", metavar="DATA"),
     ] = None,
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    input_mean: InputMean = None,
+    input_variance: InputVariance = None,
     activations: Annotated[
         bool, typer.Option("--activations", help="Whole numbers of 8 bits for activations, too, in the file of --onnx.")
     ] = False,
@@ -139,6 +144,7 @@ def quantize(
         gauge=gauge, budget=most,
     )  # fmt: skip
     check_data(data, limit)
+    told = told_of_inputs("quantize", input_mean, input_variance)
     from pathlift.quantisation.activations import activation_ranges
     from pathlift.quantisation.onnx import onnx_writer
     from pathlift.quantisation.report import report_writer
@@ -165,13 +171,19 @@ def quantize(
             gauge=gauge,
             budget=most,
             data=seen,
+            input_mean=told.mean,
+            input_variance=told.variance,
             generator=seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     with working("writing files"):
         writers = {} if out_file is None else {out_file: report_writer(report)}
         if onnx_file is not None:
-            ranges = activation_ranges(quantized, data=seen) if activations else None
+            ranges = None
+            if activations and seen is not None:
+                ranges = activation_ranges(quantized, data=seen)
+            elif activations:
+                ranges = activation_ranges(quantized, input_mean=told.mean, input_variance=told.variance)
             writers[onnx_file] = onnx_writer(quantized, report, activations=ranges)
         write_outputs(writers, replace=force)
     metric = report.path_metric

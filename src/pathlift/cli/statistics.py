@@ -11,6 +11,8 @@ import pathlift
 from pathlift.cli.common import (
     MEASURE,
     Device,
+    InputMean,
+    InputVariance,
     Json,
     Key,
     ModelArg,
@@ -22,9 +24,11 @@ from pathlift.cli.common import (
     Weights,
     app,
     captured,
+    check_unmeasured,
     out,
     print_json,
     print_table,
+    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -45,6 +49,8 @@ def statistics(
         float, typer.Option(help="Correlation of two taps of one channel where nothing is known.", metavar="X")
     ] = 0.5,
     channels: Annotated[bool, typer.Option("--channels", help="Propagate covariances of all channels, too.")] = False,
+    input_mean: InputMean = None,
+    input_variance: InputVariance = None,
     weights: Weights = None,
     shape: Shape = None,
     as_json: Json = False,
@@ -56,6 +62,8 @@ def statistics(
     until: Until = None,
 ) -> None:
     """Mean, variance, activity and output sensitivity of every layer; and how far batch norms say otherwise."""
+    told = told_of_inputs("activation_statistics", input_mean, input_variance)
+    check_unmeasured(told, data)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     x: Tensor | None = None
     if data is not None:
@@ -65,7 +73,12 @@ def statistics(
         x = x.to(network.graph.examples[0][1])
     with working("computing statistics"):
         activations = pathlift.activation_statistics(
-            network, data=x, correlation=correlation, correlations="channels" if channels else "taps"
+            network,
+            data=x,
+            correlation=correlation,
+            correlations="channels" if channels else "taps",
+            input_mean=told.mean,
+            input_variance=told.variance,
         )
     if as_json:
         layers = [layer.to_dict() for layer in activations.layers]

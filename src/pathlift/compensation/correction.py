@@ -14,14 +14,14 @@ from pathlift.statistics.input_moments import InputMoments
 
 
 def corrections(
-    network: Network, moments: InputMoments, change: Tensor, spread: tuple[Tensor, Tensor] | None = None
+    network: Network, moments: InputMoments, shift: Tensor, spread: tuple[Tensor, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return the parameters and buffers that a change of a weight asks to be changed.
 
     Args:
         network: The network, with the state as it is by now.
         moments: What the weight multiplies.
-        change: Δ, float64, shape (groups, rows, columns).
+        shift: E[Δu] of each row, float64, shape (groups·rows,).
         spread: Variances of the outputs before and after, (groups, rows), for the running variance to be estimated anew.
 
     Returns:
@@ -32,7 +32,6 @@ def corrections(
         return {}
     old = network.state[name]
     sign = -1.0 if name in network.parameters else 1.0
-    shift = (change @ moments.mean[:, :, None]).reshape(-1)
     changed = {name: (old.double() + sign * shift.to(old.device)).to(old.dtype)}
     if spread is not None and moments.variance is not None:
         changed[moments.variance] = scaled(network.state[moments.variance], *spread)

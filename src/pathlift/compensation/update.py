@@ -117,7 +117,8 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
     spread = torch.stack(spreads).sum(0)
     told = (spread[0], spread[1]) if variance and centred else None
     fitted = joined(moments, after, network.state[name], mask)
-    update.take(name, fitted, corrections(update.network, moments, after - before, told))
+    shift = ((after - before) @ moments.mean[:, :, None]).reshape(-1)
+    update.take(name, fitted, corrections(update.network, moments, shift, told))
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:

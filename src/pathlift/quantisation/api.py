@@ -7,6 +7,7 @@ point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -19,7 +20,7 @@ from pathlift.arguments.common import Randomness, source_of
 from pathlift.graph.calling import Samples, batches_of, mapped
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
-from pathlift.magnitude import path_magnitude
+from pathlift.magnitude import summed_magnitudes
 from pathlift.metric.metric import path_metric
 from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
@@ -28,7 +29,7 @@ from pathlift.quantisation.choices import Bits, formats_of
 from pathlift.quantisation.correction import corrections
 from pathlift.quantisation.formats import FloatingPoint, Format, WholeNumbers
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
-from pathlift.quantisation.layer import Rounded, Way, covariances_of, rounded
+from pathlift.quantisation.layer import Covariances, Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
@@ -39,6 +40,9 @@ from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
 from pathlift.statistics.model import DOUBT, moments_of_inputs, squared_outputs
+
+ROWS_OF = 1 << 19
+"""Weights of so many rows as are looked at together."""
 
 SOME = 16
 """Inputs of the data on which the change of the outputs is looked at."""
@@ -250,7 +254,7 @@ class _Rounding:
     """How far a network is rounded: its state, each tensor that is done, and what took up the means of the changes."""
 
     state: dict[str, Tensor]
-    tensors: dict[str, Rounded]
+    tensors: dict[str, QuantizedTensor]
     corrected: list[str]
 
 
@@ -259,23 +263,24 @@ def _rounded_states(
     matrices: Mapping[str, Matrices],
     several: Sequence[Mapping[str, Format]],
     way: Way,
-    seen: Mapping[str, InputMoments],
+    seen: dict[str, InputMoments],
     source: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[_Rounding]:
-    """Round tensor by tensor, to several formats each; the statistics are those of the network as it was."""
+    """Round tensor by tensor, to several formats each; the statistics, of the network as it was, are given up one by one."""
     roundings = [_Rounding(dict(network.state), {}, []) for _ in several]
     for number, name in enumerate(several[0], 1):
-        weight, covariances = network.state[name], covariances_of(seen[name])
+        weight, moments = network.state[name], seen.pop(name)
+        covariances = Covariances(moments)
         for rounding, formats in zip(roundings, several, strict=True):
-            outcome = rounded(weight, matrices[name], formats[name], way, seen[name], covariances, source)
-            values = outcome.grid.values(outcome.integers)
-            rounding.state[name] = matrices[name].join(values).to(weight.dtype).reshape(weight.shape)
+            outcome = rounded(weight, matrices[name], formats[name], way, moments, covariances, source)
+            tensor, values = _tensor(matrices[name], outcome, weight)
+            rounding.state[name] = values
             changed = corrections(replace(network, state=rounding.state), outcome)
             rounding.state.update(changed)
             rounding.corrected += list(changed)
-            rounding.tensors[name] = outcome
-        del covariances
+            rounding.tensors[name] = tensor
+        del covariances, moments, outcome
         if progress is not None:
             progress(number, len(several[0]))
     return roundings
@@ -293,8 +298,7 @@ def _report(
     tensors = rounding.tensors
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
     metric = path_metric(network, dict(quantized.state), moments=moments)
-    matrices = matrices_of(network)
-    rows = tuple(_tensor(matrices[name], outcome, network.state[name], shares[name]) for name, outcome in tensors.items())
+    rows = tuple(replace(tensor, path_share=shares[name]) for name, tensor in tensors.items())
     saved = state_of(quantized)
     before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
@@ -329,24 +333,34 @@ def _changed(network: Network, quantized: Network, feed: Mapping[str, Tensor]) -
     return float((others - outputs).square().mean().sqrt()), float(outputs.square().mean().sqrt())
 
 
-def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor, share: float) -> QuantizedTensor:
+def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor) -> tuple[QuantizedTensor, Tensor]:
+    """Return what became of a tensor, its share of the path-norm left open, and its values."""
     grid, form = outcome.grid, outcome.grid.format
     block, scale, zero = matrices.cells(grid)
-    integers = matrices.join(outcome.integers).reshape(weight.shape)
+    stack = matrices.split(weight.detach())
+    integers = outcome.integers
     if isinstance(form, FloatingPoint):
-        integers = matrices.join(form.levels(outcome.integers, grid.zero)).reshape(weight.shape).to(form.kind)
-    else:
-        integers = integers.to(torch.int8)
-    stack = matrices.split(weight.detach()).double()
-    below = grid.below(stack)
+        integers = form.levels(integers, grid.zero).to(form.kind)
     kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int16
-    between = [matrices.join(q).reshape(weight.shape).to(kind) for q in (below, grid.above(stack, below))]
-    size = float(torch.linalg.vector_norm(weight.double()))
-    off = float(torch.linalg.vector_norm(outcome.change)) / size if size > 0 else 0.0
-    return QuantizedTensor(
-        matrices.name, form, integers, scale, zero.to(torch.int8), block, (between[0], between[1]), weight.dtype, outcome.cost,
-        off, share, outcome.moments.depth,
+    below, above = (torch.empty(stack.shape, dtype=kind, device=stack.device) for _ in range(2))
+    values, off = torch.empty_like(stack, memory_format=torch.contiguous_format), 0.0
+    step = max(1, ROWS_OF // (stack.shape[0] * stack.shape[2]))
+    for start in range(0, stack.shape[1], step):
+        rows = slice(start, start + step)
+        cells, exact = grid.rows_of(rows), stack[:, rows].double()
+        under = cells.below(exact)
+        below[:, rows], above[:, rows] = under, cells.above(exact, under)
+        became = cells.values(outcome.integers[:, rows])
+        values[:, rows] = became
+        off += float((became - exact).square().sum())
+    size = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    whole, down, up, made = (matrices.join(part).reshape(weight.shape) for part in (integers, below, above, values))
+    relative = math.sqrt(off) / size if size > 0 else 0.0
+    tensor = QuantizedTensor(
+        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, relative,
+        math.nan, outcome.moments.depth,
     )  # fmt: skip
+    return tensor, made
 
 
 FAINT = 2.0**-60
@@ -355,14 +369,19 @@ FAINT = 2.0**-60
 
 def _path_shares(network: Network, quantized: Network, names: list[str]) -> tuple[dict[str, float], float]:
     """Return Σ |θ'−θ|·∂‖Φ‖₁/∂|θ| of each tensor as a share of ‖Φ‖₁, and log₁₀ ‖Φ‖₁."""
-    faint = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in network.state.items()}
+    state = dict(network.state)
     for name in names:
-        least = FAINT * faint[name].abs().amax()
-        faint[name] = torch.where(faint[name] == 0, least, faint[name])
-    magnitude = path_magnitude(replace(network, state=faint))
-    shares = {}
-    for name in names:
-        change = (quantized.state[name].double() - network.state[name].double()).abs()
-        alone = magnitude[name].double() / faint[name].abs() * change  # 0/0 where all are 0, and stay so
-        shares[name] = float(torch.where(change > 0, alone, 0.0).sum())
-    return shares, magnitude.log10_path_norm
+        if bool((state[name] == 0).any()):
+            exact = state[name].double()
+            state[name] = torch.where(exact == 0, FAINT * exact.abs().amax(), exact)
+    left = set(names)
+
+    def summed(name: str, magnitude: Tensor) -> float:
+        if name not in left:
+            return 0.0
+        change = (quantized.state[name].double() - network.state[name].double()).abs_()
+        alone = magnitude.double() / state[name].abs().double() * change  # 0/0 where all are 0, and stay so
+        return float(torch.where(change > 0, alone, 0.0).sum())
+
+    shares, log10_path_norm = summed_magnitudes(replace(network, state=state), summed)
+    return {name: shares[name] for name in names}, log10_path_norm

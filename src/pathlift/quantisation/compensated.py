@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.compensation.correction import quadratic
-from pathlift.compensation.damping import damped
+from pathlift.compensation.damping import factor_from_behind
 from pathlift.quantisation.formats import WholeNumbers
 from pathlift.quantisation.grids import Grid
 
@@ -34,6 +34,9 @@ SHORT = 32
 
 SHARES = tuple(0.04 * step for step in (*range(15, 25), *range(26, 31)))
 """These ranges, as multiples of the one to begin with."""
+
+AT_ONCE = 1 << 22
+"""Weights that are rounded together."""
 
 BLOCK = 64
 """Columns whose errors are handed on to all later columns at once."""
@@ -55,8 +58,17 @@ def compensated(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAM
     Raises:
         NumericalError: H is not positive semi-definite.
     """
-    integers = _one_after_another(weight, grid, moment, damping)
-    return _polished(weight, grid, integers, moment, damping, again) if again else integers
+    step = max(1, AT_ONCE // (weight.shape[0] * weight.shape[2]))
+    several = [slice(start, start + step) for start in range(0, weight.shape[1], step)]
+    factor = UnitFactor(moment, damping)
+    parts = [_one_after_another(weight[:, rows], grid.rows_of(rows), factor) for rows in several]
+    del factor
+    if again:
+        parts = [
+            _polished(weight[:, rows], grid.rows_of(rows), part, moment, damping, again)
+            for rows, part in zip(several, parts, strict=True)
+        ]
+    return torch.cat(parts, 1)
 
 
 def compensated_in_range(weight: Tensor, grid: Grid, moment: Tensor, damping: float = DAMPING) -> tuple[Grid, Tensor]:
@@ -112,7 +124,11 @@ class _Columns:
             return chosen[:, :, 0], cell.values(chosen)[:, :, 0]
         cell_number = column if self.scale.shape[1] > 1 else 0
         scale, zero = self.scale[:, cell_number], self.zero[:, cell_number]
-        integers = (wanted / scale).round_().add_(zero).clamp_(form.low, form.high)
+        integers = (wanted / scale).round_()
+        if not form.affine:
+            integers.clamp_(form.low, form.high)
+            return integers, (integers * scale).float().double()
+        integers.add_(zero).clamp_(form.low, form.high)
         return integers, ((integers - zero) * scale).float().double()
 
 
@@ -125,50 +141,66 @@ def _polished(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damp
     height = moment.diagonal(dim1=1, dim2=2)[:, :, None] + pull
     unit = torch.where(height > 0, 1.0 / height, 0.0)
     slope = (moment @ change).addcmul_(pull, change)
-    for start in [*range(0, weight.shape[2], BLOCK)] * times:
+    starts = range(0, weight.shape[2], BLOCK)
+    for number_of_block, start in enumerate([*starts] * times):
         block = slice(start, min(start + BLOCK, weight.shape[2]))
-        before, near, within = change[:, block].clone(), slope[:, block].clone(), moment[:, block, block]
-        for number, column in enumerate(range(block.start, block.stop)):
-            now = wanted[:, column] + change[:, column]
-            chosen, value = rounded(column, now - near[:, number] * unit[:, column])
-            integers[:, column], step = chosen, value - now
-            change[:, column] += step
-            near[:, number + 1 :].addcmul_(within[:, number + 1 :, number, None], step[:, None])
-        moved = change[:, block] - before
-        slope += moment[:, :, block] @ moved
-        slope[:, block].addcmul_(pull[:, block], moved)
+        before, near, within = change[:, block], slope[:, block].clone(), moment[:, block, block].unbind(2)
+        now = wanted[:, block] + before
+        chosen, steps = [], []
+        each = zip(range(block.start, block.stop), now.unbind(1), near.unbind(1), unit[:, block].unbind(1), strict=True)
+        for number, (column, is_now, pulled, share) in enumerate(each, 1):
+            integer, value = rounded(column, is_now - pulled * share)
+            chosen.append(integer)
+            steps.append(value - is_now)
+            near[:, number:].addcmul_(within[number - 1][:, number:, None], steps[-1][:, None])
+        integers[:, block] = torch.stack(chosen, 1)
+        became = before + torch.stack(steps, 1)
+        moved = became - before
+        change[:, block] = became
+        later = slice(0 if number_of_block < len(starts) * (times - 1) else block.stop, None)  # that are looked at again
+        slope[:, later].baddbmm_(moment[:, later, block], moved)
+        if later.start == 0:
+            slope[:, block].addcmul_(pull[:, block], moved)
     return integers.mT.contiguous()
 
 
-def _one_after_another(weight: Tensor, grid: Grid, moment: Tensor, damping: float) -> Tensor:
-    factor, rounded = unit_factor(moment, damping), _Columns(grid)
+def _one_after_another(weight: Tensor, grid: Grid, factor: UnitFactor) -> Tensor:
+    rounded = _Columns(grid)
     weight = weight.double().mT.contiguous()  # a row in memory for each column
     change, integers = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.int32)
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
-        wanted = weight[:, start:end] - factor[:, :start, start:end].mT @ change[:, :start]
-        for column in range(start, end):
-            integers[:, column], value = rounded(column, wanted[:, column - start])
-            change[:, column] = value - weight[:, column]
-            sent = factor[:, column, column + 1 : end, None] * change[:, column, None]
-            wanted[:, column + 1 - start :] -= sent
+        wanted = weight[:, start:end] - factor.part(slice(0, start), slice(start, end)).mT @ change[:, :start]
+        within = factor.part(slice(start, end), slice(start, end)).unbind(1)
+        exact, chosen, changes = weight[:, start:end].unbind(1), [], []
+        for number, aim in enumerate(wanted.unbind(1)):
+            integer, value = rounded(start + number, aim)
+            chosen.append(integer)
+            changes.append(value - exact[number])
+            wanted[:, number + 1 :] -= within[number][:, number + 1 :, None] * changes[-1][:, None]
+        integers[:, start:end], change[:, start:end] = torch.stack(chosen, 1), torch.stack(changes, 1)
     return integers.mT.contiguous()
 
 
-def unit_factor(moment: Tensor, damping: float) -> Tensor:
-    """Return V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal.
+class UnitFactor:
+    """V of the damped H = V D Vᵀ, upper triangular with 1 on its diagonal."""
 
-    Args:
-        moment: H.
-        damping: d.
+    def __init__(self, moment: Tensor, damping: float) -> None:
+        """Factor H.
 
-    Returns:
-        Shape of H.
+        Args:
+            moment: H, shape (groups, columns, columns).
+            damping: d.
 
-    Raises:
-        NumericalError: H is not positive semi-definite.
-    """
-    factored = damped(moment.flip(1, 2), damping)  # lower triangular from behind is upper triangular
-    factor, scale = factored.lower, factored.scale
-    diagonal = factor.diagonal(dim1=1, dim2=2).clone()
-    return (factor.mul_(scale[:, :, None]).div_((diagonal * scale)[:, None])).flip(1, 2)
+        Raises:
+            NumericalError: H is not positive semi-definite.
+        """
+        self.lower, scale = factor_from_behind(moment, damping)  # lower triangular from behind is upper triangular
+        self.scale, self.below = scale, self.lower.diagonal(dim1=1, dim2=2).double() * scale
+
+    def part(self, rows: slice, columns: slice) -> Tensor:
+        """Return some rows and columns in float64; below the diagonal of V anything may stand."""
+        count = self.scale.shape[1]
+        behind, across = (slice(count - part.stop, count - part.start) for part in (rows, columns))
+        part = self.lower[:, behind, across].double() * self.scale[:, behind, None] / self.below[:, None, across]
+        return part.flip(1, 2)

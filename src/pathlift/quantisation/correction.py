@@ -21,4 +21,4 @@ def corrections(network: Network, rounded: Rounded) -> dict[str, Tensor]:
     """
     if not rounded.corrected:
         return {}
-    return compensation.corrections(network, rounded.moments, rounded.change, rounded.variances)
+    return compensation.corrections(network, rounded.moments, rounded.shift, rounded.variances)

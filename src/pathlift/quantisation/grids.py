@@ -45,6 +45,11 @@ class Grid:
         scale, zero = (self.spread(cells)[:, :, columns] for cells in (self.scale, self.zero))
         return Grid(self.format, scale, zero, count)
 
+    def rows_of(self, rows: slice) -> Grid:
+        """Return the grid of some rows alone."""
+        scale, zero = (cells if cells.shape[1] == 1 else cells[:, rows] for cells in (self.scale, self.zero))
+        return Grid(self.format, scale, zero, self.columns)
+
     def values(self, integers: Tensor) -> Tensor:
         """Return the values that integers stand for.
 
@@ -84,3 +89,15 @@ class Grid:
             return self.nearest(weight)
         levels = (weight / self.spread(self.scale)).round_().to(torch.int32)
         return levels.add_(self.spread(self.zero)).clamp_(self.format.low, self.format.high)
+
+    def rough_values(self, weight: Tensor) -> Tensor:
+        """Return the values of `roughly`, in memory of their own."""
+        form = self.format
+        if not isinstance(form, WholeNumbers):
+            return self.values(self.nearest(weight))
+        scale, zero = self.spread(self.scale).double(), self.spread(self.zero)
+        levels = (weight / scale).round_()
+        moved = levels.add_(zero) if form.affine else levels
+        moved.clamp_(form.low, form.high)
+        moved = moved.sub_(zero) if form.affine else moved
+        return moved.mul_(scale).float().double()

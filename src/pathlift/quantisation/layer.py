@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from pathlift.compensation.correction import quadratic
 from pathlift.quantisation import rounding as rounds
 from pathlift.quantisation.compensated import compensated, compensated_in_range
-from pathlift.quantisation.formats import Format
+from pathlift.quantisation.formats import Format, WholeNumbers
 from pathlift.quantisation.grids import Grid
 from pathlift.quantisation.matrices import Matrices
 from pathlift.quantisation.ranges import grid_of
@@ -44,26 +45,21 @@ class Rounded:
 
     Attributes:
         grid: Its grid.
-        integers: Shape (groups, rows, columns).
-        change: θ' − θ, float64, of the same shape.
+        integers: Shape (groups, rows, columns): int8, or int32 for floating-point formats.
         moments: What it is multiplied by.
         corrected: Whether the mean of what the change does is taken up by what follows.
+        shift: E[Δ u] by row, Δ = θ' − θ, shape (groups·rows,).
         squares: Δ_oᵀ C Δ_o of each row, C the covariance of what it is multiplied by, shape (groups, rows).
         variances: wᵀ C w of each row before and after, each (groups, rows), where running variances are estimated anew.
     """
 
     grid: Grid
     integers: Tensor
-    change: Tensor
     moments: InputMoments
     corrected: bool
+    shift: Tensor
     squares: Tensor
     variances: tuple[Tensor, Tensor] | None
-
-    @property
-    def shift(self) -> Tensor:
-        """E[Δ u] by row, shape (groups·rows,)."""
-        return (self.change @ self.moments.mean[:, :, None]).reshape(-1)
 
     @property
     def cost(self) -> float:
@@ -78,20 +74,30 @@ def blocks_of(columns: int) -> list[slice]:
     return [slice(columns * part // count, columns * (part + 1) // count) for part in range(count)]
 
 
-Covariances = list[tuple[slice, Tensor]]
-"""Blocks of columns, and the covariance of what each is multiplied by."""
+class Covariances:
+    """C of all columns of what a tensor is multiplied by, or of blocks of them where they are many: one block in memory."""
 
+    def __init__(self, moments: InputMoments) -> None:
+        """Say whose they are.
 
-def covariances_of(moments: InputMoments) -> Covariances:
-    """Return C of all columns, or of blocks of them where they are many.
+        Args:
+            moments: What a tensor is multiplied by.
+        """
+        self.moments = moments
+        self.blocks = blocks_of(moments.shape[2])
+        self._known: tuple[int, Tensor] | None = None
 
-    Args:
-        moments: What a tensor is multiplied by.
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
 
-    Returns:
-        The blocks.
-    """
-    return [(block, moments.covariance(block)) for block in blocks_of(moments.shape[2])]
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield blocks of columns and their covariance, which is kept until another is asked for."""
+        for number, block in enumerate(self.blocks):
+            if self._known is None or self._known[0] != number:
+                self._known = None
+                self._known = (number, self.moments.covariance(block))
+            yield block, self._known[1]
 
 
 def rounded(
@@ -111,38 +117,42 @@ def rounded(
         form: The levels.
         way: How to round.
         moments: What it is multiplied by.
-        covariances: The same, see `covariances_of`.
+        covariances: The same.
         generator: Source of randomness, for stochastic rounding.
 
     Returns:
         What it became.
     """
-    stack = matrices.split(weight.detach()).double()
+    stack = matrices.split(weight.detach())
     diagonal = moments.diagonal if way.rule == "expected" else None
     grid = grid_of(stack, form, way.granularity, way.rule, diagonal, matrices.taps)
     corrected = way.correction != "none" and moments.following is not None
-    if way.rounding == "compensated":
-        shared = way.granularity == "tensor" or way.rule == "minmax" or not form.scaled
-        pieces = []
-        for block, covariance in covariances:
-            if not corrected:
-                covariance = covariance + moments.mean[:, block, None] * moments.mean[:, None, block]
-            piece, cells = stack[:, :, block], grid.columns_of(block)
+    kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int32
+    integers = torch.empty(stack.shape, dtype=kind, device=stack.device)
+    together = way.rounding == "compensated"
+    if not together:
+        integers.copy_(_integers(stack.double(), grid, way.rounding, matrices.taps, generator))
+    shared = way.granularity == "tensor" or way.rule == "minmax" or not form.scaled
+    shift, sums = [], []
+    for block, covariance in covariances:
+        piece = stack[:, :, block].double()
+        if together:
+            mean = moments.mean[:, block]
+            second = covariance if corrected else covariance + mean[:, :, None] * mean[:, None, :]
             if not shared and len(covariances) == 1:
-                grid, best = compensated_in_range(piece, cells, covariance)
-                pieces.append(best)
+                grid, best = compensated_in_range(piece, grid.columns_of(block), second)
             else:
-                pieces.append(compensated(piece, cells, covariance))
-        integers = torch.cat(pieces, 2)
-    else:
-        integers = _integers(stack, grid, way.rounding, matrices.taps, generator)
-    change = grid.values(integers) - stack
-
-    def quadratics(rows: Tensor) -> Tensor:
-        return torch.stack([quadratic(rows[:, :, block], covariance) for block, covariance in covariances]).sum(0)
-
-    variances = (quadratics(stack), quadratics(stack + change)) if way.correction == "variance" else None
-    return Rounded(grid, integers, change, moments, corrected, quadratics(change), variances)
+                best = compensated(piece, grid.columns_of(block), second)
+            integers[:, :, block] = best
+            del second, best
+        change = grid.columns_of(block).values(integers[:, :, block]).sub_(piece)
+        shift.append((change @ moments.mean[:, block, None]).reshape(-1))
+        rows = [change, piece, piece + change] if way.correction == "variance" else [change]
+        sums.append(torch.stack([quadratic(each, covariance) for each in rows]))
+        del covariance, piece, change, rows
+    squares, *variances = torch.stack(sums).sum(0)
+    told = (variances[0], variances[1]) if variances else None
+    return Rounded(grid, integers, moments, corrected, torch.stack(shift).sum(0), squares, told)
 
 
 def _integers(stack: Tensor, grid: Grid, rounding: str, taps: int, generator: torch.Generator | None) -> Tensor:

@@ -32,6 +32,9 @@ COARSE = 0.04
 LEAST = 0.2
 """The smallest share of the full range that is tried."""
 
+AT_ONCE = 1 << 16
+"""Weights that are looked at together, but for a cell of more: they stay within a cache."""
+
 
 def grid_of(
     weight: Tensor, form: Format, granularity: str | int, rule: str, diagonal: Tensor | None = None, taps: int = 1
@@ -58,18 +61,30 @@ def grid_of(
     full = _full(split, form)
     if rule == "minmax" or not form.scaled:
         return Grid(form, *_fitted(full, form), columns)
-    importance = torch.ones_like(split)
+    importance = None
     if rule == "expected" and diagonal is not None:
-        importance = diagonal.double()[:, None, :].expand(weight.shape).reshape(split.shape)
-    power = POWER if rule == "lp" else 2.0
+        importance = diagonal.double()[:, None, :].expand(weight.shape).reshape(split.shape).reshape(-1, split.shape[3])
+    flat, ends = split.reshape(-1, split.shape[3]), torch.stack(full).reshape(2, -1)
+    best = torch.empty_like(ends[0])
+    step = max(1, AT_ONCE // split.shape[3])
+    for start in range(0, len(flat), step):
+        some = slice(start, start + step)
+        best[some] = _best_share(flat[some], ends[:, some], form, rule, None if importance is None else importance[some])
+    best = best.reshape(split.shape[:3])
+    return Grid(form, *_fitted((full[0] * best, full[1] * best), form), columns)
+
+
+def _best_share(cells: Tensor, ends: Tensor, form: Format, rule: str, importance: Tensor | None) -> Tensor:
+    """Return for each cell, (cells, weights), by what share of its range the errors are least."""
 
     def error(share: Tensor) -> Tensor:
-        scale, zero = _fitted((full[0] * share, full[1] * share), form)
-        grid = Grid(form, scale.reshape(-1, 1, 1), zero.reshape(-1, 1, 1), split.shape[3])
-        off = grid.values(grid.roughly(split.reshape(-1, 1, split.shape[3]))).reshape(split.shape) - split
-        return (importance * (off.square() if power == 2.0 else off.abs().pow(power))).sum(3)
+        scale, zero = _fitted((ends[0] * share, ends[1] * share), form)
+        grid = Grid(form, scale.reshape(-1, 1, 1), zero.reshape(-1, 1, 1), cells.shape[1])
+        off = grid.rough_values(cells[:, None])[:, 0].sub_(cells)
+        off = off.abs_().pow_(POWER) if rule == "lp" else off.square_()
+        return (off if importance is None else off.mul_(importance)).sum(1)
 
-    best = torch.ones(split.shape[:3], dtype=torch.float64, device=weight.device)
+    best = torch.ones(len(cells), dtype=torch.float64, device=cells.device)
     least = error(best)
     count = round((1.0 - LEAST) / COARSE)
     for index in range(1, count):
@@ -77,7 +92,7 @@ def grid_of(
     middle = best
     for offset in (-0.75 * COARSE, -0.5 * COARSE, -0.25 * COARSE, 0.25 * COARSE, 0.5 * COARSE, 0.75 * COARSE):
         least, best = _better(least, best, error, (middle + offset).clamp(LEAST, 1.0))
-    return Grid(form, *_fitted((full[0] * best, full[1] * best), form), columns)
+    return best
 
 
 def cells_of(columns: int, granularity: str | int, taps: int) -> int:

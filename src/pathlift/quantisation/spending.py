@@ -15,7 +15,7 @@ from pathlift.errors import InputError
 from pathlift.graph.network import Network
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import Format, WholeNumbers
-from pathlift.quantisation.layer import Way, covariances_of, rounded
+from pathlift.quantisation.layer import Covariances, Way, rounded
 from pathlift.quantisation.matrices import Matrices
 from pathlift.quantisation.tensors import packed
 from pathlift.statistics import InputMoments
@@ -62,7 +62,7 @@ def within(
     costs, sizes = [], []
     for name, forms in options.items():
         weight = network.state[name]
-        covariances = covariances_of(moments[name])
+        covariances = Covariances(moments[name])
         outcomes = [rounded(weight, matrices[name], form, plain, moments[name], covariances) for form in forms]
         costs.append([outcome.cost for outcome in outcomes])
         if isinstance(budget, Bytes):

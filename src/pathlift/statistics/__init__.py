@@ -2,8 +2,8 @@
 
 In reading order: `kinks` (piecewise linear functions of a Gaussian), `transfer` (how moments go along edges), `propagation`
 (the way forward), `covariances` and `correlated` (the same with correlations between channels), `measure` (data instead),
-`sensitivity` (the way back), `model` (all of it), `input_moments` (what one weight multiplies, for quantisation and pruning),
-`api` (what users call).
+`sensitivity` (the way back), `model` (all of it), `input_moments` (what one weight multiplies, for quantisation and pruning,
+with `cholesky` for wide ones), `api` (what users call).
 """
 
 from pathlift.statistics import arguments as arguments

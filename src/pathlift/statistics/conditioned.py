@@ -25,6 +25,9 @@ SWEEPS = 2
 BLOCK = 64
 """Rows that are taken together: within a block row by row, in its own space; a block changes all others at once."""
 
+LARGE = 1024
+"""Columns from which on a covariance is changed in its place."""
+
 MOST = 64.0
 """By what factor a variance is changed at most."""
 
@@ -39,7 +42,7 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     """Return the covariance that agrees with the variances of the rows better.
 
     Args:
-        covariance: C, shape (groups, columns, columns).
+        covariance: C, shape (groups, columns, columns); its memory is given up.
         rows: W, shape (groups, rows, columns).
         variance: v, shape (groups, rows); rows of variance 0 say nothing.
 
@@ -51,7 +54,7 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     if count >= columns:
         for block in blocks:
             sent = rows[:, block] @ covariance
-            covariance = covariance + sent.mT @ _told(sent @ rows[:, block].mT, variance[:, block]) @ sent
+            covariance = _plus(covariance, sent.mT @ _told(sent @ rows[:, block].mT, variance[:, block]), sent)
         return (covariance + covariance.mT) / 2
     # with fewer rows than columns all is done in the space of the rows: C + Aᵀ M A with A = W C, and S = W C Wᵀ
     sent = rows @ covariance
@@ -63,7 +66,17 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
         lifted[:, :, block] += torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
         mixed = mixed + lifted.mT @ change @ lifted
         spread = spread + spread[:, :, block] @ change @ spread[:, block]
-    return covariance + sent.mT @ mixed @ sent
+    return _plus(covariance, sent.mT @ mixed, sent)
+
+
+def _plus(covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return C + left·right: in the place of C where it is large."""
+    if covariance.shape[1] <= LARGE:
+        return covariance + left @ right
+    for start in range(0, covariance.shape[1], LARGE):
+        rows = slice(start, start + LARGE)
+        covariance[:, rows].baddbmm_(left[:, rows], right)
+    return covariance
 
 
 def _told(first: Tensor, variance: Tensor) -> Tensor:

@@ -83,13 +83,17 @@ class CorrelatedPropagation(Propagation):
     @override
     def _brought(self, layer: Layer, connection: Connection, transfer: Transfer) -> tuple[Tensor, Tensor]:
         mean, variance = super()._brought(layer, connection, transfer)
+        lags = self._taken(layer, connection)
+        if lags is not None and isinstance(transfer, Weighted):
+            reach = [min(REACH, int(most)) for most in _extents(transfer, len(lags.space))]
+            self.read[layer.name, connection.source] = lags.kept(reach)
         if not self._stationary(layer.name):
             return mean, variance
-        lags = self.lags.get(connection.source)
         above = layer.shape
         if layer.concat is not None:
             above = layer.concat.shape(self._position(layer, connection), layer.shape)
         through = None if lags is None else self._through(lags, connection, transfer, above)
+        del lags
         if through is not None and through[1] is not None:
             variance = through[1].reshape([-1 if dim == 1 else 1 for dim in range(len(above))])
         shape = [above[1] if dim == 1 else 1 for dim in range(len(above))]
@@ -105,6 +109,12 @@ class CorrelatedPropagation(Propagation):
             flat = flat + more
         self._branches.setdefault(layer.name, []).append((lags_above, flat))
         return mean, variance
+
+    def _taken(self, layer: Layer, connection: Connection) -> Lags | None:
+        """Return the correlations below, which nobody else holds on to where a layer is the last to read them."""
+        source = connection.source
+        last = self._last[source] == layer.name and sum(other.source == source for other in layer.connections) == 1
+        return self.lags.pop(source, None) if last else self.lags.get(source)
 
     @staticmethod
     def _position(layer: Layer, connection: Connection) -> int:
@@ -171,11 +181,6 @@ class CorrelatedPropagation(Propagation):
             near = torch.stack([lags.near(lag).diagonal() for lag in steps]).mean(0).double().clamp(0.0, 1.0)
             rho = near.reshape([-1 if dim == 1 else 1 for dim in range(len(layer.shape))])
             self.steps[layer.name] = replace(step, moments=replace(step.moments, correlation=rho))
-        for connection, transfer in self.transfers(layer) if not isinstance(layer.nonlinearity, Extremum) else ():
-            below = self.lags.get(connection.source)
-            if below is not None and isinstance(transfer, Weighted):
-                reach = [min(REACH, int(most)) for most in _extents(transfer, len(below.space))]
-                self.read[layer.name, connection.source] = below.kept(reach)
         for connection in layer.connections:
             if self._last[connection.source] == layer.name:
                 self.lags.pop(connection.source, None)
@@ -199,10 +204,10 @@ class CorrelatedPropagation(Propagation):
         if isinstance(layer.nonlinearity, Extremum):
             return self._of_extremum(layer)
         if layer.normalisation() is not None:
-            below = self.lags.get(layer.connections[0].source)
+            below = self._taken(layer, layer.connections[0])
             ((_, transfer),) = self.transfers(layer)
             return signed(below, transfer) if below is not None and isinstance(transfer, Elementwise) else None
-        branches = self._branches.get(layer.name, [])
+        branches = self._branches.pop(layer.name, [])
         lags = self._summed(layer, branches)
         step = self.steps[layer.name]
         if step.moments.before is None and step.response is None:

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,6 +54,12 @@ PIXEL = 0.96
 COLOURS = ((1.0, 0.95, 0.88), (0.95, 1.0, 0.95), (0.88, 0.95, 1.0))
 """Correlations between red, green and blue."""
 
+AT_ONCE = 1 << 17
+"""Entries of a correlation matrix that are worked on together: they and what is made of them stay within a cache."""
+
+PRODUCTS = 1 << 23
+"""Entries of the products K_λ W_{t'}ᵀ that are held at once."""
+
 Lag = tuple[int, ...]
 
 
@@ -65,7 +72,7 @@ class Lags:
         space: Sides of the image.
     """
 
-    at: Mapping[Lag, Tensor]
+    at: dict[Lag, Tensor]
     space: tuple[int, ...]
 
     @property
@@ -102,10 +109,26 @@ class Lags:
         near, factor = self.known(lag)
         return self.near(near) if factor == 1.0 else self.near(near) * factor
 
+    def given_up(self) -> Iterator[tuple[Lag, Tensor]]:
+        """Yield each distance and R there, which is then forgotten: what is made of it may take its place in memory."""
+        for lag in list(self.at):
+            yield lag, self.at.pop(lag)
+
+    def of_its_own(self) -> Lags:
+        """Return the same matrices under a dictionary of its own, that may be given up."""
+        return Lags(dict(self.at), self.space)
+
     def kept(self, reach: Sequence[int]) -> Lags:
         """Return what is needed up to some distance along each dimension."""
         needed = [lag for lag in self.at if all(abs(step) <= most for step, most in zip(lag, reach, strict=True))]
         return Lags({lag: self.at[lag] for lag in needed}, self.space)
+
+
+def some_rows(matrix: Tensor, matrices: int = 1) -> Iterator[slice]:
+    """Yield the rows of a matrix, of which there are several, that are worked on together."""
+    step = max(1, AT_ONCE // max(1, matrices * matrix.shape[1]))
+    for first in range(0, len(matrix), step):
+        yield slice(first, first + step)
 
 
 def half(space: Sequence[int]) -> list[Lag]:
@@ -132,7 +155,7 @@ def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: T
     """Return the correlations of f(z).
 
     Args:
-        below: Those of z.
+        below: Those of z, which are given up.
         kink: f.
         mean: E z, one for each channel, broadcastable.
         variance: Var z.
@@ -146,14 +169,21 @@ def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: T
     parts = [(part * size).expand(_spread(size, channels)).reshape(-1).float() for part in hermite(kink, mean, variance, TERMS)]
     rest = (1.0 - torch.stack(parts).square().sum(0)).clamp(min=0.0)
     at = {}
-    for lag in below.at:
-        correlation = below.at[lag]
-        power, correlation_above = torch.ones_like(correlation), torch.zeros_like(correlation)
-        for part in parts:
-            power = power * correlation
-            correlation_above += power * part[:, None] * part
-        correlation_above.diagonal().add_(rest * (power * correlation).diagonal())
+    for lag, correlation in below.given_up():
+        correlation_above = torch.empty_like(correlation)
+        for rows in some_rows(correlation):
+            here, above = correlation[rows], correlation_above[rows].zero_()
+            power = torch.ones_like(here)
+            for part in parts:
+                power *= here
+                above += power * part[rows, None] * part
+        same = correlation.diagonal()
+        power = torch.ones_like(same)
+        for _ in parts:
+            power = power * same
+        correlation_above.diagonal().add_(rest * (power * same))
         at[lag] = _unit(correlation_above, lag)
+        del correlation, same
     return Lags(at, below.space)
 
 
@@ -162,8 +192,8 @@ def _spread(tensor: Tensor, channels: int) -> list[int]:
 
 
 def _unit(correlation: Tensor, lag: Lag) -> Tensor:
-    """Return correlations within [−1, 1], and 1 on the diagonal where the distance is 0."""
-    correlation = correlation.clamp(-1.0, 1.0)
+    """Move correlations that were made just now into [−1, 1], and to 1 on the diagonal where the distance is 0."""
+    correlation.clamp_(-1.0, 1.0)
     if not any(lag):
         correlation.diagonal().fill_(1.0)
     return correlation
@@ -173,7 +203,8 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     """Return the correlations of a sum of independent branches.
 
     Args:
-        branches: Correlations and variances of each, (channels,); None: channels independent of each other.
+        branches: Correlations, which are given up, and variances of each, (channels,); None: channels independent of each
+            other.
         channels: Number of channels.
         space: Sides of the image.
         correlation: Of two taps of a channel, where nothing else is known.
@@ -190,7 +221,9 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
             if lags is None:
                 correlation_of_sum.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
             else:
-                correlation_of_sum += lags[lag] * share[:, None] * share
+                one = lags.at.pop(lag) if lags.space == space else lags[lag]
+                for rows in some_rows(one):
+                    correlation_of_sum[rows] += one[rows] * share[rows, None] * share
         at[lag] = _unit(correlation_of_sum, lag)
     return Lags(at, space)
 
@@ -199,7 +232,7 @@ def blurred(lags: Lags, variance: Tensor, more: Tensor) -> Lags:
     """Return the correlations where each channel has an error of its own, the same at all positions.
 
     Args:
-        lags: Correlations without it.
+        lags: Correlations without it, which are given up.
         variance: Variances without it, (channels,).
         more: Variance of the error, (channels,).
 
@@ -210,8 +243,10 @@ def blurred(lags: Lags, variance: Tensor, more: Tensor) -> Lags:
     there = total > 0
     share = torch.where(there, variance / torch.where(there, total, 1.0), 1.0).float()
     size, at = share.sqrt(), {}
-    for lag, correlation in lags.at.items():
-        correlation_above = correlation * size[:, None] * size
+    for lag, correlation in lags.given_up():
+        correlation_above = torch.empty_like(correlation)
+        for rows in some_rows(correlation):
+            correlation_above[rows] = correlation[rows] * size[rows, None] * size
         correlation_above.diagonal().add_(1.0 - share)
         at[lag] = _unit(correlation_above, lag)
     return Lags(at, lags.space)
@@ -257,8 +292,10 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
         for steps in itertools.product(*(weight[step].items() for weight, step in zip(weights, lag, strict=True))):
             near, factor = below.known(tuple(step for step, _ in steps))
             coefficients[near] = coefficients.get(near, 0.0) + factor * math.prod(value for _, value in steps)
-        terms = [below.near(near) * value for near, value in coefficients.items() if value != 0.0]
-        covariances[lag] = torch.stack(terms).sum(0) if terms else torch.zeros_like(below.near((0,) * len(below.space)))
+        terms = [(below.near(near), value) for near, value in coefficients.items() if value != 0.0]
+        covariances[lag] = torch.zeros_like(below.near((0,) * len(below.space)))
+        for rows in some_rows(covariances[lag], len(terms)) if terms else ():
+            torch.sum(torch.stack([matrix[rows] * value for matrix, value in terms]), 0, out=covariances[lag][rows])
     return _normalised(covariances, space)
 
 
@@ -275,11 +312,11 @@ def _coefficients(matrix: Tensor) -> dict[int, dict[int, float]]:
     return coefficients
 
 
-def _normalised(covariances: Mapping[Lag, Tensor], space: tuple[int, ...]) -> tuple[Lags, Tensor]:
-    """Return correlations and variances."""
+def _normalised(covariances: dict[Lag, Tensor], space: tuple[int, ...]) -> tuple[Lags, Tensor]:
+    """Return correlations, which take the place of covariances that were made just now, and variances."""
     variance = covariances[(0,) * len(space)].diagonal().clamp(min=LEAST).clone()
     size = variance.rsqrt()
-    at = {lag: _unit(covariance * size[:, None] * size, lag) for lag, covariance in covariances.items()}
+    at = {lag: _unit(covariance.mul_(size[:, None]).mul_(size), lag) for lag, covariance in covariances.items()}
     return Lags(at, space), variance.double()
 
 
@@ -421,26 +458,34 @@ def _along(table: Tensor, size: int, lag: int) -> list[tuple[int, int, int, floa
 
 
 def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
-    """Σ F·W_t K_λ W_{t'}ᵀ, with each K_λ W_{t'}ᵀ made once."""
+    """Σ F·W_t K_λ W_{t'}ᵀ, with each K_λ W_{t'}ᵀ made once for so many channels above as can be held."""
     groups, outs, _, taps = rows.shape
-    kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap] for tap in range(taps)]
-    products: dict[tuple[Lag, int], Tensor] = {}
-    covariances = {}
-    for lag, several in pairs.items():
-        out = torch.zeros(groups * outs, groups * outs, dtype=torch.float32, device=rows.device)
-        for tap in range(taps):
-            sums: Tensor | None = None
-            for first, second, distance, share in several:
-                if first != tap:
-                    continue
-                near, factor = below.known(distance)
-                if (near, second) not in products:
-                    products[near, second] = below.near(near) @ kernels[second].T
-                term = products[near, second] * (share * factor)
-                sums = term if sums is None else sums.add_(term)
-            if sums is not None:
-                out += kernels[tap] @ sums
-        covariances[lag] = out
+    kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap].contiguous() for tap in range(taps)]
+    turned = [kernel.T.contiguous() for kernel in kernels]
+    count = groups * outs
+    covariances = {lag: torch.zeros(count, count, dtype=torch.float32, device=rows.device) for lag in pairs}
+    uses = Counter((below.known(distance)[0], second) for several in pairs.values() for _, second, distance, _ in several)
+    width = max(64, PRODUCTS // (below.channels * len(uses)))
+    for start in range(0, count, width):
+        block = slice(start, min(start + width, count))
+        products: dict[tuple[Lag, int], Tensor] = {}
+        left = uses.copy()
+        for lag, several in pairs.items():
+            for tap in range(taps):
+                sums: Tensor | None = None
+                for first, second, distance, share in several:
+                    if first != tap:
+                        continue
+                    near, factor = below.known(distance)
+                    key = (near, second)
+                    if key not in products:
+                        products[key] = below.near(near) @ turned[second][:, block]
+                    left[key] -= 1
+                    term = products[key] if left[key] else products.pop(key)
+                    weight = share * factor
+                    sums = term * weight if sums is None else sums.add_(term * weight)
+                if sums is not None:
+                    covariances[lag][:, block] += kernels[tap] @ sums
     return covariances
 
 
@@ -472,6 +517,8 @@ def signed(below: Lags, transfer: Elementwise) -> Lags | None:
     if any(size > 1 for dim, size in enumerate(weight.shape) if dim != 1) or weight.dim() != 2 + len(below.space):
         return None
     if bool((weight >= 0).all()):
-        return below
+        return below.of_its_own()
     sign = weight.sign().expand(_spread(weight, below.channels)).reshape(-1).float()
-    return Lags({lag: _unit(correlation * sign[:, None] * sign, lag) for lag, correlation in below.at.items()}, below.space)
+    return Lags(
+        {lag: _unit((correlation * sign[:, None]).mul_(sign), lag) for lag, correlation in below.at.items()}, below.space
+    )
