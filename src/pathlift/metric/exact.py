@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import PAIR_ELEMENTS
+from pathlift.edges.weights import BUNDLE_ELEMENTS, LAUNCHED_ELEMENTS
 from pathlift.errors import MismatchError
 from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor
@@ -58,18 +58,23 @@ def check_shapes(network: Network, values: Values, others: Values) -> None:
 
 
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
-    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
+    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block.
+
+    θ − θ' leads away from 0 to θ where |θ| > |m|, and towards 0 from θ' where |θ'| > |m|. What has been found is not asked again.
+    """
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
-    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for a, b in pairs:
+    size = BUNDLE_ELEMENTS if first.device.type == "cpu" else LAUNCHED_ELEMENTS
+    rooms = torch.empty(2, min(size, first.numel()), dtype=dtype, device=first.device)  # what is written stays in a cache
+    for a, b in zip(first.reshape(-1).split(size), second.reshape(-1).split(size), strict=True):
         a, b = a.to(dtype), b.to(dtype)
         if torch.equal(a, b):
             continue
         different = True
-        step = a - b  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
-        above = above or bool((step * a.sign()).amax() > 0)
-        below = below or bool((step * b.sign()).amin() < 0)
+        step, signed = rooms[:, : len(a)]
+        torch.sub(a, b, out=step)
+        above = above or bool(torch.sign(a, out=signed).mul_(step).amax() > 0)
+        below = below or bool(torch.sign(b, out=signed).mul_(step).amin() < 0)
         if above and below:
             break
     return above, below, different
