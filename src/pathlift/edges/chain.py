@@ -28,6 +28,7 @@ class Chain(Edges):
         self.links = links
         self.weighted = weighted
         self.fresh = any(link.fresh for link in links)
+        self.chooses = any(link.chooses for link in links)
 
     def _weighed(self, w: Weights | None) -> Iterator[tuple[Edges, Weights | None]]:
         """Yield the maps, each with the weight that it carries."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pathlift.edges.weights import BUNDLE_ELEMENTS, LAUNCHED_ELEMENTS
 from pathlift.errors import MismatchError
+from pathlift.graph.averaged import averaged
 from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
@@ -134,6 +135,7 @@ def ordered_difference(network: Network, larger: Values, smaller: Values, change
     def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
         return propagate(network, DifferenceProgram(network, larger, smaller, dtype, changed, through=ORDERED))
 
+    network = averaged(network)
     return in_range(attempt, torch.float64, larger, smaller, memory=network.memory("path_metric"))
 
 

@@ -140,7 +140,9 @@ def _longest(network: Network, count: Callable[[Layer], int]) -> int:
     return max(depth[name] for name in network.outputs)
 
 
-def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE) -> float:
+def rounding_factor(
+    network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE, more: int = 0
+) -> float:
     """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u.
 
     Args:
@@ -148,11 +150,12 @@ def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks
         dtype: Precision of the pass.
         tracks: How many tracks may add up in one neuron.
         spare: See `chain`.
+        more: Roundings on a chain besides these.
 
     Returns:
         The bound.
     """
-    return tracks * chain(network, spare) * UNIT[dtype]
+    return tracks * (chain(network, spare) + more) * UNIT[dtype]
 
 
 def weights_factor(network: Network, rounded: Mapping[WeightTensor, torch.dtype]) -> float:
