@@ -165,7 +165,6 @@ Parts: TypeAlias = "tuple[Scaled | None, Scaled | None]"
 
 def _run(network: Network, values: Values, q: float) -> list[tuple[Layer, Parts]]:
     """Return, for each output layer, what its paths bring, told apart by where they start."""
-
     network = network if math.isinf(q) else averaged(network)
 
     def attempt(dtype: torch.dtype) -> list[tuple[Layer, Parts]]:

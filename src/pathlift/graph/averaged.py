@@ -6,7 +6,7 @@ they are fewer than its positions: this is the transpose of `pathlift.edges.axis
 below can make no more. Sums of non-negative numbers lose nothing. Averages rather than sums, because a bias that is the same at
 all positions then stays what it is.
 
-An example: a 3×3 convolution with padding over 7×7 positions, then a mean over all 49. The mean needs one number of each channel
+An example: a 3×3 convolution with padding over 7×7 positions, then a mean over all 49. It needs one number of each channel
 above. Along a dimension the three taps read the positions 0…5, 0…6 and 1…6, so of each channel below 3·3 averages are
 needed, each with the part of the outputs that read there at all: 6/7, 1 and 6/7. There is 1 column instead of 49. A
 convolution below that one has to make 9 positions instead of 49 and reads 5·5 averages: 0…4, 0…5, 0…6, 1…6 and 2…6.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -231,7 +232,7 @@ def _read(
         fits = alike and all(below.shape[dim] == len(rows[0]) for dim, rows in above.items())
         return _Reading(parts, edges) if fits else None
     if isinstance(edges, Taps) and not _extent(weight, rank) & above.keys():
-        return _read_taps(edges, above, below)
+        return _read_taps(edges, above)
     if isinstance(edges, (Reduce, Counted)) and not _extent(weight, rank):
         return _read_all(edges, above, below)
     return None
@@ -256,7 +257,7 @@ def _read_convolution(edges: GatheredConvolution, above: Mapping[int, tuple[Row,
     return _Reading(parts, GatheredConvolution(tables, counts, groups=edges.groups, transposed=edges.transposed))
 
 
-def _read_taps(edges: Taps, above: Mapping[int, tuple[Row, ...]], below: Layer) -> _Reading | None:
+def _read_taps(edges: Taps, above: Mapping[int, tuple[Row, ...]]) -> _Reading | None:
     """A window is a sum of what it reads."""
     parts: dict[int, list[Part]] = {}
     for dim in sorted({*edges.matrices, *above}):
@@ -265,7 +266,7 @@ def _read_taps(edges: Taps, above: Mapping[int, tuple[Row, ...]], below: Layer) 
             continue
         matrix = [[int(number) for number in row] for row in edges.matrices[dim].tolist()]
         rows = above.get(dim) or [tuple(int(o == other) for other in range(len(matrix))) for o in range(len(matrix))]
-        read = [[sum(t * line[i] for t, line in zip(row, matrix, strict=True)) for i in range(below.shape[dim])] for row in rows]
+        read = [[sum(map(operator.mul, row, column)) for column in zip(*matrix, strict=True)] for row in rows]
         found = [_part(numbers, sum(row)) for numbers, row in zip(read, rows, strict=True)]
         known = [part for part in found if part is not None]
         if dim < 2 or len(known) < len(found):
@@ -289,7 +290,9 @@ def _read_all(edges: Reduce | Counted, above: Mapping[int, tuple[Row, ...]], bel
     return _Reading(parts, pool)
 
 
-def _read_chain(edges: Chain, above: Mapping[int, tuple[Row, ...]], below: Layer, rank: int, weight: Sequence[int]) -> _Reading | None:
+def _read_chain(
+    edges: Chain, above: Mapping[int, tuple[Row, ...]], below: Layer, rank: int, weight: Sequence[int]
+) -> _Reading | None:
     """A map whose positions are repeated along the finer axes of the layer above: an average of them counts them as often."""
     first, *rest = edges.links
     if edges.weighted != 0 or len(rest) != 1 or not isinstance(rest[0], Gather):

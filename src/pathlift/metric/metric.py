@@ -18,7 +18,6 @@ from pathlift.arguments import public
 from pathlift.arguments.common import Randomness
 from pathlift.budget import limited
 from pathlift.errors import InputError
-from pathlift.graph.averaged import averaged, averaging
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import FunctionCall
 from pathlift.graph.layers import WeightTensor
@@ -332,7 +331,7 @@ def _exact(network: Network, states: States, values: Values, others: Values, suf
     sides = (values, others) if above else (others, values)
     tracks = ordered_difference(network, *sides, above or below)
     tensor, exponent = per_output(network, tracks, [1])
-    error = rounding_factor(network, more=averaging(averaged(network))) + weights_factor(network, _rounded(network, states, values))
+    error = rounding_factor(network) + weights_factor(network, _rounded(network, states, values))
     return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, sum_of_outputs(network, tracks, 1), error)
 
 

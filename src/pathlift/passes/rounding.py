@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.convolution import Convolution
+from pathlift.graph.averaged import averaged, averaging
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import CompactNetwork, Network
@@ -140,22 +141,19 @@ def _longest(network: Network, count: Callable[[Layer], int]) -> int:
     return max(depth[name] for name in network.outputs)
 
 
-def rounding_factor(
-    network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE, more: int = 0
-) -> float:
-    """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u.
+def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE) -> float:
+    """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u, those of its averages among them.
 
     Args:
         network: The graph.
         dtype: Precision of the pass.
         tracks: How many tracks may add up in one neuron.
         spare: See `chain`.
-        more: Roundings on a chain besides these.
 
     Returns:
         The bound.
     """
-    return tracks * (chain(network, spare) + more) * UNIT[dtype]
+    return tracks * (chain(network, spare) + averaging(averaged(network))) * UNIT[dtype]
 
 
 def weights_factor(network: Network, rounded: Mapping[WeightTensor, torch.dtype]) -> float:
