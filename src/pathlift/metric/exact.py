@@ -66,12 +66,14 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
     size = 2 * BUNDLE_ELEMENTS if first.device.type == "cpu" else LAUNCHED_ELEMENTS
-    rooms = torch.empty(2, min(size, first.numel()), dtype=dtype, device=first.device)  # what is written stays in a cache
+    rooms: Tensor | None = None  # what is written stays in a cache
     for a, b in zip(first.reshape(-1).split(size), second.reshape(-1).split(size), strict=True):
         a, b = a.to(dtype), b.to(dtype)
         if torch.equal(a, b):
             continue
         different = True
+        if rooms is None:
+            rooms = torch.empty(2, min(size, first.numel()), dtype=dtype, device=first.device)
         step, signed = rooms[:, : len(a)]
         torch.sub(a, b, out=step)
         above = above or bool(torch.sign(a, out=signed).mul_(step).amax() > 0)
