@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -43,6 +42,10 @@ Row: TypeAlias = "tuple[int, ...]"
 
 Part: TypeAlias = "tuple[Row, Fraction]"
 """A multiple of an average."""
+
+
+LARGEST = 1 << 30
+"""Rows with larger numbers are left alone: one pooling after the other makes them, and their sums have to be exact."""
 
 
 class AveragedGraph(CompactGraph):
@@ -128,9 +131,11 @@ class _Averaging:
             kept |= _extent(bias.view, len(layer.shape))
         chosen = {}
         for dim in range(2, len(layer.shape)):
-            asked = self.asked.get((layer.name, dim), {})
-            if dim not in kept and (layer.name, dim) not in self.whole and 0 < len(asked) < layer.shape[dim]:
-                chosen[dim] = tuple(asked)
+            asked = tuple(self.asked.get((layer.name, dim), {}))
+            if dim in kept or (layer.name, dim) in self.whole or not 0 < len(asked) < layer.shape[dim]:
+                continue
+            if max(map(max, asked)) <= LARGEST:
+                chosen[dim] = asked
         return chosen
 
     def _ask(self, layer: Layer, number: int, connection: Connection) -> None:
@@ -242,15 +247,12 @@ def _read_convolution(edges: GatheredConvolution, above: Mapping[int, tuple[Row,
     """Each tap reads an average of its own."""
     tables, counts, parts = list(edges.tables), list(edges.counts), {}
     for dim, rows in above.items():
-        table = tables[dim - 2]
-        places: dict[Part, int] = {}
+        table, places = tables[dim - 2], dict[Part, int]()
         read = torch.empty(len(rows), table.shape[1], dtype=torch.long)
-        for number, row in enumerate(rows):
-            for tap, classes in enumerate(table.T.tolist()):
-                numbers = [0] * (counts[dim - 2] + 1)
-                for times, position in zip(row, classes, strict=True):
-                    numbers[position] += times
-                part = _part(numbers[:-1], sum(row))
+        for tap, classes in enumerate(table.T):
+            times = torch.zeros(len(rows), counts[dim - 2] + 1, dtype=torch.long).index_add_(1, classes, torch.tensor(rows))
+            for number, (numbers, row) in enumerate(zip(times[:, :-1].tolist(), rows, strict=True)):
+                part = _part(numbers, sum(row))
                 read[number, tap] = -1 if part is None else places.setdefault(part, len(places))
         tables[dim - 2] = torch.where(read < 0, len(places), read)
         counts[dim - 2], parts[dim] = len(places), list(places)
@@ -264,10 +266,10 @@ def _read_taps(edges: Taps, above: Mapping[int, tuple[Row, ...]]) -> _Reading | 
         if dim not in edges.matrices:
             parts[dim] = [(row, Fraction(1)) for row in above[dim]]
             continue
-        matrix = [[int(number) for number in row] for row in edges.matrices[dim].tolist()]
-        rows = above.get(dim) or [tuple(int(o == other) for other in range(len(matrix))) for o in range(len(matrix))]
-        read = [[sum(map(operator.mul, row, column)) for column in zip(*matrix, strict=True)] for row in rows]
-        found = [_part(numbers, sum(row)) for numbers, row in zip(read, rows, strict=True)]
+        # each position above by itself where no averages are asked for
+        matrix, rows = edges.matrices[dim].long(), above.get(dim)
+        read = (matrix if rows is None else torch.tensor(rows) @ matrix).tolist()
+        found = [_part(numbers, 1 if rows is None else sum(rows[number])) for number, numbers in enumerate(read)]
         known = [part for part in found if part is not None]
         if dim < 2 or len(known) < len(found):
             return None
