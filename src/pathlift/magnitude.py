@@ -18,8 +18,8 @@ import pathlift.drawing as drawing
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError
+from pathlift.graph.averaged import averaged
 from pathlift.graph.calling import Samples
-from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import wide, widen
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -146,7 +146,7 @@ def magnitudes(network: Network, q: float = 1.0, x: Samples | None = None, out: 
         The shares.
     """
     feed = None if x is None else _mean_power(network, x, q)
-    network = compacted(network) if x is None else network
+    network = averaged(network) if x is None else network
     values = network.values()
     with nullcontext() if out is None else ShardWriter(out) as writer:
         total, scores = _scored(network, values, q, feed, writer)
@@ -255,7 +255,7 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         >>> [name for name in shares], tuple(shares["0"].shape)
         (['0', '2'], (3,))
     """
-    network = compacted(capture(model, inputs))
+    network = averaged(capture(model, inputs))
     values = network.values()
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from pathlift.arguments.kinds import number
 from pathlift.edges.axis import Axis, expand
 from pathlift.errors import InputError
 from pathlift.graph.arguments import weights
+from pathlift.graph.averaged import averaged
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
@@ -164,6 +165,7 @@ Parts: TypeAlias = "tuple[Scaled | None, Scaled | None]"
 
 def _run(network: Network, values: Values, q: float) -> list[tuple[Layer, Parts]]:
     """Return, for each output layer, what its paths bring, told apart by where they start."""
+    network = network if math.isinf(q) else averaged(network)
 
     def attempt(dtype: torch.dtype) -> list[tuple[Layer, Parts]]:
         tracks = propagate(network, PartsProgram(network, values, dtype, q=q))
@@ -270,7 +272,7 @@ def log_path_norm(
         state |= other_state(network, weights)
     elif weights is not None:
         state |= given_weights(network, weights)
-    network = compacted(network)
+    network = averaged(network)
     values = network.values(state)
 
     def attempt(dtype: torch.dtype) -> Scaled | None:

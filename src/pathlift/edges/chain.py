@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 from typing_extensions import override
 
 from pathlift.edges.base import Edges
-from pathlift.edges.weights import Weights
+from pathlift.edges.weights import Bundle, Entry, Weights
 
 
 class Chain(Edges):
@@ -28,6 +28,7 @@ class Chain(Edges):
         self.links = links
         self.weighted = weighted
         self.fresh = any(link.fresh for link in links)
+        self.chooses = any(link.chooses for link in links)
 
     def _weighed(self, w: Weights | None) -> Iterator[tuple[Edges, Weights | None]]:
         """Yield the maps, each with the weight that it carries."""
@@ -39,6 +40,17 @@ class Chain(Edges):
         for link, weight in self._weighed(w):
             x = link.sum(x, weight)
         return x
+
+    @override
+    def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        """Weights are computed as the map that carries them asks for them."""
+        tracks = dict(xs)
+        for number, link in enumerate(self.links):
+            if number == self.weighted:
+                tracks = link.sums(tracks, bundle, factors)
+            else:
+                tracks = {track: link.sum(x, None) for track, x in tracks.items()}
+        return tracks
 
     @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:

@@ -49,6 +49,7 @@ class GatheredConvolution(Edges):
         """
         self.groups = groups
         self.transposed = transposed
+        self.tables, self.counts = tuple(tables), tuple(counts)
         self.spatial = tuple(len(table) for table in tables)
         self.below = math.prod(counts)
         self._index = joined_taps(tables, counts)

@@ -154,7 +154,39 @@ class Counted(UnitEdges):
         return self.pool.gather_max(x)
 
 
-class Taps(UnitEdges):
+class Averages(UnitEdges):
+    """Sums along dimensions with given numbers, dimension by dimension (`pathlift.graph.averaged`): out = M·x along each."""
+
+    def __init__(self, matrices: Mapping[int, Tensor]) -> None:
+        """Describe the map.
+
+        Args:
+            matrices: Dimension to the numbers, shape (above, below), float64, non-negative.
+        """
+        self.matrices = dict(matrices)
+        self._placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    def _matrix(self, dim: int, like: Tensor) -> Tensor:
+        key = (dim, like.device, like.dtype)
+        if key not in self._placed:
+            self._placed[key] = self.matrices[dim].to(like.device, like.dtype)
+        return self._placed[key]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Multiply by the matrices."""
+        for dim in self.matrices:
+            x = along(x, self._matrix(dim, x), dim)
+        return x
+
+    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
+        """Multiply by the transposed matrices."""
+        del x
+        for dim in reversed(self.matrices):
+            g = along(g, self._matrix(dim, g).T, dim)
+        return g
+
+
+class Taps(Averages):
     """A sum over windows along dimensions, each given by the classes that it reads."""
 
     def __init__(self, tables: Mapping[int, Tensor], counts: Mapping[int, int]) -> None:
@@ -165,39 +197,19 @@ class Taps(UnitEdges):
             counts: Dimension to the number of classes below.
         """
         self.tables = {dim: Table(table) for dim, table in tables.items()}
-        self.matrices = {
+        super().__init__({
             dim: torch
             .zeros(len(table), counts[dim] + 1, dtype=torch.float64)
             .scatter_add_(1, table, torch.ones(table.shape, dtype=torch.float64))
             .narrow(1, 0, counts[dim])
             for dim, table in tables.items()
-        }
-        self._placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-
-    def _matrix(self, dim: int, like: Tensor) -> Tensor:
-        key = (dim, like.device, like.dtype)
-        if key not in self._placed:
-            self._placed[key] = self.matrices[dim].to(like.device, like.dtype)
-        return self._placed[key]
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Multiply by the matrix of counts, dimension by dimension."""
-        for dim in self.tables:
-            x = along(x, self._matrix(dim, x), dim)
-        return x
+        })
 
     def gather_max(self, x: Tensor) -> Tensor:
         """Take the largest of each window, dimension by dimension."""
         for dim, table in self.tables.items():
             x = read(x, table.on(x.device), dim).amax(dim + 1)
         return x
-
-    def scatter(self, x: Tensor, g: Tensor) -> Tensor:
-        """Multiply by the transposed matrices."""
-        del x
-        for dim in reversed(self.tables):
-            g = along(g, self._matrix(dim, g).T, dim)
-        return g
 
 
 def read(x: Tensor, table: Tensor, dim: int, none: float = 0.0) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pathlift.budget import running
 from pathlift.errors import NumericalError
+from pathlift.graph.averaged import averaged
 from pathlift.metric.affinities import Signs, affinity_bounds, expected_ratio, family_of
 from pathlift.metric.common_gauge import CommonGauge
 from pathlift.metric.comparison_weights import ByLayer, ComparisonWeights, Likeness, chosen, likeness
@@ -227,7 +228,7 @@ def pivot_bounds(pair: CommonGauge) -> Sides:
     Returns:
         The bounds per output neuron.
     """
-    network = pair.network
+    network = averaged(pair.network)
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
         return per_output(network, propagate(network, PivotProgram(network, pair)), range(4))

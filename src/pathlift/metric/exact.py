@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import PAIR_ELEMENTS
+from pathlift.edges.weights import BUNDLE_ELEMENTS, LAUNCHED_ELEMENTS
 from pathlift.errors import MismatchError
+from pathlift.graph.averaged import averaged
 from pathlift.graph.expressions import widen
 from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
@@ -58,18 +59,25 @@ def check_shapes(network: Network, values: Values, others: Values) -> None:
 
 
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
-    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block."""
+    """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block.
+
+    θ − θ' leads away from 0 to θ where |θ| > |m|, and towards 0 from θ' where |θ'| > |m|. What is known is not asked again.
+    """
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
-    pairs = zip(first.reshape(-1).split(PAIR_ELEMENTS), second.reshape(-1).split(PAIR_ELEMENTS), strict=True)
-    for a, b in pairs:
+    size = 2 * BUNDLE_ELEMENTS if first.device.type == "cpu" else LAUNCHED_ELEMENTS
+    rooms: Tensor | None = None  # what is written stays in a cache
+    for a, b in zip(first.reshape(-1).split(size), second.reshape(-1).split(size), strict=True):
         a, b = a.to(dtype), b.to(dtype)
         if torch.equal(a, b):
             continue
         different = True
-        step = a - b  # |θ| > |m| where it leads away from 0 to θ, |θ'| > |m| where it leads towards 0 from θ'
-        above = above or bool((step * a.sign()).amax() > 0)
-        below = below or bool((step * b.sign()).amin() < 0)
+        if rooms is None:
+            rooms = torch.empty(2, min(size, first.numel()), dtype=dtype, device=first.device)
+        step, signed = rooms[:, : len(a)]
+        torch.sub(a, b, out=step)
+        above = above or bool(torch.sign(a, out=signed).mul_(step).amax() > 0)
+        below = below or bool(torch.sign(b, out=signed).mul_(step).amin() < 0)
         if above and below:
             break
     return above, below, different
@@ -127,9 +135,10 @@ def ordered_difference(network: Network, larger: Values, smaller: Values, change
     """
 
     def attempt(dtype: torch.dtype) -> dict[str, Tracks]:
-        return propagate(network, DifferenceProgram(network, larger, smaller, dtype, changed, through=ORDERED))
+        return propagate(thin, DifferenceProgram(thin, larger, smaller, dtype, changed, through=ORDERED))
 
-    return in_range(attempt, torch.float64, larger, smaller, memory=network.memory("path_metric"))
+    thin = averaged(network)
+    return in_range(attempt, torch.float64, larger, smaller, memory=thin.memory("path_metric"))
 
 
 def norm_tracks(network: Network, values: Values, *, q: float = 1.0, keep: bool = False) -> dict[str, Tracks]:
@@ -149,10 +158,10 @@ def squared_difference(network: Network, values: Values, other: Values) -> tuple
     Returns:
         The square, what its rounding error is a multiple of, and ‖Φ(θ)‖₂².
     """
-    changed = unequal(values, other)
+    changed, thin = unequal(values, other), averaged(network)
 
     def attempt(_: torch.dtype) -> tuple[Scaled | None, ...]:
-        tracks = propagate(network, SquaredDifferenceProgram(network, values, other, changed))
+        tracks = propagate(thin, SquaredDifferenceProgram(thin, values, other, changed))
         return tuple(sum_of_outputs(network, tracks, track) for track in (2, 4, 0))
 
     return in_range(attempt, torch.float64, values, other)
@@ -169,9 +178,10 @@ def inner_product(network: Network, values: Values, other: Values) -> tuple[Scal
     Returns:
         The inner product, and the sum of the magnitudes of its summands, which its rounding error is a multiple of.
     """
+    thin = averaged(network)
 
     def attempt(_: torch.dtype) -> tuple[Scaled | None, Scaled | None]:
-        tracks = propagate(network, InnerProgram(network, values, other))
+        tracks = propagate(thin, InnerProgram(thin, values, other))
         return sum_of_outputs(network, tracks, 0), sum_of_outputs(network, tracks, 1)
 
     return in_range(attempt, torch.float64, values, other)

@@ -10,6 +10,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from pathlift.graph.averaged import averaged
 from pathlift.graph.layers import WeightTensor
 from pathlift.metric.common_gauge import CommonGauge
 from pathlift.metric.outputs import per_output
@@ -75,7 +76,7 @@ def characters(pair: CommonGauge, families: Sequence[Moments | Affinities]) -> l
     Returns:
         For each family a tensor (characters, output neurons) and the exponent of its unit.
     """
-    network = pair.network
+    network = averaged(pair.network)
 
     def attempt(_: torch.dtype) -> list[tuple[Tensor, float]]:
         tracks = propagate(network, CharacterProgram(network, pair, families))
@@ -179,7 +180,7 @@ def near_moment(pair: CommonGauge, order: int, g: ComparisonWeights) -> tuple[Su
     Returns:
         The sum, and how many sums over all paths it took.
     """
-    network = pair.network
+    network = averaged(pair.network)
 
     def attempt(_: torch.dtype) -> tuple[Tensor, float]:
         program = DifferenceMomentProgram(network, pair, order, g)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.unit import Identity
-from pathlift.edges.weights import Weights
+from pathlift.edges.weights import Support, Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -207,15 +207,23 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
             bundled[position].get(track, []) if position in bundled else _edge_arrivals(connection, tracks, program, track)
             for position, connection in enumerate(layer.connections)
         ]
+        biases = [start.get(track) for start in starts]
         if layer.concat is not None:
             value, shifted = _concatenated(layer, arriving, program)
+        elif not any(arriving) and all(map(_is_nothing, biases)):
+            value, shifted = None, False  # as in the track of the biases of a network that has just been made
         else:
-            value, shifted = _summed(layer, arriving, [start.get(track) for start in starts], program)
+            value, shifted = _summed(layer, arriving, biases, program)
         if value is None or (layer.moves and not shifted):
             values.append(value)
             continue
         values.append(_checked(value, layer, tracks, program, track))
     return tuple(values)
+
+
+def _is_nothing(weights: Weights | None) -> bool:
+    """Whether a bias adds 0 to a track, and not something that is smaller than every float."""
+    return weights is None or not (bool(weights.full().any()) or bool(Support(weights).full().any()))
 
 
 def _checked(value: Scaled, layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.convolution import Convolution
+from pathlift.graph.averaged import averaged, averaging
 from pathlift.graph.compact import compacted
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import CompactNetwork, Network
@@ -141,7 +142,7 @@ def _longest(network: Network, count: Callable[[Layer], int]) -> int:
 
 
 def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks: int = 4, spare: int = SPARE) -> float:
-    """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u.
+    """Bound the relative error of a non-negative pass: (roundings on the longest chain)·u, those of its averages among them.
 
     Args:
         network: The graph.
@@ -152,7 +153,7 @@ def rounding_factor(network: Network, dtype: torch.dtype = torch.float64, tracks
     Returns:
         The bound.
     """
-    return tracks * chain(network, spare) * UNIT[dtype]
+    return tracks * (chain(network, spare) + averaging(averaged(network))) * UNIT[dtype]
 
 
 def weights_factor(network: Network, rounded: Mapping[WeightTensor, torch.dtype]) -> float:
