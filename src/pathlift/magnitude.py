@@ -164,7 +164,7 @@ def summed_magnitudes(network: Network, summed: Callable[[str, Tensor], float]) 
     Returns:
         Name to number, and log₁₀ ‖Φ‖₁.
     """
-    network, numbers = compacted(network), _Numbers(summed)
+    network, numbers = averaged(network), _Numbers(summed)
     total, _ = _scored(network, network.values(), 1.0, None, numbers)
     return numbers.of, to_float(total)[1]
 
