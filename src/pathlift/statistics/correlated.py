@@ -17,7 +17,6 @@ from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.graph.network import Network
 from pathlift.statistics.covariances import (
     PIXEL,
-    REACH,
     Lags,
     along_space,
     blurred,
@@ -174,7 +173,7 @@ class CorrelatedPropagation(Propagation):
         for connection, transfer in self.transfers(layer) if not isinstance(layer.nonlinearity, Extremum) else ():
             below = self.lags.get(connection.source)
             if below is not None and isinstance(transfer, Weighted):
-                reach = [min(REACH, int(most)) for most in _extents(transfer, len(below.space))]
+                reach = [int(most) for most in _extents(transfer, len(below.space))]
                 self.read[layer.name, connection.source] = below.kept(reach)
         for connection in layer.connections:
             if self._last[connection.source] == layer.name:
