@@ -577,6 +577,22 @@ def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) 
     assert input_moments(activation_model(network), "1.weight").shape == (1, 4, 27)
 
 
+@pytest.mark.parametrize("kernel", [(1, 7), (7, 1), (2, 5), (5, 2)], ids=str)
+def test_kernels_reach_further_along_one_dimension_than_along_the_other(kernel: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    first, strip, square = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, kernel), nn.Conv2d(3, 4, max(kernel))
+    height, width = kernel
+    with torch.no_grad():  # the same taps among zeros
+        square.weight.zero_()
+        square.weight[:, :, :height, :width] = strip.weight
+    networks = (network_of(nn.Sequential(first, nn.ReLU(), own, nn.Flatten()), (3, 12, 12)) for own in (strip, square))
+    found, dense = (input_moments(activation_model(each, correlations="channels"), "2.weight") for each in networks)
+    taps = (square.weight[0] != 0).flatten()
+    own, whole = (moments._uses[0].second(slice(None)) for moments in (found, dense))  # before eigenvalues are lifted
+    assert torch.allclose(own, whole[:, taps][:, :, taps], rtol=1e-5, atol=1e-7)
+    assert bool(found.covariance().isfinite().all())
+
+
 class OfSignals(nn.Module):
     """Makes images, or sounds, of one channel from signals that have none, as networks for audio do."""
 

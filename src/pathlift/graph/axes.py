@@ -188,7 +188,7 @@ def _turned(blocks: Tensor, shape: tuple[int, ...]) -> Layout | None:
     Along each dimension of the blocks the place in the flattened parameter grows by one step; from the largest step to the
     smallest they are the digits of the place.
     """
-    if blocks.numel() != math.prod(shape):
+    if blocks.numel() != math.prod(shape) or not blocks.numel():
         return None
     steps = [
         int(blocks.select(dim, 1).flatten()[0] - blocks.flatten()[0]) if size > 1 else 0

@@ -17,7 +17,6 @@ from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.graph.network import Network
 from pathlift.statistics.covariances import (
     PIXEL,
-    REACH,
     Lags,
     along_space,
     blurred,
@@ -85,7 +84,7 @@ class CorrelatedPropagation(Propagation):
         mean, variance = super()._brought(layer, connection, transfer)
         lags = self._taken(layer, connection)
         if lags is not None and isinstance(transfer, Weighted):
-            reach = [min(REACH, int(most)) for most in _extents(transfer, len(lags.space))]
+            reach = [int(most) for most in _extents(transfer, len(lags.space))]
             self.read[layer.name, connection.source] = lags.kept(reach)
         if not self._stationary(layer.name):
             return mean, variance

@@ -83,13 +83,19 @@ class Lags:
     @cached_property
     def decay(self) -> float:
         """By how much the correlation of a channel with itself falls with each step beyond the reach."""
-        origin = (0,) * len(self.space)
-        ratios = []
-        for dim, size in enumerate(self.space):
-            if size > REACH:
-                near, far = (tuple(step if other == dim else 0 for other in range(len(origin))) for step in (1, REACH))
-                ratios.append(float(self.at[far].diagonal().mean() / self.at[near].diagonal().mean().clamp(min=LEAST)))
+        ratios = [
+            float(self.at[far].diagonal().mean() / self.at[near].diagonal().mean().clamp(min=LEAST))
+            for near, far in self._ends()
+        ]
         return min(1.0, max(0.0, sum(ratios) / len(ratios))) if ratios else 0.0
+
+    def _ends(self) -> list[tuple[Lag, Lag]]:
+        """Return the distances of one step and of `REACH` along each dimension that has as many: they tell the decay."""
+
+        def along(dim: int, step: int) -> Lag:
+            return tuple(step if other == dim else 0 for other in range(len(self.space)))
+
+        return [(along(dim, 1), along(dim, REACH)) for dim, size in enumerate(self.space) if size > REACH]
 
     def known(self, lag: Lag) -> tuple[Lag, float]:
         """Return the distance within reach that stands for any, and the factor to it."""
@@ -119,8 +125,11 @@ class Lags:
         return Lags(dict(self.at), self.space)
 
     def kept(self, reach: Sequence[int]) -> Lags:
-        """Return what is needed up to some distance along each dimension."""
-        needed = [lag for lag in self.at if all(abs(step) <= most for step, most in zip(lag, reach, strict=True))]
+        """Return what is needed up to some distance along each dimension; with the decay, if one of them is beyond reach."""
+        ends = set(itertools.chain(*self._ends())) if max(reach, default=0) > REACH else set()
+        needed = [
+            lag for lag in self.at if lag in ends or all(abs(step) <= most for step, most in zip(lag, reach, strict=True))
+        ]
         return Lags({lag: self.at[lag] for lag in needed}, self.space)
 
 
