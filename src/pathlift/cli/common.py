@@ -426,7 +426,8 @@ def told_of_inputs(function: str, mean: str | None, variance: str | None) -> Tol
     """
     given = {"--input-mean": mean, "--input-variance": variance}
     told = Told(
-        *(_numbers(option, value, default) for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)),
+        _numbers("--input-mean", mean, 0.0),
+        _numbers("--input-variance", variance, 1.0),
         tuple(option for option, value in given.items() if value is not None),
     )
     check_options(function, input_mean=told.mean, input_variance=told.variance)
