@@ -58,6 +58,7 @@ def check_shapes(network: Network, values: Values, others: Values) -> None:
             )
 
 
+@torch.no_grad()
 def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
     """Return whether |θ| > |m| somewhere, |θ'| > |m| somewhere, and θ ≠ θ' somewhere; block by block.
 

@@ -167,7 +167,7 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
 
 def too_small(tensor: Tensor, floor: float) -> bool:
     """Whether a non-negative tensor has an entry between 0 and 2**floor, both excluded."""
-    positive = tensor[tensor > 0]
+    positive = tensor.detach()[tensor > 0]
     return positive.numel() > 0 and float(positive.min()) < power(floor)
 
 
@@ -181,7 +181,7 @@ def raised(value: Scaled, window: MantissaWindow) -> Scaled | None:
     Returns:
         The value; None when the range does not hold all entries.
     """
-    positive = value.tensor[value.tensor > 0]
+    positive = value.tensor.detach()[value.tensor > 0]
     low, high = float(positive.min()), float(positive.max())
     shift = window.wide - math.frexp(high)[1]
     if math.frexp(low)[1] + shift < window.floor:
