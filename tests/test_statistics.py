@@ -588,7 +588,9 @@ def test_kernels_reach_further_along_one_dimension_than_along_the_other(kernel: 
     networks = (network_of(nn.Sequential(first, nn.ReLU(), own, nn.Flatten()), (3, 12, 12)) for own in (strip, square))
     found, dense = (input_moments(activation_model(each, correlations="channels"), "2.weight") for each in networks)
     taps = (square.weight[0] != 0).flatten()
-    own, whole = (moments._uses[0].second(slice(None)) for moments in (found, dense))  # before eigenvalues are lifted
+    own, whole = (
+        moments._uses[0].second(slice(None), slice(None)) for moments in (found, dense)
+    )  # before eigenvalues are lifted
     assert torch.allclose(own, whole[:, taps][:, :, taps], rtol=1e-5, atol=1e-7)
     assert bool(found.covariance().isfinite().all())
 

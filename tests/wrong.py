@@ -92,7 +92,7 @@ STEPS = {
     "MaskCallback.on_exception": "called by Lightning",
     "MaskHandle.remove": "takes no argument",
     "PathMagnitudeImportance.__call__": "called by Torch-Pruning",
-    "told": "a text for messages",
+    "one_line": "a text for messages",
     "package": "imports one of the packages that extras bring",
 }
 """Functions that users do not call, and why they are there."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlift.failures import CallError as CallError
 from pathlift.failures import InputError as InputError
 from pathlift.failures import PathliftError as PathliftError
-from pathlift.failures import told as told
+from pathlift.failures import one_line as one_line
 from pathlift.results import Result
 
 

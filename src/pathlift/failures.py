@@ -21,7 +21,7 @@ class CallError(InputError, TypeError):
     """A function is called with an argument that it does not have, or without one that it needs."""
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the type of an exception and the first line of what it says."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
@@ -40,7 +40,7 @@ class MissingPackageError(InputError, ImportError):
         """
         package = name.partition(".")[0]
         absent = isinstance(cause, ModuleNotFoundError) and (cause.name or package).partition(".")[0] == package
-        problem = "is not installed" if absent else f"cannot be imported: {told(cause)}"
+        problem = "is not installed" if absent else f"cannot be imported: {one_line(cause)}"
         super().__init__(
             f"The package '{package}' {problem}{'' if problem.endswith('.') else '.'} Run: pip install 'pathlift[{extra}]'"
         )

@@ -21,9 +21,9 @@ from pathlift.passes.propagate import in_range, propagate
 from pathlift.passes.scaled import Scaled, total
 from pathlift.passes.tracks import SupportProgram
 from pathlift.reading import Inputs, capture
-from pathlift.reading.apart import apart
 from pathlift.reading.examples import Examples, examples_of
 from pathlift.reading.freeze import frozen_view
+from pathlift.reading.turns import in_turn
 from pathlift.reference import Dag, Path, ProbeError, TooManyPathsError, dag_of
 from pathlift.results import Result
 
@@ -143,7 +143,7 @@ def path_lifting(model: nn.Module, inputs: Inputs, x: Samples | None = None, *, 
 
     try:
         # traced where captures are traced: the exporter traces one model at a time in a process
-        dag = apart(lambda: dag_of(model, *examples.tensors, copied=copied), network.host)
+        dag = in_turn(lambda: dag_of(model, *examples.tensors, copied=copied), network.host)
     except ProbeError as error:
         raise InputError(f"The network cannot be written out neuron by neuron: {error}") from error
     try:

@@ -21,18 +21,18 @@ from torch.utils import _pytree as pytree
 
 from pathlift.arguments import declare, public
 from pathlift.arguments.kinds import file, flag, plain_tensor
-from pathlift.errors import InputError, NumericalError, told
+from pathlift.errors import InputError, NumericalError, one_line
 from pathlift.graph.network import Network
 from pathlift.output import MODELS, Writer, check_outputs, tensor_writer, write_outputs
 from pathlift.precision import full_precision, switches_as_they_were
 from pathlift.reading import Inputs, verify
-from pathlift.reading.apart import apart
 from pathlift.reading.examples import Examples, examples_of
 from pathlift.reading.export import sources_forgotten
 from pathlift.reading.freeze import check_modules, cloned, run_copy
 from pathlift.reading.live import LiveState
 from pathlift.reading.quiet import quiet
 from pathlift.reading.second import named_tensors
+from pathlift.reading.turns import in_turn
 from pathlift.rescaling.states import state_of
 from pathlift.storage.onnx import OnnxModule
 from pathlift.storage.onnx.program import array_of, declared_inputs
@@ -357,7 +357,7 @@ class Program:
                 _compare_with_runtime(path, self.trial, exported=self.exported)
             else:
                 inputs = self.trial.inputs
-                outputs = apart(lambda: _outputs_of_program(path, inputs), inputs.tensors[0].device)
+                outputs = in_turn(lambda: _outputs_of_program(path, inputs), inputs.tensors[0].device)
                 self.trial.check(outputs, self.suffix)
 
         return write
@@ -406,7 +406,7 @@ def _export(module: nn.Module, examples: Examples, suffix: str, opset: int | Non
             except Exception as error:  # PyTorch's exporter raises errors of any kind
                 raise InputError(f"PyTorch cannot write the model to {suffix}: {_reason(error)}") from error
 
-    content, batch = apart(exported, device)
+    content, batch = in_turn(exported, device)
     if batch == 1:
         LOG.info("PyTorch exports this model for one sample at a time only.")
     return Program(suffix, content, {}, _trial(made, examples, [batch] * len(examples.tensors)), exported=True)
@@ -432,7 +432,7 @@ def _program(module: nn.Module, examples: Examples) -> tuple[ExportedProgram, in
 
 
 def _reason(error: Exception) -> str:
-    return told(error)[:300]
+    return one_line(error)[:300]
 
 
 def _onnx(program: ExportedProgram, opset: int | None) -> bytes:

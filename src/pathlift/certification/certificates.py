@@ -167,8 +167,8 @@ def certify(
         raise InputError("x is empty: give at least one batch of inputs.")
     margin, worst, predicted, stopped, difference = (torch.cat(parts) for parts in zip(*results, strict=True))
     bound = margin - worst
-    apart = None if search.model is None else difference
-    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped, apart)
+    pair_difference = None if search.model is None else difference
+    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped, pair_difference)
 
 
 def captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
@@ -255,14 +255,14 @@ class Search:
         if self.model is None:
             return margin, above.amin(1), predicted, stopped, torch.zeros_like(margin)
         _, original, _, late = self.model._samples(feed)
-        apart = torch.cat([
+        difference = torch.cat([
             self._apart(self.model, dict(zip(feed, part, strict=True)), chosen)
             for *part, chosen in zip(*(value.split(self._few) for value in (*feed.values(), predicted)), strict=True)
         ])  # fmt: skip
         if not self.network.left_off:  # what is behind the logits may need them farther apart in one network than in the other
-            above = torch.maximum(above, original + apart)
+            above = torch.maximum(above, original + difference)
         worst = torch.minimum(above, original).amin(1)
-        return margin, worst, predicted, (stopped | late) & (worst <= 0), (-apart).amax(1).clamp(min=0.0)
+        return margin, worst, predicted, (stopped | late) & (worst <= 0), (-difference).amax(1).clamp(min=0.0)
 
     @property
     def _few(self) -> int:

@@ -173,7 +173,7 @@ def _bisected(
     count, device = len(next(iter(feed.values()))), search.network.device
     low, high = torch.full((count,), -1, device=device), torch.full((count,), len(radii) - 1, device=device)
     predicted, stopped = torch.zeros_like(low), torch.zeros_like(low, dtype=torch.bool)
-    told = 0.0
+    reported = 0.0
     while bool((open_ := low < high).any()):
         middle = (low + high + 1) // 2
         for place in middle[open_].unique().tolist():
@@ -186,6 +186,6 @@ def _bisected(
             high[chosen] = torch.where(certified, high[chosen], place - 1)
         done = count * (1 - float((high - low).double().mean()) / len(radii))
         if progress is not None:
-            progress(done - told)
-        told = done
+            progress(done - reported)
+        reported = done
     return low, predicted, stopped

@@ -104,9 +104,9 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        from pathlift.errors import told
+        from pathlift.errors import one_line
 
-        _refuse(f"There is not enough memory for this: {told(error)}")
+        _refuse(f"There is not enough memory for this: {one_line(error)}")
 
 
 class _Notes(logging.Handler):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathlift.compensation.sequential import fitted_to_data
-from pathlift.compensation.update import Update, fit_by_moments, told_moments
+from pathlift.compensation.update import Update, fit_by_moments, moments_of_masked
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.statistics.model import DOUBT, activation_model
@@ -24,7 +24,7 @@ def compensated(
     network: Network,
     masks: Mapping[str, Tensor],
     data: Iterable[Samples] | None = None,
-    told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> Update:
     """Prune a network by masks and make up for it.
 
@@ -32,7 +32,7 @@ def compensated(
         network: The network as it was.
         masks: Parameter name to bool mask, true where an entry stays.
         data: Batches of inputs, all of which are held in memory, to measure second moments on; None to propagate them.
-        told: Input layer to mean and variance, from which they are propagated; 0 and 1 for others.
+        declared: Input layer to mean and variance, from which they are propagated; 0 and 1 for others.
 
     Returns:
         The pruned network, with zeros where the masks say so.
@@ -47,9 +47,9 @@ def compensated(
         return fitted_to_data(network, pruned, masks, list(data))
     if all(bool(mask.all()) for mask in masks.values()):
         return Update(pruned, "propagation")
-    model = activation_model(network, moments=told, correlations="channels", running="checked", doubt=DOUBT)
+    model = activation_model(network, moments=declared, correlations="channels", running="checked", doubt=DOUBT)
     update = Update(pruned, model.source)
-    for name, moments in told_moments(model, masks, update.left).items():
+    for name, moments in moments_of_masked(model, masks, update.left).items():
         fit_by_moments(update, network, moments, masks[name], variance=True)
     return update
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathlift.compensation.correction import scaled
 from pathlift.compensation.least_squares import least_squares
-from pathlift.compensation.update import Update, blocks_of, fit_by_moments, joined, told_moments
+from pathlift.compensation.update import Update, blocks_of, fit_by_moments, joined, moments_of_masked
 from pathlift.edges.weights import Weights
 from pathlift.errors import InputError
 from pathlift.graph.calling import Samples
@@ -99,10 +99,10 @@ class _Fit:
         several = {name for name in masks if uses[name] > 1}
         model = activation_model(network, batches if several else None, correlations="channels" if several else "taps")
         self.bundles = model.propagation.bundles
-        self.told = told_moments(model, masks, self.update.left)
-        for name in several & self.told.keys():  # what they will multiply at the second place is not known at the first
-            fit_by_moments(self.update, network, self.told[name], masks[name], variance=False)
-        self.single = {name: moments for name, moments in self.told.items() if name not in several}
+        self.moments = moments_of_masked(model, masks, self.update.left)
+        for name in several & self.moments.keys():  # what they will multiply at the second place is not known at the first
+            fit_by_moments(self.update, network, self.moments[name], masks[name], variance=False)
+        self.single = {name: moments for name, moments in self.moments.items() if name not in several}
         self.norms = Counter(
             norm.mean.name
             for layer in network.layers

@@ -68,7 +68,7 @@ class Update:
         names += [name for name in changed if name not in names]
 
 
-def told_moments(model: ActivationModel, masks: Mapping[str, Tensor], left: dict[str, str]) -> dict[str, InputMoments]:
+def moments_of_masked(model: ActivationModel, masks: Mapping[str, Tensor], left: dict[str, str]) -> dict[str, InputMoments]:
     """Return what the weights in scope multiply.
 
     Args:
@@ -79,15 +79,15 @@ def told_moments(model: ActivationModel, masks: Mapping[str, Tensor], left: dict
     Returns:
         Name to moments; what follows is None where it is masked itself.
     """
-    told = {}
+    masked = {}
     for name in masks:
         try:
             moments = input_moments(model, name)
         except InputError as error:
             left[name] = str(error)
             continue
-        told[name] = replace(moments, following=None) if moments.following in masks else moments
-    return told
+        masked[name] = replace(moments, following=None) if moments.following in masks else moments
+    return masked
 
 
 def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask: Tensor, *, variance: bool) -> None:
@@ -115,10 +115,10 @@ def fit_by_moments(update: Update, network: Network, moments: InputMoments, mask
         spreads.append(torch.stack([quadratic(rows, second).clamp(min=0.0) for rows in (old, new)]))
     after = torch.cat(pieces, 2)
     spread = torch.stack(spreads).sum(0)
-    told = (spread[0], spread[1]) if variance and centred else None
+    variances = (spread[0], spread[1]) if variance and centred else None
     fitted = joined(moments, after, network.state[name], mask)
     shift = ((after - before) @ moments.mean[:, :, None]).reshape(-1)
-    update.take(name, fitted, corrections(update.network, moments, shift, told))
+    update.take(name, fitted, corrections(update.network, moments, shift, variances))
 
 
 def joined(moments: InputMoments, rows: Tensor, tensor: Tensor, mask: Tensor) -> Tensor:

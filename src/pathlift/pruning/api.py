@@ -317,8 +317,8 @@ def prune(
         network = capture(model, inputs)
         module = None if isinstance(model, Network) else model
         names, held = scoped(network, scope, module), _held(data)
-        told = moments_of_inputs(network, input_mean, input_variance)
-        chosen = _told(_criterion(criterion), told)
+        declared = moments_of_inputs(network, input_mean, input_variance)
+        chosen = _with_declared(_criterion(criterion), declared)
         select = chosen.selection if selection is None else selection_of(selection)
         if shrink:
             if select is not select_channels:
@@ -340,7 +340,7 @@ def prune(
             pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
-        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held), told)
+        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held), declared)
         pruned = pruned if fitted is None else fitted.network
         report = _report(network, pruned, masks, chosen.name, share, fitted)
         if report.collapsed:
@@ -380,7 +380,7 @@ def _criterion(criterion: Scoring) -> Criterion:
     return Criterion(getattr(function, "__name__", "function"), "a function", lambda network, *_: function(network))
 
 
-def _told(criterion: Criterion, moments: Told) -> Criterion:
+def _with_declared(criterion: Criterion, moments: Told) -> Criterion:
     """Return the criterion for inputs of known moments."""
     propagated = criterion.propagated
     if propagated is None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathlift.arguments import public
-from pathlift.errors import InputError, PathliftError, told
+from pathlift.errors import InputError, PathliftError, one_line
 from pathlift.graph.compact import compacted
 from pathlift.graph.expressions import Expression, FunctionCall, StateTensor, substitute
 from pathlift.graph.layers import Layer
@@ -351,7 +351,7 @@ def _captured(smaller: nn.Module, inputs: Inputs) -> Network:
     except PathliftError as error:
         raise InputError(
             "Without some of its channels the model does not run as before; its forward pass may rely on a number of channels "
-            f"(view(-1, 512), say). {told(error)}"
+            f"(view(-1, 512), say). {one_line(error)}"
         ) from error
 
 

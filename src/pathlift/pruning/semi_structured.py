@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pathlift.arguments import public
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.pruning.selection import NofM
 from pathlift.reading.freeze import cloned
 
@@ -56,6 +56,6 @@ def _convert(layer: nn.Linear) -> str | None:
     try:
         sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
     except RuntimeError as error:  # the type, the sizes or the device are not those of its kernels
-        return told(error)
+        return one_line(error)
     layer.weight = nn.Parameter(sparse, requires_grad=False)
     return None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.reading.examples import Examples
 from pathlift.storage.packages import MissingPackageError
 
@@ -188,7 +188,7 @@ def _traced(model: nn.Module, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # what it does with a model that it was not made for is not ours to foresee
-        raise InputError(f"Torch-Pruning cannot {what} this model: {told(error)}") from error
+        raise InputError(f"Torch-Pruning cannot {what} this model: {one_line(error)}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -84,9 +84,9 @@ def activation_ranges(
 
 
 def _by_statistics(
-    network: Network, deviations: float, told: Mapping[str, tuple[Tensor, Tensor]]
+    network: Network, deviations: float, declared: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, tuple[float, float]]:
-    steps, ends = activation_model(network, moments=told, doubt=DOUBT).steps, {}
+    steps, ends = activation_model(network, moments=declared, doubt=DOUBT).steps, {}
     limits: dict[str, tuple[float, float]] = {}
     for layer in network.layers:
         moments = steps[layer.name].moments

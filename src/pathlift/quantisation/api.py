@@ -167,10 +167,10 @@ def quantize(
         blame(compacted(network).values())
         matrices = matrices_of(network)
         formats = formats_of(list(matrices), bits, ends, affine=affine)
-        told = moments_of_inputs(network, input_mean, input_variance)
-        network, choice = in_gauge(network, gauge, matrices, formats, granularity, told)
+        declared = moments_of_inputs(network, input_mean, input_variance)
+        network, choice = in_gauge(network, gauge, matrices, formats, granularity, declared)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        known = _known_of(network, list(formats), data, told)
+        known = _known_of(network, list(formats), data, declared)
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, known.moments)
         (rounding_of,) = _rounded_states(network, matrices, [formats], way, known.moments, source, progress)
@@ -232,7 +232,7 @@ def _known_of(
     network: Network,
     names: Sequence[str],
     data: Samples | Iterable[Samples] | None,
-    told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> _Known:
     first: list[Samples] = []
 
@@ -243,7 +243,7 @@ def _known_of(
             yield batch
 
     seen = None if data is None else noted(batches_of(data))
-    activations = activation_model(network, seen, moments=told, correlations="channels", running="checked", doubt=DOUBT)
+    activations = activation_model(network, seen, moments=declared, correlations="channels", running="checked", doubt=DOUBT)
     some = feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
     moments = {name: input_moments(activations, name) for name in names}
     return _Known(activations.source, moments, squared_outputs(activations), some)

@@ -89,7 +89,7 @@ def in_gauge(
     matrices: Mapping[str, Matrices],
     formats: Mapping[str, Format],
     granularity: str | int,
-    told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Network, GaugeChoice]:
     """Rescale a network by powers of two to the gauge in which it is rounded.
 
@@ -99,7 +99,7 @@ def in_gauge(
         matrices: How weights are laid out.
         formats: The formats of those that are rounded.
         granularity: What has a scale of its own.
-        told: Input layer to mean and variance, as `activation_model` takes them.
+        declared: Input layer to mean and variance, as `activation_model` takes them.
 
     Returns:
         The same function with other weights, and what was chosen.
@@ -116,7 +116,7 @@ def in_gauge(
         return _rescaled(start, gauges.balance(start, constraints, 2.0).free), GaugeChoice(name, pinned=pinned)
     if name == "equalised":
         return _rescaled(start, gauges.equalized(start, constraints)[0]), GaugeChoice(name, pinned=pinned)
-    problem = ExpectedError(start, constraints, matrices, formats, granularity, told)
+    problem = ExpectedError(start, constraints, matrices, formats, granularity, declared)
     free, imbalance = problem.minimum()
     chosen = _rescaled(start, free)
     before, after = problem.value(torch.zeros_like(free)), problem.value(free.round())
@@ -215,7 +215,7 @@ class ExpectedError:
         matrices: Mapping[str, Matrices],
         formats: Mapping[str, Format],
         granularity: str | int,
-        told: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         """Collect what F is made of.
 
@@ -225,10 +225,10 @@ class ExpectedError:
             matrices: How weights are laid out.
             formats: The formats of those that are rounded.
             granularity: What has a scale of its own.
-            told: Input layer to mean and variance.
+            declared: Input layer to mean and variance.
         """
         self.solution = constraints.solution
-        activations = activation_model(network, moments=told, doubt=DOUBT)
+        activations = activation_model(network, moments=declared, doubt=DOUBT)
         self.parts: list[_Part] = []
         for name, form in formats.items():
             scaling, laid_out = constraints.scalings.get(name), matrices[name]

@@ -151,8 +151,8 @@ def rounded(
         sums.append(torch.stack([quadratic(each, covariance) for each in rows]))
         del covariance, piece, change, rows
     squares, *variances = torch.stack(sums).sum(0)
-    told = (variances[0], variances[1]) if variances else None
-    return Rounded(grid, integers, moments, corrected, torch.stack(shift).sum(0), squares, told)
+    spread = (variances[0], variances[1]) if variances else None
+    return Rounded(grid, integers, moments, corrected, torch.stack(shift).sum(0), squares, spread)
 
 
 def _integers(stack: Tensor, grid: Grid, rounding: str, taps: int, generator: torch.Generator | None) -> Tensor:

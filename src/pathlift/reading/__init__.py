@@ -16,7 +16,6 @@ from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.reading import arguments as arguments
 from pathlift.reading.alike import check_graph
-from pathlift.reading.apart import apart
 from pathlift.reading.check import check
 from pathlift.reading.examples import Examples, Inputs, examples_of
 from pathlift.reading.export import export_graph, sources_forgotten
@@ -26,6 +25,7 @@ from pathlift.reading.hooks import idle_hooks, without
 from pathlift.reading.live import AGAIN, LiveState
 from pathlift.reading.lower import Lowered, lower
 from pathlift.reading.memory import Memory
+from pathlift.reading.turns import in_turn
 from pathlift.results import Result
 from pathlift.storage.onnx import OnnxModule
 
@@ -83,7 +83,7 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
     model, until = (model, until) if part is None else (part, None)
     examples = examples_of(model, inputs)
     check_modules(model)
-    return apart(lambda: _read(model, examples, until), examples.tensors[0].device)
+    return in_turn(lambda: _read(model, examples, until), examples.tensors[0].device)
 
 
 @torch.random.fork_rng(devices=[])  # a forward pass may seed, or draw

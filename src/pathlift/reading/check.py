@@ -150,8 +150,8 @@ class _Check:
                 for name, tensor in state.items()
             }
             half = any(tensor.dtype in HALF for tensor in state.values())
-            told = self._compare_in(torch.float32 if half else None, other)
-            if not told:  # signals died or left the range on the way
+            compared = self._compare_in(torch.float32 if half else None, other)
+            if not compared:  # signals died or left the range on the way
                 self._compare_in(torch.float64, other)
 
     def _compare_in(self, dtype: torch.dtype | None, state: Mapping[str, Tensor]) -> bool:

@@ -251,9 +251,9 @@ def _grouped_median(scales: Tensor, classes: Tensor, values: Tensor) -> None:
     """Set the scale of each class to the median of its values."""
     order = torch.argsort(values, stable=True)
     order = order[torch.argsort(classes[order], stable=True)]
-    told, counts = torch.unique_consecutive(classes[order], return_counts=True)
+    known, counts = torch.unique_consecutive(classes[order], return_counts=True)
     middle = counts.cumsum(0) - counts + torch.div(counts - 1, 2, rounding_mode="floor")
-    scales[told] = values[order][middle]
+    scales[known] = values[order][middle]
 
 
 def _positive(diagonal: Tensor) -> Tensor:

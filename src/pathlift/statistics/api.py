@@ -15,7 +15,7 @@ from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
-from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model, apart, moments_of_inputs
+from pathlift.statistics.model import TAPS, ActivationModel, Correlations, activation_model, disagreement, moments_of_inputs
 from pathlift.statistics.transfer import stationary
 
 
@@ -125,7 +125,7 @@ def activation_statistics(
     layers = tuple(_of_layer(activations, layer) for layer in network.layers)
     sources = {statistics.source for statistics in layers}
     source = next(kind for kind in ("data", "batch norm", "propagation") if kind in sources)
-    return ActivationStatistics(layers, source, *apart(activations.propagation))
+    return ActivationStatistics(layers, source, *disagreement(activations.propagation))
 
 
 def _of_layer(model: ActivationModel, layer: Layer) -> LayerStatistics:

@@ -14,15 +14,15 @@ from pathlift.errors import InputError
 from pathlift.reading.arguments import streamed
 from pathlift.statistics.model import Correlations
 
-told = "a finite number, or a tensor of finite numbers, one for each channel or value of a sample"
-finite = number(told, math.isfinite)
+finite_values = "a finite number, or a tensor of finite numbers, one for each channel or value of a sample"
+finite = number(finite_values, math.isfinite)
 
 
 def finite_tensor(name: str, value: Any) -> Tensor:
     """Finite numbers."""
     tensor = plain_tensor(name, value)
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds NaN or inf: give {told}.")
+        raise InputError(f"{name} holds NaN or inf: give {finite_values}.")
     return tensor
 
 
@@ -36,8 +36,8 @@ def no_less_than_zero(name: str, value: Any) -> Tensor:
 
 declare(__name__, {
     "activation_statistics.data": streamed(batches),
-    "input_mean": either(told, (Tensor, finite_tensor), (object, finite)),
-    "input_variance": either(told, (Tensor, no_less_than_zero), (object, least_zero)),
+    "input_mean": either(finite_values, (Tensor, finite_tensor), (object, finite)),
+    "input_variance": either(finite_values, (Tensor, no_less_than_zero), (object, least_zero)),
     "correlation": number("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "correlations": choice(*get_args(Correlations)),
 })  # fmt: skip

@@ -107,7 +107,7 @@ def activation_model(
     propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running, doubt=doubt)
     blame(propagation.values)
     propagation.run()
-    if running == "checked" and data is None and apart(propagation)[1] > SPREAD:
+    if running == "checked" and data is None and disagreement(propagation)[1] > SPREAD:
         propagation = kind(network, moments or {}, correlation, running="scaled", doubt=doubt)
         propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
@@ -171,7 +171,7 @@ def _placed(layer: Layer, channel: int | None, name: str, value: float | Tensor)
     raise InputError(f"{name} must have shape ({size},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
 
 
-def apart(propagation: Propagation) -> tuple[float, float]:
+def disagreement(propagation: Propagation) -> tuple[float, float]:
     """Return how far batch norms say otherwise than data or propagation.
 
     Args:

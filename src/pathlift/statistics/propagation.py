@@ -208,8 +208,8 @@ class Propagation:
             moments = self.inputs.get(layer.name)
             channel = self.channels[layer.name]
             shape = [size if dim == channel else 1 for dim, size in enumerate(layer.shape)]
-            told = () if moments is None else tuple(each_apart(part.shape, self.network.device) for part in moments)
-            return told_apart(each_apart(shape, self.network.device), *told)
+            declared = () if moments is None else tuple(each_apart(part.shape, self.network.device) for part in moments)
+            return told_apart(each_apart(shape, self.network.device), *declared)
         if isinstance(layer.nonlinearity, Extremum):
             return self._classes_of_extremum(layer, layer.nonlinearity)
         transfers = self.transfers(layer)
@@ -284,17 +284,17 @@ class Propagation:
             self.evaluated(expression, default, rank)
             for expression, default in ((norm.variance, 1.0), (norm.bias, 0.0), (norm.weight, 1.0))
         )
-        told = self.told(variance, below.variance)
-        return Moments(beta, gamma**2 * told / (variance + norm.epsilon), below.correlation, "batch norm")
+        read = self.variance_read(variance, below.variance)
+        return Moments(beta, gamma**2 * read / (variance + norm.epsilon), below.correlation, "batch norm")
 
     def _anchored(self, layer: Layer, step: Step, norm: Normalisation) -> Step:
         """Put what a batch norm knows of its input in the place of what was propagated."""
         rank, moments = len(layer.shape), step.moments
         mean, variance = (self.evaluated(expression, 0.0, rank) for expression in (norm.mean, norm.variance))
-        known = Moments(mean, self.told(variance, moments.variance), moments.correlation, "batch norm")
+        known = Moments(mean, self.variance_read(variance, moments.variance), moments.correlation, "batch norm")
         return replace(step, moments=known, expected=(moments.mean, moments.variance))
 
-    def told(self, stored: Tensor, propagated: Tensor) -> Tensor:
+    def variance_read(self, stored: Tensor, propagated: Tensor) -> Tensor:
         """Return the variance of what a batch norm reads.
 
         Args:

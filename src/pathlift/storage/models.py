@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.errors import InputError, MismatchError, name_differences, nearest, told
+from pathlift.errors import InputError, MismatchError, name_differences, nearest, one_line
 from pathlift.output import check_outputs, tensor_writer, write_outputs
 from pathlift.storage.checkpoints import Checkpoint
 from pathlift.storage.names import BESIDE, bare, fit
@@ -209,13 +209,13 @@ def _factory(module: str, entry: str) -> Callable[..., object] | nn.Module:
     try:
         named: object = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise InputError(f"The module '{module}' cannot be imported: {told(error)}") from error
+        raise InputError(f"The module '{module}' cannot be imported: {one_line(error)}") from error
     try:
         named = operator.attrgetter(entry)(named)
     except AttributeError as error:
         raise InputError(f"The module '{module}' has no '{entry}'.") from error
     except (Exception, SystemExit) as error:  # a lazy attribute of the module
-        raise InputError(f"'{module}:{entry}' cannot be read: {told(error)}") from error
+        raise InputError(f"'{module}:{entry}' cannot be read: {one_line(error)}") from error
     if not isinstance(named, nn.Module) and not callable(named):
         expected = "not a torch.nn.Module or a function that makes one"
         raise InputError(f"'{module}:{entry}' is a {type(named).__name__}, {expected}.")
@@ -232,7 +232,7 @@ def _built(name: str, builder: Callable[..., object] | nn.Module, arguments: Map
     try:
         model = builder(**arguments)
     except (Exception, SystemExit) as error:
-        raise InputError(f"'{name}' cannot be built: {told(error)}") from error
+        raise InputError(f"'{name}' cannot be built: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"'{name}' gave a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -261,7 +261,9 @@ def _from_folder(folder: Path, arguments: Mapping[str, object]) -> nn.Module:
         config.return_dict = False
         model: nn.Module = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except (Exception, SystemExit) as error:
-        raise InputError(f"'{FOLDER}{folder}' cannot be built as an image classifier of transformers: {told(error)}") from error
+        raise InputError(
+            f"'{FOLDER}{folder}' cannot be built as an image classifier of transformers: {one_line(error)}"
+        ) from error
     return model
 
 
@@ -272,7 +274,7 @@ def _settings(file: Path) -> dict[str, object]:
         with file.open("rb") as opened:
             settings = json.loads(opened.read(HEADER_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"'{file}' is damaged: {told(error)}") from error
+        raise InputError(f"'{file}' is damaged: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise InputError(f"'{file}' is damaged: it holds no JSON object.")
     return settings

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.present import check_present
 from pathlift.storage.sizes import HEADER_BYTES, check_unfolding
@@ -47,7 +47,7 @@ def read_program(path: Path, *, trust: bool) -> nn.Module:
         _check_sums(path)
         module: nn.Module = torch.export.load(path).module()
     except Exception as error:
-        raise InputError(f"'{path}' is not a readable exported program: {told(error)}") from error
+        raise InputError(f"'{path}' is not a readable exported program: {one_line(error)}") from error
     return module
 
 
@@ -71,7 +71,7 @@ def program_inputs(path: Path) -> Shapes:
     except InputError as error:
         problem = str(error)
     except Exception as error:  # the bytes of a stranger: whatever reading them raises, they do not tell
-        problem = f"it cannot be read: {told(error)}."
+        problem = f"it cannot be read: {one_line(error)}."
     raise InputError(f"'{path}' does not tell which inputs it takes: {problem} Give --shape, for example --shape 3,224,224.")
 
 

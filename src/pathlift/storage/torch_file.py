@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pathlift.arguments.kinds import DTYPES
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.storage import sizes
 from pathlift.storage.pickles import Call, read_pickle
 from pathlift.storage.sizes import check_unfolding
@@ -138,7 +138,7 @@ class TorchFile:
         except InputError as error:
             raise InputError(f"'{path}' cannot be read as a state-dict: {error}") from error
         except Exception as error:  # the bytes of a stranger: whatever reading them raises, they cannot be read
-            raise InputError(f"'{path}' cannot be read as a state-dict: {told(error)}") from error
+            raise InputError(f"'{path}' cannot be read as a state-dict: {one_line(error)}") from error
         self.key, weights = _chosen(path, content, key)
         if len(weights) > sizes.MOST_TENSORS:
             raise InputError(f"'{path}' holds {len(weights):,} tensors, more than {sizes.MOST_TENSORS:,}.")

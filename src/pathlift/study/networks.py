@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pathlift.errors import PathliftError, PathliftWarning, UnsupportedModelError, told
+from pathlift.errors import PathliftError, PathliftWarning, UnsupportedModelError, one_line
 from pathlift.experiments import store
 from pathlift.graph.network import Network
 from pathlift.reading import capture
@@ -124,4 +124,4 @@ def _answer(call: Call, network: Network) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """Say why, in one line; the type of an error tells of one that pathlift did not raise on purpose."""
-    return " ".join(str(error).split()) if isinstance(error, PathliftError) else told(error)
+    return " ".join(str(error).split()) if isinstance(error, PathliftError) else one_line(error)

@@ -66,13 +66,13 @@ class _Pair:
             interval = self._affine(layer)
         else:
             interval = self._bent(layer)
-        low, high = self.apart(layer)
+        low, high = self.difference(layer)
         least = torch.maximum(self.differences.for_all(interval.low), low)
         interval = Interval(least, torch.maximum(least, torch.minimum(self.differences.for_all(interval.high), high)))
         self.differences.intervals[layer.name] = interval
         return interval
 
-    def apart(self, layer: Layer) -> tuple[Tensor, Tensor]:
+    def difference(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return what the intervals of both networks say of their difference."""
         before, after = (relaxation.intervals[layer.name] for relaxation in (self.first, self.second))
         spare = 4 * DOUBLE.unit * (before.size + after.size)
@@ -138,7 +138,7 @@ class _Pair:
 
     def _bent(self, layer: Layer) -> Interval:
         kind, source = layer.nonlinearity, layer.connections[0].source
-        low, high = self.apart(layer)
+        low, high = self.difference(layer)
         if isinstance(kind, Slopes):
             factor = gain(layer)
             sides = [self._scaled(relaxation.intervals[source], factor) for relaxation in (self.first, self.second)]
@@ -176,7 +176,7 @@ class _Pair:
         ends = torch.stack([
             torch.where(known, slope, factor) * end for factor in (most, least) for end in (change.low, change.high)
         ])
-        low, high = self.apart(layer)
+        low, high = self.difference(layer)
         low, high = torch.maximum(low, ends.amin(0)), torch.minimum(high, ends.amax(0))
         gap = (upper_slope - lower_slope) * change.middle + upper - lower
         flat = high - low < gap  # between two numbers that are closer than the chords

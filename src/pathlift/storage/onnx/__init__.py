@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.storage.downloads import check_downloaded
 from pathlift.storage.onnx.file import constants, flattened, load_program, name_of, read_weights
 from pathlift.storage.onnx.module import RESERVED, OnnxModule
@@ -97,7 +97,7 @@ def _read(path: Path, work: Callable[[], Read]) -> Read:
     except InputError as error:
         raise InputError(f"'{path}' cannot be read as ONNX: {error}") from error
     except Exception as error:  # the bytes of a stranger: whatever reading them raises, they cannot be read
-        raise InputError(f"'{path}' cannot be read as ONNX: {told(error)}") from error
+        raise InputError(f"'{path}' cannot be read as ONNX: {one_line(error)}") from error
 
 
 __all__ = ["OnnxModule", "input_shapes", "read_onnx"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pathlift.errors import InputError, told
+from pathlift.errors import InputError, one_line
 from pathlift.storage.packages import package
 from pathlift.storage.sizes import check_unfolding
 
@@ -62,7 +62,7 @@ def flattened(program: Any) -> Any:
         try:
             program = package("onnx.version_converter", "onnx").convert_version(program, OPSETS[0])
         except RuntimeError as error:
-            raise InputError(f"onnx cannot convert it from version {version} of the standard: {told(error)}") from error
+            raise InputError(f"onnx cannot convert it from version {version} of the standard: {one_line(error)}") from error
         _check_values(program.graph, frozenset())
     return program
 
@@ -75,7 +75,9 @@ def _inlined(onnx: Any, program: Any) -> Any:
     try:
         return package("onnx.inliner", "onnx").inline_local_functions(typed, True)
     except RuntimeError as error:
-        raise InputError(f"onnx cannot put its functions in the place of the nodes that call them: {told(error)}") from error
+        raise InputError(
+            f"onnx cannot put its functions in the place of the nodes that call them: {one_line(error)}"
+        ) from error
 
 
 def opset_of(program: Any) -> int:

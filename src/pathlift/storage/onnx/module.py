@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pathlift.errors import InputError, Problem, UnsupportedModelError, told
+from pathlift.errors import InputError, Problem, UnsupportedModelError, one_line
 from pathlift.storage.onnx.host import evaluate, on_host
 from pathlift.storage.onnx.names import Path, tensor_paths
 from pathlift.storage.onnx.operators import OPERATORS
@@ -121,7 +121,7 @@ class Operator(nn.Module):
         except InputError as error:
             raise InputError(f"the operator {kind!r} cannot be computed: {error}") from error
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, ArithmeticError) as error:
-            raise InputError(f"the operator {kind!r} cannot be computed: {told(error)}") from error
+            raise InputError(f"the operator {kind!r} cannot be computed: {one_line(error)}") from error
 
     def _folded(self, values: Sequence[Any]) -> Sequence[Value]:
         """Return results that depend on sizes and constants only."""

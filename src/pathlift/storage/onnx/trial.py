@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pathlift.errors import InputError, PathliftError, UnsupportedModelError, told
+from pathlift.errors import InputError, PathliftError, UnsupportedModelError, one_line
 from pathlift.storage.onnx.module import OnnxModule, Operator
 from pathlift.storage.onnx.program import DTYPES, Array, Node, array_of, tensor_of
 from pathlift.storage.packages import package
@@ -251,12 +251,12 @@ def run_file(path: Path, inputs: Mapping[str, Array], *, slow: bool) -> list[Ten
         try:
             return _numbers(_session(path).run(None, inputs))
         except Exception as error:  # an operator, a type or a version that it does not have; a file that it refuses
-            reasons.append(f"onnxruntime cannot run it: {told(error)}")
+            reasons.append(f"onnxruntime cannot run it: {one_line(error)}")
     if slow:
         try:
             return _numbers(package("onnx.reference", "onnx").ReferenceEvaluator(str(path)).run(None, inputs))
         except Exception as error:
-            reasons.append(f"onnx's evaluator cannot run it: {told(error)}")
+            reasons.append(f"onnx's evaluator cannot run it: {one_line(error)}")
     raise CannotRunError("; ".join(reasons))
 
 

@@ -29,7 +29,7 @@ _busy: ContextVar[bool] = ContextVar("_busy", default=False)
 Result = TypeVar("Result")
 
 
-def apart(work: Callable[[], Result], device: torch.device) -> Result:
+def in_turn(work: Callable[[], Result], device: torch.device) -> Result:
     """Call a function in a thread of its own, one at a time in the process, and wait for it.
 
     Args:
