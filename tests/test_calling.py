@@ -76,6 +76,7 @@ def test_examples_in_containers_will_do(models: tuple[nn.Module, nn.Module], x: 
     assert pathlift.path_norm(models[0], as_taken(*x)).value == pathlift.path_norm(models[0], SHAPES).value
 
 
+@pytest.mark.hunt
 def test_samples_come_in_the_same_containers(models: tuple[nn.Module, nn.Module], x: tuple[Tensor, Tensor, Tensor]) -> None:
     model, other = models
     network = pathlift.capture(model, SHAPES)

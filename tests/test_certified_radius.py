@@ -66,6 +66,7 @@ def test_radii_that_are_not_given_follow_the_size_of_the_inputs(trained: tuple[n
     assert bool((radii.diff() > 0).all())
 
 
+@pytest.mark.hunt
 def test_batches_with_labels_are_answered_as_one_batch(trained: tuple[nn.Module, Tensor]) -> None:
     model, x = trained
     together = certified_radius(model, x, Relative(0.001), RADII)

@@ -354,6 +354,7 @@ def test_a_pair_gives_the_certified_class_and_no_more_than_the_difference(name: 
             moved = (x + (moved.detach() + radius * slope.sign() / 2 - x).clamp(-0.999999 * radius, 0.999999 * radius)).detach()
 
 
+@pytest.mark.hunt
 def test_the_difference_of_a_pair_is_followed_layer_by_layer() -> None:
     """At the inputs themselves the difference is what it is; a network and itself differ by rounding alone, also in a ball."""
     model, x = fitted(convolutional(), (1, 4, 4), 5)
@@ -470,6 +471,7 @@ def test_rounding_of_the_forward_pass_is_part_of_the_set() -> None:
     assert bool(pathlift.certify(model.double(), x.double()).certified[0])
 
 
+@pytest.mark.hunt
 def test_a_certificate_says_what_it_covers() -> None:
     """Without a set and a radius nothing but the model's own arithmetic is covered, and the certificate says so."""
     model, x = perceptron(5, 8, 3), torch.randn(4, 5)

@@ -77,6 +77,7 @@ def common(model: nn.Module, other: nn.Module) -> CommonGauge:
     return in_common_gauge(network, gauge_fit(network, other.state_dict()))
 
 
+@pytest.mark.one_in(3)
 @torch.no_grad()
 @pytest.mark.parametrize("size", [0.3, 1.0, 3.0])
 def test_paths_of_another_sign_are_enclosed_by_all_signs_and_by_one(size: float) -> None:

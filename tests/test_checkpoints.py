@@ -830,6 +830,7 @@ def test_the_command_line_says_which_prefix_it_left_out(nets: Callable[..., Any]
     assert found["value"] == pytest.approx(by_hand(state)) and not notes
 
 
+@pytest.mark.hunt
 def test_the_command_line_chooses_by_key(nets: Callable[..., Any], state: State) -> None:
     average = mlp(5).state_dict()
     torch.save({"model": state, "ema": average}, "run.pt")

@@ -76,6 +76,7 @@ def test_metric_compares_with_a_file(tmp_path: Path) -> None:
     assert one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--q", "2")["method"] == "l2 tracks"
 
 
+@pytest.mark.hunt
 def test_metric_stops_at_a_ratio_and_says_what_gave_the_bounds() -> None:
     loose = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--moments", "4")
     record = one_json("metric", SMALL, SMALL, "--shape", "1,3,3", "--ratio", "1.3", "--estimate", "500")
@@ -191,6 +192,7 @@ def test_an_exported_program_gives_the_same_number(tmp_path: Path) -> None:
     assert one_json("norm", str(tmp_path / "m.pt2"), "--trust", "--shape", "1,3,3")["value"] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.hunt
 def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
     from cases import Residual
 
@@ -244,6 +246,7 @@ def test_compare_refuses_bad_input_in_one_sentence(tmp_path: Path) -> None:
         assert words in done.stderr
 
 
+@pytest.mark.hunt
 def test_metric_lists_all_bounds(tmp_path: Path) -> None:
     from cases import Residual
 
@@ -257,6 +260,7 @@ def test_metric_lists_all_bounds(tmp_path: Path) -> None:
     assert "4 moments" in table or "4 affinities" in table
 
 
+@pytest.mark.hunt
 def test_rescale_shows_groups_and_writes_an_equivalent_network(tmp_path: Path) -> None:
     from cases import Residual
 

@@ -488,7 +488,7 @@ def test_wrong_values_are_found_before_the_model_is_built(line: tuple[str, ...],
 # ---- files that are damaged, disks that are full
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("damage", ["half", "three bytes", "nothing", "other model", "folder", "text"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_file_that_is_no_good_is_one_sentence(damage: str, suffix: str, here: Path, tmp_path: Path) -> None:
@@ -550,6 +550,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@pytest.mark.hunt
 def test_help_and_version_load_neither_torch_nor_numpy() -> None:
     code = f"""
 import sys

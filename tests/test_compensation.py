@@ -370,6 +370,7 @@ def test_a_weight_that_would_leave_the_range_of_its_type_is_only_pruned_and_name
     assert torch.equal(update.network.state["2.bias"], model[2].bias)
 
 
+@pytest.mark.hunt
 def test_data_come_in_one_tensor_in_batches_and_from_a_loader() -> None:
     model, x, y = drawn(lambda: perceptron(6, 8, 3)), mixed(30, 6), torch.arange(30) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)

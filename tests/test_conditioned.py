@@ -92,6 +92,7 @@ def test_means_of_rows_bring_a_mean_nearer_to_the_truth() -> None:
 
 @pytest.mark.parametrize("correlations", ["taps", "channels"])
 def test_the_variance_of_a_depthwise_layer_is_the_one_its_batch_norm_knows(correlations: str) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.ReLU()
     ).double()

@@ -24,6 +24,7 @@ SHARED = {"pathlift.rules", "pathlift.rules.base", "pathlift.rules.replay"}
 """What a rule is, and what an operator is called: no rule of its own."""
 
 
+@pytest.mark.hunt
 def test_nobody_but_the_reader_asks_for_a_rule() -> None:
     asked = {
         f"{module} imports {other}"

@@ -81,6 +81,7 @@ def enclosed(call: Call, boxes: list[Interval]) -> Interval:
     return found
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_the_interval_holds_every_value_and_is_that_value_where_nothing_varies(call: Call) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -99,6 +100,7 @@ def test_the_interval_holds_every_value_and_is_that_value_where_nothing_varies(c
                     torch.testing.assert_close(interval.high - interval.low, torch.zeros_like(value), rtol=0.0, atol=1e-11)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call", [call for call in CALLS if call.name not in FIRST | LAST], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_interval_holds_what_the_model_computes_in_its_own_type(call: Call, dtype: torch.dtype) -> None:

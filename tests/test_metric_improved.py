@@ -50,7 +50,7 @@ def test_a_pair_without_order_is_enclosed_by_moments_without_a_hint() -> None:
     assert metric.ratio < 1.4 < alone.ratio
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("width", [8, 64])
 @pytest.mark.parametrize("how", ["8 bit", "4 bit", "noise", "two seeds", "a step"])
 def test_no_more_moments_are_summed_than_a_ratio_of_1_4_needs(how: str, width: int) -> None:

@@ -173,6 +173,7 @@ def stored(group: str) -> list[Path]:
     return sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / group).glob("*/model.onnx"))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("group", ["pytorch-converted", "pytorch-operator"])
 def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> None:
     from onnx import version_converter
@@ -341,6 +342,7 @@ W, V, B = array(4, 3, 3, 3), array(4, 2, seed=1), array(4, seed=2)
 CONV = torch.from_numpy(W)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["Constant", "Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear", "both"])
 def test_a_weight_is_a_parameter_however_it_comes(kind: str, tmp_path: Path) -> None:
     weight, tensors, before = V, {}, []
@@ -575,6 +577,7 @@ def test_what_became_an_input_was_an_attribute(opset: int, tmp_path: Path) -> No
     reads(path, lambda x: F.pad(F.conv2d(x, CONV), (0, 1, 1, 0)).clamp(0, 6)[:, :, 1:].mean((2, 3)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["w", "fc.weight", "/fc/w", "a.", ".a", "a..b", "training", "forward", "x\"y", "a\\b", "é",
                                   "50%", "a b", "_modules", "kind", "d." * 40 + "e", "a\nb"])  # fmt: skip
 def test_names_come_back_from_the_state_dict(name: str, tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ class _First(nn.Module):
         return self.network(x)[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_lies_outside_is_refused_with_its_own_reason(name: str) -> None:
     make, shape, words = REFUSED[name]

@@ -333,6 +333,7 @@ def test_tensors_by_name_are_read_with_weights_only(name: str, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------------- other processes
 
 
+@pytest.mark.hunt
 def test_no_public_function_checks_its_arguments_by_an_assert() -> None:
     for file in Path(pathlift.__file__).parent.rglob("*.py"):
         for function in ast.walk(ast.parse(file.read_text())):

@@ -335,6 +335,7 @@ def spoiled() -> nn.Module:
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("error", "message", "make", "arguments"),
     [

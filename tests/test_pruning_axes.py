@@ -187,6 +187,7 @@ def test_a_transposed_layer_is_pruned_as_the_plain_one_with_swapped_axes(criteri
         assert torch.equal(swapped(first[f"{key}.weight"], count), second[f"{key}.weight"])
 
 
+@pytest.mark.hunt
 def test_permuted_channels_are_pruned_by_permuted_masks():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(2, 6, 2), nn.ReLU(), nn.ConvTranspose2d(6, 3, 2), nn.ReLU(), nn.Conv2d(3, 2, 1))

@@ -385,6 +385,7 @@ TURNED = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("how", TURNED)
 def test_a_weight_that_is_turned_before_its_use_is_quantised_like_any_other(how: str) -> None:
     shape, times = TURNED[how]
@@ -770,6 +771,7 @@ def deep() -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.hunt
 def test_a_network_gives_a_network():
     network = pathlift.capture(drawn(Residual), SHAPE)
     quantized, report = pathlift.quantize(network, bits=6, moments=0)

@@ -195,6 +195,7 @@ class Around(nn.Module):
         return self.c(torch.cat([first, second], 1)).sum((2, 3))
 
 
+@pytest.mark.hunt
 def test_layers_of_every_kind_may_be_spread() -> None:
     plain, model = Around(), Around()
     power = [0, 400, -400, 150]

@@ -460,6 +460,7 @@ def with_closure(factor: float) -> Callable[[Tensor], Tensor]:
 BEHAVIOURS = (Hidden, labelled, class_of, method_of_class, with_attribute, with_globals, with_default, with_closure)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("make", BEHAVIOURS, ids=lambda make: make.__name__)
 def test_modules_that_differ_in_what_they_do_are_no_equal_networks(make: Callable[[float], Any]) -> None:
     model, second = Behaved(make(1.0)), Behaved(make(3.0))
@@ -550,6 +551,7 @@ def same(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, Tensor) else bool(one == two)
 
 
+@pytest.mark.hunt
 def test_results_pickle_copy_and_have_no_attribute_that_raises() -> None:
     for name, (result, numbers) in results().items():
         right = numbers(result)

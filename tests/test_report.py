@@ -211,6 +211,7 @@ def test_what_cannot_be_computed_is_a_note_and_not_silence() -> None:
     assert all(note.split(".")[0] in text for note in found.notes)
 
 
+@pytest.mark.hunt
 def test_a_network_without_paths_has_a_page() -> None:
     model = nn.Linear(3, 2, bias=False)
     nn.init.zeros_(model.weight)

@@ -303,6 +303,7 @@ def test_a_picture_of_its_own_is_a_figure_of_pyplot() -> None:
     pyplot.close(ax.figure)
 
 
+@pytest.mark.hunt
 def test_large_results_stay_short() -> None:
     """A report on many large tensors is a line, and its table is cut off."""
     model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(30)))

@@ -249,6 +249,7 @@ def test_modes_trainable_and_data_are_those_of_the_model() -> None:
     smaller(x).sum().backward()
 
 
+@pytest.mark.hunt
 def test_what_cannot_be_shrunk_is_refused_with_a_reason() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -268,7 +268,7 @@ DEEP = {
 }  # fmt: skip
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", DEEP)
 def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> None:
     """Entries of H off the diagonal are those of samples, nearly; what leaves cross-covariances out is further off."""
@@ -577,6 +577,7 @@ def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) 
     assert input_moments(activation_model(network), "1.weight").shape == (1, 4, 27)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kernel", [(1, 7), (7, 1), (2, 5), (5, 2)], ids=str)
 def test_kernels_reach_further_along_one_dimension_than_along_the_other(kernel: tuple[int, int]) -> None:
     torch.manual_seed(0)

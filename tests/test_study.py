@@ -95,6 +95,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.hunt
 def test_killed_before_or_after_any_write_it_goes_on_to_the_same_numbers(
     here: Path, study: page.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_pruner_uses_it_and_scores_anew_after_each_step():
     assert pathlift.path_norm(model, (1, 8, 8)).value > 0
 
 
+@pytest.mark.hunt
 def test_a_change_of_any_kind_is_seen():
     model = network()
     importance = PathMagnitudeImportance(model, (1, 8, 8))

@@ -146,6 +146,7 @@ class _Dead(nn.Module):
         return self.a(x)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_number_is_the_one_worked_out_by_hand(name: str) -> None:
     make, shape, expected = NUMBERS[name]
@@ -307,6 +308,7 @@ class _Lstm(nn.Module):
         return self.cell(x)[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_model_outside_the_theory_is_refused_with_place_and_advice(name: str) -> None:
     make, shape, op = REFUSED[name]
@@ -345,6 +347,7 @@ def test_small_activations_that_much_comes_back_to_keep_their_shares(spread: int
     torch.testing.assert_close(scores["2.weight"][0].float(), expected, rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("far", [122, 124, 126])
 @pytest.mark.parametrize("large", ["weight", "bias"])
 def test_little_that_comes_back_to_a_large_weight_keeps_its_share(far: int, large: str) -> None:
