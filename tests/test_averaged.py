@@ -92,6 +92,7 @@ MODELS = {
         Mean(2, 3),
     ),
     "transposed": lambda: (CONV(3, 4, 3, 2), nn.ConvTranspose2d(4, 3, 3, 2, 1), CONV(3, 3, 3), Mean(2, 3)),
+    "padding alone": lambda: (CONV(3, 2, 1, padding=5), nn.ReLU(), nn.AvgPool2d(4, 15)),
     "spread": lambda: (CONV(3, 3, 3, padding=1), Spread(), CONV(3, 3, 3), nn.BatchNorm2d(3), Mean(2, 3)),
     "uneven": lambda: (CONV(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d((4, 2)), CONV(3, 3, 2), Mean(-1, -2)),
 }

@@ -1073,3 +1073,10 @@ def test_more_tensors_than_any_model_has(monkeypatch: pytest.MonkeyPatch, state:
     monkeypatch.setattr(sizes, "MOST_TENSORS", 3)
     with pytest.raises(pathlift.InputError, match="4 tensors"):
         Checkpoint(here / "run.pt")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_file_of_a_model_is_no_file_of_weights(suffix: str, here: Path) -> None:
+    (here / f"m{suffix}").write_bytes(b"anything")
+    with pytest.raises(pathlift.InputError, match=r"is a model, not a file of weights: take the state_dict\(\) of"):
+        pathlift.path_metric(mlp(), here / f"m{suffix}", (4,))

@@ -448,7 +448,7 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
         ("prune", "--amount", "0.5", "--criterion", "luck"), ("prune", "--amount", "0.5", "--selection", "luck"),
         ("prune", "--amount", "0.5", "--input-mean", "1"), ("quantize", "--input-mean", "x"),
         ("quantize", "--input-mean", "inf"), ("statistics", "--input-variance", "-1"),
-        ("prune", "--amount", "0.5", "--data", "none.pt"), ("prune", "--amount", "0.5", "--limit", "0"),
+        ("prune", "--amount", "0.5", "--data", "none.pt"), ("statistics", "--limit", "0"), ("prune", "--amount", "0.5", "--limit", "0"),
         ("rescale", "--to", "nowhere"), ("rescale", "--to", "balanced", "--p", "0"),
         ("rescale", "--to", "random", "--sigma", "-1"),
         ("rescale", "--to", "random", "--choices", "0"), ("rescale", "--out", "a.safetensors"),

@@ -1067,3 +1067,14 @@ def test_a_second_model_is_read_to_where_the_first_one_was() -> None:
     network = pathlift.capture(one, (4,), until="0")
     assert pathlift.path_metric(network, two).upper >= pathlift.path_metric(one[0], two[0].state_dict(), (4,)).lower
     assert pathlift.path_metric(network, two, q=2).value == pathlift.path_metric(one[0], two[0], (4,), q=2).value
+
+
+def test_a_deep_network_that_leaves_the_range_of_float32_is_read_in_float64() -> None:
+    """Its own roundings add up to more than a hundred units: they are measured where float32 has only infinities."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(60) for layer in (nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(30)
+    assert 100 < pathlift.path_norm(model, (2, 6, 6)).log10 < 110

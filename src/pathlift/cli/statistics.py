@@ -24,6 +24,7 @@ from pathlift.cli.common import (
     Weights,
     app,
     captured,
+    check_data,
     check_unmeasured,
     out,
     print_json,
@@ -62,6 +63,7 @@ def statistics(
     until: Until = None,
 ) -> None:
     """Mean, variance, activity and output sensitivity of every layer; and how far batch norms say otherwise."""
+    check_data(data, limit)
     told = told_of_inputs("activation_statistics", input_mean, input_variance)
     check_unmeasured(told, data)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)

@@ -243,7 +243,7 @@ def _read(
     return None
 
 
-def _read_convolution(edges: GatheredConvolution, above: Mapping[int, tuple[Row, ...]]) -> _Reading:
+def _read_convolution(edges: GatheredConvolution, above: Mapping[int, tuple[Row, ...]]) -> _Reading | None:
     """Each tap reads an average of its own."""
     tables, counts, parts = list(edges.tables), list(edges.counts), {}
     for dim, rows in above.items():
@@ -254,6 +254,8 @@ def _read_convolution(edges: GatheredConvolution, above: Mapping[int, tuple[Row,
             for number, (numbers, row) in enumerate(zip(times[:, :-1].tolist(), rows, strict=True)):
                 part = _part(numbers, sum(row))
                 read[number, tap] = -1 if part is None else places.setdefault(part, len(places))
+        if not places:
+            return None  # all of it is padding
         tables[dim - 2] = torch.where(read < 0, len(places), read)
         counts[dim - 2], parts[dim] = len(places), list(places)
     return _Reading(parts, GatheredConvolution(tables, counts, groups=edges.groups, transposed=edges.transposed))

@@ -253,7 +253,7 @@ class _Draw:
         if layer.concat is not None:
             along = torch.unravel_index(at, layer.shape)[layer.concat.dim]
             ends = torch.tensor(layer.concat.sizes, device=at.device).cumsum(0)
-            return torch.searchsorted(ends, along, right=True)
+            return torch.searchsorted(ends, along.contiguous(), right=True)
         if len(layer.connections) + len(layer.biases) == 1:
             return torch.zeros_like(at)
         values = [self._brought(connection) for connection in layer.connections] + [self._biases(bias) for bias in layer.biases]

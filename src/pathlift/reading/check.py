@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -348,8 +349,8 @@ class _Graph:
         self.dtype = torch.float64 if torch.float64 in (trial.dtype, network.dtype) else torch.float32
         self.known: dict[torch.dtype, Mapping[str, Tensor]] = {}
 
-    def _run(self, dtype: torch.dtype, *, keep: bool = False) -> dict[str, Tensor]:
-        state = self.state
+    def _run(self, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, *, keep: bool = False) -> dict[str, Tensor]:
+        state = self.state if state is None else state
         if dtype == torch.float64:
             state = {name: tensor.double() if tensor.dtype.is_floating_point else tensor for name, tensor in state.items()}
         values = forward(self.network, self.network.values(state), self.feed, dtype, keep=keep)
@@ -363,9 +364,21 @@ class _Graph:
         return self.known[dtype][name]
 
     def amplification(self, name: str) -> float:
-        """Return by how much roundings grow on the way to a node, as float32 shows."""
-        shown = _relative_difference(self.values(name, coarse=True), self.values(name, fine=True))
-        return shown / torch.finfo(torch.float32).eps
+        """Return by how much roundings grow on the way to a node, as float32 shows, or weights off by one of its units."""
+        fine, coarse = self.values(name, fine=True), self.values(name, coarse=True)
+        if bool((torch.isfinite(fine) & ~torch.isfinite(coarse)).any()):
+            coarse = self._shaken[name]
+        return _relative_difference(coarse, fine) / torch.finfo(torch.float32).eps
+
+    @cached_property
+    def _shaken(self) -> dict[str, Tensor]:
+        """The values in float64 with weights that are off by a unit of float32, for what leaves the range of float32."""
+        unit = torch.finfo(torch.float32).eps * torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        shaken = {
+            name: tensor.double() * (1.0 + _tiled(unit, tensor.double())) if tensor.dtype.is_floating_point else tensor
+            for name, tensor in self.state.items()
+        }
+        return self._run(torch.float64, shaken)
 
     def all(self) -> dict[str, Tensor]:
         """Return the values of all nodes in float64."""

@@ -57,6 +57,9 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
+PROGRAMS = (".onnx", ".pt2")
+"""Files of whole models."""
+
 ONLY_SCALED = (torch.float8_e4m3fn, torch.float8_e5m2)
 """Types of numbers that are weights only together with scales."""
 
@@ -237,6 +240,8 @@ def _opened(path: Path, key: str | None) -> _SafetensorsFile | TorchFile:
     """Open a file by what it is: safetensors begin with the length of a header in JSON."""
     check_present(path)
     check_downloaded(path)
+    if path.suffix.lower() in PROGRAMS:
+        raise InputError(f"'{path}' is a model, not a file of weights: take the state_dict() of pathlift.load_model('{path}').")
     with path.open("rb") as file:
         beginning = file.read(9)
     return _SafetensorsFile(path) if path.suffix == ".safetensors" or beginning[8:] == b"{" else TorchFile(path, key)
