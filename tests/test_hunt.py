@@ -339,7 +339,7 @@ def patched(patch: pytest.MonkeyPatch, what: str) -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(3)
 @pytest.mark.parametrize(
     ("what", "name", "dtype", "climbs"),
     [

@@ -142,7 +142,7 @@ def _enclosed(model: nn.Module, shape: tuple[int, ...], weights: int, found: dic
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(8 * LONGER))
 def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -155,7 +155,7 @@ def test_any_pair_of_random_networks_is_enclosed(part: int) -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(4 * LONGER))
 def test_pairs_of_operators_are_enclosed(part: int) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -231,7 +231,7 @@ def test_biases_that_differ_far_more_than_weights_do_not_loosen_the_bounds(size:
 
 
 @pytest.mark.hunt
-@pytest.mark.one_in(2)
+@pytest.mark.hunt_one_in(2, first=1)
 @pytest.mark.parametrize("depth", [40, 400])
 def test_hundreds_of_layers_in_float32_have_finite_bounds(depth: int) -> None:
     torch.manual_seed(0)
@@ -292,6 +292,7 @@ ROUNDING = 1e-3
 
 
 @pytest.mark.one_in(24)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("moments", [0, None, 4, 8])
 def test_rescaling_either_side_changes_nothing(how: str, moments: int | None) -> None:
@@ -382,7 +383,7 @@ def test_nothing_is_computed_for_weights_that_are_not_numbers() -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("how", CHANGES)
 def test_the_interval_covers_the_truth_at_its_rate(how: str) -> None:
     model = nn.Sequential(

@@ -107,7 +107,7 @@ CALLS: dict[str, Callable[[nn.Module, tuple[int, ...]], object]] = {
 
 
 @pytest.mark.one_in(26)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(3)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("call", CALLS)
