@@ -186,7 +186,7 @@ def test_a_value_that_is_known_stays_as_it_is() -> None:
 
 
 @pytest.mark.hunt
-@pytest.mark.one_in(4)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("given", ["module", "state_dict", "network", "tensors"])
 def test_a_result_can_be_improved_while_its_weights_are_there(given: str) -> None:
     model, other, value = pair()

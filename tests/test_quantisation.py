@@ -214,7 +214,7 @@ def rescaled_before_batch_norms(model: nn.Module, powers: tuple[int, ...]) -> nn
 
 
 @pytest.mark.hunt
-@pytest.mark.one_in(2)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("name", ["residual", "relu6"])
 def test_it_does_not_matter_who_rescaled_what_batch_norms_read(name):
     model, x = drawn(MODELS[name]), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
