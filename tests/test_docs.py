@@ -7,13 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import generated
 import pytest
+import snippets
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS / "tools"))
-import generated  # noqa: E402
-import snippets  # noqa: E402
 
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 RUN = [name for name, text in PAGES.items() if snippets.blocks(text) and generated.runs(name)]

@@ -396,7 +396,7 @@ def _without_values(name: str, arguments: dict[str, object], *, trust: bool) -> 
     return load_model(name, arguments=arguments, trust=trust)
 
 
-class Told(NamedTuple):
+class DeclaredInputs(NamedTuple):
     """What inputs were said to look like, as the functions of the library take it.
 
     Attributes:
@@ -410,7 +410,7 @@ class Told(NamedTuple):
     options: tuple[str, ...]
 
 
-def told_of_inputs(function: str, mean: str | None, variance: str | None) -> Told:
+def declared_inputs(function: str, mean: str | None, variance: str | None) -> DeclaredInputs:
     """Read what inputs were said to look like.
 
     Args:
@@ -425,13 +425,13 @@ def told_of_inputs(function: str, mean: str | None, variance: str | None) -> Tol
         InputError: One is no number, not finite, or a negative variance.
     """
     given = {"--input-mean": mean, "--input-variance": variance}
-    told = Told(
+    declared = DeclaredInputs(
         _numbers("--input-mean", mean, 0.0),
         _numbers("--input-variance", variance, 1.0),
         tuple(option for option, value in given.items() if value is not None),
     )
-    check_options(function, input_mean=told.mean, input_variance=told.variance)
-    return told
+    check_options(function, input_mean=declared.mean, input_variance=declared.variance)
+    return declared
 
 
 def _numbers(option: str, given: str | None, default: float) -> float | Tensor:
@@ -447,10 +447,10 @@ def _numbers(option: str, given: str | None, default: float) -> float | Tensor:
     return numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
 
 
-def check_unmeasured(told: Told, data: str | None) -> None:
+def check_unmeasured(declared: DeclaredInputs, data: str | None) -> None:
     """Refuse to be told what inputs look like where that is measured."""
-    if told.options and data is not None:
-        raise InputError(f"{told.options[0]} has no effect with --data, on which inputs are measured: leave it out.")
+    if declared.options and data is not None:
+        raise InputError(f"{declared.options[0]} has no effect with --data, on which inputs are measured: leave it out.")
 
 
 def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:

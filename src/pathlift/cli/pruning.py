@@ -31,13 +31,13 @@ from pathlift.cli.common import (
     check_options,
     check_unmeasured,
     check_used,
+    declared_inputs,
     known,
     out,
     print_json,
     print_table,
     progress_bar,
     scientific,
-    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -123,7 +123,7 @@ def prune(
     from pathlift.storage.data import load_data
 
     check_options("prune", amount=amount, steps=steps, update=update)
-    told = told_of_inputs("prune", input_mean, input_variance)
+    declared = declared_inputs("prune", input_mean, input_variance)
     chosen = criterion_of(criterion)
     selects = chosen.selection if selection is None else selection_of(selection)
     if amount is None and not isinstance(selects, NofM):
@@ -131,11 +131,11 @@ def prune(
     check_data(data, limit)
     if chosen.propagated is None:
         check_used(
-            dict.fromkeys(told.options, True),
+            dict.fromkeys(declared.options, True),
             "--update compensate or a criterion that propagates moments",
             there=update == "compensate",
         )
-        check_unmeasured(told, data)
+        check_unmeasured(declared, data)
     needs = chosen.needs
     if needs != "nothing" and data is None:
         what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
@@ -162,8 +162,8 @@ def prune(
             scope=None if scope is None else [part.strip() for part in scope.split(",")],
             data=seen,
             update=update,
-            input_mean=told.mean,
-            input_variance=told.variance,
+            input_mean=declared.mean,
+            input_variance=declared.variance,
             generator=torch.Generator().manual_seed(seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

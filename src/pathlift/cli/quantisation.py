@@ -32,13 +32,13 @@ from pathlift.cli.common import (
     check_data,
     check_options,
     check_used,
+    declared_inputs,
     known,
     out,
     print_json,
     print_table,
     progress_bar,
     scientific,
-    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -144,7 +144,7 @@ def quantize(
         gauge=gauge, budget=most,
     )  # fmt: skip
     check_data(data, limit)
-    told = told_of_inputs("quantize", input_mean, input_variance)
+    declared = declared_inputs("quantize", input_mean, input_variance)
     from pathlift.quantisation.activations import activation_ranges
     from pathlift.quantisation.onnx import onnx_writer
     from pathlift.quantisation.report import report_writer
@@ -171,8 +171,8 @@ def quantize(
             gauge=gauge,
             budget=most,
             data=seen,
-            input_mean=told.mean,
-            input_variance=told.variance,
+            input_mean=declared.mean,
+            input_variance=declared.variance,
             generator=seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -183,7 +183,7 @@ def quantize(
             if activations and seen is not None:
                 ranges = activation_ranges(quantized, data=seen)
             elif activations:
-                ranges = activation_ranges(quantized, input_mean=told.mean, input_variance=told.variance)
+                ranges = activation_ranges(quantized, input_mean=declared.mean, input_variance=declared.variance)
             writers[onnx_file] = onnx_writer(quantized, report, activations=ranges)
         write_outputs(writers, replace=force)
     metric = report.path_metric

@@ -26,10 +26,10 @@ from pathlift.cli.common import (
     captured,
     check_data,
     check_unmeasured,
+    declared_inputs,
     out,
     print_json,
     print_table,
-    told_of_inputs,
     working,
 )
 from pathlift.cli.tables import Column
@@ -64,8 +64,8 @@ def statistics(
 ) -> None:
     """Mean, variance, activity and output sensitivity of every layer; and how far batch norms say otherwise."""
     check_data(data, limit)
-    told = told_of_inputs("activation_statistics", input_mean, input_variance)
-    check_unmeasured(told, data)
+    declared = declared_inputs("activation_statistics", input_mean, input_variance)
+    check_unmeasured(declared, data)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     x: Tensor | None = None
     if data is not None:
@@ -79,8 +79,8 @@ def statistics(
             data=x,
             correlation=correlation,
             correlations="channels" if channels else "taps",
-            input_mean=told.mean,
-            input_variance=told.variance,
+            input_mean=declared.mean,
+            input_variance=declared.variance,
         )
     if as_json:
         layers = [layer.to_dict() for layer in activations.layers]

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from pathlift.errors import NumericalError
 from pathlift.statistics.cholesky import cholesky_
-from pathlift.statistics.input_moments import SINGLE
+from pathlift.statistics.input_moments import ROWS, SINGLE
 
 MOST = 16.0
 """Damping may be doubled up to this where rounding errors leave H without a Cholesky factor."""
 
 LEAST = 1e-8
 """What no damping at all is doubled to."""
-
-ROWS = 256
-"""Rows that are scaled together."""
 
 INDEFINITE = "The second moment of what a layer is multiplied by is not positive semi-definite."
 

@@ -109,7 +109,7 @@ def _cost(weight: Tensor, grid: Grid, integers: Tensor, moment: Tensor, damping:
 
 
 class _Columns:
-    """Rounds all rows of one column as `Grid.roughly` and `Grid.values` do, with what these do each time done once."""
+    """Rounds all rows of one column as `Grid.nearest` and `Grid.values` do, up to ties, with what is the same done once."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = Grid(grid.format, grid.spread(grid.scale), grid.spread(grid.zero), grid.columns)
@@ -120,7 +120,7 @@ class _Columns:
         form = self.grid.format
         if not isinstance(form, WholeNumbers):
             cell = self.grid.columns_of(slice(column, column + 1))
-            chosen = cell.roughly(wanted[:, :, None])
+            chosen = cell.nearest(wanted[:, :, None])
             return chosen[:, :, 0], cell.values(chosen)[:, :, 0]
         cell_number = column if self.scale.shape[1] > 1 else 0
         scale, zero = self.scale[:, cell_number], self.zero[:, cell_number]

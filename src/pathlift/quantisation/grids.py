@@ -83,15 +83,8 @@ class Grid:
         even = torch.where(below % 2 == 0, below, above)
         return torch.where(down < up, below, torch.where(up < down, above, even))
 
-    def roughly(self, weight: Tensor) -> Tensor:
-        """Return the nearest integers up to ties and the rounding of values: enough for a search, and quick."""
-        if not isinstance(self.format, WholeNumbers):
-            return self.nearest(weight)
-        levels = (weight / self.spread(self.scale)).round_().to(torch.int32)
-        return levels.add_(self.spread(self.zero)).clamp_(self.format.low, self.format.high)
-
     def rough_values(self, weight: Tensor) -> Tensor:
-        """Return the values of `roughly`, in memory of their own."""
+        """Return the nearest values up to ties and the rounding of values: enough for a search, and quick."""
         form = self.format
         if not isinstance(form, WholeNumbers):
             return self.values(self.nearest(weight))
