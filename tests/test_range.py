@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import pathlift
 from pathlift.passes import wide
 from pathlift.passes.backward import Backward
-from pathlift.passes.programs import NormProgram
+from pathlift.passes.programs import NormProgram, ScoreProgram
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
@@ -158,6 +159,28 @@ def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None
         each = [sum(row) + bias[0] for row, bias in zip(right[f"{name}.weight"], right[f"{name}.bias"], strict=True)]
         wanted = torch.tensor([float(value) for value in each], dtype=torch.float64)
         torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_small_shares_of_a_deep_network_are_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(80) for layer in (nn.Linear(24, 24), nn.ReLU())], nn.Linear(24, 3))
+    with torch.no_grad():
+        for layer in linear(model):
+            layer.weight.mul_(8.0)  # a path-norm of 1e60 and more, which the last biases have next to no share of
+        model[-1].weight[0, 0] *= 1e-37
+    right = pathlift.path_magnitude(copy.deepcopy(model).double(), (24,))
+    begun: list[torch.dtype] = []
+    attempt = ScoreProgram.__init__
+    monkeypatch.setattr(
+        ScoreProgram, "__init__", lambda self, *args, **kwargs: (begun.append(args[2]), attempt(self, *args, **kwargs))[1]
+    )
+    found = pathlift.path_magnitude(model, (24,))
+    assert begun == [torch.float32]
+    smallest = {name: float(share.min()) for name, share in found.items()}
+    assert 0.0 < smallest["160.bias"] < 1e-50 and 0.0 < smallest["160.weight"] < 1e-38
+    for name, share in right.items():
+        torch.testing.assert_close(found[name].double(), share, rtol=1e-4, atol=0.0)
+        assert found[name].dtype == (torch.float64 if smallest[name] < torch.finfo(torch.float32).tiny else torch.float32)
 
 
 @pytest.mark.one_in(4, first=1)

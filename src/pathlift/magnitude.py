@@ -25,18 +25,18 @@ from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
 from pathlift.norm import finite_order, to_float
-from pathlift.passes.backward import SMALLEST, Backward, small
+from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.scaled import RangeError, Scaled
+from pathlift.passes.scaled import Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
 from pathlift.storage.checkpoints import Checkpoint, ShardWriter
 
-PIECE, LOOKED_AT = 1 << 24, 1 << 20
-"""Shares that are compared with weights at a time, and where each piece can be looked at first."""
+PIECE = 1 << 20
+"""Shares that are compared with weights at a time."""
 
 declare(__name__, {"path_magnitude.q": finite_order, "out": file})
 
@@ -204,12 +204,12 @@ def _scored(
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:
             writer.restart()
-        scores = _Scores(network, writer, values, dtype)
+        scores = _Scores(network, writer, values)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         if q == 2:
             program.transform = torch.square  # the same bits in one step
         tracks = propagate(network, program, keep=True)
-        return Backward(network, program, share=scores.add).run(tracks), scores.finished()
+        return Backward(network, program, share=scores.add, lost=scores.lost).run(tracks), scores.finished()
 
     return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
@@ -280,29 +280,23 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a weight tensor only moves them."""
 
-    def __init__(self, network: Network, writer: _Taker | None, values: Values, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, writer: _Taker | None, values: Values) -> None:
         self.network = network
         self.writer = writer
         self.values = values
-        self.dtype = dtype
         self.narrowest = network.dtype
-        self.lost: Tensor | None = None
-        self.at_once = network.memory("shares") is None  # an accelerator is asked once, at the end
         self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
 
+    def lost(self, weight: WeightTensor, share: Tensor) -> bool:
+        """Whether shares are below the smallest normal number of float32; a weight of 0 has a share of 0."""
+        pieces = (tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight]))
+        return any(
+            float(part.min()) < SMALLEST and bool(((part < SMALLEST) & (weights != 0)).any())
+            for part, weights in zip(*pieces, strict=True)
+        )
+
     def add(self, weight: WeightTensor, share: Tensor) -> None:
-        if small(share, self.dtype):
-            again = self.at_once and share.numel() > LOOKED_AT
-            size = LOOKED_AT if again else PIECE
-            pieces = (tensor.reshape(-1).split(size) for tensor in (share, self.values[weight]))
-            for part, weights in zip(*pieces, strict=True):
-                if again and not small(part, self.dtype):
-                    continue
-                lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
-                self.lost = lost if self.lost is None else self.lost | lost
-            if self.at_once:
-                self._check()
         self._add_all(weight, share)
         names = _names(self.network, weight)
         self.open.subtract(names)
@@ -323,8 +317,11 @@ class _Scores:
             share = share.to(wide(self.network.kind_of(name)))
         if name not in self.sums:
             self.sums[name] = share
-        else:
-            self.sums[name] += share.reshape(self.sums[name].shape)
+            return
+        known = self.sums[name]
+        if share.dtype == torch.float64 != known.dtype:
+            self.sums[name] = known = known.double()
+        known += share.reshape(known.shape)
 
     def _narrowed(self, shares: Tensor) -> Tensor:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
@@ -332,14 +329,8 @@ class _Scores:
             return shares
         return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
 
-    def _check(self) -> None:
-        """Go on in float64 when float32 has lost a share that is not 0."""
-        if self.lost is not None and bool(self.lost):
-            raise RangeError
-
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
-        self._check()
         reached = {name for weight in self.network.weights for name in weight.requires}
         scored = {
             name for weight in self.network.weights if weight.score_name is not None for name in _names(self.network, weight)

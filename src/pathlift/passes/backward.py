@@ -51,6 +51,9 @@ from pathlift.precision import full_precision
 SMALLEST = torch.finfo(torch.float32).tiny
 """Below this a number has fewer digits in float32, or is 0."""
 
+RAISED = 126
+"""A share, which is at most 1, may be this power of two larger and is still a float."""
+
 
 def small(share: Tensor, dtype: torch.dtype) -> bool:
     """Whether there are shares that float32 does not hold in full, if that is the precision.
@@ -101,6 +104,7 @@ class Backward:
         share: Callable[[WeightTensor, Tensor], None] | None = None,
         unit: Callable[[Layer, Tensor], None] | None = None,
         bias: Callable[[WeightTensor, Tensor], None] | None = None,
+        lost: Callable[[WeightTensor, Tensor], bool] | None = None,
     ) -> None:
         """Describe what is wanted.
 
@@ -110,13 +114,15 @@ class Backward:
             share: Is told the shares of weights (`Receivers`).
             unit: Is told the shares of neurons.
             bias: Is told the derivatives by biases.
+            lost: Tells whether float32 has lost shares; None where that does not matter.
         """
         self.network = network
         self.program = program
-        self.receivers = Receivers(share, unit, bias)
+        self.receivers = Receivers(share, unit, bias, lost)
         self.window = program.window
         self.arrived: dict[str, Scaled] = {}  # G of the layers that are still to come, as far as it has come back
         self.summed: set[str] = set()  # those to which several connections brought something
+        self.left_out = False  # whether a guard has let go what is too small to count
         self.tracks: Mapping[str, Tracks] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
@@ -155,9 +161,10 @@ class Backward:
         """Hand G(v) of a layer down, with A(v) beside it."""
         if self.receivers.unit is not None and layer.unit_name is not None:
             mass = a.tensor.double() * g.tensor.double() * power(a.exponent + g.exponent)
-            if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any()):
+            faint = small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any())
+            if faint and self.left_out:
                 raise RangeError
-            self.receivers.unit(layer, mass.to(a.tensor.dtype))
+            self.receivers.unit(layer, mass if faint else mass.to(a.tensor.dtype))
         offset = 0
         for position, connection in enumerate(layer.connections):
             g_piece, a_piece = g, a
@@ -178,15 +185,18 @@ class Backward:
         weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
         scored = self.receivers.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
-        given, a_kept = g, a_below
+        given, a_kept, whole = g, a_below, not self.left_out
         if scored:
             a_kept = self._room_for_product(a_below)
             exponent, size = -a_kept.exponent - shift, top(a_kept) - a_kept.exponent
             self._refuse_overflow(top(g) - exponent, size, g.tensor.numel())  # guard 1
             least = self.window.least - size
-            self._refuse_small(g, least + exponent - g.exponent, a)  # guard 2
+            left_out = self._refuse_small(g, least + exponent - g.exponent, a)  # guard 2
             if top(g) - exponent <= least:
+                if left_out and self.receivers.lost is not None:
+                    raise RangeError
                 return
+            self.left_out |= left_out
             given = Scaled(F.threshold(g.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
         if a_kept is not a_below and to_below is not None:  # guard 3
@@ -196,7 +206,30 @@ class Backward:
             back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
             self._arrive(connection.source, back._replace(exponent=back.exponent + shift))
         if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
+            if self._lost(connection.weight, to_weight):
+                if not whole:
+                    raise RangeError
+                to_weight = self._raised(connection, connection.weight, g, a_below)
             self.receivers.share(connection.weight, to_weight)
+
+    def _lost(self, weight: WeightTensor, share: Tensor) -> bool:
+        """Whether shares of a weight are lost in float32."""
+        return self.receivers.lost is not None and small(share, self.program.dtype) and self.receivers.lost(weight, share)
+
+    def _raised(self, connection: Connection, weight: WeightTensor, g: Scaled, a: Scaled) -> Tensor:
+        """Return the shares of a weight in float64, from products that are as large as float32 has room for.
+
+        Raises:
+            RangeError: Some are still too small.
+        """
+        weights = self.program.edge(weight)[0, 0]
+        exponent = -a.exponent - (0.0 if weights is None else weights.exponent)
+        room = min(RAISED, math.floor(self._room(top(g) - exponent, max(0.0, top(a) - a.exponent), g.tensor.numel())))
+        _, share = connection.edges.adjoint(a.tensor, weights, g.at(exponent - room), below=False, share=True)
+        assert share is not None
+        if self._lost(weight, share):
+            raise RangeError
+        return share.double().mul_(power(-room))
 
     def _refuse_overflow(self, g: float, a: float, count: int) -> None:
         """Make sure that Σ a·g over ``count`` positions, before it meets a tiny weight, is a float.
@@ -204,8 +237,12 @@ class Backward:
         Raises:
             RangeError: It may not be.
         """
-        if g + a + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
+        if self._room(g, a, count) < 0.0:
             raise RangeError
+
+    def _room(self, g: float, a: float, count: int) -> float:
+        """Return log₂ of by how much Σ a·g over ``count`` positions might be larger and still be a float."""
+        return math.log2(torch.finfo(self.program.dtype).max) - (g + a + math.log2(count))
 
     def _room_for_product(self, a: Scaled) -> Scaled:
         """Divide mantissas at the upper end of the range by 2**wide; what falls below the range here is 0: see guard 3."""
@@ -227,8 +264,13 @@ class Backward:
         value = weights.full()
         placed = value.reshape(bias.view)
         self._refuse_shift(g, -weights.exponent, Scaled(placed, weights.exponent))  # guard 4
-        mass = g.at(-weights.exponent).sum_to_size(placed.shape) * placed
-        self.receivers.share(bias.weight, mass.reshape(value.shape))
+        share = (g.at(-weights.exponent).sum_to_size(placed.shape) * placed).reshape(value.shape)
+        if self._lost(bias.weight, share):
+            if self.left_out:
+                raise RangeError
+            free = Scaled(g.tensor.sum_to_size(placed.shape).double(), g.exponent).at(-weights.exponent)
+            share = (free * placed.double()).reshape(value.shape)
+        self.receivers.share(bias.weight, share)
 
     def _arrive(self, name: str, value: Scaled) -> None:
         """Add to what has come back to a layer; what an operator made is brought into its window first."""
@@ -239,7 +281,7 @@ class Backward:
             known = self.arrived[name]
             exponent = max(known.exponent, scaled.exponent)
             for part in (known, scaled):
-                self._refuse_shift(part, exponent, self.tracks[name][0])  # guard 4
+                self.left_out |= self._refuse_shift(part, exponent, self.tracks[name][0])  # guard 4
             scaled, _ = total([known, scaled], fresh=name in self.summed)
             self.summed.add(name)
         self.arrived[name] = scaled
@@ -250,16 +292,21 @@ class Backward:
         if scaled is not None and low >= torch.finfo(value.tensor.dtype).tiny:
             return scaled._replace(trough=math.frexp(low)[1] - 1)
         if scaled is not None:
-            self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
+            self.left_out |= self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
         return scaled
 
-    def _refuse_shift(self, value: Scaled, exponent: float, other: Scaled | None) -> None:
-        """Make sure that what falls below the smallest normal number with another exponent holds no share that counts."""
-        if exponent > value.exponent:
-            smallest = math.log2(torch.finfo(value.tensor.dtype).tiny)
-            self._refuse_small(value, smallest + exponent - value.exponent, other)
+    def _refuse_shift(self, value: Scaled, exponent: float, other: Scaled | None) -> bool:
+        """Make sure that what falls below the smallest normal number with another exponent holds no share that counts.
 
-    def _refuse_small(self, value: Scaled, least: float, other: Scaled | None) -> None:
+        Returns:
+            Whether it holds any.
+        """
+        if exponent <= value.exponent:
+            return False
+        smallest = math.log2(torch.finfo(value.tensor.dtype).tiny)
+        return self._refuse_small(value, smallest + exponent - value.exponent, other)
+
+    def _refuse_small(self, value: Scaled, least: float, other: Scaled | None) -> bool:
         """Make sure that the mantissas of a value up to 2**least hold no share that counts, for they are left out.
 
         A share is the product of a path activation and what comes back for it. Either may be tiny within its layer, and most
@@ -270,16 +317,20 @@ class Backward:
             least: Exponent of the largest mantissa that is left out.
             other: G or A of the same neurons.
 
+        Returns:
+            Whether they hold any.
+
         Raises:
-            RangeError: They do.
+            RangeError: They do hold one that counts.
         """
         bound = power(least)
         if other is None or (value.trough is not None and value.trough > least) or extremes(value.tensor)[0] > bound:
-            return
+            return False
         lost = torch.where(value.tensor <= bound, value.tensor, 0.0)
         mass = float((lost.double() * other.tensor.double()).amax())
         if mass > 0.0 and math.log2(mass) + value.exponent + other.exponent > self.window.floor:
             raise RangeError
+        return mass > 0.0
 
     def _taken(self, name: str) -> Scaled | None:
         """Take what has come back to a layer."""
