@@ -20,7 +20,7 @@ from pathlift.arguments.kinds import file
 from pathlift.errors import NumericalError
 from pathlift.graph.averaged import averaged
 from pathlift.graph.calling import Samples
-from pathlift.graph.expressions import wide, widen
+from pathlift.graph.expressions import widen
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
@@ -313,8 +313,6 @@ class _Scores:
             self._add(_names(self.network, weight)[0], share)
 
     def _add(self, name: str, share: Tensor) -> None:
-        if name in self.network.state and share.dtype != torch.float64:
-            share = share.to(wide(self.network.kind_of(name)))
         if name not in self.sums:
             self.sums[name] = share
             return
