@@ -9,9 +9,10 @@
 
 Batch norms are kept, all convolutions and linear layers are on symmetric grids of one step per output channel, activations
 stay in floating point. The inputs that statistics are measured on are others than those that judge; crops are of the same
-photographs. GPTQ is that of brevitas (pip install brevitas, or a folder of it in PYTHONPATH), a row that is left out where
-it is not installed. With `--rescaled` channels are multiplied by random factors, weights that read them are divided by
-them; channels that a batch norm reads keep their scale, by which a running variance would be none any more.
+photographs, except for those "of other photographs": measured on one half of these, judged by the other, both ways round.
+GPTQ is that of brevitas (pip install brevitas, or a folder of it in PYTHONPATH), a row that is left out where it is not
+installed. With `--rescaled` channels are multiplied by random factors, weights that read them are divided by them; channels
+that a batch norm reads keep their scale, by which a running variance would be none any more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from subjects import SUBJECTS, Subject
+from subjects import SOURCES, SUBJECTS, Subject
 from torch import Tensor, nn
 
 import pathlift
@@ -47,6 +48,7 @@ WAYS: dict[str, Way] = {
     "compensated, optimal gauge": {"gauge": "optimal"},
     "compensated, 32 inputs": {"data": 32},
     "compensated, 256 inputs": {"data": 256},
+    "compensated, 32 inputs of other photographs": {"foreign": 32},
     "GPTQ (brevitas), 32 inputs": {"brevitas": 32},
     "GPTQ (brevitas), 256 inputs": {"brevitas": 256},
 }
@@ -62,6 +64,19 @@ def by_pathlift(network: pathlift.Network, subject: Subject, bits: int, way: Way
         options["data"] = list(subject.inputs(int(str(options["data"])), 7).split(4))
     quantized, report = pathlift.quantize(network, bits=bits, moments=0, **options)
     return pathlift.rescaling.with_state(subject.model, state_of(quantized)), report.integers
+
+
+def by_halves(network: pathlift.Network, subject: Subject, bits: int, count: int, x: Tensor, way: Way) -> Tensor:
+    """Return predictions for x by networks that were quantised with inputs of the other half of the photographs."""
+    inputs, photograph = subject.inputs(2 * count, 7), torch.arange(max(len(x), 2 * count)) % SOURCES
+    after = torch.empty(0)
+    for half in (photograph < SOURCES // 2, photograph >= SOURCES // 2):
+        seen, judged = inputs[half[: 2 * count]][:count], ~half[: len(x)]
+        quantized, _ = by_pathlift(network, subject, bits, {**way, "data": list(seen.split(4))})
+        predictions = subject.predictions(quantized, x[judged])
+        after = after if after.numel() else predictions.new_empty(len(x), predictions.shape[1])
+        after[judged] = predictions
+    return after
 
 
 def by_brevitas(subject: Subject, bits: int, count: int, granularity: str) -> nn.Module:
@@ -99,11 +114,13 @@ def compared(subject: Subject, grids: str, ways: list[str], bits: list[int], cou
     for name in ways:
         start, cells, way = time.process_time(), [], WAYS[name]
         for number in bits:
-            if "brevitas" in way:
-                quantized = by_brevitas(subject, number, int(str(way["brevitas"])), grids)
+            if "foreign" in way:
+                after = by_halves(network, subject, number, int(str(way["foreign"])), x, {"granularity": grids})
+            elif "brevitas" in way:
+                after = subject.predictions(by_brevitas(subject, number, int(str(way["brevitas"])), grids), x)
             else:
-                quantized, _ = by_pathlift(network, subject, number, {"granularity": grids, **way})
-            cells.append(subject.judge(before, subject.predictions(quantized, x)))
+                after = subject.predictions(by_pathlift(network, subject, number, {"granularity": grids, **way})[0], x)
+            cells.append(subject.judge(before, after))
             print(f"{number} bits, {name}: {cells[-1]}", flush=True)
         table.add_row(name, *cells, f"{(time.process_time() - start) / len(bits):.0f}")
     return table
@@ -167,7 +184,8 @@ def main() -> None:
     subject = SUBJECTS[options.network](**({"weights": options.weights} if options.weights else {}))
     bits = options.bits or ([8, 6, 5, 4] if "agreement" in subject.says else [8, 6, 4, 3])
     brevitas = importlib.util.find_spec("brevitas") is not None
-    ways = options.only or [name for name in WAYS if brevitas or "brevitas" not in WAYS[name]]
+    missing = {name for name, there in (("foreign", subject.photographs), ("brevitas", brevitas)) if not there}
+    ways = options.only or [name for name, way in WAYS.items() if not missing & way.keys()]
     print(options.network, flush=True)
     if options.rescaled:
         ways = options.only or list(RESCALED)

@@ -35,6 +35,8 @@ PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg",
     "ihc.png",
 )  # fmt: skip
+SOURCES = len(PHOTOGRAPHS) + 2
+"""Photographs: crop number i of any draw is of number i modulo this."""
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 TRAINED = Path("build/trained")
 LITE_SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
@@ -53,6 +55,7 @@ class Subject:
         outputs: From what the model returns to log-probabilities, or scores.
         judge: From the outputs of the float network and of the other to what stands in a table.
         says: What that is.
+        photographs: Whether inputs are crops of photographs.
     """
 
     model: nn.Module
@@ -61,6 +64,7 @@ class Subject:
     outputs: Callable[[Tensor], Tensor]
     judge: Judge
     says: str
+    photographs: bool = False
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def mobilenet_v2(weights: Path | None = None) -> Subject:
     def inputs(count: int, seed: int) -> Tensor:
         return (crops(224, count, seed) - MEAN[:, None, None]) / DEVIATION[:, None, None]
 
-    return Subject(model.eval(), (3, 224, 224), inputs, _log_softmax, divergence_and_agreement, "KL and agreement")
+    return Subject(model.eval(), (3, 224, 224), inputs, _log_softmax, divergence_and_agreement, "KL and agreement", True)
 
 
 def efficientnet_lite(name: str, weights: Path | None = None) -> Subject:
@@ -140,7 +144,7 @@ def efficientnet_lite(name: str, weights: Path | None = None) -> Subject:
     def inputs(count: int, seed: int) -> Tensor:
         return (crops(side, count, seed) * 255 - 127) / 128
 
-    return Subject(model, (3, side, side), inputs, _log_softmax, divergence_and_agreement, "KL and agreement")
+    return Subject(model, (3, side, side), inputs, _log_softmax, divergence_and_agreement, "KL and agreement", True)
 
 
 def open_nsfw(weights: Path | None = None) -> Subject:
@@ -164,7 +168,7 @@ def open_nsfw(weights: Path | None = None) -> Subject:
     def inputs(count: int, seed: int) -> Tensor:
         return (crops(224, count, seed).flip(1) * 255 - torch.tensor([104.0, 117.0, 123.0])[:, None, None]) / 64
 
-    return Subject(model.eval(), (3, 224, 224), inputs, torch.log, odds_error, "KL and error of the log-odds")
+    return Subject(model.eval(), (3, 224, 224), inputs, torch.log, odds_error, "KL and error of the log-odds", True)
 
 
 CAPACITIES = {"tiny": (1, 128, 16, 16, 16, 32, 64), "full": (1, 1024, 128, 128, 128, 256, 512)}
