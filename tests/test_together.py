@@ -152,6 +152,27 @@ def test_no_functional_falls_below_its_raised_bound(
     assert better
 
 
+@pytest.mark.parametrize("convolution", [False, True])
+def test_products_of_two_changes_are_paid_and_no_more(convolution: bool) -> None:
+    """Let z = w₂·ReLU(w₁·x), x = 1 and both weights in 1 ± 1/2: z is 1 ± (1/2 + 1/2 + 1/4), at one position or at two alike."""
+    places = 2 if convolution else 1
+    layers = [nn.Conv1d(1, 1, 1, bias=False) if convolution else nn.Linear(1, 1, bias=False) for _ in range(2)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Flatten(), nn.Linear(places, 2)).double()
+    x = torch.ones(1, 1, 2, dtype=torch.float64) if convolution else torch.ones(1, 1, dtype=torch.float64)
+    network = pathlift.capture(model, x)
+    relaxation = enclosed(network, x, Relative(0.5), 0.0)._relaxation.of_sample(0)
+    source = [layer for layer in network.layers if layer.kind == "hidden" and layer.nonlinearity is None][1]
+    known = forms(relaxation, source)
+    assert known is not None
+    q = torch.ones(source.shape, dtype=torch.float64)
+    linear = together._moves(known[source.name], q) - together._length(q, known[source.name].rest)
+    assert linear == pytest.approx(math.sqrt(places), rel=1e-6)
+    assert together._rest(relaxation, known, source.name, q) == pytest.approx(math.sqrt(places) / 4, rel=1e-6)
+    assert together._rest(relaxation, known, source.name, q) >= math.sqrt(places) / 4
+
+
 def hadamard(size: int, lead: float) -> nn.Sequential:
     """R(x) = (lead − Σ|H·x|, 0), as ReLU(H·x) + ReLU(−H·x)."""
     rows = torch.ones(1, 1)

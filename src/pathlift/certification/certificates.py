@@ -108,7 +108,8 @@ def certify(
 
     min over θ' in the set and ‖x' − x‖_∞ ≤ radius of R_θ'(x')_c − R_θ'(x')_j is bounded from below for each class j by
     linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
-    interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own.
+    interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own, and what
+    comes close then, in networks of moderate size, by what the neurons before the last kinks can do together.
 
     One other network, a quantised or pruned copy, is certified together with the model: that both give the predicted class
     at every input of the ball, each in its own arithmetic. Two networks whose class changes somewhere in the ball would have
@@ -122,7 +123,8 @@ def certify(
     covered as well. Without a tolerance and a radius it covers nothing else: only that the model's arithmetic gives the
     class that exact arithmetic gives. `Certificate.covers` says it in words.
 
-    Memory stays within a few times that of all activations of one sample in float64: classes and neurons go in blocks.
+    Memory stays within a few times that of all activations of one sample in float64, and about half a gigabyte: classes and
+    neurons go in blocks.
 
     Args:
         model: A module, or a captured `Network`, that returns one vector of logits per sample.

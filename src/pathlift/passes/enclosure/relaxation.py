@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from pathlift.graph.network import Network
 from pathlift.passes.enclosure.lines import Choice, Free, Lines
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
+
+_Parts = TypeVar("_Parts", Lines, Choice, Free)
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,15 @@ class Relaxation:
         def own(tensor: Tensor) -> Tensor:
             return tensor if len(tensor) == 1 else tensor[here]
 
-        def each(value: Lines | Choice | Free) -> dict[str, Tensor]:
-            return {part.name: own(getattr(value, part.name)) for part in fields(value)}
+        def each(value: _Parts) -> _Parts:
+            return replace(value, **{part.name: own(getattr(value, part.name)) for part in fields(value)})
 
         return replace(
             self,
             feed={name: x[here] for name, x in self.feed.items()},
             intervals={name: Interval(own(it.low), own(it.high)) for name, it in self.intervals.items()},
             slack={name: own(slack) for name, slack in self.slack.items()},
-            lines={name: replace(lines, **each(lines)) for name, lines in self.lines.items()},
-            free={name: replace(free, **each(free)) for name, free in self.free.items()},
+            lines={name: each(lines) for name, lines in self.lines.items()},
+            free={name: each(free) for name, free in self.free.items()},
             constants={name: own(constant) for name, constant in self.constants.items()},
         )
