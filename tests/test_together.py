@@ -189,6 +189,8 @@ def test_neurons_that_cannot_all_be_at_their_ends_do_not_pay_for_it() -> None:
     """Each of four neurons reaches 4, so that chords pay 16; all four together reach 4^1.5 = 8."""
     x = torch.zeros(1, 4)
     assert pathlift.certify(hadamard(4, 8.3), x, radius=1.0).certified.tolist() == [True]
+    several = torch.cat([x + 2.0, x, x + 0.01])  # each is searched by itself
+    assert pathlift.certify(hadamard(4, 8.3), several, radius=1.0).certified.tolist() == [False, True, True]
     assert pathlift.certify(hadamard(4, 7.9), x, radius=1.0).certified.tolist() == [False]
     assert pathlift.attack(hadamard(4, 7.9), x, radius=1.0, restarts=20).changed.tolist() == [True]
 

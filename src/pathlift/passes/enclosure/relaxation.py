@@ -12,8 +12,7 @@ Of the neurons v of a layer it holds
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -23,8 +22,6 @@ from pathlift.graph.network import Network
 from pathlift.passes.enclosure.lines import Choice, Free, Lines
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
-
-_Parts = TypeVar("_Parts", Lines, Choice, Free)
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,17 @@ class Relaxation:
         def own(tensor: Tensor) -> Tensor:
             return tensor if len(tensor) == 1 else tensor[here]
 
-        def each(value: _Parts) -> _Parts:
-            return replace(value, **{part.name: own(getattr(value, part.name)) for part in fields(value)})
+        def bent(lines: Lines | Choice) -> Lines | Choice:
+            if isinstance(lines, Choice):
+                return Choice(*map(own, (lines.chosen, lines.slope, lines.upper)))
+            return Lines(*map(own, (lines.lower_slope, lines.lower, lines.upper_slope, lines.upper)))
 
         return replace(
             self,
             feed={name: x[here] for name, x in self.feed.items()},
             intervals={name: Interval(own(it.low), own(it.high)) for name, it in self.intervals.items()},
             slack={name: own(slack) for name, slack in self.slack.items()},
-            lines={name: each(lines) for name, lines in self.lines.items()},
-            free={name: each(free) for name, free in self.free.items()},
+            lines={name: bent(lines) for name, lines in self.lines.items()},
+            free={name: Free(*map(own, (free.where, free.least, free.most))) for name, free in self.free.items()},
             constants={name: own(constant) for name, constant in self.constants.items()},
         )
