@@ -17,6 +17,7 @@ from pathlift.certification import Tolerance
 from pathlift.graph.network import Network
 from pathlift.passes.box import box, checked_intervals, point
 from pathlift.passes.enclosure import Enclosure, together
+from pathlift.passes.enclosure import forms as affine_forms
 from pathlift.passes.enclosure.forms import forms
 from pathlift.passes.forward import feed_of, forward
 from pathlift.passes.rounding import Arithmetic
@@ -195,12 +196,17 @@ def test_neurons_that_cannot_all_be_at_their_ends_do_not_pay_for_it() -> None:
     assert pathlift.attack(hadamard(4, 7.9), x, radius=1.0, restarts=20).changed.tolist() == [True]
 
 
-def test_bounds_stay_as_they_are_where_there_is_no_time_or_nothing_to_gain() -> None:
+def test_bounds_stay_as_they_are_without_time_or_room_or_hope(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = captured("strided")
     enclosure = enclosed(network, x, Relative(0.03), 0.0)
     functional = {network.outputs[0]: torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)[None, None, None]}
     far = torch.tensor([[-1e6]], dtype=torch.float64)
     assert torch.equal(enclosure.raised(0, functional, far, -far, steps=3), far)
+    with monkeypatch.context() as patch:  # a layer that is too large is never laid out
+        patch.setattr(affine_forms, "GENERATORS", 100)
+        patch.setattr(affine_forms, "_diagonal", None)
+        low = torch.tensor([[-1e-6]], dtype=torch.float64)
+        assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
     enclosure._clock = Clock(0.0)
     low = torch.tensor([[-1e-6]], dtype=torch.float64)
     assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)

@@ -34,6 +34,9 @@ from pathlift.passes.rounding import DOUBLE, SPARE, fan_in
 GENERATORS = 1 << 25
 """Numbers in the generators of all layers of one sample, at most (256 MiB)."""
 
+ELEMENTS = 1 << 23
+"""Numbers that are worked on at a time where generators of weights are made (64 MiB)."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -75,29 +78,30 @@ def forms(relaxation: Relaxation, top: Layer) -> dict[str, Form] | None:
     known: dict[str, Form] = {}
     taken = 0
     for layer in relaxation.network.layers:
+        if taken + _symbols(relaxation, layer, known) * math.prod(layer.shape) > GENERATORS:
+            return None
         if layer.kind == "input":
             form = _of_input(relaxation, layer)
         elif layer.nonlinearity is not None:
             form = _bent(relaxation, layer, known)
-        elif taken + _symbols(relaxation, layer, known) * math.prod(layer.shape) > GENERATORS:
-            return None
         else:
             form = _affine(relaxation, layer, known)
         known[layer.name] = form
         taken += sum(block.numel() for block in form.blocks.values())
-        if taken > GENERATORS:
-            return None
         if layer.name == top.name:
             break
     return known
 
 
 def _symbols(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> int:
-    """Return how many symbols an affine layer depends on, at most."""
+    """Return how many symbols a layer depends on, at most, or how many functionals find those of its weights."""
     sizes = {name: len(block) for edge in layer.connections for name, block in known[edge.source].blocks.items()}
+    if layer.kind == "input" or layer.nonlinearity is not None:
+        return sum(sizes.values()) + math.prod(layer.shape)
     weights = [edge.weight for edge in layer.connections] + [bias.weight for bias in layer.biases]
     moving = [relaxation.weights.radii(weight) for weight in weights if weight is not None]
-    return sum(sizes.values()) + sum(radii.full().numel() for radii in moving if radii is not None)
+    own = sum(radii.full().numel() for radii in moving if radii is not None)
+    return max(sum(sizes.values()) + own, math.prod(layer.shape) if own else 0)
 
 
 def _diagonal(width: Tensor) -> Tensor:
@@ -206,5 +210,7 @@ def _of_edges(relaxation: Relaxation, layer: Layer, connection: Connection, cent
     radius = weights.radius[connection.weight]
     assert radius is not None
     each = torch.eye(math.prod(shape), dtype=torch.float64, device=centre.device).reshape(1, -1, *shape)
-    gathered = connection.edges.gathered(centre, weights.middle[connection.weight], each)[0] * radius
+    rows = max(1, ELEMENTS // max(centre.numel(), radius.numel()))  # each has a copy of what is below
+    value = weights.middle[connection.weight]
+    gathered = torch.cat([connection.edges.gathered(centre, value, part)[0] for part in each.split(rows, 1)]) * radius
     return gathered.flatten(1).T.reshape(-1, *shape)
