@@ -210,3 +210,15 @@ def test_bounds_stay_as_they_are_without_time_or_room_or_hope(monkeypatch: pytes
     enclosure._clock = Clock(0.0)
     low = torch.tensor([[-1e-6]], dtype=torch.float64)
     assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
+
+
+def test_numbers_of_any_size_are_bounded_or_left_alone() -> None:
+    """A change of units changes nothing; squares beyond the range of float64 say nothing, nor do inputs that cannot move."""
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    for scale, radius, certified in ((1e-30, 1.0, True), (1e30, 1.0, True), (1e-160, 2.0, False), (1e160, 2.0, False)):
+        model = hadamard(4, 8.3).double()
+        model[0].weight.data *= scale
+        model[2].bias.data *= scale
+        with torch.inference_mode():
+            assert pathlift.certify(model, x, radius=radius).certified.tolist() == [certified]
+    assert pathlift.certify(hadamard(4, 0.0), x.float()).certified.tolist() == [False]

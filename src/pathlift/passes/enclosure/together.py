@@ -151,7 +151,7 @@ def _with_parabolas(
     form, flat = known[source], a.flatten()
     where = free.where[0].flatten()
     above, below = (where & (flat < 0)).nonzero()[:, 0], (where & (flat > 0)).nonzero()[:, 0]
-    if not 0 < len(above) <= NEURONS:
+    if not 0 < len(above) <= NEURONS or not any(map(len, form.blocks.values())):
         return None
     slopes = [part.expand(1, *top.shape).flatten() for part in (lines.lower_slope, lines.upper_slope)]
     heights = lines.upper.expand(1, *top.shape).flatten()
@@ -174,10 +174,13 @@ def _with_parabolas(
     tilt = torch.where(centre[below] > 0, 2.0, -2.0).to(centre)
     scaling = _scaling(upwards, parts(curve.exp(), share.sigmoid())[2].sqrt(), None)
     q = parts(curve.exp(), share.sigmoid())[2]
-    rest = _rest(relaxation, known, source, _placed(q, above, form))
-    factor = (1 + rest / math.sqrt(max(DOUBLE.least, float(_square(upwards, q, scaling))))) ** 2
     gram, among = (upwards / scaling) @ upwards.T, None
-    if not bool(gram.isfinite().all() & q.isfinite().all()) or not math.isfinite(factor):
+    if not bool(gram.isfinite().all() & q.isfinite().all()):
+        return None
+    rest = _rest(relaxation, known, source, _placed(q, above, form))
+    factor = (1 + rest / math.sqrt(max(DOUBLE.least, _square(upwards, q, scaling)))) ** 2
+    paid = float((size * height).sum())  # by chords: steps are the same however a functional is scaled
+    if not math.isfinite(factor) or not 0 < paid < math.inf:
         return None
     with torch.enable_grad():
         parameters = [curve.requires_grad_(), share.requires_grad_(), tilt.requires_grad_()]
@@ -192,7 +195,7 @@ def _with_parabolas(
             largest, directions = _largest(gram, q)
             among = directions if among is None else MEMORY * among + (1 - MEMORY) * directions
             ascent.zero_grad()
-            (price + factor * largest * scaling.sum()).backward()
+            ((price + factor * largest * scaling.sum()) / paid).backward()
             ascent.step()
             if step % EVERY == 0:
                 scaling = (scaling * _scaling(upwards, q.detach().sqrt(), among)).sqrt()
@@ -259,6 +262,8 @@ def _square(rows: Tensor, q: Tensor, scaling: Tensor) -> float:
     """
     weighted = q.sqrt()[:, None] * rows
     matrix = (weighted / scaling) @ weighted.T
+    if not bool(matrix.isfinite().all()):
+        return math.inf
     off = (rows.shape[1] + 64 * len(rows) + 16) * DOUBLE.unit * matrix.diagonal().sum()
     largest = torch.linalg.eigvalsh(matrix)[-1].clamp(min=0.0)
     return float((largest + off + DOUBLE.least) * scaling.sum()) * UP
