@@ -41,13 +41,13 @@ ROOMS = [ROOT / "src" / "pathlift" / room for room in ("passes", "edges")]
 TESTS = [
     "enumeration", "operators", "product", "enclosure", "rounding", "intervals", "blocks", "axes", "compact", "forward",
     "certified_arithmetic", "metric_proofs", "range", "expressions", "bounds", "metric_bounds", "metric_improved", "laws",
-    "criteria", "streaming", "certify", "kernel", "programs", "symmetries", "traps",
+    "criteria", "streaming", "certify", "kernel", "programs", "symmetries", "traps", "together",
 ]  # fmt: skip
 
 SOUND = [
     "rounding", "rounded", "intervals", "differences", "squares", "programs", "backward", "deviation", "convolution",
     "pattern", "window", "view", "affine", "lines", "nonlinear", "relaxation", "roundoff", "substitution", "tightening",
-    "weights", "enclosure",
+    "weights", "enclosure", "forms", "together",
 ]  # fmt: skip
 """Files on which the soundness of a bound rests: twice as many of their mutants are drawn."""
 

@@ -5,7 +5,8 @@ In reading order:
 - `weights`: the box as middles and radii; `roundoff`: what rounding adds, there and here,
 - `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
 - `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
-- `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees.
+- `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees,
+- `forms`: neurons as linear functions of all that moves; `together`: what those before the last kinks can do at once.
 
 Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.
 """
@@ -30,6 +31,7 @@ from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
 from pathlift.passes.enclosure.tightening import ascended, narrowed
+from pathlift.passes.enclosure.together import raised
 from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.propagate import in_forward_order
 from pathlift.passes.rounding import DOUBLE, Arithmetic
@@ -138,6 +140,22 @@ class Enclosure:
             Shape (samples, functionals).
         """
         return ascended(self._relaxation, functionals, steps=steps, clock=self._clock)
+
+    def raised(self, sample: int, functionals: Mapping[str, Tensor], bounds: Tensor, needed: Tensor, *, steps: int) -> Tensor:
+        """Raise bounds of linear functionals of one sample, the lowest first, until one stays too low: see `together`.
+
+        Args:
+            sample: Its number in the batch.
+            functionals: Layer name to coefficients, (1, functionals, *shape).
+            bounds: Lower bounds of how far the functionals lie above what they should exceed, (1, functionals).
+            needed: What they should exceed, (1, functionals).
+            steps: Steps of gradient ascent over the slopes of the other layers.
+
+        Returns:
+            Shape (1, functionals).
+        """
+        relaxation = self._relaxation.of_sample(sample)
+        return raised(relaxation, functionals, bounds, constant=-needed, steps=steps, clock=self._clock)
 
 
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:

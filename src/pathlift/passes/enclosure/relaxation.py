@@ -12,7 +12,7 @@ Of the neurons v of a layer it holds
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -67,3 +67,32 @@ class Relaxation:
     def for_all(self, tensor: Tensor) -> Tensor:
         """Give a value that is the same for all samples one entry for each."""
         return tensor if len(tensor) == self.batch else tensor.expand(self.batch, *tensor.shape[1:])
+
+    def of_sample(self, sample: int) -> Relaxation:
+        """Return what is known of one sample.
+
+        Args:
+            sample: Its number in the batch.
+
+        Returns:
+            The relaxation of a batch of one.
+        """
+        here = slice(sample, sample + 1)
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor if len(tensor) == 1 else tensor[here]
+
+        def bent(lines: Lines | Choice) -> Lines | Choice:
+            if isinstance(lines, Choice):
+                return Choice(*map(own, (lines.chosen, lines.slope, lines.upper)))
+            return Lines(*map(own, (lines.lower_slope, lines.lower, lines.upper_slope, lines.upper)))
+
+        return replace(
+            self,
+            feed={name: x[here] for name, x in self.feed.items()},
+            intervals={name: Interval(own(it.low), own(it.high)) for name, it in self.intervals.items()},
+            slack={name: own(slack) for name, slack in self.slack.items()},
+            lines={name: bent(lines) for name, lines in self.lines.items()},
+            free={name: Free(*map(own, (free.where, free.least, free.most))) for name, free in self.free.items()},
+            constants={name: own(constant) for name, constant in self.constants.items()},
+        )

@@ -45,10 +45,31 @@ def lower_bound(
     Returns:
         Shape (samples, functionals).
     """
+    bound, _ = handed_down(relaxation, functionals, None, tilts or {})
+    return bound
+
+
+def handed_down(
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], stop: str | None, tilts: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Go backwards with linear functionals down to a layer.
+
+    Args:
+        relaxation: What is known of all layers up to the functionals.
+        functionals: Layer name to coefficients, (samples, functionals, *shape).
+        stop: The first layer, from above, that is not gone through; None for none.
+        tilts: See `lower_bound`.
+
+    Returns:
+        What was gathered on the way, (samples, functionals), and the coefficients of the layers that are left: both together
+        bound the functionals from below.
+    """
     coefficients = dict(functionals)
     first = next(iter(coefficients.values()))
     bound = first.new_zeros(first.shape[:2])
     for layer in reversed(list(relaxation.layers.values())):
+        if layer.name == stop:
+            break
         a = coefficients.pop(layer.name, None)
         if a is None:
             continue
@@ -61,8 +82,8 @@ def lower_bound(
         elif layer.nonlinearity is None:
             bound = bound + _through_affine(relaxation, layer, a, coefficients)
         else:
-            bound = bound + _through_lines(relaxation, layer, a, coefficients, (tilts or {}).get(layer.name))
-    return bound
+            bound = bound + _through_lines(relaxation, layer, a, coefficients, tilts.get(layer.name))
+    return bound, coefficients
 
 
 def _dot(a: Tensor, values: Tensor) -> Tensor:

@@ -36,27 +36,33 @@ RATE = 0.25
 """Of the ascent over slopes, which lie in [0, 1]."""
 
 
-def ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps: int, clock: Clock) -> Tensor:
-    """Bound linear functionals from below, and raise what is not positive by ascent over the free slopes.
+def ascended(
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], *, steps: int, clock: Clock, constant: Tensor | float = 0.0
+) -> Tensor:
+    """Bound linear functionals plus a constant from below, and raise what is not positive by ascent over the free slopes.
 
     Args:
         relaxation: What is known of all layers.
         functionals: Layer name to coefficients, (samples, functionals, *shape).
         steps: Steps of gradient ascent.
         clock: The ascent ends when its time is up.
+        constant: Added to each functional, (samples, functionals).
 
     Returns:
         Shape (samples, functionals).
     """
-    best = lower_bound(relaxation, functionals)
+    best = lower_bound(relaxation, functionals) + constant
     left = (~(best > 0)).any(0).nonzero()[:, 0]
     if not relaxation.free or len(left) == 0:
         return best
-    best[:, left] = _ascended(relaxation, {name: a[:, left] for name, a in functionals.items()}, best[:, left], steps, clock)
+    chosen, added = {name: a[:, left] for name, a in functionals.items()}, (torch.zeros_like(best) + constant)[:, left]
+    best[:, left] = _ascended(relaxation, chosen, best[:, left], added, steps, clock)
     return best
 
 
-def _ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, steps: int, clock: Clock) -> Tensor:
+def _ascended(
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, constant: Tensor, steps: int, clock: Clock
+) -> Tensor:
     rows = best.shape[1]
     tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
     with torch.enable_grad():
@@ -66,7 +72,7 @@ def _ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], best: T
             if clock.over():
                 return best
             ascent.zero_grad()
-            bound = lower_bound(relaxation, functionals, tilts=parameters)
+            bound = lower_bound(relaxation, functionals, tilts=parameters) + constant
             before, best = best, torch.maximum(best, bound.detach())
             if step >= PATIENCE and not bool(((best <= 0) & (best + (best - before) * (steps - step) > 0)).any()):
                 return best  # at this pace nothing more gets above 0
@@ -76,7 +82,7 @@ def _ascended(relaxation: Relaxation, functionals: Mapping[str, Tensor], best: T
                 for tilt in parameters.values():
                     tilt.clamp_(0.0, 1.0)
     last = {name: tilt.detach() for name, tilt in parameters.items()}
-    return torch.maximum(best, lower_bound(relaxation, functionals, tilts=last))
+    return torch.maximum(best, lower_bound(relaxation, functionals, tilts=last) + constant)
 
 
 def _first_tilt(relaxation: Relaxation, name: str, rows: int) -> Tensor:

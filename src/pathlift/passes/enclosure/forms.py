@@ -1,0 +1,216 @@
+"""Affine forms: every neuron as a centre, a linear function of common symbols, and a rest (mathematics §5).
+
+    u' = centre + Σ_i generator_i·ε_i + e,   |ε_i| ≤ 1,  |e| ≤ rest,
+
+for every network of the box and every input of the ball. A symbol is an input's change, a weight's change δ_i = r_i·ε_i, or
+what a nonlinearity and all before it leave over at one neuron. Intervals say how far one neuron can move; forms also say
+what the neurons of a layer can do together, which is far less than all of them at their worst: see `together`.
+
+- An affine layer with θ' = c + δ: Σ (c + δ)·u' + b' = f(centre; c) + b_c + Σ_i f(generator_i; c)·ε_i + Σ δ·centre + δ_b + (what
+  is left: Σ c·e + Σ δ·(u' − centre), and rounding). A weight that stands on several edges moves on all of them alike.
+- A nonlinearity between two parallel lines, slope·z + lower ≤ u ≤ slope·z + upper on the interval of z: the middle line, and
+  the distance from it as a symbol of the neuron's own.
+
+An example: u₁ = w·x, u₂ = −w·x with w in [0.9, 1.1] and x = 1. Both intervals are as wide as 0.2, but u₁ + u₂ is 0: the
+forms are 1 + 0.1·ε and −1 − 0.1·ε with the same ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathlift.graph.layers import Connection, Layer, LearnedSlope, Slopes
+from pathlift.passes.enclosure.affine import may_be_shared
+from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.forward import along, carried, placed
+from pathlift.passes.rounding import DOUBLE, SPARE, fan_in
+
+GENERATORS = 1 << 25
+"""Numbers in the generators of all layers of one sample, at most (256 MiB)."""
+
+ELEMENTS = 1 << 23
+"""Numbers that are worked on at a time where generators of weights are made (64 MiB)."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The neurons of one layer, for one sample.
+
+    Attributes:
+        centre: (1, *shape).
+        blocks: Generators, (symbols, *shape), by the name of their symbols.
+        rest: What is beyond the symbols, at most, (1, *shape).
+        rounded: The part of it that neither comes from below nor from products of two changes, (1, *shape).
+    """
+
+    centre: Tensor
+    blocks: Mapping[str, Tensor]
+    rest: Tensor
+    rounded: Tensor
+
+    @property
+    def linear(self) -> Tensor:
+        """How far the symbols alone move each neuron, at most, (1, *shape)."""
+        return sum((block.abs().sum(0, keepdim=True) for block in self.blocks.values()), torch.zeros_like(self.centre))
+
+    @property
+    def generators(self) -> Tensor:
+        """All generators, one row each, (symbols, neurons)."""
+        return torch.cat([self.centre.new_zeros(0, self.centre.numel()), *(block.flatten(1) for block in self.blocks.values())])
+
+
+def forms(relaxation: Relaxation, top: Layer) -> dict[str, Form] | None:
+    """Return the forms of all layers up to one.
+
+    Args:
+        relaxation: What is known of one sample.
+        top: The last layer that is wanted.
+
+    Returns:
+        Forms by layer; None where they would take more than `GENERATORS`.
+    """
+    known: dict[str, Form] = {}
+    taken = 0
+    for layer in relaxation.network.layers:
+        if taken + _symbols(relaxation, layer, known) * math.prod(layer.shape) > GENERATORS:
+            return None
+        if layer.kind == "input":
+            form = _of_input(relaxation, layer)
+        elif layer.nonlinearity is not None:
+            form = _bent(relaxation, layer, known)
+        else:
+            form = _affine(relaxation, layer, known)
+        known[layer.name] = form
+        taken += sum(block.numel() for block in form.blocks.values())
+        if layer.name == top.name:
+            break
+    return known
+
+
+def _symbols(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> int:
+    """Return how many symbols a layer depends on, at most, or how many functionals find those of its weights."""
+    sizes = {name: len(block) for edge in layer.connections for name, block in known[edge.source].blocks.items()}
+    if layer.kind == "input" or layer.nonlinearity is not None:
+        return sum(sizes.values()) + math.prod(layer.shape)
+    weights = [edge.weight for edge in layer.connections] + [bias.weight for bias in layer.biases]
+    moving = [relaxation.weights.radii(weight) for weight in weights if weight is not None]
+    own = sum(radii.full().numel() for radii in moving if radii is not None)
+    return max(sum(sizes.values()) + own, math.prod(layer.shape) if own else 0)
+
+
+def _diagonal(width: Tensor) -> Tensor:
+    """Return the generators of a symbol for each neuron whose width, (1, *shape), is not 0: (symbols, *shape)."""
+    flat = width.flatten()
+    neurons = flat.nonzero()[:, 0]
+    block = flat.new_zeros(len(neurons), len(flat))
+    block[torch.arange(len(neurons), device=flat.device), neurons] = flat[neurons]
+    return block.reshape(-1, *width.shape[1:])
+
+
+def _of_input(relaxation: Relaxation, layer: Layer) -> Form:
+    """Return x + radius·ε, an ε for each input; the radius is that of the interval, which covers rounding."""
+    x, interval = relaxation.feed[layer.name], relaxation.intervals[layer.name]
+    radius = torch.maximum(interval.high - x, x - interval.low) * (1 + 4 * relaxation.roundoff.here(layer))
+    zero = torch.zeros_like(x)
+    return Form(x, {layer.name: _diagonal(radius)}, zero, zero)
+
+
+def _bent(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
+    here, slack = relaxation.roundoff.here(layer), relaxation.slack[layer.name].expand(1, *layer.shape)
+    zero, lines = torch.zeros_like(slack), relaxation.lines[layer.name]
+    plain = layer.connections[0].weight is None and isinstance(layer.nonlinearity, (Slopes, LearnedSlope))
+    if not (plain and isinstance(lines, Lines)):  # then all that is known is the interval
+        interval = relaxation.intervals[layer.name]
+        width = (interval.radius * (1 + 4 * here) + 4 * here * interval.size).expand(1, *layer.shape)
+        return Form(interval.middle.expand(1, *layer.shape), {layer.name: _diagonal(width)}, zero, zero)
+    below = known[layer.connections[0].source]
+    convex = lines.upper > 0  # then the line above is the chord; elsewhere the one below is, or both are the same
+    slope = torch.where(convex, lines.upper_slope, lines.lower_slope)
+    lower, upper = torch.where(convex, 0.0, lines.lower), torch.where(convex, lines.upper, 0.0)
+    size = slope.abs() * (below.centre.abs() + below.linear + below.rest) + upper - lower
+    width = (upper - lower) / 2 + slope.abs() * below.rest + slack + here * size
+    alive = (slope != 0) | (upper > lower)  # the others are 0 but for rounding
+    blocks = {name: block * slope for name, block in below.blocks.items()}
+    blocks[layer.name] = _diagonal(torch.where(alive, width, 0.0))
+    return Form(slope * below.centre + (lower + upper) / 2, blocks, torch.where(alive, 0.0, width), zero)
+
+
+def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
+    weights, here = relaxation.weights, relaxation.roundoff.here(layer)
+    below = {connection.source: known[connection.source] for connection in layer.connections}
+    centres = {name: form.centre for name, form in below.items()}
+    centre = carried(layer, centres, weights.middles, biases=weights.middles)
+    blocks = {}
+    for name in dict.fromkeys(name for form in below.values() for name in form.blocks):
+        count = next(len(form.blocks[name]) for form in below.values() if name in form.blocks)
+        if count:
+            values = {
+                source: form.blocks.get(name, form.centre.new_zeros((count, *form.centre.shape[1:])))
+                for source, form in below.items()
+            }
+            blocks[name] = carried(layer, values, weights.middles)
+    mean = weights.centres.get(layer.name, 0.0)
+    blocks |= _of_weights(relaxation, layer, {name: value - mean for name, value in centres.items()})
+    linear = {name: form.linear for name, form in below.items()}
+    rest = {name: form.rest for name, form in below.items()}
+    reach = {name: apart(relaxation, name, form) for name, form in below.items()}
+    sizes = {name: (value - mean).abs() + linear[name] + rest[name] for name, value in centres.items()}
+    # The centre, each generator and both rests are computed with a relative error; what the model rounds is in the slack.
+    magnitude = carried(layer, linear, weights.sizes) + carried(layer, rest, weights.sizes) if below else 0.0
+    magnitude = magnitude + carried(layer, sizes, weights.radii, biases=weights.radii, only_weighted=True)
+    tiny = DOUBLE.least * (fan_in(relaxation.network)[layer.name] + SPARE) * (2 + sum(map(len, blocks.values())))
+    rounded = relaxation.slack[layer.name].expand(1, *layer.shape) + (here * magnitude + tiny)
+    left = carried(layer, rest, weights.sizes) + carried(layer, reach, weights.radii, only_weighted=True) if below else 0.0
+    up = 1 + 4 * here
+    return Form(centre, blocks, (left + rounded) * up, rounded * up)
+
+
+def apart(relaxation: Relaxation, name: str, form: Form) -> Tensor:
+    """Return how far the neurons of a layer lie from the centre, at most, by its form and by its interval, (1, *shape)."""
+    interval = relaxation.intervals[name]
+    by_interval = torch.maximum(interval.high - form.centre, form.centre - interval.low)
+    up = 1 + 4 * relaxation.roundoff.here(relaxation.network.layer[name])
+    return torch.minimum(form.linear + form.rest, by_interval.clamp(min=0.0)) * up + DOUBLE.least
+
+
+def _of_weights(relaxation: Relaxation, layer: Layer, centres: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the generators of the layer's own weights and biases."""
+    blocks, offset = {}, 0
+    for position, connection in enumerate(layer.connections):
+        shape = layer.shape if layer.concat is None else layer.concat.shape(position, layer.shape)
+        if relaxation.weights.varies(connection.weight):
+            block = _of_edges(relaxation, layer, connection, centres[connection.source], shape)
+            if layer.concat is not None:
+                whole = block.new_zeros((len(block), *layer.shape))
+                whole.narrow(1 + layer.concat.dim, offset, layer.concat.sizes[position]).copy_(block)
+                block = whole
+            blocks[f"{layer.name}, connection {position}"] = block
+        offset += 0 if layer.concat is None else layer.concat.sizes[position]
+    for position, bias in enumerate(layer.biases):
+        radii = relaxation.weights.radii(bias.weight)
+        if radii is not None:
+            each = placed(bias, radii)
+            block = torch.diag(each.flatten()).reshape(-1, *[1] * (len(layer.shape) - each.dim()), *each.shape)
+            blocks[f"{layer.name}, bias {position}"] = block.expand(-1, *layer.shape)
+    return blocks
+
+
+def _of_edges(relaxation: Relaxation, layer: Layer, connection: Connection, centre: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the generators r_k·(Σ of u over the edges of k) of a weight, (symbols, *shape)."""
+    assert connection.weight is not None
+    weights = relaxation.weights
+    if not may_be_shared(connection, layer):  # then all weights into a neuron together are one symbol
+        return _diagonal(along(connection, centre.abs(), weights.radii(connection.weight)).expand(1, *shape))
+    radius = weights.radius[connection.weight]
+    assert radius is not None
+    each = torch.eye(math.prod(shape), dtype=torch.float64, device=centre.device).reshape(1, -1, *shape)
+    rows = max(1, ELEMENTS // max(centre.numel(), radius.numel()))  # each has a copy of what is below
+    value = weights.middle[connection.weight]
+    gathered = torch.cat([connection.edges.gathered(centre, value, part)[0] for part in each.split(rows, 1)]) * radius
+    return gathered.flatten(1).T.reshape(-1, *shape)

@@ -1,0 +1,224 @@
+"""What the neurons before the last kinks can do together: never more than its bound, and less than one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pathlift
+from pathlift import Absolute, Relative
+from pathlift.budget import Clock
+from pathlift.certification import Tolerance
+from pathlift.graph.network import Network
+from pathlift.passes.box import box, checked_intervals, point
+from pathlift.passes.enclosure import Enclosure, together
+from pathlift.passes.enclosure import forms as affine_forms
+from pathlift.passes.enclosure.forms import forms
+from pathlift.passes.forward import feed_of, forward
+from pathlift.passes.rounding import Arithmetic
+from test_certify import strided
+
+
+class Branches(nn.Module):
+    """A skip, pieces side by side, shared weights, a clamp, a maximum, a learned slope and a leaky one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.slope, self.other = nn.PReLU(4), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.fc, self.out = nn.Linear(72, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        z = self.other(self.slope(y)) - y
+        y = F.max_pool2d(torch.cat([F.relu6(z), F.leaky_relu(y, 0.2)], 1), 2)
+        return self.out(F.leaky_relu(self.fc(y.flatten(1)), 0.1))
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(9, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def captured(name: str) -> tuple[Network, Tensor]:
+    """Return a network whose batch norms are not trivial, and an input."""
+    models = {"strided": (strided, (1, 1, 12, 12)), "branches": (Branches, (1, 1, 6, 6)), "perceptron": (perceptron, (1, 9))}
+    make, shape = models[name]
+    model = make()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.3, 0.3)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.1, 0.3)
+    x = torch.randn(shape)
+    return pathlift.capture(model.eval(), x), x
+
+
+def enclosed(network: Network, x: Tensor, tolerance: Tolerance | None, radius: float) -> Enclosure:
+    weights = (
+        box(network, tolerance, arithmetic=True) if tolerance is not None else point(network, network.state, arithmetic=True)
+    )
+    return Enclosure(network, weights, feed_of(network, x), radius, Arithmetic(network), refine=True)
+
+
+class Worst:
+    """A search of corners of the set for the smallest value of a function of all layers, by the signs of its gradient."""
+
+    def __init__(self, network: Network, x: Tensor, tolerance: Tolerance | None, radius: float) -> None:
+        self.network, self.radius = network, radius
+        self.feed = {name: value.double() for name, value in feed_of(network, x).items()}
+        self.ends = {} if tolerance is None else checked_intervals(network, tolerance)
+
+    def values(self, weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        values = self.network.values({**self.network.state, **weights})
+        return forward(self.network, values, inputs, torch.float64, keep=True)
+
+    def smallest(self, function: Callable[[dict[str, Tensor]], Tensor], starts: int, steps: int) -> float:
+        """Return the smallest value that was found."""
+        found = math.inf
+        for start in range(starts):
+            share = {name: torch.rand_like(low) if start else torch.full_like(low, 0.5) for name, (low, _) in self.ends.items()}
+            shift = {name: 2 * torch.rand_like(x) - 1 if start else torch.zeros_like(x) for name, x in self.feed.items()}
+            for _ in range(steps):
+                with torch.enable_grad():
+                    moving = [part.requires_grad_() for part in (*share.values(), *shift.values())]
+                    weights = {name: low + share[name] * (high - low) for name, (low, high) in self.ends.items()}
+                    value = function(self.values(weights, {n: x + self.radius * shift[n] for n, x in self.feed.items()}))
+                    slopes = torch.autograd.grad(value, moving, allow_unused=True)
+                found = min(found, float(value.detach()))
+                signs = [torch.zeros_like(p) if s is None else -s.sign() for p, s in zip(moving, slopes, strict=True)]
+                share = {name: (1 + sign) / 2 for name, sign in zip(share, signs[: len(share)], strict=True)}
+                shift = dict(zip(shift, signs[len(share) :], strict=True))
+        return found
+
+
+CASES: list[tuple[str, Tolerance | None, float]] = [
+    ("strided", Relative(0.03), 0.0),
+    ("strided", Absolute(0.01), 0.02),
+    ("branches", Relative(0.02), 0.01),
+    ("branches", None, 0.3),
+    ("perceptron", Relative(0.2), 0.0),
+    ("perceptron", None, 0.6),
+]
+
+
+@pytest.mark.parametrize(("name", "tolerance", "radius"), CASES, ids=str)
+def test_no_network_of_the_set_moves_neurons_further_than_their_squares_allow(
+    name: str, tolerance: Tolerance | None, radius: float
+) -> None:
+    network, x = captured(name)
+    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
+    top = [layer for layer in network.layers if layer.nonlinearity is not None][-1]
+    source = network.layer[top.connections[0].source]
+    known = forms(relaxation, source)
+    assert known is not None
+    search = Worst(network, x, tolerance, radius)
+    for layer, form in known.items():
+        centre, reach = form.centre, form.linear + form.rest
+        q = torch.rand(centre.shape[1:], dtype=torch.float64)
+        bound = (together._moves(form, q) - together._length(q, form.rest) + together._rest(relaxation, known, layer, q)) ** 2
+        last = layer == source.name
+        found = -search.smallest(lambda u, n=layer, c=centre, w=q: -(w * (u[n] - c) ** 2).sum(), 3 if last else 1, 4)
+        assert found <= bound
+        if last:
+            assert search.smallest(lambda u, n=layer, c=centre, r=reach: (r - (u[n] - c).abs()).amin(), 3, 3) >= 0
+    assert found > bound / 20  # of the neurons before the last kinks: it says something
+
+
+@pytest.mark.parametrize(("name", "tolerance", "radius"), CASES, ids=str)
+def test_no_functional_falls_below_its_raised_bound(
+    name: str, tolerance: Tolerance | None, radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "HOPE", math.inf)
+    network, x = captured(name)
+    enclosure = enclosed(network, x, tolerance, radius)
+    search = Worst(network, x, tolerance, radius)
+    output = network.outputs[0]
+    better = 0
+    for sign in (-1.0, 1.0):
+        for a in sign * torch.tensor([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64):
+            before = enclosure.tightened({output: a[None, None, None]}, steps=3)
+            needed = before + 1.0  # always out of reach before, so that there is something to raise
+            after = enclosure.raised(0, {output: a[None, None, None]}, before - needed, needed, steps=3) + needed
+            found = search.smallest(lambda u, row=a: (row * u[output]).sum(), 2, 4)
+            assert float(before) - 1e-12 <= float(after) <= found
+            better += float(after) > float(before) + 1e-9
+    assert better
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_products_of_two_changes_are_paid_and_no_more(convolution: bool) -> None:
+    """Let z = w₂·ReLU(w₁·x), x = 1 and both weights in 1 ± 1/2: z is 1 ± (1/2 + 1/2 + 1/4), at one position or at two alike."""
+    places = 2 if convolution else 1
+    layers = [nn.Conv1d(1, 1, 1, bias=False) if convolution else nn.Linear(1, 1, bias=False) for _ in range(2)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Flatten(), nn.Linear(places, 2)).double()
+    x = torch.ones(1, 1, 2, dtype=torch.float64) if convolution else torch.ones(1, 1, dtype=torch.float64)
+    network = pathlift.capture(model, x)
+    relaxation = enclosed(network, x, Relative(0.5), 0.0)._relaxation.of_sample(0)
+    source = [layer for layer in network.layers if layer.kind == "hidden" and layer.nonlinearity is None][1]
+    known = forms(relaxation, source)
+    assert known is not None
+    q = torch.ones(source.shape, dtype=torch.float64)
+    linear = together._moves(known[source.name], q) - together._length(q, known[source.name].rest)
+    assert linear == pytest.approx(math.sqrt(places), rel=1e-6)
+    assert together._rest(relaxation, known, source.name, q) == pytest.approx(math.sqrt(places) / 4, rel=1e-6)
+    assert together._rest(relaxation, known, source.name, q) >= math.sqrt(places) / 4
+
+
+def hadamard(size: int, lead: float) -> nn.Sequential:
+    """R(x) = (lead − Σ|H·x|, 0), as ReLU(H·x) + ReLU(−H·x)."""
+    rows = torch.ones(1, 1)
+    while len(rows) < size:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    model = nn.Sequential(nn.Linear(size, 2 * size, bias=False), nn.ReLU(), nn.Linear(2 * size, 2))
+    model[0].weight.data = torch.cat([rows, -rows])
+    model[2].weight.data = torch.stack([-torch.ones(2 * size), torch.zeros(2 * size)])
+    model[2].bias.data = torch.tensor([lead, 0.0])
+    return model
+
+
+def test_neurons_that_cannot_all_be_at_their_ends_do_not_pay_for_it() -> None:
+    """Each of four neurons reaches 4, so that chords pay 16; all four together reach 4^1.5 = 8."""
+    x = torch.zeros(1, 4)
+    assert pathlift.certify(hadamard(4, 8.3), x, radius=1.0).certified.tolist() == [True]
+    several = torch.cat([x + 2.0, x, x + 0.01])  # each is searched by itself
+    assert pathlift.certify(hadamard(4, 8.3), several, radius=1.0).certified.tolist() == [False, True, True]
+    assert pathlift.certify(hadamard(4, 7.9), x, radius=1.0).certified.tolist() == [False]
+    assert pathlift.attack(hadamard(4, 7.9), x, radius=1.0, restarts=20).changed.tolist() == [True]
+
+
+def test_bounds_stay_as_they_are_without_time_or_room_or_hope(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = captured("strided")
+    enclosure = enclosed(network, x, Relative(0.03), 0.0)
+    functional = {network.outputs[0]: torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)[None, None, None]}
+    far = torch.tensor([[-1e6]], dtype=torch.float64)
+    assert torch.equal(enclosure.raised(0, functional, far, -far, steps=3), far)
+    with monkeypatch.context() as patch:  # a layer that is too large is never laid out
+        patch.setattr(affine_forms, "GENERATORS", 100)
+        patch.setattr(affine_forms, "_diagonal", None)
+        low = torch.tensor([[-1e-6]], dtype=torch.float64)
+        assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
+    enclosure._clock = Clock(0.0)
+    low = torch.tensor([[-1e-6]], dtype=torch.float64)
+    assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
+
+
+def test_numbers_of_any_size_are_bounded_or_left_alone() -> None:
+    """A change of units changes nothing; squares beyond the range of float64 say nothing, nor do inputs that cannot move."""
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    for scale, radius, certified in ((1e-30, 1.0, True), (1e30, 1.0, True), (1e-160, 2.0, False), (1e160, 2.0, False)):
+        model = hadamard(4, 8.3).double()
+        model[0].weight.data *= scale
+        model[2].bias.data *= scale
+        with torch.inference_mode():
+            assert pathlift.certify(model, x, radius=radius).certified.tolist() == [certified]
+    assert pathlift.certify(hadamard(4, 0.0), x.float()).certified.tolist() == [False]
