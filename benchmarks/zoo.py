@@ -108,11 +108,21 @@ def told(table: Path) -> Iterator[str]:
             chosen = [row for row in measured if row["model"].startswith(library) and row["weights"] is None]
             cells = [_goes_with(chosen, norm, other) for other in ("depth", "parameters", "about/accuracy")]
             yield f"| {name}, {library} | {len(chosen)} | {' | '.join(cells)} |"
-    yield "\n| network | parameters | depth | accuracy | log₁₀ of the path-norm | … per weight on the longest path | of the ℓ² one |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for row in sorted(
-        measured, key=lambda each: (each["model"].startswith("torchvision") and not each["weights"], each["depth"])
-    ):
+    heads = (
+        "network",
+        "parameters",
+        "depth",
+        "accuracy",
+        "log₁₀ of the path-norm",
+        "… per weight of the depth",
+        "of the ℓ² one",
+    )
+    yield f"\n| {' | '.join(heads)} |"
+    yield f"| --- |{' ---: |' * (len(heads) - 1)}"
+    untrained_last = sorted(
+        measured, key=lambda row: (row["model"].startswith("torchvision") and not row["weights"], row["depth"])
+    )
+    for row in untrained_last:
         if not row["model"].startswith("timm"):
             name = f"{row['model']} ({Path(row['weights']).name})" if row["weights"] else row["model"]
             accuracy = "" if row["about/accuracy"] is None else f"{row['about/accuracy']:.1f}"
