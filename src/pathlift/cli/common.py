@@ -583,7 +583,7 @@ def for_shell(message: str) -> str:
         message,
     )
     for place in (
-        rf"(?:^|(?<=[.;:] )|(?<=^an item of ))({names})(?=(?:\[\d+\])? (?:must|has|names|needs|holds|takes|of)\b)",
+        rf"(?:^|(?<=[.;:] )|(?<=^an item of ))({names})(?=(?:\[\d+\])? (?:must|has|names|needs|holds|takes)\b)",
         rf"(?<=\bhas no effect beside )({names})(?=:)",
         rf"(?<=\bhas no effect without )({names})(?=:)",
     ):
