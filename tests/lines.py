@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -161,6 +162,14 @@ FAIR: dict[str, Callable[[str], bool]] = {
 }
 
 
+def _says_an_argument(command: str, sentence: str) -> bool:
+    """Whether a sentence calls an option as Python calls its argument: ``input_mean`` for ``--input-mean``."""
+    options = [option[2:] for parameter in commands().get(command, ()) for option in parameter.opts if option[:2] == "--"]
+    names = "|".join(option.replace("-", "_") for option in options)
+    said = rf"(?:^pathlift: |^pathlift: an item of |[;:] )(?:{names})\b[\[\]\d]* (?:must|has)"
+    return bool(names) and re.search(said, sentence) is not None
+
+
 @dataclass(frozen=True)
 class End:
     """How a command line ended: ``refused``, ``answered``, ``wrong``, ``traceback`` or ``mute`` (no sentence, or several)."""
@@ -236,6 +245,7 @@ def ended(command: str, option: str, line: list[str], value: str) -> End:
     sentences = [row for row in said.getvalue().splitlines() if row.strip()]
     if status == 2:
         good = sentences and sentences[0].startswith("pathlift: ") and len("".join(sentences)) < 1500
+        good = good and not _says_an_argument(command, sentences[0])
         return End(shown, "refused" if good else "mute", "\n".join(sentences)[:300])
     test = FAIR.get(f"{command} {option}", FAIR.get(option))
     allowed = status in {0, 1} and test is not None and test(value)

@@ -21,6 +21,7 @@ from plain import run
 
 pytest.importorskip("matplotlib")
 from pathlift.report import Report
+from pathlift.report.page import rendered
 
 SHAPE = (1, 4, 4)
 EVIL = "<script>alert(1)</script>"
@@ -242,7 +243,7 @@ def test_wrong_numbers_of_names_are_refused() -> None:
 class Elements(html.parser.HTMLParser):
     """Reads a page: elements that are open, attributes, and what stands in scripts."""
 
-    EMPTY = ("meta", "link", "img", "br", "input", "hr")
+    EMPTY = ("meta", "link", "img", "br", "wbr", "input", "hr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -300,6 +301,14 @@ def test_names_are_words_wherever_they_stand(report: Report, page: str) -> None:
         assert not Elements(text).open and text.count("<script") == 2 and "<b>$" not in text
     for result in (*report.layers, *report.compared, *report.pruning, report):
         assert EVIL not in result._repr_html_()
+
+
+def test_long_names_break_and_copy_as_they_are() -> None:
+    template = '{% from "macros.html" import broken %}{{ broken(name) }}'
+    long = "/features/features.0/very_long_name_of_a_node/Conv"
+    shown = rendered(template, name=long)
+    assert shown.replace("<wbr>", "") == long and max(map(len, shown.split("<wbr>"))) < 12
+    assert rendered(template, name="</a&b_c>") == "&lt;/<wbr>a&amp;b_<wbr>c&gt;"
 
 
 @pytest.mark.hunt

@@ -314,3 +314,22 @@ def test_processes_and_ray_find_what_one_process_finds(
         assert numbers(table.run(subjects, here / "ray", backend, threads=1)) == expected
     finally:
         backend.ray.shutdown()
+
+
+def test_a_picture_has_no_more_groups_than_it_tells_apart() -> None:
+    models = [
+        "timm:a",
+        "timm:b",
+        "torchvision:a",
+        "torchvision:b",
+        "lite.nets:A",
+        "lite.others:B",
+        "one:f",
+        "two:f",
+        "c:/a.onnx",
+        "b.pt2",
+    ]
+    rows = [{"model": model, "depth": 1, "number": 2.0} for model in models]
+    groups = page.points(rows, "depth", "number")
+    assert {name: len(pairs) for name, pairs in groups.items()} == {"timm": 2, "torchvision": 2, "lite": 2, "others": 4}
+    assert set(page.points(rows[-2:], "depth", "number")) == {"files"}

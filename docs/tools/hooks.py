@@ -99,3 +99,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         return f'<span class="formula">{made}</span>' if block else made
 
     return FORMULA.sub(formula, content)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Lead from the logo to the start page by its file: opened from a disk, a folder shows its files."""
+    return re.sub(r'href="(\.\.?)"', r'href="\1/index.html"', output)

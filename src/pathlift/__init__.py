@@ -3,9 +3,8 @@
 Everything stands on the path-lifting Φ(θ) of a network: `path_norm`, `path_metric` and `path_magnitude` are unchanged by
 every neuron-wise rescaling and are computed in about one forward pass each.
 
-The names at the top are in `pathlift.public`; further ones are in their packages, which are there without an import:
-`pathlift.pruning`, `pathlift.rescaling`, `pathlift.metric`, `pathlift.lipschitz`, `pathlift.certification`,
-`pathlift.consequences`, `pathlift.report`, `pathlift.storage`, `pathlift.errors`. All is loaded when a name is first asked for:
+The names at the top are in `pathlift.public`; further ones are in their packages (`PACKAGES`), which are there without an
+import: `pathlift.pruning`, say. All is loaded when a name is first asked for:
 ``pathlift --help`` need not wait for PyTorch.
 """
 
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
     from pathlift.public import *  # noqa: F403
 
 __version__ = VERSION
+
+PACKAGES = (
+    "certification", "consequences", "errors", "lipschitz", "metric", "pruning", "quantisation", "report", "rescaling",
+    "statistics", "storage",
+)  # fmt: skip
+"""Rooms with further public names."""
 
 APART = ("cli", "experiments", "hugging_face", "lightning")
 """Rooms that may need an extra: a missing name is not looked for in these."""
@@ -42,8 +47,8 @@ class _Package(ModuleType):
         raise AttributeError(f"module 'pathlift' has no attribute '{name}'{advice}", name=name, obj=self)
 
     def __dir__(self) -> list[str]:
-        """Return all names, the public ones too."""
-        return sorted({*vars(self), *self.__all__})
+        """Return the public names, the packages with further ones, and what every module has; not what this file imports."""
+        return sorted({*self.__all__, *PACKAGES, *(name for name in vars(self) if name.startswith("__"))})
 
 
 sys.modules[__name__].__class__ = _Package

@@ -40,6 +40,7 @@ from pathlift.cli.common import (
     captured,
     check_data,
     check_model,
+    check_option,
     check_options,
     check_used,
     each_checkpoint,
@@ -117,7 +118,7 @@ class _Notes(logging.Handler):
         self.printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        note = " ".join(record.getMessage().split())
+        note = for_shell(" ".join(record.getMessage().split()))
         if note not in self.printed and not manner.quiet:
             self.printed.add(note)
             err.print(f"pathlift: {note}", style="dim", markup=False, highlight=False)
@@ -153,7 +154,7 @@ def _warn(
 ) -> None:
     """Print a warning of pathlift's own as one line; those of other packages say nothing to the user of a command."""
     if issubclass(category, PathliftWarning) and not manner.quiet:
-        err.print(f"pathlift: {' '.join(str(message).split())}", style="yellow", markup=False, highlight=False)
+        err.print(f"pathlift: {for_shell(' '.join(str(message).split()))}", style="yellow", markup=False, highlight=False)
 
 
 def _version(wanted: bool) -> None:
@@ -315,6 +316,11 @@ def certify(
     chosen: dict[str, pathlift.certification.Tolerance | pathlift.storage.Checkpoint] = {}
     if bits is not None:
         chosen["--bits"] = pathlift.Rounding(bits, per=per, step=step)  # type: ignore[arg-type]
+    for option, share in {"--relative": relative, "--absolute": absolute}.items():
+        if share is not None:
+            check_option(option, share, option.removeprefix("--").capitalize(), "r")
+    if prune is not None:
+        check_option("--prune", prune, "Pruned", "amount")
     if relative is not None:
         chosen["--relative"] = pathlift.Relative(relative)
     if absolute is not None:

@@ -14,15 +14,17 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
+from typer.models import OptionInfo
 
 import pathlift
 from pathlift.cli.tables import Column, Layout, as_csv, laid_out
@@ -45,11 +47,13 @@ class Manner:
         csv: Its table as CSV.
         quiet: Neither progress nor notes nor warnings.
         written: Whether a table was written as CSV.
+        options: Its options by the names that arguments of the library have: ``input_mean`` to ``--input-mean``.
     """
 
     csv: bool = False
     quiet: bool = False
     written: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 manner = Manner()
@@ -84,9 +88,12 @@ class Commands(typer.Typer):
 
 def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command with the options of all commands."""
+    signature = inspect.signature(function, eval_str=True)
+    options = {option.removeprefix("--").replace("-", "_"): option for option in _options(signature)}
 
     @functools.wraps(function)
     def command(*, _csv: bool, _quiet: bool, **given: Any) -> None:
+        manner.options = options
         if _csv and given.get("as_json"):
             raise InputError("Give --json or --csv, found both.")
         manner.csv, manner.quiet, manner.written = _csv, _quiet, False
@@ -98,7 +105,6 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
         if _csv and not manner.written:
             raise InputError("This answer is no table: leave out --csv, or take --json.")
 
-    signature = inspect.signature(function, eval_str=True)
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
@@ -107,6 +113,14 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _options(signature: inspect.Signature) -> Iterator[str]:
+    """Yield the options of a command as they are written."""
+    for name, parameter in signature.parameters.items():
+        for said in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(said, OptionInfo):
+                yield next(iter(said.param_decls or ()), f"--{name.replace('_', '-')}")
 
 
 PANELS = MEASURE, COMPARE, CHANGE = "Measure a network", "Compare networks", "Change the weights"
@@ -361,17 +375,32 @@ def check_options(function: str, **given: object) -> None:
 
     Args:
         function: Name of the function of the library that takes them.
-        given: Its arguments by name; those that are None are left to their defaults.
+        given: Its arguments by name, which the options have, too; those that are None are left to their defaults.
 
     Raises:
         InputError: One is not what it may be.
     """
+    for name, value in given.items():
+        if value is not None:
+            check_option(f"--{name.replace('_', '-')}", value, function, name)
+
+
+def check_option(option: str, value: object, function: str, name: str) -> None:
+    """Refuse a value as `check_options` does, of an option that is called otherwise than the argument.
+
+    Args:
+        option: As it is written.
+        value: What it says.
+        function: Name of the function of the library that takes it.
+        name: Of the argument.
+
+    Raises:
+        InputError: It is not what it may be.
+    """
     import pathlift.public  # noqa: F401 - every room declares its arguments
     from pathlift.arguments.registry import kind_of
 
-    for name, value in given.items():
-        if value is not None:
-            kind_of(function, name, may_be_none=False)(f"--{name.replace('_', '-')}", value)
+    kind_of(function, name, may_be_none=False)(option, value)
 
 
 def hollow(
@@ -532,12 +561,34 @@ def width() -> int:
     return os.get_terminal_size(sys.stdout.fileno()).columns or PIPED if out.is_terminal else PIPED
 
 
+QUOTE = "'"
+
+
 def for_shell(message: str) -> str:
-    """Return a message of the library with the names that its arguments have on the command line."""
-    named = re.sub(
-        r"\b(until|moments|tighten|estimate|ratio)=([\w.]*)", lambda match: f"--{match[1]} {match[2]}".rstrip(), message
+    """Return a message of the library with the names that its arguments have as options of the command that runs.
+
+    Args:
+        message: As the library words it: ``correlation must be …``, ``use moments=0``, ``until has no effect beside …``.
+
+    Returns:
+        The message with ``--correlation``, ``--moments 0``, ``--until``. What is said of Python stays.
+    """
+    options = manner.options
+    if not options:
+        return message
+    names = "|".join(sorted(options, key=len, reverse=True))
+    message = re.sub(
+        rf"(?<!in Python )(?<![\w.\-/'])({names})=('[^']*'|[\w.]*)(?![\w(])",
+        lambda match: f"{options[match[1]]} {shlex.quote(match[2].strip(QUOTE)) if match[2] else ''}".rstrip(),
+        message,
     )
-    return re.sub(r"^until (?=names)", "--until ", named)
+    for place in (
+        rf"(?:^|(?<=[.;:] )|(?<=^an item of ))({names})(?=(?:\[\d+\])? (?:must|has|names|needs|holds|takes)\b)",
+        rf"(?<=\bhas no effect beside )({names})(?=:)",
+        rf"(?<=\bhas no effect without )({names})(?=:)",
+    ):
+        message = re.sub(place, lambda match: options[match[1]], message)
+    return message
 
 
 def second_network(

@@ -29,6 +29,7 @@ from pathlift.cli.common import (
     app,
     built,
     check_data,
+    check_option,
     check_options,
     check_used,
     each_other,
@@ -93,7 +94,8 @@ def report(
     check_outputs({"--out": out_file}, suffixes=PAGES, inputs=read, replace=force)
     amounts, widths = _numbers("--prune", prune, float), _numbers("--bits", bits, int)
     check_options("path_metric", estimate=estimate)
-    check_options("Report", amounts=amounts, bits=widths)
+    check_options("Report", bits=widths)
+    check_option("--prune", amounts, "Report", "amounts")
     check_data(data, limit)
     check_used({"--other-key": other_key is not None}, "--other", there=bool(other))
     from pathlift.storage.packages import package

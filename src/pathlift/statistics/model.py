@@ -167,8 +167,8 @@ def _placed(layer: Layer, channel: int | None, name: str, value: float | Tensor)
         return tensor.reshape([-1 if dim == channel else 1 for dim in range(rank)])
     if tensor.shape == layer.shape[1:]:
         return tensor.unsqueeze(0)
-    size = layer.shape[channel] if channel else 1
-    raise InputError(f"{name} must have shape ({size},) or {layer.shape[1:]}, found {tuple(tensor.shape)}.")
+    shapes = dict.fromkeys([*([(layer.shape[channel],)] if channel else []), tuple(layer.shape[1:])])
+    raise InputError(f"{name} must have shape {' or '.join(map(str, shapes))}, found {tuple(tensor.shape)}.")
 
 
 def disagreement(propagation: Propagation) -> tuple[float, float]:

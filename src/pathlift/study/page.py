@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pathlift.drawing as drawing
 from pathlift.report.figures import HEIGHT, WIDTH, Figure, figure_of
@@ -18,6 +19,12 @@ from pathlift.study.zoo import Subject
 
 MEASURES = {"depth": "depth: weights on the longest path", "parameters": "parameters"}
 """What every network has and numbers are drawn against, and what it is called; parameters on a scale of logarithms."""
+
+GROUPS = 4
+"""A picture tells so many groups apart."""
+
+PROGRAMS = (".onnx", ".pt2")
+"""Files that are models."""
 
 FEW = 8
 """A rank correlation is said of at least so many networks."""
@@ -136,14 +143,23 @@ def points(rows: Sequence[Row], across: str, up: str) -> dict[str, list[tuple[fl
         up: Another one.
 
     Returns:
-        Group to points; a network that does not have both numbers is left out.
+        Group to points; a network that does not have both numbers is left out. Where there are more groups than a picture
+        tells apart, the small ones are ``others``.
     """
+    counts = Counter(origin(row["model"]) for row in rows)
+    apart = counts if len(counts) <= GROUPS else {name for name, _ in counts.most_common(GROUPS - 1)}
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         pair = row.get(across), row.get(up)
         if all(isinstance(value, (int, float)) and math.isfinite(value) for value in pair):
-            groups.setdefault(row["model"].partition(":")[0], []).append((float(pair[0]), float(pair[1])))  # type: ignore[arg-type]
+            group = origin(row["model"]) if origin(row["model"]) in apart else "others"
+            groups.setdefault(group, []).append((float(pair[0]), float(pair[1])))  # type: ignore[arg-type]
     return groups
+
+
+def origin(model: str) -> str:
+    """Say where a model comes from: a library or a package, or files."""
+    return model.partition(":")[0].partition(".")[0] if ":" in model and Path(model).suffix not in PROGRAMS else "files"
 
 
 def _trend(groups: dict[str, list[tuple[float, float]]], across: str) -> str:
