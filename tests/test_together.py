@@ -174,6 +174,36 @@ def test_products_of_two_changes_are_paid_and_no_more(convolution: bool) -> None
     assert together._rest(relaxation, known, source.name, q) >= math.sqrt(places) / 4
 
 
+class Doubled(nn.Module):
+    """Layers without kinks, each of which reads the one below twice: 2^depth ways down."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(depth))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in self.layers:
+            x = first(x) + second(x)
+        return self.out(F.relu(x))
+
+
+def test_what_is_left_over_is_followed_layer_by_layer_and_not_way_by_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4)
+    network = pathlift.capture(Doubled(30), x)
+    relaxation = enclosed(network, x, Relative(1e-3), 0.0)._relaxation.of_sample(0)
+    kinks = next(layer for layer in network.layers if layer.nonlinearity is not None)
+    source = network.layer[kinks.connections[0].source]
+    known = forms(relaxation, source)
+    assert known is not None
+    taken, below = [], together._below
+    monkeypatch.setattr(together, "_below", lambda *args: (taken.append(args), below(*args))[1])
+    q = torch.ones(source.shape, dtype=torch.float64)
+    assert 0.0 < together._rest(relaxation, known, source.name, q) <= together._length(q, known[source.name].rest)
+    assert len(taken) == 3 * 60  # each weight by its size and by its radius, and each summand
+
+
 def hadamard(size: int, lead: float) -> nn.Sequential:
     """R(x) = (lead − Σ|H·x|, 0), as ReLU(H·x) + ReLU(−H·x)."""
     rows = torch.ones(1, 1)

@@ -22,7 +22,7 @@ An example: n neurons z_v = Σ_i H_vi·ε_i with H a Hadamard matrix of n rows. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -272,6 +272,13 @@ def _square(rows: Tensor, q: Tensor, scaling: Tensor) -> float:
 def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tensor) -> float:
     """Bound √(Σ_v q(v)·e(v)²), with e what the symbols of a layer leave over.
 
+    From the layer down, each is replaced by those that it reads: e(v) is a sum over connections c of t_c(v) = Σ_u |w|·e(u) and
+    of a part of its own (rounding, products of what weights and what neurons below move). So with Σ_c α_c = 1
+
+        √(others + Σ q·e²) ≤ √(others + Σ_c Σ_v q(v)/α_c(v)·t_c(v)²) + √(Σ q·own²).
+
+    α_c is the share of t_c by what the rest of each neuron says.
+
     Args:
         relaxation: What is known of one sample.
         known: Forms of the layers up to this one.
@@ -279,36 +286,51 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
         q: Of the layer's shape.
 
     Returns:
-        The smaller one of what the rest of each neuron says and of what comes layer by layer, from below and from the products
-        of what weights and what neurons below move.
+        The smaller one of that and of what the rest of each neuron says.
     """
-    layer, form = relaxation.network.layer[name], known[name]
-    by_neuron = _length(q, form.rest)
-    if layer.nonlinearity is not None or not layer.connections:
-        return by_neuron
-    by_layer, offset = _length(q, form.rounded), 0
-    for position, connection in enumerate(layer.connections):
-        piece, shape = q, layer.shape
-        if layer.concat is not None:
-            shape = layer.concat.shape(position, layer.shape)
-            piece = q.narrow(layer.concat.dim, offset, layer.concat.sizes[position])
-            offset += layer.concat.sizes[position]
-        sizes = None if connection.weight is None else relaxation.weights.sizes(connection.weight)
-        by_layer += _rest(relaxation, known, connection.source, _below(relaxation, connection, sizes, shape, piece))
-        if relaxation.weights.varies(connection.weight):
-            assert connection.weight is not None
-            radii = relaxation.weights.radii(connection.weight)
-            moving = _below(relaxation, connection, radii, shape, piece)
-            by_layer += _moves(known[connection.source], moving)
-    return min(by_neuron, by_layer * UP)
+    by_neuron, own, squares = _length(q, known[name].rest), 0.0, 0.0
+    taken = {name: q}
+    for layer in reversed(relaxation.network.layers):
+        weights, form = taken.pop(layer.name, None), known.get(layer.name)
+        if weights is None or form is None:
+            continue
+        if layer.nonlinearity is not None or not layer.connections:
+            squares += _length(weights, form.rest) ** 2
+            continue
+        own += _length(weights, form.rounded)
+        for connection, piece, share in _pieces(relaxation, known, layer, weights):
+            sizes = None if connection.weight is None else relaxation.weights.sizes(connection.weight)
+            below = _below(relaxation, connection, sizes, torch.where(share > 0, piece / share, 0.0))
+            source = connection.source
+            taken[source] = taken[source] + below if source in taken else below
+            if relaxation.weights.varies(connection.weight):
+                assert connection.weight is not None
+                own += _moves(known[source], _below(relaxation, connection, relaxation.weights.radii(connection.weight), piece))
+    return min(by_neuron, (math.sqrt(squares) + own) * UP)
 
 
-def _below(
-    relaxation: Relaxation, connection: Connection, weights: Weights | None, shape: tuple[int, ...], q: Tensor
-) -> Tensor:
+def _pieces(
+    relaxation: Relaxation, known: Mapping[str, Form], layer: Layer, q: Tensor
+) -> Iterator[tuple[Connection, Tensor, Tensor]]:
+    """Yield each connection, q of the neurons that it leads to, and which share of their rest it brings."""
+    if layer.concat is not None:
+        for connection, piece in zip(layer.connections, q.split(layer.concat.sizes, layer.concat.dim), strict=True):
+            yield connection, piece, torch.ones_like(piece)
+        return
+    sizes = [None if edge.weight is None else relaxation.weights.sizes(edge.weight) for edge in layer.connections]
+    brought = [
+        edge.edges.sum(known[edge.source].rest[0], size).expand(layer.shape)
+        for edge, size in zip(layer.connections, sizes, strict=True)
+    ]
+    total = torch.stack(brought).sum(0)
+    for connection, part in zip(layer.connections, brought, strict=True):
+        yield connection, q, torch.where(total > 0, part / total, 0.0)
+
+
+def _below(relaxation: Relaxation, connection: Connection, weights: Weights | None, q: Tensor) -> Tensor:
     """Return p with Σ_v q(v)·(Σ_u w(u→v)·e(u))² ≤ Σ_u p(u)·e(u)² for all e, for weights that are not negative."""
     ones = torch.ones(relaxation.network.layer[connection.source].shape, dtype=torch.float64, device=q.device)
-    sums, back = transposed(lambda x: connection.edges.sum(x, weights).expand(shape), ones)
+    sums, back = transposed(lambda x: connection.edges.sum(x, weights).expand(q.shape), ones)
     below: Tensor = back((q * sums).unsqueeze(0))[0]
     return below
 
