@@ -200,7 +200,7 @@ def test_what_is_left_over_is_followed_layer_by_layer_and_not_way_by_way(monkeyp
     taken, below = [], together._below
     monkeypatch.setattr(together, "_below", lambda *args: (taken.append(args), below(*args))[1])
     q = torch.ones(source.shape, dtype=torch.float64)
-    assert 0.0 < together._rest(relaxation, known, source.name, q) <= together._length(q, known[source.name].rest)
+    assert 0.0 < together._rest(relaxation, known, source.name, q) <= together.UP * together._length(q, known[source.name].rest)
     assert len(taken) == 3 * 60  # each weight by its size and by its radius, and each summand
 
 

@@ -159,7 +159,7 @@ def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> 
     blocks |= _of_weights(relaxation, layer, {name: value - mean for name, value in centres.items()})
     linear = {name: form.linear for name, form in below.items()}
     rest = {name: form.rest for name, form in below.items()}
-    reach = {name: apart(relaxation, name, form) for name, form in below.items()}
+    reach = {name: _reach(relaxation, name, form) for name, form in below.items()}
     sizes = {name: (value - mean).abs() + linear[name] + rest[name] for name, value in centres.items()}
     # The centre, each generator and both rests are computed with a relative error; what the model rounds is in the slack.
     magnitude = carried(layer, linear, weights.sizes) + carried(layer, rest, weights.sizes) if below else 0.0
@@ -171,7 +171,7 @@ def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> 
     return Form(centre, blocks, (left + rounded) * up, rounded * up)
 
 
-def apart(relaxation: Relaxation, name: str, form: Form) -> Tensor:
+def _reach(relaxation: Relaxation, name: str, form: Form) -> Tensor:
     """Return how far the neurons of a layer lie from the centre, at most, by its form and by its interval, (1, *shape)."""
     interval = relaxation.intervals[name]
     by_interval = torch.maximum(interval.high - form.centre, form.centre - interval.low)

@@ -277,7 +277,7 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
 
         √(others + Σ q·e²) ≤ √(others + Σ_c Σ_v q(v)/α_c(v)·t_c(v)²) + √(Σ q·own²).
 
-    α_c is the share of t_c by what the rest of each neuron says.
+    α_c is the share of t_c by what the rest of each neuron says, which may end this at any layer.
 
     Args:
         relaxation: What is known of one sample.
@@ -286,17 +286,17 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
         q: Of the layer's shape.
 
     Returns:
-        The smaller one of that and of what the rest of each neuron says.
+        The smallest of these bounds.
     """
-    by_neuron, own, squares = _length(q, known[name].rest), 0.0, 0.0
+    best, own = math.inf, 0.0
     taken = {name: q}
     for layer in reversed(relaxation.network.layers):
-        weights, form = taken.pop(layer.name, None), known.get(layer.name)
-        if weights is None or form is None:
+        if layer.name not in taken:
             continue
+        best = min(best, own + math.sqrt(sum(_length(part, known[left].rest) ** 2 for left, part in taken.items())))
         if layer.nonlinearity is not None or not layer.connections:
-            squares += _length(weights, form.rest) ** 2
             continue
+        weights, form = taken.pop(layer.name), known[layer.name]
         own += _length(weights, form.rounded)
         for connection, piece, share in _pieces(relaxation, known, layer, weights):
             sizes = None if connection.weight is None else relaxation.weights.sizes(connection.weight)
@@ -306,7 +306,7 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
             if relaxation.weights.varies(connection.weight):
                 assert connection.weight is not None
                 own += _moves(known[source], _below(relaxation, connection, relaxation.weights.radii(connection.weight), piece))
-    return min(by_neuron, (math.sqrt(squares) + own) * UP)
+    return min(best, own + math.sqrt(sum(_length(part, known[left].rest) ** 2 for left, part in taken.items()))) * UP
 
 
 def _pieces(
