@@ -224,7 +224,8 @@ class Backward:
         """
         weights = self.program.edge(weight)[0, 0]
         exponent = -a.exponent - (0.0 if weights is None else weights.exponent)
-        room = min(RAISED, math.floor(self._room(top(g) - exponent, max(0.0, top(a) - a.exponent), g.tensor.numel())))
+        fits = self._room(top(g) - exponent, max(0.0, top(a) - a.exponent), g.tensor.numel())
+        room = math.floor(min(RAISED, RAISED - (g.exponent - exponent), fits))  # the power of two itself is a float, too
         _, share = connection.edges.adjoint(a.tensor, weights, g.at(exponent - room), below=False, share=True)
         assert share is not None
         if self._lost(weight, share):
