@@ -220,7 +220,7 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--bits", "1"), "bits must be"),
-        (("--relative", "-1"), "r must be"),
+        (("--relative", "-1"), "--relative must be"),
         (("--bits", "8", "--prune", "0.5"), "Give one set"),
         (("--bits", "8", "--limit", "-5"), "--limit must be at least 1 sample, found -5"),
         (("--limit", "0"), "--limit must be at least 1 sample, found 0"),

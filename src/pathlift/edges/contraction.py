@@ -104,7 +104,7 @@ class Dense(Edges):
             if to_below is not None:
                 to_below += product(columns, block)
             if to_weight is not None and len(rows) == 1:
-                torch.mul(rows, columns.T, out=to_weight[part]).mul_(block)  # a tiny weight last
+                torch.mul(block * rows, columns.T, out=to_weight[part])
             elif to_weight is not None:
                 torch.mul(block, product(columns.T, rows), out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight

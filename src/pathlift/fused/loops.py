@@ -80,7 +80,7 @@ def compared(w: Array, v: Array, x: Array, y: Array, pivot: bool, out: Array, fi
 
 
 def back(w: Array, x: Array, g: Array, below: Array, shares: Array, first: int, last: int) -> None:
-    """shares[r, i] = x[i]·g[r]·|w[r, i]|, and Σ_r |w[r, i]|·g[r] added to below[i], four rows at a time."""
+    """shares[r, i] = |w[r, i]|·x[i]·g[r], and Σ_r |w[r, i]|·g[r] added to below[i], four rows at a time."""
     rows = w.shape[0]
     row = 0
     while row + 4 <= rows:
@@ -88,14 +88,14 @@ def back(w: Array, x: Array, g: Array, below: Array, shares: Array, first: int, 
         for i in range(first, last):
             a, b, c, d = abs(w[row, i]), abs(w[row + 1, i]), abs(w[row + 2, i]), abs(w[row + 3, i])
             below[i] += (a * e + b * f) + (c * g_ + d * h)
-            shares[row, i] = x[i] * e * a
-            shares[row + 1, i] = x[i] * f * b
-            shares[row + 2, i] = x[i] * g_ * c
-            shares[row + 3, i] = x[i] * h * d
+            shares[row, i] = a * x[i] * e
+            shares[row + 1, i] = b * x[i] * f
+            shares[row + 2, i] = c * x[i] * g_
+            shares[row + 3, i] = d * x[i] * h
         row += 4
     while row < rows:
         for i in range(first, last):
             a = abs(w[row, i])
             below[i] += a * g[row]
-            shares[row, i] = x[i] * g[row] * a
+            shares[row, i] = a * x[i] * g[row]
         row += 1

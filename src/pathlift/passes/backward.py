@@ -28,6 +28,10 @@ either: what is left out of G(v) costs at most the largest A(v)·G(v) among what
 4. *Small g again*, wherever G is brought to a larger exponent: to be added to what came back by other edges, or into its
    window. Entries below the smallest normal number afterwards, g ≤ 2^(log₂ tiny + (new − old exponent)), lose digits; the mass
    A·G of them is looked at (`_refuse_shift`).
+
+**Small shares.** Shares below the smallest normal number of float32 (of the last bias of a deep network, say) are taken again:
+those of a weight from Σ a·g with g a power of two larger, multiplied by the weight in float64 (`_raised`); those of a bias in
+float64. Where a guard has let something go by then, they might be what went: the attempt ends, as above.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.recall import extremes
@@ -51,8 +56,8 @@ from pathlift.precision import full_precision
 SMALLEST = torch.finfo(torch.float32).tiny
 """Below this a number has fewer digits in float32, or is 0."""
 
-RAISED = 126
-"""A share, which is at most 1, may be this power of two larger and is still a float."""
+LARGEST = 127
+"""Exponent of the largest power of two in float32."""
 
 
 def small(share: Tensor, dtype: torch.dtype) -> bool:
@@ -217,20 +222,23 @@ class Backward:
         return self.receivers.lost is not None and small(share, self.program.dtype) and self.receivers.lost(weight, share)
 
     def _raised(self, connection: Connection, weight: WeightTensor, g: Scaled, a: Scaled) -> Tensor:
-        """Return the shares of a weight in float64, from products that are as large as float32 has room for.
+        """Return the shares of a weight in float64, from sums of A·G that are as large as float32 has room for.
 
         Raises:
             RangeError: Some are still too small.
         """
         weights = self.program.edge(weight)[0, 0]
-        exponent = -a.exponent - (0.0 if weights is None else weights.exponent)
+        assert weights is not None
+        values = weights.full()
+        exponent = -a.exponent - weights.exponent
         fits = self._room(top(g) - exponent, max(0.0, top(a) - a.exponent), g.tensor.numel())
-        room = math.floor(min(RAISED, RAISED - (g.exponent - exponent), fits))  # the power of two itself is a float, too
-        _, share = connection.edges.adjoint(a.tensor, weights, g.at(exponent - room), below=False, share=True)
-        assert share is not None
-        if self._lost(weight, share):
+        room = math.floor(min(fits, LARGEST - (g.exponent - exponent)))  # the power of two is to be a float itself
+        ones = Weights((torch.ones_like(values),), torch.abs, self.program.dtype)
+        _, slopes = connection.edges.adjoint(a.tensor, ones, g.at(exponent - room), below=False, share=True)
+        assert slopes is not None
+        if self._lost(weight, slopes):
             raise RangeError
-        return share.double().mul_(power(-room))
+        return slopes.double().mul_(values).mul_(power(-room))
 
     def _refuse_overflow(self, g: float, a: float, count: int) -> None:
         """Make sure that Σ a·g over ``count`` positions, before it meets a tiny weight, is a float.
