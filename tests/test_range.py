@@ -161,13 +161,14 @@ def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None
         torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
 
 
-def test_small_shares_of_a_deep_network_are_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_bias_of_a_deep_network_is_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(80) for layer in (nn.Linear(24, 24), nn.ReLU())], nn.Linear(24, 3))
     with torch.no_grad():
         for layer in linear(model):
             layer.weight.mul_(8.0)  # a path-norm of 1e60 and more, which the last biases have next to no share of
-        model[-1].weight[0, 0] *= 1e-37
+        for layer in linear(model)[:-1]:
+            layer.bias.zero_()
     right = pathlift.path_magnitude(copy.deepcopy(model).double(), (24,))
     begun: list[torch.dtype] = []
     attempt = ScoreProgram.__init__
@@ -176,11 +177,45 @@ def test_small_shares_of_a_deep_network_are_no_reason_to_begin_anew(monkeypatch:
     )
     found = pathlift.path_magnitude(model, (24,))
     assert begun == [torch.float32]
-    smallest = {name: float(share.min()) for name, share in found.items()}
-    assert 0.0 < smallest["160.bias"] < 1e-50 and 0.0 < smallest["160.weight"] < 1e-38
     for name, share in right.items():
         torch.testing.assert_close(found[name].double(), share, rtol=1e-4, atol=0.0)
-        assert found[name].dtype == (torch.float64 if smallest[name] < torch.finfo(torch.float32).tiny else torch.float32)
+        assert found[name].dtype == (torch.float64 if name == "160.bias" else torch.float32)
+
+
+class Uneven(nn.Module):
+    """A branch that outweighs the other by far."""
+
+    def __init__(self, large: float, small: float, smaller: float) -> None:
+        super().__init__()
+        self.one, self.other, self.last, self.out = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+        with torch.no_grad():
+            self.one.weight.mul_(large)
+            self.one.bias.mul_(large)
+            self.other.weight.mul_(small)
+            self.last.weight.mul_(smaller)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.one(x).relu() + self.last(self.other(x).relu()).relu())
+
+
+@pytest.mark.parametrize("large", [1e20, 1e24, 1e28, 1e30, 1e36])
+@pytest.mark.parametrize("smaller", [1e-5, 1e-10, 1e-15])
+def test_no_share_is_lost_in_a_branch_that_hardly_counts(large: float, smaller: float) -> None:
+    for small in (1e-5, 1e-15):
+        torch.manual_seed(0)
+        model = Uneven(large, small, smaller)
+        right = pathlift.path_magnitude(copy.deepcopy(model).double(), (2,))
+        for name, share in pathlift.path_magnitude(model, (2,)).items():
+            torch.testing.assert_close(share.double(), right[name], rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("tiny", [1e-20, 3e-23, 1e-25, 1e-30])
+@pytest.mark.parametrize("q", [1, 2, 3, 8])
+def test_powers_of_a_tiny_bias_are_not_lost(tiny: float, q: int) -> None:
+    model = perceptron((3, 3, 2), 0, torch.float32)
+    with torch.no_grad():
+        model[0].bias[0] = tiny
+    assert_shares(pathlift.path_magnitude(model, (3,), q=q), shares(model, q), 1e-5)
 
 
 @pytest.mark.one_in(4, first=1)

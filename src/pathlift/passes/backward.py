@@ -29,9 +29,8 @@ either: what is left out of G(v) costs at most the largest A(v)·G(v) among what
    window. Entries below the smallest normal number afterwards, g ≤ 2^(log₂ tiny + (new − old exponent)), lose digits; the mass
    A·G of them is looked at (`_refuse_shift`).
 
-**Small shares.** Shares below the smallest normal number of float32 (of the last bias of a deep network, say) are taken again:
-those of a weight from Σ a·g with g a power of two larger, multiplied by the weight in float64 (`_raised`); those of a bias in
-float64. Where a guard has let something go by then, they might be what went: the attempt ends, as above.
+**Small shares.** Where shares of a weight are below the smallest normal number of float32, the attempt ends. Those of a bias
+(the last of a deep network, say) are taken again in float64 instead, as long as every G so far has all digits of its type.
 """
 
 from __future__ import annotations
@@ -55,9 +54,6 @@ from pathlift.precision import full_precision
 
 SMALLEST = torch.finfo(torch.float32).tiny
 """Below this a number has fewer digits in float32, or is 0."""
-
-LARGEST = 127
-"""Exponent of the largest power of two in float32."""
 
 
 def small(share: Tensor, dtype: torch.dtype) -> bool:
@@ -127,7 +123,7 @@ class Backward:
         self.window = program.window
         self.arrived: dict[str, Scaled] = {}  # G of the layers that are still to come, as far as it has come back
         self.summed: set[str] = set()  # those to which several connections brought something
-        self.left_out = False  # whether a guard has let go what is too small to count
+        self.exact = True  # whether every G so far has all digits of its type, and no guard has let anything go
         self.tracks: Mapping[str, Tracks] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
@@ -166,10 +162,9 @@ class Backward:
         """Hand G(v) of a layer down, with A(v) beside it."""
         if self.receivers.unit is not None and layer.unit_name is not None:
             mass = a.tensor.double() * g.tensor.double() * power(a.exponent + g.exponent)
-            faint = small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any())
-            if faint and self.left_out:
+            if small(mass, self.program.dtype) and bool(((mass < SMALLEST) & (a.tensor > 0)).any()):
                 raise RangeError
-            self.receivers.unit(layer, mass if faint else mass.to(a.tensor.dtype))
+            self.receivers.unit(layer, mass.to(a.tensor.dtype))
         offset = 0
         for position, connection in enumerate(layer.connections):
             g_piece, a_piece = g, a
@@ -190,7 +185,7 @@ class Backward:
         weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
         scored = self.receivers.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
-        given, a_kept, whole = g, a_below, not self.left_out
+        given, a_kept = g, a_below
         if scored:
             a_kept = self._room_for_product(a_below)
             exponent, size = -a_kept.exponent - shift, top(a_kept) - a_kept.exponent
@@ -201,7 +196,8 @@ class Backward:
                 if left_out and self.receivers.lost is not None:
                     raise RangeError
                 return
-            self.left_out |= left_out
+            lowest = -math.inf if g.trough is None else g.trough + g.exponent - exponent
+            self.exact &= not left_out and max(least, lowest) >= math.log2(torch.finfo(self.program.dtype).tiny)
             given = Scaled(F.threshold(g.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
         if a_kept is not a_below and to_below is not None:  # guard 3
@@ -212,33 +208,12 @@ class Backward:
             self._arrive(connection.source, back._replace(exponent=back.exponent + shift))
         if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
             if self._lost(connection.weight, to_weight):
-                if not whole:
-                    raise RangeError
-                to_weight = self._raised(connection, connection.weight, g, a_below)
+                raise RangeError
             self.receivers.share(connection.weight, to_weight)
 
     def _lost(self, weight: WeightTensor, share: Tensor) -> bool:
         """Whether shares of a weight are lost in float32."""
         return self.receivers.lost is not None and small(share, self.program.dtype) and self.receivers.lost(weight, share)
-
-    def _raised(self, connection: Connection, weight: WeightTensor, g: Scaled, a: Scaled) -> Tensor:
-        """Return the shares of a weight in float64, from sums of A·G that are as large as float32 has room for.
-
-        Raises:
-            RangeError: Some are still too small.
-        """
-        weights = self.program.edge(weight)[0, 0]
-        assert weights is not None
-        values = weights.full()
-        exponent = -a.exponent - weights.exponent
-        fits = self._room(top(g) - exponent, max(0.0, top(a) - a.exponent), g.tensor.numel())
-        room = math.floor(min(fits, LARGEST - (g.exponent - exponent)))  # the power of two is to be a float itself
-        ones = Weights((torch.ones_like(values),), torch.abs, self.program.dtype)
-        _, slopes = connection.edges.adjoint(a.tensor, ones, g.at(exponent - room), below=False, share=True)
-        assert slopes is not None
-        if self._lost(weight, slopes):
-            raise RangeError
-        return slopes.double().mul_(values).mul_(power(-room))
 
     def _refuse_overflow(self, g: float, a: float, count: int) -> None:
         """Make sure that Σ a·g over ``count`` positions, before it meets a tiny weight, is a float.
@@ -246,12 +221,8 @@ class Backward:
         Raises:
             RangeError: It may not be.
         """
-        if self._room(g, a, count) < 0.0:
+        if g + a + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
             raise RangeError
-
-    def _room(self, g: float, a: float, count: int) -> float:
-        """Return log₂ of by how much Σ a·g over ``count`` positions might be larger and still be a float."""
-        return math.log2(torch.finfo(self.program.dtype).max) - (g + a + math.log2(count))
 
     def _room_for_product(self, a: Scaled) -> Scaled:
         """Divide mantissas at the upper end of the range by 2**wide; what falls below the range here is 0: see guard 3."""
@@ -275,11 +246,20 @@ class Backward:
         self._refuse_shift(g, -weights.exponent, Scaled(placed, weights.exponent))  # guard 4
         share = (g.at(-weights.exponent).sum_to_size(placed.shape) * placed).reshape(value.shape)
         if self._lost(bias.weight, share):
-            if self.left_out:
-                raise RangeError
-            free = Scaled(g.tensor.sum_to_size(placed.shape).double(), g.exponent).at(-weights.exponent)
-            share = (free * placed.double()).reshape(value.shape)
+            share = self._in_float64(bias, weights, g).reshape(value.shape)
         self.receivers.share(bias.weight, share)
+
+    def _in_float64(self, bias: Bias, weights: Weights, g: Scaled) -> Tensor:
+        """Return b·G(v) of a bias, of the shape in which it is added.
+
+        Raises:
+            RangeError: G has lost digits, or float64 holds a share as little.
+        """
+        precise = Weights(weights.values, weights.transform, torch.float64).full().reshape(bias.view)
+        share = Scaled(g.tensor.double(), g.exponent).at(0.0).sum_to_size(precise.shape) * precise
+        if not self.exact or bool(((share == 0) & (weights.values[0].reshape(bias.view) != 0)).any()):
+            raise RangeError
+        return share
 
     def _arrive(self, name: str, value: Scaled) -> None:
         """Add to what has come back to a layer; what an operator made is brought into its window first."""
@@ -290,7 +270,7 @@ class Backward:
             known = self.arrived[name]
             exponent = max(known.exponent, scaled.exponent)
             for part in (known, scaled):
-                self.left_out |= self._refuse_shift(part, exponent, self.tracks[name][0])  # guard 4
+                self.exact &= not self._refuse_shift(part, exponent, self.tracks[name][0])  # guard 4
             scaled, _ = total([known, scaled], fresh=name in self.summed)
             self.summed.add(name)
         self.arrived[name] = scaled
@@ -298,10 +278,13 @@ class Backward:
     def _normalised(self, name: str, value: Scaled) -> Scaled | None:
         """Bring what has come back to a layer into its window."""
         scaled, low = normalised(value, self.window)
-        if scaled is not None and low >= torch.finfo(value.tensor.dtype).tiny:
+        tiny = torch.finfo(value.tensor.dtype).tiny
+        if scaled is None or low * power(scaled.exponent - value.exponent) < tiny:
+            self.exact = False  # a zero may be one, or have been smaller than every float
+        if scaled is not None and low >= tiny:
             return scaled._replace(trough=math.frexp(low)[1] - 1)
         if scaled is not None:
-            self.left_out |= self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
+            self.exact &= not self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
         return scaled
 
     def _refuse_shift(self, value: Scaled, exponent: float, other: Scaled | None) -> bool:

@@ -161,7 +161,8 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
         return Scaled(value.tensor, value.exponent, peak), low
     if goal == window.wide and window.high < peak <= window.wide + 8:
         return Scaled(value.tensor, value.exponent, peak), low
-    shift = min(goal - peak, 1000)  # a power of two that is a float, also where all entries are below the normal range
+    # The power of two is to be a float of this type itself, also where all entries are below the normal range.
+    shift = min(goal - peak, 127 if value.tensor.dtype == torch.float32 else 1000)
     return Scaled(value.tensor * power(shift), value.exponent - shift, peak + shift), low * power(shift)
 
 
