@@ -461,3 +461,11 @@ def test_weights_that_are_arrays_are_refused_with_the_way_to_a_tensor() -> None:
     arrays = {name: value.numpy() for name, value in small().state_dict().items()}
     with pytest.raises(pathlift.MismatchError, match=r"torch\.from_numpy"):
         pathlift.path_metric(small(), arrays, (3,))
+
+
+def test_a_model_with_hooks_that_cannot_run_on_its_inputs_is_said_in_one_sentence() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(pathlift.InputError, match=r"cannot run on inputs of shape \(1, 5\)"):
+        pathlift.path_norm(model, (5,))
+    assert pathlift.path_norm(model, (4,)).value > 0

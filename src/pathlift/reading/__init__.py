@@ -18,7 +18,7 @@ from pathlift.reading import arguments as arguments
 from pathlift.reading.alike import check_graph
 from pathlift.reading.check import check
 from pathlift.reading.examples import Examples, Inputs, examples_of
-from pathlift.reading.export import export_graph, sources_forgotten
+from pathlift.reading.export import export_graph, raise_if_model_fails, sources_forgotten
 from pathlift.reading.fingerprint import fingerprint
 from pathlift.reading.freeze import check_modules, frozen_view, run_copy
 from pathlift.reading.hooks import idle_hooks, without
@@ -89,7 +89,11 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
 @torch.random.fork_rng(devices=[])  # a forward pass may seed, or draw
 @sources_forgotten()
 def _read(model: nn.Module, examples: Examples, until: str | None) -> Lowered:
-    idle = idle_hooks(model, examples)
+    try:
+        idle = idle_hooks(model, examples)
+    except Exception as error:
+        raise_if_model_fails(examples, error, lambda: run_copy(model, examples), examples.unlike(model))
+        raise
     view, copier = frozen_view(model)
     exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
     lowered = lower(exported, copier, model, examples, until)

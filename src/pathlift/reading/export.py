@@ -136,7 +136,7 @@ def export_graph(view: nn.Module, examples: Examples, runs: Callable[[], None]) 
     except Exception as error:
         if _interrupted(error):
             raise KeyboardInterrupt from error
-        _raise_if_model_fails(examples, error, runs, examples.unlike(view))
+        raise_if_model_fails(examples, error, runs, examples.unlike(view))
         raise UnsupportedModelError((_explain(error),)) from error
 
 
@@ -226,8 +226,18 @@ FEWER = "Give all inputs as the model takes them, in a tuple or a dictionary; in
 """What to do when a call has too few arguments."""
 
 
-def _raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[], None], unlike: str) -> None:
-    """Tell a model that cannot run on this input from one that cannot be exported: run it."""
+def raise_if_model_fails(examples: Examples, cause: Exception, runs: Callable[[], None], unlike: str) -> None:
+    """Tell a model that cannot run on this input from one that cannot be exported: run it.
+
+    Args:
+        examples: The input.
+        cause: What has been raised.
+        runs: Runs a copy of the model.
+        unlike: What is to be said of the input beside the model.
+
+    Raises:
+        InputError: The model cannot.
+    """
     shapes = ", ".join(str(tuple(example.shape)) for example in examples.tensors)
     try:
         with quiet("torch"):
