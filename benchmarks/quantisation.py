@@ -69,14 +69,13 @@ def by_pathlift(network: pathlift.Network, subject: Subject, bits: int, way: Way
 def by_halves(network: pathlift.Network, subject: Subject, bits: int, count: int, x: Tensor, way: Way) -> Tensor:
     """Return predictions for x by networks that were quantised with inputs of the other half of the photographs."""
     inputs, photograph = subject.inputs(2 * count, 7), torch.arange(max(len(x), 2 * count)) % SOURCES
-    after = torch.empty(0)
+    places, predictions = [], []
     for half in (photograph < SOURCES // 2, photograph >= SOURCES // 2):
         seen, judged = inputs[half[: 2 * count]][:count], ~half[: len(x)]
         quantized, _ = by_pathlift(network, subject, bits, {**way, "data": list(seen.split(4))})
-        predictions = subject.predictions(quantized, x[judged])
-        after = after if after.numel() else predictions.new_empty(len(x), predictions.shape[1])
-        after[judged] = predictions
-    return after
+        places.append(judged.nonzero()[:, 0])
+        predictions.append(subject.predictions(quantized, x[judged]))
+    return torch.cat(predictions)[torch.cat(places).argsort()]
 
 
 def by_brevitas(subject: Subject, bits: int, count: int, granularity: str) -> nn.Module:

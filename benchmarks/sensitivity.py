@@ -100,11 +100,7 @@ def images_of_batch_norms(subject: Subject, count: int) -> Tensor:
     for norm in norms:
         norm.register_forward_pre_hook(look)
     drawn = torch.Generator().manual_seed(0)
-    return torch.cat([_fitted(model, gaps, _noise(size, subject.shape, drawn), drawn) for size in _parts(count, 16)])
-
-
-def _parts(count: int, most: int) -> list[int]:
-    return [min(most, count - start) for start in range(0, count, most)]
+    return torch.cat([_fitted(model, gaps, noise, drawn) for noise in _noise(count, subject.shape, drawn).split(16)])
 
 
 def _noise(count: int, shape: tuple[int, ...], drawn: torch.Generator) -> Tensor:

@@ -239,10 +239,10 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
         inputs: As for `capture`; not needed for a Network.
 
     Returns:
-        Mapping from module path (of each convolution, linear layer and batch norm with parameters that
-        paths run through) to a tensor with one share per output
-        channel or neuron, summed over spatial positions and over the calls of the module. A module that calls several such
-        operators itself has an entry for each, under the name of its weight; in an ONNX file each node is a module.
+        Mapping from module path (of each convolution, linear layer and batch norm with parameters that paths run through) to
+        a tensor with one share per output channel or neuron, summed over spatial positions and over the calls of the module.
+        A module that calls several such operators itself has an entry for each, under the name of its weight; in an ONNX file
+        each node is a module.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.

@@ -353,16 +353,16 @@ class Search:
             self._report(batch * share * columns.shape[1] / order.shape[1])
         if enclosure.refine:
             for sample in ((above.amin(1) <= 0) & ~enclosure.lost).nonzero()[:, 0].tolist():
-                above[sample] = self._together(enclosure, sample, int(predicted[sample]), above[sample], needed[sample])
+                differences = identity[predicted[sample]] - identity
+                above[sample] = self._together(enclosure, sample, differences, above[sample], needed[sample])
                 late = late or self.clock.over()
         above[enclosure.lost] = -math.inf
         return above.scatter(1, winner, math.inf), late
 
-    def _together(self, enclosure: Enclosure, sample: int, predicted: int, above: Tensor, needed: Tensor) -> Tensor:
+    def _together(self, enclosure: Enclosure, sample: int, differences: Tensor, above: Tensor, needed: Tensor) -> Tensor:
         """Bound the differences of logits of one sample that are not positive yet by what neurons can do together."""
         classes = (above <= 0).nonzero()[:, 0]
-        identity = torch.eye(self.classes, dtype=torch.float64, device=above.device)
-        rows = {self.logits: (identity[predicted] - identity[classes])[None, :, None]}
+        rows = {self.logits: differences[classes][None, :, None]}
         bounds = enclosure.raised(sample, rows, above[classes][None], needed.expand(1, len(classes)), steps=STEPS)
         return above.scatter(0, classes, bounds[0])
 

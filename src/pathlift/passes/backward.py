@@ -255,9 +255,11 @@ class Backward:
         Raises:
             RangeError: G has lost digits, or float64 holds a share as little.
         """
+        if not self.exact:
+            raise RangeError
         precise = Weights(weights.values, weights.transform, torch.float64).full().reshape(bias.view)
         share = Scaled(g.tensor.double(), g.exponent).at(0.0).sum_to_size(precise.shape) * precise
-        if not self.exact or bool(((share == 0) & (weights.values[0].reshape(bias.view) != 0)).any()):
+        if bool(((share == 0) & (weights.values[0].reshape(bias.view) != 0)).any()):
             raise RangeError
         return share
 

@@ -147,9 +147,9 @@ class Receivers(NamedTuple):
 
     Attributes:
         share: Called with each use of a scored weight and the share of the path mass that goes through it there.
-        lost: Whether float32 has lost some of these shares: they are below its smallest normal number, and not 0 in truth.
         unit: Called with each layer that has units and its neurons' shares of the path mass.
         bias: Called with each use of a scored bias and the derivative of the share by it: Σ G(v) over its neurons, float64.
+        lost: Whether float32 has lost some shares of a weight: they are below its smallest normal number, and not 0 in truth.
     """
 
     share: Callable[[WeightTensor, Tensor], None] | None = None

@@ -6,6 +6,7 @@ The user's module is only read. A model outside the theory is refused before any
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -89,13 +90,14 @@ def _lowered(model: nn.Module, inputs: Inputs, until: str | None = None) -> Lowe
 @torch.random.fork_rng(devices=[])  # a forward pass may seed, or draw
 @sources_forgotten()
 def _read(model: nn.Module, examples: Examples, until: str | None) -> Lowered:
+    runs = partial(run_copy, model, examples)
     try:
         idle = idle_hooks(model, examples)
     except Exception as error:
-        raise_if_model_fails(examples, error, lambda: run_copy(model, examples), examples.unlike(model))
+        raise_if_model_fails(examples, error, runs, examples.unlike(model))
         raise
     view, copier = frozen_view(model)
-    exported = export_graph(without(view, idle), examples, lambda: run_copy(model, examples))
+    exported = export_graph(without(view, idle), examples, runs)
     lowered = lower(exported, copier, model, examples, until)
     network = lowered.network
     if network is None:

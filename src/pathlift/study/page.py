@@ -12,6 +12,7 @@ from pathlib import Path
 import pathlift.drawing as drawing
 from pathlift.report.figures import HEIGHT, WIDTH, Figure, figure_of
 from pathlift.report.page import rendered, template, versions
+from pathlift.storage.checkpoints import PROGRAMS
 from pathlift.study.functions import headline
 from pathlift.study.networks import FAILED, MEASURED, REFUSED
 from pathlift.study.table import Row
@@ -22,9 +23,6 @@ MEASURES = {"depth": "depth: weights on the longest path", "parameters": "parame
 
 GROUPS = 4
 """A picture tells so many groups apart."""
-
-PROGRAMS = (".onnx", ".pt2")
-"""Files that are models."""
 
 FEW = 8
 """A rank correlation is said of at least so many networks."""
@@ -147,13 +145,13 @@ def points(rows: Sequence[Row], across: str, up: str) -> dict[str, list[tuple[fl
         tells apart, the small ones are ``others``.
     """
     counts = Counter(origin(row["model"]) for row in rows)
-    apart = counts if len(counts) <= GROUPS else {name for name, _ in counts.most_common(GROUPS - 1)}
+    shown = [name for name, _ in counts.most_common(None if len(counts) <= GROUPS else GROUPS - 1)]
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         pair = row.get(across), row.get(up)
         if all(isinstance(value, (int, float)) and math.isfinite(value) for value in pair):
-            group = origin(row["model"]) if origin(row["model"]) in apart else "others"
-            groups.setdefault(group, []).append((float(pair[0]), float(pair[1])))  # type: ignore[arg-type]
+            group = origin(row["model"])
+            groups.setdefault(group if group in shown else "others", []).append((float(pair[0]), float(pair[1])))  # type: ignore[arg-type]
     return groups
 
 

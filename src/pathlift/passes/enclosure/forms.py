@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Form:
     rest: Tensor
     rounded: Tensor
 
-    @property
+    @cached_property
     def linear(self) -> Tensor:
         """How far the symbols alone move each neuron, at most, (1, *shape)."""
         return sum((block.abs().sum(0, keepdim=True) for block in self.blocks.values()), torch.zeros_like(self.centre))

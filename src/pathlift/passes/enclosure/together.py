@@ -22,7 +22,7 @@ An example: n neurons z_v = Σ_i H_vi·ε_i with H a Hadamard matrix of n rows. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -172,8 +172,8 @@ def _with_parabolas(
     spread = widest[:, 0] * (upwards / widest).pow(2).sum(1).sqrt().clamp(min=1.0)
     curve, share = (1 / (12 * spread)).log(), torch.full_like(spread, -3.0)
     tilt = torch.where(centre[below] > 0, 2.0, -2.0).to(centre)
-    scaling = _scaling(upwards, parts(curve.exp(), share.sigmoid())[2].sqrt(), None)
     q = parts(curve.exp(), share.sigmoid())[2]
+    scaling = _scaling(upwards, q.sqrt(), None)
     gram, among = (upwards / scaling) @ upwards.T, None
     if not bool(gram.isfinite().all() & q.isfinite().all()):
         return None
@@ -290,7 +290,7 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
     """
     best, own = math.inf, 0.0
     taken = {name: q}
-    for layer in reversed(relaxation.network.layers):
+    for layer in reversed(relaxation.network.layers):  # the last that is taken reads nothing more
         if layer.name not in taken:
             continue
         best = min(best, own + math.sqrt(sum(_length(part, known[left].rest) ** 2 for left, part in taken.items())))
@@ -298,33 +298,29 @@ def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tenso
             continue
         weights, form = taken.pop(layer.name), known[layer.name]
         own += _length(weights, form.rounded)
-        for connection, piece, share in _pieces(relaxation, known, layer, weights):
-            sizes = None if connection.weight is None else relaxation.weights.sizes(connection.weight)
-            below = _below(relaxation, connection, sizes, torch.where(share > 0, piece / share, 0.0))
+        sizes = [None if edge.weight is None else relaxation.weights.sizes(edge.weight) for edge in layer.connections]
+        pieces = _pieces(known, layer, weights, sizes)
+        for connection, size, (piece, share) in zip(layer.connections, sizes, pieces, strict=True):
+            below = _below(relaxation, connection, size, torch.where(share > 0, piece / share, 0.0))
             source = connection.source
             taken[source] = taken[source] + below if source in taken else below
             if relaxation.weights.varies(connection.weight):
                 assert connection.weight is not None
                 own += _moves(known[source], _below(relaxation, connection, relaxation.weights.radii(connection.weight), piece))
-    return min(best, own + math.sqrt(sum(_length(part, known[left].rest) ** 2 for left, part in taken.items()))) * UP
+    return best * UP
 
 
-def _pieces(
-    relaxation: Relaxation, known: Mapping[str, Form], layer: Layer, q: Tensor
-) -> Iterator[tuple[Connection, Tensor, Tensor]]:
-    """Yield each connection, q of the neurons that it leads to, and which share of their rest it brings."""
-    if layer.concat is not None:
-        for connection, piece in zip(layer.connections, q.split(layer.concat.sizes, layer.concat.dim), strict=True):
-            yield connection, piece, torch.ones_like(piece)
-        return
-    sizes = [None if edge.weight is None else relaxation.weights.sizes(edge.weight) for edge in layer.connections]
+def _pieces(known: Mapping[str, Form], layer: Layer, q: Tensor, sizes: Sequence[Weights | None]) -> list[tuple[Tensor, Tensor]]:
+    """Return, for each connection, q of the neurons that it leads to, and which share of their rest it brings."""
+    if layer.concat is not None or len(sizes) == 1:
+        pieces = [q] if layer.concat is None else q.split(layer.concat.sizes, layer.concat.dim)
+        return [(piece, torch.ones_like(piece)) for piece in pieces]
     brought = [
         edge.edges.sum(known[edge.source].rest[0], size).expand(layer.shape)
         for edge, size in zip(layer.connections, sizes, strict=True)
     ]
     total = torch.stack(brought).sum(0)
-    for connection, part in zip(layer.connections, brought, strict=True):
-        yield connection, q, torch.where(total > 0, part / total, 0.0)
+    return [(q, torch.where(total > 0, part / total, 0.0)) for part in brought]
 
 
 def _below(relaxation: Relaxation, connection: Connection, weights: Weights | None, q: Tensor) -> Tensor:
@@ -332,7 +328,7 @@ def _below(relaxation: Relaxation, connection: Connection, weights: Weights | No
     ones = torch.ones(relaxation.network.layer[connection.source].shape, dtype=torch.float64, device=q.device)
     sums, back = transposed(lambda x: connection.edges.sum(x, weights).expand(q.shape), ones)
     below: Tensor = back((q * sums).unsqueeze(0))[0]
-    return below
+    return below * UP
 
 
 def _moves(form: Form, q: Tensor) -> float:
