@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,31 +53,29 @@ class Dense(Edges):
         if len(rows) == 1 and weight is not None and fused.suits((weight,), (rows,)):
             out = fused.product(weight, rows[0])
         else:
-            pieces = [product(rows, block.T) for _, block in w.rows()]
-            out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+            out = _joined_columns(({0: product(rows, block.T)} for _, block in w.rows()), w.shape[0])[0]
         return out.reshape(*x.shape[:-1], w.shape[0])
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         rows = {track: x.reshape(-1, x.shape[-1]) for track, x in xs.items()}
-        pieces: list[dict[int, Tensor]] = []
-        for products in _products(rows, bundle):
-            above: dict[int, Tensor] = {}
-            for (to, source), factor in factors.items():
-                add_scaled(above, to, products[to, source], factor)
-            pieces.append(above)
+
+        def above() -> Iterator[dict[int, Tensor]]:
+            for products in _products(rows, bundle):
+                totals: dict[int, Tensor] = {}
+                for (to, source), factor in factors.items():
+                    add_scaled(totals, to, products[to, source], factor)
+                yield totals
+
         shape = (*next(iter(xs.values())).shape[:-1], bundle.shape[0])
-        return {track: torch.cat([piece[track] for piece in pieces], 1).reshape(shape) for track in pieces[0]}
+        return {track: total.reshape(shape) for track, total in _joined_columns(above(), bundle.shape[0]).items()}
 
     @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
         flat = x.reshape(-1, x.shape[-1])
-        columns = [
-            torch.stack([(block * row).amax(1) for row in flat])  # (rows of x, rows of the block)
-            for _, block in w.rows()
-        ]
-        return torch.cat(columns, 1).reshape(*x.shape[:-1], w.shape[0])
+        blocks = (torch.stack([(block * row).amax(1) for row in flat]) for _, block in w.rows())
+        return _joined_columns(({0: block} for block in blocks), w.shape[0])[0].reshape(*x.shape[:-1], w.shape[0])
 
     @override
     def gap(self, x: Tensor, w: Tensor, y: Tensor, z: Tensor, ratio: Tensor) -> Tensor:
@@ -108,6 +106,26 @@ class Dense(Edges):
             elif to_weight is not None:
                 torch.mul(block, product(columns.T, rows), out=to_weight[part])
         return None if to_below is None else to_below.reshape(x.shape), to_weight
+
+
+def _joined_columns(blocks: Iterable[dict[int, Tensor]], width: int) -> dict[int, Tensor]:
+    """Lay the columns of each block beside those of the block before.
+
+    Into one piece of memory, at once: hundreds of small results, each kept from between two large pieces of scratch memory,
+    would keep the allocator from giving the next block the memory of the one before.
+    """
+    results: dict[int, Tensor] = {}
+    first = 0
+    for block in blocks:
+        last = first + next(iter(block.values())).shape[1]
+        if last - first == width:
+            return block
+        if not results:
+            results = {track: columns.new_empty(len(columns), width) for track, columns in block.items()}
+        for track, columns in block.items():
+            results[track][:, first:last] = columns
+        first = last
+    return results
 
 
 def _products(rows: Mapping[int, Tensor], bundle: Bundle) -> Iterator[dict[Entry, Tensor]]:
