@@ -362,6 +362,7 @@ def test_every_command_has_a_right_line() -> None:
 
 
 @pytest.mark.one_in(18)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("command", LINES)
 def test_a_bad_command_line_ends_in_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -179,7 +179,7 @@ def _against_the_paths(model: nn.Module, shape: Shape, weights: int) -> None:
 
 
 @pytest.mark.one_in(48)
-@pytest.mark.hunt_one_in(4)
+@pytest.mark.hunt_one_in(8)
 @pytest.mark.parametrize("part", range(21 * LONGER))
 def test_moving_networks_agree_with_the_path_program_in_plain_pytorch(part: int) -> None:
     over(moving_networks(stages=(2, 6), most=150), 0, part, _against_the_program, 5)

@@ -68,7 +68,7 @@ def assert_sound(model: nn.Module, shape: tuple[int, ...], hows: tuple[str, ...]
 
 
 @pytest.mark.one_in(64, first=13)
-@pytest.mark.hunt_one_in(4)
+@pytest.mark.hunt_one_in(8)
 @pytest.mark.parametrize("case", [*OPERATORS, *NETWORKS], ids=lambda case: case.name)
 def test_bounds_hold_for_every_operator(case: Case) -> None:
     """Two changes for each operator, others for its neighbours; random networks have all operators and all changes."""
@@ -222,7 +222,7 @@ SETS = (pathlift.Relative(0.1), pathlift.Relative(1.5), pathlift.Absolute(0.1), 
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(6)
+@pytest.mark.hunt_one_in(12)
 @pytest.mark.parametrize("case", [*OPERATORS[::3], *NETWORKS], ids=lambda case: case.name)
 def test_bounds_hold_for_every_network_of_a_set(case: Case) -> None:
     model = randomised(case.make())

@@ -954,6 +954,7 @@ print(read_or_refused(sys.argv[2], range(100, 100 + int(sys.argv[3])), Path.cwd(
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_thousands_of_damaged_files(kind: str, here: Path) -> None:
     program = [sys.executable, "-W", "ignore", "-c", LIMITED, str(Path(__file__).parent), kind, "1000"]

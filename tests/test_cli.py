@@ -211,6 +211,11 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
     assert "accuracy of the model" in table
     other = one_json("certify", *common, "--other", str(tmp_path / "w.safetensors"))
     assert other["share"] == 1.0
+    hurried = one_json("certify", *common, "--relative", "0.5", "--seconds", "0")
+    assert hurried["stopped"] == [True] * 6 and not any(hurried["certified"])
+    table = run("certify", *common, "--relative", "0.5", "--seconds", "0").stdout
+    assert "not done when the time was up" in table
+    assert not any(one_json("certify", *common, "--relative", "0.5")["stopped"])
     alone = one_json("certify", *common)
     assert alone["covers"] == "the rounding of the model's own forward pass in float32, and nothing else"
     assert alone["covers"] in run("certify", *common).stdout
@@ -224,7 +229,8 @@ def test_certify_prints_a_share_and_each_sample_as_json(tmp_path: Path) -> None:
         (("--bits", "8", "--prune", "0.5"), "Give one set"),
         (("--bits", "8", "--limit", "-5"), "--limit must be at least 1 sample, found -5"),
         (("--limit", "0"), "--limit must be at least 1 sample, found 0"),
-        (("--radius", "-1"), "radius must be"),
+        (("--radius", "-1"), "--radius must be"),
+        (("--seconds", "-1"), "--seconds must be"),
         (("--prune", "0.5", "--criterion", "luck"), "criterion must be"),
         (("--bits", "8", "--data", "nowhere"), "is not known"),
     ],

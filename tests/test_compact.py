@@ -96,7 +96,7 @@ def _as_in_full(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(30)
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.parametrize("part", range(12 * LONGER))
 def test_windowed_networks_agree_with_their_full_form(part: int) -> None:
     over(windowed(), 0, part, _as_in_full)

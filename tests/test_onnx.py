@@ -128,6 +128,7 @@ def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
 
 
 @pytest.mark.hunt  # the package takes seconds to make its cases
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("shard", range(16))
 def test_nodes_compute_what_the_standard_says(shard: int, tmp_path: Path) -> None:
     compared = 0
@@ -209,7 +210,7 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 
 
 @pytest.mark.hunt
-@pytest.mark.hunt_one_in(2)
+@pytest.mark.hunt_one_in(4)
 @pytest.mark.skipif(not runtime, reason="onnxruntime is what it is compared with")
 @pytest.mark.parametrize("file", LIGHT, ids=lambda file: file.stem)
 def test_the_models_of_the_onnx_package(file: Path) -> None:
@@ -306,6 +307,7 @@ def exported(model: nn.Module, path: Path, *, new: bool, opset: int | None = Non
 
 @needs_script
 @pytest.mark.one_in(15)
+@pytest.mark.hunt_one_in(2)
 @pytest.mark.parametrize("kind", [Residual, UpAgain, Shuffled])
 @pytest.mark.parametrize("way", ["new", "new, any batch", "old", "old, any batch", "old, opset 9"])
 def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def _check(model: nn.Module, shape: tuple[int, ...], weights: int) -> None:
 
 
 @pytest.mark.one_in(52)
-@pytest.mark.hunt_one_in(4)
+@pytest.mark.hunt_one_in(8)
 @pytest.mark.parametrize("part", range(21 * LONGER))
 def test_random_networks_agree_with_the_paths(part: int) -> None:
     over(networks(), 0, part, _check)

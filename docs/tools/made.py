@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -45,20 +45,28 @@ def made(kind: str, script: Path, *arguments: str) -> Path:
     for file in [script, *pages, *sorted((ROOT / "src" / "pathlift").rglob("*.[ph][yt]*"))]:
         digest.update(file.read_bytes())
     folder = BUILD / f"{kind}-{digest.hexdigest()[:16]}"
-    if not (folder / "printed").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    if folder.is_dir():
+        return folder
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD, prefix="in-work-") as made_in:
+        work = Path(made_in) / "run"
+        work.mkdir()
         done = subprocess.run(
             [sys.executable, str(script), *arguments],
             capture_output=True,
             text=True,
-            cwd=folder,
+            cwd=work,
             env={**os.environ, "COLUMNS": "96", "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
             check=False,
         )
         if done.returncode:
             raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
-        (folder / "printed").write_text(done.stdout)
+        (work / "printed").write_text(done.stdout)
+        try:
+            work.rename(folder)  # whole or not at all: the site and the tests may make it at the same time
+        except OSError:
+            if not folder.is_dir():
+                raise
     return folder
 
 

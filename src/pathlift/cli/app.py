@@ -298,6 +298,10 @@ def certify(
         typer.Option(metavar="KEY", help="As --key, in the file --other."),
     ] = None,
     radius: Annotated[float, typer.Option(help="Any change of each input element up to this.", metavar="X")] = 0.0,
+    seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Stop after so long with the bounds so far.", metavar="X"),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Only the first samples.", metavar="N")] = None,  # noqa: UP045
     as_json: Json = False,
     seed: Seed = 0,
@@ -331,7 +335,7 @@ def certify(
         chosen["--other"] = pathlift.storage.Checkpoint(other, key=other_key)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    check_options("certify", radius=radius)
+    check_options("certify", radius=radius, seconds=seconds)
     check_data(data, limit)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     x, y = load_data(data, network.graph.examples[0][0][1:], limit)
@@ -339,7 +343,12 @@ def certify(
     with progress_bar() as progress:
         task = progress.add_task("certifying", total=len(x))
         certificate = pathlift.certify(
-            network, x, next(iter(chosen.values()), None), radius, progress=lambda done: progress.advance(task, done)
+            network,
+            x,
+            next(iter(chosen.values()), None),
+            radius,
+            seconds=seconds,
+            progress=lambda done: progress.advance(task, done),
         )
     accuracy = None if y is None else float((certificate.predicted.cpu() == y).double().mean())
     if as_json:
@@ -353,6 +362,7 @@ def certify(
             "predicted": certificate.predicted.tolist(),
             "margin": certificate.margin.tolist(),
             "bound": certificate.bound,
+            "stopped": certificate.stopped.tolist(),
             "difference": certificate.difference,
         })
         return
@@ -368,6 +378,8 @@ def certify(
     ]
     if certificate.difference is not None:
         rows += [("median difference of the lead", f"{float(certificate.difference.median()):.4g}")]
+    stopped = int(certificate.stopped.sum())
+    rows += [("not done when the time was up", f"{stopped:,}")] if stopped else []
     print_rows(titled(model, weights), rows)
     covers = certificate.covers if other is None else f"{other}: {certificate.covers}"
     out.print(f"covers {covers}", markup=False)

@@ -22,6 +22,7 @@ from pathlift.cli.common import (
     Weights,
     app,
     built,
+    check_options,
     check_used,
     out,
     print_json,
@@ -75,6 +76,7 @@ def shrink(
         "--scope": scope is not None,
     }
     check_used(choices, "--amount", there=amount is not None)
+    check_options("prune", amount=amount, steps=steps)
     from pathlift.pruning.catalogue import criterion_of
     from pathlift.saving import check_extra, model_writer
 

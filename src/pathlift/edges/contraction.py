@@ -113,6 +113,9 @@ def _joined_columns(blocks: Iterable[dict[int, Tensor]], width: int) -> dict[int
 
     Into one piece of memory, at once: hundreds of small results, each kept from between two large pieces of scratch memory,
     would keep the allocator from giving the next block the memory of the one before.
+
+    Returns:
+        Track to (rows, ``width``).
     """
     results: dict[int, Tensor] = {}
     first = 0

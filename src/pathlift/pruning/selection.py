@@ -311,7 +311,7 @@ class NofM:
             InputError: Not 0 < n < m.
         """
         if not 0 < self.n < self.m:
-            raise InputError(f"Expected n:m with 0 < n < m, found {self.n}:{self.m}.")
+            raise InputError(f"A selection n:m needs 0 < n < m, found {self.n}:{self.m}.")
 
     @property
     def amount(self) -> float:
