@@ -243,6 +243,18 @@ def test_certify_refuses_bad_input_in_one_sentence(options: tuple[str, ...], mes
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--amount", "1.5"), "--amount must be"),
+        (("--amount", "0.5", "--steps", "0"), "--steps must be"),
+        (("--steps", "2"), "--steps has no effect without --amount"),
+    ],
+)
+def test_shrink_refuses_bad_options_before_it_looks_for_the_model(options: tuple[str, ...], message: str) -> None:
+    assert message in run("shrink", "nowhere:net", "--shape", "8", *options, code=2).stderr
+
+
 def test_compare_refuses_bad_input_in_one_sentence(tmp_path: Path) -> None:
     for arguments, words in (
         ((str(tmp_path / "no.safetensors"), "--model", SMALL, "--shape", "1,3,3"), "no.safetensors"),
