@@ -49,6 +49,9 @@ WAYS: dict[str, Way] = {
     "compensated, 32 inputs": {"data": 32},
     "compensated, 256 inputs": {"data": 256},
     "compensated, 32 inputs of other photographs": {"foreign": 32},
+    "sequential, 32 inputs": {"data": 32, "sequential": True},
+    "sequential, 256 inputs": {"data": 256, "sequential": True},
+    "sequential, 32 inputs of other photographs": {"foreign": 32, "sequential": True},
     "GPTQ (brevitas), 32 inputs": {"brevitas": 32},
     "GPTQ (brevitas), 256 inputs": {"brevitas": 256},
 }
@@ -114,7 +117,8 @@ def compared(subject: Subject, grids: str, ways: list[str], bits: list[int], cou
         start, cells, way = time.process_time(), [], WAYS[name]
         for number in bits:
             if "foreign" in way:
-                after = by_halves(network, subject, number, int(str(way["foreign"])), x, {"granularity": grids})
+                options = {name: value for name, value in way.items() if name != "foreign"} | {"granularity": grids}
+                after = by_halves(network, subject, number, int(str(way["foreign"])), x, options)
             elif "brevitas" in way:
                 after = subject.predictions(by_brevitas(subject, number, int(str(way["brevitas"])), grids), x)
             else:

@@ -7,7 +7,6 @@ point.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
+from pathlift.compensation.sides import several_times
 from pathlift.graph.calling import Samples, batches_of, mapped
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
@@ -27,22 +27,20 @@ from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
 from pathlift.quantisation.correction import corrections
-from pathlift.quantisation.formats import FloatingPoint, Format, WholeNumbers
+from pathlift.quantisation.formats import Format
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
-from pathlift.quantisation.layer import Covariances, Rounded, Way, rounded
+from pathlift.quantisation.layer import Covariances, Way, rounded
 from pathlift.quantisation.matrices import Matrices, matrices_of
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
+from pathlift.quantisation.sequential import rounded_on_data
 from pathlift.quantisation.spending import Bytes, bytes_of, within
-from pathlift.quantisation.tensors import QuantizedTensor
+from pathlift.quantisation.underway import Underway
 from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import InputMoments, activation_model, input_moments
-from pathlift.statistics.model import DOUBT, moments_of_inputs, squared_outputs
-
-ROWS_OF = 1 << 19
-"""Weights of so many rows as are looked at together."""
+from pathlift.statistics.model import DOUBT, Correlations, moments_of_inputs, squared_outputs
 
 SOME = 16
 """Inputs of the data on which the change of the outputs is looked at."""
@@ -63,6 +61,7 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    sequential: bool = False,
     input_mean: float | Tensor = 0.0,
     input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
@@ -86,6 +85,7 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    sequential: bool = False,
     input_mean: float | Tensor = 0.0,
     input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
@@ -110,6 +110,7 @@ def quantize(
     correction: str | None = None,
     budget: float | Bytes | None = None,
     data: Samples | Iterable[Samples] | None = None,
+    sequential: bool = False,
     input_mean: float | Tensor = 0.0,
     input_variance: float | Tensor = 1.0,
     generator: Randomness | None = None,
@@ -139,6 +140,9 @@ def quantize(
             may have at most, and each gets as many from 2 on as make the sum of expected errors least.
         data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are
             multiplied by. A gauge is chosen without them.
+        sequential: Layer after layer: a weight is fitted to what it did before by what it multiplies in the network that is
+            rounded so far, and then rounded, so that each layer makes up for those below. Needs data, all of which are held
+            in memory with the activations of a few layers.
         input_mean: Mean of the inputs, from which moments are propagated: a number, one for each channel, or of a sample's
             shape. A network without batch norms whose inputs are no images of mean 0 and variance 1 needs it, or data.
         input_variance: Their variance, likewise.
@@ -170,12 +174,19 @@ def quantize(
         declared = moments_of_inputs(network, input_mean, input_variance)
         network, choice = in_gauge(network, gauge, matrices, formats, granularity, declared)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
-        known = _known_of(network, list(formats), data, declared)
+        held = list(batches_of(data)) if sequential and data is not None else None
+        known = _known_of(
+            network, list(formats), data if held is None else held, declared, windows=held is None or budget is not None
+            or bool(several_times(network, formats)),
+        )  # fmt: skip
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, known.moments)
-        (rounding_of,) = _rounded_states(network, matrices, [formats], way, known.moments, source, progress)
+        if held is not None:
+            rounding_of = rounded_on_data(network, matrices, formats, way, known.moments, held, source, progress)
+        else:
+            (rounding_of,) = _rounded_states(network, matrices, [formats], way, known.moments, source, progress)
         quantized = replace(network, state=rounding_of.state)
-        report = _report(network, quantized, rounding_of, way, choice, known, moments)
+        report = _report(network, quantized, rounding_of, way, choice, known, moments, sequential=sequential)
         if isinstance(model, Network):
             return quantized.with_memory_of_its_own(), report
         return with_state(model, state_of(quantized)), report
@@ -233,7 +244,10 @@ def _known_of(
     names: Sequence[str],
     data: Samples | Iterable[Samples] | None,
     declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    *,
+    windows: bool = True,
 ) -> _Known:
+    """Return what is known; with windows also the second moments of all that a weight multiplies, not only of channels."""
     first: list[Samples] = []
 
     def noted(batches: Iterable[Samples]) -> Iterator[Samples]:
@@ -243,19 +257,11 @@ def _known_of(
             yield batch
 
     seen = None if data is None else noted(batches_of(data))
-    activations = activation_model(network, seen, moments=declared, correlations="channels", running="checked", doubt=DOUBT)
+    correlations: Correlations = "channels" if windows else "taps"
+    activations = activation_model(network, seen, moments=declared, correlations=correlations, running="checked", doubt=DOUBT)
     some = feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
     moments = {name: input_moments(activations, name) for name in names}
     return _Known(activations.source, moments, squared_outputs(activations), some)
-
-
-@dataclass(eq=False)
-class _Rounding:
-    """How far a network is rounded: its state, each tensor that is done, and what took up the means of the changes."""
-
-    state: dict[str, Tensor]
-    tensors: dict[str, QuantizedTensor]
-    corrected: list[str]
 
 
 def _rounded_states(
@@ -266,20 +272,16 @@ def _rounded_states(
     seen: dict[str, InputMoments],
     source: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[_Rounding]:
+) -> list[Underway]:
     """Round tensor by tensor, to several formats each; the statistics, of the network as it was, are given up one by one."""
-    roundings = [_Rounding(dict(network.state), {}, []) for _ in several]
+    roundings = [Underway(dict(network.state)) for _ in several]
     for number, name in enumerate(several[0], 1):
         weight, moments = network.state[name], seen.pop(name)
         covariances = Covariances(moments)
         for rounding, formats in zip(roundings, several, strict=True):
             outcome = rounded(weight, matrices[name], formats[name], way, moments, covariances, source)
-            tensor, values = _tensor(matrices[name], outcome, weight)
-            rounding.state[name] = values
-            changed = corrections(replace(network, state=rounding.state), outcome)
-            rounding.state.update(changed)
-            rounding.corrected += list(changed)
-            rounding.tensors[name] = tensor
+            rounding.take(matrices[name], outcome, weight)
+            rounding.correct(corrections(replace(network, state=rounding.state), outcome))
         del covariances, moments, outcome
         if progress is not None:
             progress(number, len(several[0]))
@@ -289,11 +291,13 @@ def _rounded_states(
 def _report(
     network: Network,
     quantized: Network,
-    rounding: _Rounding,
+    rounding: Underway,
     way: Way,
     choice: GaugeChoice,
     known: _Known,
     moments: int | None,
+    *,
+    sequential: bool = False,
 ) -> QuantizeReport:
     tensors = rounding.tensors
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
@@ -307,6 +311,7 @@ def _report(
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
         way.rounding,
+        sequential,
         granularity,
         way.rule,
         choice,
@@ -331,36 +336,6 @@ def _changed(network: Network, quantized: Network, feed: Mapping[str, Tensor]) -
         flat_outputs(each, forward(each, each.values(), feed, each.dtype), batch).double() for each in (network, quantized)
     )
     return float((others - outputs).square().mean().sqrt()), float(outputs.square().mean().sqrt())
-
-
-def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor) -> tuple[QuantizedTensor, Tensor]:
-    """Return what became of a tensor, its share of the path-norm left open, and its values."""
-    grid, form = outcome.grid, outcome.grid.format
-    block, scale, zero = matrices.cells(grid)
-    stack = matrices.split(weight.detach())
-    integers = outcome.integers
-    if isinstance(form, FloatingPoint):
-        integers = form.levels(integers, grid.zero).to(form.kind)
-    kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int16
-    below, above = (torch.empty(stack.shape, dtype=kind, device=stack.device) for _ in range(2))
-    values, off = torch.empty_like(stack, memory_format=torch.contiguous_format), 0.0
-    step = max(1, ROWS_OF // (stack.shape[0] * stack.shape[2]))
-    for start in range(0, stack.shape[1], step):
-        rows = slice(start, start + step)
-        cells, exact = grid.rows_of(rows), stack[:, rows].double()
-        under = cells.below(exact)
-        below[:, rows], above[:, rows] = under, cells.above(exact, under)
-        became = cells.values(outcome.integers[:, rows])
-        values[:, rows] = became
-        off += float((became - exact).square().sum())
-    size = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
-    whole, down, up, made = (matrices.join(part).reshape(weight.shape) for part in (integers, below, above, values))
-    relative = math.sqrt(off) / size if size > 0 else 0.0
-    tensor = QuantizedTensor(
-        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, relative,
-        math.nan, outcome.moments.depth,
-    )  # fmt: skip
-    return tensor, made
 
 
 FAINT = 2.0**-60

@@ -85,5 +85,7 @@ declare(__name__, {
     "Bytes.count": positive_count,
     "quantize.data": streamed(batches),
     "quantize.moments": any_moments,
+    "sequential": flag,
     "quantize.progress": done_of_all,
-}, excluded={("activation_ranges", name): "data" for name in ("deviations", "input_mean", "input_variance")})  # fmt: skip
+}, excluded={("activation_ranges", name): "data" for name in ("deviations", "input_mean", "input_variance")},
+   needed={("quantize", "sequential"): "data"})  # fmt: skip

@@ -75,7 +75,7 @@ def blocks_of(columns: int) -> list[slice]:
 
 
 class Covariances:
-    """C of all columns of what a tensor is multiplied by, or of blocks of them where they are many: one block in memory."""
+    """What a tensor is multiplied by: means, and C of all columns or of blocks of them where they are many, one in memory."""
 
     def __init__(self, moments: InputMoments) -> None:
         """Say whose they are.
@@ -84,6 +84,7 @@ class Covariances:
             moments: What a tensor is multiplied by.
         """
         self.moments = moments
+        self.mean = moments.mean
         self.blocks = blocks_of(moments.shape[2])
         self._known: tuple[int, Tensor] | None = None
 
@@ -98,6 +99,11 @@ class Covariances:
                 self._known = None
                 self._known = (number, self.moments.covariance(block))
             yield block, self._known[1]
+
+    @property
+    def diagonal(self) -> Tensor:
+        """E u², shape (groups, columns)."""
+        return self.moments.diagonal
 
 
 def rounded(
@@ -116,15 +122,15 @@ def rounded(
         matrices: How it is laid out.
         form: The levels.
         way: How to round.
-        moments: What it is multiplied by.
-        covariances: The same.
+        moments: What it is multiplied by, and what its errors do.
+        covariances: What it is multiplied by.
         generator: Source of randomness, for stochastic rounding.
 
     Returns:
         What it became.
     """
     stack = matrices.split(weight.detach())
-    diagonal = moments.diagonal if way.rule == "expected" else None
+    diagonal = covariances.diagonal if way.rule == "expected" else None
     grid = grid_of(stack, form, way.granularity, way.rule, diagonal, matrices.taps)
     corrected = way.correction != "none" and moments.following is not None
     kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int32
@@ -137,7 +143,7 @@ def rounded(
     for block, covariance in covariances:
         piece = stack[:, :, block].double()
         if together:
-            mean = moments.mean[:, block]
+            mean = covariances.mean[:, block]
             second = covariance if corrected else covariance + mean[:, :, None] * mean[:, None, :]
             if not shared and len(covariances) == 1:
                 grid, best = compensated_in_range(piece, grid.columns_of(block), second)
@@ -146,7 +152,7 @@ def rounded(
             integers[:, :, block] = best
             del second, best
         change = grid.columns_of(block).values(integers[:, :, block]).sub_(piece)
-        shift.append((change @ moments.mean[:, block, None]).reshape(-1))
+        shift.append((change @ covariances.mean[:, block, None]).reshape(-1))
         rows = [change, piece, piece + change] if way.correction == "variance" else [change]
         sums.append(torch.stack([quadratic(each, covariance) for each in rows]))
         del covariance, piece, change, rows

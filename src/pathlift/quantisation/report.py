@@ -31,9 +31,9 @@ class QuantizeReport(
     Result,
     line=("rounding", "bits", "granularity", "bytes_before", "bytes_after", "expected_output_change", "path_metric"),
     shows=(
-        "rounding", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after", "expected_error",
-        "squared_outputs", "expected_output_change", "output_change", "output_size", "log10_path_norm", "path_metric",
-        "corrected", "tensors",
+        "rounding", "sequential", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after",
+        "expected_error", "squared_outputs", "expected_output_change", "output_change", "output_size", "log10_path_norm",
+        "path_metric", "corrected", "tensors",
     ),
     rows=("tensors",),
 ):  # fmt: skip
@@ -41,6 +41,7 @@ class QuantizeReport(
 
     Attributes:
         rounding: How.
+        sequential: Whether each layer makes up for those below, on data.
         granularity: What has a scale of its own.
         range: How far the grids reach.
         gauge: In which gauge, and how good it is.
@@ -60,6 +61,7 @@ class QuantizeReport(
     """
 
     rounding: str
+    sequential: bool
     granularity: str
     range: str
     gauge: GaugeChoice

@@ -1,0 +1,251 @@
+"""A network as it was and one that is being changed, side by side on data: layer after layer, what comes in now and before.
+
+What changes weights on its way (`pathlift.compensation.sequential`, `pathlift.quantisation.sequential`) sees, for each, what it
+multiplied before, u, and what it multiplies now, ũ, in the network whose layers below are changed already (mathematics §9).
+Mean and, if asked for, variance of every batch norm move as those of its input move on the data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pathlift.compensation.correction import scaled
+from pathlift.edges.weights import Weights
+from pathlift.errors import InputError
+from pathlift.graph.calling import Samples
+from pathlift.graph.expressions import Normalisation, StateTensor, evaluate
+from pathlift.graph.layers import Connection, Extremum, Layer, WeightTensor
+from pathlift.graph.network import Network
+from pathlift.passes.forward import carried, feed_of, respond, unchanged
+from pathlift.passes.propagate import blame, in_forward_order
+from pathlift.statistics.measure import columns_of
+from pathlift.statistics.model import TAPS
+from pathlift.statistics.propagation import Propagation
+from pathlift.statistics.transfer import Weighted
+
+SAMPLES = 32
+"""Samples that go through a layer at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """The values of a layer, in parts of `SAMPLES` samples: of the network as it was, and of the changed one.
+
+    Attributes:
+        before: Tensors of shape (samples, *layer.shape).
+        now: The same; the same object where nothing has changed.
+    """
+
+    before: Sequence[Tensor]
+    now: Sequence[Tensor]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing has changed."""
+        return self.now is self.before
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a weight stands, and what comes in there."""
+
+    layer: Layer
+    connection: Connection
+    transfer: Weighted
+    sides: Sides
+
+
+class SideBySide(ABC):
+    """One way through both networks."""
+
+    def __init__(self, network: Network, batches: Sequence[Samples], names: Collection[str]) -> None:
+        """Take the inputs.
+
+        Args:
+            network: The network as it was.
+            batches: Inputs, all of which are held in memory.
+            names: Weights that may change.
+
+        Raises:
+            InputError: There is no batch, or one is malformed.
+            NumericalError: A weight is NaN or infinite.
+        """
+        if not batches:
+            raise InputError("data holds no batch: give at least one.")
+        self.network = network
+        self._feeds = [feed_of(network, batch) for batch in batches]
+        blame(network.values())
+        self._names = frozenset(names)
+        self._propagation = Propagation(network, {}, TAPS)  # knows how weights act
+        self._propagation.run()
+        self._norms = Counter(
+            norm.mean.name
+            for layer in network.layers
+            if (norm := layer.normalisation()) is not None and isinstance(norm.mean, StateTensor)
+        )
+        self._biases = Counter(name for layer in network.layers for bias in layer.biases for name in bias.weight.requires)
+
+    def run(self) -> None:
+        """Go from the inputs to the outputs."""
+        in_forward_order(self.network, self._step)
+
+    @property
+    @abstractmethod
+    def state(self) -> Mapping[str, Tensor]:
+        """The changed network, so far."""
+
+    @abstractmethod
+    def weigh(self, name: str, place: Place) -> None:
+        """Change a weight that may change."""
+
+    @abstractmethod
+    def renormalise(self, changed: dict[str, Tensor]) -> None:
+        """Take the running mean and the running variance of a batch norm whose input has changed."""
+
+    def takes_shifts(self, name: str | None) -> bool:
+        """Whether a bias or a running mean takes up what the mean of a layer shifts by: one that stands at one place."""
+        return name is not None and self._norms[name] + self._biases[name] == 1
+
+    def _step(self, layer: Layer, below: Mapping[str, Sides]) -> Sides:
+        if layer.kind == "input":
+            dtype = self.network.dtype
+            parts = [part for feed in self._feeds for part in feed[layer.name].to(dtype).split(SAMPLES)]
+            return Sides(parts, parts)
+        norm = layer.normalisation()
+        if norm is not None:
+            self._estimated(norm, below[layer.connections[0].source])
+        if not isinstance(layer.nonlinearity, Extremum):
+            for position, connection in enumerate(layer.connections):
+                self._weighed(layer, position, connection, below[connection.source])
+        before = self._values(self.network.state, layer, {name: sides.before for name, sides in below.items()})
+        weights = [connection.weight for connection in layer.connections] + [bias.weight for bias in layer.biases]
+        names = {name for weight in weights if weight is not None for name in weight.requires}
+        sources = [below[connection.source] for connection in layer.connections]
+        state, old = self.state, self.network.state
+        if all(sides.same for sides in sources) and all(state[name] is old[name] for name in names):
+            return Sides(before, before)
+        return Sides(before, self._values(state, layer, {name: sides.now for name, sides in below.items()}))
+
+    def _weighed(self, layer: Layer, position: int, connection: Connection, sides: Sides) -> None:
+        for name in () if connection.weight is None else connection.weight.requires & self._names:
+            transfer = self._propagation.bundles(layer)[position]
+            assert isinstance(transfer, Weighted)
+            self.weigh(name, Place(layer, connection, transfer, sides))
+
+    def _weights(self, state: Mapping[str, Tensor], weight: WeightTensor) -> Weights:
+        if weight.scalar is not None:
+            value = torch.tensor(weight.scalar, dtype=torch.float64)
+        else:
+            value = torch.as_tensor(evaluate(weight.expression, state))
+        return Weights((value.detach(),), unchanged, self.network.dtype)
+
+    def _values(self, state: Mapping[str, Tensor], layer: Layer, below: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+        weights_of = partial(self._weights, state)
+        sources = {connection.source for connection in layer.connections}
+        count = max((len(below[source]) for source in sources), default=1)
+        made = []
+        for part in range(count):
+            values = {source: below[source][part if len(below[source]) > 1 else 0] for source in sources}
+            if layer.nonlinearity is not None:
+                made.append(respond(layer, values, weights_of))
+            else:
+                made.append(carried(layer, values, weights_of, biases=weights_of))
+        return made
+
+    def _estimated(self, norm: Normalisation, sides: Sides) -> None:
+        """Move running mean and running variance as mean and variance of the input have moved on the data."""
+        mean, variance = norm.mean, norm.variance
+        if sides.same or not isinstance(mean, StateTensor) or not isinstance(variance, StateTensor):
+            return
+        if self._norms[mean.name] > 1:  # one batch norm at several places
+            return
+        (first, spread), (other, widened) = _channel_moments(sides.before), _channel_moments(sides.now)
+        state = self.state
+        old = state[mean.name]
+        moved = (old.double() + (other - first).to(old.device)).to(old.dtype)
+        changed = {mean.name: moved, variance.name: scaled(state[variance.name], spread, widened)}
+        self.renormalise({name: tensor for name, tensor in changed.items() if not torch.equal(tensor, state[name])})
+
+
+def several_times(network: Network, names: Collection[str]) -> set[str]:
+    """Return the weights that stand at several places: what they will multiply at the second is not known at the first."""
+    uses = Counter(
+        name
+        for layer in network.layers
+        for connection in layer.connections
+        if connection.weight is not None
+        for name in connection.weight.requires & set(names)
+    )
+    return {name for name in names if uses[name] > 1}
+
+
+def _channel_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel over samples and positions, float64."""
+    dims = [dim for dim in range(parts[0].dim()) if dim != 2]
+    count = sum(part.numel() // part.shape[2] for part in parts)
+    mean = torch.stack([part.double().sum(dims) for part in parts]).sum(0) / count
+    shape = [-1 if dim == 2 else 1 for dim in range(parts[0].dim())]
+    spread = torch.stack([(part.double() - mean.reshape(shape)).square().sum(dims) for part in parts]).sum(0) / count
+    return mean, spread
+
+
+@dataclass
+class Windows:
+    """Means over all windows of what a weight multiplied before, u, and multiplies now, ũ.
+
+    Attributes:
+        now: E ũ, (groups, columns).
+        before: E u.
+        second: E ũũᵀ, (groups, columns, columns).
+        cross: E ũuᵀ; None where both are the same.
+    """
+
+    now: Tensor
+    before: Tensor
+    second: Tensor
+    cross: Tensor | None
+
+    @staticmethod
+    def at(place: Place, block: slice = slice(None)) -> Windows | None:
+        """Look at all samples; None where no windows can be told apart.
+
+        Args:
+            place: Where the weight stands.
+            block: Columns.
+
+        Returns:
+            Moments of these columns, float64.
+        """
+        count, total, sides = 0, None, place.sides
+        for before, now in zip(sides.before, sides.now, strict=True):
+            for first, second in zip(before, now, strict=True):
+                u = columns_of(place.connection.edges, place.transfer, first, place.layer.shape)
+                changed = u if sides.same else columns_of(place.connection.edges, place.transfer, second, place.layer.shape)
+                if u is None or changed is None:
+                    return None
+                u, changed = u[:, :, block], changed[:, :, block]
+                count += u.shape[1]
+                parts = [changed.sum(1), u.sum(1), changed.mT @ changed]
+                parts += [] if sides.same else [changed.mT @ u]
+                total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
+        assert total is not None
+        now_mean, mean, moment, *cross = (part / count for part in total)
+        return Windows(now_mean, mean, moment, cross[0] if cross else None)
+
+    def moments(self, *, centred: bool) -> tuple[Tensor, Tensor | None]:
+        """Return E ũũᵀ and E ũuᵀ, or the covariances."""
+        if not centred:
+            return self.second, self.cross
+        cross = None if self.cross is None else self.cross - self.now[:, :, None] * self.before[:, None, :]
+        return self.second - self.now[:, :, None] * self.now[:, None, :], cross
+
+    def shift(self, before: Tensor, now: Tensor) -> Tensor:
+        """Return E[w̃·ũ] − E[w·u] of each row, (groups·rows,)."""
+        return (now @ self.now[:, :, None] - before @ self.before[:, :, None]).reshape(-1)
