@@ -19,7 +19,7 @@ from pathlift.quantisation import quantize
 from pathlift.reading import capture, check_support
 from pathlift.rescaling import align, equivalent, symmetries
 from pathlift.saving import save
-from pathlift.statistics import activation_statistics
+from pathlift.statistics import activation_statistics, synthetic_inputs
 from pathlift.storage import load_model
 from pathlift.streaming import path_metrics, path_norms, stream
 
@@ -56,5 +56,6 @@ __all__ = [
     "save",
     "stream",
     "symmetries",
+    "synthetic_inputs",
     "unit_path_magnitude",
 ]

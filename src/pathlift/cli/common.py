@@ -34,6 +34,8 @@ from pathlift.results import plain
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pathlift.graph.calling import Samples
+    from pathlift.graph.network import Network
     from pathlift.storage.programs import Shapes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -360,14 +362,40 @@ def check_model(shape: Sequence[str] | None, model_arg: list[str] | None, device
         check_options("captured_on", device=device)
 
 
-def check_data(name: str | None, limit: int | None) -> None:
+SYNTHETIC = "synthetic"
+"""Names inputs that are made from the model's batch norms, where --data takes that."""
+
+MADE = 32
+"""At most so many of them."""
+
+
+def check_data(name: str | None, limit: int | None, *, synthetic: bool = False) -> None:
     """Refuse --data and --limit before a model is built."""
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1 sample, found {limit}.")
-    if name is not None:
+    if name is not None and not (synthetic and name == SYNTHETIC):
         from pathlift.storage.data import check_name
 
         check_name(name)
+
+
+def inputs_of(network: Network, name: str, limit: int, declared: DeclaredInputs, seed: int) -> list[Samples]:
+    """Return the inputs that --data names, in batches: those of a file or a package, or made from batch norms."""
+    if name != SYNTHETIC:
+        from pathlift.storage.data import load_data
+
+        x, _ = load_data(name, network.graph.examples[0][0][1:], limit)
+        return [x.to(network.graph.examples[0][1])]
+    with progress_bar() as bar:
+        task = bar.add_task("making inputs", total=None)
+        return pathlift.synthetic_inputs(
+            network,
+            count=min(limit, MADE),
+            input_mean=declared.mean,
+            input_variance=declared.variance,
+            generator=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def check_options(function: str, **given: object) -> None:

@@ -11,6 +11,7 @@ import pathlift
 from pathlift.cli.common import (
     ANSWER,
     CHANGE,
+    SYNTHETIC,
     Device,
     Force,
     InputMean,
@@ -32,6 +33,7 @@ from pathlift.cli.common import (
     check_unmeasured,
     check_used,
     declared_inputs,
+    inputs_of,
     known,
     out,
     print_json,
@@ -81,7 +83,9 @@ def prune(
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="For criteria that look at data, and for --update: digits, fashion-mnist, or a file.", metavar="DATA"
+            help="For criteria that look at data, and for --update: digits, fashion-mnist, a file, or synthetic: 32 inputs "
+            "that are made from the model's batch norms.",
+            metavar="DATA",
         ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
@@ -128,14 +132,14 @@ def prune(
     selects = chosen.selection if selection is None else selection_of(selection)
     if amount is None and not isinstance(selects, NofM):
         raise InputError("Say how much to prune: --amount, a share in [0, 1).")
-    check_data(data, limit)
+    check_data(data, limit, synthetic=True)
     if chosen.propagated is None:
         check_used(
             dict.fromkeys(declared.options, True),
             "--update compensate or a criterion that propagates moments",
             there=update == "compensate",
         )
-        check_unmeasured(declared, data)
+        check_unmeasured(declared, None if data == SYNTHETIC else data)
     needs = chosen.needs
     if needs != "nothing" and data is None:
         what = "inputs 'x'" if needs == "inputs" else "inputs 'x' and classes 'y'"
@@ -145,7 +149,9 @@ def prune(
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, out_file)
     seen: Data | None = None
-    if data is not None:
+    if data == SYNTHETIC and needs != "loss":
+        seen = inputs_of(network, data, limit, declared, seed)
+    elif data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)
         x = x.to(network.graph.examples[0][1])
         if needs == "loss" and y is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -33,6 +33,7 @@ from pathlift.cli.common import (
     check_options,
     check_used,
     declared_inputs,
+    inputs_of,
     known,
     out,
     print_json,
@@ -44,9 +45,6 @@ from pathlift.cli.common import (
 from pathlift.cli.tables import Column
 from pathlift.errors import InputError
 from pathlift.output import TENSORS, check_outputs, write_outputs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ROUNDINGS = ("compensated", "nearest", "towards_zero", "away", "stochastic", "balanced")
 """The names in `pathlift.quantisation.rounding.ROUNDINGS`, for the help."""
@@ -100,9 +98,16 @@ def quantize(
     gauge: Annotated[str, _one_of(GAUGES, "Rescale first, by powers of two")] = "none",
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Measure activations on data: digits, fashion-mnist, or a file with inputs 'x'.", metavar="DATA"),
+        typer.Option(
+            help="Measure activations on data: digits, fashion-mnist, a file with inputs 'x', or synthetic: 32 inputs that are "
+            "made from the model's batch norms.",
+            metavar="DATA",
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Layer after layer on --data: each makes up for those before it.")
+    ] = False,
     input_mean: InputMean = None,
     input_variance: InputVariance = None,
     activations: Annotated[
@@ -137,13 +142,14 @@ def quantize(
     check_outputs({"--out": out_file}, suffixes=TENSORS, inputs=read, replace=force)
     check_outputs({"--onnx": onnx_file}, suffixes=(".onnx",), inputs=read, replace=force)
     check_used({"--activations": activations}, "--onnx", there=onnx_file is not None)
+    check_used({"--sequential": sequential}, "--data", there=data is not None)
     chosen, most = _bits(bits or ["8"]), None if budget is None else _budget(budget)
     last, scale = None if ends is None else _number(ends), _number(granularity)
     check_options(
         "quantize", bits=chosen, ends=last, granularity=scale, rounding=rounding, range=range, correction=correction,
         gauge=gauge, budget=most,
     )  # fmt: skip
-    check_data(data, limit)
+    check_data(data, limit, synthetic=True)
     declared = declared_inputs("quantize", input_mean, input_variance)
     from pathlift.quantisation.activations import activation_ranges
     from pathlift.quantisation.onnx import onnx_writer
@@ -152,11 +158,7 @@ def quantize(
 
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, onnx_file)
-    seen: Tensor | None = None
-    if data is not None:
-        from pathlift.storage.data import load_data
-
-        seen = load_data(data, network.graph.examples[0][0][1:], limit)[0].to(network.graph.examples[0][1])
+    seen = None if data is None else inputs_of(network, data, limit, declared, seed)
     with progress_bar() as bar:
         task = bar.add_task("quantising", total=None)
         quantized, report = pathlift.quantize(
@@ -171,6 +173,7 @@ def quantize(
             gauge=gauge,
             budget=most,
             data=seen,
+            sequential=sequential,
             input_mean=declared.mean,
             input_variance=declared.variance,
             generator=seed,
@@ -191,6 +194,7 @@ def quantize(
         print_json({
             "model": model,
             "rounding": report.rounding,
+            "sequential": report.sequential,
             "range": report.range,
             "granularity": report.granularity,
             "gauge": report.gauge.name,
@@ -311,7 +315,10 @@ def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
     ]  # fmt: skip
     gauge = "" if report.gauge.name == "none" else f", gauge {report.gauge.name}"
     scale = f"{'each ' if report.granularity in {'channel', 'tensor'} else ''}{report.granularity}"
-    print_table(f"{model}: {report.bits:.3g} bits a weight, {report.rounding}, a scale for {scale}{gauge}", COLUMNS, rows)
+    order = ", sequential" if report.sequential else ""
+    print_table(
+        f"{model}: {report.bits:.3g} bits a weight, {report.rounding}{order}, a scale for {scale}{gauge}", COLUMNS, rows
+    )
     out.print(f"bytes before                    {report.bytes_before:,}")
     out.print(f"bytes after, bits packed        {report.bytes_after:,}")
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")

@@ -25,7 +25,7 @@ from pathlift.graph.layers import Connection, Extremum, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import carried, feed_of, respond, unchanged
 from pathlift.passes.propagate import blame, in_forward_order
-from pathlift.statistics.measure import columns_of
+from pathlift.statistics.measure import tells_windows_apart, windows_of
 from pathlift.statistics.model import TAPS
 from pathlift.statistics.propagation import Propagation
 from pathlift.statistics.transfer import Weighted
@@ -223,14 +223,16 @@ class Windows:
         Returns:
             Moments of these columns, float64.
         """
-        count, total, sides = 0, None, place.sides
+        edges, transfer, above, sides = place.connection.edges, place.transfer, place.layer.shape, place.sides
+        if not tells_windows_apart(edges, transfer):
+            return None
+        count, total = 0, None
         for before, now in zip(sides.before, sides.now, strict=True):
-            for first, second in zip(before, now, strict=True):
-                u = columns_of(place.connection.edges, place.transfer, first, place.layer.shape)
-                changed = u if sides.same else columns_of(place.connection.edges, place.transfer, second, place.layer.shape)
-                if u is None or changed is None:
-                    return None
-                u, changed = u[:, :, block], changed[:, :, block]
+            first = windows_of(edges, transfer, before, above)
+            second = first if sides.same else windows_of(edges, transfer, now, above)
+            for whole in first:
+                u = whole[:, :, block]
+                changed = u if sides.same else next(second)[:, :, block]
                 count += u.shape[1]
                 parts = [changed.sum(1), u.sum(1), changed.mT @ changed]
                 parts += [] if sides.same else [changed.mT @ u]

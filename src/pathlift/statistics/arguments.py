@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pathlift.arguments import declare
-from pathlift.arguments.kinds import batches, choice, either, least_zero, number, plain_tensor
+from pathlift.arguments.common import done_of_all
+from pathlift.arguments.kinds import batches, choice, count, either, least_zero, number, plain_tensor, positive_count
 from pathlift.errors import InputError
 from pathlift.reading.arguments import streamed
 from pathlift.statistics.model import Correlations
@@ -40,4 +41,7 @@ declare(__name__, {
     "input_variance": either(finite_values, (Tensor, no_less_than_zero), (object, least_zero)),
     "correlation": number("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "correlations": choice(*get_args(Correlations)),
+    "synthetic_inputs.count": positive_count,
+    "synthetic_inputs.steps": count,
+    "synthetic_inputs.progress": done_of_all,
 })  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,9 @@ from pathlift.passes.propagate import in_forward_order
 from pathlift.statistics.kinks import Kink, Response
 from pathlift.statistics.propagation import Propagation, Step
 from pathlift.statistics.transfer import Weighted
+
+ENTRIES = 1 << 22
+"""Entries of windows that are held at once, about."""
 
 
 @dataclass
@@ -123,10 +127,9 @@ def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple
     for connection, transfer in propagation.transfers(layer):
         if not isinstance(transfer, Weighted):
             continue
-        for sample in below[connection.source]:
-            columns = columns_of(connection.edges, transfer, sample, layer.shape)
-            if columns is None:
-                break
+        if not tells_windows_apart(connection.edges, transfer):
+            continue
+        for columns in windows_of(connection.edges, transfer, below[connection.source], layer.shape):
             key = (layer.name, connection.source)
             mean, second = columns.sum(1), columns.mT @ columns
             known = seen.get(key)
@@ -138,23 +141,36 @@ def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple
                 known.second += second
 
 
-def columns_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Tensor | None:
-    """Return what a weight multiplies at each position above, in float64, shape (groups, positions, columns).
+def tells_windows_apart(edges: Edges, transfer: Weighted) -> bool:
+    """Tell whether each neuron above reads at most one neuron with each entry of a weight: it multiplies windows."""
+    _, _, _, taps = transfer.pattern.weight.shape
+    return isinstance(edges, Convolution) or (taps == 1 and transfer.reads.merged <= 1)
+
+
+def windows_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Iterator[Tensor]:
+    """Yield what a weight multiplies at each position above, some samples at a time.
 
     Args:
-        edges: Its edges.
+        edges: Its edges, which `tells_windows_apart`.
         transfer: How moments go along them.
-        x: Values of the neurons below, of their shape.
+        x: Values of the neurons below, (samples, *their shape).
         above: Shape of the neurons above.
 
-    Returns:
-        The windows, zeros where they read no neuron; None where each neuron above reads several with one weight.
+    Yields:
+        The windows in float64, shape (groups, samples·positions, columns), zeros where they read no neuron.
     """
+    _, outs, ins, taps = transfer.pattern.weight.shape
+    step = max(1, ENTRIES * outs // (ins * taps * math.prod(above)))
+    for some in x.split(step):
+        windows = torch.vmap(lambda sample: _columns(edges, transfer, sample, above))(some)
+        yield windows.transpose(0, 1).flatten(1, 2)
+
+
+def _columns(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Tensor:
+    """Return the windows of one sample, (groups, positions, columns)."""
     groups, _, ins, taps = transfer.pattern.weight.shape
     x = x.double()
     if not isinstance(edges, Convolution):
-        if taps > 1 or transfer.reads.merged > 1:
-            return None
         return transfer.pattern.below.split(x).mT
     kernel = transfer.weight.shape[2:]
     for dim, (size, outputs) in enumerate(zip(kernel, above[2:], strict=True)):
