@@ -380,7 +380,7 @@ def test_a_bad_command_line_ends_in_one_sentence(command: str, tmp_path: Path, m
         ("statistics torch.nn:Linear --correlation 3", "pathlift: --correlation must be"),
         ("statistics torch.nn:Linear --input-mean 1,2", "pathlift: --input-mean must have shape (4,), found (2,)"),
         ("shrink torch.nn:Linear --amount 3", "pathlift: --amount must be"),
-        ("report torch.nn:Linear --prune 0.5,2", "pathlift: an item of --prune must be"),
+        ("report torch.nn:Linear --prune 0.5,2 --out none_yet.html", "pathlift: an item of --prune must be"),
         ("certify torch.nn:Linear --data data.safetensors --relative -1", "pathlift: --relative must be"),
         ("certify torch.nn:Linear --data data.safetensors --prune 2", "pathlift: --prune must be"),
         ("certify torch.nn:Linear --data data.safetensors --bits 8 --per layer", "pathlift: --per must be"),

@@ -157,6 +157,10 @@ class World:
         return pathlift.capture(self.model, (4,))
 
     @cached_property
+    def normalised(self) -> pathlift.Network:
+        return pathlift.capture(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).eval(), (4,))
+
+    @cached_property
     def state(self) -> dict[str, Tensor]:
         return {name: weight.detach() * 1.5 for name, weight in self.model.state_dict().items()}
 
@@ -283,6 +287,7 @@ CALLS: dict[str, Callable[[World], dict[str, Any]]] = {
     "Symmetries.rescale": lambda w: {"self": w.groups, "factors": [1.0, 2.0, 4.0, 0.5, 8.0]},
     "Symmetries.weight_factors": lambda w: {"self": w.groups, "factors": [1.0, 2.0, 4.0, 0.5, 8.0]},
     "activation_statistics": lambda w: {"model": w.network, "data": w.x},
+    "synthetic_inputs": lambda w: {"model": w.normalised, "count": 2, "steps": 1},
     "align": lambda w: {"model": w.network, "other": w.state},
     "apply_masks": lambda w: {"model": w.model, "masks": w.masks},
     "attack": lambda w: {"model": w.network, "x": w.x, "tolerance": pathlift.Relative(0.1), "steps": 1},
@@ -747,6 +752,9 @@ FAIR: dict[str, Fair] = {
     "quantize.data": lambda v: v is None or x_like(v) or (isinstance(v, list) and all(plain(own, (2, 4)) for own in v)),
     "quantize.moments": lambda v: v is None or (whole(v) and int(v) in (0, 2, 4, 6, 8)),
     "quantize.progress": callback(2),
+    "sequential": lambda v: isinstance(v, (bool, np.bool_)),
+    "synthetic_inputs.count": positive_count,
+    "synthetic_inputs.progress": callback(2),
     "bits_needed.tolerance": positive,
     "quantized": never,
     "report": never,
