@@ -42,8 +42,8 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     """Return the covariance that agrees with the variances of the rows better.
 
     Args:
-        covariance: C, shape (groups, columns, columns); its memory is given up.
-        rows: W, shape (groups, rows, columns).
+        covariance: C, shape (groups, columns, columns), float64 or float32; its memory is given up.
+        rows: W, shape (groups, rows, columns), of the same type.
         variance: v, shape (groups, rows); rows of variance 0 say nothing.
 
     Returns:
@@ -54,11 +54,12 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     if count >= columns:
         for block in blocks:
             sent = rows[:, block] @ covariance
-            covariance = _plus(covariance, sent.mT @ _told(sent @ rows[:, block].mT, variance[:, block]), sent)
+            change = _told((sent @ rows[:, block].mT).double(), variance[:, block]).to(sent.dtype)
+            covariance = _plus(covariance, sent.mT @ change, sent)
         return (covariance + covariance.mT) / 2
     # with fewer rows than columns all is done in the space of the rows: C + Aᵀ M A with A = W C, and S = W C Wᵀ
     sent = rows @ covariance
-    first = sent @ rows.mT
+    first = (sent @ rows.mT).double()
     spread, mixed = first, torch.zeros_like(first)
     for block in blocks:
         change = _told(spread[:, block, block], variance[:, block])
@@ -66,7 +67,7 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
         lifted[:, :, block] += torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
         mixed = mixed + lifted.mT @ change @ lifted
         spread = spread + spread[:, :, block] @ change @ spread[:, block]
-    return _plus(covariance, sent.mT @ mixed, sent)
+    return _plus(covariance, sent.mT @ mixed.to(sent.dtype), sent)
 
 
 def _plus(covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -89,18 +90,19 @@ def _told(first: Tensor, variance: Tensor) -> Tensor:
     Returns:
         Shape of S.
     """
-    spread, mixed = first.clone(), torch.zeros_like(first)
-    for row in range(first.shape[1]):
-        column, now = spread[:, :, row].clone(), spread[:, row, row].clone()
-        there = (now > 0) & (variance[:, row] > 0)
-        now = torch.where(there, now, 1.0)
-        ratio = torch.where(there, variance[:, row] / now, 1.0).clamp(1.0 / MOST, MOST)
-        step = ((ratio - 1.0) / now)[:, None, None]
-        spread += step * column[:, :, None] * column[:, None, :]
-        direction = (mixed @ first[:, :, row, None])[:, :, 0]
-        direction[:, row] += 1.0
-        mixed += step * direction[:, :, None] * direction[:, None, :]
-    return mixed
+    count, spread, there = first.shape[1], first.clone(), variance > 0
+    steps, passed = torch.zeros_like(variance), torch.zeros_like(first)
+    for row in range(count):
+        now = spread[:, row, row]
+        step = (variance[:, row] / now).clamp_(1.0 / MOST, MOST).sub_(1.0).div_(now)
+        steps[:, row] = step = torch.where(there[:, row] & (now > 0), step, 0.0)
+        column, later = spread[:, row, row + 1 :], slice(row + 1, None)
+        torch.mul(step[:, None], column, out=passed[:, row, later])
+        spread[:, later, later].addcmul_(passed[:, row, later, None], column[:, None, :])
+    # M = Σ_r step_r·d_r·d_rᵀ with S d_r the column of row r as it is found, d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
+    one = torch.eye(count, dtype=first.dtype, device=first.device).expand_as(first)
+    directions = torch.linalg.solve_triangular(-passed, one, upper=True, unitriangular=True)
+    return (directions * steps[:, None, :]) @ directions.mT
 
 
 def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, variance: Tensor) -> Tensor:
@@ -119,7 +121,10 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     size = torch.where(variance > 0, variance.rsqrt(), 0.0)
     unit = rows * size[:, :, None]  # rows of unit variance
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
-    sent = unit * (UNSURE * spread)[:, None, :]
-    noise = NOISE * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    weights: Tensor = torch.linalg.solve(sent @ unit.mT + noise, gap[:, :, None])
-    return mean + (sent.mT @ weights)[:, :, 0]
+    likely = (UNSURE * spread).sqrt()
+    sent = unit * likely[:, None, :]
+    noise = NOISE * torch.eye(min(rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    if rows.shape[1] <= rows.shape[2]:
+        return mean + likely * (sent.mT @ torch.linalg.solve(sent @ sent.mT + noise, gap[:, :, None]))[:, :, 0]
+    # Aᵀ(A Aᵀ + ε)⁻¹ = (Aᵀ A + ε)⁻¹ Aᵀ
+    return mean + likely * torch.linalg.solve(sent.mT @ sent + noise, sent.mT @ gap[:, :, None])[:, :, 0]
