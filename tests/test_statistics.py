@@ -550,7 +550,8 @@ def test_a_wide_matrix_is_judged_and_factored_as_a_narrow_one_is() -> None:
         factor = there[0].double().triu()
         damped = given[0].double() + 0.1 * torch.diag(given[0].double().diagonal())
         size = damped.diagonal().sqrt()
-        torch.testing.assert_close((factor @ factor.T) / size[:, None] / size, damped / size[:, None] / size, rtol=0.0, atol=1e-5)
+        made, wanted = (product / size[:, None] / size for product in (factor @ factor.T, damped))
+        torch.testing.assert_close(made, wanted, rtol=0.0, atol=1e-5)
         assert diagonal is not None
         cholesky.mirrored_(there[0], diagonal[0])
         assert torch.equal(there[0].tril(), given[0].tril()) and torch.equal(there[0], there[0].T)

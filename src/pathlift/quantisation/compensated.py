@@ -11,8 +11,8 @@ Blocks. What the columns before a block do to it is one product of matrices, lik
 block; only these few hand on their errors one by one, in a handful of operations each. Rows with one scale are rounded in
 steps of their own, w/s, where a grid of whole numbers is the whole numbers.
 
-Types. float64; where H has more than `SINGLE` columns and is float32, so is all that is made of it, and its factor stands in the
-place of its upper triangle meanwhile.
+Types. float64; where H has more than `SINGLE` columns and is float32, so is all that is made of it, and its factor stands in
+the place of its upper triangle meanwhile.
 
 Order. Columns are rounded in the order in which they stand: input channels, and the taps of each.
 

@@ -17,9 +17,9 @@ layer:
 Beyond a distance of 2, correlations decay geometrically. A layer of which nothing is known has None: its neurons count as
 independent.
 
-Wide layers, of more than `FULL` channels: at distances other than 0 only a_δ(i) = R_δ[i, i] is carried, and R_δ[i, j] is taken to
-be R_0[i, j]·√(a_δ(i)·a_δ(j)), which is what it is where space and channels have nothing to do with each other: 12 of 13 matrices
-less, in memory and in time.
+Wide layers, of more than `FULL` channels: at distances other than 0 only a_δ(i) = R_δ[i, i] is carried, and R_δ[i, j] is taken
+to be R_0[i, j]·√(a_δ(i)·a_δ(j)), which is what it is where space and channels have nothing to do with each other. Twelve of 13
+matrices are not made.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ class Lags:
     def decay(self) -> float:
         """By how much the correlation of a channel with itself falls with each step beyond the reach."""
         ratios = [
-            float(self.of_itself(far).mean() / self.of_itself(near).mean().clamp(min=LEAST))
-            for near, far in self._ends()
+            float(self.of_itself(far).mean() / self.of_itself(near).mean().clamp(min=LEAST)) for near, far in self._ends()
         ]
         return min(1.0, max(0.0, sum(ratios) / len(ratios))) if ratios else 0.0
 

@@ -220,9 +220,7 @@ class _Use:
         reads = self.transfer.reads
         return reads.together * reads.merged**2, reads.independent(), reads.common()
 
-    def second(
-        self, columns: slice, groups: slice, centre: Tensor | None = None, kind: torch.dtype = torch.float64
-    ) -> Tensor:
+    def second(self, columns: slice, groups: slice, centre: Tensor | None = None, kind: torch.dtype = torch.float64) -> Tensor:
         """E u·uᵀ of some columns of some groups, (groups, columns, columns), in memory of its own.
 
         Args:
