@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pathlift
 from cases import NETWORKS, OPERATORS, Case, Fn
 from pathlift.compensation.damping import factor_from_behind
-from pathlift.statistics import activation_model, cholesky, input_moments
+from pathlift.statistics import activation_model, cholesky, covariances, input_moments
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.covariances import COLOURS, PIXEL
 from pathlift.statistics.input_moments import FLOOR, SINGLE, positive
@@ -270,9 +270,11 @@ DEEP = {
 
 
 @pytest.mark.one_in(3)
+@pytest.mark.parametrize("full", [covariances.FULL, 4], ids=["", "wide"])
 @pytest.mark.parametrize("name", DEEP)
-def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> None:
+def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str, full: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of H off the diagonal are those of samples, nearly; what leaves cross-covariances out is further off."""
+    monkeypatch.setattr(covariances, "FULL", full)
     torch.manual_seed(0)
     layers = DEEP[name]()
     model = nn.Sequential(*layers).double()
@@ -285,6 +287,47 @@ def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> N
     off = ~torch.eye(len(expected), dtype=torch.bool)
     agreement = float(torch.corrcoef(torch.stack([moments.second[0][off], expected[off]]))[0, 1])
     assert agreement > (0.6 if "concatenation" in name else 0.9)
+
+
+SEPARABLE = {
+    "1x1": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 5, 3)],
+    "average pooling": lambda: [nn.Conv2d(3, 6, 1), nn.AvgPool2d(2), nn.Conv2d(6, 5, 3)],
+    "a mean over all positions": lambda: [nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)],
+    "a permutation": lambda: [nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 5, 3)],
+    "batch norm": lambda: [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3)],
+    "a depthwise layer": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2), nn.Conv2d(6, 5, 1)],
+    "groups": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2), nn.Conv2d(8, 5, 1)],
+}
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_wide_layers_lose_nothing_where_space_and_channels_have_nothing_to_do_with_each_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layers = SEPARABLE[name]()
+    network, last = network_of(nn.Sequential(*layers).double(), (3, 8, 8)), f"{len(layers) - 1}.weight"
+    found = []
+    for full in (covariances.FULL, 0):
+        monkeypatch.setattr(covariances, "FULL", full)
+        model = activation_model(network, correlations="channels")
+        found.append(input_moments(model, last).second)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_wide_layer_behind_a_narrow_one_has_all_correlations_of_channels_with_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The narrow one carries all; what is left out of the wide one is read by no channel of a depthwise layer."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8)]
+    network = network_of(nn.Sequential(*layers).double(), (3, 12, 12))
+    found = []
+    for full in (covariances.FULL, 4):
+        monkeypatch.setattr(covariances, "FULL", full)
+        model = activation_model(network, correlations="channels")
+        found.append(input_moments(model, "5.weight").second)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("doubt", [0.0, DOUBT])

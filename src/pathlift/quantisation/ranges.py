@@ -32,7 +32,7 @@ COARSE = 0.04
 LEAST = 0.2
 """The smallest share of the full range that is tried."""
 
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 17
 """Weights that are looked at together, but for a cell of more: they stay within a cache."""
 
 

@@ -90,15 +90,17 @@ def _told(first: Tensor, variance: Tensor) -> Tensor:
     Returns:
         Shape of S.
     """
-    count, spread, there = first.shape[1], first.clone(), variance > 0
-    steps, passed = torch.zeros_like(variance), torch.zeros_like(first)
+    count, there = first.shape[1], variance > 0
+    columns, steps = torch.zeros_like(first), torch.zeros_like(variance)  # S d_r, and by what they change S
+    passed = torch.zeros_like(first)
     for row in range(count):
-        now = spread[:, row, row]
+        before = passed[:, :row, row, None]
+        column = torch.baddbmm(first[:, row:, row, None], columns[:, row:, :row], before) if row else first[:, :, :1]
+        columns[:, row:, row : row + 1] = column
+        now = column[:, 0, 0]
         step = (variance[:, row] / now).clamp_(1.0 / MOST, MOST).sub_(1.0).div_(now)
         steps[:, row] = step = torch.where(there[:, row] & (now > 0), step, 0.0)
-        column, later = spread[:, row, row + 1 :], slice(row + 1, None)
-        torch.mul(step[:, None], column, out=passed[:, row, later])
-        spread[:, later, later].addcmul_(passed[:, row, later, None], column[:, None, :])
+        torch.mul(column[:, 1:, 0], step[:, None], out=passed[:, row, row + 1 :])
     # M = Σ_r step_r·d_r·d_rᵀ with S d_r the column of row r as it is found, d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
     one = torch.eye(count, dtype=first.dtype, device=first.device).expand_as(first)
     directions = torch.linalg.solve_triangular(-passed, one, upper=True, unitriangular=True)

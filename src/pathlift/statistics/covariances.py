@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -166,6 +166,30 @@ class Lags:
         here, alone, share = self._apart(lag)
         product = (here @ (matrix * share[:, None])).mul_(share[:, None])
         return product.addcmul_(matrix, alone.clamp(max=0.0)[:, None])
+
+    def summed_of_itself(self, terms: Mapping[Lag, float]) -> Tensor:
+        """Return the diagonal of Σ_δ c_δ·R_δ over distances within reach, (channels,)."""
+        out = torch.zeros_like(self.at[(0,) * len(self.space)][0])
+        for lag, value in terms.items():
+            out.add_(self.of_itself(lag), alpha=value)
+        return out
+
+    def summed(self, terms: Mapping[Lag, float]) -> Tensor:
+        """Return Σ_δ c_δ·R_δ over distances within reach."""
+        here = self.at[(0,) * len(self.space)]
+        out = torch.zeros_like(here)
+        if self.full:
+            for rows in some_rows(out, len(terms)) if terms else ():
+                parts = [self.some_rows_of(lag, rows) * value for lag, value in terms.items()]
+                torch.sum(torch.stack(parts), 0, out=out[rows])
+            return out
+        one = torch.ones_like(here[0])
+        shares = torch.stack([one, *(self._apart(lag)[2] if any(lag) else one for lag in terms)], 1)
+        weights = torch.tensor([0.0, *terms.values()], dtype=out.dtype, device=out.device)
+        for rows in some_rows(out):
+            torch.mul(here[rows], (shares[rows] * weights) @ shares.T, out=out[rows])
+        out.diagonal().copy_(self.summed_of_itself(terms))
+        return out
 
     def __getitem__(self, lag: Lag) -> Tensor:
         """Return R at any distance."""
@@ -391,15 +415,8 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
         for steps in itertools.product(*(weight[step].items() for weight, step in zip(weights, lag, strict=True))):
             near, factor = below.known(tuple(step for step, _ in steps))
             coefficients[near] = coefficients.get(near, 0.0) + factor * math.prod(value for _, value in steps)
-        terms = [(near, value) for near, value in coefficients.items() if value != 0.0]
-        full = is_carried(lag, below.channels)
-        covariances[lag] = torch.zeros_like(below.at[(0,) * len(below.space)] if full else below.at[(0,) * len(below.space)][0])
-        if terms and not full:
-            torch.sum(torch.stack([below.of_itself(near) * value for near, value in terms]), 0, out=covariances[lag])
-            continue
-        for rows in some_rows(covariances[lag], len(terms)) if terms else ():
-            parts = [below.some_rows_of(near, rows) * value for near, value in terms]
-            torch.sum(torch.stack(parts), 0, out=covariances[lag][rows])
+        terms = {near: value for near, value in coefficients.items() if value != 0.0}
+        covariances[lag] = below.summed(terms) if is_carried(lag, below.channels) else below.summed_of_itself(terms)
     return _normalised(covariances, space)
 
 
@@ -571,35 +588,33 @@ def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
     count = groups * outs
     full = {lag: is_carried(lag, count) for lag in pairs}
     covariances = {lag: torch.zeros([count] * (1 + full[lag]), dtype=torch.float32, device=rows.device) for lag in pairs}
-    uses = Counter((below.known(distance)[0], second) for several in pairs.values() for _, second, distance, _ in several)
+    terms: dict[tuple[Lag, int], list[tuple[tuple[Lag, int], float]]] = {}
+    for lag, taps_of_both in pairs.items():
+        for first, second, distance, share in taps_of_both:
+            near, factor = below.known(distance)
+            terms.setdefault((lag, first), []).append(((near, second), share * factor))
+    uses = Counter(key for several in terms.values() for key, _ in several)
     width = max(64, PRODUCTS // (below.channels * len(uses)))
     for start in range(0, count, width):
         block = slice(start, min(start + width, count))
         products: dict[tuple[Lag, int], Tensor] = {}
         left = uses.copy()
-        for lag, several in pairs.items():
-            for tap in range(taps):
-                sums: Tensor | None = None
-                for first, second, distance, share in several:
-                    if first != tap:
-                        continue
-                    near, factor = below.known(distance)
-                    key = (near, second)
-                    if key not in products:
-                        products[key] = below.times(near, turned[second][:, block])
-                    left[key] -= 1
-                    term = products[key] if left[key] else products.pop(key)
-                    weight = share * factor
-                    if sums is None:
-                        sums = term if weight == 1.0 and not left[key] else term * weight
-                    else:
-                        sums.add_(term, alpha=weight)
-                if sums is None:
-                    continue
-                if full[lag]:
-                    covariances[lag][:, block].addmm_(kernels[tap], sums)
+        for (lag, first), several in terms.items():
+            sums: Tensor | None = None
+            for key, weight in several:
+                if key not in products:
+                    products[key] = below.times(key[0], turned[key[1]][:, block])
+                left[key] -= 1
+                term = products[key] if left[key] else products.pop(key)
+                if sums is not None:
+                    sums.add_(term, alpha=weight)
                 else:
-                    covariances[lag][block] += torch.linalg.vecdot(turned[tap][:, block], sums, dim=0)
+                    sums = term if weight == 1.0 and not left[key] else term * weight
+            assert sums is not None
+            if full[lag]:
+                covariances[lag][:, block].addmm_(kernels[first], sums)
+            else:
+                covariances[lag][block] += torch.linalg.vecdot(turned[first][:, block], sums, dim=0)
     return covariances
 
 

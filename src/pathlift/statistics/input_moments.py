@@ -42,7 +42,7 @@ WIDE = 1024
 ROWS = 256
 """Rows of second moments that are worked on together."""
 
-SINGLE = 2048
+SINGLE = 1024
 """Columns up to which covariances are float64; wider ones are float32, in half of the memory and a fraction of the time. That
 mistakes the least eigenvalue by no more than 3e-5 (2304 columns of rank 600), a thirtieth of `FLOOR`."""
 

@@ -106,8 +106,9 @@ def activation_model(
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
     propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running, doubt=doubt)
     blame(propagation.values)
-    propagation.run()
-    if running == "checked" and data is None and disagreement(propagation)[1] > SPREAD:
+    checked = running == "checked" and data is None
+    propagation.run(until=(lambda: _are_off(propagation)) if checked else None)
+    if checked and (_are_off(propagation) or disagreement(propagation)[1] > SPREAD):
         propagation = kind(network, moments or {}, correlation, running="scaled", doubt=doubt)
         propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
@@ -169,6 +170,18 @@ def _placed(layer: Layer, channel: int | None, name: str, value: float | Tensor)
         return tensor.unsqueeze(0)
     shapes = dict.fromkeys([*([(layer.shape[channel],)] if channel else []), tuple(layer.shape[1:])])
     raise InputError(f"{name} must have shape {' or '.join(map(str, shapes))}, found {tuple(tensor.shape)}.")
+
+
+def _are_off(propagation: Propagation) -> bool:
+    """Whether running variances are off by more than `SPREAD` for half of all channels, whatever is still to come."""
+    off = channels = 0
+    for name, norm in propagation.norms.items():
+        step, rank = propagation.steps.get(name), len(propagation.network.layer[name].shape)
+        variance = propagation.evaluated(norm.variance, 0.0, rank)
+        spread = variance if step is None or step.expected is None else (step.expected[1] / variance).log2().abs()
+        channels += spread.numel()
+        off += 0 if step is None or step.expected is None else int((spread > SPREAD).sum())
+    return 2 * off > channels + 1
 
 
 def disagreement(propagation: Propagation) -> tuple[float, float]:
