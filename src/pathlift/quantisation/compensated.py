@@ -169,16 +169,18 @@ class _Rows:
         self.exact = (some / self.grid.scale.double() if self.in_steps else some).mT.to(kind).contiguous()
         self.zero = zero
 
-    def __call__(self, column: int, wanted: Tensor) -> Tensor:
-        """Return the value on the grid next to numbers of shape (groups, rows), up to ties."""
+    def __call__(self, column: int, wanted: Tensor, out: Tensor) -> None:
+        """Give the values on the grid next to numbers, both of shape (groups, rows), up to ties."""
         if not self.whole:
             cell = self.grid.columns_of(slice(column, column + 1))
-            return cell.values(cell.nearest(wanted[:, :, None]))[:, :, 0].to(self.kind)
+            out.copy_(cell.values(cell.nearest(wanted[:, :, None]))[:, :, 0])
+            return
         low, high = self.ends[column if len(self.ends) > 1 else 0]
         if self.in_steps:
-            return wanted.round().clamp_(low, high)  # type: ignore[arg-type]  # two tensors or two numbers
-        scale = self.scale[:, column]
-        return ((wanted / scale).round_().clamp_(low, high) * scale).to(self.kind)  # type: ignore[arg-type]
+            torch.round(wanted, out=out).clamp_(low, high)  # type: ignore[arg-type]  # two tensors or two numbers
+        else:
+            scale = self.scale[:, column]
+            out.copy_((wanted / scale).round_().clamp_(low, high).mul_(scale))  # type: ignore[arg-type]
 
     def integers(self, change: Tensor) -> Tensor:
         """Return the integers, (groups, rows, columns), from the differences of values and weights, (groups, columns, rows)."""
@@ -195,31 +197,23 @@ class _Rows:
         return (self.grid.values(integers).mT - self.exact).to(self.kind)
 
 
-def _hand_on(target: Tensor, shares: Tensor, errors: Tensor) -> None:
-    """Add shares, (groups, columns), times errors, (groups, rows), to what columns are to be, (groups, columns, rows)."""
-    if len(target) == 1:
-        target[0].addr_(shares[0], errors[0])
-    else:
-        target.addcmul_(shares[:, :, None], errors[:, None])
-
-
 def _one_after_another(rows: _Rows, factor: UnitFactor) -> Tensor:
     exact, change = rows.exact, torch.zeros_like(rows.exact)
-    columns = exact.shape[1]
-    for start in range(0, columns, BLOCK):
-        block = slice(start, min(start + BLOCK, columns))
+    weights, errors = exact.unbind(1), change.unbind(1)
+    for start in range(0, len(weights), BLOCK):
+        block = slice(start, min(start + BLOCK, len(weights)))
         wanted = torch.baddbmm(exact[:, block], factor.part(slice(0, start), block).mT, change[:, :start], alpha=-1.0)
-        within = factor.part(block, block).neg_()
-        for first in range(0, block.stop - start, FEW):
-            few = slice(first, min(first + FEW, block.stop - start))
-            aims, near, errors = wanted[:, few], within[:, few, few], []
-            each = zip(aims.unbind(1), exact[:, start + first : start + few.stop].unbind(1), strict=True)
-            for number, (aim, weight) in enumerate(each):
-                errors.append(rows(start + first + number, aim).sub_(weight))
-                if first + number + 1 < few.stop:
-                    _hand_on(aims[:, number + 1 :], near[:, number, number + 1 :], errors[-1])
-            torch.stack(errors, 1, out=change[:, start + first : start + few.stop])
-            wanted[:, few.stop :].baddbmm_(within[:, few, few.stop :].mT, change[:, start + first : start + few.stop])
+        shares = factor.part(block, block).mT.neg()
+        aims = wanted.split(1, 1)
+        for first in range(0, len(aims), FEW):
+            few = slice(first, min(first + FEW, len(aims)))
+            for number, share in enumerate(shares[:, few, few].split(1, 1)):
+                column, aim = start + first + number, aims[first + number]
+                if number:
+                    aim = torch.baddbmm(aim, share.narrow(2, 0, number), change.narrow(1, column - number, number))
+                rows(column, aim.squeeze(1), errors[column])
+                errors[column].sub_(weights[column])
+            wanted[:, few.stop :].baddbmm_(shares[:, few.stop :, few], change[:, start + first : start + few.stop])
     return rows.integers(change)
 
 
@@ -239,23 +233,24 @@ def _polished(rows: _Rows, integers: Tensor, moment: Tensor, pull: Tensor, times
     exact, change = rows.exact, rows.change(integers)
     height = moment.diagonal(dim1=1, dim2=2) + pull
     unit = torch.where(height > 0, -1.0 / height, 0.0)[:, :, None]
+    steps = torch.empty_like(exact[:, :FEW])
     for start in [*range(0, exact.shape[1], BLOCK)] * times:
         block = slice(start, min(start + BLOCK, exact.shape[1]))
-        slope = torch.baddbmm(pull[:, block, None] * change[:, block], moment[:, block], change)
-        now, within = exact[:, block] + change[:, block], moment[:, block, block]
-        for first in range(0, block.stop - start, FEW):
-            few = slice(first, min(first + FEW, block.stop - start))
-            slopes, near, values, steps = slope[:, few], within[:, few, few], [], []
-            shares = unit[:, start + first : start + few.stop]
-            each = zip(now[:, few].unbind(1), slopes.unbind(1), shares.unbind(1), strict=True)
-            for number, (value, pulled, share) in enumerate(each):
-                values.append(rows(start + first + number, torch.addcmul(value, pulled, share)))
-                steps.append(values[-1] - value)
-                if first + number + 1 < few.stop:
-                    _hand_on(slopes[:, number + 1 :], near[:, number, number + 1 :], steps[-1])
-            slope[:, few.stop :].baddbmm_(within[:, few.stop :, few], torch.stack(steps, 1))
-            torch.stack(values, 1, out=now[:, few])
-        torch.sub(now, exact[:, block], out=change[:, block])
+        across = moment[:, block] * unit[:, block]
+        now = exact[:, block] + change[:, block]
+        best = torch.baddbmm(now, across, change).addcmul_(pull[:, block, None] * unit[:, block], change[:, block])
+        became, shares = torch.empty_like(now), across[:, :, block]
+        aims, values, before = best.split(1, 1), became.unbind(1), now.unbind(1)
+        for first in range(0, len(values), FEW):
+            few = slice(first, min(first + FEW, len(values)))
+            for number, (share, step) in enumerate(zip(shares[:, few, few].split(1, 1), steps.unbind(1), strict=False)):
+                here, aim = first + number, aims[first + number]
+                if number:
+                    aim = torch.baddbmm(aim, share.narrow(2, 0, number), steps.narrow(1, 0, number))
+                rows(start + here, aim.squeeze(1), values[here])
+                torch.sub(values[here], before[here], out=step)
+            best[:, few.stop :].baddbmm_(shares[:, few.stop :, few], steps[:, : few.stop - first])
+        torch.sub(became, exact[:, block], out=change[:, block])
     return rows.integers(change)
 
 

@@ -90,21 +90,25 @@ def _told(first: Tensor, variance: Tensor) -> Tensor:
     Returns:
         Shape of S.
     """
-    count, there = first.shape[1], variance > 0
-    columns, steps = torch.zeros_like(first), torch.zeros_like(variance)  # S d_r, and by what they change S
-    passed = torch.zeros_like(first)
-    for row in range(count):
-        before = passed[:, :row, row, None]
-        column = torch.baddbmm(first[:, row:, row, None], columns[:, row:, :row], before) if row else first[:, :, :1]
-        columns[:, row:, row : row + 1] = column
-        now = column[:, 0, 0]
-        step = (variance[:, row] / now).clamp_(1.0 / MOST, MOST).sub_(1.0).div_(now)
-        steps[:, row] = step = torch.where(there[:, row] & (now > 0), step, 0.0)
-        torch.mul(column[:, 1:, 0], step[:, None], out=passed[:, row, row + 1 :])
-    # M = Σ_r step_r·d_r·d_rᵀ with S d_r the column of row r as it is found, d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
-    one = torch.eye(count, dtype=first.dtype, device=first.device).expand_as(first)
-    directions = torch.linalg.solve_triangular(-passed, one, upper=True, unitriangular=True)
+    steps, found = torch.zeros_like(variance), torch.zeros_like(first)  # by what d_r changes S, and S d_r from r on
+    each = zip(first.split(1, 1), variance.mT.tolist(), found.split(1, 1), steps.unbind(1), strict=True)
+    for row, (start, wanted, column, step) in enumerate(each):
+        earlier = found.narrow(1, 0, row)
+        shares = (earlier.select(2, row) * steps.narrow(1, 0, row)).unsqueeze(1)
+        torch.baddbmm(start, shares, earlier, out=column)
+        now = column.select(2, row).flatten().tolist()  # numbers, as small operations would take most of the time
+        step.copy_(first.new_tensor([_step(*pair) for pair in zip(now, wanted, strict=True)]))
+    # M = Σ_r step_r·d_r·d_rᵀ with d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
+    one = torch.eye(first.shape[1], dtype=first.dtype, device=first.device).expand_as(first)
+    directions = torch.linalg.solve_triangular(-steps[:, :, None] * found, one, upper=True, unitriangular=True)
     return (directions * steps[:, None, :]) @ directions.mT
+
+
+def _step(now: float, wanted: float) -> float:
+    """Return (v/s − 1)/s with v/s within bounds; 0 where a row says nothing."""
+    if not (now > 0 and wanted > 0):
+        return 0.0
+    return (min(max(wanted / now, 1.0 / MOST), MOST) - 1.0) / now
 
 
 def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, variance: Tensor) -> Tensor:

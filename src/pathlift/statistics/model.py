@@ -104,17 +104,27 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running, doubt=doubt)
+    if running == "checked":
+        running = "stored" if data is not None else _checked(network, moments or {}, correlation, doubt)
+    propagation = kind(network, moments or {}, correlation, running=running, doubt=doubt)
     blame(propagation.values)
-    checked = running == "checked" and data is None
-    propagation.run(until=(lambda: _are_off(propagation)) if checked else None)
-    if checked and (_are_off(propagation) or disagreement(propagation)[1] > SPREAD):
-        propagation = kind(network, moments or {}, correlation, running="scaled", doubt=doubt)
-        propagation.run()
+    propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
         propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
     return ActivationModel(propagation, sensitivities(propagation), seen)
+
+
+def _checked(
+    network: Network, moments: Mapping[str, tuple[Tensor, Tensor]], correlation: float, doubt: float
+) -> Literal["stored", "scaled"]:
+    """Return what running variances are taken for; independent channels tell it as well as correlated ones do, and soon."""
+    propagation = Propagation(network, moments, correlation, doubt=doubt)
+    blame(propagation.values)
+    if not propagation.norms:
+        return "stored"
+    propagation.run()
+    return "scaled" if disagreement(propagation)[1] > SPREAD else "stored"
 
 
 def squared_outputs(model: ActivationModel) -> float:
@@ -170,18 +180,6 @@ def _placed(layer: Layer, channel: int | None, name: str, value: float | Tensor)
         return tensor.unsqueeze(0)
     shapes = dict.fromkeys([*([(layer.shape[channel],)] if channel else []), tuple(layer.shape[1:])])
     raise InputError(f"{name} must have shape {' or '.join(map(str, shapes))}, found {tuple(tensor.shape)}.")
-
-
-def _are_off(propagation: Propagation) -> bool:
-    """Whether running variances are off by more than `SPREAD` for half of all channels, whatever is still to come."""
-    off = channels = 0
-    for name, norm in propagation.norms.items():
-        step, rank = propagation.steps.get(name), len(propagation.network.layer[name].shape)
-        variance = propagation.evaluated(norm.variance, 0.0, rank)
-        spread = variance if step is None or step.expected is None else (step.expected[1] / variance).log2().abs()
-        channels += spread.numel()
-        off += 0 if step is None or step.expected is None else int((spread > SPREAD).sum())
-    return 2 * off > channels + 1
 
 
 def disagreement(propagation: Propagation) -> tuple[float, float]:

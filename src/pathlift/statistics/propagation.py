@@ -14,7 +14,7 @@ Channels are taken as independent and pre-activations as Gaussian. One step forw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -127,11 +127,8 @@ class Propagation:
         self.classes: dict[str, Tensor] = {}
         self._bundles: dict[str, list[Transfer]] = {}
 
-    def run(self, until: Callable[[], bool] | None = None) -> dict[str, Step]:
+    def run(self) -> dict[str, Step]:
         """Go through all layers.
-
-        Args:
-            until: Asked behind each layer that a batch norm reads: whether to stop.
 
         Returns:
             Layer name to what it does.
@@ -144,8 +141,6 @@ class Propagation:
                 self.steps[layer.name] = step if norm is None else self._anchored(layer, step, norm)
                 self.depth[layer.name] = 0 if step.moments.source == "batch norm" or norm is not None else self._depth(layer)
                 self._done(layer)
-                if norm is not None and until is not None and until():
-                    break
         return self.steps
 
     def _done(self, layer: Layer) -> None:
