@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import pathlift
 from cases import NETWORKS, OPERATORS, Case, Fn
 from pathlift.compensation.damping import factor_from_behind
-from pathlift.statistics import activation_model, cholesky, input_moments
+from pathlift.statistics import activation_model, cholesky, covariances, input_moments
 from pathlift.statistics.channels import channel_dims
 from pathlift.statistics.covariances import COLOURS, PIXEL
 from pathlift.statistics.input_moments import FLOOR, SINGLE, positive
@@ -269,9 +270,11 @@ DEEP = {
 
 
 @pytest.mark.one_in(3)
+@pytest.mark.parametrize("full", [covariances.FULL, 4], ids=["", "wide"])
 @pytest.mark.parametrize("name", DEEP)
-def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> None:
+def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str, full: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of H off the diagonal are those of samples, nearly; what leaves cross-covariances out is further off."""
+    monkeypatch.setattr(covariances, "FULL", full)
     torch.manual_seed(0)
     layers = DEEP[name]()
     model = nn.Sequential(*layers).double()
@@ -284,6 +287,47 @@ def test_correlations_behind_a_kink_are_close_to_those_of_images(name: str) -> N
     off = ~torch.eye(len(expected), dtype=torch.bool)
     agreement = float(torch.corrcoef(torch.stack([moments.second[0][off], expected[off]]))[0, 1])
     assert agreement > (0.6 if "concatenation" in name else 0.9)
+
+
+SEPARABLE = {
+    "1x1": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 5, 3)],
+    "average pooling": lambda: [nn.Conv2d(3, 6, 1), nn.AvgPool2d(2), nn.Conv2d(6, 5, 3)],
+    "a mean over all positions": lambda: [nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)],
+    "a permutation": lambda: [nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 5, 3)],
+    "batch norm": lambda: [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3)],
+    "a depthwise layer": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2), nn.Conv2d(6, 5, 1)],
+    "groups": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2), nn.Conv2d(8, 5, 1)],
+}
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_wide_layers_lose_nothing_where_space_and_channels_have_nothing_to_do_with_each_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layers = SEPARABLE[name]()
+    network, last = network_of(nn.Sequential(*layers).double(), (3, 8, 8)), f"{len(layers) - 1}.weight"
+    found = []
+    for full in (covariances.FULL, 0):
+        monkeypatch.setattr(covariances, "FULL", full)
+        model = activation_model(network, correlations="channels")
+        found.append(input_moments(model, last).second)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_wide_layer_behind_a_narrow_one_has_all_correlations_of_channels_with_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The narrow one carries all; what is left out of the wide one is read by no channel of a depthwise layer."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8)]
+    network = network_of(nn.Sequential(*layers).double(), (3, 12, 12))
+    found = []
+    for full in (covariances.FULL, 4):
+        monkeypatch.setattr(covariances, "FULL", full)
+        model = activation_model(network, correlations="channels")
+        found.append(input_moments(model, "5.weight").second)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("doubt", [0.0, DOUBT])
@@ -502,14 +546,28 @@ def test_correlations_are_in_memory_for_two_layers_at_a_time_whatever_the_depth(
         assert held < (2.75 + 0.42 * depth) * 3 * channels**2 * 4
 
 
-def test_a_wide_second_moment_is_in_memory_once_and_what_judges_or_factors_it_beside_it_in_float32() -> None:
+def test_a_wide_second_moment_is_in_memory_once_and_is_judged_and_factored_in_its_place() -> None:
     net = nn.Sequential(nn.Conv2d(3, 232, 1, bias=False), nn.ReLU(), nn.Conv2d(232, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
     moments = input_moments(activation_model(pathlift.capture(net, (3, 4, 4)), correlations="channels"), "2.weight")
     columns = moments.shape[2]
     assert columns > SINGLE
-    assert most_held(moments.covariance) < 1.7 * 8 * columns**2
+    assert most_held(moments.covariance) < 1.4 * 4 * columns**2
     covariance = moments.covariance()
-    assert most_held(lambda: factor_from_behind(covariance, 0.1)) < 0.8 * 8 * columns**2
+    assert covariance.dtype == torch.float32
+    assert most_held(lambda: factor_from_behind(covariance, 0.1)) < 0.4 * 4 * columns**2
+
+
+def test_covariances_that_float32_does_not_hold_stay_in_float64() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 600, 1, bias=False), nn.ReLU(), nn.Conv1d(600, 4, 4, bias=False)).eval()
+    small = copy.deepcopy(net)
+    assert isinstance(small[0], nn.Conv1d)
+    small[0].weight.data *= 2.0**-50
+    near, exact = (
+        input_moments(activation_model(pathlift.capture(model, (3, 6)), correlations="channels"), "2.weight").covariance()
+        for model in (net, small)
+    )
+    assert (near.dtype, exact.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(near.double(), exact * 2.0**100, rtol=1e-5, atol=1e-6)
 
 
 def test_a_wide_matrix_is_judged_and_factored_as_a_narrow_one_is() -> None:
@@ -523,10 +581,23 @@ def test_a_wide_matrix_is_judged_and_factored_as_a_narrow_one_is() -> None:
     assert float(torch.linalg.eigvalsh(lifted[0] / unit[:, None] / unit).min()) > 0.9 * FLOOR
     kept = lifted.clone()
     assert torch.equal(positive(lifted, single=8), kept) and torch.equal(positive(kept, wide=8), kept)
-    exact, size = factor_from_behind(kept, 0.1)
-    near, same = factor_from_behind(kept, 0.1, single=8)
-    assert near.dtype == torch.float32 and torch.equal(size, same)
-    torch.testing.assert_close(near.double().tril(), exact, rtol=1e-4, atol=1e-5)
+    exact, size, _ = factor_from_behind(kept, 0.1)
+    near, same, none = factor_from_behind(kept, 0.1, single=8)
+    assert near.dtype == torch.float32 and torch.equal(size, same) and none is None
+    torch.testing.assert_close(near.double().triu(), exact, rtol=1e-4, atol=1e-5)
+    single = (kept / unit[:, None] / unit).float()
+    for given in (single, single * scale.float()[:, None] * scale.float()):
+        held = given.clone()
+        there, size, diagonal = factor_from_behind(held, 0.1, single=8)
+        assert there is held and bool((size == 1.0).all()) and torch.equal(there[0].tril(-1), given[0].tril(-1))
+        factor = there[0].double().triu()
+        damped = given[0].double() + 0.1 * torch.diag(given[0].double().diagonal())
+        size = damped.diagonal().sqrt()
+        made, wanted = (product / size[:, None] / size for product in (factor @ factor.T, damped))
+        torch.testing.assert_close(made, wanted, rtol=0.0, atol=1e-5)
+        assert diagonal is not None
+        cholesky.mirrored_(there[0], diagonal[0])
+        assert torch.equal(there[0].tril(), given[0].tril()) and torch.equal(there[0], there[0].T)
     indefinite = torch.tensor([[[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]], dtype=torch.float64) * 1e9
     indefinite[0, 0, 1] = indefinite[0, 1, 0] = 1e12
     for single in (2048, 2):
@@ -540,10 +611,13 @@ def test_a_factor_in_place_is_the_factor(columns: int, monkeypatch: pytest.Monke
     rows = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
     matrix = rows.T @ rows
     made = matrix.clone()
-    assert cholesky.cholesky_(made)
-    torch.testing.assert_close(made.tril(), torch.linalg.cholesky(matrix))
-    matrix[-1, -1] = -1.0
-    assert not cholesky.cholesky_(matrix)
+    assert cholesky.factored_from_behind_(made)
+    torch.testing.assert_close(made.triu(), torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1))
+    assert torch.equal(made.tril(-1), matrix.tril(-1))
+    cholesky.mirrored_(made, matrix.diagonal())
+    assert torch.equal(made.tril(), matrix.tril()) and torch.equal(made, made.T)
+    matrix[0, 0] = -1.0
+    assert not cholesky.factored_from_behind_(matrix)
 
 
 class Permuted(nn.Module):

@@ -60,10 +60,9 @@ def quadratic(rows: Tensor, moment: Tensor) -> Tensor:
 
     Args:
         rows: w, shape (groups, rows, columns).
-        moment: H, shape (groups, columns, columns).
+        moment: H, shape (groups, columns, columns); the products with its rows are of its type.
 
     Returns:
         float64, shape (groups, rows).
     """
-    rows = rows.double()
-    return ((rows @ moment.double()) * rows).sum(2)
+    return ((rows.to(moment.dtype) @ moment).double() * rows.double()).sum(2)

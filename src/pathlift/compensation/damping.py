@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import NumericalError
-from pathlift.statistics.cholesky import cholesky_
+from pathlift.statistics.cholesky import factored_from_behind_, mirrored_
 from pathlift.statistics.input_moments import ROWS, SINGLE
 
 MOST = 16.0
@@ -76,41 +76,54 @@ def damped(moment: Tensor, damping: float) -> Damped:
     raise NumericalError(INDEFINITE)
 
 
-def factor_from_behind(moment: Tensor, damping: float, single: int = SINGLE) -> tuple[Tensor, Tensor]:
-    """Return the Cholesky factor of a damped second moment whose columns stand in reverse order, and their scale.
+def factor_from_behind(moment: Tensor, damping: float, single: int = SINGLE) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return U of the damped second moment H = U·Uᵀ, upper triangular: what is left of a column when all later ones are known.
 
     Args:
-        moment: See `damped`.
+        moment: See `damped`. In float32 and of more than ``single`` columns it becomes the factor: what stands below its
+            diagonal stays, and tells it again (`pathlift.statistics.cholesky.mirrored_`).
         damping: See `damped`.
         single: Number of columns up to which it is made in float64.
 
     Returns:
-        The lower triangular factor, (groups, columns, columns), in scaled columns: in float32 for more than ``single`` columns,
-        where nothing may be read above its diagonal; and the powers of two, (groups, columns), float64.
+        U, (groups, columns, columns), in scaled columns: in float32 for more than ``single`` columns, where nothing may be read
+        below its diagonal; the powers of two, (groups, columns), float64; and, where U stands in the place of H, the diagonal
+        of H.
 
     Raises:
         NumericalError: See `damped`.
     """
     if moment.shape[2] <= single:
         factored = damped(moment.flip(1, 2), damping)
-        return factored.lower, factored.scale
-    alive, scale = (part.flip(1) for part in _scale_of(moment))
-    lower = torch.empty_like(moment, dtype=torch.float32)
-    for made, matrix, there, size in zip(lower, moment, alive, scale, strict=True):
-        unit = torch.where(there, 1.0 / size, 0.0)
-        amount = damping
-        while True:
+        return factored.lower.flip(1, 2), factored.scale.flip(1), None
+    alive, scale = _scale_of(moment)
+    diagonal = None
+    if moment.dtype == torch.float32:
+        upper, diagonal, scale = moment, moment.diagonal(dim1=1, dim2=2).clone(), torch.ones_like(scale)
+    else:
+        upper = torch.empty_like(moment, dtype=torch.float32)
+        for made, matrix, size in zip(upper, moment, scale, strict=True):
             for start in range(0, len(made), ROWS):
-                rows = slice(start, min(start + ROWS, len(made)))
-                behind = matrix[len(made) - rows.stop : len(made) - rows.start].flip(0, 1)
-                made[rows] = behind.mul_(unit[rows, None]).mul_(unit)
-            made.diagonal().copy_(torch.where(there, made.diagonal() * (1.0 + amount), 1.0))
-            if cholesky_(made):
-                break
-            amount = max(2 * amount, LEAST)
-            if amount > MOST:
-                raise NumericalError(INDEFINITE)
-    return lower, scale
+                rows = slice(start, start + ROWS)
+                made[rows] = (matrix[rows] / size[rows, None]).div_(size)
+    for matrix, there in zip(upper, alive, strict=True):
+        _factor(matrix, there, damping)
+    return upper, scale, diagonal
+
+
+def _factor(matrix: Tensor, alive: Tensor, damping: float) -> None:
+    """Put the factor of a damped matrix in the place of its upper triangle."""
+    if not bool(alive.all()):
+        matrix[~alive] = 0.0
+        matrix[:, ~alive] = 0.0
+    diagonal = matrix.diagonal().clone()
+    while True:
+        mirrored_(matrix, torch.where(alive, diagonal * (1.0 + damping), 1.0))
+        if factored_from_behind_(matrix):
+            return
+        damping = max(2 * damping, LEAST)
+        if damping > MOST:
+            raise NumericalError(INDEFINITE)
 
 
 def _scale_of(moment: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathlift.quantisation.formats import Format, WholeNumbers
+from pathlift.quantisation.formats import Format
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +82,3 @@ class Grid:
         down, up = (weight - self.values(below)).abs(), (self.values(above) - weight).abs()
         even = torch.where(below % 2 == 0, below, above)
         return torch.where(down < up, below, torch.where(up < down, above, even))
-
-    def rough_values(self, weight: Tensor) -> Tensor:
-        """Return the nearest values up to ties and the rounding of values: enough for a search, and quick."""
-        form = self.format
-        if not isinstance(form, WholeNumbers):
-            return self.values(self.nearest(weight))
-        scale, zero = self.spread(self.scale).double(), self.spread(self.zero)
-        levels = (weight / scale).round_()
-        moved = levels.add_(zero) if form.affine else levels
-        moved.clamp_(form.low, form.high)
-        moved = moved.sub_(zero) if form.affine else moved
-        return moved.mul_(scale).float().double()

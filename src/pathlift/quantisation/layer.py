@@ -143,8 +143,8 @@ def rounded(
     for block, covariance in covariances:
         piece = stack[:, :, block].double()
         if together:
-            mean = covariances.mean[:, block]
-            second = covariance if corrected else covariance + mean[:, :, None] * mean[:, None, :]
+            mean = covariances.mean[:, block].to(covariance.dtype)
+            second = covariance if corrected else torch.baddbmm(covariance, mean[:, :, None], mean[:, None, :])
             if not shared and len(covariances) == 1:
                 grid, best = compensated_in_range(piece, grid.columns_of(block), second)
             else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pathlift.errors import InputError
-from pathlift.quantisation.formats import Format
+from pathlift.quantisation.formats import Format, WholeNumbers
 from pathlift.quantisation.grids import Grid
 
 RANGES = ("mse", "minmax", "expected", "lp")
@@ -32,7 +32,7 @@ COARSE = 0.04
 LEAST = 0.2
 """The smallest share of the full range that is tried."""
 
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 17
 """Weights that are looked at together, but for a cell of more: they stay within a cache."""
 
 
@@ -76,11 +76,23 @@ def grid_of(
 
 def _best_share(cells: Tensor, ends: Tensor, form: Format, rule: str, importance: Tensor | None) -> Tensor:
     """Return for each cell, (cells, weights), by what share of its range the errors are least."""
+    single = cells.float()
 
     def error(share: Tensor) -> Tensor:
         scale, zero = _fitted((ends[0] * share, ends[1] * share), form)
+        if isinstance(form, WholeNumbers):  # in steps, which float32 holds whatever the scale
+            off = single / scale[:, None]
+            near = off.round()
+            if form.affine:
+                start = zero[:, None].float()
+                near.clamp_(form.low - start, form.high - start)
+            else:
+                near.clamp_(form.low, form.high)
+            off, power = off.sub_(near), POWER if rule == "lp" else 2.0
+            off = off.square_() if power == 2.0 else off.abs_().pow_(power)
+            return (off if importance is None else off * importance).sum(1).double() * scale.double() ** power
         grid = Grid(form, scale.reshape(-1, 1, 1), zero.reshape(-1, 1, 1), cells.shape[1])
-        off = grid.rough_values(cells[:, None])[:, 0].sub_(cells)
+        off = grid.values(grid.nearest(cells[:, None]))[:, 0].sub_(cells)
         off = off.abs_().pow_(POWER) if rule == "lp" else off.square_()
         return (off if importance is None else off.mul_(importance)).sum(1)
 

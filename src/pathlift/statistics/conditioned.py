@@ -42,8 +42,8 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     """Return the covariance that agrees with the variances of the rows better.
 
     Args:
-        covariance: C, shape (groups, columns, columns); its memory is given up.
-        rows: W, shape (groups, rows, columns).
+        covariance: C, shape (groups, columns, columns), float64 or float32; its memory is given up.
+        rows: W, shape (groups, rows, columns), of the same type.
         variance: v, shape (groups, rows); rows of variance 0 say nothing.
 
     Returns:
@@ -54,11 +54,12 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
     if count >= columns:
         for block in blocks:
             sent = rows[:, block] @ covariance
-            covariance = _plus(covariance, sent.mT @ _told(sent @ rows[:, block].mT, variance[:, block]), sent)
+            change = _told((sent @ rows[:, block].mT).double(), variance[:, block]).to(sent.dtype)
+            covariance = _plus(covariance, sent.mT @ change, sent)
         return (covariance + covariance.mT) / 2
     # with fewer rows than columns all is done in the space of the rows: C + Aᵀ M A with A = W C, and S = W C Wᵀ
     sent = rows @ covariance
-    first = sent @ rows.mT
+    first = (sent @ rows.mT).double()
     spread, mixed = first, torch.zeros_like(first)
     for block in blocks:
         change = _told(spread[:, block, block], variance[:, block])
@@ -66,7 +67,7 @@ def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -
         lifted[:, :, block] += torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
         mixed = mixed + lifted.mT @ change @ lifted
         spread = spread + spread[:, :, block] @ change @ spread[:, block]
-    return _plus(covariance, sent.mT @ mixed, sent)
+    return _plus(covariance, sent.mT @ mixed.to(sent.dtype), sent)
 
 
 def _plus(covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -89,18 +90,25 @@ def _told(first: Tensor, variance: Tensor) -> Tensor:
     Returns:
         Shape of S.
     """
-    spread, mixed = first.clone(), torch.zeros_like(first)
-    for row in range(first.shape[1]):
-        column, now = spread[:, :, row].clone(), spread[:, row, row].clone()
-        there = (now > 0) & (variance[:, row] > 0)
-        now = torch.where(there, now, 1.0)
-        ratio = torch.where(there, variance[:, row] / now, 1.0).clamp(1.0 / MOST, MOST)
-        step = ((ratio - 1.0) / now)[:, None, None]
-        spread += step * column[:, :, None] * column[:, None, :]
-        direction = (mixed @ first[:, :, row, None])[:, :, 0]
-        direction[:, row] += 1.0
-        mixed += step * direction[:, :, None] * direction[:, None, :]
-    return mixed
+    steps, found = torch.zeros_like(variance), torch.zeros_like(first)  # by what d_r changes S, and S d_r from r on
+    each = zip(first.split(1, 1), variance.mT.tolist(), found.split(1, 1), steps.unbind(1), strict=True)
+    for row, (start, wanted, column, step) in enumerate(each):
+        earlier = found.narrow(1, 0, row)
+        shares = (earlier.select(2, row) * steps.narrow(1, 0, row)).unsqueeze(1)
+        torch.baddbmm(start, shares, earlier, out=column)
+        now = column.select(2, row).flatten().tolist()  # numbers, as small operations would take most of the time
+        step.copy_(first.new_tensor([_step(*pair) for pair in zip(now, wanted, strict=True)]))
+    # M = Σ_r step_r·d_r·d_rᵀ with d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
+    one = torch.eye(first.shape[1], dtype=first.dtype, device=first.device).expand_as(first)
+    directions = torch.linalg.solve_triangular(-steps[:, :, None] * found, one, upper=True, unitriangular=True)
+    return (directions * steps[:, None, :]) @ directions.mT
+
+
+def _step(now: float, wanted: float) -> float:
+    """Return (v/s − 1)/s with v/s within bounds; 0 where a row says nothing."""
+    if not (now > 0 and wanted > 0):
+        return 0.0
+    return (min(max(wanted / now, 1.0 / MOST), MOST) - 1.0) / now
 
 
 def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, variance: Tensor) -> Tensor:
@@ -119,7 +127,10 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     size = torch.where(variance > 0, variance.rsqrt(), 0.0)
     unit = rows * size[:, :, None]  # rows of unit variance
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
-    sent = unit * (UNSURE * spread)[:, None, :]
-    noise = NOISE * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    weights: Tensor = torch.linalg.solve(sent @ unit.mT + noise, gap[:, :, None])
-    return mean + (sent.mT @ weights)[:, :, 0]
+    likely = (UNSURE * spread).sqrt()
+    sent = unit * likely[:, None, :]
+    noise = NOISE * torch.eye(min(rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    if rows.shape[1] <= rows.shape[2]:
+        return mean + likely * (sent.mT @ torch.linalg.solve(sent @ sent.mT + noise, gap[:, :, None]))[:, :, 0]
+    # Aᵀ(A Aᵀ + ε)⁻¹ = (Aᵀ A + ε)⁻¹ Aᵀ
+    return mean + likely * torch.linalg.solve(sent.mT @ sent + noise, sent.mT @ gap[:, :, None])[:, :, 0]

@@ -158,7 +158,11 @@ class CorrelatedPropagation(Propagation):
         chosen = moved_channels(edges, below, above)
         if chosen is not None:
             index = chosen.to(next(iter(lags.at.values())).device)
-            return Lags({lag: correlation[index][:, index] for lag, correlation in lags.at.items()}, lags.space), None
+            moved = {
+                lag: correlation[index] if correlation.dim() == 1 else correlation[index][:, index]
+                for lag, correlation in lags.at.items()
+            }
+            return Lags(moved, lags.space), None
         numbers = torch.arange(below[1] * max(1, torch.Size(below[2:]).numel()), dtype=torch.float64)
         if len(above) == 2 and torch.equal(edges.gather(numbers.reshape(below)).reshape(-1), numbers):
             flat = flattened(lags)
@@ -177,7 +181,7 @@ class CorrelatedPropagation(Propagation):
             steps = [
                 tuple(int(dim == other) for other in range(len(lags.space))) for dim, size in enumerate(lags.space) if size > 1
             ]
-            near = torch.stack([lags.near(lag).diagonal() for lag in steps]).mean(0).double().clamp(0.0, 1.0)
+            near = torch.stack([lags.of_itself(lag) for lag in steps]).mean(0).double().clamp(0.0, 1.0)
             rho = near.reshape([-1 if dim == 1 else 1 for dim in range(len(layer.shape))])
             self.steps[layer.name] = replace(step, moments=replace(step.moments, correlation=rho))
         for connection in layer.connections:

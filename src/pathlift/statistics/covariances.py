@@ -16,6 +16,10 @@ layer:
 
 Beyond a distance of 2, correlations decay geometrically. A layer of which nothing is known has None: its neurons count as
 independent.
+
+Wide layers, of more than `FULL` channels: at distances other than 0 only a_δ(i) = R_δ[i, i] is carried, and R_δ[i, j] is taken
+to be R_0[i, j]·√(a_δ(i)·a_δ(j)), which is what it is where space and channels have nothing to do with each other. Twelve of 13
+matrices are not made.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,6 +48,9 @@ TERMS = 5
 
 WIDEST = 4096
 """Neurons of a flattened layer up to which all of their correlations are laid out."""
+
+FULL = 1024
+"""Channels up to which correlations between them are carried at all distances."""
 
 LEAST = 1e-6
 """Share of the variance of independent inputs that a sum of correlated ones keeps at least: what float32 resolves."""
@@ -68,7 +75,8 @@ class Lags:
     """Correlations of a layer of shape (1, channels, *space).
 
     Attributes:
-        at: Distance to R_δ, float32, (channels, channels): for 0 and those that come after it in lexicographic order.
+        at: Distance to R_δ, float32, (channels, channels), or to its diagonal, (channels,), in wide layers: for 0 and those
+            that come after it in lexicographic order.
         space: Sides of the image.
     """
 
@@ -84,8 +92,7 @@ class Lags:
     def decay(self) -> float:
         """By how much the correlation of a channel with itself falls with each step beyond the reach."""
         ratios = [
-            float(self.at[far].diagonal().mean() / self.at[near].diagonal().mean().clamp(min=LEAST))
-            for near, far in self._ends()
+            float(self.of_itself(far).mean() / self.of_itself(near).mean().clamp(min=LEAST)) for near, far in self._ends()
         ]
         return min(1.0, max(0.0, sum(ratios) / len(ratios))) if ratios else 0.0
 
@@ -106,9 +113,83 @@ class Lags:
         beyond = sum(abs(step - close) for step, close in zip(lag, near, strict=True))
         return near, 1.0 if beyond == 0 else self.decay**beyond
 
+    @property
+    def full(self) -> bool:
+        """Whether all of R is carried at all distances."""
+        return all(stored.dim() == 2 for stored in self.at.values())
+
+    def _stored(self, lag: Lag) -> Tensor:
+        """Return what is carried at a distance within reach, (channels, channels) or (channels,)."""
+        if lag in self.at:
+            return self.at[lag]
+        stored = self.at[tuple(-step for step in lag)]
+        return stored.T if stored.dim() == 2 else stored
+
+    def _apart(self, lag: Lag) -> tuple[Tensor, Tensor, Tensor]:
+        """Return R_0, a_δ and √a_δ, of which R_δ is made in a wide layer."""
+        alone = self._stored(lag)
+        return self.at[(0,) * len(self.space)], alone, alone.clamp(min=0.0).sqrt()
+
+    def of_itself(self, lag: Lag) -> Tensor:
+        """Return the correlation of each channel with itself at a distance within reach, (channels,)."""
+        stored = self._stored(lag)
+        return stored if stored.dim() == 1 else stored.diagonal()
+
     def near(self, lag: Lag) -> Tensor:
         """Return R at a distance within reach."""
-        return self.at[lag] if lag in self.at else self.at[tuple(-step for step in lag)].T
+        return self.some_rows_of(lag, slice(None))
+
+    def some_rows_of(self, lag: Lag, rows: slice) -> Tensor:
+        """Return rows of R at a distance within reach."""
+        stored = self._stored(lag)
+        if stored.dim() == 2:
+            return stored[rows]
+        here, alone, share = self._apart(lag)
+        part = here[rows] * share[rows, None] * share
+        first, last, _ = rows.indices(len(alone))
+        part[:, first:last].diagonal().copy_(alone[rows])
+        return part
+
+    def entries(self, lag: Lag, first: Tensor, second: Tensor) -> Tensor:
+        """Return entries of R at a distance within reach, by two tensors of numbers of channels that broadcast."""
+        stored = self._stored(lag)
+        if stored.dim() == 2:
+            return stored[first, second]
+        here, alone, share = self._apart(lag)
+        return torch.where(first == second, alone[first], here[first, second] * share[first] * share[second])
+
+    def times(self, lag: Lag, matrix: Tensor) -> Tensor:
+        """Return R·M at a distance within reach, M of shape (channels, any)."""
+        stored = self._stored(lag)
+        if stored.dim() == 2:
+            return stored @ matrix
+        here, alone, share = self._apart(lag)
+        product = (here @ (matrix * share[:, None])).mul_(share[:, None])
+        return product.addcmul_(matrix, alone.clamp(max=0.0)[:, None])
+
+    def summed_of_itself(self, terms: Mapping[Lag, float]) -> Tensor:
+        """Return the diagonal of Σ_δ c_δ·R_δ over distances within reach, (channels,)."""
+        out = torch.zeros_like(self.at[(0,) * len(self.space)][0])
+        for lag, value in terms.items():
+            out.add_(self.of_itself(lag), alpha=value)
+        return out
+
+    def summed(self, terms: Mapping[Lag, float]) -> Tensor:
+        """Return Σ_δ c_δ·R_δ over distances within reach."""
+        here = self.at[(0,) * len(self.space)]
+        out = torch.zeros_like(here)
+        if self.full:
+            for rows in some_rows(out, len(terms)) if terms else ():
+                parts = [self.some_rows_of(lag, rows) * value for lag, value in terms.items()]
+                torch.sum(torch.stack(parts), 0, out=out[rows])
+            return out
+        one = torch.ones_like(here[0])
+        shares = torch.stack([one, *(self._apart(lag)[2] if any(lag) else one for lag in terms)], 1)
+        weights = torch.tensor([0.0, *terms.values()], dtype=out.dtype, device=out.device)
+        for rows in some_rows(out):
+            torch.mul(here[rows], (shares[rows] * weights) @ shares.T, out=out[rows])
+        out.diagonal().copy_(self.summed_of_itself(terms))
+        return out
 
     def __getitem__(self, lag: Lag) -> Tensor:
         """Return R at any distance."""
@@ -116,7 +197,7 @@ class Lags:
         return self.near(near) if factor == 1.0 else self.near(near) * factor
 
     def given_up(self) -> Iterator[tuple[Lag, Tensor]]:
-        """Yield each distance and R there, which is then forgotten: what is made of it may take its place in memory."""
+        """Yield each distance and R there, or its diagonal, which is then forgotten: what is made of it may take its place."""
         for lag in list(self.at):
             yield lag, self.at.pop(lag)
 
@@ -131,6 +212,11 @@ class Lags:
             lag for lag in self.at if lag in ends or all(abs(step) <= most for step, most in zip(lag, reach, strict=True))
         ]
         return Lags({lag: self.at[lag] for lag in needed}, self.space)
+
+
+def is_carried(lag: Lag, channels: int) -> bool:
+    """Whether all of R is carried at a distance, not only its diagonal."""
+    return channels <= FULL or not any(lag)
 
 
 def some_rows(matrix: Tensor, matrices: int = 1) -> Iterator[slice]:
@@ -157,7 +243,8 @@ def of_input(layer: Layer, pixel: float, device: torch.device) -> Lags | None:
         else torch.eye(channels, dtype=torch.float32)
     )
     between = between.to(device, torch.float32)
-    return Lags({lag: between * pixel ** sum(map(abs, lag)) for lag in half(space)}, tuple(space))
+    parts = {lag: between if is_carried(lag, channels) else between.diagonal() for lag in half(space)}
+    return Lags({lag: part * pixel ** sum(map(abs, lag)) for lag, part in parts.items()}, tuple(space))
 
 
 def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: Tensor) -> Lags:
@@ -179,21 +266,29 @@ def through_kink(below: Lags, kink: Kink, mean: Tensor, variance: Tensor, out: T
     rest = (1.0 - torch.stack(parts).square().sum(0)).clamp(min=0.0)
     at = {}
     for lag, correlation in below.given_up():
-        correlation_above = torch.empty_like(correlation)
-        for rows in some_rows(correlation):
-            here, above = correlation[rows], correlation_above[rows].zero_()
-            power = torch.ones_like(here)
-            for part in parts:
-                power *= here
-                above += power * part[rows, None] * part
-        same = correlation.diagonal()
-        power = torch.ones_like(same)
+        correlation_above = torch.zeros_like(correlation)
+        if correlation.dim() == 2:
+            for rows in some_rows(correlation):
+                _through_terms(correlation[rows], [part[rows, None] for part in parts], parts, correlation_above[rows])
+            same, same_above = correlation.diagonal(), correlation_above.diagonal()
+        else:
+            _through_terms(correlation, parts, parts, correlation_above)
+            same, same_above = correlation, correlation_above
+        power = same.clone()
         for _ in parts:
-            power = power * same
-        correlation_above.diagonal().add_(rest * (power * same))
+            power *= same
+        same_above += rest * power
         at[lag] = _unit(correlation_above, lag)
         del correlation, same
     return Lags(at, below.space)
+
+
+def _through_terms(correlation: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], out: Tensor) -> None:
+    """Add Σ_k c_k(i)·c_k(j)·R^k."""
+    power = torch.ones_like(correlation)
+    for one, other in zip(first, second, strict=True):
+        power *= correlation
+        out += power * one * other
 
 
 def _spread(tensor: Tensor, channels: int) -> list[int]:
@@ -203,7 +298,7 @@ def _spread(tensor: Tensor, channels: int) -> list[int]:
 def _unit(correlation: Tensor, lag: Lag) -> Tensor:
     """Move correlations that were made just now into [−1, 1], and to 1 on the diagonal where the distance is 0."""
     correlation.clamp_(-1.0, 1.0)
-    if not any(lag):
+    if not any(lag) and correlation.dim() == 2:
         correlation.diagonal().fill_(1.0)
     return correlation
 
@@ -225,12 +320,17 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     shares = [torch.where(total > 0, variance / total, 0.0).sqrt().float() for _, variance in branches]
     at = {}
     for lag in half(space):
-        correlation_of_sum = torch.zeros(channels, channels, dtype=torch.float32, device=total.device)
+        full = is_carried(lag, channels)
+        correlation_of_sum = torch.zeros([channels] * (1 + full), dtype=torch.float32, device=total.device)
+        same = correlation_of_sum.diagonal() if full else correlation_of_sum
         for (lags, _), share in zip(branches, shares, strict=True):
             if lags is None:
-                correlation_of_sum.diagonal().add_(share**2 * (correlation if any(lag) else 1.0))
+                same += share**2 * (correlation if any(lag) else 1.0)
+            elif not full:
+                near, factor = lags.known(lag)
+                same += lags.of_itself(near) * factor * share**2
             else:
-                one = lags.at.pop(lag) if lags.space == space else lags[lag]
+                one = lags.at.pop(lag) if lags.space == space and lags.full else lags[lag]
                 for rows in some_rows(one):
                     correlation_of_sum[rows] += one[rows] * share[rows, None] * share
         at[lag] = _unit(correlation_of_sum, lag)
@@ -254,9 +354,12 @@ def blurred(lags: Lags, variance: Tensor, more: Tensor) -> Lags:
     size, at = share.sqrt(), {}
     for lag, correlation in lags.given_up():
         correlation_above = torch.empty_like(correlation)
-        for rows in some_rows(correlation):
-            correlation_above[rows] = correlation[rows] * size[rows, None] * size
-        correlation_above.diagonal().add_(1.0 - share)
+        if correlation.dim() == 1:
+            torch.mul(correlation, share, out=correlation_above).add_(1.0 - share)
+        else:
+            for rows in some_rows(correlation):
+                correlation_above[rows] = correlation[rows] * size[rows, None] * size
+            correlation_above.diagonal().add_(1.0 - share)
         at[lag] = _unit(correlation_above, lag)
     return Lags(at, lags.space)
 
@@ -265,8 +368,11 @@ def side_by_side(
     pieces: Sequence[tuple[Lags | None, int]], space: tuple[int, ...], correlation: float, device: torch.device
 ) -> Lags:
     """Return the correlations of pieces that are concatenated along the channels."""
-    at = {}
+    at, channels = {}, sum(size for _, size in pieces)
     for lag in half(space):
+        if not is_carried(lag, channels):
+            at[lag] = torch.cat([_alone(lags, lag, size, correlation, device) for lags, size in pieces])
+            continue
         blocks = [
             torch.eye(size, dtype=torch.float32, device=device) * (correlation if any(lag) else 1.0)
             if lags is None
@@ -275,6 +381,14 @@ def side_by_side(
         ]
         at[lag] = torch.block_diag(*blocks)
     return Lags(at, space)
+
+
+def _alone(lags: Lags | None, lag: Lag, size: int, correlation: float, device: torch.device) -> Tensor:
+    """Return the correlation of each channel with itself at any distance other than 0."""
+    if lags is None:
+        return torch.full((size,), correlation, dtype=torch.float32, device=device)
+    near, factor = lags.known(lag)
+    return lags.of_itself(near) * factor
 
 
 # ---- constant maps along space
@@ -301,10 +415,8 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
         for steps in itertools.product(*(weight[step].items() for weight, step in zip(weights, lag, strict=True))):
             near, factor = below.known(tuple(step for step, _ in steps))
             coefficients[near] = coefficients.get(near, 0.0) + factor * math.prod(value for _, value in steps)
-        terms = [(below.near(near), value) for near, value in coefficients.items() if value != 0.0]
-        covariances[lag] = torch.zeros_like(below.near((0,) * len(below.space)))
-        for rows in some_rows(covariances[lag], len(terms)) if terms else ():
-            torch.sum(torch.stack([matrix[rows] * value for matrix, value in terms]), 0, out=covariances[lag][rows])
+        terms = {near: value for near, value in coefficients.items() if value != 0.0}
+        covariances[lag] = below.summed(terms) if is_carried(lag, below.channels) else below.summed_of_itself(terms)
     return _normalised(covariances, space)
 
 
@@ -324,8 +436,10 @@ def _coefficients(matrix: Tensor) -> dict[int, dict[int, float]]:
 def _normalised(covariances: dict[Lag, Tensor], space: tuple[int, ...]) -> tuple[Lags, Tensor]:
     """Return correlations, which take the place of covariances that were made just now, and variances."""
     variance = covariances[(0,) * len(space)].diagonal().clamp(min=LEAST).clone()
-    size = variance.rsqrt()
-    at = {lag: _unit(covariance.mul_(size[:, None]).mul_(size), lag) for lag, covariance in covariances.items()}
+    size, at = variance.rsqrt(), {}
+    for lag, covariance in covariances.items():
+        correlation = covariance.mul_(size[:, None]).mul_(size) if covariance.dim() == 2 else covariance.div_(variance)
+        at[lag] = _unit(correlation, lag)
     return Lags(at, space), variance.double()
 
 
@@ -390,7 +504,7 @@ def flattened(below: Lags) -> Lags | None:
         below.channels,
         len(positions),
         dtype=torch.float32,
-        device=below.near((0,) * len(below.space)).device,
+        device=below.at[(0,) * len(below.space)].device,
     )
     for (first, p), (second, q) in itertools.product(enumerate(positions), repeat=2):
         correlation[:, first, :, second] = below[tuple(b - a for a, b in zip(p, q, strict=True))]
@@ -472,29 +586,35 @@ def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
     kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap].contiguous() for tap in range(taps)]
     turned = [kernel.T.contiguous() for kernel in kernels]
     count = groups * outs
-    covariances = {lag: torch.zeros(count, count, dtype=torch.float32, device=rows.device) for lag in pairs}
-    uses = Counter((below.known(distance)[0], second) for several in pairs.values() for _, second, distance, _ in several)
+    full = {lag: is_carried(lag, count) for lag in pairs}
+    covariances = {lag: torch.zeros([count] * (1 + full[lag]), dtype=torch.float32, device=rows.device) for lag in pairs}
+    terms: dict[tuple[Lag, int], list[tuple[tuple[Lag, int], float]]] = {}
+    for lag, taps_of_both in pairs.items():
+        for first, second, distance, share in taps_of_both:
+            near, factor = below.known(distance)
+            terms.setdefault((lag, first), []).append(((near, second), share * factor))
+    uses = Counter(key for several in terms.values() for key, _ in several)
     width = max(64, PRODUCTS // (below.channels * len(uses)))
     for start in range(0, count, width):
         block = slice(start, min(start + width, count))
         products: dict[tuple[Lag, int], Tensor] = {}
         left = uses.copy()
-        for lag, several in pairs.items():
-            for tap in range(taps):
-                sums: Tensor | None = None
-                for first, second, distance, share in several:
-                    if first != tap:
-                        continue
-                    near, factor = below.known(distance)
-                    key = (near, second)
-                    if key not in products:
-                        products[key] = below.near(near) @ turned[second][:, block]
-                    left[key] -= 1
-                    term = products[key] if left[key] else products.pop(key)
-                    weight = share * factor
-                    sums = term * weight if sums is None else sums.add_(term * weight)
+        for (lag, first), several in terms.items():
+            sums: Tensor | None = None
+            for key, weight in several:
+                if key not in products:
+                    products[key] = below.times(key[0], turned[key[1]][:, block])
+                left[key] -= 1
+                term = products[key] if left[key] else products.pop(key)
                 if sums is not None:
-                    covariances[lag][:, block] += kernels[tap] @ sums
+                    sums.add_(term, alpha=weight)
+                else:
+                    sums = term if weight == 1.0 and not left[key] else term * weight
+            assert sums is not None
+            if full[lag]:
+                covariances[lag][:, block].addmm_(kernels[first], sums)
+            else:
+                covariances[lag][block] += torch.linalg.vecdot(turned[first][:, block], sums, dim=0)
     return covariances
 
 
@@ -510,12 +630,20 @@ def _depthwise(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
             forms.setdefault(near, torch.zeros(taps, taps, dtype=torch.float32, device=rows.device))[first, second] += (
                 share * factor
             )
-        out = torch.zeros(groups * outs, groups * outs, dtype=torch.float32, device=rows.device)
+        full = is_carried(lag, groups * outs)
+        out = torch.zeros([groups * outs] * (1 + full), dtype=torch.float32, device=rows.device)
         for near, form in forms.items():
-            correlation = below.near(near)
-            if outs > 1:
-                correlation = correlation.repeat_interleave(outs, 0).repeat_interleave(outs, 1)
-            out += (kernels @ form @ kernels.T) * correlation
+            shares = kernels @ form
+            if not full:
+                out += (shares * kernels).sum(1) * below.of_itself(near).repeat_interleave(outs)
+                continue
+            for some in some_rows(out):
+                first = slice(some.start // outs, -(-min(some.stop, len(out)) // outs))
+                correlation = below.some_rows_of(near, first)
+                if outs > 1:
+                    correlation = correlation.repeat_interleave(outs, 0).repeat_interleave(outs, 1)
+                    correlation = correlation[some.start - first.start * outs :][: len(out[some])]
+                out[some].addcmul_(shares[some] @ kernels.T, correlation)
         covariances[lag] = out
     return covariances
 
@@ -529,5 +657,9 @@ def signed(below: Lags, transfer: Elementwise) -> Lags | None:
         return below.of_its_own()
     sign = weight.sign().expand(_spread(weight, below.channels)).reshape(-1).float()
     return Lags(
-        {lag: _unit((correlation * sign[:, None]).mul_(sign), lag) for lag, correlation in below.at.items()}, below.space
+        {
+            lag: correlation if correlation.dim() == 1 else _unit((correlation * sign[:, None]).mul_(sign), lag)
+            for lag, correlation in below.at.items()
+        },
+        below.space,
     )

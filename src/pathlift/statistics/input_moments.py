@@ -26,12 +26,12 @@ from pathlift.graph.axes import Piece, channel_axes
 from pathlift.graph.expressions import Expression, Normalisation, StateTensor
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.statistics.cholesky import cholesky_
+from pathlift.statistics.cholesky import factored_from_behind_, mirrored_
 from pathlift.statistics.conditioned import conditioned_covariance, conditioned_mean
 from pathlift.statistics.covariances import Lag, Lags
 from pathlift.statistics.measure import Seen
 from pathlift.statistics.model import ActivationModel
-from pathlift.statistics.transfer import Apart, Weighted
+from pathlift.statistics.transfer import Apart, Reads, Weighted
 
 FLOOR = 1e-3
 """Eigenvalues of a second moment whose diagonal is 1 are at least this."""
@@ -42,10 +42,12 @@ WIDE = 1024
 ROWS = 256
 """Rows of second moments that are worked on together."""
 
-SINGLE = 2048
-"""Columns up to which float64 says whether a matrix is positive definite; for wider ones float32 does, in half of the memory
-and a fraction of the time. It mistakes the least eigenvalue by no more than 3e-5 (2304 columns of rank 600), a thirtieth of
-`FLOOR`."""
+SINGLE = 1024
+"""Columns up to which covariances are float64; wider ones are float32, in half of the memory and a fraction of the time. That
+mistakes the least eigenvalue by no more than 3e-5 (2304 columns of rank 600), a thirtieth of `FLOOR`."""
+
+RANGE = 80
+"""Binary exponents up to which variances are held in float32, and down to their negative: twice that is not asked of it."""
 
 LARGEST = 1 << 28
 """Entries of all second moments of a weight that are given at once."""
@@ -150,15 +152,26 @@ class InputMoments:
             groups: Which groups.
 
         Returns:
-            float64, shape (groups, columns, columns).
+            Shape (groups, columns, columns), float64; of more than `SINGLE` columns float32, where that holds the range.
         """
-        covariance = _centred(self._second(columns, groups), self._propagated_mean()[groups, columns])
+        covariance = self._covariance(columns, groups)
         covariance.diagonal(dim1=1, dim2=2).clamp_(min=0.0)
         covariance = positive(covariance)
         if self._told is None or covariance.shape[2] < self.shape[2]:
             return covariance
         weight, variance = self._told
-        return positive(conditioned_covariance(covariance, self.split(weight)[groups].double(), variance[groups]))
+        return positive(conditioned_covariance(covariance, self.split(weight)[groups].to(covariance.dtype), variance[groups]))
+
+    def _covariance(self, columns: slice, groups: slice) -> Tensor:
+        """H − m·mᵀ before anything is said of it by a batch norm behind the weight, in memory of its own."""
+        mean = self._propagated_mean()
+        diagonal = (self.diagonal - mean**2)[groups, columns]
+        kind = torch.float64 if diagonal.shape[1] <= SINGLE or not _within(diagonal) else torch.float32
+        blocks = (use.second(columns, groups, mean, kind) for use in self._uses)
+        covariance = next(blocks)
+        for block in blocks:
+            covariance += block
+        return covariance if len(self._uses) == 1 else covariance.div_(len(self._uses))
 
     def split(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (groups, rows, columns)."""
@@ -207,14 +220,30 @@ class _Use:
         reads = self.transfer.reads
         return reads.together * reads.merged**2, reads.independent(), reads.common()
 
-    def second(self, columns: slice, groups: slice) -> Tensor:
-        """E u·uᵀ of some columns of some groups, (groups, columns, columns), in memory of its own."""
+    def second(self, columns: slice, groups: slice, centre: Tensor | None = None, kind: torch.dtype = torch.float64) -> Tensor:
+        """E u·uᵀ of some columns of some groups, (groups, columns, columns), in memory of its own.
+
+        Args:
+            columns: Which columns.
+            groups: Which groups.
+            centre: m of all columns of all groups; m·mᵀ is subtracted, before numbers become float32.
+            kind: The type.
+
+        Returns:
+            The matrices.
+        """
         if self.seen is not None:
-            return self.seen.second[groups, columns, columns].clone()
+            second = self.seen.second[groups, columns, columns].clone()
+            return (second if centre is None else _centred(second, centre[groups, columns])).to(kind)
         taps = len(self.transfer.reads.together)
         start, stop, _ = columns.indices(self.mean.shape[1] * taps)
         ins = slice(start // taps, math.ceil(stop / taps))  # of these channels all taps
-        second = self._propagated(ins, groups) if self.lags is None else self._correlated(self.lags, ins, groups)
+        middle = None if centre is None else centre[groups, ins.start * taps : ins.stop * taps]
+        if self.lags is None:
+            second = self._propagated(ins, groups)
+            second = (second if middle is None else _centred(second, middle)).to(kind)
+        else:
+            second = self._correlated(self.lags, ins, groups, middle, kind)
         within = slice(start - ins.start * taps, stop - ins.start * taps)
         return second if within == slice(0, second.shape[1]) else second[:, within, within].clone()
 
@@ -229,26 +258,44 @@ class _Use:
         size = mean.shape[1] * len(independent)
         return out.reshape(-1, size, size)
 
-    def _correlated(self, lags: Lags, ins: slice, groups: slice) -> Tensor:
+    def _correlated(self, lags: Lags, ins: slice, groups: slice, centre: Tensor | None, kind: torch.dtype) -> Tensor:
         """H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + K_λ[i, j]) with λ the distance of what the taps read."""
         mean, deviation = self.mean[groups, ins], self.variance[groups, ins].sqrt()
         count, wide = mean.shape
         reads, taps = self.transfer.reads, len(self.transfer.reads.together)
         channels = torch.arange(self.mean.numel(), device=mean.device).reshape(self.mean.shape)[groups, ins]
         outer, product = (x[:, :, None] * x[:, None, :] for x in (deviation, mean))
-        known: dict[Lag, Tensor] = {}
-        out = torch.zeros(count, wide, taps, wide, taps, dtype=torch.float64, device=mean.device)
-        for first in range(taps):
-            for second in range(taps):
-                share = float(reads.together[first, second])
-                if share > 0.0:
-                    lag = () if reads.lags is None else tuple(reads.lags[first, second].tolist())
-                    if lag not in known:
-                        near, factor = lags.known(lag)
-                        correlation = lags.near(near)[channels[:, :, None], channels[:, None, :]].double() * factor
-                        known[lag] = correlation * outer + product
-                    out[:, :, first, :, second] = share * known[lag]
+        out = torch.zeros(count, wide, taps, wide, taps, dtype=kind, device=mean.device)
+        middle = None if centre is None else centre.reshape(count, wide, taps)
+        for lag, pairs in _by_distance(reads).items():
+            if lag is None:
+                known = torch.zeros_like(product)  # these taps read no neuron at one and the same position
+            else:
+                near, factor = lags.known(lag)
+                correlation = lags.entries(near, channels[:, :, None], channels[:, None, :]).double() * factor
+                known = correlation * outer + product
+            for first, second, share in pairs:
+                part = share * known
+                if middle is not None:
+                    part -= middle[:, :, None, first] * middle[:, None, :, second]
+                out[:, :, first, :, second] = part
         return out.reshape(count, wide * taps, wide * taps)
+
+
+def _by_distance(reads: Reads) -> dict[Lag | None, list[tuple[int, int, float]]]:
+    """Return the pairs of taps and how often both read a neuron, by the distance of these; None: never."""
+    pairs: dict[Lag | None, list[tuple[int, int, float]]] = {}
+    for first, shares in enumerate(reads.together.tolist()):
+        for second, share in enumerate(shares):
+            lag = () if reads.lags is None else tuple(reads.lags[first, second].tolist())
+            pairs.setdefault(lag if share > 0.0 else None, []).append((first, second, share))
+    return pairs
+
+
+def _within(diagonal: Tensor) -> bool:
+    """Whether float32 holds matrices of this diagonal, and products of their entries."""
+    there = diagonal[diagonal > 0]
+    return not len(there) or 2.0**-RANGE <= float(there.min()) <= float(there.max()) <= 2.0**RANGE
 
 
 def _centred(second: Tensor, mean: Tensor) -> Tensor:
@@ -281,8 +328,8 @@ def positive(matrices: Tensor, wide: int = WIDE, single: int = SINGLE) -> Tensor
     size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
     unit = torch.where(size > 0, 1.0 / size, 0.0)
     if size.shape[1] > single:
-        for matrix, scale in zip(matrices, unit, strict=True):
-            _flatten(matrix, scale)
+        for matrix in matrices:
+            _flatten(matrix)
         return matrices
     scaled = (matrices * unit[:, :, None]).mul_(unit[:, None, :])
     scaled.diagonal(dim1=1, dim2=2).copy_(torch.where(size > 0, scaled.diagonal(dim1=1, dim2=2), 1.0))
@@ -298,18 +345,20 @@ def positive(matrices: Tensor, wide: int = WIDE, single: int = SINGLE) -> Tensor
     return matrices
 
 
-def _flatten(matrix: Tensor, unit: Tensor) -> None:
-    """Shrink what lies beside the diagonal of one matrix until no eigenvalue is too small, as float32 sees it."""
+def _flatten(matrix: Tensor) -> None:
+    """Shrink what lies beside the diagonal of one matrix until no eigenvalue is too small, in its place.
+
+    Whether C with all but its diagonal D times f has eigenvalues of at least `FLOOR`, relative to D, is whether
+    C + ((1 − `FLOOR`)/f − 1)·D is positive definite.
+    """
     share, diagonal = 0.0, matrix.diagonal().clone()
-    scaled = torch.empty_like(matrix, dtype=torch.float32)
-    while True:
-        for start in range(0, len(matrix), ROWS):
-            rows = slice(start, start + ROWS)
-            scaled[rows] = (matrix[rows] * (unit[rows, None] * (1.0 - share))).mul_(unit)
-        scaled.diagonal().fill_(1.0 - FLOOR)
-        if cholesky_(scaled):
+    there = diagonal > 0
+    while share < 1.0:
+        mirrored_(matrix, torch.where(there, diagonal * ((1.0 - FLOOR) / (1.0 - share)), 1.0))
+        if factored_from_behind_(matrix):
             break
         share = min(1.0, max(FLOOR, 2.0 * share))
+    mirrored_(matrix, diagonal)
     if share:
         matrix.mul_(1.0 - share)
         matrix.diagonal().copy_(diagonal)

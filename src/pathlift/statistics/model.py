@@ -104,16 +104,27 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    propagation = kind(network, moments or {}, correlation, running="stored" if running == "checked" else running, doubt=doubt)
+    if running == "checked":
+        running = "stored" if data is not None else _checked(network, moments or {}, correlation, doubt)
+    propagation = kind(network, moments or {}, correlation, running=running, doubt=doubt)
     blame(propagation.values)
     propagation.run()
-    if running == "checked" and data is None and disagreement(propagation)[1] > SPREAD:
-        propagation = kind(network, moments or {}, correlation, running="scaled", doubt=doubt)
-        propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
         propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
     return ActivationModel(propagation, sensitivities(propagation), seen)
+
+
+def _checked(
+    network: Network, moments: Mapping[str, tuple[Tensor, Tensor]], correlation: float, doubt: float
+) -> Literal["stored", "scaled"]:
+    """Return what running variances are taken for; independent channels tell it as well as correlated ones do, and soon."""
+    propagation = Propagation(network, moments, correlation, doubt=doubt)
+    blame(propagation.values)
+    if not propagation.norms:
+        return "stored"
+    propagation.run()
+    return "scaled" if disagreement(propagation)[1] > SPREAD else "stored"
 
 
 def squared_outputs(model: ActivationModel) -> float:
