@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib.util
 import time
 from dataclasses import replace
@@ -31,6 +32,7 @@ from subjects import SOURCES, SUBJECTS, Subject
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.graph.calling import Samples
 from pathlift.rescaling.states import state_of
 
 Way = dict[str, object]
@@ -52,6 +54,7 @@ WAYS: dict[str, Way] = {
     "sequential, 32 inputs": {"data": 32, "sequential": True},
     "sequential, 256 inputs": {"data": 256, "sequential": True},
     "sequential, 32 inputs of other photographs": {"foreign": 32, "sequential": True},
+    "sequential, 32 synthetic inputs": {"made": 32, "sequential": True},
     "GPTQ (brevitas), 32 inputs": {"brevitas": 32},
     "GPTQ (brevitas), 256 inputs": {"brevitas": 256},
 }
@@ -60,11 +63,19 @@ RESCALED = ("nearest, MSE range", "SQuant, MSE range", "equalised, bias correcti
 FACTORS = {"{1, 128, 4096}": [1.0, 128.0, 4096.0], "log-normal": None}
 
 
+@functools.cache
+def made_from_batch_norms(network: pathlift.Network, count: int) -> list[Samples]:
+    """Make inputs once for all numbers of bits."""
+    return pathlift.synthetic_inputs(network, count=count, generator=0)
+
+
 def by_pathlift(network: pathlift.Network, subject: Subject, bits: int, way: Way) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return the quantised module and its integers."""
     options = dict(way)
     if isinstance(options.get("data"), int):
         options["data"] = list(subject.inputs(int(str(options["data"])), 7).split(4))
+    if "made" in options:
+        options["data"] = made_from_batch_norms(network, int(str(options.pop("made"))))
     quantized, report = pathlift.quantize(network, bits=bits, moments=0, **options)
     return pathlift.rescaling.with_state(subject.model, state_of(quantized)), report.integers
 
@@ -187,7 +198,9 @@ def main() -> None:
     subject = SUBJECTS[options.network](**({"weights": options.weights} if options.weights else {}))
     bits = options.bits or ([8, 6, 5, 4] if "agreement" in subject.says else [8, 6, 4, 3])
     brevitas = importlib.util.find_spec("brevitas") is not None
-    missing = {name for name, there in (("foreign", subject.photographs), ("brevitas", brevitas)) if not there}
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in subject.model.modules())
+    there = {"foreign": subject.photographs, "brevitas": brevitas, "made": norms}
+    missing = {name for name, is_there in there.items() if not is_there}
     ways = options.only or [name for name, way in WAYS.items() if not missing & way.keys()]
     print(options.network, flush=True)
     if options.rescaled:

@@ -16,15 +16,13 @@ correlation of that KL over layers with
     Fisher, diagonal       Σ Δ² E (∂ log p/∂θ)², gradients of 32 other crops, classes drawn from the predictions
     Fisher, directional    E (Σ Δ·∂ log p/∂θ)², the same gradients
 
-and, with `--made`, with the expected error and both of Fisher's on images that no photograph has a part in: noise that was
-changed, step by step, until the mean and the variance of what each batch norm reads are what it stores (ten minutes of one
-core for 32).
+and, with `--made`, with the expected error and both of Fisher's on images that no photograph has a part in
+(`pathlift.synthetic_inputs`; ten minutes of one core for 32).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 from subjects import SUBJECTS, Subject, divergence
-from torch import Tensor, nn
+from torch import Tensor
 
 import pathlift
 from pathlift.rescaling.states import state_of
-from pathlift.statistics.covariances import COLOURS
 
 PLAIN: dict[str, object] = {"rounding": "nearest", "range": "minmax", "correction": "none", "moments": 0}
 
@@ -83,53 +80,6 @@ def fisher(subject: Subject, x: Tensor, changes: dict[str, Tensor]) -> Estimates
     return {"Fisher, diagonal": diagonal, "Fisher, directional": directional}
 
 
-def images_of_batch_norms(subject: Subject, count: int) -> Tensor:
-    """Return images for which batch norms read what they store; 16 at a time, which share their mean and variance."""
-    model = copy.deepcopy(subject.model).requires_grad_(False)
-    gaps: list[Tensor] = []
-
-    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
-        mean, variance = given[0].mean((0, 2, 3)), given[0].var((0, 2, 3), correction=0) + norm.eps
-        known = norm.running_var + norm.eps
-        gaps.append(((mean - norm.running_mean).square() / known + ((variance / known).sqrt() - 1).square()).mean())
-
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        raise SystemExit("The network has no batch norm that images could be made from.")
-    for norm in norms:
-        norm.register_forward_pre_hook(look)
-    drawn = torch.Generator().manual_seed(0)
-    return torch.cat([_fitted(model, gaps, noise, drawn) for noise in _noise(count, subject.shape, drawn).split(16)])
-
-
-def _noise(count: int, shape: tuple[int, ...], drawn: torch.Generator) -> Tensor:
-    """Return noise whose spectrum falls like that of photographs, in colours that are as much alike as theirs."""
-    channels, height, width = shape
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
-    waves = torch.fft.rfft2(torch.randn(count, *shape, generator=drawn)) / frequency.clamp(min=1 / max(height, width))
-    noise = torch.fft.irfft2(waves, s=(height, width))
-    if channels == len(COLOURS):
-        noise = torch.einsum("ij,njhw->nihw", torch.linalg.cholesky(torch.tensor(COLOURS)), noise)
-    return noise / noise.std()
-
-
-def _fitted(model: nn.Module, gaps: list[Tensor], x: Tensor, drawn: torch.Generator, steps: int = 60) -> Tensor:
-    x.requires_grad_(True)
-    optimizer = torch.optim.Adam([x], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad():
-        for _ in range(steps):
-            gaps.clear()
-            across, down = torch.randint(-4, 5, (2,), generator=drawn).tolist()
-            model(x.roll((across, down), (2, 3)))
-            optimizer.zero_grad()
-            torch.stack(gaps).mean().backward()
-            optimizer.step()
-            schedule.step()
-    return x.detach()
-
-
 def measured(network: pathlift.Network, subject: Subject, rounded: dict[str, Tensor], count: int) -> dict[str, float]:
     """Return KL(float ‖ quantised) with one weight rounded."""
     x = subject.inputs(count, 0)[:count]
@@ -153,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     subject = SUBJECTS[options.network](**({"weights": options.weights} if options.weights else {}))
     network = pathlift.capture(subject.model, subject.shape)
-    made = images_of_batch_norms(subject, options.made) if options.made else None
+    made = torch.cat(pathlift.synthetic_inputs(network, count=options.made, generator=0)) if options.made else None
     rows: dict[str, list[str]] = {}
     numbers = {}
     for bits in options.bits:
