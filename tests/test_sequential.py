@@ -163,3 +163,20 @@ def test_guarantees_hold_for_sequential_rounding_too(seed):
     certificate = pathlift.certify(quantized, x[:8], report.tolerance)
     assert bool((quantized(x[:8]).argmax(1) == certificate.predicted).all())
     assert report.path_metric.lower <= report.path_metric.upper
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1e-9, 1e-7])
+def test_nothing_is_fitted_to_the_rounding_of_what_hardly_varies(size, dtype):
+    def perceptron() -> nn.Module:
+        layers = [layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Linear(64, 64)).to(dtype)
+
+    model = drawn(perceptron)
+    x = torch.ones(64, 64) + size * inputs((64,))
+    quantized, _ = pathlift.quantize(model, (64,), 4, data=x, sequential=True, moments=0)
+    pruned, _ = pathlift.prune(model, (64,), 0.3, data=x, update="compensate")
+    for name, weight in model.named_parameters():
+        for other in (quantized, pruned):
+            if weight.dim() > 1:
+                assert (other.state_dict()[name] - weight).norm() < 0.6 * weight.norm(), name

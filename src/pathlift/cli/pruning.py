@@ -146,10 +146,12 @@ def prune(
         raise InputError(
             f"The criterion '{criterion}' looks at data. Give it with --data: digits, fashion-mnist, or a file with {what}."
         )
+    if needs == "loss" and data == SYNTHETIC:
+        raise InputError(f"The criterion '{criterion}' looks at a loss, and inputs that are made have no classes.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, out_file)
     seen: Data | None = None
-    if data == SYNTHETIC and needs != "loss":
+    if data == SYNTHETIC:
         seen = inputs_of(network, data, limit, declared, seed)
     elif data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)

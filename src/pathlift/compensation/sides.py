@@ -33,6 +33,9 @@ from pathlift.statistics.transfer import Weighted
 SAMPLES = 32
 """Samples that go through a layer at once."""
 
+ROUNDED = 8.0
+"""Units in the last place by which values are taken to be off."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sides:
@@ -198,19 +201,21 @@ def _channel_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Windows:
-    """Means over all windows of what a weight multiplied before, u, and multiplies now, ũ.
+    """Means and covariances over all windows of what a weight multiplied before, u, and multiplies now, ũ.
 
     Attributes:
         now: E ũ, (groups, columns).
         before: E u.
-        second: E ũũᵀ, (groups, columns, columns).
-        cross: E ũuᵀ; None where both are the same.
+        spread: Cov ũũᵀ, (groups, columns, columns).
+        cross: Cov ũuᵀ; None where both are the same.
+        noise: Variance of the rounding of ũ, as a share of E ũ².
     """
 
     now: Tensor
     before: Tensor
-    second: Tensor
+    spread: Tensor
     cross: Tensor | None
+    noise: float
 
     @staticmethod
     def at(place: Place, block: slice = slice(None)) -> Windows | None:
@@ -226,27 +231,46 @@ class Windows:
         edges, transfer, above, sides = place.connection.edges, place.transfer, place.layer.shape, place.sides
         if not tells_windows_apart(edges, transfer):
             return None
-        count, total = 0, None
+        count, total, near = 0, None, None
         for before, now in zip(sides.before, sides.now, strict=True):
             first = windows_of(edges, transfer, before, above)
             second = first if sides.same else windows_of(edges, transfer, now, above)
             for whole in first:
                 u = whole[:, :, block]
                 changed = u if sides.same else next(second)[:, :, block]
+                if near is None:  # squares of what is left when this is subtracted cancel no digits
+                    near = (changed.mean(1, keepdim=True), u.mean(1, keepdim=True))
                 count += u.shape[1]
+                changed, u = changed - near[0], u - near[1]
                 parts = [changed.sum(1), u.sum(1), changed.mT @ changed]
                 parts += [] if sides.same else [changed.mT @ u]
                 total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
         assert total is not None
-        now_mean, mean, moment, *cross = (part / count for part in total)
-        return Windows(now_mean, mean, moment, cross[0] if cross else None)
+        assert near is not None
+        off, other, spread, *cross = (part / count for part in total)
+        spread -= off[:, :, None] * off[:, None, :]
+        if cross:
+            cross[0] -= off[:, :, None] * other[:, None, :]
+        noise = (ROUNDED * torch.finfo(sides.now[0].dtype).eps) ** 2
+        return Windows(near[0][:, 0] + off, near[1][:, 0] + other, spread, cross[0] if cross else None, noise)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """E ũ², (groups, columns)."""
+        return self.spread.diagonal(dim1=1, dim2=2) + self.now.square()
 
     def moments(self, *, centred: bool) -> tuple[Tensor, Tensor | None]:
-        """Return E ũũᵀ and E ũuᵀ, or the covariances."""
+        """Return E ũũᵀ and E ũuᵀ, or the covariances.
+
+        A value that is all but constant varies by its rounding alone, and nothing may be fitted to that. So both are those of
+        values with as much independent noise on top, the same for ũ and u.
+        """
+        noise = torch.diag_embed(self.noise * self.diagonal)
+        second, cross = self.spread + noise, None if self.cross is None else self.cross + noise
         if not centred:
-            return self.second, self.cross
-        cross = None if self.cross is None else self.cross - self.now[:, :, None] * self.before[:, None, :]
-        return self.second - self.now[:, :, None] * self.now[:, None, :], cross
+            second += self.now[:, :, None] * self.now[:, None, :]
+            cross = None if cross is None else cross.add_(self.now[:, :, None] * self.before[:, None, :])
+        return second, cross
 
     def shift(self, before: Tensor, now: Tensor) -> Tensor:
         """Return E[w̃·ũ] − E[w·u] of each row, (groups·rows,)."""

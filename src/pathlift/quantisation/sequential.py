@@ -173,4 +173,4 @@ class _Measured(Covariances):
     @property
     @override
     def diagonal(self) -> Tensor:
-        return torch.cat([each.second.diagonal(dim1=1, dim2=2) for _, each in self._seen], 1)
+        return torch.cat([each.diagonal for _, each in self._seen], 1)
