@@ -502,4 +502,4 @@ def transfer_of(
     if collapsed(pattern.below.split(classes.expand(below))).shape[2] > 1:
         return Apart(edges, weight.double(), below)
     reads = reads_of(edges, pattern, weight.shape[2:], below, above)
-    return Weighted(weight, replace(pattern, triples=pattern.triples[:0]), reads, below)  # the triples may be many
+    return Weighted(weight, replace(pattern, triples=pattern.triples[:0].clone()), reads, below)  # the triples may be many
