@@ -536,11 +536,11 @@ class Bottleneck(nn.Module):
         return torch.relu(x + self.body(x))
 
 
-@pytest.mark.parametrize(("full", "distances", "scratch"), [(covariances.FULL, 3, 0), (16, 1, 3)])
+@pytest.mark.parametrize(("full", "distances", "scratch"), [(covariances.FULL, 3, 0), (16, 2, 2)])
 def test_correlations_are_in_memory_for_two_layers_at_a_time_whatever_the_depth(
     full: int, distances: int, scratch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two layers, and of each earlier one what the weight that reads it needs: one distance of three, of wide ones of one."""
+    """Two layers, and of each earlier one what the weight that reads it needs: one distance of three; wide ones carry two."""
     monkeypatch.setattr(covariances, "FULL", full)
     channels = 256
     for depth in (1, 3):
