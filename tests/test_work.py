@@ -18,6 +18,10 @@ import pathlift
 from pathlift.edges import product
 
 ATEN = torch.ops.aten
+PRODUCTS = (
+    ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default, ATEN.addmm_.default, ATEN.baddbmm.default, ATEN.baddbmm_.default,
+    ATEN.baddbmm.out,
+)  # fmt: skip
 
 
 class Work(TorchDispatchMode):
@@ -31,7 +35,7 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default, ATEN.addmm_.default):
+        if func in PRODUCTS:
             first, second = args[-2:]
             self.multiplications += first.numel() * second.shape[-1]
         elif func is ATEN.mv.default:
@@ -90,6 +94,30 @@ def test_a_pass_does_no_more_than_it_did(name: str, size: int, monkeypatch: pyte
         assert 0.95 * expected.multiplications <= found.multiplications / 1e6 <= 1.001 * expected.multiplications
         assert 0.9 * expected.bytes <= found.bytes / 1e6 <= 1.02 * expected.bytes
         assert 0.9 * expected.operations <= found.operations <= 1.02 * expected.operations
+
+
+def bottleneck(wide: int, narrow: int) -> nn.Module:
+    """A stem, a wide layer, and a narrow one with a 3 × 3 kernel, as residual networks have them."""
+    sizes = [(3, narrow, 3), (narrow, wide, 1), (wide, narrow, 1), (narrow, narrow, 3), (narrow, wide, 1)]
+    layers: list[nn.Module] = []
+    for below, above, kernel in sizes:
+        layers += [nn.Conv2d(below, above, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(above), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10)).eval()
+
+
+QUANTISED = {(128, 32): Counts(114.0, 509.2, 67205), (1040, 8): Counts(877.5, 2751.8, 90770)}
+"""Of rounding a bottleneck of so many channels to 4 bits, once all and once correlations are carried at two distances."""
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize(("wide", "narrow"), QUANTISED)
+def test_quantising_does_no_more_than_it_did(wide: int, narrow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = pathlift.capture(bottleneck(wide, narrow), (3, 8, 8))
+    found, expected = work(lambda: pathlift.quantize(network, bits=4, moments=0), monkeypatch), QUANTISED[wide, narrow]
+    assert 0.95 * expected.multiplications <= found.multiplications / 1e6 <= 1.01 * expected.multiplications
+    assert 0.9 * expected.bytes <= found.bytes / 1e6 <= 1.02 * expected.bytes
+    assert 0.9 * expected.operations <= found.operations <= 1.02 * expected.operations
 
 
 def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ layer:
 Beyond a distance of 2, correlations decay geometrically. A layer of which nothing is known has None: its neurons count as
 independent.
 
-Wide layers, of more than `FULL` channels: at distances other than 0 only a_δ(i) = R_δ[i, i] is carried, and R_δ[i, j] is taken
-to be R_0[i, j]·√(a_δ(i)·a_δ(j)), which is what it is where space and channels have nothing to do with each other. Twelve of 13
-matrices are not made.
+Wide layers, of more than `FULL` channels, have R_0, R_ε of one step along each dimension, and of the other distances only
+a_δ(i) = R_δ[i, i]: R_δ[i, j] is taken to be R_ε[i, j]·√(a_δ(i)·a_δ(j))/√(a_ε(i)·a_ε(j)), which is what it is where space and
+channels have nothing to do with each other. Eleven of 13 matrices are not made.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ WIDEST = 4096
 
 FULL = 1024
 """Channels up to which correlations between them are carried at all distances."""
+
+MOST = 2.0
+"""By what factor correlations of a channel at other distances are at most larger than at one step, for others to go along."""
 
 LEAST = 1e-6
 """Share of the variance of independent inputs that a sum of correlated ones keeps at least: what float32 resolves."""
@@ -125,10 +128,12 @@ class Lags:
         stored = self.at[tuple(-step for step in lag)]
         return stored.T if stored.dim() == 2 else stored
 
-    def _apart(self, lag: Lag) -> tuple[Tensor, Tensor, Tensor]:
-        """Return R_0, a_δ and √a_δ, of which R_δ is made in a wide layer."""
-        alone = self._stored(lag)
-        return self.at[(0,) * len(self.space)], alone, alone.clamp(min=0.0).sqrt()
+    def _made_of(self, lag: Lag) -> tuple[Tensor, Tensor, Tensor]:
+        """Return R_ε, or its transpose, by what its rows and columns are multiplied, and a_δ: R_δ of a wide layer."""
+        alone, step = self.of_itself(lag), self.at[one_step(self.space)]
+        own = step.diagonal()
+        share = torch.where(own > LEAST, alone.clamp(min=0.0) / own, 0.0).clamp(max=MOST).sqrt()
+        return step if lag in self.at else step.T, share, alone
 
     def of_itself(self, lag: Lag) -> Tensor:
         """Return the correlation of each channel with itself at a distance within reach, (channels,)."""
@@ -144,8 +149,8 @@ class Lags:
         stored = self._stored(lag)
         if stored.dim() == 2:
             return stored[rows]
-        here, alone, share = self._apart(lag)
-        part = here[rows] * share[rows, None] * share
+        step, share, alone = self._made_of(lag)
+        part = step[rows] * share[rows, None] * share
         first, last, _ = rows.indices(len(alone))
         part[:, first:last].diagonal().copy_(alone[rows])
         return part
@@ -155,17 +160,17 @@ class Lags:
         stored = self._stored(lag)
         if stored.dim() == 2:
             return stored[first, second]
-        here, alone, share = self._apart(lag)
-        return torch.where(first == second, alone[first], here[first, second] * share[first] * share[second])
+        step, share, alone = self._made_of(lag)
+        return torch.where(first == second, alone[first], step[first, second] * share[first] * share[second])
 
     def times(self, lag: Lag, matrix: Tensor) -> Tensor:
         """Return R·M at a distance within reach, M of shape (channels, any)."""
         stored = self._stored(lag)
         if stored.dim() == 2:
             return stored @ matrix
-        here, alone, share = self._apart(lag)
-        product = (here @ (matrix * share[:, None])).mul_(share[:, None])
-        return product.addcmul_(matrix, alone.clamp(max=0.0)[:, None])
+        step, share, alone = self._made_of(lag)
+        product = (step @ (matrix * share[:, None])).mul_(share[:, None])
+        return product.addcmul_(matrix, (alone - share**2 * step.diagonal())[:, None])
 
     def summed_of_itself(self, terms: Mapping[Lag, float]) -> Tensor:
         """Return the diagonal of Σ_δ c_δ·R_δ over distances within reach, (channels,)."""
@@ -183,11 +188,17 @@ class Lags:
                 parts = [self.some_rows_of(lag, rows) * value for lag, value in terms.items()]
                 torch.sum(torch.stack(parts), 0, out=out[rows])
             return out
-        one = torch.ones_like(here[0])
-        shares = torch.stack([one, *(self._apart(lag)[2] if any(lag) else one for lag in terms)], 1)
-        weights = torch.tensor([0.0, *terms.values()], dtype=out.dtype, device=out.device)
-        for rows in some_rows(out):
-            torch.mul(here[rows], (shares[rows] * weights) @ shares.T, out=out[rows])
+        several: dict[int, tuple[Tensor, list[Tensor], list[float]]] = {}
+        for lag, value in terms.items():
+            matrix, share = self._made_of(lag)[:2] if any(lag) else (here, torch.ones_like(here[0]))
+            kind = 0 if not any(lag) else 1 if lag in self.at else 2  # R_0, R_ε, its transpose
+            _, shares, values = several.setdefault(kind, (matrix, [], []))
+            shares.append(share)
+            values.append(value)
+        for matrix, shares, values in several.values():
+            stacked, weights = torch.stack(shares, 1), torch.tensor(values, dtype=out.dtype, device=out.device)
+            for rows in some_rows(out):
+                out[rows].addcmul_(matrix[rows], (stacked[rows] * weights) @ stacked.T)
         out.diagonal().copy_(self.summed_of_itself(terms))
         return out
 
@@ -211,12 +222,19 @@ class Lags:
         needed = [
             lag for lag in self.at if lag in ends or all(abs(step) <= most for step, most in zip(lag, reach, strict=True))
         ]
+        if any(self.at[lag].dim() == 1 for lag in needed) and one_step(self.space) not in needed:
+            needed.append(one_step(self.space))
         return Lags({lag: self.at[lag] for lag in needed}, self.space)
 
 
-def is_carried(lag: Lag, channels: int) -> bool:
+def one_step(space: Sequence[int]) -> Lag:
+    """Return the distance of one step along each dimension that has several positions."""
+    return tuple(min(1, size - 1) for size in space)
+
+
+def is_carried(lag: Lag, channels: int, space: Sequence[int]) -> bool:
     """Whether all of R is carried at a distance, not only its diagonal."""
-    return channels <= FULL or not any(lag)
+    return channels <= FULL or not any(lag) or lag == one_step(space)
 
 
 def some_rows(matrix: Tensor, matrices: int = 1) -> Iterator[slice]:
@@ -243,7 +261,7 @@ def of_input(layer: Layer, pixel: float, device: torch.device) -> Lags | None:
         else torch.eye(channels, dtype=torch.float32)
     )
     between = between.to(device, torch.float32)
-    parts = {lag: between if is_carried(lag, channels) else between.diagonal() for lag in half(space)}
+    parts = {lag: between if is_carried(lag, channels, space) else between.diagonal() for lag in half(space)}
     return Lags({lag: part * pixel ** sum(map(abs, lag)) for lag, part in parts.items()}, tuple(space))
 
 
@@ -320,7 +338,7 @@ def joined(branches: Sequence[tuple[Lags | None, Tensor]], channels: int, space:
     shares = [torch.where(total > 0, variance / total, 0.0).sqrt().float() for _, variance in branches]
     at = {}
     for lag in half(space):
-        full = is_carried(lag, channels)
+        full = is_carried(lag, channels, space)
         correlation_of_sum = torch.zeros([channels] * (1 + full), dtype=torch.float32, device=total.device)
         same = correlation_of_sum.diagonal() if full else correlation_of_sum
         for (lags, _), share in zip(branches, shares, strict=True):
@@ -370,7 +388,7 @@ def side_by_side(
     """Return the correlations of pieces that are concatenated along the channels."""
     at, channels = {}, sum(size for _, size in pieces)
     for lag in half(space):
-        if not is_carried(lag, channels):
+        if not is_carried(lag, channels, space):
             at[lag] = torch.cat([_alone(lags, lag, size, correlation, device) for lags, size in pieces])
             continue
         blocks = [
@@ -416,7 +434,8 @@ def along_space(below: Lags, matrices: Sequence[Tensor | None]) -> tuple[Lags, T
             near, factor = below.known(tuple(step for step, _ in steps))
             coefficients[near] = coefficients.get(near, 0.0) + factor * math.prod(value for _, value in steps)
         terms = {near: value for near, value in coefficients.items() if value != 0.0}
-        covariances[lag] = below.summed(terms) if is_carried(lag, below.channels) else below.summed_of_itself(terms)
+        full = is_carried(lag, below.channels, space)
+        covariances[lag] = below.summed(terms) if full else below.summed_of_itself(terms)
     return _normalised(covariances, space)
 
 
@@ -539,7 +558,7 @@ def through_weight(
         pairs = {(): [(0, 0, (), 1.0)]}
     else:
         return None
-    covariances = _depthwise(below, rows, pairs) if ins == 1 and groups > 1 else _dense(below, rows, pairs)
+    covariances = (_depthwise if ins == 1 and groups > 1 else _dense)(below, rows, pairs, tuple(above[2:]))
     lags, variance = _normalised(covariances, tuple(above[2:]))
     return lags, variance * norm.reshape(-1) ** 2
 
@@ -580,13 +599,13 @@ def _along(table: Tensor, size: int, lag: int) -> list[tuple[int, int, int, floa
     return pairs
 
 
-def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
+def _dense(below: Lags, rows: Tensor, pairs: Pairs, space: Sequence[int]) -> dict[Lag, Tensor]:
     """Σ F·W_t K_λ W_{t'}ᵀ, with each K_λ W_{t'}ᵀ made once for so many channels above as can be held."""
     groups, outs, _, taps = rows.shape
     kernels = [torch.block_diag(*rows[..., tap]) if groups > 1 else rows[0, :, :, tap].contiguous() for tap in range(taps)]
     turned = [kernel.T.contiguous() for kernel in kernels]
     count = groups * outs
-    full = {lag: is_carried(lag, count) for lag in pairs}
+    full = {lag: is_carried(lag, count, space) for lag in pairs}
     covariances = {lag: torch.zeros([count] * (1 + full[lag]), dtype=torch.float32, device=rows.device) for lag in pairs}
     terms: dict[tuple[Lag, int], list[tuple[tuple[Lag, int], float]]] = {}
     for lag, taps_of_both in pairs.items():
@@ -618,7 +637,7 @@ def _dense(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
     return covariances
 
 
-def _depthwise(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
+def _depthwise(below: Lags, rows: Tensor, pairs: Pairs, space: Sequence[int]) -> dict[Lag, Tensor]:
     """Σ F·w_t w_{t'}ᵀ ∘ K_λ, for one channel below in each group."""
     groups, outs, _, taps = rows.shape
     kernels = rows.reshape(groups * outs, taps)
@@ -630,7 +649,7 @@ def _depthwise(below: Lags, rows: Tensor, pairs: Pairs) -> dict[Lag, Tensor]:
             forms.setdefault(near, torch.zeros(taps, taps, dtype=torch.float32, device=rows.device))[first, second] += (
                 share * factor
             )
-        full = is_carried(lag, groups * outs)
+        full = is_carried(lag, groups * outs, space)
         out = torch.zeros([groups * outs] * (1 + full), dtype=torch.float32, device=rows.device)
         for near, form in forms.items():
             shares = kernels @ form

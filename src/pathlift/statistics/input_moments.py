@@ -36,15 +36,13 @@ from pathlift.statistics.transfer import Apart, Reads, Weighted
 FLOOR = 1e-3
 """Eigenvalues of a second moment whose diagonal is 1 are at least this."""
 
-WIDE = 1024
-"""Columns up to which eigenvalues are lifted one by one; of wider matrices all are, towards those of the diagonal."""
-
 ROWS = 256
 """Rows of second moments that are worked on together."""
 
 SINGLE = 1024
-"""Columns up to which covariances are float64; wider ones are float32, in half of the memory and a fraction of the time. That
-mistakes the least eigenvalue by no more than 3e-5 (2304 columns of rank 600), a thirtieth of `FLOOR`."""
+"""Columns up to which covariances are float64, and their eigenvalues are lifted one by one. Wider ones are float32, in half of
+the memory and a fraction of the time, and all eigenvalues are lifted, towards those of the diagonal. float32 mistakes the least
+eigenvalue by no more than 3e-5 (2304 columns of rank 600), a thirtieth of `FLOOR`."""
 
 RANGE = 80
 """Binary exponents up to which variances are held in float32, and down to their negative: twice that is not asked of it."""
@@ -306,15 +304,14 @@ def _centred(second: Tensor, mean: Tensor) -> Tensor:
     return second
 
 
-def positive(matrices: Tensor, wide: int = WIDE, single: int = SINGLE) -> Tensor:
+def positive(matrices: Tensor, single: int = SINGLE) -> Tensor:
     """Return the nearest matrices of the same kind whose eigenvalues, for the unit diagonal, are at least `FLOOR`.
 
-    Up to ``wide`` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor.
+    Up to ``single`` columns; wider ones keep their diagonal, and all that lies beside it shrinks by one factor, in their place.
 
     Args:
         matrices: Symmetric, with diagonals that are not negative, (groups, columns, columns).
-        wide: Number of columns up to which eigenvalues are lifted one by one.
-        single: Number of columns up to which float64 is the judge of eigenvalues; wider matrices are changed in their place.
+        single: Number of columns up to which eigenvalues are lifted one by one.
 
     Returns:
         The matrices themselves where nothing had to be lifted, or where they were changed in their place.
@@ -325,12 +322,12 @@ def positive(matrices: Tensor, wide: int = WIDE, single: int = SINGLE) -> Tensor
     ends = torch.stack(torch.aminmax(matrices)) if matrices.numel() else matrices
     if not bool(torch.isfinite(ends).all()):
         raise NumericalError("The second moments of what a layer is multiplied by leave the range of float64.")
-    size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
-    unit = torch.where(size > 0, 1.0 / size, 0.0)
-    if size.shape[1] > single:
+    if matrices.shape[1] > single:
         for matrix in matrices:
             _flatten(matrix)
         return matrices
+    size = matrices.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
+    unit = torch.where(size > 0, 1.0 / size, 0.0)
     scaled = (matrices * unit[:, :, None]).mul_(unit[:, None, :])
     scaled.diagonal(dim1=1, dim2=2).copy_(torch.where(size > 0, scaled.diagonal(dim1=1, dim2=2), 1.0))
     ones = scaled.diagonal(dim1=1, dim2=2).clone()
@@ -339,7 +336,7 @@ def positive(matrices: Tensor, wide: int = WIDE, single: int = SINGLE) -> Tensor
     if not bool(failed.any()):
         return matrices
     scaled.diagonal(dim1=1, dim2=2).copy_(ones)
-    lifted = _flattened(scaled[failed]) if size.shape[1] > wide else _lifted(scaled[failed])
+    lifted = _lifted(scaled[failed])
     matrices = matrices.clone()
     matrices[failed] = (lifted + lifted.mT) / 2 * size[failed][:, :, None] * size[failed][:, None, :]
     return matrices
@@ -368,18 +365,11 @@ def _lifted(scaled: Tensor) -> Tensor:
     try:
         eigenvalues, vectors = torch.linalg.eigh(scaled)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK may not converge where many eigenvalues are equal
-        return _flattened(scaled)
+        for matrix in scaled:
+            _flatten(matrix)
+        return scaled
     lifted: Tensor = (vectors * eigenvalues.clamp(min=FLOOR)[:, None, :]) @ vectors.mT
     return lifted
-
-
-def _flattened(scaled: Tensor) -> Tensor:
-    """Shrink what lies beside the diagonals until no eigenvalue is too small: an eigendecomposition would take minutes."""
-    identity = torch.eye(scaled.shape[1], dtype=scaled.dtype, device=scaled.device)
-    share = FLOOR
-    while bool((torch.linalg.cholesky_ex(scaled * (1.0 - share) + identity * (share - FLOOR)).info != 0).any()):
-        share = min(1.0, 2.0 * share)
-    return scaled * (1.0 - share) + identity * share
 
 
 def input_moments(model: ActivationModel, name: str) -> InputMoments:

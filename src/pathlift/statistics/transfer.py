@@ -410,8 +410,11 @@ class Weighted(Transfer):
     def gains(self, rho: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of the matrix from variances below to those above, (groups, rows, ins)."""
         independent, common = self.reads.independent().to(rho.device), self.reads.common().to(rho.device)
+        apart_from_others = self.reads.lags is not None or len(common) == 1  # then the first form is diagonal
         for rows, w in self.chunks():
-            apart, alike = (((w @ form) * w).sum(3) for form in (independent, common))
+            squares = w.square()
+            apart = squares @ independent.diagonal() if apart_from_others else ((w @ independent) * w).sum(3)
+            alike = squares @ common.diagonal() if len(common) == 1 else ((w @ common) * w).sum(3)
             yield rows, apart * (1.0 - rho)[:, None] + alike * rho[:, None]
 
 
@@ -499,4 +502,4 @@ def transfer_of(
     if collapsed(pattern.below.split(classes.expand(below))).shape[2] > 1:
         return Apart(edges, weight.double(), below)
     reads = reads_of(edges, pattern, weight.shape[2:], below, above)
-    return Weighted(weight, replace(pattern, triples=pattern.triples[:0]), reads, below)  # the triples may be many
+    return Weighted(weight, replace(pattern, triples=pattern.triples[:0].clone()), reads, below)  # the triples may be many
