@@ -146,7 +146,7 @@ def test_no_functional_falls_below_its_raised_bound(
         for a in sign * torch.tensor([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64):
             before = enclosure.tightened({output: a[None, None, None]}, steps=3)
             needed = before + 1.0  # always out of reach before, so that there is something to raise
-            after = enclosure.raised(0, {output: a[None, None, None]}, before - needed, needed, steps=3) + needed
+            after = enclosure.raised(0, {output: a[None, None, None]}, before - needed, needed) + needed
             found = search.smallest(lambda u, row=a: (row * u[output]).sum(), 2, 4)
             assert float(before) - 1e-12 <= float(after) <= found
             better += float(after) > float(before) + 1e-9
@@ -231,15 +231,15 @@ def test_bounds_stay_as_they_are_without_time_or_room_or_hope(monkeypatch: pytes
     enclosure = enclosed(network, x, Relative(0.03), 0.0)
     functional = {network.outputs[0]: torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)[None, None, None]}
     far = torch.tensor([[-1e6]], dtype=torch.float64)
-    assert torch.equal(enclosure.raised(0, functional, far, -far, steps=3), far)
+    assert torch.equal(enclosure.raised(0, functional, far, -far), far)
     with monkeypatch.context() as patch:  # a layer that is too large is never laid out
         patch.setattr(affine_forms, "GENERATORS", 100)
         patch.setattr(affine_forms, "_diagonal", None)
         low = torch.tensor([[-1e-6]], dtype=torch.float64)
-        assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
+        assert torch.equal(enclosure.raised(0, functional, low, -low), low)
     enclosure._clock = Clock(0.0)
     low = torch.tensor([[-1e-6]], dtype=torch.float64)
-    assert torch.equal(enclosure.raised(0, functional, low, -low, steps=3), low)
+    assert torch.equal(enclosure.raised(0, functional, low, -low), low)
 
 
 def test_numbers_of_any_size_are_bounded_or_left_alone() -> None:
