@@ -8,6 +8,10 @@ The functional is handed down layer by layer until it reads only inputs, whose i
   below, where a < 0 the line above does. So z gets a⁺·lower_slope + a⁻·upper_slope and the bound a⁺·lower + a⁻·upper.
 - an input x' in [x − ε, x + ε]: Σ a·x − Σ|a|·ε.
 
+With `Symbols` the bound stays a function of what moves, a number plus Σ factor·ε, so that something else that depends on the
+same ε can be added before the worst is taken (`together`): an input brings a·radius, a shared weight r·(g − slope·R), a kink
+whose line above is used half the distance of its two parallel lines.
+
 An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals give [0, 1] − [−1/2, 1/2] = [−1/2, 3/2]. Backwards, x/2
 − v has a = −1 at v; the line above ReLU is x/2 + 1/2, so x/2 − v ≥ x/2 − x/2 − 1/2 = −1/2: v − x/2 ≤ 1/2, which is attained.
 """

@@ -6,17 +6,21 @@ bounded from above by parabolas instead,
 
     |z| ≤ κ·z² + 1/(4κ)   for all z and κ > 0,
 
-so a functional Σ a(v)·y(v) is at least a linear one less Σ_v q(v)·(z(v) − c(v))², with c the centres of `forms`. With
-z − c = G·ε + e, |ε_i| ≤ 1, and Q = diag(q), for any numbers S_i > 0
+so a functional Σ a(v)·y(v) is at least a linear one less Σ_v q(v)·(z(v) − c(v))², with c the centres of `forms`:
+z − c = G·ε + e, |ε_i| ≤ 1. The linear one goes backwards through all layers below and becomes a number less bᵀ·ε, with the
+same symbols (`Symbols`). With Q = diag(q) and any numbers S_i > 0, S₀ > 0
 
-    ‖Q^½·G·ε‖² ≤ λ·Σ_i S_i·ε_i² ≤ λ·Σ_i S_i,   λ the largest eigenvalue of Q^½·G·S⁻¹·Gᵀ·Q^½,
+    bᵀ·ε + ‖Q^½·G·ε‖² ≤ S₀ + (bᵀ·ε)²/(4·S₀) + ‖Q^½·G·ε‖² ≤ S₀ + λ·Σ_i S_i·ε_i² ≤ S₀ + λ·Σ_i S_i,
 
-the dual of the semidefinite relaxation of max ‖Q^½·G·ε‖ over the cube (Nesterov, 1998). The rest ‖Q^½·e‖ is bounded layer by
-layer: (Σ_u w(u)·e(u))² ≤ (Σ_u |w(u)|)·Σ_u |w(u)|·e(u)². κ, S and the line below the other kinks are chosen by ascent; whatever
-they are, the bound holds.
+λ the largest eigenvalue of R·S⁻¹·Rᵀ with the rows R = (Q^½·G; bᵀ/(2·√S₀)): the dual of the semidefinite relaxation of the left
+side's maximum over the cube (Nesterov, 1998). What is linear and what is square are seldom at their worst at once. e is paid by
+‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖² with t > 0, and ‖Q^½·e‖ is bounded layer by layer:
+(Σ_u w(u)·e(u))² ≤ (Σ_u |w(u)|)·Σ_u |w(u)|·e(u)². κ, S, t and the lines below all kinks are chosen by ascent; whatever they
+are, the bound holds.
 
 An example: n neurons z_v = Σ_i H_vi·ε_i with H a Hadamard matrix of n rows. Each z_v may reach n, so chords bound Σ|z_v| by n²;
-‖z‖² = n·‖ε‖² ≤ n², so Σ|z_v| ≤ √n·‖z‖ ≤ n^1.5: parabolas find that.
+‖z‖² = n·‖ε‖² ≤ n², so Σ|z_v| ≤ √n·‖z‖ ≤ n^1.5: parabolas find that. Another: ε₂ − ε₁ + |ε₁ + ε₂| is 2 at most, and 4 if both
+parts are taken at their worst. Squares find 2·√2, with κ = 1/√8, S₀ = 1/√2 and S₁ = S₂ = 1/√2.
 """
 
 from __future__ import annotations
@@ -312,8 +316,9 @@ class Parabolas:
         curve, c = pieces.curve.detach(), self.centre
         steep = self.chord.abs() + abs(self.least + self.half) + 2 * curve * c.abs()
         heights = self.height + pieces.height.detach().abs() + 2 * curve * c * c
-        summed = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half) + self.fixed_size
-        summed = float(summed + (self.size * (steep * reach[self.above] + heights)).sum()) + level + squares + left
+        lines = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half)
+        lines = lines + (self.size * (steep * reach[self.above] + heights)).sum()
+        summed = float(lines) + self.fixed_size + level + squares + left
         return float(pieces.constant.detach()) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
 
 
