@@ -133,6 +133,7 @@ def test_no_network_of_the_set_moves_neurons_further_than_their_squares_allow(
     assert found > bound / 20  # of the neurons before the last kinks: it says something
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "tolerance", "radius"), CASES, ids=str)
 def test_no_functional_falls_below_its_raised_bound(
     name: str, tolerance: Tolerance | None, radius: float, monkeypatch: pytest.MonkeyPatch
