@@ -203,7 +203,7 @@ def _moved_alike(
         together: Keep the symbols.
 
     Returns:
-        The coefficients below, the price, and r·(g − slope·R) of each weight, of no meaning unless ``together``.
+        The coefficients below, the price, and r·(g − slope·R) of each weight, of none unless ``together``.
     """
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
@@ -217,7 +217,7 @@ def _moved_alike(
     def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, most = edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs())
         slope, rest = chord(g, most)
-        factor = slope
+        factor = g.new_zeros(*g.shape[:2], 0)
         if together:  # sums of as many terms as there are weights, of both signs, are rounded by less than that part of them
             factor, rest = (g - slope * most) * radius, most - slope * g + ROUNDED * (g.abs() + most)
         price, moved = rest.flatten(2) @ radius.flatten(), slope * radius

@@ -135,7 +135,7 @@ class _Pieces:
         q: Weights of the squares.
         factors: (symbols,).
         level: S₀.
-        spare: t, see `Parabolas`.
+        spare: t.
         constant: All the rest.
         left: What the symbols leave over costs, by a rule of three.
         largest: λ of the squares with the row of the factors.
