@@ -363,7 +363,7 @@ class Search:
         """Bound the differences of logits of one sample that are not positive yet by what neurons can do together."""
         classes = (above <= 0).nonzero()[:, 0]
         rows = {self.logits: differences[classes][None, :, None]}
-        bounds = enclosure.raised(sample, rows, above[classes][None], needed.expand(1, len(classes)), steps=STEPS)
+        bounds = enclosure.raised(sample, rows, above[classes][None], needed.expand(1, len(classes)))
         return above.scatter(0, classes, bounds[0])
 
     def _report(self, done: float) -> None:

@@ -141,7 +141,7 @@ class Enclosure:
         """
         return ascended(self._relaxation, functionals, steps=steps, clock=self._clock)
 
-    def raised(self, sample: int, functionals: Mapping[str, Tensor], bounds: Tensor, needed: Tensor, *, steps: int) -> Tensor:
+    def raised(self, sample: int, functionals: Mapping[str, Tensor], bounds: Tensor, needed: Tensor) -> Tensor:
         """Raise bounds of linear functionals of one sample, the lowest first, until one stays too low: see `together`.
 
         Args:
@@ -149,13 +149,12 @@ class Enclosure:
             functionals: Layer name to coefficients, (1, functionals, *shape).
             bounds: Lower bounds of how far the functionals lie above what they should exceed, (1, functionals).
             needed: What they should exceed, (1, functionals).
-            steps: Steps of gradient ascent over the slopes of the other layers.
 
         Returns:
             Shape (1, functionals).
         """
         relaxation = self._relaxation.of_sample(sample)
-        return raised(relaxation, functionals, bounds, constant=-needed, steps=steps, clock=self._clock)
+        return raised(relaxation, functionals, bounds, constant=-needed, clock=self._clock)
 
 
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:

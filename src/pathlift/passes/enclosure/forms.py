@@ -28,7 +28,7 @@ from torch import Tensor
 from pathlift.graph.layers import Connection, Layer, LearnedSlope, Slopes
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Lines
-from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.relaxation import Relaxation, Symbols, of_bias, of_connection
 from pathlift.passes.forward import along, carried, placed
 from pathlift.passes.rounding import DOUBLE, SPARE, fan_in
 
@@ -124,9 +124,8 @@ def _of_input(relaxation: Relaxation, layer: Layer) -> Form:
 
 def _bent(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
     here, slack = relaxation.roundoff.here(layer), relaxation.slack[layer.name].expand(1, *layer.shape)
-    zero, lines = torch.zeros_like(slack), relaxation.lines[layer.name]
-    plain = layer.connections[0].weight is None and isinstance(layer.nonlinearity, (Slopes, LearnedSlope))
-    if not (plain and isinstance(lines, Lines)):  # then all that is known is the interval
+    zero, lines = torch.zeros_like(slack), _followed(relaxation, layer)
+    if lines is None:  # then all that is known is the interval
         interval = relaxation.intervals[layer.name]
         width = (interval.radius * (1 + 4 * here) + 4 * here * interval.size).expand(1, *layer.shape)
         return Form(interval.middle.expand(1, *layer.shape), {layer.name: _diagonal(width)}, zero, zero)
@@ -140,6 +139,39 @@ def _bent(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Fo
     blocks = {name: block * slope for name, block in below.blocks.items()}
     blocks[layer.name] = _diagonal(torch.where(alive, width, 0.0))
     return Form(slope * below.centre + (lower + upper) / 2, blocks, torch.where(alive, 0.0, width), zero)
+
+
+def _followed(relaxation: Relaxation, layer: Layer) -> Lines | None:
+    """Return the lines of a nonlinearity that forms follow; None where they start anew."""
+    lines = relaxation.lines[layer.name]
+    plain = layer.connections[0].weight is None and isinstance(layer.nonlinearity, (Slopes, LearnedSlope))
+    return lines if plain and isinstance(lines, Lines) else None
+
+
+def symbols(relaxation: Relaxation, known: Mapping[str, Form]) -> Symbols:
+    """Return the symbols that a linear bound may keep, see `substitution`.
+
+    A convex nonlinearity is slope·(z − e) + upper/2 + width·ε, with e what the symbols of z leave over: besides what is
+    paid at ε = 1 for the line above, e is paid, and that both sides are rounded.
+
+    Args:
+        relaxation: What is known of one sample.
+        known: The forms of its layers.
+
+    Returns:
+        The symbols.
+    """
+    widths, losses = {}, {}
+    for name, form in known.items():
+        layer = relaxation.network.layer[name]
+        lines = None if layer.nonlinearity is None else _followed(relaxation, layer)
+        if layer.kind == "input" or lines is not None:
+            widths[name] = form.blocks[name].sum(0, keepdim=True)
+        if lines is not None:
+            below, here = known[layer.connections[0].source], relaxation.roundoff.here(layer)
+            size = lines.upper_slope.abs() * (below.centre.abs() + below.linear + below.rest) + lines.upper
+            losses[name] = (lines.upper_slope.abs() * below.rest) * (1 + 4 * here) + here * size
+    return Symbols(widths, losses)
 
 
 def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
@@ -191,14 +223,14 @@ def _of_weights(relaxation: Relaxation, layer: Layer, centres: Mapping[str, Tens
                 whole = block.new_zeros((len(block), *layer.shape))
                 whole.narrow(1 + layer.concat.dim, offset, layer.concat.sizes[position]).copy_(block)
                 block = whole
-            blocks[f"{layer.name}, connection {position}"] = block
+            blocks[of_connection(layer, position)] = block
         offset += 0 if layer.concat is None else layer.concat.sizes[position]
     for position, bias in enumerate(layer.biases):
         radii = relaxation.weights.radii(bias.weight)
         if radii is not None:
             each = placed(bias, radii)
             block = torch.diag(each.flatten()).reshape(-1, *[1] * (len(layer.shape) - each.dim()), *each.shape)
-            blocks[f"{layer.name}, bias {position}"] = block.expand(-1, *layer.shape)
+            blocks[of_bias(layer, position)] = block.expand(-1, *layer.shape)
     return blocks
 
 

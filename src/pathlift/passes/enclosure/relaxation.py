@@ -24,6 +24,32 @@ from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
 
 
+def of_connection(layer: Layer, position: int) -> str:
+    """Return the name of the symbols of the weights of a connection."""
+    return f"{layer.name}, connection {position}"
+
+
+def of_bias(layer: Layer, position: int) -> str:
+    """Return the name of the symbols of a bias."""
+    return f"{layer.name}, bias {position}"
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Where a bound is to be a linear function of the symbols ε of `forms`, |ε_i| ≤ 1, and not its smallest value.
+
+    Attributes:
+        widths: Of the layers whose neurons have a symbol each, how far it moves them, (1, *shape): inputs, nonlinearities.
+        losses: Of nonlinearities, what using the symbol costs besides, at most, (1, *shape).
+        factors: Filled on the way down: what each symbol is multiplied by, (samples, functionals, symbols), by their name;
+            for the layers above one number for each neuron, also those without a symbol.
+    """
+
+    widths: Mapping[str, Tensor]
+    losses: Mapping[str, Tensor]
+    factors: dict[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Relaxation:
     """What is known of the layers so far; filled in forward order.

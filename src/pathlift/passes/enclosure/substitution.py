@@ -8,6 +8,10 @@ The functional is handed down layer by layer until it reads only inputs, whose i
   below, where a < 0 the line above does. So z gets a⁺·lower_slope + a⁻·upper_slope and the bound a⁺·lower + a⁻·upper.
 - an input x' in [x − ε, x + ε]: Σ a·x − Σ|a|·ε.
 
+With `Symbols` the bound stays a function of what moves, a number plus Σ factor·ε, so that something else that depends on the
+same ε can be added before the worst is taken (`together`): an input brings a·radius, a shared weight r·(g − slope·R), a kink
+whose line above is used half the distance of its two parallel lines.
+
 An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals give [0, 1] − [−1/2, 1/2] = [−1/2, 3/2]. Backwards, x/2
 − v has a = −1 at v; the line above ReLU is x/2 + 1/2, so x/2 − v ≥ x/2 − x/2 − 1/2 = −1/2: v − x/2 ≤ 1/2, which is attained.
 """
@@ -24,9 +28,12 @@ from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Choice, Lines
-from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.relaxation import Relaxation, Symbols, of_bias, of_connection
 from pathlift.passes.forward import placed
 from pathlift.passes.rounding import DOUBLE
+
+ROUNDED = 2.0**-30
+"""Relative error of sums of up to millions of numbers."""
 
 ELEMENTS = 1 << 23
 """Coefficients that are worked on at a time (64 MiB)."""
@@ -50,7 +57,11 @@ def lower_bound(
 
 
 def handed_down(
-    relaxation: Relaxation, functionals: Mapping[str, Tensor], stop: str | None, tilts: Mapping[str, Tensor]
+    relaxation: Relaxation,
+    functionals: Mapping[str, Tensor],
+    stop: str | None,
+    tilts: Mapping[str, Tensor],
+    symbols: Symbols | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Go backwards with linear functionals down to a layer.
 
@@ -59,10 +70,11 @@ def handed_down(
         functionals: Layer name to coefficients, (samples, functionals, *shape).
         stop: The first layer, from above, that is not gone through; None for none.
         tilts: See `lower_bound`.
+        symbols: What the bound may still depend on; None to take its smallest value.
 
     Returns:
-        What was gathered on the way, (samples, functionals), and the coefficients of the layers that are left: both together
-        bound the functionals from below.
+        What was gathered on the way, (samples, functionals), and the coefficients of the layers that are left: both together,
+        and with `symbols` Σ factor·ε besides, bound the functionals from below.
     """
     coefficients = dict(functionals)
     first = next(iter(coefficients.values()))
@@ -77,12 +89,15 @@ def handed_down(
             a = a * relaxation.present[layer.name]
         if layer.kind == "input":
             interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
-            bound = bound + _dot(a, relaxation.feed[layer.name])
-            bound = bound - _dot(a.abs(), interval.radius * (1 + rounding) + rounding * interval.size)
+            bound = bound + _dot(a, relaxation.feed[layer.name]) - _dot(a.abs(), rounding * interval.size)
+            if symbols is None:
+                bound = bound - _dot(a.abs(), interval.radius * (1 + rounding))
+            else:
+                symbols.factors[layer.name] = (a * symbols.widths[layer.name]).flatten(2)
         elif layer.nonlinearity is None:
-            bound = bound + _through_affine(relaxation, layer, a, coefficients)
+            bound = bound + _through_affine(relaxation, layer, a, coefficients, symbols)
         else:
-            bound = bound + _through_lines(relaxation, layer, a, coefficients, tilts.get(layer.name))
+            bound = bound + _through_lines(relaxation, layer, a, coefficients, tilts.get(layer.name), symbols)
     return bound, coefficients
 
 
@@ -112,17 +127,23 @@ def _hand_down(
     return cast("Tensor", back(a.flatten(0, 1)).unflatten(0, a.shape[:2]))
 
 
-def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor]) -> Tensor:
+def _through_affine(
+    relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor], symbols: Symbols | None
+) -> Tensor:
     weights = relaxation.weights
     bound = -_dot(a.abs(), relaxation.slack[layer.name])
     constant = relaxation.constants.get(layer.name)
     if constant is not None:
         bound = bound + _dot(a, constant)
-    for bias in layer.biases if constant is None else ():
+    for position, bias in enumerate(layer.biases if constant is None else ()):
         bound = bound + _dot(a, placed(bias, weights.middles(bias.weight)).expand(1, *layer.shape))
         radius = weights.radii(bias.weight)
         if radius is not None:
-            bound = bound - _shared_bias(a, placed(bias, radius), layer.shape)
+            factors = _shared_bias(a, placed(bias, radius), layer.shape)
+            if symbols is None:
+                bound = bound - factors.abs().sum(2)
+            else:
+                symbols.factors[of_bias(layer, position)] = factors
     offset = 0
     for position, connection in enumerate(layer.connections):
         piece, shape = a, layer.shape
@@ -134,7 +155,9 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
         elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
-            below, price = _moved_alike(relaxation, layer, connection, piece)
+            below, price, factors = _moved_alike(relaxation, layer, connection, piece, together=symbols is not None)
+            if symbols is not None:
+                symbols.factors[of_connection(layer, position)] = factors
         else:
             below, price = _moved_apart(relaxation, layer, connection, shape, piece)
         _add(coefficients, connection.source, below)
@@ -143,10 +166,10 @@ def _through_affine(relaxation: Relaxation, layer: Layer, a: Tensor, coefficient
 
 
 def _shared_bias(a: Tensor, radius: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Σ_k r_k·|Σ of a over the neurons that read bias k|: what biases that move alike can do."""
+    """Return r_k·(Σ of a over the neurons that read bias k): what biases that move alike can do."""
     target = (1,) * (len(shape) - radius.dim()) + tuple(radius.shape)
     sums = a.sum_to_size(*a.shape[:2], *target)
-    return (sums.abs() * radius.reshape(target)).flatten(2).sum(2)
+    return (sums * radius.reshape(target)).flatten(2)
 
 
 def _moved_apart(
@@ -163,8 +186,25 @@ def _moved_apart(
     return below - paid * slope.unsqueeze(1), _dot(paid, rest)
 
 
-def _moved_alike(relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`."""
+def _moved_alike(
+    relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor, *, together: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`.
+
+    Or, ``together`` with what else depends on the symbols ε of these weights, with the McCormick envelope of ε·G itself on
+    |G − g| ≤ R, of which that is the smallest value: ε·G ≥ −slope·G + (g − slope·R)·ε − (R − slope·g), whatever the slope in
+    [−1, 1]. (Both lower planes, εG ≥ ∓G + (g ∓ R)·ε ± g − R, in the shares (1 ± slope)/2.)
+
+    Args:
+        relaxation: What is known of all layers.
+        layer: The layer.
+        connection: One of its connections.
+        a: Coefficients of the neurons to which it leads.
+        together: Keep the symbols.
+
+    Returns:
+        The coefficients below, the price, and r·(g − slope·R) of each weight, of none unless ``together``.
+    """
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
@@ -174,21 +214,25 @@ def _moved_alike(relaxation: Relaxation, layer: Layer, connection: Connection, a
     if centre is not None:
         middle = middle - centre
 
-    def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor]:
-        slope, rest = chord(edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs()))
+    def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g, most = edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs())
+        slope, rest = chord(g, most)
+        factor = g.new_zeros(*g.shape[:2], 0)
+        if together:  # sums of as many terms as there are weights, of both signs, are rounded by less than that part of them
+            factor, rest = (g - slope * most) * radius, most - slope * g + ROUNDED * (g.abs() + most)
         price, moved = rest.flatten(2) @ radius.flatten(), slope * radius
         if centre is not None:
             price = price - (moved * edges.gathered(centre.expand(x.shape), value, functionals)).flatten(2).sum(2)
-        return edges.returned(x.shape[1:], value - moved, functionals), price
+        return edges.returned(x.shape[1:], value - moved, functionals), price, factor.flatten(2)
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
     step = max(1, rows // max(1, a.shape[1]))
-    belows, prices = [], []
+    found = []
     for x, rho, functionals in zip(middle.split(step), reach.split(step), a.split(step), strict=True):
         parts = [of_part(x, rho, part) for part in functionals.split(rows, 1)]
-        belows.append(torch.cat([below for below, _ in parts], 1))
-        prices.append(torch.cat([price for _, price in parts], 1))
-    return torch.cat(belows), torch.cat(prices)
+        found.append([torch.cat(column, 1) for column in zip(*parts, strict=True)])
+    below, price, factors = (torch.cat(column) for column in zip(*found, strict=True))
+    return below, price, factors
 
 
 def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +253,12 @@ def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _through_lines(
-    relaxation: Relaxation, layer: Layer, a: Tensor, coefficients: dict[str, Tensor], tilt: Tensor | None
+    relaxation: Relaxation,
+    layer: Layer,
+    a: Tensor,
+    coefficients: dict[str, Tensor],
+    tilt: Tensor | None,
+    symbols: Symbols | None,
 ) -> Tensor:
     lines = relaxation.lines[layer.name]
     if isinstance(lines, Choice):
@@ -217,6 +266,11 @@ def _through_lines(
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
     bound = _dot(positive, lines.lower - slack) + _dot(negative, lines.upper + slack)
+    if symbols is not None and layer.name in symbols.losses:  # upper/2 + width·ε − loss in place of upper, where that may help
+        loss = symbols.losses[layer.name]
+        kept = torch.where(8 * loss < lines.upper, 1.0, 0.0)
+        symbols.factors[layer.name] = (negative * (kept * symbols.widths[layer.name]).unsqueeze(1)).flatten(2)
+        bound = bound - _dot(negative, kept * (lines.upper / 2 - loss))
     z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
     connection = layer.connections[0]
     weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)

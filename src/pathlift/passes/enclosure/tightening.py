@@ -64,7 +64,7 @@ def _ascended(
     relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, constant: Tensor, steps: int, clock: Clock
 ) -> Tensor:
     rows = best.shape[1]
-    tilts = {name: _first_tilt(relaxation, name, rows) for name in relaxation.free}
+    tilts = {name: first_tilt(relaxation, name, rows) for name in relaxation.free}
     with torch.enable_grad():
         parameters = {name: tilt.requires_grad_() for name, tilt in tilts.items()}
         ascent = torch.optim.Adam(parameters.values(), lr=RATE, maximize=True)
@@ -85,7 +85,7 @@ def _ascended(
     return torch.maximum(best, lower_bound(relaxation, functionals, tilts=last) + constant)
 
 
-def _first_tilt(relaxation: Relaxation, name: str, rows: int) -> Tensor:
+def first_tilt(relaxation: Relaxation, name: str, rows: int) -> Tensor:
     """Return where CROWN's slopes lie between their ends, once for every functional."""
     lines, free = relaxation.lines[name], relaxation.free[name]
     assert isinstance(lines, Lines)

@@ -6,24 +6,28 @@ bounded from above by parabolas instead,
 
     |z| ≤ κ·z² + 1/(4κ)   for all z and κ > 0,
 
-so a functional Σ a(v)·y(v) is at least a linear one less Σ_v q(v)·(z(v) − c(v))², with c the centres of `forms`. With
-z − c = G·ε + e, |ε_i| ≤ 1, and Q = diag(q), for any numbers S_i > 0
+so a functional Σ a(v)·y(v) is at least a linear one less Σ_v q(v)·(z(v) − c(v))², with c the centres of `forms`:
+z − c = G·ε + e, |ε_i| ≤ 1. The linear one goes backwards through all layers below and becomes a number less bᵀ·ε, with the
+same symbols (`Symbols`). With Q = diag(q) and any numbers S_i > 0, S₀ > 0
 
-    ‖Q^½·G·ε‖² ≤ λ·Σ_i S_i·ε_i² ≤ λ·Σ_i S_i,   λ the largest eigenvalue of Q^½·G·S⁻¹·Gᵀ·Q^½,
+    bᵀ·ε + ‖Q^½·G·ε‖² ≤ S₀ + (bᵀ·ε)²/(4·S₀) + ‖Q^½·G·ε‖² ≤ S₀ + λ·Σ_i S_i·ε_i² ≤ S₀ + λ·Σ_i S_i,
 
-the dual of the semidefinite relaxation of max ‖Q^½·G·ε‖ over the cube (Nesterov, 1998). The rest ‖Q^½·e‖ is bounded layer by
-layer: (Σ_u w(u)·e(u))² ≤ (Σ_u |w(u)|)·Σ_u |w(u)|·e(u)². κ, S and the line below the other kinks are chosen by ascent; whatever
-they are, the bound holds.
+λ the largest eigenvalue of R·S⁻¹·Rᵀ with the rows R = (Q^½·G; bᵀ/(2·√S₀)): the dual of the semidefinite relaxation of the left
+side's maximum over the cube (Nesterov, 1998). What is linear and what is square are seldom at their worst at once. e is paid by
+‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖² with t > 0, and ‖Q^½·e‖ is bounded layer by layer:
+(Σ_u w(u)·e(u))² ≤ (Σ_u |w(u)|)·Σ_u |w(u)|·e(u)². κ, S, t and the lines below all kinks are chosen by ascent; whatever they
+are, the bound holds.
 
 An example: n neurons z_v = Σ_i H_vi·ε_i with H a Hadamard matrix of n rows. Each z_v may reach n, so chords bound Σ|z_v| by n²;
-‖z‖² = n·‖ε‖² ≤ n², so Σ|z_v| ≤ √n·‖z‖ ≤ n^1.5: parabolas find that.
+‖z‖² = n·‖ε‖² ≤ n², so Σ|z_v| ≤ √n·‖z‖ ≤ n^1.5: parabolas find that. Another: ε₂ − ε₁ + |ε₁ + ε₂| is 2 at most, and 4 if both
+parts are taken at their worst. Squares find 2·√2, with κ = 1/√8, S₀ = 1/√2 and S₁ = S₂ = 1/√2.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,12 +35,13 @@ from torch import Tensor
 from pathlift.budget import Clock
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer, Slopes
-from pathlift.passes.enclosure.forms import Form, forms
+from pathlift.passes.enclosure.forms import Form, forms, symbols
 from pathlift.passes.enclosure.lines import Lines
 from pathlift.passes.enclosure.nonlinear import TINY
-from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
 from pathlift.passes.enclosure.substitution import handed_down, transposed
-from pathlift.passes.enclosure.tightening import ascended
+from pathlift.passes.enclosure.tightening import RATE as TURN
+from pathlift.passes.enclosure.tightening import first_tilt
 from pathlift.passes.rounding import DOUBLE
 
 STEPS = 30
@@ -54,8 +59,14 @@ MEMORY = 0.8
 NEURONS = 512
 """Neurons of one layer whose squares are bounded together, at most: an eigenvalue problem of this size."""
 
-HOPE = 0.6
+HOPE = 0.65
 """The part of what chords pay that parabolas can save, at most, by experience: functionals that need more are not tried."""
+
+PACE = 1.5
+"""What the rest of the ascent may bring, relative to the second half of the steps so far, by experience."""
+
+LEAST = 1e-6
+"""The smallest t to start with: what the symbols leave over is to count against the squares, but may be nothing."""
 
 UP = 1 + 2.0**-30
 """Sums of numbers that are not negative are rounded by less, up to millions of them."""
@@ -65,7 +76,7 @@ SHARP = 30.0
 
 
 def raised(
-    relaxation: Relaxation, functionals: Mapping[str, Tensor], bounds: Tensor, *, constant: Tensor, steps: int, clock: Clock
+    relaxation: Relaxation, functionals: Mapping[str, Tensor], bounds: Tensor, *, constant: Tensor, clock: Clock
 ) -> Tensor:
     """Raise lower bounds of functionals plus constants that are not positive, the lowest first, until one stays too low.
 
@@ -74,7 +85,6 @@ def raised(
         functionals: Layer name to coefficients, (1, functionals, *shape).
         bounds: Lower bounds, constants included, (1, functionals).
         constant: Added to each functional, (1, functionals).
-        steps: Steps of ascent over the slopes of all other layers.
         clock: Bounds stay as they are when its time is up.
 
     Returns:
@@ -92,22 +102,15 @@ def raised(
     missing = bounds <= 0
     if not bool(missing.any()) or bool((missing & (bounds + HOPE * paid <= 0)).any()) or clock.over():
         return bounds  # one that stays too low is enough for the rest to be of no use
-    source = relaxation.network.layer[top.connections[0].source]
-    known = forms(relaxation, source)
+    known = forms(relaxation, relaxation.network.layer[top.connections[0].source])
     if known is None:
         return bounds
     bounds = bounds.clone()
     for row in bounds[0].argsort().tolist():
         if clock.over() or not bool(missing[0, row]):
             break
-        here = slice(row, row + 1)
-        parabolas = _with_parabolas(relaxation, known, top, a[0, row], clock)
-        if parabolas is None:
-            break
-        chosen, price = parabolas
-        added = above[:, here] + constant[:, here] - price
-        bound = ascended(chosen, {top.name: a[:, here]}, steps=steps, clock=clock, constant=added)
-        bounds[:, here] = torch.fmax(bounds[:, here], bound)
+        parabolas = Parabolas(relaxation, known, top, a[0, row], float(above[0, row] + constant[0, row]))
+        bounds[0, row] = max(float(bounds[0, row]), parabolas.raised(clock))
         if not bool(bounds[0, row] > 0):
             break
     return bounds
@@ -122,132 +125,245 @@ def _last_kinks(relaxation: Relaxation) -> Layer | None:
     return None
 
 
-def _with_parabolas(
-    relaxation: Relaxation, known: Mapping[str, Form], top: Layer, a: Tensor, clock: Clock
-) -> tuple[Relaxation, float] | None:
-    """Choose parabolas above the last kinks for one functional.
+@dataclass(frozen=True)
+class _Pieces:
+    """A bound, functional ≥ constant + Σ factors·ε − Σ q·(z − c)², with what it was made of.
+
+    Attributes:
+        curve: (1 − w)·half·κ of each parabola.
+        height: Constant of the line that goes with it.
+        q: Weights of the squares.
+        factors: (symbols,).
+        level: S₀.
+        spare: t.
+        constant: All the rest.
+        left: What the symbols leave over costs, by a rule of three.
+        largest: λ of the squares with the row of the factors.
+        directions: Mean of v·vᵀ over the eigenvectors that count.
+        rows: The rows whose squares λ is about, without √S, (neurons + 1, symbols).
+    """
+
+    curve: Tensor
+    height: Tensor
+    q: Tensor
+    factors: Tensor
+    level: Tensor
+    spare: Tensor
+    constant: Tensor
+    left: Tensor
+    largest: Tensor
+    directions: Tensor
+    rows: Tensor
+
+
+class Parabolas:
+    """Parabolas above the last kinks for one functional, and the ascent over them.
 
     With y = plus·z⁺ + minus·z⁻ = mid·z + half·|z|, a part w of the chord and a part 1 − w of the parabola give
 
         y ≤ (w·chord + (1 − w)·(mid + 2·half·κ·c))·z + w·height + (1 − w)·half·(1/(4κ) − κ·c²) + (1 − w)·half·κ·(z − c)².
-
-    Args:
-        relaxation: What is known of one sample.
-        known: Forms of all layers up to the one that the kinks read.
-        top: The layer with the kinks.
-        a: The functional, of this layer's shape.
-        clock: The ascent ends when its time is up.
-
-    Returns:
-        The relaxation with the linear part of this for the line above, and what is to be paid for the rest; None where
-        parabolas are of no use, or squares leave the range of float64.
     """
-    lines, free = relaxation.lines[top.name], relaxation.free[top.name]
-    assert isinstance(lines, Lines)
-    assert isinstance(top.nonlinearity, Slopes)
-    mid = (top.nonlinearity.plus + top.nonlinearity.minus) / 2
-    half = (top.nonlinearity.plus - top.nonlinearity.minus) / 2
-    source = top.connections[0].source
-    form, flat = known[source], a.flatten()
-    where = free.where[0].flatten()
-    above, below = (where & (flat < 0)).nonzero()[:, 0], (where & (flat > 0)).nonzero()[:, 0]
-    if not 0 < len(above) <= NEURONS or not any(map(len, form.blocks.values())):
-        return None
-    slopes = [part.expand(1, *top.shape).flatten() for part in (lines.lower_slope, lines.upper_slope)]
-    heights = lines.upper.expand(1, *top.shape).flatten()
-    chord, height = slopes[1][above], heights[above]
-    fixed = torch.where(flat < 0, slopes[1], slopes[0])
-    fixed[above], fixed[below] = 0.0, 0.0
-    generators, centre = form.generators, form.centre.flatten()
-    moved, c, size = (fixed * flat) @ generators.T, centre[above], flat[above].abs()
-    upwards, downwards = generators[:, above].T.contiguous(), generators[:, below].T.contiguous()
 
-    def parts(curve: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the line's slope and constant, and q."""
-        bent = (1 - share) * half
-        slope = share * chord + (1 - share) * mid + 2 * bent * curve * c
-        return slope, share * height + bent * (0.25 / curve - curve * c * c), size * bent * curve
+    def __init__(self, relaxation: Relaxation, known: Mapping[str, Form], top: Layer, a: Tensor, constant: float) -> None:
+        """Put parabolas above all kinks, all of one shape relative to how far the neuron moves.
 
-    widest = upwards.abs().amax(1, keepdim=True).clamp(min=TINY)
-    spread = widest[:, 0] * (upwards / widest).pow(2).sum(1).sqrt().clamp(min=1.0)
-    curve, share = (1 / (12 * spread)).log(), torch.full_like(spread, -3.0)
-    tilt = torch.where(centre[below] > 0, 2.0, -2.0).to(centre)
-    q = parts(curve.exp(), share.sigmoid())[2]
-    scaling = _scaling(upwards, q.sqrt(), None)
-    gram, among = (upwards / scaling) @ upwards.T, None
-    if not bool(gram.isfinite().all() & q.isfinite().all()):
-        return None
-    rest = _rest(relaxation, known, source, _placed(q, above, form))
-    factor = (1 + rest / math.sqrt(max(DOUBLE.least, _square(upwards, q, scaling)))) ** 2
-    paid = float((size * height).sum())  # by chords: steps are the same however a functional is scaled
-    if not math.isfinite(factor) or not 0 < paid < math.inf:
-        return None
-    with torch.enable_grad():
-        parameters = [curve.requires_grad_(), share.requires_grad_(), tilt.requires_grad_()]
-        ascent = torch.optim.Adam(parameters, lr=RATE)
-        for step in range(1, STEPS + 1):
-            if clock.over():
-                break
-            slope, constant, q = parts(curve.exp(), share.sigmoid())
-            lower = top.nonlinearity.minus + tilt.sigmoid() * 2 * half
-            linear = moved - (size * slope) @ upwards + (flat[below] * lower) @ downwards
-            price = (size * (slope * c + constant)).sum() - (flat[below] * lower * centre[below]).sum() + linear.abs().sum()
-            largest, directions = _largest(gram, q)
-            among = directions if among is None else MEMORY * among + (1 - MEMORY) * directions
-            ascent.zero_grad()
-            ((price + factor * largest * scaling.sum()) / paid).backward()
-            ascent.step()
-            if step % EVERY == 0:
-                scaling = (scaling * _scaling(upwards, q.detach().sqrt(), among)).sqrt()
-                gram = (upwards / scaling) @ upwards.T
-    slope, constant, q = (part.detach() for part in parts(curve.exp(), share.sigmoid()))
-    square = _square(upwards, q, scaling)
-    rest = _rest(relaxation, known, source, _placed(q, above, form))
-    new = {"lower": slopes[0].clone(), "upper": slopes[1].clone(), "height": heights.clone()}
-    new["lower"][below] = top.nonlinearity.minus + tilt.detach().sigmoid() * 2 * half
-    new["upper"][above], new["height"][above] = slope, constant
-    shaped = {name: part.reshape(1, *top.shape) for name, part in new.items()}
-    chosen = Lines(shaped["lower"], lines.lower.expand(1, *top.shape), shaped["upper"], shaped["height"])
-    # Slopes and constants are rounded, each by a few units of what they are added up from.
-    reach = relaxation.intervals[source].size.flatten()[above]
-    curve = curve.detach().exp()
-    largest = (chord.abs() + abs(mid) + 2 * half * curve * c.abs()) * reach + height + half * (0.25 / curve + curve * c * c)
-    rounding = relaxation.roundoff.here(top) * float((size * largest).sum())
-    return replace(relaxation, lines={**relaxation.lines, top.name: chosen}), (math.sqrt(square) + rest) ** 2 * UP + rounding
+        Args:
+            relaxation: What is known of one sample.
+            known: Forms of all layers up to the one that the kinks read.
+            top: The layer with the kinks.
+            a: The functional, of this layer's shape.
+            constant: Added to it.
+        """
+        lines, where, flat = relaxation.lines[top.name], relaxation.free[top.name].where[0].flatten(), a.flatten()
+        assert isinstance(lines, Lines)
+        assert isinstance(top.nonlinearity, Slopes)
+        self.relaxation, self.known, self.top, self.flat = relaxation, known, top, flat
+        self.least, self.half = top.nonlinearity.minus, (top.nonlinearity.plus - top.nonlinearity.minus) / 2
+        self.source = relaxation.network.layer[top.connections[0].source]
+        self.form, self.symbols = known[self.source.name], symbols(relaxation, known)
+        self.above, self.below = (where & (flat < 0)).nonzero()[:, 0], (where & (flat > 0)).nonzero()[:, 0]
+        parts = (lines.lower_slope, lines.lower, lines.upper_slope, lines.upper, relaxation.slack[top.name])
+        low_slope, low, high_slope, high, slack = (part.expand(1, *top.shape).flatten() for part in parts)
+        self.fixed = torch.where(flat < 0, high_slope, low_slope)
+        fixed = torch.where(flat < 0, high, low).index_fill(0, self.above, 0.0)
+        self.constant = constant + float((flat * fixed).sum() - (flat.abs() * slack).sum())
+        self.fixed_size = abs(constant) + float((flat.abs() * (fixed.abs() + slack)).sum())
+        self.size, self.chord, self.height = flat[self.above].abs(), high_slope[self.above], high[self.above]
+        self.paid = float((self.size * self.height).sum())
+        self.centre, self.rows = self.form.centre.flatten()[self.above], self.form.generators[:, self.above].T.contiguous()
+        self.scaling = self.gram = self.left = self.rows.new_zeros(0)
+
+    def raised(self, clock: Clock) -> float:
+        """Ascend until the bound is positive, or the steps or the time are up.
+
+        Args:
+            clock: The ascent ends when its time is up.
+
+        Returns:
+            A lower bound of the functional and the constant; −inf where parabolas are of no use, or squares leave the range
+            of float64.
+        """
+        if not 0 < len(self.above) <= NEURONS or self.rows.shape[1] == 0 or not 0 < self.paid < math.inf:
+            return -math.inf
+        spread = self.rows.abs().amax(1).clamp(min=TINY)
+        spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
+        own = [(1 / (12 * spread)).log(), torch.full_like(spread, -3.0)]
+        own += [torch.where(self.form.centre.flatten()[self.below] > 0, 2.0, -2.0).to(spread), spread.new_zeros(())]
+        tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
+        if not self._scaled(own, tilts):
+            return -math.inf
+        with torch.enable_grad():
+            groups = [{"params": [part.requires_grad_() for part in own], "lr": RATE}]
+            groups += [{"params": [tilt.requires_grad_()], "lr": TURN} for tilt in tilts.values()]
+            ascent = torch.optim.Adam(groups, maximize=True)
+            among, best, values = None, -math.inf, list[float]()
+            for step in range(1, STEPS + 1):
+                pieces = self._pieces(own, tilts)
+                if pieces is None:
+                    return best
+                bound = pieces.constant - pieces.left - pieces.level - pieces.largest * self.scaling.sum()
+                values.append(float(bound.detach()))
+                last = step == STEPS or clock.over() or _too_slow(values)
+                if values[-1] > 0 or last:
+                    best = max(best, self._bound(pieces))
+                    if best > 0 or last:
+                        return best
+                ascent.zero_grad()
+                (bound / self.paid).backward()
+                ascent.step()
+                with torch.no_grad():
+                    for tilt in tilts.values():
+                        tilt.clamp_(0.0, 1.0)
+                among = pieces.directions if among is None else MEMORY * among + (1 - MEMORY) * pieces.directions
+                if step % EVERY == 0:
+                    self._rescale(pieces.rows, among)
+        return best
+
+    def _scaled(self, own: list[Tensor], tilts: Mapping[str, Tensor]) -> bool:
+        """Choose the first S and t, and see what the symbols leave over; False where that is no number."""
+        q = self.size * self._shapes(own)[2]
+        self._rescale(q.sqrt()[:, None] * self.rows, None)
+        square = _square(self.rows, q, self.scaling)
+        bent = float((self.size * (1 - own[1].sigmoid()) * self.half / (4 * own[0].exp())).sum())
+        if not 0 < square < math.inf or not 0 < bent < math.inf:
+            return False
+        factor = bent / square  # of κ², so that what parabolas pay in their middle is what their squares pay
+        own[0] += math.log(factor) / 2
+        q, square = q * math.sqrt(factor), square * math.sqrt(factor)
+        rest = self._rest(q)
+        own.append(q.new_tensor(max(LEAST, rest / math.sqrt(max(DOUBLE.least, square)))).log())
+        each = self.form.rest.flatten()[self.above] ** 2
+        self.left = each * (rest * rest / max(DOUBLE.least, float((q * each).sum())))
+        if not math.isfinite(float(own[4]) + float(self.left.sum())):
+            return False
+        pieces = self._pieces(own, tilts)
+        if pieces is None:
+            return False
+        self._rescale(pieces.rows, None)  # with the row of the factors
+        return True
+
+    def _rest(self, q: Tensor) -> float:
+        """Bound ‖Q^½·e‖, with e what the symbols leave over."""
+        flat = torch.zeros_like(self.flat).index_put((self.above,), q)
+        return _rest(self.relaxation, self.known, self.source.name, flat.reshape(self.source.shape))
+
+    def _rescale(self, rows: Tensor, among: Tensor | None) -> None:
+        scaling = _scaling(rows, among)
+        self.scaling = scaling if among is None else (self.scaling * scaling).sqrt()
+        self.gram = (self.rows / self.scaling) @ self.rows.T
+
+    def _shapes(self, own: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return slope and constant of the lines above, (1 − w)·half·κ, and the slope of the lines below."""
+        curve, share, lower = own[0].exp(), own[1].sigmoid(), self.least + own[2].sigmoid() * 2 * self.half
+        bent, c = (1 - share) * self.half, self.centre
+        slope = share * self.chord + (1 - share) * (self.least + self.half) + 2 * bent * curve * c
+        height = share * self.height + bent * (0.25 / curve - curve * c * c)
+        return slope, height, bent * curve, lower
+
+    def _pieces(self, own: list[Tensor], tilts: Mapping[str, Tensor]) -> _Pieces | None:
+        """Return the bound for given parabolas and slopes; None where squares leave the range of float64."""
+        slope, height, curve, lower = self._shapes(own)
+        q, spare = self.size * curve, own[4].exp()
+        line = self.fixed.index_put((self.above,), slope).index_put((self.below,), lower)
+        functional = {self.source.name: (self.flat * line).reshape(1, 1, *self.source.shape)}
+        kept = replace(self.symbols, factors={})
+        gathered, _ = handed_down(self.relaxation, functional, None, tilts, kept)
+        factors, others = _factors(self.form, kept)
+        level = (float(factors.detach().abs().sum()) / 2 + DOUBLE.least) * own[3].exp()
+        root, last = ((1 + spare) * q).sqrt(), factors / (2 * level.sqrt())
+        side = root * ((self.rows / self.scaling) @ last)
+        square = torch.cat([root[:, None] * self.gram * root, side[:, None]], 1)
+        matrix = torch.cat([square, torch.cat([side, ((last / self.scaling) @ last)[None]])[None]])
+        if not bool(matrix.isfinite().all()):
+            return None
+        largest, directions = _largest(matrix)
+        constant = self.constant + gathered[0, 0] - others * UP - (self.size * height).sum()
+        left = (1 + 1 / spare) * (self.left * q).sum()
+        rows = torch.cat([root[:, None] * self.rows, last[None]]).detach()
+        return _Pieces(curve, height, q, factors, level, spare, constant, left, largest, directions, rows)
+
+    def _bound(self, pieces: _Pieces) -> float:
+        """Return the bound that these pieces give, rounding included.
+
+        With e what the symbols leave over and any t > 0, ‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖².
+        """
+        q, level, spare = pieces.q.detach(), float(pieces.level.detach()), float(pieces.spare.detach())
+        left = self._rest(q) ** 2 * (1 + 1 / spare) * UP
+        rows = torch.cat([self.rows, (pieces.factors.detach() / (2 * math.sqrt(level)))[None]])
+        squares = _square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), self.scaling)
+        # Slopes and constants of lines are rounded, each by a few units of what they are added up from.
+        reach = self.relaxation.intervals[self.source.name].size.flatten()
+        curve, c = pieces.curve.detach(), self.centre
+        steep = self.chord.abs() + abs(self.least + self.half) + 2 * curve * c.abs()
+        heights = self.height + pieces.height.detach().abs() + 2 * curve * c * c
+        lines = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half)
+        lines = lines + (self.size * (steep * reach[self.above] + heights)).sum()
+        summed = float(lines) + self.fixed_size + level + squares + left
+        return float(pieces.constant.detach()) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
 
 
-def _placed(q: Tensor, neurons: Tensor, form: Form) -> Tensor:
-    """Return weights of all neurons of a layer, 0 but for some, of the layer's shape."""
-    flat = torch.zeros(form.centre.numel(), dtype=torch.float64, device=q.device)
-    return flat.index_put((neurons,), q.detach()).reshape(form.centre.shape[1:])
+def _too_slow(values: list[float]) -> bool:
+    """Whether nothing gets above 0 if what is left brings no more than `PACE` times what the last half of the steps did."""
+    best = max(values)
+    return len(values) > 2 * EVERY and best + PACE * (best - values[len(values) // 2]) < 0
 
 
-def _largest(gram: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalue of Q^½·C·Q^½, with the mean slope of the largest few, and their directions."""
-    root = q.sqrt()
-    values, vectors = torch.linalg.eigh(root.detach()[:, None] * gram * root.detach())
+def _factors(form: Form, kept: Symbols) -> tuple[Tensor, Tensor]:
+    """Return what each symbol of a form is multiplied by, (symbols,), 0 where a bound does not keep it, and what others move.
+
+    Below a nonlinearity at which forms start anew, a bound depends on symbols that the form does not know.
+    """
+    parts, others = [form.centre.new_zeros(0)], form.centre.new_zeros(())
+    for name, block in form.blocks.items():
+        factors = kept.factors.get(name, block.new_zeros(1, 1, len(block)))[0, 0]
+        parts.append(factors[kept.widths[name].flatten() != 0] if len(factors) != len(block) else factors)
+    for name, unknown in kept.factors.items():
+        others = others if name in form.blocks else others + unknown.abs().sum()
+    return torch.cat(parts), others
+
+
+def _largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalue, with the mean slope of the largest few, and their directions."""
+    values, vectors = torch.linalg.eigh(matrix.detach())
     among = torch.softmax(SHARP * values / values[-1].clamp(min=DOUBLE.least), 0)
-    turned = root[:, None] * vectors
-    estimate = (among * (turned * (gram @ turned)).sum(0)).sum()
+    estimate = (among * (vectors * (matrix @ vectors)).sum(0)).sum()
     return estimate + (values[-1] - estimate).detach(), (vectors * among) @ vectors.T
 
 
-def _scaling(rows: Tensor, root: Tensor, among: Tensor | None) -> Tensor:
-    """Return numbers S_i > 0 for the symbols of √q·rows: the length of each generator in the directions that count.
+def _scaling(rows: Tensor, among: Tensor | None) -> Tensor:
+    """Return numbers S_i > 0 for the symbols of some rows: the length of each generator in the directions that count.
 
     At the best S the slope of λ·Σ S_i by each S_i is 0: λ·S_i² = Σ S·(mean of the squares of the generator in the directions of
     the largest eigenvalues).
 
     Args:
-        rows: Generators, (neurons, symbols).
-        root: √q, (neurons,).
+        rows: Generators, (rows, symbols).
         among: The mean of v·vᵀ over those directions; None where all weigh alike.
 
     Returns:
         (symbols,), with the sum 1.
     """
-    weighted = root[:, None] * rows
-    square = (weighted * (weighted if among is None else among @ weighted)).sum(0)
+    square = (rows * (rows if among is None else among @ rows)).sum(0)
     length = square.clamp(min=0.0).sqrt()
     length = length + 1e-9 * length.max() + DOUBLE.least
     return length / length.sum()
@@ -337,7 +453,7 @@ def _moves(form: Form, q: Tensor) -> float:
     rows, weights = form.generators[:, taken].T, q.flatten()[taken]
     if len(rows) > NEURONS or rows.numel() == 0:
         return _length(q, form.linear + form.rest)
-    return math.sqrt(_square(rows, weights, _scaling(rows, weights.sqrt(), None))) + _length(q, form.rest)
+    return math.sqrt(_square(rows, weights, _scaling(weights.sqrt()[:, None] * rows, None))) + _length(q, form.rest)
 
 
 def _length(q: Tensor, values: Tensor) -> float:
