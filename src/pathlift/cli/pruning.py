@@ -47,6 +47,9 @@ from pathlift.errors import InputError
 from pathlift.output import MODELS, TENSORS, check_outputs, tensor_writer, write_outputs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pathlift.pruning import Batch
     from pathlift.pruning.catalogue import Data
 
 CRITERIA = (
@@ -150,9 +153,14 @@ def prune(
         raise InputError(f"The criterion '{criterion}' looks at a loss, and inputs that are made have no classes.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, out_file)
-    seen: Data | None = None
+    seen: Data | list[Tensor | Batch] | None = None
     if data == SYNTHETIC:
-        seen = inputs_of(network, data, limit, declared, seed)
+        made = inputs_of(network, data, limit, declared, seed)
+        counts = [len(network.graph.form.tensors(x)[0]) for x in made]  # without a loss nobody looks at targets
+        seen = [
+            x if isinstance(x, torch.Tensor) else pathlift.pruning.Batch(x, torch.zeros(count))
+            for x, count in zip(made, counts, strict=True)
+        ]
     elif data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], limit)
         x = x.to(network.graph.examples[0][1])
