@@ -100,7 +100,7 @@ def _told(first: Tensor, variance: Tensor) -> Tensor:
         step.copy_(first.new_tensor([_step(*pair) for pair in zip(now, wanted, strict=True)]))
     # M = Σ_r step_r·d_r·d_rᵀ with d_r = e_r + Σ_{q<r} d_q·step_q·(S d_q)_r
     one = torch.eye(first.shape[1], dtype=first.dtype, device=first.device).expand_as(first)
-    directions = torch.linalg.solve_triangular(-steps[:, :, None] * found, one, upper=True, unitriangular=True)
+    directions: Tensor = torch.linalg.solve_triangular(-steps[:, :, None] * found, one, upper=True, unitriangular=True)
     return (directions * steps[:, None, :]) @ directions.mT
 
 
@@ -129,8 +129,10 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
     likely = (UNSURE * spread).sqrt()
     sent = unit * likely[:, None, :]
+    change: Tensor
     noise = NOISE * torch.eye(min(rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     if rows.shape[1] <= rows.shape[2]:
-        return mean + likely * (sent.mT @ torch.linalg.solve(sent @ sent.mT + noise, gap[:, :, None]))[:, :, 0]
-    # Aᵀ(A Aᵀ + ε)⁻¹ = (Aᵀ A + ε)⁻¹ Aᵀ
-    return mean + likely * torch.linalg.solve(sent.mT @ sent + noise, sent.mT @ gap[:, :, None])[:, :, 0]
+        change = sent.mT @ torch.linalg.solve(sent @ sent.mT + noise, gap[:, :, None])
+    else:  # Aᵀ(A Aᵀ + ε)⁻¹ = (Aᵀ A + ε)⁻¹ Aᵀ
+        change = torch.linalg.solve(sent.mT @ sent + noise, sent.mT @ gap[:, :, None])
+    return mean + likely * change[:, :, 0]

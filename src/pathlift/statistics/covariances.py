@@ -657,11 +657,11 @@ def _depthwise(below: Lags, rows: Tensor, pairs: Pairs, space: Sequence[int]) ->
                 out += (shares * kernels).sum(1) * below.of_itself(near).repeat_interleave(outs)
                 continue
             for some in some_rows(out):
-                first = slice(some.start // outs, -(-min(some.stop, len(out)) // outs))
-                correlation = below.some_rows_of(near, first)
+                ins = slice(some.start // outs, -(-min(some.stop, len(out)) // outs))
+                correlation = below.some_rows_of(near, ins)
                 if outs > 1:
                     correlation = correlation.repeat_interleave(outs, 0).repeat_interleave(outs, 1)
-                    correlation = correlation[some.start - first.start * outs :][: len(out[some])]
+                    correlation = correlation[some.start - ins.start * outs :][: len(out[some])]
                 out[some].addcmul_(shares[some] @ kernels.T, correlation)
         covariances[lag] = out
     return covariances
