@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -14,11 +14,13 @@ import pathlift
 from pathlift import Absolute, Relative
 from pathlift.budget import Clock
 from pathlift.certification import Tolerance
+from pathlift.graph.layers import WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import box, checked_intervals, point
 from pathlift.passes.enclosure import Enclosure, together
 from pathlift.passes.enclosure import forms as affine_forms
-from pathlift.passes.enclosure.forms import forms, symbols
+from pathlift.passes.enclosure.forms import Form, forms, symbols
+from pathlift.passes.enclosure.relaxation import Relaxation, of_bias, of_connection
 from pathlift.passes.enclosure.substitution import handed_down, lower_bound
 from pathlift.passes.forward import feed_of, forward
 from pathlift.passes.rounding import Arithmetic
@@ -177,6 +179,69 @@ def test_a_bound_that_keeps_its_symbols_is_at_its_smallest_the_one_that_does_not
         assert float(smallest) >= float(plain) - 0.05 * float(gap)
         kept_most = max(kept_most, float(factors.abs().sum() + others))
     assert kept_most > 0
+
+
+def moved(
+    relaxation: Relaxation, known: Mapping[str, Form], values: Mapping[WeightTensor, Tensor], u: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return ε of one network of the set and one input, by the definition of each symbol, by the name of its block."""
+    weights, found = relaxation.weights, dict[str, Tensor]()
+
+    def share(weight: WeightTensor, change: Tensor) -> Tensor:
+        radius = weights.radius[weight]
+        assert radius is not None
+        return torch.where(radius > 0, change / radius.clamp(min=1e-300), 0.0).flatten()
+
+    for name, form in known.items():
+        layer = relaxation.network.layer[name]
+        changes = {w: values[w].double() - weights.middle[w] for w in weights.middle if w in values}
+        for position, edge in enumerate(layer.connections):
+            if of_connection(layer, position) in form.blocks and edge.weight is not None:
+                found[of_connection(layer, position)] = share(edge.weight, changes[edge.weight])
+        for position, bias in enumerate(layer.biases):
+            if of_bias(layer, position) in form.blocks:
+                change = changes[bias.weight]
+                if name in weights.centres:  # a shift β − μ·s, of which β alone is left
+                    scale = layer.connections[0].weight
+                    assert scale is not None
+                    change = change + weights.centres[name].reshape(-1) * changes[scale].reshape(-1)
+                found[of_bias(layer, position)] = share(bias.weight, change)
+        if name in form.blocks:  # a symbol for each neuron: what is left at it
+            rest = u[name].flatten() - form.centre.flatten()
+            for block, generators in form.blocks.items():
+                rest = rest - (found[block] @ generators.flatten(1) if block != name else 0.0)
+            width = form.blocks[name].flatten(1).sum(0)
+            found[name] = (rest / width)[width != 0]
+    return found
+
+
+@pytest.mark.parametrize(("tolerance", "radius"), [(Relative(0.003), 0.0), (Absolute(0.001), 0.002), (None, 0.1)], ids=str)
+def test_a_functional_lies_above_what_its_bound_says_for_the_symbols_that_there_are(
+    tolerance: Tolerance | None, radius: float
+) -> None:
+    network, x = captured("strided")
+    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
+    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
+    known = forms(relaxation, source)
+    assert known is not None
+    search, closest = Worst(network, x, tolerance, radius), math.inf
+    for _ in range(8):
+        functional = torch.randn(1, 1, *source.shape, dtype=torch.float64)
+        kept = symbols(relaxation, known)
+        bound, _ = handed_down(relaxation, {source.name: functional}, None, {}, kept)
+        factors, others = together._factors(known[source.name], kept)
+        for _ in range(8):  # corners and what is between
+            state = {n: low + torch.rand_like(low).round() * (high - low) for n, (low, high) in search.ends.items()}
+            values = network.values({**network.state, **state})
+            inputs = {n: x + radius * (2 * torch.rand_like(x) - 1) for n, x in search.feed.items()}
+            u = forward(network, values, inputs, torch.float64, keep=True)
+            symbolic = moved(relaxation, known, values, u)
+            eps = torch.cat([symbolic[block] for block in known[source.name].blocks])
+            assert float(eps.abs().max()) <= 1 + 1e-6
+            over = float((functional[0] * u[source.name]).sum() - bound - factors @ eps + others)
+            assert over >= -1e-6
+            closest = min(closest, over / float(factors.abs().sum()))
+    assert closest < 0.2  # products of two changes are all that is lost
 
 
 class Opposed(nn.Module):
