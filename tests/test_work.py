@@ -105,11 +105,10 @@ def bottleneck(wide: int, narrow: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10)).eval()
 
 
-QUANTISED = {(48, 40): Counts(166.8, 316.9, 62583), (1040, 40): Counts(1942.7, 3226.9, 101420)}
-"""Of rounding a bottleneck of so many channels to 4 bits, once all and once correlations are carried at two distances."""
+QUANTISED = {(48, 40): Counts(166.8, 316.9, 62583)}
+"""Of rounding a bottleneck of so many channels to 4 bits."""
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("wide", "narrow"), QUANTISED)
 def test_quantising_does_no_more_than_it_did(wide: int, narrow: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
