@@ -11,7 +11,8 @@ from pathlift.quantisation.compensated import DAMPING, compensated, compensated_
 from pathlift.quantisation.formats import format_of
 from pathlift.quantisation.ranges import grid_of
 from pathlift.statistics import activation_model, input_moments
-from pathlift.statistics.conditioned import conditioned_covariance, conditioned_mean
+from pathlift.statistics.conditioned import MOST, SWEEPS, conditioned_covariance, conditioned_mean
+from pathlift.statistics.covariances import COLOURS
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -49,6 +50,20 @@ def test_variances_of_rows_bring_a_covariance_nearer_to_the_truth(count: int) ->
     assert bool((divergence(true, found) < divergence(true, rough)).all())
     same = conditioned_covariance(true, rows, variances(rows, true))
     torch.testing.assert_close(same, true)
+
+
+@pytest.mark.parametrize("count", [64, 160])
+def test_rows_are_believed_one_after_the_other_where_pixels_are_nearly_alike(count: int) -> None:
+    line = 0.96 ** (torch.arange(7.0, dtype=torch.float64)[:, None] - torch.arange(7.0, dtype=torch.float64)).abs()
+    pixels = torch.kron(torch.tensor(COLOURS, dtype=torch.float64), torch.kron(line, line))
+    rows, wanted = 0.03 * drawn(1, count, 147), torch.ones(1, count, dtype=torch.float64)
+    plain = pixels.clone()
+    for row in [*rows[0]] * SWEEPS:
+        sent = plain @ row
+        now = row @ sent
+        plain += ((1.0 / now).clamp(1 / MOST, MOST) - 1.0) / now * torch.outer(sent, sent)
+    found = conditioned_covariance(pixels[None].clone(), rows, wanted)[0]
+    assert (found - plain).norm() < 1e-9 * plain.norm()
 
 
 def test_the_space_of_rows_and_that_of_columns_give_the_same_covariance() -> None:
