@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pathlift
 from habit import LONGER
+from pathlift.compensation import sides
 from pathlift.errors import InputError
 from pathlift.quantisation import sequential
 from pathlift.quantisation.rounding import ROUNDINGS
@@ -27,6 +28,12 @@ def inputs(shape: tuple[int, ...], seed: int = 0, count: int = COUNT) -> Tensor:
     return x + x.mean(tuple(range(1, x.dim())), keepdim=True) * 8 + 0.3
 
 
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is seen in one sample counts as much as what is seen in all."""
+    monkeypatch.setattr(sides, "RARE", 0.0)
+
+
 def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
     """Brute force in float64: rows v with E|w·u − v·ũ|² + d Σ_j E ũ_j² (v_j − w_j)² least, of windows (count, columns)."""
     u, now, weight = u.double(), now.double(), weight.double()
@@ -37,6 +44,7 @@ def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
     return torch.where(now.abs().sum(0) > 0, made, weight)  # what is always 0 says nothing of its weights
 
 
+@pytest.mark.usefixtures("believed")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_second_layer_is_the_least_squares_fit_by_what_comes_in_now_rounded(bias):
     model = drawn(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=bias)))
@@ -51,6 +59,7 @@ def test_a_second_layer_is_the_least_squares_fit_by_what_comes_in_now_rounded(bi
     assert report.sequential and report.statistics == "data"
 
 
+@pytest.mark.usefixtures("believed")
 def test_a_convolution_is_fitted_by_all_its_windows():
     model = drawn(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2)))
     x = inputs(SHAPE)
@@ -89,7 +98,7 @@ def test_outputs_move_less_than_where_each_layer_is_rounded_alone(seed):
     for options in ({}, {"sequential": True}):
         quantized, _ = pathlift.quantize(model, SHAPE, 2, data=x, moments=0, **options)
         off.append((quantized(others) - model(others)).square().mean().item())
-    assert off[1] < 0.8 * off[0]
+    assert off[1] < 0.95 * off[0]
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -129,6 +138,7 @@ class Twice(nn.Module):
         return self.norm(self.one(y)) + torch.relu(self.norm(self.two(y)))
 
 
+@pytest.mark.usefixtures("believed")
 def test_a_weight_at_two_places_is_rounded_by_both_and_a_shared_batch_norm_stays():
     model, x = drawn(Twice), inputs((4,))
     options = {"bits": {"shared.weight": 3, "*": 8}, "rounding": "nearest", "data": x, "moments": 0}
@@ -180,3 +190,28 @@ def test_nothing_is_fitted_to_the_rounding_of_what_hardly_varies(size, dtype):
         for other in (quantized, pruned):
             if weight.dim() > 1:
                 assert (other.state_dict()[name] - weight).norm() < 0.6 * weight.norm(), name
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_there_in_one_sample_moves_no_weight(size, bits):
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).requires_grad_(False)
+    model[0].weight.copy_(torch.tensor([[1.0, 0.47], [0.0, 1.0]]))
+    model[2].weight.fill_(1.0)
+    source = torch.Generator().manual_seed(0)
+    x = torch.stack([torch.randn(32, generator=source), torch.full((32,), -1.0)], 1)
+    x[7] = torch.tensor([1.0, size])
+    quantized, _ = pathlift.quantize(model, (2,), bits, data=x, sequential=True, moments=0)
+    assert (quantized[2].weight - 1.0).abs().max() < 0.2  # a step and a half of 4 bits
+
+
+@pytest.mark.parametrize("amount", [0.5, 0.6])
+def test_what_is_there_in_one_sample_makes_up_for_nothing(amount):
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)).requires_grad_(False)
+    model[0].weight.copy_(torch.tensor([[1.0, 0.1, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    model[2].weight.fill_(1.0)
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0)).abs()
+    x[:, 1] = -1.0
+    x[3, 1], x[:8, 2], x[8:, 2] = 1e-5, -1.0, 1.0
+    pruned, _ = pathlift.prune(model, (3,), amount, data=x, update="compensate")
+    assert (pruned[2].weight.abs() < 4.0).all()

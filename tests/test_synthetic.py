@@ -104,7 +104,7 @@ def test_the_same_seed_makes_the_same_inputs_and_the_model_is_left_alone():
         for seed in (1, 1, 2)
     ]
     assert counted == [(step, 6) for step in range(1, 7)] * 3
-    assert [len(batch) for batch in batches[0]] == [16, 4]
+    assert [len(batch) for batch in batches[0]] == [10, 10]
     assert all(torch.equal(a, b) for a, b in zip(*batches[:2], strict=True)) and not torch.equal(batches[0][0], batches[2][0])
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -152,3 +152,17 @@ def test_what_makes_no_inputs_is_refused():
     for name, value in (("count", 0), ("steps", -1), ("generator", "x")):
         with pytest.raises(InputError, match=f"{name} must be"):
             pathlift.synthetic_inputs(trained(), SHAPE, **{name: value})
+    wild = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    with torch.no_grad():
+        wild[0].weight *= 1e30
+    with pytest.raises(NumericalError, match="leaves the range of its type"):
+        pathlift.synthetic_inputs(wild, (3,), 2, steps=2, generator=0)
+
+
+def test_inference_mode_is_no_hindrance():
+    wanted = synthesised(trained(), 2, steps=2)
+    with torch.inference_mode():
+        model = copy.deepcopy(trained())
+        assert next(model.parameters()).is_inference()
+        assert torch.equal(synthesised(model, 2, steps=2), wanted)
+    assert torch.equal(synthesised(model, 2, steps=2), wanted)

@@ -373,10 +373,10 @@ def check_data(name: str | None, limit: int | None, *, synthetic: bool = False) 
     """Refuse --data and --limit before a model is built."""
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1 sample, found {limit}.")
-    if name is not None and not (synthetic and name == SYNTHETIC):
+    if name is not None:
         from pathlift.storage.data import check_name
 
-        check_name(name)
+        check_name(name, *((SYNTHETIC,) if synthetic else ()))
 
 
 def inputs_of(network: Network, name: str, limit: int, declared: DeclaredInputs, seed: int) -> list[Samples]:

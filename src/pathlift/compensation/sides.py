@@ -33,6 +33,9 @@ from pathlift.statistics.transfer import Weighted
 SAMPLES = 32
 """Samples that go through a layer at once."""
 
+RARE = 1e-4
+"""What E ũ² is known up to, as a share of what is expected: a value that was seen to vary in one sample or two says little."""
+
 ROUNDED = 8.0
 """Units in the last place by which values are taken to be off."""
 
@@ -63,6 +66,8 @@ class Place:
     connection: Connection
     transfer: Weighted
     sides: Sides
+    expected: Tensor
+    """E u² of each column as it is propagated, up to a factor, (groups, columns)."""
 
 
 class SideBySide(ABC):
@@ -86,7 +91,9 @@ class SideBySide(ABC):
         self._feeds = [feed_of(network, batch) for batch in batches]
         blame(network.values())
         self._names = frozenset(names)
-        self._propagation = Propagation(network, {}, TAPS)  # knows how weights act
+        self._propagation = Propagation(
+            network, {}, TAPS, running="scaled"
+        )  # knows how weights act, and goes with any rescaling
         self._propagation.run()
         self._norms = Counter(
             norm.mean.name
@@ -140,7 +147,11 @@ class SideBySide(ABC):
         for name in () if connection.weight is None else connection.weight.requires & self._names:
             transfer = self._propagation.bundles(layer)[position]
             assert isinstance(transfer, Weighted)
-            self.weigh(name, Place(layer, connection, transfer, sides))
+            below = self._propagation.steps[connection.source].moments
+            squares = transfer.per_channel(below.mean.square() + below.variance)
+            read = transfer.reads.together.diagonal().to(squares.device)
+            expected = torch.einsum("gi,t->git", squares, read).flatten(1)
+            self.weigh(name, Place(layer, connection, transfer, sides, expected))
 
     def _weights(self, state: Mapping[str, Tensor], weight: WeightTensor) -> Weights:
         if weight.scalar is not None:
@@ -208,14 +219,14 @@ class Windows:
         before: E u.
         spread: Cov ũũᵀ, (groups, columns, columns).
         cross: Cov ũuᵀ; None where both are the same.
-        noise: Variance of the rounding of ũ, as a share of E ũ².
+        noise: What E ũ² is known up to, (groups, columns).
     """
 
     now: Tensor
     before: Tensor
     spread: Tensor
     cross: Tensor | None
-    noise: float
+    noise: Tensor
 
     @staticmethod
     def at(place: Place, block: slice = slice(None)) -> Windows | None:
@@ -251,8 +262,12 @@ class Windows:
         spread -= off[:, :, None] * off[:, None, :]
         if cross:
             cross[0] -= off[:, :, None] * other[:, None, :]
-        noise = (ROUNDED * torch.finfo(sides.now[0].dtype).eps) ** 2
-        return Windows(near[0][:, 0] + off, near[1][:, 0] + other, spread, cross[0] if cross else None, noise)
+        now = near[0][:, 0] + off
+        squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
+        noise = (ROUNDED * torch.finfo(sides.now[0].dtype).eps) ** 2 * squares + RARE * _usual(
+            squares, place.expected[:, block]
+        )
+        return Windows(now, near[1][:, 0] + other, spread, cross[0] if cross else None, noise)
 
     @property
     def diagonal(self) -> Tensor:
@@ -262,10 +277,10 @@ class Windows:
     def moments(self, *, centred: bool) -> tuple[Tensor, Tensor | None]:
         """Return E ũũᵀ and E ũuᵀ, or the covariances.
 
-        A value that is all but constant varies by its rounding alone, and nothing may be fitted to that. So both are those of
-        values with as much independent noise on top, the same for ũ and u.
+        A value that is all but constant varies by its rounding alone, one that is hardly ever there by the few samples in which
+        it is: nothing may be fitted to that. So both are those of values with independent noise on top, the same for ũ and u.
         """
-        noise = torch.diag_embed(self.noise * self.diagonal)
+        noise = torch.diag_embed(torch.where(self.diagonal > 0, self.noise, 0.0))
         second, cross = self.spread + noise, None if self.cross is None else self.cross + noise
         if not centred:
             second += self.now[:, :, None] * self.now[:, None, :]
@@ -275,3 +290,10 @@ class Windows:
     def shift(self, before: Tensor, now: Tensor) -> Tensor:
         """Return E[w̃·ũ] − E[w·u] of each row, (groups·rows,)."""
         return (now @ self.now[:, :, None] - before @ self.before[:, :, None]).reshape(-1)
+
+
+def _usual(seen: Tensor, expected: Tensor) -> Tensor:
+    """Return what is expected of squares, times what most of those that are not 0 are at most of that."""
+    ratio = torch.where(expected > 0, seen / expected, 0.0)
+    found = ratio[ratio > 0].sort().values
+    return expected * found[len(found) * 3 // 4] if len(found) else torch.zeros_like(expected)

@@ -84,7 +84,7 @@ declare(__name__, {
     "budget": either("bits of a weight on average, or Bytes", (Bytes, anything), (object, positive)),
     "Bytes.count": positive_count,
     "quantize.data": streamed(batches),
-    "quantize.moments": any_moments,
+    "quantize.moments": either("0, 2, 4, 6 or 8, or None", (type(None), anything), (object, any_moments)),
     "sequential": flag,
     "quantize.progress": done_of_all,
 }, excluded={("activation_ranges", name): "data" for name in ("deviations", "input_mean", "input_variance")},

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.errors import InputError
+from pathlift.errors import InputError, NumericalError
 from pathlift.graph.calling import Samples
 from pathlift.graph.layers import Layer
 from pathlift.graph.network import Network
@@ -67,7 +68,8 @@ def synthetic_inputs(
 
     Returns:
         Batches of up to `TOGETHER` inputs, as ``data`` of other functions: tensors of shape (batch, …) in the containers that
-        the model takes, in the network's type (float32 for half precision), on its device.
+        the model takes, in the network's type (float32 for half precision), on its device. `prune` takes those of a model of
+        several inputs as `pathlift.pruning.Batch`, with any targets.
 
     Raises:
         UnsupportedModelError: The model lies outside the theory.
@@ -77,12 +79,13 @@ def synthetic_inputs(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
         >>> [batch.shape for batch in synthetic_inputs(model, (3, 8, 8), 20, steps=2, generator=0)]
-        [torch.Size([16, 3, 8, 8]), torch.Size([4, 3, 8, 8])]
+        [torch.Size([10, 3, 8, 8]), torch.Size([10, 3, 8, 8])]
     """
     network, source = capture(model, inputs), source_of(generator)
-    with without_autocast():
+    with without_autocast(), torch.inference_mode(mode=False):
         search = _Search(network, moments_of_inputs(network, input_mean, input_variance))
-        sizes = [min(TOGETHER, count - start) for start in range(0, count, TOGETHER)]
+        parts = math.ceil(count / TOGETHER)
+        sizes = [count * (part + 1) // parts - count * part // parts for part in range(parts)]
         made = []
         for number, size in enumerate(sizes):
 
@@ -110,6 +113,7 @@ class _Search:
         """
         values = network.values()
         blame(values)
+        values = {weight: value.clone() if value.is_inference() else value for weight, value in values.items()}
         propagation = Propagation(network, moments, TAPS)
         if not propagation.norms:
             raise InputError("The model has no batch norm that stores what its inputs look like: nothing to make inputs from.")
@@ -140,6 +144,8 @@ class _Search:
             schedule.step()
             told(step)
         samples = [self._placed(layer, x.detach()).squeeze(1) for layer, x in zip(self.inputs, free, strict=True)]
+        if not all(bool(torch.isfinite(sample).all()) for sample in samples):
+            raise NumericalError("What the batch norms of the model read leaves the range of its type, or has no slope.")
         form = self.network.graph.form
         whole: Samples = samples[0] if form.fits(samples[0]) else form.filled(samples)
         return whole

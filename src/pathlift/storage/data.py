@@ -64,19 +64,21 @@ def load_data(name: str, shape: Sequence[int], limit: int | None = None) -> tupl
     return x.reshape(len(x), *shape)[:limit], None if y is None else y[:limit]
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, *others: str) -> None:
     """Refuse what names no data, before a model is built for it.
 
     Args:
         name: As for `load_data`.
+        others: What is known besides.
 
     Raises:
         InputError: It is neither the name of data that ship with a package, nor that of a file that is there.
     """
-    if name in {"digits", "fashion-mnist"}:
+    known = ("digits", "fashion-mnist", *others)
+    if name in known:
         return
     if Path(name).suffix not in WEIGHTS:
-        raise InputError(f"--data '{name}' is not known. Expected digits, fashion-mnist, or a .safetensors or .pt file.")
+        raise InputError(f"--data '{name}' is not known. Expected {', '.join(known)}, or a .safetensors or .pt file.")
     check_present(Path(name))
 
 
