@@ -213,10 +213,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "path_norm": lambda w: pathlift.path_norm(w.network),
     "path_norms": lambda w: list(pathlift.path_norms(w.network, [w.near, w.file], q=2)),
     "prune": _prune("relative_path_magnitude"),
-    "quantize": lambda w: [
-        pathlift.quantize(w.network, bits=4, moments=0),
-        pathlift.quantize(w.network, bits=4, moments=0, data=w.x, sequential=True),
-    ],
+    "quantize": lambda w: pathlift.quantize(w.network, bits=4, moments=0, data=w.x, sequential=True),
     "synthetic_inputs": lambda w: pathlift.synthetic_inputs(w.network, count=2, steps=2, generator=w.generator),
     "rescaling_distance": lambda w: pathlift.rescaling.rescaling_distance(w.groups, w.groups.normalize()),
     "save": lambda w: (pathlift.save(w.network, w.folder / "m.pt"), (w.folder / "m.pt").read_bytes())[1],
