@@ -101,6 +101,7 @@ def test_outputs_move_less_than_where_each_layer_is_rounded_alone(seed):
     assert off[1] < 0.95 * off[0]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_every_way_of_rounding_and_a_budget_can_be_sequential(rounding):
     model, x = drawn(Residual), inputs(SHAPE)
@@ -175,6 +176,7 @@ def test_guarantees_hold_for_sequential_rounding_too(seed):
     assert report.path_metric.lower <= report.path_metric.upper
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("size", [1e-9, 1e-7])
 def test_nothing_is_fitted_to_the_rounding_of_what_hardly_varies(size, dtype):
