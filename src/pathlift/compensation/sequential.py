@@ -14,11 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from pathlift.compensation.least_squares import least_squares
-from pathlift.compensation.sides import Place, SideBySide, Windows, several_times
+from pathlift.compensation.sides import Place, SideBySide, Windows, standing_at_several_places
 from pathlift.compensation.update import Update, blocks_of, fit_by_moments, joined, moments_of_masked
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
-from pathlift.statistics.model import activation_model
+from pathlift.statistics.model import Correlations, activation_model
 
 
 def fitted_to_data(network: Network, pruned: Network, masks: Mapping[str, Tensor], batches: Sequence[Samples]) -> Update:
@@ -45,11 +45,12 @@ class _Fit(SideBySide):
 
     def __init__(self, network: Network, pruned: Network, masks: Mapping[str, Tensor], batches: Sequence[Samples]) -> None:
         self.update, self.masks = Update(pruned, "data"), masks
-        several = several_times(network, masks)
-        model = activation_model(network, batches if several else None, correlations="channels" if several else "taps")
+        shared = standing_at_several_places(network, masks)
+        correlations: Correlations = "channels" if shared else "taps"
+        model = activation_model(network, batches if shared else None, correlations=correlations, running="scaled")
         self.moments = moments_of_masked(model, masks, self.update.left)
-        super().__init__(network, batches, self.moments.keys() - several)
-        for name in several & self.moments.keys():
+        super().__init__(model, batches, self.moments.keys() - shared)
+        for name in shared & self.moments.keys():
             fit_by_moments(self.update, network, self.moments[name], masks[name], variance=False)
         self.run()
 

@@ -25,19 +25,12 @@ from pathlift.graph.layers import Connection, Extremum, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import carried, feed_of, respond, unchanged
 from pathlift.passes.propagate import blame, in_forward_order
-from pathlift.statistics.measure import tells_windows_apart, windows_of
-from pathlift.statistics.model import TAPS
-from pathlift.statistics.propagation import Propagation
+from pathlift.statistics.measure import floor_of, tells_windows_apart, windows_of
+from pathlift.statistics.model import ActivationModel
 from pathlift.statistics.transfer import Weighted
 
 SAMPLES = 32
 """Samples that go through a layer at once."""
-
-RARE = 1e-4
-"""What E ũ² is known up to, as a share of what is expected: a value that was seen to vary in one sample or two says little."""
-
-ROUNDED = 8.0
-"""Units in the last place by which values are taken to be off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +60,18 @@ class Place:
     transfer: Weighted
     sides: Sides
     expected: Tensor
-    """E u² of each column as it is propagated, up to a factor, (groups, columns)."""
+    """E u² of each column as it is propagated, (groups, columns)."""
 
 
 class SideBySide(ABC):
     """One way through both networks."""
 
-    def __init__(self, network: Network, batches: Sequence[Samples], names: Collection[str]) -> None:
+    def __init__(self, model: ActivationModel, batches: Sequence[Samples], names: Collection[str]) -> None:
         """Take the inputs.
 
         Args:
-            network: The network as it was.
+            model: What is known of the network as it was: how its weights act, and what is usual, which goes with any rescaling
+                (running variances ``scaled``).
             batches: Inputs, all of which are held in memory.
             names: Weights that may change.
 
@@ -87,14 +81,11 @@ class SideBySide(ABC):
         """
         if not batches:
             raise InputError("data holds no batch: give at least one.")
-        self.network = network
+        self.network = network = model.network
+        self._model = model
         self._feeds = [feed_of(network, batch) for batch in batches]
         blame(network.values())
         self._names = frozenset(names)
-        self._propagation = Propagation(
-            network, {}, TAPS, running="scaled"
-        )  # knows how weights act, and goes with any rescaling
-        self._propagation.run()
         self._norms = Counter(
             norm.mean.name
             for layer in network.layers
@@ -145,12 +136,9 @@ class SideBySide(ABC):
 
     def _weighed(self, layer: Layer, position: int, connection: Connection, sides: Sides) -> None:
         for name in () if connection.weight is None else connection.weight.requires & self._names:
-            transfer = self._propagation.bundles(layer)[position]
+            transfer = self._model.propagation.bundles(layer)[position]
             assert isinstance(transfer, Weighted)
-            below = self._propagation.steps[connection.source].moments
-            squares = transfer.per_channel(below.mean.square() + below.variance)
-            read = transfer.reads.together.diagonal().to(squares.device)
-            expected = torch.einsum("gi,t->git", squares, read).flatten(1)
+            expected = self._model.propagated[connection.source].squares(transfer)
             self.weigh(name, Place(layer, connection, transfer, sides, expected))
 
     def _weights(self, state: Mapping[str, Tensor], weight: WeightTensor) -> Weights:
@@ -188,7 +176,7 @@ class SideBySide(ABC):
         self.renormalise({name: tensor for name, tensor in changed.items() if not torch.equal(tensor, state[name])})
 
 
-def several_times(network: Network, names: Collection[str]) -> set[str]:
+def standing_at_several_places(network: Network, names: Collection[str]) -> set[str]:
     """Return the weights that stand at several places: what they will multiply at the second is not known at the first."""
     uses = Counter(
         name
@@ -219,14 +207,14 @@ class Windows:
         before: E u.
         spread: Cov ũũᵀ, (groups, columns, columns).
         cross: Cov ũuᵀ; None where both are the same.
-        noise: What E ũ² is known up to, (groups, columns).
+        floor: What E ũ² is known up to, (groups, columns).
     """
 
     now: Tensor
     before: Tensor
     spread: Tensor
     cross: Tensor | None
-    noise: Tensor
+    floor: Tensor
 
     @staticmethod
     def at(place: Place, block: slice = slice(None)) -> Windows | None:
@@ -242,32 +230,30 @@ class Windows:
         edges, transfer, above, sides = place.connection.edges, place.transfer, place.layer.shape, place.sides
         if not tells_windows_apart(edges, transfer):
             return None
-        count, total, near = 0, None, None
+        count, total, centre = 0, None, None
         for before, now in zip(sides.before, sides.now, strict=True):
             first = windows_of(edges, transfer, before, above)
             second = first if sides.same else windows_of(edges, transfer, now, above)
             for whole in first:
                 u = whole[:, :, block]
                 changed = u if sides.same else next(second)[:, :, block]
-                if near is None:  # squares of what is left when this is subtracted cancel no digits
-                    near = (changed.mean(1, keepdim=True), u.mean(1, keepdim=True))
+                if centre is None:  # squares of what is left when this is subtracted cancel no digits
+                    centre = (changed.mean(1, keepdim=True), u.mean(1, keepdim=True))
                 count += u.shape[1]
-                changed, u = changed - near[0], u - near[1]
+                changed, u = changed - centre[0], u - centre[1]
                 parts = [changed.sum(1), u.sum(1), changed.mT @ changed]
                 parts += [] if sides.same else [changed.mT @ u]
                 total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
         assert total is not None
-        assert near is not None
+        assert centre is not None
         off, other, spread, *cross = (part / count for part in total)
         spread -= off[:, :, None] * off[:, None, :]
         if cross:
             cross[0] -= off[:, :, None] * other[:, None, :]
-        now = near[0][:, 0] + off
+        now = centre[0][:, 0] + off
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
-        noise = (ROUNDED * torch.finfo(sides.now[0].dtype).eps) ** 2 * squares + RARE * _usual(
-            squares, place.expected[:, block]
-        )
-        return Windows(now, near[1][:, 0] + other, spread, cross[0] if cross else None, noise)
+        floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
+        return Windows(now, centre[1][:, 0] + other, spread, cross[0] if cross else None, floor)
 
     @property
     def diagonal(self) -> Tensor:
@@ -277,10 +263,9 @@ class Windows:
     def moments(self, *, centred: bool) -> tuple[Tensor, Tensor | None]:
         """Return E ũũᵀ and E ũuᵀ, or the covariances.
 
-        A value that is all but constant varies by its rounding alone, one that is hardly ever there by the few samples in which
-        it is: nothing may be fitted to that. So both are those of values with independent noise on top, the same for ũ and u.
+        Both are those of values with independent noise on top, the same for ũ and u: nothing is fitted to chance (`floor_of`).
         """
-        noise = torch.diag_embed(torch.where(self.diagonal > 0, self.noise, 0.0))
+        noise = torch.diag_embed(self.floor)
         second, cross = self.spread + noise, None if self.cross is None else self.cross + noise
         if not centred:
             second += self.now[:, :, None] * self.now[:, None, :]
@@ -290,10 +275,3 @@ class Windows:
     def shift(self, before: Tensor, now: Tensor) -> Tensor:
         """Return E[w̃·ũ] − E[w·u] of each row, (groups·rows,)."""
         return (now @ self.now[:, :, None] - before @ self.before[:, :, None]).reshape(-1)
-
-
-def _usual(seen: Tensor, expected: Tensor) -> Tensor:
-    """Return what is expected of squares, times what most of those that are not 0 are at most of that."""
-    ratio = torch.where(expected > 0, seen / expected, 0.0)
-    found = ratio[ratio > 0].sort().values
-    return expected * found[len(found) * 3 // 4] if len(found) else torch.zeros_like(expected)

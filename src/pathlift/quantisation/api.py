@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
-from pathlift.compensation.sides import several_times
+from pathlift.compensation.sides import standing_at_several_places
 from pathlift.graph.calling import Samples, batches_of, mapped
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
@@ -26,20 +26,18 @@ from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
-from pathlift.quantisation.correction import corrections
-from pathlift.quantisation.formats import Format
 from pathlift.quantisation.gauge import GaugeChoice, in_gauge
-from pathlift.quantisation.layer import Covariances, Way, rounded
-from pathlift.quantisation.matrices import Matrices, matrices_of
+from pathlift.quantisation.layer import Covariances, Way
+from pathlift.quantisation.matrices import matrices_of
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
-from pathlift.quantisation.sequential import rounded_on_data
+from pathlift.quantisation.sequential import round_on_data
 from pathlift.quantisation.spending import Bytes, bytes_of, within
 from pathlift.quantisation.underway import Underway
 from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
-from pathlift.statistics import InputMoments, activation_model, input_moments
+from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
 from pathlift.statistics.model import DOUBT, Correlations, moments_of_inputs, squared_outputs
 
 SOME = 16
@@ -175,18 +173,19 @@ def quantize(
         network, choice = in_gauge(network, gauge, matrices, formats, granularity, declared)
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         held = list(batches_of(data)) if sequential and data is not None else None
-        known = _known_of(
-            network, list(formats), data if held is None else held, declared, windows=held is None or budget is not None
-            or bool(several_times(network, formats)),
-        )  # fmt: skip
+        windows = held is None or budget is not None or bool(standing_at_several_places(network, formats))
+        activations, some = _looked_at(network, data if held is None else held, declared, windows=windows)
+        known = _Known.of(activations, some, formats)
         if budget is not None:
             formats = within(budget, network, matrices, formats, way, known.moments)
-        if held is not None:
-            rounding_of = rounded_on_data(network, matrices, formats, way, known.moments, held, source, progress)
+        underway = Underway(network, matrices, formats, way, source, progress)
+        if held is None:
+            del activations  # what is known of each weight is given up when it is rounded
+            _round_each_alone([underway], known.moments)
         else:
-            (rounding_of,) = _rounded_states(network, matrices, [formats], way, known.moments, source, progress)
-        quantized = replace(network, state=rounding_of.state)
-        report = _report(network, quantized, rounding_of, way, choice, known, moments, sequential=sequential)
+            round_on_data(underway, activations, known.moments, held)
+        quantized = replace(network, state=underway.state)
+        report = _report(quantized, underway, choice, known, moments, sequential=sequential)
         if isinstance(model, Network):
             return quantized.with_memory_of_its_own(), report
         return with_state(model, state_of(quantized)), report
@@ -214,12 +213,14 @@ def rounded_to_nearest(
         matrices = matrices_of(network)
         formats = [formats_of(list(matrices), bits, None, affine=False) for bits in several]
         way, choice = Way("nearest", "channel", "minmax", "mean"), GaugeChoice("none")
-        known = _known_of(network, list(matrices), data)
-        outcomes = []
-        for rounding_of in _rounded_states(network, matrices, formats, way, known.moments):
-            quantized = replace(network, state=rounding_of.state)
-            outcomes.append((quantized, _report(network, quantized, rounding_of, way, choice, known, 0)))
-        return outcomes
+        known = _Known.of(*_looked_at(network, data), matrices)
+        underway = [Underway(network, matrices, each, way) for each in formats]
+        _round_each_alone(underway, known.moments)
+        return [
+            (quantized, _report(quantized, each, choice, known, 0))
+            for each in underway
+            for quantized in (replace(network, state=each.state),)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,16 +239,24 @@ class _Known:
     squared_outputs: float
     some: Mapping[str, Tensor] | None
 
+    @staticmethod
+    def of(activations: ActivationModel, some: Mapping[str, Tensor] | None, names: Iterable[str]) -> _Known:
+        """Gather it for some weights."""
+        moments = {name: input_moments(activations, name) for name in names}
+        return _Known(activations.source, moments, squared_outputs(activations), some)
 
-def _known_of(
+
+def _looked_at(
     network: Network,
-    names: Sequence[str],
     data: Samples | Iterable[Samples] | None,
     declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     *,
     windows: bool = True,
-) -> _Known:
-    """Return what is known; with windows also the second moments of all that a weight multiplies, not only of channels."""
+) -> tuple[ActivationModel, Mapping[str, Tensor] | None]:
+    """Return what is known of the activations, and the first inputs of the data by input layer.
+
+    With windows also the second moments of all that a weight multiplies are measured, not only those of channels.
+    """
     first: list[Samples] = []
 
     def noted(batches: Iterable[Samples]) -> Iterator[Samples]:
@@ -259,47 +268,29 @@ def _known_of(
     seen = None if data is None else noted(batches_of(data))
     correlations: Correlations = "channels" if windows else "taps"
     activations = activation_model(network, seen, moments=declared, correlations=correlations, running="checked", doubt=DOUBT)
-    some = feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
-    moments = {name: input_moments(activations, name) for name in names}
-    return _Known(activations.source, moments, squared_outputs(activations), some)
+    return activations, feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
 
 
-def _rounded_states(
-    network: Network,
-    matrices: Mapping[str, Matrices],
-    several: Sequence[Mapping[str, Format]],
-    way: Way,
-    seen: dict[str, InputMoments],
-    source: torch.Generator | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Underway]:
-    """Round tensor by tensor, to several formats each; the statistics, of the network as it was, are given up one by one."""
-    roundings = [Underway(dict(network.state)) for _ in several]
-    for number, name in enumerate(several[0], 1):
-        weight, moments = network.state[name], seen.pop(name)
-        covariances = Covariances(moments)
-        for rounding, formats in zip(roundings, several, strict=True):
-            outcome = rounded(weight, matrices[name], formats[name], way, moments, covariances, source)
-            rounding.take(matrices[name], outcome, weight)
-            rounding.correct(corrections(replace(network, state=rounding.state), outcome))
-        del covariances, moments, outcome
-        if progress is not None:
-            progress(number, len(several[0]))
-    return roundings
+def _round_each_alone(several: Sequence[Underway], moments: dict[str, InputMoments]) -> None:
+    """Round tensor by tensor, to several formats each; the moments, of the network as it was, are given up one by one."""
+    for name in several[0].formats:
+        known = moments.pop(name)
+        covariances = Covariances(known)
+        for underway in several:
+            underway.correct(underway.round(known, covariances))
+        del covariances, known
 
 
 def _report(
-    network: Network,
     quantized: Network,
-    rounding: Underway,
-    way: Way,
+    underway: Underway,
     choice: GaugeChoice,
     known: _Known,
     moments: int | None,
     *,
     sequential: bool = False,
 ) -> QuantizeReport:
-    tensors = rounding.tensors
+    network, way, tensors = underway.network, underway.way, underway.tensors
     shares, log10_path_norm = _path_shares(network, quantized, list(tensors))
     metric = path_metric(network, dict(quantized.state), moments=moments)
     rows = tuple(replace(tensor, path_share=shares[name]) for name, tensor in tensors.items())
@@ -322,7 +313,7 @@ def _report(
         size,
         log10_path_norm,
         metric,
-        tuple(rounding.corrected),
+        tuple(underway.corrected),
         before,
         after,
         others,

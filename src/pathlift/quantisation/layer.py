@@ -105,6 +105,11 @@ class Covariances:
         """E u², shape (groups, columns)."""
         return self.moments.diagonal
 
+    @property
+    def noise(self) -> Tensor | None:
+        """What E u² is known up to, which is part of C, shape (groups, columns); None for nothing."""
+        return self.moments.noise
+
 
 def rounded(
     weight: Tensor,
@@ -139,7 +144,7 @@ def rounded(
     if not together:
         integers.copy_(_integers(stack.double(), grid, way.rounding, matrices.taps, generator))
     shared = way.granularity == "tensor" or way.rule == "minmax" or not form.scaled
-    shift, sums = [], []
+    shift, sums, noise = [], [], covariances.noise
     for block, covariance in covariances:
         piece = stack[:, :, block].double()
         if together:
@@ -155,8 +160,10 @@ def rounded(
         shift.append((change @ covariances.mean[:, block, None]).reshape(-1))
         rows = [change, piece, piece + change] if way.correction == "variance" else [change]
         sums.append(torch.stack([quadratic(each, covariance) for each in rows]))
+        if noise is not None:  # chooses what is rounded how, but is no error
+            sums[-1] -= torch.stack([(each.square() @ noise[:, block, None]).squeeze(2) for each in rows])
         del covariance, piece, change, rows
-    squares, *variances = torch.stack(sums).sum(0)
+    squares, *variances = torch.stack(sums).sum(0).clamp(min=0.0)
     spread = (variances[0], variances[1]) if variances else None
     return Rounded(grid, integers, moments, corrected, torch.stack(shift).sum(0), squares, spread)
 

@@ -9,7 +9,7 @@ To round w itself by the moments of ũ, as GPTQ does, makes up for nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,15 +17,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from pathlift.compensation.least_squares import least_squares
-from pathlift.compensation.sides import Place, SideBySide, Windows, several_times
+from pathlift.compensation.sides import Place, SideBySide, Windows, standing_at_several_places
 from pathlift.graph.calling import Samples
-from pathlift.graph.network import Network
-from pathlift.quantisation.correction import corrections
-from pathlift.quantisation.formats import Format
-from pathlift.quantisation.layer import Covariances, Way, rounded
-from pathlift.quantisation.matrices import Matrices
+from pathlift.quantisation.layer import Covariances, Rounded
 from pathlift.quantisation.underway import Underway
-from pathlift.statistics import InputMoments
+from pathlift.statistics import ActivationModel, InputMoments
 from pathlift.statistics.input_moments import positive
 
 DAMPING = 2.0
@@ -33,77 +29,53 @@ DAMPING = 2.0
 kind that is to come 0.05 fits better; this is right where they are few, or made from batch norms."""
 
 
-def rounded_on_data(
-    network: Network,
-    matrices: Mapping[str, Matrices],
-    formats: Mapping[str, Format],
-    way: Way,
-    moments: Mapping[str, InputMoments],
-    batches: Sequence[Samples],
-    source: torch.Generator | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Underway:
+def round_on_data(
+    underway: Underway, model: ActivationModel, moments: Mapping[str, InputMoments], batches: Sequence[Samples]
+) -> None:
     """Round layer after layer.
 
     Weights that stand at several places are rounded before all others, by the moments of the network as it was.
 
     Args:
-        network: The network as it was.
-        matrices: How weights are laid out.
-        formats: Weight to format.
-        way: How to round.
+        underway: The network before anything is rounded; takes what becomes of it.
+        model: What is known of the network as it was.
         moments: What weights multiply in the network as it was.
         batches: Inputs, all of which are held in memory.
-        source: Source of randomness, for stochastic rounding.
-        progress: Called after each tensor with its number and that of all.
-
-    Returns:
-        The rounded network.
 
     Raises:
         InputError: There is no batch, or one is malformed.
         NumericalError: A weight is NaN or infinite.
     """
-    course = _Sequence(network, matrices, formats, way, moments, batches, source, progress)
-    course.run()
-    course.done.tensors = {name: course.done.tensors[name] for name in formats}
-    return course.done
+    _Sequence(underway, model, moments, batches).run()
+    underway.tensors = {name: underway.tensors[name] for name in underway.formats}
 
 
 class _Sequence(SideBySide):
     """One way through both networks."""
 
     def __init__(
-        self,
-        network: Network,
-        matrices: Mapping[str, Matrices],
-        formats: Mapping[str, Format],
-        way: Way,
-        moments: Mapping[str, InputMoments],
-        batches: Sequence[Samples],
-        source: torch.Generator | None,
-        progress: Callable[[int, int], None] | None,
+        self, underway: Underway, model: ActivationModel, moments: Mapping[str, InputMoments], batches: Sequence[Samples]
     ) -> None:
-        several = several_times(network, formats)
-        super().__init__(network, batches, formats.keys() - several)
-        self.matrices, self.formats, self.way, self.moments = matrices, formats, way, moments
-        self.source, self.progress = source, progress
-        self.done = Underway(dict(network.state))
-        for name in formats:
-            if name in several:
-                self._as_it_was(name)
+        names = underway.formats.keys()
+        shared = standing_at_several_places(model.network, names)
+        super().__init__(model, batches, names - shared)
+        self.underway, self.moments = underway, moments
+        for name in names:
+            if name in shared:
+                self._round_as_it_was(name)
 
     @property
     @override
     def state(self) -> Mapping[str, Tensor]:
-        return self.done.state
+        return self.underway.state
 
     @override
     def renormalise(self, changed: dict[str, Tensor]) -> None:
-        if self.way.correction == "none":
-            return
-        buffers = {norm: tensor for norm, tensor in changed.items() if norm in self._norms or self.way.correction == "variance"}
-        self.done.correct(buffers)
+        correction = self.underway.way.correction
+        if correction != "none":
+            self.underway.put({
+                name: tensor for name, tensor in changed.items() if name in self._norms or correction == "variance"
+            })
 
     @override
     def weigh(self, name: str, place: Place) -> None:
@@ -111,48 +83,35 @@ class _Sequence(SideBySide):
         moments = self.moments[name]
         if not self.takes_shifts(moments.following):
             moments = replace(moments, following=None, variance=None)
-        weight, matrices = self.network.state[name], self.matrices[name]
-        covariances = Covariances(moments)
-        before = matrices.split(weight.detach()).double()
-        windows = [Windows.at(place, block) for block in covariances.blocks]
+        before, blocks = self.underway.split(name), Covariances(moments).blocks
+        windows = [Windows.at(place, block) for block in blocks]
         seen = [each for each in windows if each is not None]
         if len(seen) < len(windows):  # it multiplies several values at once with each of its entries
-            self._as_it_was(name)
+            self._round_as_it_was(name)
             return
-        centred = self.way.correction != "none" and moments.following is not None
+        centred = self.underway.way.correction != "none" and moments.following is not None
         fitted = torch.cat(
             [
                 least_squares(rows, torch.ones_like(rows, dtype=torch.bool), *each.moments(centred=centred), damping=DAMPING)
-                for rows, each in zip((before[:, :, block] for block in covariances.blocks), seen, strict=True)
+                for rows, each in zip((before[:, :, block] for block in blocks), seen, strict=True)
             ],
             2,
         )
-        known = _Measured(moments, covariances.blocks, seen)
-        outcome = rounded(matrices.join(fitted), matrices, self.formats[name], self.way, moments, known, self.source)
-        self.done.take(matrices, outcome, weight)
-        following = moments.following
-        if outcome.corrected and following in self.network.parameters:
-            drift = torch.stack([
-                each.shift(before[:, :, block], fitted[:, :, block])
-                for block, each in zip(covariances.blocks, seen, strict=True)
-            ]).sum(0)
-            moved = replace(outcome, shift=outcome.shift + drift, variances=None)
-            self.done.correct(corrections(replace(self.network, state=self.done.state), moved))
-        self._count()
+        outcome = self.underway.round(moments, _Measured(moments, blocks, seen), fitted)
+        drift = torch.stack([
+            each.shift(before[:, :, block], fitted[:, :, block]) for block, each in zip(blocks, seen, strict=True)
+        ]).sum(0)
+        self._correct(replace(outcome, shift=outcome.shift + drift, variances=None))
 
-    def _as_it_was(self, name: str) -> None:
+    def _round_as_it_was(self, name: str) -> None:
         """Round a weight by what it multiplied in the network as it was."""
-        weight, moments = self.network.state[name], self.moments[name]
-        covariances = Covariances(moments)
-        outcome = rounded(weight, self.matrices[name], self.formats[name], self.way, moments, covariances, self.source)
-        self.done.take(self.matrices[name], outcome, weight)
-        if moments.following in self.network.parameters:
-            self.done.correct(corrections(replace(self.network, state=self.done.state), outcome))
-        self._count()
+        moments = self.moments[name]
+        self._correct(self.underway.round(moments, Covariances(moments)))
 
-    def _count(self) -> None:
-        if self.progress is not None:
-            self.progress(len(self.done.tensors), len(self.formats))
+    def _correct(self, outcome: Rounded) -> None:
+        """Let a bias take up a shift; the mean of a batch norm moves by what comes in there (`renormalise`)."""
+        if outcome.moments.following in self.network.parameters:
+            self.underway.correct(outcome)
 
 
 class _Measured(Covariances):
@@ -174,3 +133,8 @@ class _Measured(Covariances):
     @override
     def diagonal(self) -> Tensor:
         return torch.cat([each.diagonal for _, each in self._seen], 1)
+
+    @property
+    @override
+    def noise(self) -> Tensor:
+        return torch.cat([each.floor for _, each in self._seen], 1)

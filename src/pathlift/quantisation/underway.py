@@ -3,47 +3,91 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pathlift.quantisation.formats import FloatingPoint, WholeNumbers
-from pathlift.quantisation.layer import Rounded
+from pathlift.graph.network import Network
+from pathlift.quantisation.correction import corrections
+from pathlift.quantisation.formats import FloatingPoint, Format, WholeNumbers
+from pathlift.quantisation.layer import Covariances, Rounded, Way, rounded
 from pathlift.quantisation.matrices import Matrices
 from pathlift.quantisation.tensors import QuantizedTensor
+from pathlift.statistics import InputMoments
 
 ROWS_OF = 1 << 19
 """Weights of so many rows as are looked at together."""
 
 
-@dataclass(eq=False)
 class Underway:
-    """How far a network is rounded.
+    """How far a network is rounded, and how it is.
 
     Attributes:
-        state: Its parameters and buffers.
+        network: The network as it was.
+        formats: Weight to format.
+        way: How to round.
+        state: Parameters and buffers by now.
         tensors: Each tensor that is done.
         corrected: What took up the means of the changes.
     """
 
-    state: dict[str, Tensor]
-    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
-    corrected: list[str] = field(default_factory=list)
-
-    def take(self, matrices: Matrices, outcome: Rounded, weight: Tensor) -> None:
-        """Take a tensor that was rounded.
+    def __init__(
+        self,
+        network: Network,
+        matrices: Mapping[str, Matrices],
+        formats: Mapping[str, Format],
+        way: Way,
+        source: torch.Generator | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Begin.
 
         Args:
-            matrices: How it is laid out.
-            outcome: What it became.
-            weight: What it was in the model.
+            network: The network as it was.
+            matrices: How weights are laid out.
+            formats: Weight to format.
+            way: How to round.
+            source: Source of randomness, for stochastic rounding.
+            progress: Called after each tensor with its number and that of all.
         """
-        self.tensors[matrices.name], self.state[matrices.name] = _tensor(matrices, outcome, weight)
+        self.network, self.formats, self.way = network, formats, way
+        self.state: dict[str, Tensor] = dict(network.state)
+        self.tensors: dict[str, QuantizedTensor] = {}
+        self.corrected: list[str] = []
+        self._matrices, self._source, self._progress = matrices, source, progress
 
-    def correct(self, changed: Mapping[str, Tensor]) -> None:
-        """Take biases, running means and running variances."""
+    def split(self, name: str) -> Tensor:
+        """Return a weight as it was, (groups, rows, columns), float64."""
+        return self._matrices[name].split(self.network.state[name].detach()).double()
+
+    def round(self, moments: InputMoments, covariances: Covariances, fitted: Tensor | None = None) -> Rounded:
+        """Round a tensor.
+
+        Args:
+            moments: What it is multiplied by, and what its errors do.
+            covariances: What it is multiplied by.
+            fitted: What is rounded in its place, (groups, rows, columns).
+
+        Returns:
+            What it became; what follows has taken up nothing so far.
+        """
+        name = moments.name
+        weight, matrices = self.network.state[name], self._matrices[name]
+        given = weight if fitted is None else matrices.join(fitted)
+        outcome = rounded(given, matrices, self.formats[name], self.way, moments, covariances, self._source)
+        self.tensors[name], self.state[name] = _tensor(matrices, outcome, weight)
+        if self._progress is not None:
+            self._progress(len(self.tensors), len(self.formats))
+        return outcome
+
+    def correct(self, outcome: Rounded) -> None:
+        """Let what follows a rounded tensor take up the mean of the change, and how far it scales."""
+        self.put(corrections(replace(self.network, state=self.state), outcome))
+
+    def put(self, changed: Mapping[str, Tensor]) -> None:
+        """Take biases, running means and running variances that make up for changes."""
         self.state.update(changed)
         self.corrected += [name for name in changed if name not in self.corrected]
 

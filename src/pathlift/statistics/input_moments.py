@@ -6,7 +6,8 @@ tensor's own memory order, channels below before taps. With u the inputs of a ro
     mean = E u,    second = H = E u·uᵀ,    H[(i,t),(j,t')] = F[t, t']·(m_i·m_j + 1[i=j]·v_i·R[t, t']),
 
 a change Δ of the rows costs E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀ H Δ_o. F is the share of positions at which both taps read a neuron: zero
-padding holds none. Where a batch norm follows, what it knows is put in (`pathlift.statistics.conditioned`).
+padding holds none. Where a batch norm follows, what it knows is put in (`pathlift.statistics.conditioned`). What was measured
+on data is known up to some noise only, which is on the diagonal of H (`pathlift.statistics.measure.floor_of`).
 
 Quantisation and compensated pruning stand on this file.
 """
@@ -90,6 +91,12 @@ class InputMoments:
         return torch.stack([use.diagonal() for use in self._uses]).mean(0)
 
     @property
+    def noise(self) -> Tensor | None:
+        """What E u² is known up to, shape (groups, columns), which is on the diagonal of H; None where nothing was measured."""
+        floors = [use.seen.floor / len(self._uses) for use in self._uses if use.seen is not None]
+        return torch.stack(floors).sum(0) if floors else None
+
+    @property
     def second(self) -> Tensor:
         """H of all groups, float64, shape (groups, columns, columns).
 
@@ -143,7 +150,7 @@ class InputMoments:
         """Return C = H − m·mᵀ.
 
         With D its diagonal, the eigenvalues of D^(−1/2) C D^(−1/2) are at least `FLOOR`, which no rescaling changes. Inputs
-        that are constant have rows and columns of zeros.
+        that are constant have rows and columns of zeros, those of which that was seen on data what they are known up to.
 
         Args:
             columns: Which columns; what a batch norm says is put in where it is about all of them.
@@ -209,17 +216,12 @@ class _Use:
         """E u², (groups, columns)."""
         if self.seen is not None:
             return self.seen.second.diagonal(dim1=1, dim2=2)
-        below = (self.mean**2, self.variance * (1.0 - self.correlation), self.variance * self.correlation)
-        taps = (form.diagonal().to(self.mean.device) for form in self._forms())
-        parts = [torch.einsum("gi,t->git", *pair).flatten(1) for pair in zip(below, taps, strict=True)]
-        return torch.stack(parts).sum(0)
-
-    def _forms(self) -> tuple[Tensor, Tensor, Tensor]:
-        reads = self.transfer.reads
-        return reads.together * reads.merged**2, reads.independent(), reads.common()
+        return self.transfer.squares(self.mean, self.variance, self.correlation)
 
     def second(self, columns: slice, groups: slice, centre: Tensor | None = None, kind: torch.dtype = torch.float64) -> Tensor:
         """E u·uᵀ of some columns of some groups, (groups, columns, columns), in memory of its own.
+
+        Where it was seen on data, with what E u² is known up to on its diagonal, so that nothing is fitted to chance.
 
         Args:
             columns: Which columns.
@@ -232,6 +234,7 @@ class _Use:
         """
         if self.seen is not None:
             second = self.seen.second[groups, columns, columns].clone()
+            second.diagonal(dim1=1, dim2=2).add_(self.seen.floor[groups, columns])
             return (second if centre is None else _centred(second, centre[groups, columns])).to(kind)
         taps = len(self.transfer.reads.together)
         start, stop, _ = columns.indices(self.mean.shape[1] * taps)
@@ -247,7 +250,7 @@ class _Use:
 
     def _propagated(self, ins: slice, groups: slice) -> Tensor:
         """H of some channels, all of which are independent of each other."""
-        squares, independent, common = (form.to(self.mean.device) for form in self._forms())
+        squares, independent, common = (form.to(self.mean.device) for form in self.transfer.reads.forms())
         mean, variance, rho = self.mean[groups, ins], self.variance[groups, ins], self.correlation[groups, ins]
         out = torch.einsum("gi,gj,ts->gitjs", mean, mean, squares)
         within = (variance * (1.0 - rho))[..., None, None] * independent + (variance * rho)[..., None, None] * common

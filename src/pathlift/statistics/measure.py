@@ -23,6 +23,12 @@ from pathlift.statistics.transfer import Weighted
 ENTRIES = 1 << 22
 """Entries of windows that are held at once, about."""
 
+RARE = 1e-4
+"""What E u² is known up to, as a share of what is usual: a value that was seen to vary in one sample or two says little."""
+
+ROUNDED = 8.0
+"""Units in the last place by which values are taken to be off."""
+
 
 @dataclass
 class _Sums:
@@ -85,11 +91,43 @@ class Seen:
         count: Number of windows.
         mean: Σ u, then E u: (groups, columns).
         second: Σ u·uᵀ, then E u·uᵀ: (groups, columns, columns).
+        floor: What E u² is known up to, see `floor_of`: (groups, columns).
     """
 
     count: int
     mean: Tensor
     second: Tensor
+    floor: Tensor
+
+    def finish(self, expected: Tensor, dtype: torch.dtype) -> None:
+        """Turn sums into moments.
+
+        Args:
+            expected: E u² as it is propagated, (groups, columns).
+            dtype: In which u was computed.
+        """
+        self.mean, self.second = self.mean / self.count, self.second / self.count
+        self.floor = floor_of(self.second.diagonal(dim1=1, dim2=2), expected, dtype)
+
+
+def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what E u² is known up to, where u was seen on a few inputs.
+
+    A value that is all but constant varies by its rounding alone, one that is hardly ever there by the few samples in which it
+    is: nothing may be fitted to that. A value that is 0 throughout is known to say nothing.
+
+    Args:
+        squares: E u² of each column as it was seen, (groups, columns).
+        expected: The same as it is propagated, up to a factor.
+        dtype: In which the values were computed.
+
+    Returns:
+        Shape (groups, columns), to be added to variances as those of independent noise.
+    """
+    ratio = torch.where(expected > 0, squares / expected, 0.0)
+    found = ratio[ratio > 0].sort().values
+    usual = expected * found[len(found) * 3 // 4] if len(found) else torch.zeros_like(expected)
+    return torch.where(squares > 0, (ROUNDED * torch.finfo(dtype).eps) ** 2 * squares + RARE * usual, 0.0)
 
 
 def measured(
@@ -115,8 +153,11 @@ def measured(
         _run(propagation, feed_of(network, batch), sums, seen if windows else None)
     if not any(layer_sums.count for layer_sums in sums.values()):
         raise InputError("data holds no batch: give at least one.")
-    for moments in seen.values():
-        moments.mean, moments.second = moments.mean / moments.count, moments.second / moments.count
+    for layer in network.layers if seen else ():
+        for connection, transfer in propagation.transfers(layer):
+            known = seen.get((layer.name, connection.source))
+            if known is not None and isinstance(transfer, Weighted):
+                known.finish(propagation.steps[connection.source].squares(transfer), network.dtype)
     return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}, seen
 
 
@@ -134,7 +175,7 @@ def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple
             mean, second = columns.sum(1), columns.mT @ columns
             known = seen.get(key)
             if known is None:
-                seen[key] = Seen(columns.shape[1], mean, second)
+                seen[key] = Seen(columns.shape[1], mean, second, torch.zeros_like(mean))
             else:
                 known.count += columns.shape[1]
                 known.mean += mean

@@ -45,11 +45,13 @@ class ActivationModel:
         propagation: The way forward, with the moments of every layer.
         sensitivity: Layer name to g, see `pathlift.statistics.sensitivity`.
         seen: Layer and source to what the weight between them multiplied, where that was measured.
+        propagated: Layer name to what it does to moments as they are propagated, with data too.
     """
 
     propagation: Propagation
     sensitivity: Mapping[str, Tensor]
     seen: Mapping[tuple[str, str], Seen]
+    propagated: Mapping[str, Step]
 
     @property
     def network(self) -> Network:
@@ -88,7 +90,7 @@ def activation_model(
 
     Args:
         network: The network.
-        data: Batches of inputs, to measure moments on.
+        data: Batches of inputs, to measure moments on; then running variances are ``scaled``, whatever ``running`` says.
         moments: Input layer to mean and variance, broadcastable to its shape; 0 and 1 for others.
         correlation: Of two taps of one channel.
         correlations: What is known of covariances: ``taps`` or ``channels``.
@@ -104,15 +106,17 @@ def activation_model(
         NumericalError: A weight is NaN or infinite, or numbers leave the range of float64.
     """
     kind = CorrelatedPropagation if correlations == "channels" else Propagation
-    if running == "checked":
-        running = "stored" if data is not None else _checked(network, moments or {}, correlation, doubt)
+    if data is not None:
+        running = "scaled"  # tells only what is usual, and goes with any rescaling
+    elif running == "checked":
+        running = _checked(network, moments or {}, correlation, doubt)
     propagation = kind(network, moments or {}, correlation, running=running, doubt=doubt)
     blame(propagation.values)
-    propagation.run()
+    propagated = propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
         propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
-    return ActivationModel(propagation, sensitivities(propagation), seen)
+    return ActivationModel(propagation, sensitivities(propagation), seen, propagated)
 
 
 def _checked(

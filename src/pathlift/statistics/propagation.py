@@ -89,6 +89,11 @@ class Step:
     shares: tuple[Tensor, ...] | None = None
     expected: tuple[Tensor, Tensor] | None = None
 
+    def squares(self, transfer: Weighted) -> Tensor:
+        """Return E u² of what each column of a weight reads of these values, (groups, columns)."""
+        moments = self.moments
+        return transfer.squares(*(transfer.per_channel(x) for x in (moments.mean, moments.variance, moments.correlation)))
+
 
 class Propagation:
     """One way forward through a network."""

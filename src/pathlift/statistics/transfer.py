@@ -316,6 +316,10 @@ class Reads:
         """Return what multiplies 1 − ρ."""
         return self.together * self.merged if self.lags is None else torch.diag(self.together.diagonal())
 
+    def forms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what multiplies products of means, 1 − ρ, and ρ, each (taps, taps)."""
+        return self.together * self.merged**2, self.independent(), self.common()
+
 
 def reads_of(edges: Edges, pattern: Pattern, kernel: Sequence[int], below: Sequence[int], above: Sequence[int]) -> Reads:
     """Find what the taps of a weighted bundle read.
@@ -372,6 +376,21 @@ class Weighted(Transfer):
     def per_channel(self, x: Tensor) -> Tensor:
         """Return the mean of moments over the positions of each channel below, shape (groups, ins)."""
         return self.pattern.below.split(x.expand(self.below)).mean(2)
+
+    def squares(self, mean: Tensor, variance: Tensor, rho: Tensor) -> Tensor:
+        """Return E u² of each column.
+
+        Args:
+            mean: Of each channel below, (groups, ins).
+            variance: Likewise.
+            rho: Likewise.
+
+        Returns:
+            Shape (groups, ins·taps).
+        """
+        below = (mean**2, variance * (1.0 - rho), variance * rho)
+        taps = (form.diagonal().to(mean.device) for form in self.reads.forms())
+        return torch.stack([torch.einsum("gi,t->git", *pair).flatten(1) for pair in zip(below, taps, strict=True)]).sum(0)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows of the weight, (groups, rows, ins, taps), in float64."""
