@@ -11,12 +11,13 @@ correlation of that KL over layers with
 
     expected error         of the report of `quantize`, no data: Σ_o g(o)·Δ_oᵀ H Δ_o
     expected error, data   H measured on 32 other crops
+    change, data           of the outputs on these, with each layer alone rounded (`layer_sensitivities`)
     path cost              Σ |Δ|·∂‖Φ‖₁/∂|θ| as a share of the path-norm
     ‖Δ‖, ‖Δ‖/‖θ‖           of the weights
     Fisher, diagonal       Σ Δ² E (∂ log p/∂θ)², gradients of 32 other crops, classes drawn from the predictions
     Fisher, directional    E (Σ Δ·∂ log p/∂θ)², the same gradients
 
-and, with `--made`, with the expected error and both of Fisher's on images that no photograph has a part in
+and, with `--made`, with all that takes data on images that no photograph has a part in
 (`pathlift.synthetic_inputs`; ten minutes of one core for 32).
 """
 
@@ -59,6 +60,8 @@ def estimates(
     for source, x in (("data", subject.inputs(32, 7)), *([] if made is None else [("made", made)])):
         _, informed = pathlift.quantize(network, bits=bits, data=list(x.split(4)), **PLAIN)
         found[f"expected error, {source}"] = {tensor.name: tensor.expected_error for tensor in informed.tensors}
+        alone = {"range": "minmax", "correction": "none", "data": list(x.split(16))}
+        found[f"change, {source}"] = pathlift.quantisation.layer_sensitivities(network, bits=bits, **alone)
         found.update({f"{name}, {source}": sizes for name, sizes in fisher(subject, x, changes).items()})
     return rounded, found
 

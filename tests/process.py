@@ -184,6 +184,7 @@ FUNCTIONS: dict[str, Callable[[World], object]] = {
     "apply_masks": lambda w: pathlift.pruning.apply_masks(w.model, w.masks),
     "attack": lambda w: pathlift.attack(w.network, w.x, pathlift.Relative(0.1), 0.01, steps=2, generator=w.generator),
     "box_path_metric": lambda w: pathlift.consequences.box_path_metric(w.network, r=0.1),
+    "layer_sensitivities": lambda w: pathlift.quantisation.layer_sensitivities(w.network, data=w.x),
     "bits_needed": lambda w: pathlift.quantisation.bits_needed(w.network, 0.1),
     "capture": lambda w: pathlift.capture(w.model, SHAPE),
     "certify": lambda w: pathlift.certify(w.network, w.x, pathlift.Relative(1e-3)),

@@ -128,6 +128,19 @@ def test_the_variance_of_a_depthwise_layer_is_the_one_its_batch_norm_knows(corre
     torch.testing.assert_close(told.second_of(2), told.second[2])
 
 
+@pytest.mark.parametrize("correlations", ["taps", "channels"])
+def test_a_batch_norm_says_nothing_of_what_was_measured(correlations: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).double().eval()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.running_mean = torch.full((4,), 9.0, dtype=torch.float64)
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64) + torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    network = pathlift.capture(model, (3, 8, 8))
+    found = input_moments(activation_model(network, [x], correlations=correlations), "0.weight")  # type: ignore[arg-type]
+    torch.testing.assert_close(found.mean[0], x.mean((0, 2, 3)))
+
+
 def cost(weight: Tensor, grid: pathlift.quantisation.grids.Grid, integers: Tensor, c: Tensor) -> Tensor:
     change = grid.values(integers) - weight
     return variances(change, c + DAMPING * torch.diag_embed(c.diagonal(dim1=1, dim2=2)))

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 import pathlift
 from habit import LONGER
 from pathlift.errors import InputError, MismatchError, NumericalError, UnsupportedModelError
-from pathlift.quantisation import Bytes, activation_ranges, bits_needed, load_quantized, rounded_to_nearest, save_onnx
+from pathlift.quantisation import (
+    Bytes,
+    activation_ranges,
+    bits_needed,
+    layer_sensitivities,
+    load_quantized,
+    rounded_to_nearest,
+    save_onnx,
+)
 from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import format_of
 from pathlift.quantisation.gauge import ExpectedError, representative
@@ -335,6 +343,52 @@ def test_bits_are_allocated_as_by_trying_all():
         best = min(sum(layer[k] for layer, k in zip(costs, c, strict=True)) for c in allowed)
         assert tuple(chosen) in allowed
         assert sum(layer[k] for layer, k in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize(("correction", "off_by"), [("none", 1e-9), ("mean", 1e-2)])  # means at borders are those within
+def test_the_sensitivity_of_a_layer_is_what_rounding_it_alone_does(correction, off_by):
+    model = drawn(Residual).double()
+    kept = copy.deepcopy(model.state_dict())
+    x = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    options = {"data": x.split(9), "correction": correction}
+    found = layer_sensitivities(model, SHAPE, {"up.weight": None, "*": 3}, **options)
+    weights = [name for name, p in model.named_parameters() if p.dim() > 1]
+    assert list(found) == [name for name in weights if name != "up.weight"]
+    for name, change in found.items():
+        alone = {name: 3, "*": None}
+        quantized, _ = pathlift.quantize(model, SHAPE, alone, rounding="nearest", moments=0, **options)
+        off = (exactly(quantized, x[:32]) - exactly(model, x[:32])).square().sum(1).mean().sqrt()
+        assert change == pytest.approx(float(off), rel=off_by)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(InputError, match="data holds no batch"):
+        layer_sensitivities(model, SHAPE, data=[])
+
+
+class Cancelling(nn.Module):
+    """Two branches: what rounding does to the first is subtracted again, and nobody expects it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8, bias=False), nn.Linear(6, 8, bias=False)
+        self.one, self.two = nn.Linear(8, 2, bias=False), nn.Linear(8, 2, bias=False)
+        with torch.no_grad():
+            self.first.weight[4:] = self.first.weight[:4]
+            self.one.weight[:, 4:] = -self.one.weight[:, :4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(torch.relu(self.first(x))) + self.two(torch.relu(self.second(x)))
+
+
+def test_with_data_a_budget_is_spent_where_outputs_move():
+    model = drawn(Cancelling)
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    bits = {}
+    for data in (None, x):
+        _, report = pathlift.quantize(model, (6,), 8, budget=4.0, rounding="nearest", data=data, moments=0)
+        bits[data is None] = {tensor.name: tensor.integers.abs().max().item() for tensor in report.tensors}
+    assert report.bits <= 4.0
+    assert bits[False]["first.weight"] <= 1 < bits[True]["first.weight"]
+    assert bits[False]["second.weight"] > bits[True]["second.weight"]
 
 
 @pytest.mark.hunt

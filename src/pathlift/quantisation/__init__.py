@@ -10,6 +10,7 @@ from pathlift.quantisation.needed import BitsNeeded, bits_needed
 from pathlift.quantisation.onnx import save_onnx
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.same_grid import SameGrid
+from pathlift.quantisation.sensitivity import layer_sensitivities
 from pathlift.quantisation.spending import Bytes
 from pathlift.quantisation.tensors import QuantizedTensor
 
@@ -22,6 +23,7 @@ __all__ = [
     "SameGrid",
     "activation_ranges",
     "bits_needed",
+    "layer_sensitivities",
     "load_quantized",
     "quantize",
     "save_onnx",

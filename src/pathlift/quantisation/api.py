@@ -7,7 +7,7 @@ point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.compensation.sides import standing_at_several_places
-from pathlift.graph.calling import Samples, batches_of, mapped
+from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.compact import compacted
 from pathlift.graph.network import Network
 from pathlift.magnitude import summed_magnitudes
 from pathlift.metric.metric import path_metric
-from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
@@ -31,6 +30,7 @@ from pathlift.quantisation.layer import Covariances, Way
 from pathlift.quantisation.matrices import matrices_of
 from pathlift.quantisation.report import QuantizeReport
 from pathlift.quantisation.rounding import ORDERED
+from pathlift.quantisation.sensitivity import Feed, Noted, outputs_of
 from pathlift.quantisation.sequential import round_on_data
 from pathlift.quantisation.spending import Bytes, bytes_of, within
 from pathlift.quantisation.underway import Underway
@@ -135,7 +135,8 @@ def quantize(
             ``variance``: that, and running variances are estimated anew; ``none``. None: ``mean``, but ``none`` for rounding
             towards zero or away from it, whose path-metric is exact only then.
         budget: Bits of a weight on average, or `Bytes` of all parameters and buffers. Then ``bits`` says how many a tensor
-            may have at most, and each gets as many from 2 on as make the sum of expected errors least.
+            may have at most, and each gets as many from 2 on as make the sum of expected errors least; with data, of errors
+            that are scaled to what rounding each tensor alone does to the outputs there (`layer_sensitivities`).
         data: Inputs with a batch dimension, shape (batch, …), or an iterable of such batches, to measure on what weights are
             multiplied by. A gauge is chosen without them.
         sequential: Layer after layer: a weight is fitted to what it did before by what it multiplies in the network that is
@@ -174,10 +175,10 @@ def quantize(
         way = Way(rounding, granularity, range, correction or ("none" if rounding in ORDERED else "mean"))
         held = list(batches_of(data)) if sequential and data is not None else None
         windows = held is None or budget is not None or bool(standing_at_several_places(network, formats))
-        activations, some = _looked_at(network, data if held is None else held, declared, windows=windows)
-        known = _Known.of(activations, some, formats)
+        activations, feeds = _looked_at(network, data if held is None else held, declared, windows=windows)
+        known = _Known.of(activations, feeds, formats)
         if budget is not None:
-            formats = within(budget, network, matrices, formats, way, known.moments)
+            formats = within(budget, network, matrices, formats, way, known.moments, feeds)
         underway = Underway(network, matrices, formats, way, source, progress)
         if held is None:
             del activations  # what is known of each weight is given up when it is rounded
@@ -231,19 +232,19 @@ class _Known:
         origin: Where it comes from.
         moments: What each weight is multiplied by.
         squared_outputs: E‖R‖², by the same model.
-        some: The first inputs of the data, by input layer; None without data.
+        feeds: The first inputs of the data; empty without data.
     """
 
     origin: str
     moments: dict[str, InputMoments]
     squared_outputs: float
-    some: Mapping[str, Tensor] | None
+    feeds: Sequence[Feed]
 
     @staticmethod
-    def of(activations: ActivationModel, some: Mapping[str, Tensor] | None, names: Iterable[str]) -> _Known:
+    def of(activations: ActivationModel, feeds: Sequence[Feed], names: Iterable[str]) -> _Known:
         """Gather it for some weights."""
         moments = {name: input_moments(activations, name) for name in names}
-        return _Known(activations.source, moments, squared_outputs(activations), some)
+        return _Known(activations.source, moments, squared_outputs(activations), feeds)
 
 
 def _looked_at(
@@ -252,23 +253,15 @@ def _looked_at(
     declared: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     *,
     windows: bool = True,
-) -> tuple[ActivationModel, Mapping[str, Tensor] | None]:
-    """Return what is known of the activations, and the first inputs of the data by input layer.
+) -> tuple[ActivationModel, list[Feed]]:
+    """Return what is known of the activations, and the first inputs of the data.
 
     With windows also the second moments of all that a weight multiplies are measured, not only those of channels.
     """
-    first: list[Samples] = []
-
-    def noted(batches: Iterable[Samples]) -> Iterator[Samples]:
-        for batch in batches:
-            if not first:
-                first.append(batch)
-            yield batch
-
-    seen = None if data is None else noted(batches_of(data))
+    noted = None if data is None else Noted(network, batches_of(data))
     correlations: Correlations = "channels" if windows else "taps"
-    activations = activation_model(network, seen, moments=declared, correlations=correlations, running="checked", doubt=DOUBT)
-    return activations, feed_of(network, mapped(first[0], lambda x: x[:SOME])) if first else None
+    activations = activation_model(network, noted, moments=declared, correlations=correlations, running="checked", doubt=DOUBT)
+    return activations, [] if noted is None else noted.feeds
 
 
 def _round_each_alone(several: Sequence[Underway], moments: dict[str, InputMoments]) -> None:
@@ -298,7 +291,7 @@ def _report(
     before = bytes_of(network)
     after = before - sum(network.state[row.name].nbytes - row.bytes for row in rows)
     others = {name: tensor for name, tensor in saved.items() if name not in tensors}
-    change, size = (None, None) if known.some is None else _changed(network, quantized, known.some)
+    change, size = _changed(network, quantized, known.feeds[0]) if known.feeds else (None, None)
     granularity = way.granularity if isinstance(way.granularity, str) else f"{way.granularity} input channels"
     return QuantizeReport(
         way.rounding,
@@ -320,12 +313,10 @@ def _report(
     )
 
 
-def _changed(network: Network, quantized: Network, feed: Mapping[str, Tensor]) -> tuple[float, float]:
+def _changed(network: Network, quantized: Network, feed: Feed) -> tuple[float, float]:
     """Return by how much the outputs of some inputs change, and how large they are: roots of mean squares."""
-    batch = len(next(iter(feed.values())))
-    outputs, others = (
-        flat_outputs(each, forward(each, each.values(), feed, each.dtype), batch).double() for each in (network, quantized)
-    )
+    some = {name: x[:SOME] for name, x in feed.items()}
+    outputs, others = outputs_of(network, some), outputs_of(quantized, some)
     return float((others - outputs).square().mean().sqrt()), float(outputs.square().mean().sqrt())
 
 

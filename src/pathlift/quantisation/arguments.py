@@ -58,11 +58,17 @@ def ends(name: str, value: Any) -> tuple[float, float]:
 
 bits_or_float = either("bits, or None", (type(None), anything), (object, some_bits))
 
+bits_by_name = either(
+    "a number of bits, a floating-point format, or patterns to either",
+    (Mapping, mapping("a mapping from name patterns to bits", bits_or_float)),
+    (object, some_bits),
+)
+
 declare(__name__, {
-    "quantize.bits": either(
-        "a number of bits, a floating-point format, or patterns to either",
-        (Mapping, mapping("a mapping from name patterns to bits", bits_or_float)), (object, some_bits),
-    ),
+    "quantize.bits": bits_by_name,
+    "layer_sensitivities.bits": bits_by_name,
+    "layer_sensitivities.data": streamed(batches),
+    "layer_sensitivities.progress": done_of_all,
     "granularity": either(
         "channel, tensor, or a number of input channels for each scale", (str, choice("channel", "tensor")), (object,
         positive_count)

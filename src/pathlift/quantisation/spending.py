@@ -1,14 +1,16 @@
 """Bits for each layer within a budget: what each number of bits costs and takes, and the best choice of all (mathematics §9).
 
-The cost of a layer is its expected error when it is rounded to nearest; the sum of these is minimised exactly
-(`pathlift.quantisation.allocation`).
+The cost of a layer is its expected error when it is rounded to nearest, with data scaled to what that does to the outputs; the
+sum of these is minimised exactly (`pathlift.quantisation.allocation`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from pathlift.arguments import public_constructor
 from pathlift.errors import InputError
@@ -17,8 +19,15 @@ from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import Format, WholeNumbers
 from pathlift.quantisation.layer import Covariances, Way, rounded
 from pathlift.quantisation.matrices import Matrices
+from pathlift.quantisation.sensitivity import Feed, changes_alone
 from pathlift.quantisation.tensors import packed
 from pathlift.statistics import InputMoments
+
+MEASURED = 4
+"""Bits with which it is measured what a tensor does to the outputs."""
+
+SILENT = 1e-3
+"""A tensor that does nothing on a few inputs may yet: its cost is scaled by no less than this share of what is usual."""
 
 
 @public_constructor
@@ -40,6 +49,7 @@ def within(
     most: Mapping[str, Format],
     way: Way,
     moments: Mapping[str, InputMoments],
+    feeds: Sequence[Feed] = (),
 ) -> dict[str, Format]:
     """Choose the bits of each tensor.
 
@@ -50,6 +60,7 @@ def within(
         most: For each tensor the format with the most bits that it may get.
         way: How tensors are rounded.
         moments: What they are multiplied by.
+        feeds: Inputs on which costs are scaled to what each tensor does to the outputs; none: they stay as expected.
 
     Returns:
         Name to format.
@@ -71,6 +82,8 @@ def within(
             ])
         else:
             sizes.append([weight.numel() * form.bits for form in forms])
+    if feeds:
+        costs = _scaled(costs, network, matrices, options, plain, moments, feeds)
     weights, least = sum(network.state[name].numel() for name in options), sum(map(min, sizes))
     if isinstance(budget, Bytes):
         rest = bytes_of(network) - sum(network.state[name].nbytes for name in options)
@@ -82,6 +95,28 @@ def within(
         raise InputError(f"The budget cannot be met: the narrowest grids take {narrowest}, and it allows {allowed}.")
     chosen = allocated(costs, sizes, limit)
     return {name: forms[index] for (name, forms), index in zip(options.items(), chosen, strict=True)}
+
+
+def _scaled(
+    costs: list[list[float]],
+    network: Network,
+    matrices: Mapping[str, Matrices],
+    options: Mapping[str, list[Format]],
+    way: Way,
+    moments: Mapping[str, InputMoments],
+    feeds: Sequence[Feed],
+) -> list[list[float]]:
+    """Return costs in units of what is measured of one option of each tensor: about 4 bits, or the only one."""
+    places = [min(MEASURED - 2, len(forms) - 1) for forms in options.values()]
+    formats = {name: forms[place] for (name, forms), place in zip(options.items(), places, strict=True)}
+    measured = changes_alone(network, matrices, formats, way, moments, feeds)
+    ratios = torch.tensor([
+        change / cost[place] if cost[place] > 0 else math.nan
+        for cost, place, change in zip(costs, places, measured.values(), strict=True)
+    ])
+    least = SILENT * ratios.nanmedian()
+    ratios = torch.where(ratios.isnan(), 1.0, ratios).maximum(least.nan_to_num(0.0))
+    return [[ratio * each for each in cost] for ratio, cost in zip(ratios.tolist(), costs, strict=True)]
 
 
 def bytes_of(network: Network) -> int:

@@ -428,9 +428,9 @@ def input_moments(model: ActivationModel, name: str) -> InputMoments:
     mean = torch.stack([use.first() for use in uses]).mean(0)
     target, running = (names[0] if len(set(names)) == 1 else None for names in (following, variances))
     moments = InputMoments(name, mean, torch.stack(rows).sum(0), target, running, max(depths), piece, tuple(uses))
-    if len(uses) > 1 or uses[0].seen is not None:
+    layer, _, connection = next(_places(network, name))
+    if len(uses) > 1 or model.steps[connection.source].moments.source == "data":
         return moments
-    layer = next(layer for layer, _, _ in _places(network, name))
     return _conditioned(model, moments, layer)
 
 
