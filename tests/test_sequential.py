@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pathlift
 from habit import LONGER
+from pathlift.compensation import sides
 from pathlift.errors import InputError
 from pathlift.quantisation import sequential
 from pathlift.quantisation.rounding import ROUNDINGS
@@ -30,8 +31,9 @@ def inputs(shape: tuple[int, ...], seed: int = 0, count: int = COUNT) -> Tensor:
 
 @pytest.fixture
 def believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is seen in one sample counts as much as what is seen in all."""
+    """What is seen in one sample counts as much as what is seen in all, and what has all but gone as what is there."""
     monkeypatch.setattr(measure, "RARE", 0.0)
+    monkeypatch.setattr(sides, "LOST", 0.0)
 
 
 def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
@@ -206,6 +208,22 @@ def test_what_is_there_in_one_sample_moves_no_weight(size, bits, sequential):
     x[7] = torch.tensor([1.0, size])
     quantized, _ = pathlift.quantize(model, (2,), bits, data=x, sequential=sequential, moments=0)
     assert (quantized[2].weight - model[2].weight).abs().max() < 0.45  # ranges may be smaller
+
+
+@pytest.mark.parametrize("size", [0.1, 1e-2, 1e-3])
+def test_what_has_all_but_gone_moves_no_weight(size):
+    source = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 64, generator=source)
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1)).requires_grad_(False)
+    model[0].weight.copy_(torch.tensor([[1.0, -0.72]]))
+    model[2].weight.fill_(1.0)
+    x = torch.stack([a, a * (1.0 - size * b)], 1)  # 0.28·a becomes size·a·b
+    bits = {"0": 2, "2": 8}
+    quantized, _ = pathlift.quantize(model, (2,), bits, rounding="nearest", range="minmax", data=x, sequential=True, moments=0)
+    assert torch.equal(quantized[0].weight, torch.tensor([[1.0, -1.0]])) and 0.9 < quantized[2].weight.item() < 3.0
+    model[0].weight.copy_(torch.tensor([[1.0, 0.5]]))
+    pruned, _ = pathlift.prune(model, (2,), 0.34, data=torch.stack([size * a, a], 1), update="compensate")
+    assert pruned[0].weight[0, 1] == 0.0 and 0.9 < pruned[2].weight.item() < 5.0
 
 
 @pytest.mark.parametrize("amount", [0.5, 0.6])

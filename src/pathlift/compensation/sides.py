@@ -33,6 +33,11 @@ SAMPLES = 32
 """Samples that go through a layer at once."""
 
 
+LOST = 0.05
+"""The share of what E ũ² lacks of E u² that E ũ² is known up to: no weight grows a hundredfold to make up for a value that has
+all but gone."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sides:
     """The values of a layer, in parts of `SAMPLES` samples: of the network as it was, and of the changed one.
@@ -232,28 +237,30 @@ class Windows:
             return None
         count, total, centre = 0, None, None
         for before, now in zip(sides.before, sides.now, strict=True):
-            first = windows_of(edges, transfer, before, above)
-            second = first if sides.same else windows_of(edges, transfer, now, above)
-            for whole in first:
+            below = windows_of(edges, transfer, before, above)
+            beside = below if sides.same else windows_of(edges, transfer, now, above)
+            for whole in below:
                 u = whole[:, :, block]
-                changed = u if sides.same else next(second)[:, :, block]
+                changed = u if sides.same else next(beside)[:, :, block]
                 if centre is None:  # squares of what is left when this is subtracted cancel no digits
                     centre = (changed.mean(1, keepdim=True), u.mean(1, keepdim=True))
                 count += u.shape[1]
                 changed, u = changed - centre[0], u - centre[1]
-                parts = [changed.sum(1), u.sum(1), changed.mT @ changed]
+                parts = [changed.sum(1), u.sum(1), u.square().sum(1), changed.mT @ changed]
                 parts += [] if sides.same else [changed.mT @ u]
                 total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
         assert total is not None
         assert centre is not None
-        off, other, spread, *cross = (part / count for part in total)
+        off, other, size, spread, *cross = (part / count for part in total)
         spread -= off[:, :, None] * off[:, None, :]
         if cross:
             cross[0] -= off[:, :, None] * other[:, None, :]
-        now = centre[0][:, 0] + off
+        now, first = centre[0][:, 0] + off, centre[1][:, 0] + other
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
         floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
-        return Windows(now, centre[1][:, 0] + other, spread, cross[0] if cross else None, floor)
+        lacking = (size - other.square() + first.square() - squares).clamp(min=0.0)
+        floor += torch.where(squares > 0, LOST * lacking, 0.0)
+        return Windows(now, first, spread, cross[0] if cross else None, floor)
 
     @property
     def diagonal(self) -> Tensor:
