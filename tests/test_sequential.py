@@ -157,7 +157,7 @@ def test_a_weight_at_two_places_is_rounded_by_both_and_a_shared_batch_norm_stays
 
 
 def test_without_data_there_is_nothing_to_be_sequential_about():
-    with pytest.raises(InputError, match="sequential has no effect without data: leave it out"):
+    with pytest.raises(InputError, match="sequential has no effect without data: give data, or leave it out"):
         pathlift.quantize(drawn(Residual), SHAPE, 4, sequential=True)
     with pytest.raises(InputError, match="data holds no batch"):
         pathlift.quantize(drawn(Residual), SHAPE, 4, data=[], sequential=True)

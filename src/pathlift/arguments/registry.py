@@ -111,5 +111,6 @@ def check_together(function_name: str, given: Mapping[str, Any], defaults: Mappi
         for partners, ignored in ((declaration.needed, False), (declaration.excluded, True)):
             for (function, name), partner in partners.items():
                 if function == function_name and says_something(name) and says_something(partner) is ignored:
-                    how = "beside" if ignored else "without"
-                    raise InputError(f"{name} has no effect {how} {partner}: leave it out.")
+                    if ignored:
+                        raise InputError(f"{name} has no effect beside {partner}: leave it out.")
+                    raise InputError(f"{name} has no effect without {partner}: give {partner}, or leave it out.")

@@ -514,7 +514,7 @@ def check_used(options: dict[str, bool], where: str, *, there: bool) -> None:
     """Refuse options that were given and have no effect, since what they are about is not there."""
     for option, given in options.items():
         if given and not there:
-            raise InputError(f"{option} has no effect without {where}: leave it out.")
+            raise InputError(f"{option} has no effect without {where}: give {where}, or leave it out.")
 
 
 def print_json(values: dict[str, object]) -> None:
