@@ -271,9 +271,9 @@ class Search:
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
     def at(self, radius: float) -> Search:
-        """Return the search in balls of another radius."""
+        """Return the search in balls of another radius, without cuts."""
         other = copy.copy(self)
-        other.radius = radius
+        other.radius, other.splits, other.attacker = radius, 0, None
         other.model = None if self.model is None else self.model.at(radius)
         return other
 

@@ -79,7 +79,9 @@ class Side:
 
     def hope(self, splits: int) -> float:
         """Return what so many cuts bring at most, roughly: a dearest kink for each doubling of the number of sides."""
-        costs = torch.cat([torch.zeros(0), *(cost.flatten() for cost in (self.costs or {}).values())])
+        if not self.costs:
+            return 0.0
+        costs = torch.cat([cost.flatten() for cost in self.costs.values()])
         return PAYS * float(costs.topk(min(len(costs), math.ceil(math.log2(splits + 1)))).values.sum())
 
     def dearest(self) -> tuple[str, int] | None:
