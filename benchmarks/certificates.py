@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import multiprocessing
 import resource
@@ -107,9 +108,12 @@ def timed(run: Callable[[], float | None]) -> tuple[float | None, float]:
     return found, time.process_time() - start
 
 
-def one_by_one(network: pathlift.Network, x: Tensor, tolerance: Tolerance | None, radius: float) -> str:
+def one_by_one(network: pathlift.Network, x: Tensor, tolerance: Tolerance | None, radius: float, splits: int) -> str:
     """Return the certified share, and the median and the largest seconds of single inputs, as a cell."""
-    runs = [timed(lambda: pathlift.certify(network, one, tolerance, radius).share) for one in x.split(1)]  # noqa: B023
+    runs = [
+        timed(lambda: pathlift.certify(network, one, tolerance, radius, splits=splits).share)  # noqa: B023
+        for one in x.split(1)
+    ]
     share, seconds = sum(found or 0.0 for found, _ in runs) / len(runs), sorted(time for _, time in runs)
     middle, mean = seconds[len(seconds) // 2], sum(seconds) / len(seconds)
     return f"{share:.1%} (median {middle:.2f} s, mean {mean:.2f}, max {seconds[-1]:.1f})"
@@ -178,7 +182,7 @@ def cell(found: tuple[float | None, float] | str) -> str:
     return "–" if found[0] is None else f"{found[0]:.1%} ({found[1]:.2f} s)"
 
 
-def pairs(subject: Subject, console: Console) -> None:
+def pairs(subject: Subject, splits: int, console: Console) -> None:
     """Tell on which inputs quantised copies provably agree with the network they were made of, over balls of inputs."""
     title = f"{subject.name}, {len(subject.x)} test inputs: a quantised copy and its original give one class on the whole ball"
     table = Table(title=title, title_justify="left")
@@ -188,7 +192,7 @@ def pairs(subject: Subject, console: Console) -> None:
         copied, _ = pathlift.quantize(subject.model, subject.x[:1], bits)
         for radius in (0.0, 0.005, 0.01):
             start = time.process_time()
-            certificate = pathlift.certify(subject.model, subject.x, copied, radius)
+            certificate = pathlift.certify(subject.model, subject.x, copied, radius, splits=splits)
             seconds = (time.process_time() - start) / len(subject.x)
             searches = [pathlift.attack(subject.model, subject.x, other, radius).changed for other in (copied, None)]
             most = 1 - float((searches[0] | searches[1]).double().mean())
@@ -228,6 +232,7 @@ def main() -> None:
     parser.add_argument("--lirpa", help="a checkout of auto_LiRPA, and folders of packages it needs, joined by colons")
     parser.add_argument("--no-attack", action="store_true")
     parser.add_argument("--single", action="store_true", help="one input at a time, with the seconds of each")
+    parser.add_argument("--splits", type=int, default=0, help="cut the set of an input at kinks so many times, at most")
     parser.add_argument("--pairs", action="store_true", help="quantised copies against their originals instead")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--sets", nargs="+", choices=[name for name, *_ in SETS], help="these sets alone")
@@ -239,7 +244,7 @@ def main() -> None:
         return
     for subject in subjects(args.samples, args.only):
         if args.pairs:
-            pairs(subject, console)
+            pairs(subject, args.splits, console)
             continue
         network = pathlift.capture(subject.model, subject.x[:1])
         pathlift.certify(network, subject.x[:2], Relative(0.5), 0.1)  # touch the code first
@@ -252,9 +257,10 @@ def main() -> None:
             if args.sets and name not in args.sets:
                 continue
             if args.single:
-                ours = one_by_one(network, subject.x, tolerance, radius)
+                ours = one_by_one(network, subject.x, tolerance, radius, args.splits)
             else:
-                ours = timed(lambda: pathlift.certify(network, subject.x, tolerance, radius).share)  # noqa: B023
+                run = functools.partial(pathlift.certify, network, subject.x, tolerance, radius, splits=args.splits)
+                ours = timed(lambda: run().share)  # noqa: B023
             theirs = peer(subject, tolerance, radius, args.lirpa)
             most = (
                 None

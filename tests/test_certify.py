@@ -106,6 +106,11 @@ def test_no_certified_class_can_be_changed_by_a_search(name: str, place: int) ->
         assert bool((certificate.margin - certificate.bound <= hunted.margin + 1e-9).all()), (
             "the bound is below every margin found"
         )
+    uncut, few = (pathlift.certify(network, x[:6], tolerance, radius, splits=splits) for splits in (0, 3))
+    assert few.found is not None
+    assert not bool((few.certified & (few.found < 0)).any())
+    assert bool((few.bound <= uncut.bound).all())
+    assert bool((few.margin - few.bound <= hunted.margin[:6] + 1e-9).all())
 
 
 @pytest.mark.one_in(3)

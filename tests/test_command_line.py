@@ -63,6 +63,7 @@ LINES = {
         "4",
     ),
     "certify": ("certify", *TRAINED, "--data", "data.safetensors", "--bits", "12"),
+    "certify_cut": ("certify", *TRAINED, "--data", "data.safetensors", "--relative", "0.01", "--splits", "1"),
     "report": ("report", *TRAINED, "--prune", "none", "--bits", "none", "--force"),
     "report_refused": ("report", "exact:unsupported", "--shape", "4", "--force"),
     "study": ("study", "zoo.yaml"),
@@ -296,7 +297,8 @@ SECTIONS = {
     "quantize": "quantize", "quantize_exact": "quantize", "bits": "bits",
     "statistics_told": "statistics", "quantize_told": "quantize", "quantize_sequential": "quantize",
     "statistics": "statistics", "rescale_balanced": "rescale", "equivalent": "equivalent",
-    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "report": "report", "report_refused": "report",
+    "equivalents": "equivalent", "compare": "compare", "certify": "certify", "certify_cut": "certify",
+    "report": "report", "report_refused": "report",
     "study": "study", "support": "support", "unsupported": "support",
 }  # fmt: skip
 

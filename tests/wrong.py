@@ -783,6 +783,7 @@ FAIR: dict[str, Fair] = {
     "step": least_zero,
     "steps": count,
     "restarts": count,
+    "splits": count,
     "prune.steps": positive_count,
     "Criterion.steps": positive_count,
     "samples": positive_count,

@@ -37,5 +37,6 @@ declare(__name__, {
     ),
     "attack.steps": count,
     "attack.restarts": count,
+    "splits": count,
     "attack.generator": any_generator,
 })  # fmt: skip

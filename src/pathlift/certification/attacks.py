@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pathlift.arguments import public
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.budget import Clock
-from pathlift.certification.certificates import logits_of
+from pathlift.certification.logits import logits_of
 from pathlift.graph.calling import Samples
 from pathlift.graph.expressions import StateTensor
 from pathlift.graph.network import Network

@@ -20,7 +20,9 @@ import pathlift.drawing as drawing
 from pathlift.arguments import public
 from pathlift.arguments.kinds import batches
 from pathlift.budget import Clock
-from pathlift.errors import InputError, Problem, UnsupportedModelError
+from pathlift.certification.attacks import Search as Attacker
+from pathlift.certification.logits import logits_of
+from pathlift.errors import InputError
 from pathlift.graph.calling import Samples, batches_of
 from pathlift.graph.network import Network
 from pathlift.passes.box import Box, Tolerance, box, point
@@ -34,6 +36,12 @@ from pathlift.results import Result, verdict_of_one
 STEPS = 12
 """Steps of ascent over the free slopes, for samples that the first bounds do not certify."""
 
+ATTACK = 10
+"""Steps of the attack on samples whose set is to be cut."""
+
+UNCUT = 0.3
+"""What part of the work on a sample comes before its set is cut, roughly."""
+
 ROUNDS = ((False, 0.2), (True, 0.8))
 """How a sample is tried: with narrower intervals, and what part of the work that is, roughly."""
 
@@ -42,7 +50,7 @@ ROUNDS = ((False, 0.2), (True, 0.8))
 class Certificate(
     Result,
     line=("certified", "covers", "margin", "bound"),
-    rows=("certified", "predicted", "margin", "bound", "stopped", "difference"),
+    rows=("certified", "predicted", "margin", "bound", "stopped", "difference", "found"),
     axes=("sample",),
 ):
     """What is certified, sample by sample.
@@ -59,6 +67,9 @@ class Certificate(
         difference: (batch,) float64, for one other network only: how much less than the model's own the other network's logit
             of the predicted class can lie above any other logit, at most, at one and the same input of the ball. Wherever
             the model prefers that class by more, the other network does, too.
+        found: (batch,) float64, where ``splits`` were asked for: the smallest margin of the class that is known in the set, by
+            an attack on the samples that were not certified without: below 0 the class changes there. The true smallest
+            margin lies between ``margin - bound`` and this.
     """
 
     certified: Tensor
@@ -68,6 +79,14 @@ class Certificate(
     covers: str
     stopped: Tensor
     difference: Tensor | None = None
+    found: Tensor | None = None
+
+    @property
+    def verdict(self) -> list[str]:
+        """For each sample ``certified``, ``attacked`` (another class was found in the set) or ``undecided``."""
+        attacked = torch.zeros_like(self.certified) if self.found is None else self.found < 0
+        pairs = zip(self.certified.tolist(), attacked.tolist(), strict=True)
+        return ["certified" if sure else "attacked" if changed else "undecided" for sure, changed in pairs]
 
     @property
     def share(self) -> float:
@@ -101,6 +120,7 @@ def certify(
     tolerance: Tolerance | Other | None = None,
     radius: float = 0.0,
     *,
+    splits: int = 0,
     seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Certificate:
@@ -110,6 +130,10 @@ def certify(
     linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
     interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own, and what
     comes close then, in networks of moderate size, by what the neurons before the last kinks can do together.
+
+    With ``splits`` what is then still open is first attacked, and where no other class is found the set is cut in two at a
+    kink, z ≤ 0 and z ≥ 0, again and again, the part with the lowest bound first (branch and bound). It ends as soon as the
+    sample is certified. More splits never lower a bound; each takes a fraction of a second in a small network.
 
     One other network, a quantised or pruned copy, is certified together with the model: that both give the predicted class
     at every input of the ball, each in its own arithmetic. Two networks whose class changes somewhere in the ball would have
@@ -134,6 +158,7 @@ def certify(
         tolerance: The set of networks: `Relative`, `Absolute`, `Rounding`, `Pruned`, or one other network (a module, a
             state-dict or a file of weights); None: the model alone.
         radius: Largest change of each element of every input; 0: the inputs themselves.
+        splits: Number of times that the set of a sample may be cut in two; 0: it is not, and nothing is attacked.
         seconds: Time to spend; when it is up, the best bounds so far are returned, and batches of an iterable that were not
             begun are left out. None: no limit.
         progress: Called with the number of samples done since the last call, parts of one included, as the work goes on.
@@ -161,16 +186,24 @@ def certify(
     results = []
     for batch in batches_of(x):
         if search is None:
-            search = Search(captured_on_batch(model, batch), tolerance, reach, clock, progress)
+            search = Search(captured_on_batch(model, batch), tolerance, reach, clock, progress, splits=splits)
         results.append(search.samples(search.fed(batch)))
         if clock.over():
             break
     if search is None:
         raise InputError("x is empty: give at least one batch of inputs.")
-    margin, worst, predicted, stopped, difference = (torch.cat(parts) for parts in zip(*results, strict=True))
+    margin, worst, predicted, stopped, difference, found = (torch.cat(parts) for parts in zip(*results, strict=True))
     bound = margin - worst
-    pair_difference = None if search.model is None else difference
-    return Certificate(margin > bound, predicted, margin, bound, search.covers(tolerance), stopped, pair_difference)
+    return Certificate(
+        margin > bound,
+        predicted,
+        margin,
+        bound,
+        search.covers(tolerance),
+        stopped,
+        None if search.model is None else difference,
+        found if splits else None,
+    )
 
 
 def captured_on_batch(model: nn.Module | Network, batch: Samples) -> Network:
@@ -205,6 +238,7 @@ class Search:
         clock: Clock,
         progress: Callable[[float], None] | None,
         part: float = 1.0,
+        splits: int = 0,
     ) -> None:
         self.network = network
         self.logits = logits_of(network)
@@ -218,9 +252,12 @@ class Search:
         self.widest = max(math.prod(layer.shape) for layer in network.layers)
         self.classes = network.layer[self.logits].shape[-1]
         self.model: Search | None = None
-        self.part = part
+        self.splits = splits
+        self.part = part * (UNCUT if splits else 1.0)
+        self.attacker = Attacker(network, tolerance, radius, ATTACK, clock) if splits else None
         if tolerance is not None and not isinstance(tolerance, Tolerance):  # the model itself is the other half of the work
-            self.model, self.part = Search(network, None, radius, clock, progress, part / 2), part / 2
+            self.model = Search(network, None, radius, clock, progress, part / 2, splits)
+            self.part = self.model.part
 
     def covers(self, tolerance: Tolerance | Other | None, reach: str = "") -> str:
         """Say what the certificate covers; ``reach`` are words in place of the radius."""
@@ -234,9 +271,9 @@ class Search:
         return f"{', '.join(given)} and {rounding}" if given else f"{rounding}, and nothing else"
 
     def at(self, radius: float) -> Search:
-        """Return the search in balls of another radius."""
+        """Return the search in balls of another radius, without cuts."""
         other = copy.copy(self)
-        other.radius = radius
+        other.radius, other.splits, other.attacker = radius, 0, None
         other.model = None if self.model is None else self.model.at(radius)
         return other
 
@@ -244,27 +281,92 @@ class Search:
         """Return a batch, which may come as (inputs, labels), as the network takes it."""
         return feed_of(self.network, _without_labels(self.network, batch))
 
-    def samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return for each sample its margin, the smallest in the set, its class, whether time was short, and `difference`."""
+    def samples(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Bound the margins of some samples.
+
+        Args:
+            feed: A batch.
+
+        Returns:
+            For each sample its margin, the smallest in the set at least, its class, whether time was short, `difference`, and
+            the smallest margin in the set that is known.
+        """
         chunk = max(1, ELEMENTS // (min(self.classes, 8) * self.widest))
         pieces = zip(*(value.split(chunk) for value in feed.values()), strict=True)
         parts = [self._pair(dict(zip(feed, piece, strict=True))) for piece in pieces]
-        margin, worst, predicted, stopped, difference = (torch.cat(column) for column in zip(*parts, strict=True))
-        return margin, worst, predicted, stopped, difference
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _pair(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _pair(self, feed: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         margin, above, predicted, stopped = self._samples(feed)
-        if self.model is None:
-            return margin, above.amin(1), predicted, stopped, torch.zeros_like(margin)
-        _, original, _, late = self.model._samples(feed)
-        difference = torch.cat([
-            self._apart(self.model, dict(zip(feed, part, strict=True)), chosen)
-            for *part, chosen in zip(*(value.split(self._few) for value in (*feed.values(), predicted)), strict=True)
-        ])  # fmt: skip
-        if not self.network.left_off:  # what is behind the logits may need them farther apart in one network than in the other
-            above = torch.maximum(above, original + difference)
-        worst = torch.minimum(above, original).amin(1)
-        return margin, worst, predicted, (stopped | late) & (worst <= 0), (-difference).amax(1).clamp(min=0.0)
+        difference, bounds = torch.zeros_like(margin), [above]
+        if self.model is not None:
+            _, original, _, late = self.model._samples(feed)
+            apart = torch.cat([
+                self._apart(self.model, dict(zip(feed, part, strict=True)), chosen)
+                for *part, chosen in zip(*(value.split(self._few) for value in (*feed.values(), predicted)), strict=True)
+            ])  # fmt: skip
+            if not self.network.left_off:  # what is behind the logits may need them farther apart in one network than the other
+                above = torch.maximum(above, original + apart)
+            difference, bounds = (-apart).amax(1).clamp(min=0.0), [above, original]
+            stopped = stopped | late
+        found = self._cut(feed, predicted, bounds, stopped, margin) if self.splits else margin
+        worst = torch.stack(bounds).amin(0).amin(1)
+        return margin, worst, predicted, stopped & (worst <= 0), difference, found
+
+    def _cut(
+        self, feed: Mapping[str, Tensor], predicted: Tensor, bounds: Sequence[Tensor], stopped: Tensor, margin: Tensor
+    ) -> Tensor:
+        """Attack what is not certified, and cut the sets of what is not changed: raises ``bounds`` in place.
+
+        Args:
+            feed: The batch.
+            predicted: Classes.
+            bounds: How far the predicted logit stays above each other, at least, in this network and in the model.
+            stopped: Marked where the time is up.
+            margin: Of the model.
+
+        Returns:
+            The smallest margin in the set that is known.
+        """
+        searches = [self] if self.model is None else [self, self.model]
+        found, count = margin.clone(), len(margin)
+        left = (torch.stack(list(bounds)).amin(0).amin(1) <= 0).nonzero()[:, 0]
+        self._report((count - len(left)) * (1 / UNCUT - 1) * len(searches))
+        for search in searches:
+            assert search.attacker is not None
+            for part in left.split(search.attacker.chunk) if len(left) else ():
+                inputs = {name: value[part] for name, value in feed.items()}
+                found[part] = torch.fmin(found[part], search.attacker.run(inputs, predicted[part], None, grid=False).margin)
+        for sample in left.tolist():
+            one = {name: value[sample : sample + 1] for name, value in feed.items()}
+            for search, above in zip(searches, bounds, strict=True):
+                if found[sample] < 0 or bool((above[sample] > 0).all()):
+                    continue
+                if self.clock.over():
+                    stopped[sample] = True
+                    break
+                above[sample] = search._divided(one, predicted[sample], above[sample])
+                if not bool((above[sample] > 0).all()):  # then the other network need not be certified
+                    stopped[sample] |= self.clock.over()
+                    break
+            self._report((1 / UNCUT - 1) * len(searches))
+        return found
+
+    def _divided(self, feed: Mapping[str, Tensor], predicted: Tensor, above: Tensor) -> Tensor:
+        """Bound the differences of logits of one sample that are not positive yet on parts of the set."""
+        enclosure = self._enclosure(feed, refine=True)
+        if bool(enclosure.lost.any()):
+            return above
+        identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
+        classes = (above <= 0).nonzero()[:, 0]
+        rows = {self.logits: (identity[predicted] - identity[classes])[None, :, None]}
+        needed = self._needed(enclosure).expand(1, len(classes))
+        return above.scatter(0, classes, enclosure.split(0, rows, above[classes][None], needed, self.splits)[0])
+
+    def _needed(self, enclosure: Enclosure) -> Tensor:
+        """Return how far two logits must lie apart, (samples, 1)."""
+        size = enclosure.intervals[self.logits].size.reshape(enclosure.batch, -1).amax(1)
+        return _resolution(self.network.left_off, size, self.arithmetic.of(self.network.layer[self.logits]))[:, None]
 
     @property
     def _few(self) -> int:
@@ -332,8 +434,7 @@ class Search:
         batch, winner = len(predicted), predicted.unsqueeze(1)
         interval = enclosure.intervals[self.logits]
         low, high = interval.low.reshape(batch, -1), interval.high.reshape(batch, -1)
-        kind = self.arithmetic.of(self.network.layer[self.logits])
-        needed = _resolution(self.network.left_off, interval.size.reshape(batch, -1).amax(1), kind)[:, None]
+        needed = self._needed(enclosure)
         above = torch.maximum(above, low.gather(1, winner) - high - needed)
         identity = torch.eye(self.classes, dtype=torch.float64, device=predicted.device)
         order = above.argsort(1)[:, :-1]  # the predicted class comes last
@@ -392,31 +493,6 @@ def _resolution(left_off: Sequence[str], size: Tensor, kind: Format) -> Tensor:
             gap = 32 * kind.unit * (size + 1) * torch.exp(2 * size)
         needed = needed + gap + kind.least
     return needed
-
-
-def logits_of(network: Network) -> str:
-    """Return the output layer, which must hold one vector of at least two logits for each sample.
-
-    Args:
-        network: The graph.
-
-    Returns:
-        Its name.
-
-    Raises:
-        UnsupportedModelError: The network has other outputs.
-    """
-    name = network.outputs[0]
-    layer = network.layer[name]
-    if len(network.outputs) == 1 and len(layer.shape) == 2 and layer.shape[0] == 1 and layer.shape[1] > 1:
-        return name
-    shapes = ", ".join(str(network.layer[output].shape) for output in network.outputs)
-    reason = "A certificate is about the arg-max of one vector of logits per sample, two at least; this model returns "
-    reason += f"{len(network.outputs)} output{'s' if len(network.outputs) > 1 else ''} of shape {shapes}."
-    advice = (
-        "Wrap the model so that it returns a tensor of shape (batch, classes), or stop at the layer that makes one (until=)."
-    )
-    raise UnsupportedModelError((Problem("", "output", "", reason, advice),))
 
 
 def box_of(network: Network, tolerance: Tolerance | Other | None) -> Box:

@@ -179,7 +179,7 @@ def _bisected(
         for place in middle[open_].unique().tolist():
             chosen = (open_ & (middle == place)).nonzero()[:, 0]
             part = {name: value[chosen] for name, value in feed.items()}
-            margin, worst, predicted[chosen], stopped_now, _ = search.at(radii[place]).samples(part)
+            margin, worst, predicted[chosen], stopped_now, *_ = search.at(radii[place]).samples(part)
             certified = margin > margin - worst
             stopped[chosen] |= stopped_now
             low[chosen] = torch.where(certified, place, low[chosen])

@@ -298,6 +298,9 @@ def certify(
         typer.Option(metavar="KEY", help="As --key, in the file --other."),
     ] = None,
     radius: Annotated[float, typer.Option(help="Any change of each input element up to this.", metavar="X")] = 0.0,
+    splits: Annotated[
+        int, typer.Option(help="Cut the set of a sample at kinks so many times where that may decide it.", metavar="N")
+    ] = 0,
     seconds: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Stop after so long with the bounds so far.", metavar="X"),
@@ -335,7 +338,7 @@ def certify(
         chosen["--other"] = pathlift.storage.Checkpoint(other, key=other_key)
     if len(chosen) > 1:
         raise InputError(f"Give one set of networks, found {' and '.join(chosen)}.")
-    check_options("certify", radius=radius, seconds=seconds)
+    check_options("certify", radius=radius, splits=splits, seconds=seconds)
     check_data(data, limit)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     x, y = load_data(data, network.graph.examples[0][0][1:], limit)
@@ -347,6 +350,7 @@ def certify(
             x,
             next(iter(chosen.values()), None),
             radius,
+            splits=splits,
             seconds=seconds,
             progress=lambda done: progress.advance(task, done),
         )
@@ -364,6 +368,7 @@ def certify(
             "bound": certificate.bound,
             "stopped": certificate.stopped.tolist(),
             "difference": certificate.difference,
+            "found": certificate.found,
         })
         return
     rows = [("samples", f"{len(x):,}")]
@@ -378,6 +383,8 @@ def certify(
     ]
     if certificate.difference is not None:
         rows += [("median difference of the lead", f"{float(certificate.difference.median()):.4g}")]
+    if certificate.found is not None:
+        rows += [("attacked: another class is known", f"{float((certificate.found < 0).double().mean()):.2%}")]
     stopped = int(certificate.stopped.sum())
     rows += [("not done when the time was up", f"{stopped:,}")] if stopped else []
     print_rows(titled(model, weights), rows)

@@ -6,7 +6,8 @@ In reading order:
 - `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
 - `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
 - `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees,
-- `forms`: neurons as linear functions of all that moves; `together`: what those before the last kinks can do at once.
+- `forms`: neurons as linear functions of all that moves; `together`: what those before the last kinks can do at once,
+- `splitting`: the set cut in two at kinks, again and again.
 
 Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.
 """
@@ -29,6 +30,7 @@ from pathlift.passes.enclosure.nonlinear import nonlinear_interval
 from pathlift.passes.enclosure.pair import differences
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.roundoff import Roundoff
+from pathlift.passes.enclosure.splitting import split
 from pathlift.passes.enclosure.substitution import ELEMENTS, lower_bound
 from pathlift.passes.enclosure.tightening import ascended, narrowed
 from pathlift.passes.enclosure.together import raised
@@ -155,6 +157,22 @@ class Enclosure:
         """
         relaxation = self._relaxation.of_sample(sample)
         return raised(relaxation, functionals, bounds, constant=-needed, clock=self._clock)
+
+    def split(self, sample: int, functionals: Mapping[str, Tensor], bounds: Tensor, needed: Tensor, splits: int) -> Tensor:
+        """Raise bounds of linear functionals of one sample by cutting the set at kinks: see `splitting`.
+
+        Args:
+            sample: Its number in the batch.
+            functionals: Layer name to coefficients, (1, functionals, *shape).
+            bounds: Lower bounds of how far the functionals lie above what they should exceed, (1, functionals).
+            needed: What they should exceed, (1, functionals).
+            splits: Number of cuts.
+
+        Returns:
+            Shape (1, functionals).
+        """
+        relaxation = self._relaxation.of_sample(sample)
+        return split(relaxation, functionals, bounds, constant=-needed, splits=splits, clock=self._clock)
 
 
 def _nonlinear_readers(network: Network) -> dict[str, list[Layer]]:

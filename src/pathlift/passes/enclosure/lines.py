@@ -124,3 +124,23 @@ def clamp_lines(z: Interval, low: Tensor | None, high: Tensor | None) -> Lines:
     gaps_up = torch.stack([at.clamp(floor, roof) - upper_slope * at for at in points])
     gaps_low = torch.stack([at.clamp(floor, roof) - lower_slope * at for at in points])
     return Lines(lower_slope, gaps_low.amin(0), upper_slope, gaps_up.amax(0))
+
+
+def kink_gap(low: Tensor, high: Tensor, slope: Tensor, least: Tensor | float, most: Tensor | float) -> Tensor:
+    """Tell how far a line of a free slope lies below a convex kink on [low, high] ∋ 0, roughly: to rank kinks.
+
+    It touches at 0 and is off by (slope − least)·|low| at one end and by (most − slope)·high at the other: the smaller one
+    is the price whatever side z is on, an eighth of the larger one tells kinks apart where that is 0.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        slope: Of the line.
+        least: Slope left of 0.
+        most: Slope right of 0.
+
+    Returns:
+        Of the shape of all of them.
+    """
+    ends = (slope - least) * -low, (most - slope) * high
+    return torch.maximum(torch.minimum(*ends), torch.maximum(*ends) / 8)

@@ -19,6 +19,7 @@ An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals giv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -317,3 +318,47 @@ def _through_extremum(
             bound = bound - _dot(part.abs(), placed(bias, radius).expand(1, *layer.shape))
         number += 1
     return bound
+
+
+def at_kinks(relaxation: Relaxation, functionals: Mapping[str, Tensor], tilts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the coefficients that arrive at nonlinearities with free slopes: the bound's slope by the lines' constants.
+
+    Args:
+        relaxation: What is known of all layers up to the functionals.
+        functionals: Layer name to coefficients, (samples, functionals, *shape).
+        tilts: See `lower_bound`.
+
+    Returns:
+        By layer, (samples, *shape): the sum over the functionals; nothing where none arrive.
+    """
+    lines = {}
+    for name in relaxation.free:
+        drawn = relaxation.lines[name]
+        assert isinstance(drawn, Lines)
+        ends = [end.detach().clone().requires_grad_() for end in (drawn.lower, drawn.upper)]
+        lines[name] = Lines(drawn.lower_slope, ends[0], drawn.upper_slope, ends[1])
+    with torch.enable_grad():
+        bound = lower_bound(replace(relaxation, lines={**relaxation.lines, **lines}), functionals, tilts=tilts)
+        if bound.requires_grad:
+            bound.sum().backward()
+    return {
+        name: line.lower.grad + line.upper.grad
+        for name, line in lines.items()
+        if line.lower.grad is not None and line.upper.grad is not None
+    }
+
+
+def lower_slope(relaxation: Relaxation, name: str, tilt: Tensor | None) -> Tensor:
+    """Return the slopes of the lines below a nonlinearity, (samples, functionals or 1, *shape).
+
+    Args:
+        relaxation: What is known of the layer.
+        name: Of the layer.
+        tilt: Where the free ones lie between their ends; None for CROWN's.
+
+    Returns:
+        The slopes.
+    """
+    lines = relaxation.lines[name]
+    assert isinstance(lines, Lines)
+    return _lower_slope(relaxation, relaxation.layers[name], lines, tilt)

@@ -36,7 +36,7 @@ from pathlift.budget import Clock
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer, Slopes
 from pathlift.passes.enclosure.forms import Form, forms, symbols
-from pathlift.passes.enclosure.lines import Lines
+from pathlift.passes.enclosure.lines import Lines, kink_gap
 from pathlift.passes.enclosure.nonlinear import TINY
 from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
 from pathlift.passes.enclosure.substitution import handed_down, transposed
@@ -49,6 +49,15 @@ STEPS = 30
 
 RATE = 0.2
 """Of that ascent, over logarithms and logits."""
+
+SLOWER = 0.3
+"""What the rates are multiplied by where an ascent goes on from the end of another, which is near the best already."""
+
+PUSH = 0.2
+"""Rate of an ascent over multiples of `Parabolas.units`."""
+
+SETTLED = 10, 0.01
+"""A patient ascent ends when this many steps bring less than this part of what is missing."""
 
 EVERY = 5
 """Steps after which the scaling S is renewed."""
@@ -90,7 +99,7 @@ def raised(
     Returns:
         Lower bounds, (1, functionals), none of them lower.
     """
-    top = _last_kinks(relaxation)
+    top = last_kinks(relaxation)
     if top is None:
         return bounds
     above, left = handed_down(relaxation, functionals, top.name, {})
@@ -116,8 +125,15 @@ def raised(
     return bounds
 
 
-def _last_kinks(relaxation: Relaxation) -> Layer | None:
-    """Return the last layer with a nonlinearity, where it is a convex one with kinks of which some may be crossed."""
+def last_kinks(relaxation: Relaxation) -> Layer | None:
+    """Return the last layer with a nonlinearity, where it is a convex one with kinks of which some may be crossed.
+
+    Args:
+        relaxation: What is known of one sample.
+
+    Returns:
+        The layer; None where parabolas are of no use.
+    """
     for layer in reversed(relaxation.network.layers):
         if layer.nonlinearity is not None:
             plain = isinstance(layer.nonlinearity, Slopes) and layer.connections[0].weight is None
@@ -140,6 +156,8 @@ class _Pieces:
         left: What the symbols leave over costs, by a rule of three.
         largest: λ of the squares with the row of the factors.
         directions: Mean of v·vᵀ over the eigenvectors that count.
+        scaling: S.
+        added: Size of what stands beside the lines at the neurons before the kinks, (neurons,).
         rows: The rows whose squares λ is about, without √S, (neurons + 1, symbols).
     """
 
@@ -153,7 +171,34 @@ class _Pieces:
     left: Tensor
     largest: Tensor
     directions: Tensor
+    scaling: Tensor
+    added: Tensor
     rows: Tensor
+
+
+@dataclass(frozen=True)
+class End:
+    """Where an ascent ended, for another one to go on from.
+
+    Attributes:
+        curve: log κ of every neuron of the layer, flat; 0 where there is no parabola.
+        share: The logit of w, likewise.
+        lower: The logit of the slope of the line below, likewise.
+        level: S₀, as the logarithm of its ratio to Σ|b|/2.
+        spare: log t.
+        scaling: S.
+        tilts: Where the free slopes of the layers below lie.
+        shares: Multiples of the units.
+    """
+
+    curve: Tensor
+    share: Tensor
+    lower: Tensor
+    level: Tensor
+    spare: Tensor
+    scaling: Tensor
+    tilts: Mapping[str, Tensor]
+    shares: Mapping[str, Tensor]
 
 
 class Parabolas:
@@ -164,7 +209,15 @@ class Parabolas:
         y ≤ (w·chord + (1 − w)·(mid + 2·half·κ·c))·z + w·height + (1 − w)·half·(1/(4κ) − κ·c²) + (1 − w)·half·κ·(z − c)².
     """
 
-    def __init__(self, relaxation: Relaxation, known: Mapping[str, Form], top: Layer, a: Tensor, constant: float) -> None:
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        known: Mapping[str, Form],
+        top: Layer,
+        a: Tensor,
+        constant: float,
+        units: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Put parabolas above all kinks, all of one shape relative to how far the neuron moves.
 
         Args:
@@ -173,7 +226,11 @@ class Parabolas:
             top: The layer with the kinks.
             a: The functional, of this layer's shape.
             constant: Added to it.
+            units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
+                be added, see `splitting`. None for none.
         """
+        self.units = units or {}
+        self.end: End | None = None
         lines, where, flat = relaxation.lines[top.name], relaxation.free[top.name].where[0].flatten(), a.flatten()
         assert isinstance(lines, Lines)
         assert isinstance(top.nonlinearity, Slopes)
@@ -193,11 +250,14 @@ class Parabolas:
         self.centre, self.rows = self.form.centre.flatten()[self.above], self.form.generators[:, self.above].T.contiguous()
         self.scaling = self.gram = self.left = self.rows.new_zeros(0)
 
-    def raised(self, clock: Clock) -> float:
-        """Ascend until the bound is positive, or the steps or the time are up.
+    def raised(self, clock: Clock, *, steps: int = STEPS, start: End | None = None, patient: bool = False) -> float:
+        """Ascend until the bound is positive, or the steps or the time are up; ``end`` is where the best was found.
 
         Args:
             clock: The ascent ends when its time is up.
+            steps: Number of steps.
+            start: Where an ascent for the same functional ended, with fewer kinks known; None to begin anew.
+            patient: Go on whatever the pace, until nothing changes any more.
 
         Returns:
             A lower bound of the functional and the constant; −inf where parabolas are of no use, or squares leave the range
@@ -205,27 +265,37 @@ class Parabolas:
         """
         if not 0 < len(self.above) <= NEURONS or self.rows.shape[1] == 0 or not 0 < self.paid < math.inf:
             return -math.inf
-        spread = self.rows.abs().amax(1).clamp(min=TINY)
-        spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
-        own = [(1 / (12 * spread)).log(), torch.full_like(spread, -3.0)]
-        own += [torch.where(self.form.centre.flatten()[self.below] > 0, 2.0, -2.0).to(spread), spread.new_zeros(())]
-        tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
-        if not self._scaled(own, tilts):
+        if start is None:
+            spread = self.rows.abs().amax(1).clamp(min=TINY)
+            spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
+            own = [(1 / (12 * spread)).log(), torch.full_like(spread, -3.0)]
+            own += [torch.where(self.form.centre.flatten()[self.below] > 0, 2.0, -2.0).to(spread), spread.new_zeros(())]
+            tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
+            shares = {name: torch.zeros_like(unit) for name, unit in self.units.items()}
+        else:
+            own = [start.curve[self.above], start.share[self.above], start.lower[self.below], start.level.clone()]
+            tilts = {name: tilt.clone() for name, tilt in start.tilts.items()}
+            shares = {name: start.shares.get(name, torch.zeros_like(unit)).clone() for name, unit in self.units.items()}
+        if not self._scaled(own, tilts, start):
             return -math.inf
+        rate = 1.0 if start is None else SLOWER
         with torch.enable_grad():
-            groups = [{"params": [part.requires_grad_() for part in own], "lr": RATE}]
-            groups += [{"params": [tilt.requires_grad_()], "lr": TURN} for tilt in tilts.values()]
+            groups = [{"params": [part.requires_grad_() for part in own], "lr": rate * RATE}]
+            groups += [{"params": [tilt.requires_grad_()], "lr": rate * TURN} for tilt in tilts.values()]
+            groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shares.values()]
             ascent = torch.optim.Adam(groups, maximize=True)
-            among, best, values = None, -math.inf, list[float]()
-            for step in range(1, STEPS + 1):
-                pieces = self._pieces(own, tilts)
+            among, best, values, top = None, -math.inf, list[float](), None
+            for step in range(1, steps + 1):
+                pieces = self._pieces(own, tilts, shares)
                 if pieces is None:
                     return best
                 bound = pieces.constant - pieces.left - pieces.level - pieces.largest * self.scaling.sum()
                 values.append(float(bound.detach()))
-                last = step == STEPS or clock.over() or _too_slow(values)
+                if top is None or values[-1] >= max(values):
+                    top, self.end = pieces, self._ended(own, tilts, shares)
+                last = step == steps or clock.over() or (_settled(values) if patient else _too_slow(values))
                 if values[-1] > 0 or last:
-                    best = max(best, self._bound(pieces))
+                    best = max(best, self._bound(top))
                     if best > 0 or last:
                         return best
                 ascent.zero_grad()
@@ -234,14 +304,62 @@ class Parabolas:
                 with torch.no_grad():
                     for tilt in tilts.values():
                         tilt.clamp_(0.0, 1.0)
+                    for share in shares.values():
+                        share.clamp_(min=0.0)
                 among = pieces.directions if among is None else MEMORY * among + (1 - MEMORY) * pieces.directions
-                if step % EVERY == 0:
+                if step % EVERY == 0 or (start is not None and step < EVERY):  # with a kink less S is soon another
                     self._rescale(pieces.rows, among)
         return best
 
-    def _scaled(self, own: list[Tensor], tilts: Mapping[str, Tensor]) -> bool:
+    def costs(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tell what each kink costs at the end of the ascent, roughly, as z may be on either side of it.
+
+        A neuron that moves by s about c pays half·(κ·z² + 1/(4κ)) for half·|z|, and κ settles at 1/(2s).
+
+        Returns:
+            The costs of the kinks below the parabolas, (1, *shape), and the functional of the layers below.
+        """
+        assert self.end is not None
+        own = [self.end.curve[self.above], self.end.share[self.above], self.end.lower[self.below]]
+        slope, _, _, lower = self._shapes(own)
+        moved = 0.5 / own[0].exp()
+        found = torch.zeros_like(self.flat)
+        found[self.above] = self.size * self.half * torch.maximum(moved - self.centre.abs(), moved / 8)
+        interval = self.relaxation.intervals[self.source.name]
+        low, high = interval.low.flatten()[self.below], interval.high.flatten()[self.below]
+        gap = kink_gap(low, high, lower, self.least, self.least + 2 * self.half)
+        found[self.below] = self.flat[self.below] * gap
+        functional, _ = self._functional(slope, lower, self.end.shares)
+        return found.reshape(1, *self.top.shape), functional
+
+    def _functional(self, slope: Tensor, lower: Tensor, shares: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the linear functional of the layers below, (1, 1, *shape), and the size of what units add before the kinks."""
+        line = self.fixed.index_put((self.above,), slope).index_put((self.below,), lower)
+        functional = {self.source.name: (self.flat * line).reshape(1, 1, *self.source.shape)}
+        added = torch.zeros_like(self.flat)
+        for name, share in shares.items():
+            more = (share * self.units[name]).unsqueeze(1)
+            functional[name] = functional[name] + more if name in functional else more
+            if name == self.source.name:
+                added = more.detach().abs().flatten()
+        return functional, added
+
+    def _ended(self, own: list[Tensor], tilts: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> End:
+        curve, share, lower, level, spare = (part.detach().clone() for part in own)
+        blank = torch.zeros_like(self.flat)
+        above, below = (self.above,), (self.below,)
+        curve, share, lower = blank.index_put(above, curve), blank.index_put(above, share), blank.index_put(below, lower)
+        kept = [{name: part.detach().clone() for name, part in parts.items()} for parts in (tilts, shares)]
+        return End(curve, share, lower, level, spare, self.scaling, *kept)
+
+    def _scaled(self, own: list[Tensor], tilts: Mapping[str, Tensor], start: End | None) -> bool:
         """Choose the first S and t, and see what the symbols leave over; False where that is no number."""
         q = self.size * self._shapes(own)[2]
+        if start is not None:
+            own.append(start.spare.clone())
+            self.scaling = start.scaling
+            self.gram = (self.rows / self.scaling) @ self.rows.T
+            return self._left_over(q, self._rest(q))
         self._rescale(q.sqrt()[:, None] * self.rows, None)
         square = _square(self.rows, q, self.scaling)
         bent = float((self.size * (1 - own[1].sigmoid()) * self.half / (4 * own[0].exp())).sum())
@@ -252,15 +370,19 @@ class Parabolas:
         q, square = q * math.sqrt(factor), square * math.sqrt(factor)
         rest = self._rest(q)
         own.append(q.new_tensor(max(LEAST, rest / math.sqrt(max(DOUBLE.least, square)))).log())
-        each = self.form.rest.flatten()[self.above] ** 2
-        self.left = each * (rest * rest / max(DOUBLE.least, float((q * each).sum())))
-        if not math.isfinite(float(own[4]) + float(self.left.sum())):
+        if not self._left_over(q, rest) or not math.isfinite(float(own[4])):
             return False
-        pieces = self._pieces(own, tilts)
+        pieces = self._pieces(own, tilts, {})
         if pieces is None:
             return False
         self._rescale(pieces.rows, None)  # with the row of the factors
         return True
+
+    def _left_over(self, q: Tensor, rest: float) -> bool:
+        """Share out what the symbols leave over among the neurons, by a rule of three; False where that is no number."""
+        each = self.form.rest.flatten()[self.above] ** 2
+        self.left = each * (rest * rest / max(DOUBLE.least, float((q * each).sum())))
+        return math.isfinite(float(self.left.sum()))
 
     def _rest(self, q: Tensor) -> float:
         """Bound ‖Q^½·e‖, with e what the symbols leave over."""
@@ -280,12 +402,11 @@ class Parabolas:
         height = share * self.height + bent * (0.25 / curve - curve * c * c)
         return slope, height, bent * curve, lower
 
-    def _pieces(self, own: list[Tensor], tilts: Mapping[str, Tensor]) -> _Pieces | None:
+    def _pieces(self, own: list[Tensor], tilts: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> _Pieces | None:
         """Return the bound for given parabolas and slopes; None where squares leave the range of float64."""
         slope, height, curve, lower = self._shapes(own)
         q, spare = self.size * curve, own[4].exp()
-        line = self.fixed.index_put((self.above,), slope).index_put((self.below,), lower)
-        functional = {self.source.name: (self.flat * line).reshape(1, 1, *self.source.shape)}
+        functional, added = self._functional(slope, lower, shares)
         kept = replace(self.symbols, factors={})
         gathered, _ = handed_down(self.relaxation, functional, None, tilts, kept)
         factors, others = _factors(self.form, kept)
@@ -300,7 +421,7 @@ class Parabolas:
         constant = self.constant + gathered[0, 0] - others * UP - (self.size * height).sum()
         left = (1 + 1 / spare) * (self.left * q).sum()
         rows = torch.cat([root[:, None] * self.rows, last[None]]).detach()
-        return _Pieces(curve, height, q, factors, level, spare, constant, left, largest, directions, rows)
+        return _Pieces(curve, height, q, factors, level, spare, constant, left, largest, directions, self.scaling, added, rows)
 
     def _bound(self, pieces: _Pieces) -> float:
         """Return the bound that these pieces give, rounding included.
@@ -310,13 +431,13 @@ class Parabolas:
         q, level, spare = pieces.q.detach(), float(pieces.level.detach()), float(pieces.spare.detach())
         left = self._rest(q) ** 2 * (1 + 1 / spare) * UP
         rows = torch.cat([self.rows, (pieces.factors.detach() / (2 * math.sqrt(level)))[None]])
-        squares = _square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), self.scaling)
+        squares = _square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), pieces.scaling)
         # Slopes and constants of lines are rounded, each by a few units of what they are added up from.
         reach = self.relaxation.intervals[self.source.name].size.flatten()
         curve, c = pieces.curve.detach(), self.centre
         steep = self.chord.abs() + abs(self.least + self.half) + 2 * curve * c.abs()
         heights = self.height + pieces.height.detach().abs() + 2 * curve * c * c
-        lines = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half)
+        lines = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half) + (pieces.added * reach).sum()
         lines = lines + (self.size * (steep * reach[self.above] + heights)).sum()
         summed = float(lines) + self.fixed_size + level + squares + left
         return float(pieces.constant.detach()) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
@@ -326,6 +447,12 @@ def _too_slow(values: list[float]) -> bool:
     """Whether nothing gets above 0 if what is left brings no more than `PACE` times what the last half of the steps did."""
     best = max(values)
     return len(values) > 2 * EVERY and best + PACE * (best - values[len(values) // 2]) < 0
+
+
+def _settled(values: list[float]) -> bool:
+    """Whether the last steps brought next to nothing of what is missing."""
+    steps, part = SETTLED
+    return len(values) > 2 * steps and max(values[-steps:]) - max(values[:-steps]) < -part * max(values)
 
 
 def _factors(form: Form, kept: Symbols) -> tuple[Tensor, Tensor]:
