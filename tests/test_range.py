@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pathlift
 from pathlift.passes import wide
-from pathlift.passes.backward import Backward
+from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.programs import NormProgram, ScoreProgram
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
@@ -161,6 +161,16 @@ def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None
         torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
 
 
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Return the precisions of the passes for scores from now on, as they begin."""
+    begun: list[torch.dtype] = []
+    start = ScoreProgram.__init__
+    monkeypatch.setattr(
+        ScoreProgram, "__init__", lambda self, *args, **kwargs: (begun.append(args[2]), start(self, *args, **kwargs))[1]
+    )
+    return begun
+
+
 def test_the_last_bias_of_a_deep_network_is_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(80) for layer in (nn.Linear(24, 24), nn.ReLU())], nn.Linear(24, 3))
@@ -170,16 +180,61 @@ def test_the_last_bias_of_a_deep_network_is_no_reason_to_begin_anew(monkeypatch:
         for layer in linear(model)[:-1]:
             layer.bias.zero_()
     right = pathlift.path_magnitude(copy.deepcopy(model).double(), (24,))
-    begun: list[torch.dtype] = []
-    attempt = ScoreProgram.__init__
-    monkeypatch.setattr(
-        ScoreProgram, "__init__", lambda self, *args, **kwargs: (begun.append(args[2]), attempt(self, *args, **kwargs))[1]
-    )
+    begun = attempts(monkeypatch)
     found = pathlift.path_magnitude(model, (24,))
     assert begun == [torch.float32]
     for name, share in right.items():
         torch.testing.assert_close(found[name].double(), share, rtol=1e-4, atol=0.0)
         assert found[name].dtype == (torch.float64 if name == "160.bias" else torch.float32)
+
+
+def hardly_heard(model: nn.Sequential, power: float) -> None:
+    """Channels that are fed little, as those of a batch norm in front of a long concatenation."""
+    model[3].weight[:2] *= 1e-24**power
+    model[3].bias[:2] *= 1e-24**power
+    model[6].weight[:, :2] *= 1e-18**power
+
+
+def hardly_weighed(model: nn.Sequential, power: float) -> None:
+    """Weights so small that their shares are, beside others of the same tensors."""
+    model[3].weight[::3] *= 1e-36**power
+    model[6].weight[0, 1] *= 1e-30**power
+    model[0].weight[1] *= 1e-30**power
+
+
+def silent(model: nn.Sequential, power: float) -> None:
+    """Channels that nothing listens to, and some that say nothing: their weights have a share of 0 in truth."""
+    del power
+    model[3].weight[:3], model[3].bias[:3] = 0.0, 0.0
+    model[6].weight[:, 4:6] = 0.0
+
+
+def all_of_these(model: nn.Sequential, power: float) -> None:
+    hardly_heard(model, power)
+    model[6].weight[:, 4:6] = 0.0
+    model[0].weight[5] *= 1e-30**power
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("change", [hardly_heard, hardly_weighed, silent, all_of_these])
+def test_small_shares_are_no_reason_to_begin_anew(
+    change: Callable[[nn.Sequential, float], None], q: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    first = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU()
+    model = nn.Sequential(*first, nn.AvgPool2d(2), nn.Conv2d(8, 3, 1)).eval()
+    with torch.no_grad():
+        change(model, 1.0 / q)
+    right = pathlift.path_magnitude(copy.deepcopy(model).double(), (2, 6, 6), q=q)
+    begun = attempts(monkeypatch)
+    found = pathlift.path_magnitude(model, (2, 6, 6), q=q)
+    assert begun == [torch.float32]
+    assert found.log10_path_norm == pytest.approx(right.log10_path_norm, abs=1e-5)
+    for name, share in right.items():
+        torch.testing.assert_close(found[name].double(), share, rtol=1e-5, atol=0.0)
+        lost = bool(((share > 0) & (share < SMALLEST)).any())
+        assert found[name].dtype == (torch.float64 if lost else torch.float32), name
+    assert change is silent or any(own.dtype == torch.float64 for own in found.values())
 
 
 class Uneven(nn.Module):
