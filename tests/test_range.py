@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.graph.compact import compacted
 from pathlift.passes import wide
 from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.programs import NormProgram, ScoreProgram
+from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
@@ -413,3 +415,46 @@ def test_what_is_left_out_counts_with_the_exponents_of_both_factors(shift: float
     back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**9, 1.0]), -shift))
     with pytest.raises(RangeError):
         back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**11, 1.0]), -shift))
+
+
+# ---- ordered networks
+
+
+def cut(model: nn.Sequential, how: str) -> nn.Sequential:
+    """Return a copy with smaller weights: of all layers, of the last, in front of one output, or of all but one."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in linear(copied) if how in {"half", "smaller"} else ():
+            layer.bias.mul_(0.25)
+            kept = torch.rand_like(layer.weight)
+            layer.weight.mul_(kept > 0.5 if how == "half" else 0.125 + kept / 4)
+        last = linear(copied)[-1]
+        if how == "one":
+            last.weight[0, 0] *= 0.5
+        elif how == "an output":
+            last.weight[0] *= 2.0**-20
+            last.bias[0] = 0.0
+        elif how == "an output apart":  # so much of all others that the guess is wrong
+            last.weight[1:] *= 2.0**-20
+            last.bias[1:] = 0.0
+    return copied
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("how", "passes"), [("half", 2), ("smaller", 2), ("one", 3), ("an output", 3), ("an output apart", 3)])
+def test_norms_are_subtracted_only_where_no_digit_is_lost(how: str, passes: int, dtype: torch.dtype, size: float) -> None:
+    model = perceptron((3, 6, 5, 4), 2, dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(size)
+    other = cut(model, how)
+    found = pathlift.path_metric(model, other, (3,))
+    assert (found.exact, found.passes) == (True, passes)
+    assert found.upper / found.lower < 1.0 + 5 * rounding_factor(compacted(pathlift.capture(model, (3,)))) + 1e-12
+    each = [one - two for one, two in zip(activations(model, 1)[-1], activations(other, 1)[-1], strict=True)]
+    assert Fraction(found.lower) <= sum(each) <= Fraction(found.upper)
+    ends = found.log10_lower_per_output.tolist(), found.log10_upper_per_output.tolist()
+    for right, low, high in zip(each, *ends, strict=True):
+        wanted = log10(right) if right else -math.inf
+        assert low - 1e-13 <= wanted <= high + 1e-13
+        assert high == low or high - low <= 1e-11
