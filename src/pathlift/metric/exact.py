@@ -143,7 +143,7 @@ SAMPLE = 1 << 14
 
 PROMISING = 0.75
 """Share of the path-norm that is left in θ' up to which norms are subtracted: what one track of a norm is off by comes out
-multiplied by 7, and as `rounding_factor` allows four tracks for the difference as a track, by less than 2 beside that."""
+multiplied by 7, less than twice the 4 tracks that `rounding_factor` allows for where the difference is a track."""
 
 
 def subtracted(
