@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pathlift
+from pathlift.graph.compact import compacted
 from pathlift.passes import wide
-from pathlift.passes.backward import Backward
+from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.programs import NormProgram, ScoreProgram
+from pathlift.passes.rounding import rounding_factor
 from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
@@ -161,6 +163,16 @@ def test_no_share_is_lost_in_float32(small: tuple[float, float], q: int) -> None
         torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=0)
 
 
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Return the precisions of the passes for scores from now on, as they begin."""
+    begun: list[torch.dtype] = []
+    start = ScoreProgram.__init__
+    monkeypatch.setattr(
+        ScoreProgram, "__init__", lambda self, *args, **kwargs: (begun.append(args[2]), start(self, *args, **kwargs))[1]
+    )
+    return begun
+
+
 def test_the_last_bias_of_a_deep_network_is_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(80) for layer in (nn.Linear(24, 24), nn.ReLU())], nn.Linear(24, 3))
@@ -170,16 +182,61 @@ def test_the_last_bias_of_a_deep_network_is_no_reason_to_begin_anew(monkeypatch:
         for layer in linear(model)[:-1]:
             layer.bias.zero_()
     right = pathlift.path_magnitude(copy.deepcopy(model).double(), (24,))
-    begun: list[torch.dtype] = []
-    attempt = ScoreProgram.__init__
-    monkeypatch.setattr(
-        ScoreProgram, "__init__", lambda self, *args, **kwargs: (begun.append(args[2]), attempt(self, *args, **kwargs))[1]
-    )
+    begun = attempts(monkeypatch)
     found = pathlift.path_magnitude(model, (24,))
     assert begun == [torch.float32]
     for name, share in right.items():
         torch.testing.assert_close(found[name].double(), share, rtol=1e-4, atol=0.0)
         assert found[name].dtype == (torch.float64 if name == "160.bias" else torch.float32)
+
+
+def hardly_heard(model: nn.Sequential, power: float) -> None:
+    """Channels that are fed little, as those of a batch norm in front of a long concatenation."""
+    model[3].weight[:2] *= 1e-24**power
+    model[3].bias[:2] *= 1e-24**power
+    model[6].weight[:, :2] *= 1e-18**power
+
+
+def hardly_weighed(model: nn.Sequential, power: float) -> None:
+    """Weights so small that their shares are, beside others of the same tensors."""
+    model[3].weight[::3] *= 1e-36**power
+    model[6].weight[0, 1] *= 1e-30**power
+    model[0].weight[1] *= 1e-30**power
+
+
+def silent(model: nn.Sequential, power: float) -> None:
+    """Channels that nothing listens to, and some that say nothing: their weights have a share of 0 in truth."""
+    del power
+    model[3].weight[:3], model[3].bias[:3] = 0.0, 0.0
+    model[6].weight[:, 4:6] = 0.0
+
+
+def all_of_these(model: nn.Sequential, power: float) -> None:
+    hardly_heard(model, power)
+    model[6].weight[:, 4:6] = 0.0
+    model[0].weight[5] *= 1e-30**power
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("change", [hardly_heard, hardly_weighed, silent, all_of_these])
+def test_small_shares_are_no_reason_to_begin_anew(
+    change: Callable[[nn.Sequential, float], None], q: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    first = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU()
+    model = nn.Sequential(*first, nn.AvgPool2d(2), nn.Conv2d(8, 3, 1)).eval()
+    with torch.no_grad():
+        change(model, 1.0 / q)
+    right = pathlift.path_magnitude(copy.deepcopy(model).double(), (2, 6, 6), q=q)
+    begun = attempts(monkeypatch)
+    found = pathlift.path_magnitude(model, (2, 6, 6), q=q)
+    assert begun == [torch.float32]
+    assert found.log10_path_norm == pytest.approx(right.log10_path_norm, abs=1e-5)
+    for name, share in right.items():
+        torch.testing.assert_close(found[name].double(), share, rtol=1e-5, atol=0.0)
+        lost = bool(((share > 0) & (share < SMALLEST)).any())
+        assert found[name].dtype == (torch.float64 if lost else torch.float32), name
+    assert change is silent or any(own.dtype == torch.float64 for own in found.values())
 
 
 class Uneven(nn.Module):
@@ -358,3 +415,46 @@ def test_what_is_left_out_counts_with_the_exponents_of_both_factors(shift: float
     back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**9, 1.0]), -shift))
     with pytest.raises(RangeError):
         back._refuse_small(small, -105.0, Scaled(torch.tensor([2.0**11, 1.0]), -shift))
+
+
+# ---- ordered networks
+
+
+def cut(model: nn.Sequential, how: str) -> nn.Sequential:
+    """Return a copy with smaller weights: of all layers, of the last, in front of one output, or of all but one."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in linear(copied) if how in {"half", "smaller"} else ():
+            layer.bias.mul_(0.25)
+            kept = torch.rand_like(layer.weight)
+            layer.weight.mul_(kept > 0.5 if how == "half" else 0.125 + kept / 4)
+        last = linear(copied)[-1]
+        if how == "one":
+            last.weight[0, 0] *= 0.5
+        elif how == "an output":
+            last.weight[0] *= 2.0**-20
+            last.bias[0] = 0.0
+        elif how == "an output apart":  # so much of all others that the guess is wrong
+            last.weight[1:] *= 2.0**-20
+            last.bias[1:] = 0.0
+    return copied
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("how", "passes"), [("half", 2), ("smaller", 2), ("one", 3), ("an output", 3), ("an output apart", 3)])
+def test_norms_are_subtracted_only_where_no_digit_is_lost(how: str, passes: int, dtype: torch.dtype, size: float) -> None:
+    model = perceptron((3, 6, 5, 4), 2, dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(size)
+    other = cut(model, how)
+    found = pathlift.path_metric(model, other, (3,))
+    assert (found.exact, found.passes) == (True, passes)
+    assert found.upper / found.lower < 1.0 + 5 * rounding_factor(compacted(pathlift.capture(model, (3,)))) + 1e-12
+    each = [one - two for one, two in zip(activations(model, 1)[-1], activations(other, 1)[-1], strict=True)]
+    assert Fraction(found.lower) <= sum(each) <= Fraction(found.upper)
+    ends = found.log10_lower_per_output.tolist(), found.log10_upper_per_output.tolist()
+    for right, low, high in zip(each, *ends, strict=True):
+        wanted = log10(right) if right else -math.inf
+        assert low - 1e-13 <= wanted <= high + 1e-13
+        assert high == low or high - low <= 1e-11

@@ -110,3 +110,25 @@ def test_a_weight_that_became_nan_is_named() -> None:
         model[3].weight[0, 0] = torch.nan
     with pytest.raises(pathlift.NumericalError, match=r"3\.weight"):
         pathlift.path_norm(network)
+
+
+@pytest.mark.usefixtures("as_on_a_device")
+def test_whether_shares_are_too_small_for_float32_is_remembered_too() -> None:
+    def model(scale: float) -> nn.Module:
+        own = deep(6)
+        with torch.no_grad():
+            own[3].weight[2] *= scale
+            own[9].weight[:, 1] = 0.0
+        return own
+
+    network = pathlift.capture(model(1e-36), (16,))
+    right = pathlift.path_magnitude(model(1e-36).double(), (16,))
+    first = waits(lambda: pathlift.path_magnitude(network))
+    assert waits(lambda: pathlift.path_magnitude(network)) < first / 2
+    found = pathlift.path_magnitude(network)
+    for name, share in right.items():
+        torch.testing.assert_close(found[name].double(), share, rtol=1e-5, atol=0.0)
+    assert found["3.weight"].dtype == torch.float64
+    other = pathlift.capture(model(1.0), (16,))
+    other.remembered(_memories).update(network.remembered(_memories))
+    assert pathlift.path_magnitude(other)["3.weight"].dtype == torch.float32

@@ -24,12 +24,13 @@ from pathlift.graph.expressions import widen
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.graph.origins import is_moved, moved_back, moved_from
+from pathlift.graph.recall import extremes
 from pathlift.norm import finite_order, to_float
 from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.scaled import RangeError, Scaled
+from pathlift.passes.scaled import Scaled
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
@@ -285,23 +286,17 @@ class _Scores:
         self.writer = writer
         self.values = values
         self.narrowest = network.dtype
-        self.missing: Tensor | None = None
         self.at_once = network.memory("shares") is None
         self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
 
     def lost(self, weight: WeightTensor, share: Tensor) -> bool:
-        """Whether shares are below the smallest normal number of float32; an accelerator is asked once, at the end, instead."""
-        pieces = (tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight]))
-        for part, weights in zip(*pieces, strict=True):
-            if self.at_once and float(part.min()) >= SMALLEST:
-                continue
-            lost = ((part < SMALLEST) & (weights != 0)).any()  # a weight of 0 has a share of 0
-            if not self.at_once:
-                self.missing = lost if self.missing is None else self.missing | lost
-            elif bool(lost):
-                return True
-        return False
+        """Whether there are shares below the smallest normal number of float32 that are not those of weights of 0."""
+        parts = zip(*(tensor.reshape(-1).split(PIECE) for tensor in (share, self.values[weight])), strict=True)
+        if self.at_once:
+            return any(float(part.min()) < SMALLEST and bool(_lost(part, weights).any()) for part, weights in parts)
+        anywhere = torch.stack([_lost(part, weights).any() for part, weights in parts]).any()
+        return extremes(anywhere.to(share.dtype))[1] > 0.0  # what an accelerator is not waited for: see `recall`
 
     def add(self, weight: WeightTensor, share: Tensor) -> None:
         self._add_all(weight, share)
@@ -336,8 +331,6 @@ class _Scores:
 
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""
-        if self.missing is not None and bool(self.missing):
-            raise RangeError
         reached = {name for weight in self.network.weights for name in weight.requires}
         scored = {
             name for weight in self.network.weights if weight.score_name is not None for name in _names(self.network, weight)
@@ -360,6 +353,11 @@ class _Scores:
                 if name in self.sums:
                     done(name, self.sums.pop(name))
         return ordered
+
+
+def _lost(share: Tensor, weights: Tensor) -> Tensor:
+    """Return where float32 has lost a share: a weight of 0 has a share of 0."""
+    return (share < SMALLEST) & (weights != 0)
 
 
 def _uses(network: Network) -> Iterator[WeightTensor]:

@@ -107,11 +107,12 @@ def suits(weights: Sequence[Tensor], tracks: Sequence[Tensor]) -> bool:
 class Recipe(Enum):
     """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W, or W and V (`Bundle.recipe`).
 
-    Each has |W| at (0, 0). SAME has |W| at (1, 1), too; PIVOT the pivot B of W and V at (1, 1) and |W| − B at (1, 0);
-    TELESCOPING |V| at (1, 1) and |W − V| at (1, 0).
+    Each has |W| at (0, 0). SAME has |W| at (1, 1), too; APART |V| at (1, 1); PIVOT the pivot B of W and V at (1, 1) and |W| − B
+    at (1, 0); TELESCOPING |V| at (1, 1) and |W − V| at (1, 0).
     """
 
     SAME = auto()
+    APART = auto()
     PIVOT = auto()
     TELESCOPING = auto()
 
@@ -145,6 +146,8 @@ def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Ten
     weight = weights[0]
     if recipe is Recipe.SAME and len(tracks) == 1:
         return {(track, track): product(weight, x) for track, x in tracks.items()}
+    if recipe is Recipe.APART:
+        return {(track, track): product(weights[track], x) for track, x in tracks.items()}
     known = next(iter(tracks.values()))
     x, y = (tracks.get(track, known) for track in (0, 1))
     keys = [(0, 0), (1, 1)] if recipe is Recipe.SAME else [(0, 0), (1, 1), (1, 0)]

@@ -25,7 +25,15 @@ from pathlift.graph.network import Network
 from pathlift.metric.bracket import Bracket, Step, bracketed, quotient
 from pathlift.metric.common_gauge import CommonGauge, in_common_gauge
 from pathlift.metric.comparison_weights import chosen, likeness
-from pathlift.metric.exact import checked_pair, differing, norm_tracks, ordered_difference, squared_difference, unequal
+from pathlift.metric.exact import (
+    checked_pair,
+    differing,
+    norm_tracks,
+    ordered_difference,
+    squared_difference,
+    subtracted,
+    unequal,
+)
 from pathlift.metric.outputs import expanded, multiplicities, per_output, times
 from pathlift.metric.sampling import Estimate, estimated
 from pathlift.metric.standing import REMEDY, Standing, standing
@@ -329,9 +337,13 @@ def _exact(network: Network, states: States, values: Values, others: Values, suf
         nothing = torch.full((len(multiplicities(network)),), -math.inf, dtype=torch.float64, device=network.device)
         return _known(network, nothing, f"equal{suffix}", 0)
     sides = (values, others) if above else (others, values)
+    computed = weights_factor(network, _rounded(network, states, values))
+    error = rounding_factor(network) + computed
+    norms = subtracted(network, *sides, above or below, computed, 2.0 * error)
+    if norms is not None:
+        return _known(network, norms.log2, f"lemma 4.2{suffix}", 2, norms.total, norms.error)
     tracks = ordered_difference(network, *sides, above or below)
     tensor, exponent = per_output(network, tracks, [1])
-    error = rounding_factor(network) + weights_factor(network, _rounded(network, states, values))
     return _known(network, torch.log2(tensor[0]) + exponent, f"lemma 4.2{suffix}", 3, sum_of_outputs(network, tracks, 1), error)
 
 

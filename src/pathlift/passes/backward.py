@@ -29,8 +29,13 @@ either: what is left out of G(v) costs at most the largest A(v)·G(v) among what
    window. Entries below the smallest normal number afterwards, g ≤ 2^(log₂ tiny + (new − old exponent)), lose digits; the mass
    A·G of them is looked at (`_refuse_shift`).
 
-**Small shares.** Where shares of a weight are below the smallest normal number of float32, the attempt ends. Those of a bias
-(the last of a deep network, say) are taken again in float64 instead, as long as every G so far has all digits of its type.
+**Small shares.** Where shares of a weight are below the smallest normal number of float32, as those of the last bias of a deep
+network are, and those of channels in front of a long concatenation, these shares alone are taken again in float64: the
+mantissas of θ, A and G are numbers of float32, whose products float64 holds (2⁻⁴⁰¹ to 2³⁸⁴). What they are made of has to have
+all its digits. A has them (`propagate._checked`). G has them as long as no guard has let anything go, and as long as no product
+g·w was below the smallest normal number where they were added up. The second is asked only when a share is small, of all
+layers so far where G has an entry that is 0 or tiny: was the smallest g times the smallest w a normal number? If not, the
+attempt ends.
 """
 
 from __future__ import annotations
@@ -95,6 +100,53 @@ def counted(layer: Layer, value: Scaled) -> Scaled:
     return Scaled((tensor if count is None else tensor * count).sum(), value.exponent)
 
 
+def least_above_zero(tensor: Tensor) -> float:
+    """Return the smallest positive entry of a non-negative tensor, infinity where there is none."""
+    return extremes(torch.where(tensor > 0, tensor, math.inf))[0]
+
+
+def least_of(weights: Weights) -> float:
+    """Return the smallest positive of some non-negative weights, without their exponent; infinity where all are 0."""
+    blocks = (block for _, block in weights.rows()) if weights.shape else iter([weights.full()])
+    return min(map(least_above_zero, blocks))
+
+
+def widened(weights: Weights, low: float) -> Weights:
+    """Return weights in float64.
+
+    Args:
+        weights: Those of a pass in float32.
+        low: The least that they may be, and its inverse the most.
+
+    Returns:
+        The same.
+
+    Raises:
+        RangeError: A power of a weight leaves it.
+    """
+    wider = Weights(weights.values, weights.transform, torch.float64, shift=-math.log2(weights.scale))
+    wider.exponent = weights.exponent
+    if wider.transform is not torch.abs and not (low <= least_of(wider) and float(wider.full().amax()) <= 1.0 / low):
+        raise RangeError
+    return wider
+
+
+MIDDLE = 2.0**-500
+"""Such a number, or its inverse, times two numbers of float32 is a normal number of float64, and so is a sum of these."""
+
+
+def times_power(tensor: Tensor, exponent: float) -> Tensor:
+    """Multiply a tensor of float64 by a power of two that may lie beyond its range, in place; the products must not."""
+    if abs(exponent) < FAR:
+        return tensor.mul_(power(exponent))
+    half = exponent // 2
+    return tensor.mul_(power(half)).mul_(power(exponent - half))
+
+
+FAR = 1000
+"""2**±FAR and all powers between are normal numbers of float64."""
+
+
 class Backward:
     """One way back through the graph."""
 
@@ -123,7 +175,8 @@ class Backward:
         self.window = program.window
         self.arrived: dict[str, Scaled] = {}  # G of the layers that are still to come, as far as it has come back
         self.summed: set[str] = set()  # those to which several connections brought something
-        self.exact = True  # whether every G so far has all digits of its type, and no guard has let anything go
+        self.exact = True  # whether no guard has let anything of a G go so far
+        self.doubts: list[tuple[float, Weights]] = []  # log2 of the smallest g, and weights, whose products may have been lost
         self.tracks: Mapping[str, Tracks] = {}
 
     def run(self, tracks: dict[str, Tracks]) -> Scaled | None:
@@ -185,7 +238,7 @@ class Backward:
         weights = None if connection.weight is None else self.program.edge(connection.weight)[0, 0]
         scored = self.receivers.share is not None and connection.weight is not None and connection.weight.score_name is not None
         shift = 0.0 if weights is None else weights.exponent
-        given, a_kept = g, a_below
+        given, a_kept, exact = g, a_below, self.exact
         if scored:
             a_kept = self._room_for_product(a_below)
             exponent, size = -a_kept.exponent - shift, top(a_kept) - a_kept.exponent
@@ -200,16 +253,20 @@ class Backward:
             self.exact &= not left_out and max(least, lowest) >= math.log2(torch.finfo(self.program.dtype).tiny)
             given = Scaled(F.threshold(g.at(exponent), power(least), 0.0), exponent)
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
-        if a_kept is not a_below and to_below is not None:  # guard 3
-            self._refuse_small(a_below, self.window.least + self.window.wide, Scaled(to_below, given.exponent + shift))
+        if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
+            if weights is not None and self._lost(connection.weight, to_weight):
+                self._refuse_inexact(exact)
+                precise, values = widened(weights, MIDDLE), (a_below.tensor.double(), g.tensor.double())
+                _, to_weight = connection.edges.adjoint(values[0], precise, values[1], below=False, share=True)
+                assert to_weight is not None
+                to_weight = times_power(to_weight, a_below.exponent + g.exponent + precise.exponent)
+            self.receivers.share(connection.weight, to_weight)
         if to_below is not None:
+            if a_kept is not a_below:  # guard 3
+                self._refuse_small(a_below, self.window.least + self.window.wide, Scaled(to_below, given.exponent + shift))
             # Edges that hand on G as it is (a sum of branches) hand on what is known of its size.
             back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
-            self._arrive(connection.source, back._replace(exponent=back.exponent + shift))
-        if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
-            if self._lost(connection.weight, to_weight):
-                raise RangeError
-            self.receivers.share(connection.weight, to_weight)
+            self._arrive(connection.source, back._replace(exponent=back.exponent + shift), given.tensor, weights)
 
     def _lost(self, weight: WeightTensor, share: Tensor) -> bool:
         """Whether shares of a weight are lost in float32."""
@@ -242,30 +299,40 @@ class Backward:
         if weights is None or bias.weight.score_name is None or self.receivers.share is None:
             return
         value = weights.full()
-        placed = value.reshape(bias.view)
-        self._refuse_shift(g, -weights.exponent, Scaled(placed, weights.exponent))  # guard 4
-        share = (g.at(-weights.exponent).sum_to_size(placed.shape) * placed).reshape(value.shape)
-        if self._lost(bias.weight, share):
-            share = self._in_float64(bias, weights, g).reshape(value.shape)
-        self.receivers.share(bias.weight, share)
+        self._refuse_overflow(top(g) - g.exponent, 0.0, g.tensor.numel())  # guard 1
+        free = g.tensor.sum_to_size(value.reshape(bias.view).shape).double().reshape(value.shape)
+        share = times_power(free * value, g.exponent + weights.exponent)
+        narrow = share.to(self.program.dtype)
+        if self._lost(bias.weight, narrow):
+            self._refuse_inexact(self.exact)
+            precise = widened(weights, torch.finfo(torch.float64).tiny)
+            narrow = times_power(free * precise.full(), g.exponent + precise.exponent)
+        self.receivers.share(bias.weight, narrow)
 
-    def _in_float64(self, bias: Bias, weights: Weights, g: Scaled) -> Tensor:
-        """Return b·G(v) of a bias, of the shape in which it is added.
+    def _refuse_inexact(self, exact: bool) -> None:
+        """Make sure that every G so far has all its digits; see "Small shares" at the head of this module.
+
+        Args:
+            exact: Whether no guard has let anything go.
 
         Raises:
-            RangeError: G has lost digits, or float64 holds a share as little.
+            RangeError: It may not.
         """
-        if not self.exact:
+        smallest = math.log2(torch.finfo(self.program.dtype).tiny)
+        if not exact or any(sent + math.log2(least_of(weights)) < smallest for sent, weights in self.doubts):
             raise RangeError
-        precise = Weights(weights.values, weights.transform, torch.float64).full().reshape(bias.view)
-        share = Scaled(g.tensor.double(), g.exponent).at(0.0).sum_to_size(precise.shape) * precise
-        if bool(((share == 0) & (weights.values[0].reshape(bias.view) != 0)).any()):
-            raise RangeError
-        return share
+        self.doubts.clear()
 
-    def _arrive(self, name: str, value: Scaled) -> None:
-        """Add to what has come back to a layer; what an operator made is brought into its window first."""
-        scaled = value if value.peak is not None else self._normalised(name, value)
+    def _arrive(self, name: str, value: Scaled, sent: Tensor | None = None, weights: Weights | None = None) -> None:
+        """Add to what has come back to a layer; what an operator made is brought into its window first.
+
+        Args:
+            name: The layer.
+            value: What has come back by one bundle of edges.
+            sent: The mantissas that it was made of …
+            weights: … and the weights.
+        """
+        scaled = value if value.peak is not None else self._normalised(name, value, sent, weights)
         if scaled is None:
             return
         if name in self.arrived:
@@ -277,12 +344,17 @@ class Backward:
             self.summed.add(name)
         self.arrived[name] = scaled
 
-    def _normalised(self, name: str, value: Scaled) -> Scaled | None:
-        """Bring what has come back to a layer into its window."""
+    def _normalised(
+        self, name: str, value: Scaled, sent: Tensor | None = None, weights: Weights | None = None
+    ) -> Scaled | None:
+        """Bring what has come back to a layer into its window; the arguments are those of `_arrive`."""
         scaled, low = normalised(value, self.window)
         tiny = torch.finfo(value.tensor.dtype).tiny
-        if scaled is None or low * power(scaled.exponent - value.exponent) < tiny:
-            self.exact = False  # a zero may be one, or have been smaller than every float
+        made = low if scaled is None else low * power(scaled.exponent - value.exponent)
+        if made < power(self.window.sound) and self.receivers.lost is not None and sent is not None and weights is not None:
+            self.doubts.append((math.log2(least_above_zero(sent)), weights))
+            if scaled is None:  # no share below will be looked at
+                self._refuse_inexact(self.exact)
         if scaled is not None and low >= tiny:
             return scaled._replace(trough=math.frexp(low)[1] - 1)
         if scaled is not None:

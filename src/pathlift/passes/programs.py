@@ -349,6 +349,10 @@ def _ordered(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tenso
     return size, below, torch.sub(size, below, out=room)
 
 
+def _apart(first: Tensor, second: Tensor, _room: Tensor) -> Stream:
+    return zip(BOTH, (first.abs_(), second.abs_()), strict=True)
+
+
 def _telescoping(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     above = torch.sub(first, second, out=room).abs_()
     return first.abs_(), second.abs_(), above
@@ -378,6 +382,46 @@ ORDERED = Through(_second_magnitude, _above_second, _ordered, Recipe.PIVOT)
 
 TELESCOPING = Through(_second_magnitude, distance, _telescoping, Recipe.TELESCOPING)
 """D(v) = f(D; |θ'|) + f(A; |θ−θ'|): the telescoping bound on Φ(θ) − Φ(θ'), any signs."""
+
+
+class NormsProgram(WeightedProgram):
+    """The path-norms of two networks, θ and θ', beside each other: large weights of both are read in one go."""
+
+    tracks = 2
+    ranges = True
+
+    def __init__(self, network: Network, values: Values, other: Values, dtype: torch.dtype) -> None:
+        """Take two networks.
+
+        Args:
+            network: The graph.
+            values: θ.
+            other: θ'.
+            dtype: Precision.
+        """
+        super().__init__(network, (values, other), dtype)
+
+    def edge(self, weight: WeightTensor) -> Entries:
+        """See `Program.edge`."""
+        if weight.scalar in (1.0, -1.0):
+            return {(0, 0): None, (1, 1): None}
+        return {(0, 0): self.weights(weight, _first_magnitude, 1.0), (1, 1): self.weights(weight, _second_magnitude, 1.0)}
+
+    def bundle(self, weight: WeightTensor) -> Bundle | None:
+        """See `Program.bundle`."""
+        if torch.is_grad_enabled() or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
+            return None
+        values = tuple(side[weight] for side in self.values)
+        shift = self._shift_of(weight, values, 1.0)
+        return Bundle(values, BOTH, _apart, self.dtype, shift=shift, overwrites=True, recipe=Recipe.APART)
+
+    def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
+        """See `Program.start`."""
+        return {0: self.weights(weight, _first_magnitude, 1.0), 1: self.weights(weight, _second_magnitude, 1.0)}
+
+    def inputs(self, layer: Layer) -> Tracks:
+        """See `Program.inputs`."""
+        return (self.fed(layer), self.fed(layer))
 
 
 class DifferenceProgram(WeightedProgram):
