@@ -141,6 +141,17 @@ def test_a_batch_norm_says_nothing_of_what_was_measured(correlations: str) -> No
     torch.testing.assert_close(found.mean[0], x.mean((0, 2, 3)))
 
 
+def test_a_batch_norm_that_is_not_that_of_the_weight_says_nothing_of_means() -> None:
+    torch.manual_seed(0)
+    rows, mean = torch.randn(1, 6, 6, dtype=torch.float64), torch.rand(1, 6, dtype=torch.float64)
+    spread = torch.ones(1, 6, dtype=torch.float64)
+    known, variance = (rows @ mean[:, :, None])[:, :, 0] + 0.1, rows.square().sum(2)
+    sound = conditioned_mean(mean, spread, rows[:, 1:], known[:, 1:], variance[:, 1:])
+    rows[:, 0] *= 1e-3  # without its batch norm
+    variance[:, 0] *= 1e-6
+    torch.testing.assert_close(conditioned_mean(mean, spread, rows, known, variance), sound)
+
+
 def cost(weight: Tensor, grid: pathlift.quantisation.grids.Grid, integers: Tensor, c: Tensor) -> Tensor:
     change = grid.values(integers) - weight
     return variances(change, c + DAMPING * torch.diag_embed(c.diagonal(dim1=1, dim2=2)))

@@ -124,6 +124,7 @@ def _compare(
         close(out, by_torch[track].double(), dtype, 3 * shape[1])
 
 
+@pytest.mark.usefixtures("loops")
 def test_two_networks_apart() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (drawn((40, 50), torch.float32, generator) for _ in range(2))

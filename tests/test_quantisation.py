@@ -345,6 +345,13 @@ def test_bits_are_allocated_as_by_trying_all():
         assert sum(layer[k] for layer, k in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.parametrize("gauge", ["optimal", "balanced", "equalised"])
+def test_where_nothing_can_be_rescaled_a_gauge_changes_nothing(gauge):
+    for model in (nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 4), nn.ReLU6(), nn.Linear(4, 2))):
+        first, second = (pathlift.quantize(model, (3,), 4, gauge=choice, moments=0)[0] for choice in (gauge, "none"))
+        assert same(first, second)
+
+
 @pytest.mark.parametrize(("correction", "off_by"), [("none", 1e-9), ("mean", 1e-2)])  # means at borders are those within
 def test_the_sensitivity_of_a_layer_is_what_rounding_it_alone_does(correction, off_by):
     model = drawn(Residual).double()

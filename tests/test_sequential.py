@@ -33,7 +33,7 @@ def inputs(shape: tuple[int, ...], seed: int = 0, count: int = COUNT) -> Tensor:
 def believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is seen in one sample counts as much as what is seen in all, and what has all but gone as what is there."""
     monkeypatch.setattr(measure, "RARE", 0.0)
-    monkeypatch.setattr(sides, "LOST", 0.0)
+    monkeypatch.setattr(sides, "STILL", 0.0)
 
 
 def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
@@ -224,6 +224,23 @@ def test_what_has_all_but_gone_moves_no_weight(size):
     model[0].weight.copy_(torch.tensor([[1.0, 0.5]]))
     pruned, _ = pathlift.prune(model, (2,), 0.34, data=torch.stack([size * a, a], 1), update="compensate")
     assert pruned[0].weight[0, 1] == 0.0 and 0.9 < pruned[2].weight.item() < 5.0
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_what_hardly_moves_makes_up_for_nothing(rounding):
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    model = drawn(net)
+    model[2].weight.data[0] *= 1e-3
+    model[2].bias.data[0] = 0.75
+    x, others = (torch.randn(count, 8, generator=torch.Generator().manual_seed(count)) for count in (32, 512))
+    off = {}
+    for together in (True, False):
+        quantized, _ = pathlift.quantize(model, (8,), 4, rounding=rounding, data=x, sequential=together, moments=0)
+        off[together] = (quantized(others) - model(others)).square().mean().sqrt()
+        assert quantized[4].weight.abs().amax() < 2.0 * model[4].weight.abs().amax()
+    assert off[True] < 1.5 * off[False]
 
 
 @pytest.mark.parametrize("amount", [0.5, 0.6])

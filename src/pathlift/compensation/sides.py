@@ -33,9 +33,9 @@ SAMPLES = 32
 """Samples that go through a layer at once."""
 
 
-LOST = 0.05
-"""The share of what E ũ² lacks of E u² that E ũ² is known up to: no weight grows a hundredfold to make up for a value that has
-all but gone."""
+STILL = 0.05
+"""The variance of ũ is taken for no less than this share of E ũ² and of E u²: no weight grows a hundredfold to make up for
+something by a value that hardly moves, or has all but gone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,8 +258,9 @@ class Windows:
         now, first = centre[0][:, 0] + off, centre[1][:, 0] + other
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
         floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
-        lacking = (size - other.square() + first.square() - squares).clamp(min=0.0)
-        floor += torch.where(squares > 0, LOST * lacking, 0.0)
+        size = torch.maximum(size - other.square() + first.square(), squares)
+        lacking = (STILL * size - spread.diagonal(dim1=1, dim2=2)).clamp(min=0.0)
+        floor += torch.where(squares > 0, lacking, 0.0)
         return Windows(now, first, spread, cross[0] if cross else None, floor)
 
     @property

@@ -279,6 +279,8 @@ class ExpectedError:
             Shape (groups,), and the certificate.
         """
         free = torch.zeros(self.solution.dimension, dtype=torch.float64, device="cpu")
+        if not len(free):  # nothing can be rescaled
+            return free, 0.0
         with torch.inference_mode(False), torch.enable_grad():
             free = free.clone().requires_grad_()
             for power in POWERS:
@@ -292,7 +294,7 @@ class ExpectedError:
                 )
                 search.step(partial(self._slope, free, power))
             self._slope(free, POWERS[-1])
-            left = 0.0 if free.grad is None or not len(free) else float(free.grad.abs().max())
+            left = 0.0 if free.grad is None else float(free.grad.abs().max())
         return free.detach().clone(), left
 
     def _slope(self, free: Tensor, power: float) -> Tensor:

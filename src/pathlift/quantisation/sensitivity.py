@@ -74,8 +74,8 @@ def changes_alone(
     moments: Mapping[str, InputMoments],
     feeds: Sequence[Feed],
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """Return the mean of ‖R' − R‖² over inputs, for each weight rounded alone.
+) -> dict[str, tuple[float, float]]:
+    """Return the mean of ‖R' − R‖² over inputs, for each weight rounded alone, and what it was expected to be.
 
     Args:
         network: The network.
@@ -87,16 +87,17 @@ def changes_alone(
         progress: Called after each tensor with its number and that of all.
 
     Returns:
-        Weight to the number.
+        Weight to both numbers.
     """
     before = [outputs_of(network, feed) for feed in feeds]
     count, changes = sum(map(samples_of, feeds)), {}
     for number, name in enumerate(formats, 1):
         alone = Underway(network, matrices, {name: formats[name]}, way)
-        alone.correct(alone.round(moments[name], Covariances(moments[name])))
+        outcome = alone.round(moments[name], Covariances(moments[name]))
+        alone.correct(outcome)
         other = replace(network, state=alone.state)
         off = sum(float((outputs_of(other, feed) - old).square().sum()) for feed, old in zip(feeds, before, strict=True))
-        changes[name] = off / count
+        changes[name] = off / count, outcome.cost
         if progress is not None:
             progress(number, len(formats))
     return changes
@@ -159,4 +160,4 @@ def layer_sensitivities(
         moments = {name: input_moments(activations, name) for name in formats}
         way = Way("nearest", granularity, range, correction)
         found = changes_alone(network, matrices, formats, way, moments, noted.feeds, progress)
-        return {name: change**0.5 for name, change in found.items()}
+        return {name: change**0.5 for name, (change, _) in found.items()}

@@ -106,14 +106,14 @@ def _scaled(
     moments: Mapping[str, InputMoments],
     feeds: Sequence[Feed],
 ) -> list[list[float]]:
-    """Return costs in units of what is measured of one option of each tensor: about 4 bits, or the only one."""
+    """Return costs in units of what is measured of one option of each tensor: about 4 bits, or the only one.
+
+    What is measured goes without correction: that of the mean of a few inputs would leave nothing on these.
+    """
     places = [min(MEASURED - 2, len(forms) - 1) for forms in options.values()]
     formats = {name: forms[place] for (name, forms), place in zip(options.items(), places, strict=True)}
-    measured = changes_alone(network, matrices, formats, way, moments, feeds)
-    ratios = torch.tensor([
-        change / cost[place] if cost[place] > 0 else math.nan
-        for cost, place, change in zip(costs, places, measured.values(), strict=True)
-    ])
+    measured = changes_alone(network, matrices, formats, replace(way, correction="none"), moments, feeds)
+    ratios = torch.tensor([change / cost if cost > 0 else math.nan for change, cost in measured.values()])
     least = SILENT * ratios.nanmedian()
     ratios = torch.where(ratios.isnan(), 1.0, ratios).maximum(least.nan_to_num(0.0))
     return [[ratio * each for each in cost] for ratio, cost in zip(ratios.tolist(), costs, strict=True)]

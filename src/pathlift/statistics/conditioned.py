@@ -9,7 +9,8 @@ equation each for every row.
 
   One row after another, and all of them `SWEEPS` times. v/s is taken within `MOST` and its inverse: more is not believed.
 - Mean: m ← m + D Wᵀ (W D Wᵀ + ε·diag(v))⁻¹ (E z − b − W m), the mean given the equations, with errors of m that are
-  independent, of variance D = τ·diag(C), and errors of E z of variance ε·v.
+  independent, of variance D = τ·diag(C), and errors of E z of variance ε·v. Rows whose E z would be more than `FAR` deviations
+  off say nothing: their batch norm is not that of this weight any more.
 
 Both move along with a rescaling of the columns, and of the rows with their v.
 """
@@ -36,6 +37,9 @@ UNSURE = 0.1
 
 NOISE = 0.001
 """ε above."""
+
+FAR = 10.0
+"""Deviations of a row that what a batch norm says of its mean is believed to be off by."""
 
 
 def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -> Tensor:
@@ -127,6 +131,8 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     size = torch.where(variance > 0, variance.rsqrt(), 0.0)
     unit = rows * size[:, :, None]  # rows of unit variance
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
+    believed = gap.abs() <= FAR
+    unit, gap = torch.where(believed[:, :, None], unit, 0.0), torch.where(believed, gap, 0.0)
     likely = (UNSURE * spread).sqrt()
     sent = unit * likely[:, None, :]
     change: Tensor
