@@ -39,7 +39,7 @@ NOISE = 0.001
 """ε above."""
 
 FAR = 10.0
-"""Deviations of a row that what a batch norm says of its mean is believed to be off by."""
+"""Deviations of a row, as its batch norm knows or as is propagated, that what it says of the mean is believed to be off by."""
 
 
 def conditioned_covariance(covariance: Tensor, rows: Tensor, variance: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def conditioned_mean(mean: Tensor, spread: Tensor, rows: Tensor, known: Tensor, 
     size = torch.where(variance > 0, variance.rsqrt(), 0.0)
     unit = rows * size[:, :, None]  # rows of unit variance
     gap = known * size - (unit @ mean[:, :, None])[:, :, 0]
-    believed = gap.abs() <= FAR
+    believed = gap.abs() <= FAR * size * torch.maximum(variance, (rows.square() @ spread[:, :, None])[:, :, 0]).sqrt()
     unit, gap = torch.where(believed[:, :, None], unit, 0.0), torch.where(believed, gap, 0.0)
     likely = (UNSURE * spread).sqrt()
     sent = unit * likely[:, None, :]
