@@ -285,6 +285,7 @@ def test_what_a_bound_depends_on_and_a_form_does_not_know_is_paid() -> None:
 
 
 @pytest.mark.hunt
+@pytest.mark.hunt_one_in(3)
 @pytest.mark.parametrize("seed", range(24))
 def test_no_network_that_a_search_finds_breaks_a_bound_of_all_that_moves(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random convolutional networks and sets; every functional is raised, however far it is from what it should exceed."""

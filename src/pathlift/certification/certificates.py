@@ -59,7 +59,8 @@ class Certificate(
         certified: (batch,) bool: the arg-max is the same for every network of the set and every input of the ball; for one
             other network: for both of them.
         predicted: (batch,) int64: the arg-max of the model itself, in exact arithmetic.
-        margin: (batch,) float64: the model's largest logit minus its second largest, in exact arithmetic.
+        margin: (batch,) float64: the model's largest logit minus its second largest, in exact arithmetic. Logits are what a
+            softmax at the end, or the like, reads.
         bound: (batch,) float64: how much that margin can shrink, at most; infinite where nothing is known, because a value
             may leave the range of its type, say. ``certified`` is ``margin > bound``.
         covers: What the class stays under, in words.
