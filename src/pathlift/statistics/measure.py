@@ -153,11 +153,15 @@ def measured(
         _run(propagation, feed_of(network, batch), sums, seen if windows else None)
     if not any(layer_sums.count for layer_sums in sums.values()):
         raise InputError("data holds no batch: give at least one.")
-    for layer in network.layers if seen else ():
-        for connection, transfer in propagation.transfers(layer):
-            known = seen.get((layer.name, connection.source))
-            if known is not None and isinstance(transfer, Weighted):
-                known.finish(propagation.steps[connection.source].squares(transfer), network.dtype)
+    transfers = {
+        (layer.name, connection.source): transfer
+        for layer in network.layers
+        if seen and not isinstance(layer.nonlinearity, Extremum)
+        for connection, transfer in propagation.transfers(layer)
+        if isinstance(transfer, Weighted)
+    }
+    for (above, source), known in seen.items():
+        known.finish(propagation.steps[source].squares(transfers[above, source]), network.dtype)
     return {layer.name: _step(propagation, layer, sums[layer.name]) for layer in network.layers}, seen
 
 
