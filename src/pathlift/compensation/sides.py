@@ -32,7 +32,6 @@ from pathlift.statistics.transfer import Weighted
 SAMPLES = 32
 """Samples that go through a layer at once."""
 
-
 STILL = 0.05
 """The variance of ũ is taken for no less than this share of E ũ² and of E u²: no weight grows a hundredfold to make up for
 something by a value that hardly moves, or has all but gone."""

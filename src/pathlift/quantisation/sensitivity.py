@@ -23,12 +23,11 @@ from pathlift.passes.forward import feed_of, flat_outputs, forward
 from pathlift.passes.propagate import blame
 from pathlift.precision import without_autocast
 from pathlift.quantisation.choices import Bits, formats_of
-from pathlift.quantisation.formats import Format
 from pathlift.quantisation.layer import Covariances, Way
-from pathlift.quantisation.matrices import Matrices, matrices_of
+from pathlift.quantisation.matrices import matrices_of
 from pathlift.quantisation.underway import Underway
 from pathlift.reading import Inputs, capture
-from pathlift.statistics import InputMoments, activation_model, input_moments
+from pathlift.statistics import activation_model, input_moments
 from pathlift.statistics.model import DOUBT
 
 LOOKED_AT = 32
@@ -66,41 +65,19 @@ def outputs_of(network: Network, feed: Feed) -> Tensor:
     return flat_outputs(network, forward(network, network.values(), feed, network.dtype), samples_of(feed)).double()
 
 
-def changes_alone(
-    network: Network,
-    matrices: Mapping[str, Matrices],
-    formats: Mapping[str, Format],
-    way: Way,
-    moments: Mapping[str, InputMoments],
-    feeds: Sequence[Feed],
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Return the mean of ‖R' − R‖² over inputs, for each weight rounded alone, and what it was expected to be.
+class OutputChange:
+    """What becomes of the outputs on some inputs when weights become others."""
 
-    Args:
-        network: The network.
-        matrices: How weights are laid out.
-        formats: Weight to format.
-        way: How to round.
-        moments: What weights multiply.
-        feeds: The inputs.
-        progress: Called after each tensor with its number and that of all.
+    def __init__(self, network: Network, feeds: Sequence[Feed]) -> None:
+        """Run the network as it is."""
+        self._network, self._feeds = network, feeds
+        self._before = [outputs_of(network, feed) for feed in feeds]
 
-    Returns:
-        Weight to both numbers.
-    """
-    before = [outputs_of(network, feed) for feed in feeds]
-    count, changes = sum(map(samples_of, feeds)), {}
-    for number, name in enumerate(formats, 1):
-        alone = Underway(network, matrices, {name: formats[name]}, way)
-        outcome = alone.round(moments[name], Covariances(moments[name]))
-        alone.correct(outcome)
-        other = replace(network, state=alone.state)
-        off = sum(float((outputs_of(other, feed) - old).square().sum()) for feed, old in zip(feeds, before, strict=True))
-        changes[name] = off / count, outcome.cost
-        if progress is not None:
-            progress(number, len(formats))
-    return changes
+    def by(self, state: Mapping[str, Tensor]) -> float:
+        """Return the mean of ‖R' − R‖² over the inputs, R' by other parameters and buffers."""
+        other = replace(self._network, state=state)
+        pairs = zip(self._feeds, self._before, strict=True)
+        return sum(float((outputs_of(other, feed) - old).square().sum()) for feed, old in pairs) / sum(map(len, self._before))
 
 
 @public
@@ -157,7 +134,11 @@ def layer_sensitivities(
         activations = activation_model(network, noted, doubt=DOUBT)
         if not any(map(samples_of, noted.feeds)):
             raise InputError("data holds no input: give at least one.")
-        moments = {name: input_moments(activations, name) for name in formats}
-        way = Way("nearest", granularity, range, correction)
-        found = changes_alone(network, matrices, formats, way, moments, noted.feeds, progress)
-        return {name: change**0.5 for name, (change, _) in found.items()}
+        way, change, found = Way("nearest", granularity, range, correction), OutputChange(network, noted.feeds), {}
+        for number, (name, form) in enumerate(formats.items(), 1):
+            moments, alone = input_moments(activations, name), Underway(network, matrices, {name: form}, way)
+            alone.correct(alone.round(moments, Covariances(moments)))
+            found[name] = change.by(alone.state) ** 0.5
+            if progress is not None:
+                progress(number, len(formats))
+        return found

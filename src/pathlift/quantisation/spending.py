@@ -19,8 +19,9 @@ from pathlift.quantisation.allocation import allocated
 from pathlift.quantisation.formats import Format, WholeNumbers
 from pathlift.quantisation.layer import Covariances, Way, rounded
 from pathlift.quantisation.matrices import Matrices
-from pathlift.quantisation.sensitivity import Feed, changes_alone
+from pathlift.quantisation.sensitivity import Feed, OutputChange
 from pathlift.quantisation.tensors import packed
+from pathlift.quantisation.underway import Underway
 from pathlift.statistics import InputMoments
 
 MEASURED = 4
@@ -70,20 +71,28 @@ def within(
     """
     plain = replace(way, rounding="nearest")
     options = {name: _options(form) for name, form in most.items()}
-    costs, sizes = [], []
+    change = OutputChange(network, feeds) if feeds else None
+    # Measured without correction: that of the mean of a few inputs would leave nothing on these.
+    uncorrected = replace(plain, correction="none")
+    costs, sizes, ratios = [], [], list[float]()
     for name, forms in options.items():
         weight = network.state[name]
         covariances = Covariances(moments[name])
         outcomes = [rounded(weight, matrices[name], form, plain, moments[name], covariances) for form in forms]
         costs.append([outcome.cost for outcome in outcomes])
+        if change is not None:
+            form = forms[min(MEASURED - 2, len(forms) - 1)]
+            alone = Underway(network, matrices, {name: form}, uncorrected)
+            cost = alone.round(moments[name], covariances).cost
+            ratios.append(change.by(alone.state) / cost if cost > 0 else math.nan)
         if isinstance(budget, Bytes):
             sizes.append([
                 packed(weight.numel(), form, outcome.grid.scale.numel()) for form, outcome in zip(forms, outcomes, strict=True)
             ])
         else:
             sizes.append([weight.numel() * form.bits for form in forms])
-    if feeds:
-        costs = _scaled(costs, network, matrices, options, plain, moments, feeds)
+    if change is not None:
+        costs = _scaled(costs, ratios)
     weights, least = sum(network.state[name].numel() for name in options), sum(map(min, sizes))
     if isinstance(budget, Bytes):
         rest = bytes_of(network) - sum(network.state[name].nbytes for name in options)
@@ -97,26 +106,12 @@ def within(
     return {name: forms[index] for (name, forms), index in zip(options.items(), chosen, strict=True)}
 
 
-def _scaled(
-    costs: list[list[float]],
-    network: Network,
-    matrices: Mapping[str, Matrices],
-    options: Mapping[str, list[Format]],
-    way: Way,
-    moments: Mapping[str, InputMoments],
-    feeds: Sequence[Feed],
-) -> list[list[float]]:
-    """Return costs in units of what is measured of one option of each tensor: about 4 bits, or the only one.
-
-    What is measured goes without correction: that of the mean of a few inputs would leave nothing on these.
-    """
-    places = [min(MEASURED - 2, len(forms) - 1) for forms in options.values()]
-    formats = {name: forms[place] for (name, forms), place in zip(options.items(), places, strict=True)}
-    measured = changes_alone(network, matrices, formats, replace(way, correction="none"), moments, feeds)
-    ratios = torch.tensor([change / cost if cost > 0 else math.nan for change, cost in measured.values()])
-    least = SILENT * ratios.nanmedian()
-    ratios = torch.where(ratios.isnan(), 1.0, ratios).maximum(least.nan_to_num(0.0))
-    return [[ratio * each for each in cost] for ratio, cost in zip(ratios.tolist(), costs, strict=True)]
+def _scaled(costs: list[list[float]], ratios: list[float]) -> list[list[float]]:
+    """Return costs in units of what is measured, by the ratio of that to a cost of each tensor; NaN where that was 0."""
+    found = torch.tensor(ratios)
+    least = SILENT * found.nanmedian()
+    found = torch.where(found.isnan(), 1.0, found).maximum(least.nan_to_num(0.0))
+    return [[ratio * each for each in cost] for ratio, cost in zip(found.tolist(), costs, strict=True)]
 
 
 def bytes_of(network: Network) -> int:

@@ -33,7 +33,7 @@ from pathlift.passes.enclosure.forms import Form, forms
 from pathlift.passes.enclosure.lines import Free, Lines, kink_gap
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import at_kinks, handed_down, lower_bound, lower_slope
-from pathlift.passes.enclosure.tightening import RATE, first_tilt
+from pathlift.passes.enclosure.tightening import RATE, first_tilt, stepped
 from pathlift.passes.enclosure.together import PUSH, End, Parabolas, last_kinks
 
 FIRST = 60
@@ -233,17 +233,9 @@ class _Search:
                     kept = _copied(tilts), _copied(shares)
                 if best > 0 or step == steps or self.clock.over() or ascent is None or not math.isfinite(value):
                     break
-                ascent.zero_grad()
-                bound.backward()
-                ascent.step()
-                with torch.no_grad():
-                    for tilt in tilts.values():
-                        tilt.clamp_(0.0, 1.0)
-                    for share in shares.values():
-                        share.clamp_(min=0.0)
+                stepped(ascent, bound, tilts, shares)
         tilts, shares = kept
         costs = self._costs(relaxation, functional(shares), tilts)
-        costs = {name: each for name, each in costs.items() if name in self.kinks}
         return best, replace(part, end=None, tilts=tilts, shares=shares, costs=costs)
 
     def _costs(

@@ -60,6 +60,27 @@ def ascended(
     return best
 
 
+def stepped(
+    ascent: torch.optim.Optimizer, bound: Tensor, tilts: Mapping[str, Tensor], multipliers: Mapping[str, Tensor]
+) -> None:
+    """Take a step up, and bring what it moves back to where it may be.
+
+    Args:
+        ascent: The optimiser.
+        bound: A number.
+        tilts: Where free slopes lie, in [0, 1].
+        multipliers: At least 0.
+    """
+    ascent.zero_grad()
+    bound.backward()
+    ascent.step()
+    with torch.no_grad():
+        for tilt in tilts.values():
+            tilt.clamp_(0.0, 1.0)
+        for multiplier in multipliers.values():
+            multiplier.clamp_(min=0.0)
+
+
 def _ascended(
     relaxation: Relaxation, functionals: Mapping[str, Tensor], best: Tensor, constant: Tensor, steps: int, clock: Clock
 ) -> Tensor:
@@ -71,16 +92,11 @@ def _ascended(
         for step in range(steps):
             if clock.over():
                 return best
-            ascent.zero_grad()
             bound = lower_bound(relaxation, functionals, tilts=parameters) + constant
             before, best = best, torch.maximum(best, bound.detach())
             if step >= PATIENCE and not bool(((best <= 0) & (best + (best - before) * (steps - step) > 0)).any()):
                 return best  # at this pace nothing more gets above 0
-            bound.sum().backward()
-            ascent.step()
-            with torch.no_grad():
-                for tilt in parameters.values():
-                    tilt.clamp_(0.0, 1.0)
+            stepped(ascent, bound.sum(), parameters, {})
     last = {name: tilt.detach() for name, tilt in parameters.items()}
     return torch.maximum(best, lower_bound(relaxation, functionals, tilts=last) + constant)
 

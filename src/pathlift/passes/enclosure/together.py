@@ -41,7 +41,7 @@ from pathlift.passes.enclosure.nonlinear import TINY
 from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
 from pathlift.passes.enclosure.substitution import handed_down, transposed
 from pathlift.passes.enclosure.tightening import RATE as TURN
-from pathlift.passes.enclosure.tightening import first_tilt
+from pathlift.passes.enclosure.tightening import first_tilt, stepped
 from pathlift.passes.rounding import DOUBLE
 
 STEPS = 30
@@ -298,14 +298,7 @@ class Parabolas:
                     best = max(best, self._bound(top))
                     if best > 0 or last:
                         return best
-                ascent.zero_grad()
-                (bound / self.paid).backward()
-                ascent.step()
-                with torch.no_grad():
-                    for tilt in tilts.values():
-                        tilt.clamp_(0.0, 1.0)
-                    for share in shares.values():
-                        share.clamp_(min=0.0)
+                stepped(ascent, bound / self.paid, tilts, shares)
                 among = pieces.directions if among is None else MEMORY * among + (1 - MEMORY) * pieces.directions
                 if step % EVERY == 0 or (start is not None and step < EVERY):  # with a kink less S is soon another
                     self._rescale(pieces.rows, among)
