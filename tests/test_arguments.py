@@ -200,6 +200,9 @@ def test_inputs_beside_a_network_are_refused_by_every_function(world: World, nam
 def test_an_argument_that_would_have_no_effect_is_refused(world: World) -> None:
     refused("generator has no effect without estimate", pathlift.path_metric, world.network, world.state, generator=3)
     refused("sigma has no effect beside choices", world.groups.randomize, [1.0, 2.0], sigma=3.0)
+    for name in ("input_mean", "input_variance", "correlation"):
+        told = {name: 0.25, "data": world.x}
+        refused(f"{name} has no effect beside data", pathlift.activation_statistics, world.network, **told)
     run(pathlift.path_metric, {"model": world.network, "other": world.state, "generator": 0})  # as it is anyway
 
 

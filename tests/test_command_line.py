@@ -342,9 +342,18 @@ def test_what_inputs_look_like_is_said_as_in_python(here: Path) -> None:
 
 def test_what_is_measured_is_not_said_too(here: Path) -> None:
     data = ("--data", "data.safetensors", "--input-mean", "1")
-    for line in (LINES["statistics"], LINES["prune_compensated"]):
+    for line in (LINES["statistics"], LINES["prune_compensated"], LINES["quantize"]):
         done = run(*line, *data)
         assert done.code == 2 and "--input-mean has no effect with --data" in done.stderr
+    done = run(*LINES["statistics"], *data[:2], "--correlation", "0.3")
+    assert done.code == 2 and "--correlation has no effect beside --data" in done.stderr
+    assert run(*LINES["quantize"], *data, "--gauge", "optimal").code == 0  # which is chosen by what is said
+
+
+def test_samples_are_counted_where_there_are_some(here: Path) -> None:
+    for name in ("statistics", "prune_compensated", "quantize", "report"):
+        done = run(*LINES[name], "--limit", "8")
+        assert done.code == 2 and "--limit has no effect without --data" in done.stderr
 
 
 def test_quiet_says_the_answer_alone(here: Path) -> None:
@@ -451,8 +460,8 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
         ("prune", "--amount", "0.5", "--criterion", "luck"), ("prune", "--amount", "0.5", "--selection", "luck"),
         ("prune", "--amount", "0.5", "--input-mean", "1"), ("quantize", "--input-mean", "x"),
         ("quantize", "--input-mean", "inf"), ("statistics", "--input-variance", "-1"),
-        ("prune", "--amount", "0.5", "--data", "none.pt"), ("prune", "--amount", "0.5", "--limit", "0"),
-        ("statistics", "--limit", "0"),
+        ("prune", "--amount", "0.5", "--data", "none.pt"), ("prune", "--amount", "0.5", "--data", "digits", "--limit", "0"),
+        ("statistics", "--data", "digits", "--limit", "0"),
         ("rescale", "--to", "nowhere"), ("rescale", "--to", "balanced", "--p", "0"),
         ("rescale", "--to", "random", "--sigma", "-1"),
         ("rescale", "--to", "random", "--choices", "0"), ("rescale", "--out", "a.safetensors"),
@@ -468,7 +477,7 @@ def test_quantised_files_are_written_together_or_not_at_all(here: Path, tmp_path
         ("quantize", "--granularity", "0"), ("quantize", "--rounding", "up"), ("quantize", "--range", "all"),
         ("quantize", "--gauge", "best"), ("quantize", "--correction", "all"), ("quantize", "--budget", "4 MiB"),
         ("quantize", "--budget", "0"), ("quantize", "--budget", "0kB"), ("quantize", "--data", "none.pt"),
-        ("quantize", "--limit", "0"), ("quantize", "--activations"), ("quantize", "--sequential"),
+        ("quantize", "--data", "digits", "--limit", "0"), ("quantize", "--activations"), ("quantize", "--sequential"),
         ("quantize", "--out", "a.pt"),
         ("quantize", "--onnx", "a.safetensors"), ("quantize", "--out", "none/a.safetensors"),
         ("report", "--out", "a.txt"), ("report", "--prune", "1"), ("report", "--prune", "x"), ("report", "--bits", "9"),

@@ -242,6 +242,10 @@ Others = Annotated[
         help="Files of weights, or models by name; a folder of several files of weights is each of them.",
     ),
 ]
+Limit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Only the first samples of --data.  [default: 256]", metavar="N", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …", metavar="DEVICE", rich_help_panel=MODEL)]
 OutModel = Annotated[
     Optional[Path],  # noqa: UP045
@@ -368,15 +372,20 @@ SYNTHETIC = "synthetic"
 MADE = 32
 """At most so many of them."""
 
+SAMPLES = 256
+"""Samples of --data that are read where --limit does not say how many."""
 
-def check_data(name: str | None, limit: int | None, *, synthetic: bool = False) -> None:
-    """Refuse --data and --limit before a model is built."""
+
+def check_data(name: str | None, limit: int | None, *, synthetic: bool = False) -> int:
+    """Refuse --data and --limit before a model is built; return how many samples are read where none or fewer are named."""
+    check_used({"--limit": limit is not None}, "--data", there=name is not None)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1 sample, found {limit}.")
     if name is not None:
         from pathlift.storage.data import check_name
 
         check_name(name, *((SYNTHETIC,) if synthetic else ()))
+    return SAMPLES if limit is None else limit
 
 
 def inputs_of(network: Network, name: str, limit: int, declared: DeclaredInputs, seed: int) -> list[Samples]:

@@ -18,6 +18,7 @@ from pathlift.cli.common import (
     InputVariance,
     Json,
     Key,
+    Limit,
     ModelArg,
     ModelName,
     OutModel,
@@ -91,7 +92,7 @@ def prune(
             metavar="DATA",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    limit: Limit = None,
     update: Annotated[
         str,
         typer.Option(
@@ -135,7 +136,7 @@ def prune(
     selects = chosen.selection if selection is None else selection_of(selection)
     if amount is None and not isinstance(selects, NofM):
         raise InputError("Say how much to prune: --amount, a share in [0, 1).")
-    check_data(data, limit, synthetic=True)
+    samples = check_data(data, limit, synthetic=True)
     if chosen.propagated is None:
         check_used(
             dict.fromkeys(declared.options, True),
@@ -155,14 +156,14 @@ def prune(
     check_extra(network, out_file)
     seen: Data | list[Tensor | Batch] | None = None
     if data == SYNTHETIC:
-        made = inputs_of(network, data, limit, declared, seed)
+        made = inputs_of(network, data, samples, declared, seed)
         counts = [len(network.graph.form.tensors(x)[0]) for x in made]  # without a loss nobody looks at targets
         seen = [
             x if isinstance(x, torch.Tensor) else pathlift.pruning.Batch(x, torch.zeros(count))
             for x, count in zip(made, counts, strict=True)
         ]
     elif data is not None:
-        x, y = load_data(data, network.graph.examples[0][0][1:], limit)
+        x, y = load_data(data, network.graph.examples[0][0][1:], samples)
         x = x.to(network.graph.examples[0][1])
         if needs == "loss" and y is None:
             raise InputError(f"The criterion '{criterion}' looks at a loss, and '{data}' has no classes 'y'.")

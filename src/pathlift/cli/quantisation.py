@@ -14,12 +14,14 @@ from pathlift.cli.common import (
     ANSWER,
     CHANGE,
     MEASURE,
+    SYNTHETIC,
     Device,
     Force,
     InputMean,
     InputVariance,
     Json,
     Key,
+    Limit,
     ModelArg,
     ModelName,
     Seed,
@@ -31,6 +33,7 @@ from pathlift.cli.common import (
     captured,
     check_data,
     check_options,
+    check_unmeasured,
     check_used,
     declared_inputs,
     inputs_of,
@@ -104,7 +107,7 @@ def quantize(
             metavar="DATA",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    limit: Limit = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Layer after layer on --data: each makes up for those before it.")
     ] = False,
@@ -149,8 +152,10 @@ def quantize(
         "quantize", bits=chosen, ends=last, granularity=scale, rounding=rounding, range=range, correction=correction,
         gauge=gauge, budget=most,
     )  # fmt: skip
-    check_data(data, limit, synthetic=True)
+    samples = check_data(data, limit, synthetic=True)
     declared = declared_inputs("quantize", input_mean, input_variance)
+    if gauge == "none":  # others are chosen without data
+        check_unmeasured(declared, None if data == SYNTHETIC else data)
     from pathlift.quantisation.activations import activation_ranges
     from pathlift.quantisation.onnx import onnx_writer
     from pathlift.quantisation.report import report_writer
@@ -158,7 +163,7 @@ def quantize(
 
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, onnx_file)
-    seen = None if data is None else inputs_of(network, data, limit, declared, seed)
+    seen = None if data is None else inputs_of(network, data, samples, declared, seed)
     with progress_bar() as bar:
         task = bar.add_task("quantising", total=None)
         quantized, report = pathlift.quantize(

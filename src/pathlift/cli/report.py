@@ -18,6 +18,7 @@ from pathlift.cli.common import (
     Force,
     Json,
     Key,
+    Limit,
     ModelArg,
     ModelName,
     OtherSeed,
@@ -69,7 +70,7 @@ def report(
         Optional[str],  # noqa: UP045
         typer.Option(help="Measure accuracy, and quantise by: digits, fashion-mnist, or a file.", metavar="DATA"),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    limit: Limit = None,
     weights: Weights = None,
     shape: Shape = None,
     out_file: Annotated[Path, typer.Option("--out", help="The page.", metavar="FILE", rich_help_panel=ANSWER)] = Path(
@@ -96,7 +97,7 @@ def report(
     check_options("path_metric", estimate=estimate)
     check_options("Report", bits=widths)
     check_option("--prune", amounts, "Report", "amounts")
-    check_data(data, limit)
+    count = check_data(data, limit)
     check_used({"--other-key": other_key is not None}, "--other", there=bool(other))
     from pathlift.storage.packages import package
 
@@ -115,7 +116,7 @@ def report(
         single = [size for size in sizes if isinstance(size, int)] if isinstance(sizes, tuple) else []
         if len(single) != len(sizes):
             raise InputError("--data holds inputs 'x' of one kind, and this model takes several: leave it out.")
-        x, y = load_data(data, single, limit)
+        x, y = load_data(data, single, count)
         samples = x if y is None else pathlift.pruning.Batch(x, y)
     with progress_bar() as bar:
         task = bar.add_task("report", total=None)

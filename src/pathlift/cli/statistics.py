@@ -15,6 +15,7 @@ from pathlift.cli.common import (
     InputVariance,
     Json,
     Key,
+    Limit,
     ModelArg,
     ModelName,
     Seed,
@@ -45,7 +46,7 @@ def statistics(
         Optional[str],  # noqa: UP045
         typer.Option(help="Measure on data: digits, fashion-mnist, or a file with inputs 'x'.", metavar="DATA"),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Only the first samples of --data.", metavar="N")] = 256,
+    limit: Limit = None,
     correlation: Annotated[
         float, typer.Option(help="Correlation of two taps of one channel where nothing is known.", metavar="X")
     ] = 0.5,
@@ -63,7 +64,7 @@ def statistics(
     until: Until = None,
 ) -> None:
     """Mean, variance, activity and output sensitivity of every layer; and how far batch norms say otherwise."""
-    check_data(data, limit)
+    samples = check_data(data, limit)
     declared = declared_inputs("activation_statistics", input_mean, input_variance)
     check_unmeasured(declared, data)
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
@@ -71,7 +72,7 @@ def statistics(
     if data is not None:
         from pathlift.storage.data import load_data
 
-        x, _ = load_data(data, network.graph.examples[0][0][1:], limit)
+        x, _ = load_data(data, network.graph.examples[0][0][1:], samples)
         x = x.to(network.graph.examples[0][1])
     with working("computing statistics"):
         activations = pathlift.activation_statistics(
