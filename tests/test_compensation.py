@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 import pathlift
 from cases import Residual, Tied, perceptron
 from pathlift.compensation import compensated, least_squares
 from pathlift.compensation.damping import damped
 from pathlift.compensation.update import blocks_of
+from pathlift.errors import InputError
 from pathlift.pruning import Batch
 from pathlift.reference import Probe
 from pathlift.rescaling import with_state
@@ -380,6 +383,56 @@ def test_data_come_in_one_tensor_in_batches_and_from_a_loader() -> None:
         assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(first.parameters(), other.parameters(), strict=True))
     by_loss = [pathlift.prune(model, (6,), 0.5, "snip", data=data)[1].masks for data in (Batch(x, y), loader)]
     assert all(torch.equal(mask, by_loss[1][name]) for name, mask in by_loss[0].items())
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, by position or in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z: Tensor = self.last(torch.relu(self.first(x) + self.second(y)))
+        return z
+
+
+class Named(TwoInputs):
+    @override
+    def forward(self, both: dict[str, Tensor]) -> Tensor:  # type: ignore[override]  # a dictionary in place of two tensors
+        return super().forward(both["x"], both["y"])
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "path_magnitude_data", "magnitude"])
+def test_several_inputs_come_as_the_model_takes_them_with_classes_or_without(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x, y, classes = TwoInputs(), torch.randn(24, 4), torch.randn(24, 3), torch.zeros(24, dtype=torch.int64)
+    named = Named()
+    named.load_state_dict(model.state_dict())
+    pairs = TensorDataset(x, y)
+    by_name = [({"x": first, "y": second},) for first, second in zip(x.split(8), y.split(8), strict=True)]
+    forms: list[tuple[nn.Module, Any, Any]] = [
+        (model, ((4,), (3,)), [(x, y)]),
+        (model, ((4,), (3,)), DataLoader(pairs, 9)),
+        (model, ((4,), (3,)), Batch((x, y), classes)),
+        (model, ((4,), (3,)), [((x, y), classes)]),
+        (named, ({"x": (4,), "y": (3,)},), by_name),
+        (named, ({"x": (4,), "y": (3,)},), [(given[0], classes[:8]) for given in by_name]),
+    ]
+    made = [
+        pathlift.prune(net, shape, 0.5, criterion, data=given, update="compensate")[0].state_dict()
+        for net, shape, given in forms
+    ]
+    for other in made[1:]:
+        assert all(torch.equal(tensor == 0, made[0][name] == 0) for name, tensor in other.items())
+        assert all(torch.allclose(tensor, made[0][name], rtol=1e-5, atol=1e-7) for name, tensor in other.items())
+    with pytest.raises(InputError, match=r"2 inputs, found 1 tensors. In a list of batches, each is a tuple"):
+        pathlift.prune(model, ((4,), (3,)), 0.5, criterion, data=(x, x), update="compensate")
+    with pytest.raises(InputError, match="2 inputs, found 3 tensors"):
+        pathlift.prune(model, ((4,), (3,)), 0.5, criterion, data=[(x, y, classes)], update="compensate")
+    with pytest.raises(InputError, match="looks at a loss"):
+        pathlift.prune(model, ((4,), (3,)), 0.5, "snip", data=[(x, y)])
+    assert pathlift.prune(model, ((4,), (3,)), 0.5, "snip", data=[((x, y), classes)])[1].amount == 0.5
 
 
 @pytest.mark.parametrize(

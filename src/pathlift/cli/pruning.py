@@ -48,10 +48,8 @@ from pathlift.errors import InputError
 from pathlift.output import MODELS, TENSORS, check_outputs, tensor_writer, write_outputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pathlift.pruning import Batch
-    from pathlift.pruning.catalogue import Data
+    from pathlift.graph.calling import Samples
+    from pathlift.pruning.batches import Data
 
 CRITERIA = (
     "path_magnitude, path_magnitude_iterated, path_magnitude_lamp, path_magnitude_l2, path_magnitude_data, "
@@ -154,14 +152,9 @@ def prune(
         raise InputError(f"The criterion '{criterion}' looks at a loss, and inputs that are made have no classes.")
     network = captured(model, weights, shape, seed, device, model_arg, trust=trust, key=key, until=until)
     check_extra(network, out_file)
-    seen: Data | list[Tensor | Batch] | None = None
+    seen: Data | list[Samples] | None = None
     if data == SYNTHETIC:
-        made = inputs_of(network, data, samples, declared, seed)
-        counts = [len(network.graph.form.tensors(x)[0]) for x in made]  # without a loss nobody looks at targets
-        seen = [
-            x if isinstance(x, torch.Tensor) else pathlift.pruning.Batch(x, torch.zeros(count))
-            for x, count in zip(made, counts, strict=True)
-        ]
+        seen = inputs_of(network, data, samples, declared, seed)
     elif data is not None:
         x, y = load_data(data, network.graph.examples[0][0][1:], samples)
         x = x.to(network.graph.examples[0][1])

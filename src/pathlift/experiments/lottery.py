@@ -29,7 +29,7 @@ from pathlift.experiments.sweep import Backend
 from pathlift.experiments.training import Run, tested
 from pathlift.graph.network import Network
 from pathlift.pruning import Batch, apply_masks, prune
-from pathlift.pruning.catalogue import Data as Seen
+from pathlift.pruning.batches import Data as Seen
 from pathlift.pruning.catalogue import criterion_of
 from pathlift.reading import capture
 from pathlift.rescaling import symmetries, with_state

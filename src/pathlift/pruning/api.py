@@ -33,7 +33,8 @@ from pathlift.passes.propagate import blame
 from pathlift.passes.rounding import rounding_factor
 from pathlift.precision import without_autocast
 from pathlift.pruning.axes import along_channels
-from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Data, Told, criterion_of
+from pathlift.pruning.batches import Data, held, inputs_of
+from pathlift.pruning.catalogue import RECOMMENDED, Criterion, Told, criterion_of
 from pathlift.pruning.criteria import Batch
 from pathlift.pruning.masks import apply_masks, elsewhere, masked
 from pathlift.pruning.removal import ShrinkReport, whole_channels
@@ -215,7 +216,7 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | Iterable[Tensor | Batch] | None = None,
+    data: Data | Iterable[Samples | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
@@ -235,7 +236,7 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | Iterable[Tensor | Batch] | None = None,
+    data: Data | Iterable[Samples | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
@@ -255,7 +256,7 @@ def prune(
     selection: str | Selection | None = None,
     steps: int | None = None,
     scope: Scope = None,
-    data: Data | Iterable[Tensor | Batch] | None = None,
+    data: Data | Iterable[Samples | Batch] | None = None,
     generator: Randomness | None = None,
     progress: Callable[[int, int], None] | None = None,
     shrink: bool = False,
@@ -278,9 +279,10 @@ def prune(
             ``2:4``; the criterion's own when None.
         steps: Rounds; the criterion's own when None, and one for n:m.
         scope: Which parameters, see `Scope`; all weights of convolutions, linear layers and matrix products when None.
-        data: What the criterion, or the update, looks at: inputs, shape (samples, …), or `Batch` with targets and a loss; or
-            several of them, one after the other, and pairs of inputs and classes as data loaders give them. All are held in
-            memory. Criteria that look at none leave them alone.
+        data: What the criterion, or the update, looks at: inputs, shape (samples, …), or tensors in containers as the model
+            takes them; or `Batch` with targets and a loss; or several of these, one after the other. Of several, what has
+            not the form of the model's inputs is inputs and classes, as data loaders give them. All are held in memory.
+            Criteria that look at none leave them alone.
         generator: Source of randomness, on the CPU, or a seed, for criteria that draw; the others leave it alone.
         progress: Called after each round with its number and that of all rounds.
         update: ``none``: the weights that stay are as they were. ``compensate``: they make up for those that go. The masks are
@@ -316,7 +318,7 @@ def prune(
     with without_autocast():
         network = capture(model, inputs)
         module = None if isinstance(model, Network) else model
-        names, held = scoped(network, scope, module), _held(data)
+        names, seen = scoped(network, scope, module), held(data, network.graph.form)
         declared = moments_of_inputs(network, input_mean, input_variance)
         chosen = _with_declared(_criterion(criterion), declared)
         select = chosen.selection if selection is None else selection_of(selection)
@@ -332,7 +334,7 @@ def prune(
         masks = {name: torch.ones(network.state[name].shape, dtype=torch.bool, device=network.device) for name in names}
         pruned = network
         for step in range(1, rounds + 1):
-            scores = checked_scores(chosen.scores(pruned, held, source), names, network)
+            scores = checked_scores(chosen.scores(pruned, seen, source), names, network)
             if step > 1:
                 scores = {name: elsewhere(score, masks[name].to(score.device), -math.inf) for name, score in scores.items()}
             kept = _selected(select, scores, share if rounds == 1 else 1 - (1 - share) ** (step / rounds), axes)
@@ -340,7 +342,7 @@ def prune(
             pruned = replace(network, state=masked(network.state, masks))
             if progress is not None:
                 progress(step, rounds)
-        fitted = None if update == "none" else compensated(network, masks, None if held is None else _inputs_of(held), declared)
+        fitted = None if update == "none" else compensated(network, masks, None if seen is None else inputs_of(seen), declared)
         pruned = pruned if fitted is None else fitted.network
         report = _report(network, pruned, masks, chosen.name, share, fitted)
         if report.collapsed:
@@ -406,30 +408,6 @@ def _rounds(steps: int, criterion: Scoring, select: Selection) -> int:
     if steps > 1 and isinstance(select, NofM):
         raise InputError(f"{select.n}:{select.m} sparsity is reached in one round: steps must be 1, found {steps}.")
     return steps
-
-
-def _held(data: Data | Iterable[Tensor | Batch] | None) -> Data | None:
-    """Return all data in memory: one tensor of inputs, or batches with targets."""
-    if data is None or isinstance(data, (Tensor, Batch)):
-        return data
-    several = list(data)
-    if not several:
-        raise InputError("data holds no batch: give at least one.")
-    inputs = [item for item in several if isinstance(item, Tensor)]
-    if not inputs:
-        return [item for item in several if isinstance(item, Batch)]
-    odd = next((item for item in several if not isinstance(item, Tensor) or item.shape[1:] != inputs[0].shape[1:]), None)
-    if odd is not None:
-        what = f"inputs of shape {tuple(odd.shape)}" if isinstance(odd, Tensor) else "a Batch"
-        raise InputError(f"The batches of data are of different kinds: inputs of shape {tuple(inputs[0].shape)}, and {what}.")
-    return torch.cat(inputs)
-
-
-def _inputs_of(data: Data) -> list[Samples]:
-    """Return the batches of inputs among the data."""
-    if isinstance(data, Tensor):
-        return [data]
-    return [batch.x for batch in ([data] if isinstance(data, Batch) else data)]
 
 
 def _report(

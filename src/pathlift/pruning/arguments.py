@@ -11,7 +11,7 @@ from pathlift.arguments import declare
 from pathlift.arguments.common import done_of_all
 from pathlift.arguments.kinds import (
     anything,
-    batch,
+    batches,
     choice,
     collection,
     either,
@@ -29,6 +29,7 @@ from pathlift.arguments.kinds import (
     text,
 )
 from pathlift.errors import InputError
+from pathlift.pruning.batches import have_targets
 from pathlift.pruning.catalogue import Criterion
 from pathlift.pruning.criteria import Batch
 
@@ -47,27 +48,17 @@ scores = mapping("a mapping from parameter names to scores", ranked)
 
 def data(name: str, value: Any) -> Any:
     """Inputs, or batches with targets."""
-    if isinstance(value, Tensor):
-        return batch(name, value)
-    several = isinstance(value, (list, tuple)) and value and all(isinstance(item, Batch) for item in value)
-    if not (isinstance(value, Batch) or several):
-        raise refusal(name, "a tensor of inputs, a Batch or a list of them", value)
-    return value
-
-
-WHAT = "a tensor of inputs, a Batch, or several of them one after the other"
-
-
-def loaded(name: str, value: Any) -> Any:
-    """One batch as data loaders give it: inputs, alone in a list or with classes beside them."""
-    if isinstance(value, (list, tuple)) and len(value) in (1, 2) and all(isinstance(part, Tensor) for part in value):
-        first = batch(name, value[0])
-        return first if len(value) == 1 else Batch(first, value[1])
-    if isinstance(value, Batch):
+    if have_targets(value):
         return value
-    if not isinstance(value, Tensor):
-        raise refusal(name, WHAT, value)
-    return batch(name, value)
+    if not isinstance(value, (Tensor, list, tuple, Mapping)):
+        raise refusal(name, "inputs as the model takes them, a Batch or a list of these", value)
+    return batches(name, value)
+
+
+WHAT = "inputs as the model takes them, a Batch, or several of these one after the other"
+
+loaded = either(WHAT, (Batch, anything), (object, batches))
+"""One batch as data loaders give it."""
 
 
 criterion = either(
@@ -109,7 +100,7 @@ declare(__name__, {
     "prune.progress": done_of_all,
     "prune.shrink": flag,
     "prune.update": choice("none", "compensate"),
-    "prune.data": either(WHAT, (Tensor, batch), (Batch, anything), (object, stream(WHAT, loaded))),
+    "prune.data": either(WHAT, (Batch, anything), ((Tensor, Mapping), batches), (object, stream(WHAT, loaded))),
     "shrink.model": module_with_values,
     "to_semi_structured.model": module_with_values,
     "weight": plain_tensor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,16 +12,14 @@ from torch import Tensor
 from pathlift.arguments import public, public_constructor
 from pathlift.arguments.common import Randomness, source_of
 from pathlift.errors import InputError, nearest
-from pathlift.graph.calling import Samples, form_of
+from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
 from pathlift.pruning import criteria
+from pathlift.pruning.batches import Data, have_targets, inputs_of, together
 from pathlift.pruning.criteria import Batch
 from pathlift.pruning.selection import Selection, select_global, select_lamp, select_per_output
 
-Data = Batch | Sequence[Batch] | Tensor
-"""What a criterion may look at: inputs, or batches with targets and a loss."""
-
-Score = Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]
+Score: TypeAlias = "Callable[[Network, Data | None, torch.Generator | None], Mapping[str, Tensor]]"
 """A score of the network, the data and a source of randomness."""
 
 Told = Mapping[str, tuple[Tensor, Tensor]]
@@ -80,7 +78,7 @@ class Criterion:
         if self.needs != "nothing" and data is None:
             what = "a batch of inputs" if self.needs == "inputs" else "Batch(x, y)"
             raise InputError(f"The criterion '{self.name}' looks at data: pass data={what}.")
-        if self.needs == "loss" and isinstance(data, Tensor):
+        if self.needs == "loss" and not have_targets(data):
             raise InputError(f"The criterion '{self.name}' looks at a loss: pass data=Batch(x, y), found inputs alone.")
         return self.score(network, data, source_of(generator))
 
@@ -91,19 +89,14 @@ def _of_network(function: Callable[..., Mapping[str, Tensor]], **options: Any) -
 
 
 def _inputs(data: Data | None) -> Samples:
-    if isinstance(data, Tensor):
-        return data
-    several = [data] if isinstance(data, Batch) else list(data or ())
-    form = form_of(several[0].x)
-    tensors = zip(*(form.tensors(batch.x) for batch in several), strict=True)
-    joined: Samples = form.filled([torch.cat(parts) for parts in tensors])
-    return joined
+    assert data is not None
+    return together(inputs_of(data))
 
 
 def _joined(data: Data | None) -> Batch:
     if isinstance(data, Batch):
         return data
-    assert data is not None and not isinstance(data, Tensor)
+    assert have_targets(data)
     several = list(data)
     if not several:
         raise InputError("Expected at least one Batch, found none.")
@@ -112,7 +105,7 @@ def _joined(data: Data | None) -> Batch:
 
 
 def _several(data: Data | None) -> Batch | Sequence[Batch]:
-    assert data is not None and not isinstance(data, Tensor)
+    assert have_targets(data)
     return data
 
 
