@@ -116,6 +116,35 @@ def test_the_weights_of_a_copy_lie_on_the_grids_of_the_report(rounding):
     assert changed == {tensor.name for tensor in report.tensors} | set(report.corrected)
 
 
+@pytest.mark.parametrize("options", [
+    {"bits": 4}, {"bits": 3, "affine": True}, {"bits": "fp8_e5m2"}, {"bits": "bf16"},
+    {"bits": 3, "granularity": "tensor", "range": "lp"}, {"bits": 4, "granularity": 2},
+])  # fmt: skip
+def test_a_report_counts_what_lies_beyond_its_grids_and_says_how_coarse_they_are(options):
+    model = drawn(Residual)
+    before = dict(model.named_parameters())
+    _, report = pathlift.quantize(model, SHAPE, **options, rounding="nearest", moments=0)
+    for tensor, row in zip(report.tensors, report.table(), strict=True):
+        weight, (low, high) = before[tensor.name].double(), tensor.ends
+        scale = pathlift.storage.quantized.dequantized(
+            torch.ones_like(tensor.integers), tensor.scale, 0 * tensor.zero_point, tensor.block
+        )
+        if tensor.format.startswith("int"):
+            step, most = scale.double(), float(tensor.scale.max())
+        else:
+            kind = {"fp8_e5m2": torch.float8_e5m2, "bf16": torch.bfloat16}[tensor.format]
+            last = torch.finfo(kind).max * torch.finfo(kind).eps / 2 / (1 - torch.finfo(kind).eps / 2)  # largest: (2 − eps)·2^k
+            step, most = scale.double() * last, float(tensor.scale.max()) * last
+        beyond = (weight > high.double() + step / 2) | (weight < low.double() - step / 2)
+        assert row["clipped"] == tensor.clipped == int(beyond.sum())
+        assert row["step"] == tensor.step == pytest.approx(most, rel=1e-6)
+    _, whole = pathlift.quantize(model, SHAPE, **{**options, "range": "minmax"}, moments=0)
+    assert all(tensor.clipped == 0 for tensor in whole.tensors)
+    wide = drawn(lambda: nn.Linear(200, 3))
+    (tensor,) = pathlift.quantize(wide, (200,), 3, moments=0)[1].tensors
+    assert 0 < tensor.clipped == int((wide.weight.double().abs() > 3.5 * tensor.scale.double()).sum())
+
+
 def test_rounding_towards_zero_has_an_exact_path_metric_and_others_are_enclosed():
     model = drawn(Residual)
     quantized, report = pathlift.quantize(model, SHAPE, 4, rounding="towards_zero")

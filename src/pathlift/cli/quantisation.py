@@ -305,6 +305,8 @@ COLUMNS = (
     Column("format", kind="words"),
     Column("weights", "{:,}".format),
     Column("bytes", "{:,}".format),
+    Column("largest step", "{:.4g}".format),
+    Column("clipped", "{:,}".format),
     Column("relative change", "{:.4f}".format),
     Column("share of expected error", "{:.4f}".format),
     Column("share of path-norm", "{:.4f}".format),
@@ -314,7 +316,7 @@ COLUMNS = (
 def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
     rows = [
         tuple(row[key] for key in (
-            "name", "format", "weights", "bytes", "relative_error", "share_of_expected_error", "path_share",
+            "name", "format", "weights", "bytes", "step", "clipped", "relative_error", "share_of_expected_error", "path_share",
         ))
         for row in report.table()
     ]  # fmt: skip

@@ -74,6 +74,10 @@ class Format(ABC):
     def top(self) -> float:
         """Return the largest level without a zero point."""
 
+    @abstractmethod
+    def last_step(self) -> float:
+        """Return the distance of the largest level from the one before it."""
+
 
 @dataclass(frozen=True)
 class WholeNumbers(Format):
@@ -114,6 +118,10 @@ class WholeNumbers(Format):
     def top(self) -> float:
         """See `Format.top`."""
         return float(self.high)
+
+    def last_step(self) -> float:
+        """See `Format.last_step`."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,11 @@ class FloatingPoint(Format):
     def top(self) -> float:
         """See `Format.top`."""
         return float(torch.finfo(self.kind).max)
+
+    def last_step(self) -> float:
+        """See `Format.last_step`."""
+        values = _values(self.kind)
+        return float(values[-1] - values[-2])
 
 
 FLOATS: Mapping[str, torch.dtype] = {

@@ -75,6 +75,13 @@ class Grid:
         """Return the integers of the smallest values that are no less than the weights; the largest where there is none."""
         return torch.where(self.values(below) >= weight, below, (below + 1).clamp(max=self.format.high))
 
+    def clipped(self, weight: Tensor) -> Tensor:
+        """Tell which weights lie beyond the ends by more than half of the last step."""
+        ends = (self.values(torch.tensor(end, device=weight.device)) for end in (self.format.low, self.format.high))
+        low, high = ends
+        half = 0.5 * self.format.last_step() * self.spread(self.scale).double()
+        return (weight.double() < low - half) | (weight.double() > high + half)
+
     def nearest(self, weight: Tensor) -> Tensor:
         """Return the integers of the nearest values; of two that are as near, the even integer."""
         below = self.below(weight)

@@ -121,7 +121,18 @@ class QuantizeReport(
 
     def table(self) -> list[dict[str, object]]:
         """Return one dictionary for each tensor, for a data frame."""
-        columns = ("name", "format", "weights", "bytes", "expected_error", "relative_error", "path_share", "propagated")
+        columns = (
+            "name",
+            "format",
+            "weights",
+            "bytes",
+            "step",
+            "clipped",
+            "expected_error",
+            "relative_error",
+            "path_share",
+            "propagated",
+        )
         total = self.expected_error
         return [
             {column: getattr(tensor, column) for column in columns}

@@ -24,6 +24,8 @@ class QuantizedTensor(
         "weights",
         "block",
         "bytes",
+        "step",
+        "clipped",
         "expected_error",
         "relative_error",
         "path_share",
@@ -46,6 +48,7 @@ class QuantizedTensor(
         dtype: The type that the model keeps the weight in.
         expected_error: E‖ΔR‖² by the model of the activations, Σ_o g(o)·Δ_oᵀ H Δ_o; an estimate, up to a factor that all layers
             share.
+        clipped: How many of the model's weights lie beyond the ends of their grid by more than half of the last step.
         relative_error: ‖Δ‖₂/‖θ‖₂.
         path_share: Σ |Δ_i|·∂‖Φ‖₁/∂|θ_i| as a share of ‖Φ(θ)‖₁: the path-metric of rounding this tensor alone, where no path
             runs through it twice.
@@ -63,6 +66,7 @@ class QuantizedTensor(
     _between: tuple[Tensor, Tensor]
     dtype: torch.dtype
     expected_error: float
+    clipped: int
     relative_error: float
     path_share: float
     propagated: int
@@ -91,6 +95,11 @@ class QuantizedTensor(
     def bytes(self) -> int:
         """What it takes: weights packed to their bits, scales as float32, zero points as bytes where there are any."""
         return packed(self.weights, self._form, self.scale.numel())
+
+    @property
+    def step(self) -> float:
+        """The largest of the steps of its grids: of floating-point formats that below the largest value."""
+        return float(self.scale.max()) * self._form.last_step()
 
     @property
     def values(self) -> Tensor:

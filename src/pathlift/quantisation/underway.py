@@ -102,7 +102,7 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor) -> tuple[Quant
         integers = form.levels(integers, grid.zero).to(form.kind)
     kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int16
     below, above = (torch.empty(stack.shape, dtype=kind, device=stack.device) for _ in range(2))
-    values, off = torch.empty_like(stack, memory_format=torch.contiguous_format), 0.0
+    values, off, clipped = torch.empty_like(stack, memory_format=torch.contiguous_format), 0.0, 0
     step = max(1, ROWS_OF // (stack.shape[0] * stack.shape[2]))
     for start in range(0, stack.shape[1], step):
         rows = slice(start, start + step)
@@ -112,11 +112,12 @@ def _tensor(matrices: Matrices, outcome: Rounded, weight: Tensor) -> tuple[Quant
         became = cells.values(outcome.integers[:, rows])
         values[:, rows] = became
         off += float((became - exact).square().sum())
+        clipped += int(cells.clipped(exact).sum())
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     whole, down, up, made = (matrices.join(part).reshape(weight.shape) for part in (integers, below, above, values))
     relative = math.sqrt(off) / size if size > 0 else 0.0
     tensor = QuantizedTensor(
-        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, relative,
-        math.nan, outcome.moments.depth,
+        matrices.name, form, whole, scale, zero.to(torch.int8), block, (down, up), weight.dtype, outcome.cost, clipped,
+        relative, math.nan, outcome.moments.depth,
     )  # fmt: skip
     return tensor, made
