@@ -803,7 +803,10 @@ def test_a_report_is_a_line_a_table_a_dictionary_and_crosses_processes():
     assert sum(row["share_of_expected_error"] for row in report.table()) == pytest.approx(1.0)
     stored = sum(t.nbytes for t in quantized.state_dict().values())
     assert report.bytes_before == stored and report.bytes_after < stored / 2
-    assert report.statistics == "batch norm"
+    assert (
+        report.statistics == "batch norm"
+        and report.batch_norms == sum(type(m) is nn.BatchNorm2d for m in quantized.modules()) > 0
+    )
 
 
 def test_without_data_and_batch_norms_moments_are_propagated():

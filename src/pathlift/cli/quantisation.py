@@ -215,6 +215,7 @@ def quantize(
             "exact": metric.exact,
             "log10_lower": metric.log10_lower,
             "log10_upper": metric.log10_upper,
+            "batch_norms": report.batch_norms,
             "corrected": list(report.corrected),
             "tensors": {str(row.pop("name")): row for row in report.table()},
             "written": {str(path): path.stat().st_size for path in writers},
@@ -328,6 +329,7 @@ def _print(model: str, report: pathlift.quantisation.QuantizeReport) -> None:
     )
     out.print(f"bytes before                    {report.bytes_before:,}")
     out.print(f"bytes after, bits packed        {report.bytes_after:,}")
+    out.print(f"batch norms, kept               {report.batch_norms}")
     out.print(f"path-norm                       {scientific(report.log10_path_norm)}")
     metric = report.path_metric
     if metric.exact:

@@ -306,6 +306,7 @@ def _report(
         size,
         log10_path_norm,
         metric,
+        sum(layer.normalisation() is not None for layer in network.layers),
         tuple(underway.corrected),
         before,
         after,

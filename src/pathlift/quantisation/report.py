@@ -33,7 +33,7 @@ class QuantizeReport(
     shows=(
         "rounding", "sequential", "granularity", "range", "gauge", "statistics", "bits", "bytes_before", "bytes_after",
         "expected_error", "squared_outputs", "expected_output_change", "output_change", "output_size", "log10_path_norm",
-        "path_metric", "corrected", "tensors",
+        "path_metric", "batch_norms", "corrected", "tensors",
     ),
     rows=("tensors",),
 ):  # fmt: skip
@@ -55,6 +55,7 @@ class QuantizeReport(
         path_metric: ‖Φ(θ) − Φ(θ')‖₁ between the model and the quantised one: exact for rounding towards zero, else enclosed.
             The outputs change by at most max(‖x‖_∞, 1) times that where no weight changes its sign (Theorem 4.1);
             `pathlift.lipschitz_bound` is for any.
+        batch_norms: Number of batch norms; they are kept in floating point, and none is folded into a weight.
         corrected: Biases and running means that took up the mean of what rounding changes.
         bytes_before: Bytes of all parameters and buffers.
         bytes_after: The same with quantised weights packed to their bits.
@@ -72,6 +73,7 @@ class QuantizeReport(
     output_size: float | None
     log10_path_norm: float
     path_metric: PathMetric
+    batch_norms: int
     corrected: tuple[str, ...]
     bytes_before: int
     bytes_after: int
