@@ -30,7 +30,7 @@ from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.scaled import Scaled
+from pathlift.passes.scaled import Scaled, least_above_zero
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
@@ -327,7 +327,7 @@ class _Scores:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
         if shares.dtype != torch.float64 or self.narrowest == torch.float64:
             return shares
-        return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
+        return shares if shares.numel() and least_above_zero(shares) < SMALLEST else shares.float()
 
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""

@@ -212,21 +212,21 @@ class GatheredConvolution(Edges):
         """Multiply back to the columns, and add each entry of these to where it was gathered."""
         assert w is not None
         flat, above = self._flat(x), g.reshape(g.shape[1], self.count)
-        to_flat = torch.zeros_like(flat) if below else None
+        to_flat = torch.zeros_like(flat) if below and not self.plain else None
         to_weight: Tensor | None = None
         go_back = self._back if self.groups == 1 else self._back_by_groups
         for positions, table in self._positions(x.shape[1] * self.taps):
             columns = self._columns(flat, table).contiguous()
             to_columns, shares = go_back(columns, w, above[:, positions].contiguous(), below=below, share=share)
-            if to_flat is not None and to_columns is not None and self.plain:
-                to_flat = to_columns.view(to_flat.shape)
+            if self.plain:
+                to_flat = to_columns
             elif to_flat is not None and to_columns is not None:
                 index = table.on(flat.device)
                 to_flat.scatter_add_(1, index.expand(len(flat), -1), to_columns.view(len(flat), -1))
             if shares is not None:
                 to_weight = shares if to_weight is None else to_weight.add_(shares)
         if to_flat is not None:
-            to_flat = to_flat[:, : self.below].reshape(x.shape)
+            to_flat = to_flat.view(x.shape[1], -1)[:, : self.below].reshape(x.shape)
         return to_flat, to_weight
 
     def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
