@@ -263,9 +263,9 @@ class Backward:
                 return
             lowest = -math.inf if g.trough is None else g.trough + g.exponent - exponent
             self.exact &= not left_out and max(least, lowest) >= math.log2(torch.finfo(self.program.dtype).tiny)
-            given = Scaled(g.at(exponent), exponent)
+            given = g.moved(exponent)
             if lowest <= least:
-                given = given._replace(tensor=F.threshold(given.tensor, power(least), 0.0))
+                given = given._replace(tensor=F.threshold(given.tensor, power(least), 0.0), trough=-math.inf)
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
         if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
             if weights is not None and self._lost(connection.weight, to_weight):
@@ -278,9 +278,12 @@ class Backward:
         if to_below is not None:
             if a_kept is not a_below:  # guard 3
                 self._refuse_small(a_below, self.window.least + self.window.wide, Scaled(to_below, given.exponent + shift))
-            # Edges that hand on G as it is (a sum of branches) hand on what is known of its size.
-            back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
-            self._arrive(connection.source, back._replace(exponent=back.exponent + shift), given.tensor, weights)
+            back = Scaled(to_below, given.exponent + shift)
+            if to_below is given.tensor:
+                back = given  # edges that hand on G as it is (a sum of branches) hand on what is known of its size
+            elif connection.edges.single and to_below.shape == given.tensor.shape:
+                back = given.times(to_below, weights)
+            self._arrive(connection.source, back, given.tensor, weights)
 
     def _lost(self, weight: WeightTensor, share: Tensor) -> bool:
         """Whether shares of a weight are lost in float32."""
@@ -301,7 +304,7 @@ class Backward:
             return a
         shift = self.window.wide
         kept = F.threshold(a.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
-        return Scaled(kept, a.exponent + shift, None if a.peak is None else a.peak - shift)
+        return Scaled(kept, a.exponent + shift, None if a.peak is None else a.peak - shift, -math.inf)
 
     def _to_bias(self, bias: Bias, g: Scaled) -> None:
         """Bring b·G(v), whose A is 1, to a bias."""
@@ -313,6 +316,9 @@ class Backward:
         if weights is None or bias.weight.score_name is None or self.receivers.share is None:
             return
         value = weights.full()
+        if weights.extent == (0.0, 0.0) and weights.nothing:  # as those of a network that has just been made
+            self.receivers.share(bias.weight, torch.zeros_like(value))
+            return
         self._refuse_overflow(top(g) - g.exponent, 0.0, g.tensor.numel())  # guard 1
         free = g.tensor.sum_to_size(value.reshape(bias.view).shape).double().reshape(value.shape)
         share = times_power(free * value, g.exponent + weights.exponent)
@@ -346,7 +352,8 @@ class Backward:
             sent: The mantissas that it was made of …
             weights: … and the weights.
         """
-        scaled = value if value.peak is not None else self._normalised(name, value, sent, weights)
+        inside = value.tensor is sent or value.within(self.window)
+        scaled = value if inside else self._normalised(name, value, sent, weights)
         if scaled is None:
             return
         if name in self.arrived:
@@ -369,9 +376,7 @@ class Backward:
             self.doubts.append((math.log2(least_above_zero(sent)), weights))
             if scaled is None:  # no share below will be looked at
                 self._refuse_inexact(self.exact)
-        if scaled is not None and low >= tiny:
-            return scaled._replace(trough=math.frexp(low)[1] - 1)
-        if scaled is not None:
+        if scaled is not None and low < tiny:
             self.exact &= not self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
         return scaled
 
@@ -414,4 +419,5 @@ class Backward:
     def _taken(self, name: str) -> Scaled | None:
         """Take what has come back to a layer."""
         value = self.arrived.pop(name, None)
-        return self._normalised(name, value) if value is not None and name in self.summed else value
+        looked_at = value is None or name not in self.summed or value.within(self.window)
+        return value if looked_at else self._normalised(name, value)
