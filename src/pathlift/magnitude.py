@@ -202,17 +202,19 @@ def _scored(
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
     """Return the total, and its shares; those that a writer took are not among them."""
 
+    narrowest = network.dtype
+
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:
             writer.restart()
-        scores = _Scores(network, writer, values)
+        scores = _Scores(network, writer, values, narrowest)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         if q == 2:
             program.transform = torch.square  # the same bits in one step
         tracks = propagate(network, program, keep=True)
         return Backward(network, program, share=scores.add, lost=scores.lost).run(tracks), scores.finished()
 
-    return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
+    return in_range(attempt, narrowest, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
 
 def _mean_power(network: Network, x: Samples, q: float) -> dict[str, Tensor]:
@@ -281,11 +283,11 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a weight tensor only moves them."""
 
-    def __init__(self, network: Network, writer: _Taker | None, values: Values) -> None:
+    def __init__(self, network: Network, writer: _Taker | None, values: Values, narrowest: torch.dtype) -> None:
         self.network = network
         self.writer = writer
         self.values = values
-        self.narrowest = network.dtype
+        self.narrowest = narrowest
         self.at_once = network.memory("shares") is None
         self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))

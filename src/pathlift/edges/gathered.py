@@ -9,6 +9,10 @@ positions: the left end reads (none, x, x), the right end (x, x, none), all othe
 224, whatever the size of the image. With two dimensions there are 3 · 3 classes, the pairs of one along each.
 
 The weights are read once, in blocks of rows that stay in a cache, and positions are worked off in chunks whose columns do.
+
+Where the windows of neighbouring classes overlap, as those of a small image do, that image is laid out in the place of the
+columns: in the example (none, x, x, x, none), over which the kernel slides. PyTorch's convolution gathers from it what it
+needs while it is in a cache, in a half to a fifth of the time, as long as weights are few.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ from pathlift.edges.base import Edges
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.product import product, turned_product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
+
+SLIDING = 1 << 18
+"""Weights up to this size are left to PyTorch's convolution where windows slide."""
 
 FEW = 64
 """Positions up to which columns are turned round, to lie end to end, before they are multiplied in blocks of channels below."""
@@ -57,6 +64,7 @@ class GatheredConvolution(Edges):
         self.padded = bool((self._index == self.below).any())
         self.plain = self.taps == 1 and torch.equal(self._index[0], torch.arange(self.below))
         self._chunks: dict[int, list[tuple[slice, Table]]] = {}
+        self._image = None if transposed or self.plain else _Image.of(self.tables, self.counts)
 
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
@@ -120,11 +128,18 @@ class GatheredConvolution(Edges):
         """Whether blocks of rows give parts of a sum, rather than some channels above each."""
         return self.transposed and self.groups == 1
 
+    def _slides(self, x: Tensor, weight: Sequence[int]) -> bool:
+        """Whether the windows of values and weights are left to PyTorch's convolution."""
+        small = math.prod(weight) <= SLIDING and x.dtype == torch.float32 and x.device.type == "cpu"
+        return small and self._image is not None
+
     # ---- up: sums and largest
 
     @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
+        if self._image is not None and self._slides(x, w.shape):
+            return self._image.sum(x, w.brief(), self.groups)
         flat = self._flat(x)
         pieces: list[Tensor] = []
         for _, table in self._positions(x.shape[1] * self.taps):
@@ -138,6 +153,8 @@ class GatheredConvolution(Edges):
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        if self._slides(next(iter(xs.values())), bundle.shape):
+            return super().sums(xs, bundle, factors)
         flat = {track: self._flat(x) for track, x in xs.items()}
         below = next(iter(xs.values())).shape[1]
         tall = self.groups == 1 and not self.transposed and bundle.blocks > 1
@@ -211,6 +228,8 @@ class GatheredConvolution(Edges):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Multiply back to the columns, and add each entry of these to where it was gathered."""
         assert w is not None
+        if self._image is not None and self._slides(x, w.shape):
+            return self._image.adjoint(x, w.brief(), g, self.groups, below=below, share=share)
         flat, above = self._flat(x), g.reshape(g.shape[1], self.count)
         to_flat = torch.zeros_like(flat) if below and not self.plain else None
         to_weight: Tensor | None = None
@@ -267,6 +286,90 @@ class GatheredConvolution(Edges):
         if self.transposed:
             matrix = matrix.unflatten(-1, (-1, self.taps)).transpose(-3, -2)
         return matrix.reshape(block.shape)
+
+
+class _Image:
+    """A small image of classes of positions over which a kernel slides, and what `GatheredConvolution` makes of it."""
+
+    def __init__(self, index: Sequence[Tensor], counts: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> None:
+        """Describe it.
+
+        Args:
+            index: For each dimension the classes, from one end of the image to the other.
+            counts: Number of classes, for each dimension.
+            stride: From one window to the next, for each dimension.
+            padding: Positions beyond both ends that are no neurons.
+        """
+        self.stride, self.padding = list(stride), list(padding)
+        self.same = all(torch.equal(classes, torch.arange(count)) for classes, count in zip(index, counts, strict=True))
+        self.table = Table(joined_taps([classes[None] for classes in index], counts).reshape(1, -1))
+        self.size = [len(classes) for classes in index]
+        self.below = math.prod(counts)
+
+    @staticmethod
+    def of(tables: Sequence[Tensor], counts: Sequence[int]) -> _Image | None:
+        """Lay out the image; None where windows do not slide over one, or where it has positions within that are no neurons."""
+        lines = [_line(table.tolist()) for table in tables]
+        known = [line for line in lines if line is not None]
+        if len(known) < len(lines):
+            return None
+        index, padding = [], []
+        for (classes, _), count in zip(known, counts, strict=True):
+            ends = [next((at for at, own in enumerate(way) if own != count), 0) for way in (classes, classes[::-1])]
+            padding.append(min(ends))
+            inside = classes[padding[-1] : len(classes) - padding[-1]]
+            if count in inside:
+                return None
+            index.append(torch.tensor(inside))
+        return _Image(index, counts, [stride for _, stride in known], padding)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        if self.same:
+            return x
+        flat = x.reshape(x.shape[1], self.below)
+        return flat.gather(1, self.table.on(x.device).expand(len(flat), -1)).view(1, -1, *self.size)
+
+    def sum(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """See `Edges.sum`."""
+        return torch.convolution(self._laid_out(x), weight, None, *self._options(groups))
+
+    def adjoint(
+        self, x: Tensor, weight: Tensor, g: Tensor, groups: int, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`."""
+        to_image, to_weight, _ = torch.ops.aten.convolution_backward(
+            g.contiguous(), self._laid_out(x), weight, None, *self._options(groups), [below, share, False]
+        )
+        if below and not self.same:
+            flat, index = x.reshape(x.shape[1], self.below), self.table.on(x.device)
+            to_image = torch.zeros_like(flat).scatter_add_(1, index.expand(len(flat), -1), to_image.view(len(flat), -1))
+        return to_image.view(x.shape) if below else None, to_weight.mul_(weight) if share else None
+
+    def _options(self, groups: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+        ones = [1] * len(self.size)
+        return self.stride, self.padding, ones, False, [0] * len(self.size), groups
+
+
+def _line(table: list[list[int]]) -> tuple[list[int], int] | None:
+    """Return a line over which windows slide with the smallest stride that there is, and the stride; None where there is none.
+
+    Args:
+        table: What each window reads, one class per tap.
+
+    Example:
+        >>> _line([[3, 0, 1], [0, 1, 1], [1, 1, 2], [1, 2, 3]])
+        ([3, 0, 1, 1, 2, 3], 1)
+    """
+    taps = len(table[0])
+    for stride in range(1, taps + 1):
+        line: list[int | None] = [None] * (stride * (len(table) - 1) + taps)
+        for number, classes in enumerate(table):
+            for tap, own in enumerate(classes):
+                before = line[number * stride + tap]
+                line[number * stride + tap] = own if before in {None, own} else -1
+        if -1 not in line:
+            return [own for own in line if own is not None], stride
+    return None
 
 
 def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
