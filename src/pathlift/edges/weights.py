@@ -88,8 +88,11 @@ class Weights:
     @property
     def nothing(self) -> bool:
         """Whether the weights are all 0, and not only too small for a float."""
+        if self.extent is not None and self.extent != (0.0, 0.0):
+            return False
         if len(self.values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
-            return not bool(self.values[0].any())
+            low, high = torch.aminmax(self.values[0].detach())  # `any` takes three times as long
+            return low.item() == high.item() == 0.0
         return not (bool(self.full().any()) or bool(Support(self).full().any()))
 
     @property
