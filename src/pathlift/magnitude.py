@@ -201,7 +201,6 @@ def _scored(
     network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: _Taker | None
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
     """Return the total, and its shares; those that a writer took are not among them."""
-
     narrowest = network.dtype
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:

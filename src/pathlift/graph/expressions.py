@@ -294,7 +294,7 @@ class Together:
             state: Parameters and buffers by canonical name.
             memo: Values of expressions, filled; and of columns, laid end to end.
         """
-        args, sizes = [], []
+        args, sizes = list[Any](), list[int]()
         for column in self.columns:
             if isinstance(column, tuple) and column not in memo:
                 pieces = [evaluate(expression, state, memo) for expression in column]

@@ -101,7 +101,7 @@ def counted(layer: Layer, value: Scaled) -> Scaled:
 
 
 def up_to(tensor: Tensor, bound: float) -> Tensor:
-    """Return a tensor with 0 in the place of entries above a bound; a comparison with `torch.where` takes several times as long.
+    """Return a tensor with 0 in the place of entries above a bound; `torch.where` takes several times as long.
 
     Args:
         tensor: Non-negative.
@@ -419,5 +419,6 @@ class Backward:
     def _taken(self, name: str) -> Scaled | None:
         """Take what has come back to a layer."""
         value = self.arrived.pop(name, None)
-        looked_at = value is None or name not in self.summed or value.within(self.window)
-        return value if looked_at else self._normalised(name, value)
+        if value is None or name not in self.summed or value.within(self.window):
+            return value
+        return self._normalised(name, value)

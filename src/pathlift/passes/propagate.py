@@ -404,7 +404,7 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
 
 
 def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:
-    """Choose the exponent that most pieces have already, but keep the largest entry within range.
+    """Choose the exponent that most pieces have already, or that of most range where it puts the largest beyond the window.
 
     Args:
         pieces: What is laid side by side.
@@ -415,4 +415,4 @@ def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:
     """
     highest = max(top(piece) for piece in pieces)
     usual = Counter(piece.exponent for piece in pieces).most_common(1)[0][0]
-    return usual if window.low <= highest - usual <= window.wide else highest - window.wide
+    return usual if window.low <= highest - usual <= window.high else highest - window.wide
