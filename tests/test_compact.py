@@ -140,6 +140,8 @@ def test_a_dense_block_agrees_with_its_full_form_and_repeats_no_layer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2), DenseBlock(), nn.Conv2d(20, 2, 1)).double()
     network = pathlift.capture(model, (3, 30, 41))
     assert not any("relu" in layer.name for layer in compacted(network).layers)
+    joined = [layer for layer in compacted(network).layers if layer.concat is not None]
+    assert [len(layer.connections) for layer in joined] == [2, 2, 2, 2]  # each goes on from the one before
     upper, expected = assert_same(network, moved(network), 1e-11)
     assert math.isclose(upper, expected, rel_tol=1e-10)
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import pathlift
 from pathlift.graph.compact import compacted
 from pathlift.passes import wide
-from pathlift.passes.backward import SMALLEST, Backward
+from pathlift.passes.backward import SMALLEST, Backward, up_to
 from pathlift.passes.programs import NormProgram, ScoreProgram
+from pathlift.passes.propagate import propagate
 from pathlift.passes.rounding import rounding_factor
-from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised
+from pathlift.passes.scaled import FORWARD_WINDOWS, RangeError, Scaled, normalised, power
 from pathlift.pruning.criteria import path_magnitude_scores, relative_path_magnitude, synflow
 from pathlift.reference import ProbeError, dag_of
 
@@ -264,6 +265,66 @@ def test_no_share_is_lost_in_a_branch_that_hardly_counts(large: float, smaller: 
         right = pathlift.path_magnitude(copy.deepcopy(model).double(), (2,))
         for name, share in pathlift.path_magnitude(model, (2,)).items():
             torch.testing.assert_close(share.double(), right[name], rtol=1e-5, atol=0.0)
+
+
+class Dense(nn.Module):
+    """Concatenations that go on from each other, batch norms, an addition; scales as a trained network has them, and zeros."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(4 * n), nn.ReLU(), nn.Conv2d(4 * n, 4, 3, padding=1)) for n in range(1, 5)
+        )
+        self.last = nn.Linear(20, 3)
+        with torch.no_grad():
+            for layer in self.layers:
+                layer[0].weight.copy_(torch.exp2(spread * torch.randn(layer[0].num_features)))
+                layer[0].bias.normal_()
+                layer[0].weight[1] = layer[0].bias[2] = layer[2].weight[3, 0] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.first(x)]
+        for layer in self.layers:
+            found.append(layer(torch.cat(found, 1)) + found[0])
+        return self.last(torch.cat(found, 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0, 8.0, 12.0])
+def test_what_is_said_of_sizes_without_looking_is_true(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+
+    def check(value: Scaled) -> None:
+        low, high = float(value.tensor.min()), float(value.tensor.max())
+        assert value.peak is None or high <= 2.0**value.peak
+        assert value.trough is None or low >= (0.0 if value.trough == -math.inf else 2.0**value.trough)
+        said.append((value.peak is not None) + (value.trough is not None and value.trough > -math.inf))
+
+    torch.manual_seed(0)
+    model = Dense(spread).eval()
+    network = pathlift.capture(model, (2, 9, 8))
+    compact = compacted(network)
+    for kind in (NormProgram, ScoreProgram):
+        for values in propagate(compact, kind(compact, compact.values(), torch.float32), keep=True).values():
+            check(values[0])
+    taken = Backward._taken
+    monkeypatch.setattr(Backward, "_taken", lambda self, name: [value := taken(self, name), check(value)][0])
+    found = pathlift.path_magnitude(network)
+    assert said.count(2) > len(said) / 2
+    wanted = pathlift.path_magnitude(copy.deepcopy(model).double(), (2, 9, 8))
+    for name, share in found.items():
+        torch.testing.assert_close(share.double(), wanted[name], rtol=2e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [-2000.0, -1074.0, -149.0, -140.0, -126.0, -20.0, 0.0, 127.0, 128.0, 2000.0])
+def test_up_to_a_bound(dtype: torch.dtype, exponent: float) -> None:
+    bound = power(exponent)
+    kind = torch.finfo(dtype)
+    tensor = torch.tensor([0.0, kind.tiny * kind.eps, kind.tiny, 2.0**-20, 1.0, 1.5, kind.max], dtype=dtype)
+    near = torch.tensor([min(bound, kind.max)], dtype=torch.float64).to(dtype)
+    tensor = torch.cat([tensor, near, torch.nextafter(near, torch.full_like(near, math.inf)).clamp(max=kind.max)])
+    assert torch.equal(up_to(tensor, bound), torch.where(tensor.double() <= bound, tensor, 0.0))
 
 
 @pytest.mark.parametrize("tiny", [1e-20, 3e-23, 1e-25, 1e-30])

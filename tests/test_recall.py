@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pathlift
+from pathlift.edges.weights import Weights
 from pathlift.graph.network import Network, _memories
 
 
@@ -50,6 +51,7 @@ def deep(layers: int) -> nn.Module:
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "memory", lambda self, *key: self.remembered(_memories).setdefault(key, {}))
+    monkeypatch.setattr(Weights, "extent", None)
 
 
 def passes(network: Network) -> list[Callable[[], Any]]:

@@ -30,7 +30,7 @@ from pathlift.passes.backward import SMALLEST, Backward
 from pathlift.passes.forward import feed_of
 from pathlift.passes.programs import ScoreProgram, Values
 from pathlift.passes.propagate import in_range, propagate
-from pathlift.passes.scaled import Scaled
+from pathlift.passes.scaled import Scaled, least_above_zero
 from pathlift.precision import without_autocast
 from pathlift.reading import Inputs, capture
 from pathlift.results import Result
@@ -201,18 +201,19 @@ def _scored(
     network: Network, values: Values, q: float, feed: Mapping[str, Tensor] | None, writer: _Taker | None
 ) -> tuple[Scaled | None, dict[str, Tensor]]:
     """Return the total, and its shares; those that a writer took are not among them."""
+    narrowest = network.dtype
 
     def attempt(dtype: torch.dtype) -> tuple[Scaled | None, dict[str, Tensor]]:
         if writer is not None:
             writer.restart()
-        scores = _Scores(network, writer, values)
+        scores = _Scores(network, writer, values, narrowest)
         program = ScoreProgram(network, values, dtype, q=q, starting=feed)
         if q == 2:
             program.transform = torch.square  # the same bits in one step
         tracks = propagate(network, program, keep=True)
         return Backward(network, program, share=scores.add, lost=scores.lost).run(tracks), scores.finished()
 
-    return in_range(attempt, network.dtype, values, memory=network.memory("path_magnitude", q) if feed is None else None)
+    return in_range(attempt, narrowest, values, memory=network.memory("path_magnitude", q) if feed is None else None)
 
 
 def _mean_power(network: Network, x: Samples, q: float) -> dict[str, Tensor]:
@@ -281,11 +282,11 @@ def unit_path_magnitude(model: nn.Module | Network, inputs: Inputs | None = None
 class _Scores:
     """Adds up the shares of each weight over its uses, moved back to the parameters where a weight tensor only moves them."""
 
-    def __init__(self, network: Network, writer: _Taker | None, values: Values) -> None:
+    def __init__(self, network: Network, writer: _Taker | None, values: Values, narrowest: torch.dtype) -> None:
         self.network = network
         self.writer = writer
         self.values = values
-        self.narrowest = network.dtype
+        self.narrowest = narrowest
         self.at_once = network.memory("shares") is None
         self.sums: dict[str, Tensor] = {}
         self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
@@ -327,7 +328,7 @@ class _Scores:
         """Return shares in the precision of the network where that holds them: those that are 0 in truth need no other."""
         if shares.dtype != torch.float64 or self.narrowest == torch.float64:
             return shares
-        return shares if bool(((shares > 0) & (shares < SMALLEST)).any()) else shares.float()
+        return shares if shares.numel() and least_above_zero(shares) < SMALLEST else shares.float()
 
     def finished(self) -> dict[str, Tensor]:
         """Give zeros to parameters that no path uses, in the model's order; a writer takes what it has not got yet."""

@@ -48,10 +48,17 @@ class Compact:
 
 
 class Edges(ABC):
-    """A bilinear map (x, w) ↦ out. ``fresh``: `sum` returns new memory, never a view of x. ``chooses``: it is not bilinear."""
+    """A bilinear map (x, w) ↦ out.
+
+    Attributes:
+        fresh: `sum` returns new memory, never a view of x.
+        chooses: It is not bilinear.
+        single: Each neuron above has one antecedent, to which one weight belongs: out[v] is a product of two numbers.
+    """
 
     fresh: bool = True
     chooses: bool = False
+    single: bool = False
 
     @abstractmethod
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:

@@ -9,6 +9,11 @@ positions: the left end reads (none, x, x), the right end (x, x, none), all othe
 224, whatever the size of the image. With two dimensions there are 3 · 3 classes, the pairs of one along each.
 
 The weights are read once, in blocks of rows that stay in a cache, and positions are worked off in chunks whose columns do.
+
+Where the windows of neighbouring classes overlap, as those of a small image do, that image is laid out in the place of the
+columns: in the example (none, x, x, x, none), over which the kernel slides. PyTorch's convolution gathers from it what it
+needs while it is in a cache: in a fifth to a half of the time where channels are few, in three quarters where a layer has
+256, and no sooner with 512.
 """
 
 from __future__ import annotations
@@ -26,6 +31,9 @@ from pathlift.edges.base import Edges
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
 from pathlift.edges.product import product, turned_product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
+
+SLIDING = 1 << 20 if torch.backends.mkldnn.is_available() else 0
+"""Weights up to this size are left to PyTorch's convolution where windows slide, if it is that of oneDNN."""
 
 FEW = 64
 """Positions up to which columns are turned round, to lie end to end, before they are multiplied in blocks of channels below."""
@@ -57,6 +65,7 @@ class GatheredConvolution(Edges):
         self.padded = bool((self._index == self.below).any())
         self.plain = self.taps == 1 and torch.equal(self._index[0], torch.arange(self.below))
         self._chunks: dict[int, list[tuple[slice, Table]]] = {}
+        self._image = None if transposed or self.plain else _Image.of(self.tables, self.counts)
 
     @override
     def pattern(self, below: Sequence[int], weight: Sequence[int]) -> Pattern:
@@ -120,11 +129,18 @@ class GatheredConvolution(Edges):
         """Whether blocks of rows give parts of a sum, rather than some channels above each."""
         return self.transposed and self.groups == 1
 
+    def _slides(self, x: Tensor, weight: Sequence[int]) -> bool:
+        """Whether the windows of values and weights are left to PyTorch's convolution."""
+        fits = x.dtype == torch.float32 and x.device.type == "cpu" and math.prod(weight) <= SLIDING
+        return fits and self._image is not None
+
     # ---- up: sums and largest
 
     @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
+        if self._image is not None and self._slides(x, w.shape):
+            return self._image.sum(x, w.brief(), self.groups)
         flat = self._flat(x)
         pieces: list[Tensor] = []
         for _, table in self._positions(x.shape[1] * self.taps):
@@ -138,6 +154,8 @@ class GatheredConvolution(Edges):
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
+        if self._slides(next(iter(xs.values())), bundle.shape):
+            return super().sums(xs, bundle, factors)
         flat = {track: self._flat(x) for track, x in xs.items()}
         below = next(iter(xs.values())).shape[1]
         tall = self.groups == 1 and not self.transposed and bundle.blocks > 1
@@ -211,22 +229,24 @@ class GatheredConvolution(Edges):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Multiply back to the columns, and add each entry of these to where it was gathered."""
         assert w is not None
+        if self._image is not None and self._slides(x, w.shape):
+            return self._image.adjoint(x, w.brief(), g, self.groups, below=below, share=share)
         flat, above = self._flat(x), g.reshape(g.shape[1], self.count)
-        to_flat = torch.zeros_like(flat) if below else None
+        to_flat = torch.zeros_like(flat) if below and not self.plain else None
         to_weight: Tensor | None = None
         go_back = self._back if self.groups == 1 else self._back_by_groups
         for positions, table in self._positions(x.shape[1] * self.taps):
             columns = self._columns(flat, table).contiguous()
             to_columns, shares = go_back(columns, w, above[:, positions].contiguous(), below=below, share=share)
-            if to_flat is not None and to_columns is not None and self.plain:
-                to_flat = to_columns.view(to_flat.shape)
+            if self.plain:
+                to_flat = to_columns
             elif to_flat is not None and to_columns is not None:
                 index = table.on(flat.device)
                 to_flat.scatter_add_(1, index.expand(len(flat), -1), to_columns.view(len(flat), -1))
             if shares is not None:
                 to_weight = shares if to_weight is None else to_weight.add_(shares)
         if to_flat is not None:
-            to_flat = to_flat[:, : self.below].reshape(x.shape)
+            to_flat = to_flat.view(x.shape[1], -1)[:, : self.below].reshape(x.shape)
         return to_flat, to_weight
 
     def _back(self, columns: Tensor, w: Weights, g: Tensor, *, below: bool, share: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -267,6 +287,97 @@ class GatheredConvolution(Edges):
         if self.transposed:
             matrix = matrix.unflatten(-1, (-1, self.taps)).transpose(-3, -2)
         return matrix.reshape(block.shape)
+
+
+class _Image:
+    """A small image of classes of positions over which a kernel slides, and what `GatheredConvolution` makes of it."""
+
+    def __init__(self, index: Sequence[Tensor], counts: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> None:
+        """Describe it.
+
+        Args:
+            index: For each dimension the classes, from one end of the image to the other.
+            counts: Number of classes, for each dimension.
+            stride: From one window to the next, for each dimension.
+            padding: Positions beyond both ends that are no neurons.
+        """
+        self.stride, self.padding = list(stride), list(padding)
+        self.same = all(torch.equal(classes, torch.arange(count)) for classes, count in zip(index, counts, strict=True))
+        table = joined_taps([classes[None] for classes in index], counts).reshape(1, -1)
+        self.size = [len(classes) for classes in index]
+        self.below = math.prod(counts)
+        self.table, self.padded = Table(table), bool((table == self.below).any())
+
+    @staticmethod
+    def of(tables: Sequence[Tensor], counts: Sequence[int]) -> _Image | None:
+        """Lay out the image; None where windows do not slide over one."""
+        lines = [_line(table.tolist()) for table in tables]
+        index, padding, strides = [], [], []
+        for line, count in zip(lines, counts, strict=True):
+            if line is None:
+                return None
+            classes, stride = line
+            ends = [next((at for at, own in enumerate(way) if own != count), 0) for way in (classes, classes[::-1])]
+            padding.append(min(ends))
+            index.append(torch.tensor(classes[padding[-1] : len(classes) - padding[-1]]))
+            strides.append(stride)
+        return _Image(index, counts, strides, padding)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        if self.same:
+            return x
+        flat = x.reshape(x.shape[1], self.below)
+        flat = F.pad(flat, (0, 1)) if self.padded else flat  # a position that is always 0 where one is needed
+        return flat.gather(1, self.table.on(x.device).expand(len(flat), -1)).view(1, -1, *self.size)
+
+    def sum(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """See `Edges.sum`."""
+        return torch.convolution(self._laid_out(x), weight, None, *self._options(groups))
+
+    def adjoint(
+        self, x: Tensor, weight: Tensor, g: Tensor, groups: int, *, below: bool, share: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `Edges.adjoint`."""
+        to_image, to_weight, _ = torch.ops.aten.convolution_backward(
+            g.contiguous(), self._laid_out(x), weight, None, *self._options(groups), [below, share, False]
+        )
+        if below and not self.same:
+            count, index = x.shape[1], self.table.on(x.device)
+            flat = x.new_zeros(count, self.below + self.padded)
+            flat.scatter_add_(1, index.expand(count, -1), to_image.view(count, -1))
+            to_image = flat[:, : self.below]
+        return to_image.reshape(x.shape) if below else None, to_weight.mul_(weight) if share else None
+
+    def _options(self, groups: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+        ones = [1] * len(self.size)
+        return self.stride, self.padding, ones, False, [0] * len(self.size), groups
+
+
+EMPTY, TAKEN = -1, -2
+
+
+def _line(table: list[list[int]]) -> tuple[list[int], int] | None:
+    """Return a line over which overlapping windows slide, and the stride from one to the next; None where there is none.
+
+    Args:
+        table: What each window reads, one class per tap.
+
+    Example:
+        >>> _line([[3, 0, 1], [0, 1, 1], [1, 1, 2], [1, 2, 3]])
+        ([3, 0, 1, 1, 2, 3], 1)
+        >>> _line([[0, 1, 2], [2, 3, 4]]), _line([[0, 2, 4], [1, 3, 5]])
+        (([0, 1, 2, 3, 4], 2), None)
+    """
+    taps = len(table[0])
+    for stride in range(1, max(taps, 2)):
+        line = [EMPTY] * (stride * (len(table) - 1) + taps)
+        for number, classes in enumerate(table):
+            for tap, own in enumerate(classes):
+                before = line[number * stride + tap]
+                line[number * stride + tap] = own if before in {EMPTY, own} else TAKEN
+        if TAKEN not in line:
+            return line, stride
+    return None
 
 
 def joined_taps(tables: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

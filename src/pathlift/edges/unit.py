@@ -177,6 +177,8 @@ class Identity(UnitEdges):
 class Scale(UnitEdges):
     """Elementwise product with a weight that broadcasts against x, reshaped to ``view`` first if one is given."""
 
+    single = True
+
     def __init__(self, view: tuple[int, ...] | None = None) -> None:
         """Describe the map.
 

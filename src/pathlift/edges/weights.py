@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -72,6 +73,27 @@ class Weights:
     def shape(self) -> torch.Size:
         """Shape of the weights."""
         return self.values[0].shape
+
+    @cached_property
+    def extent(self) -> tuple[float, float] | None:
+        """The smallest and the largest of the weights, where it costs nothing to know: of what has been computed already.
+
+        None elsewhere, and on an accelerator, which would have to be waited for.
+        """
+        if self.ready is None or self.ready.device.type != "cpu" or self.ready.numel() == 0:
+            return None
+        low, high = torch.aminmax(self.ready.detach())
+        return low.item(), high.item()
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the weights are all 0, and not only too small for a float."""
+        if self.extent is not None and self.extent != (0.0, 0.0):
+            return False
+        if len(self.values) == 1:  # a power of a weight vanishes only with the weight, whatever underflows
+            low, high = torch.aminmax(self.values[0].detach())  # `any` takes three times as long
+            return low.item() == high.item() == 0.0
+        return not (bool(self.full().any()) or bool(Support(self).full().any()))
 
     @property
     def magnitudes_of(self) -> Tensor | None:

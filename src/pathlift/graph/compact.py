@@ -6,7 +6,9 @@ the weights are. So the network is rewritten once into a smaller one that the pa
 An example: a 3×3 convolution with a border of zeros over a 224×224 image of ones gives 3 different values along each dimension,
 at the first position, at the last, and at the 222 between: 3×3 entries stand for 224×224.
 
-Layers that only repeat the one below (a ReLU) are left out, because path activations do not see them.
+Layers that only repeat the one below (a ReLU) are left out, because path activations do not see them. And a concatenation that
+begins with the pieces of an earlier one, as each of a dense block does, reads that one: n pieces are n − 1 joints in the place of
+n²/2. In a block of three layers, f₀f₁ and f₀f₁f₂ are joined as f₀f₁ and (f₀f₁)f₂; on the way back f₀f₁ is handed one sum.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlift.edges.base import Edges
 from pathlift.edges.chain import Chain
 from pathlift.edges.unit import Gather, Identity, weighted_dims
 from pathlift.graph.expressions import FunctionCall
-from pathlift.graph.layers import Connection, Layer, Slopes
+from pathlift.graph.layers import Concat, Connection, Layer, Slopes
 from pathlift.graph.network import CompactGraph, CompactNetwork, Graph, Network
 from pathlift.precision import plainly
 
@@ -53,6 +55,7 @@ class _Compaction:
         self.axes: dict[str, tuple[Axis, ...]] = {}
         self.weights = list(graph.weights)
         self.same: dict[str, str] = {}
+        self.joined: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def run(self) -> CompactGraph:
         layers = []
@@ -61,13 +64,28 @@ class _Compaction:
                 replace(connection, source=self.same.get(connection.source, connection.source))
                 for connection in layer.connections
             )
-            layer = self._layer(replace(layer, connections=connections))
+            layer = self._layer(self._continued(replace(layer, connections=connections)))
             if layer.name not in self.graph.outputs and _repeats(layer):
                 self.same[layer.name] = layer.connections[0].source
             else:
                 layers.append(layer)
         fields = {field.name: getattr(self.graph, field.name) for field in dataclasses.fields(Graph) if field.init}
         return CompactGraph(**fields | {"layers": tuple(layers), "weights": tuple(self.weights)})
+
+    def _continued(self, layer: Layer) -> Layer:
+        """Let a concatenation read an earlier one in the place of the pieces that this has laid side by side already."""
+        if layer.concat is None or not all(map(_same, layer.connections)):
+            return layer
+        pieces, dim = tuple(connection.source for connection in layer.connections), layer.concat.dim
+        known = [key for key in self.joined if key[0] == dim and len(key[1]) > 1 and pieces[: len(key[1])] == key[1]]
+        self.joined.setdefault((dim, pieces), layer.name)
+        if not known:
+            return layer
+        longest = max(known, key=lambda key: len(key[1]))
+        count, sizes = len(longest[1]), layer.concat.sizes
+        first = replace(layer.connections[0], source=self.joined[longest])
+        concat = Concat(dim, (sum(sizes[:count]), *sizes[count:]))
+        return replace(layer, connections=(first, *layer.connections[count:]), concat=concat)
 
     def _layer(self, layer: Layer) -> Layer:
         if layer.kind == "input":
@@ -129,6 +147,9 @@ def _repeats(layer: Layer) -> bool:
     """Whether the neurons of a layer have the path activations and the scales of those below, one by one."""
     if layer.biases or len(layer.connections) != 1 or layer.unit_name is not None:
         return False
-    (connection,) = layer.connections
-    same = connection.weight is None and isinstance(connection.edges, Identity)
-    return same and (layer.nonlinearity is None or isinstance(layer.nonlinearity, Slopes))
+    return _same(layer.connections[0]) and (layer.nonlinearity is None or isinstance(layer.nonlinearity, Slopes))
+
+
+def _same(connection: Connection) -> bool:
+    """Whether a bundle of edges only hands on what is below."""
+    return connection.weight is None and isinstance(connection.edges, Identity)

@@ -294,7 +294,7 @@ class Together:
             state: Parameters and buffers by canonical name.
             memo: Values of expressions, filled; and of columns, laid end to end.
         """
-        args = []
+        args, sizes = list[Any](), list[int]()
         for column in self.columns:
             if isinstance(column, tuple) and column not in memo:
                 pieces = [evaluate(expression, state, memo) for expression in column]
@@ -302,9 +302,10 @@ class Together:
                     return  # left to `evaluate`
                 memo[column] = torch.cat(pieces)
             args.append(memo[column] if isinstance(column, tuple) else column)
-        column = next(column for column in self.columns if isinstance(column, tuple))
+            if isinstance(column, tuple) and not sizes:
+                sizes = [len(memo[expression]) for expression in column]
         joined = memo[self.calls] = self.function(*args)
-        memo.update(zip(self.calls, joined.split([len(evaluate(e, state, memo)) for e in column]), strict=True))
+        memo.update(zip(self.calls, joined.split(sizes), strict=True))
 
 
 def together(expressions: Sequence[Expression]) -> tuple[Together, ...]:

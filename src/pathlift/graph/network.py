@@ -22,8 +22,8 @@ from pathlift.graph.recall import Memory
 R = TypeVar("R")
 
 
-class LazyState(Mapping[str, Tensor]):
-    """Parameters and buffers by canonical name that are too large to hold: each is read anew whenever it is asked for."""
+class TypedState(Mapping[str, Tensor]):
+    """Parameters and buffers by canonical name that need not be read to tell their types."""
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
@@ -35,6 +35,10 @@ class LazyState(Mapping[str, Tensor]):
         Returns:
             The dtype.
         """
+
+
+class LazyState(TypedState):
+    """Parameters and buffers by canonical name that are too large to hold: each is read anew whenever it is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +235,7 @@ class Network:
         return self._kind(name)
 
     def _kind(self, name: str) -> torch.dtype:
-        return self.state.dtype(name) if isinstance(self.state, LazyState) else self.state[name].dtype
+        return self.state.dtype(name) if isinstance(self.state, TypedState) else self.state[name].dtype
 
     @public
     def values(self, state: Mapping[str, Tensor] | None = None) -> Mapping[WeightTensor, Tensor]:

@@ -51,9 +51,9 @@ from torch import Tensor
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.graph.recall import extremes
+from pathlift.graph.recall import minimum
 from pathlift.passes import wide
-from pathlift.passes.scaled import RangeError, Scaled, normalised, power, top, total
+from pathlift.passes.scaled import RangeError, Scaled, least_above_zero, normalised, power, top, total
 from pathlift.passes.tracks import Program, Receivers, Tracks
 from pathlift.precision import full_precision
 
@@ -71,7 +71,7 @@ def small(share: Tensor, dtype: torch.dtype) -> bool:
     Returns:
         True when it must be asked whether they are 0 in truth.
     """
-    return dtype == torch.float32 and share.numel() > 0 and extremes(share)[0] < SMALLEST
+    return dtype == torch.float32 and share.numel() > 0 and minimum(share) < SMALLEST
 
 
 def sum_of_outputs(network: Network, tracks: Mapping[str, Tracks], track: int = 0) -> Scaled | None:
@@ -100,9 +100,21 @@ def counted(layer: Layer, value: Scaled) -> Scaled:
     return Scaled((tensor if count is None else tensor * count).sum(), value.exponent)
 
 
-def least_above_zero(tensor: Tensor) -> float:
-    """Return the smallest positive entry of a non-negative tensor, infinity where there is none."""
-    return extremes(torch.where(tensor > 0, tensor, math.inf))[0]
+def up_to(tensor: Tensor, bound: float) -> Tensor:
+    """Return a tensor with 0 in the place of entries above a bound; `torch.where` takes several times as long.
+
+    Args:
+        tensor: Non-negative.
+        bound: 0, or a power of two.
+
+    Returns:
+        Of the same shape.
+    """
+    kind = torch.finfo(tensor.dtype)
+    if bound >= kind.max:
+        return tensor
+    beyond = bound + max(bound * kind.eps, kind.smallest_normal * kind.eps)  # the next larger number
+    return F.threshold(tensor.neg(), -beyond, 0.0).neg_()
 
 
 def least_of(weights: Weights) -> float:
@@ -251,7 +263,9 @@ class Backward:
                 return
             lowest = -math.inf if g.trough is None else g.trough + g.exponent - exponent
             self.exact &= not left_out and max(least, lowest) >= math.log2(torch.finfo(self.program.dtype).tiny)
-            given = Scaled(F.threshold(g.at(exponent), power(least), 0.0), exponent)
+            given = g.moved(exponent)
+            if lowest <= least:
+                given = given._replace(tensor=F.threshold(given.tensor, power(least), 0.0), trough=-math.inf)
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
         if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
             if weights is not None and self._lost(connection.weight, to_weight):
@@ -264,9 +278,12 @@ class Backward:
         if to_below is not None:
             if a_kept is not a_below:  # guard 3
                 self._refuse_small(a_below, self.window.least + self.window.wide, Scaled(to_below, given.exponent + shift))
-            # Edges that hand on G as it is (a sum of branches) hand on what is known of its size.
-            back = given if to_below is given.tensor else Scaled(to_below, given.exponent)
-            self._arrive(connection.source, back._replace(exponent=back.exponent + shift), given.tensor, weights)
+            back = Scaled(to_below, given.exponent + shift)
+            if to_below is given.tensor:
+                back = given  # edges that hand on G as it is (a sum of branches) hand on what is known of its size
+            elif connection.edges.single and to_below.shape == given.tensor.shape:
+                back = given.times(to_below, weights)
+            self._arrive(connection.source, back, given.tensor, weights)
 
     def _lost(self, weight: WeightTensor, share: Tensor) -> bool:
         """Whether shares of a weight are lost in float32."""
@@ -287,7 +304,7 @@ class Backward:
             return a
         shift = self.window.wide
         kept = F.threshold(a.tensor * power(-shift), power(self.window.least), 0.0)  # subnormal numbers are slow
-        return Scaled(kept, a.exponent + shift, None if a.peak is None else a.peak - shift)
+        return Scaled(kept, a.exponent + shift, None if a.peak is None else a.peak - shift, -math.inf)
 
     def _to_bias(self, bias: Bias, g: Scaled) -> None:
         """Bring b·G(v), whose A is 1, to a bias."""
@@ -299,6 +316,9 @@ class Backward:
         if weights is None or bias.weight.score_name is None or self.receivers.share is None:
             return
         value = weights.full()
+        if weights.extent == (0.0, 0.0) and weights.nothing:  # as those of a network that has just been made
+            self.receivers.share(bias.weight, torch.zeros_like(value))
+            return
         self._refuse_overflow(top(g) - g.exponent, 0.0, g.tensor.numel())  # guard 1
         free = g.tensor.sum_to_size(value.reshape(bias.view).shape).double().reshape(value.shape)
         share = times_power(free * value, g.exponent + weights.exponent)
@@ -332,7 +352,8 @@ class Backward:
             sent: The mantissas that it was made of …
             weights: … and the weights.
         """
-        scaled = value if value.peak is not None else self._normalised(name, value, sent, weights)
+        inside = value.tensor is sent or value.within(self.window)
+        scaled = value if inside else self._normalised(name, value, sent, weights)
         if scaled is None:
             return
         if name in self.arrived:
@@ -355,9 +376,7 @@ class Backward:
             self.doubts.append((math.log2(least_above_zero(sent)), weights))
             if scaled is None:  # no share below will be looked at
                 self._refuse_inexact(self.exact)
-        if scaled is not None and low >= tiny:
-            return scaled._replace(trough=math.frexp(low)[1] - 1)
-        if scaled is not None:
+        if scaled is not None and low < tiny:
             self.exact &= not self._refuse_shift(value, scaled.exponent, self.tracks[name][0])  # guard 4
         return scaled
 
@@ -390,10 +409,9 @@ class Backward:
             RangeError: They do hold one that counts.
         """
         bound = power(least)
-        if other is None or (value.trough is not None and value.trough > least) or extremes(value.tensor)[0] > bound:
+        if other is None or (value.trough is not None and value.trough > least) or minimum(value.tensor) > bound:
             return False
-        lost = torch.where(value.tensor <= bound, value.tensor, 0.0)
-        mass = float((lost.double() * other.tensor.double()).amax())
+        mass = float((up_to(value.tensor, bound).double() * other.tensor.double()).amax())
         if mass > 0.0 and math.log2(mass) + value.exponent + other.exponent > self.window.floor:
             raise RangeError
         return mass > 0.0
@@ -401,4 +419,6 @@ class Backward:
     def _taken(self, name: str) -> Scaled | None:
         """Take what has come back to a layer."""
         value = self.arrived.pop(name, None)
-        return self._normalised(name, value) if value is not None and name in self.summed else value
+        if value is None or name not in self.summed or value.within(self.window):
+            return value
+        return self._normalised(name, value)

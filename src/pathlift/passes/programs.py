@@ -77,16 +77,18 @@ class WeightedProgram(Program):
         self.feed = feed
         self.batch = None if feed is None else len(next(iter(feed.values())))
         self._shifts: dict[WeightTensor, float] = {}
-        self._small: dict[Callable[..., Tensor], dict[WeightTensor, Tensor]] = {}
+        self._small: dict[Callable[..., Tensor], dict[WeightTensor, Weights]] = {}
 
-    def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Tensor]:
+    def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Weights]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
         if transform not in self._small:
-            ready: dict[WeightTensor, Tensor] = {}
+            ready: dict[WeightTensor, Weights] = {}
             for alike, flat in self._joined:
-                values = [self.values[0][weight] for weight in alike]
-                pieces = Weights(flat, transform, self.dtype).full().split([value.numel() for value in values])
-                ready |= {weight: piece.view(value.shape) for weight, value, piece in zip(alike, values, pieces, strict=True)}
+                sizes = [self.values[0][weight].numel() for weight in alike]
+                pieces = Weights(flat, transform, self.dtype).full().split(sizes)
+                for weight, piece in zip(alike, pieces, strict=True):
+                    values = tuple(side[weight] for side in self.values)
+                    ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape))
             self._small[transform] = ready
         return self._small[transform]
 
@@ -114,15 +116,15 @@ class WeightedProgram(Program):
         Returns:
             The weights, not yet computed.
         """
+        if weight.scalar is None and self._joins and not torch.is_grad_enabled():
+            ready = self._ready(transform).get(weight)
+            if ready is not None:
+                return ready
         if weight.scalar is not None:
             number = torch.tensor(weight.scalar, dtype=torch.float64, device=self.network.device)
             values: tuple[Tensor, ...] = (number,) * len(self.values)
         else:
             values = tuple(v[weight] for v in self.values)
-        if weight.scalar is None and self._joins and not torch.is_grad_enabled():
-            ready = self._ready(transform).get(weight)
-            if ready is not None:
-                return Weights(values, transform, self.dtype, ready=ready)
         return Weights(values, transform, self.dtype, shift=self._shift_of(weight, values, degree), degree=degree)
 
     @property

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.unit import Identity
-from pathlift.edges.weights import Support, Weights
+from pathlift.edges.weights import Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -29,9 +29,11 @@ from pathlift.passes.scaled import (
     MantissaWindow,
     RangeError,
     Scaled,
+    known,
     normalised,
     power,
     raised,
+    told,
     too_small,
     top,
     total,
@@ -210,7 +212,7 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
         biases = [start.get(track) for start in starts]
         if layer.concat is not None:
             value, shifted = _concatenated(layer, arriving, program)
-        elif not any(arriving) and all(map(_is_nothing, biases)):
+        elif not any(arriving) and all(bias is None or bias.nothing for bias in biases):
             value, shifted = None, False  # as in the track of the biases of a network that has just been made
         else:
             value, shifted = _summed(layer, arriving, biases, program)
@@ -219,11 +221,6 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
             continue
         values.append(_checked(value, layer, tracks, program, track))
     return tuple(values)
-
-
-def _is_nothing(weights: Weights | None) -> bool:
-    """Whether a bias adds 0 to a track, and not something that is smaller than every float."""
-    return weights is None or not (bool(weights.full().any()) or bool(Support(weights).full().any()))
 
 
 def _checked(value: Scaled, layer: Layer, tracks: Mapping[str, Tracks], program: Program, track: int) -> Scaled | None:
@@ -248,6 +245,8 @@ def _checked(value: Scaled, layer: Layer, tracks: Mapping[str, Tracks], program:
         RangeError: An entry may have lost digits, or is 0 although a path reaches it.
     """
     window = program.window
+    if value.within(window):
+        return value
     scaled, smallest = normalised(value, window)
     if track in program.signed:
         return scaled
@@ -294,6 +293,9 @@ def _below(connection: Connection, program: Program, track: int) -> set[int]:
     return {track} if connection.weight is None else {source for to, source in program.edge(connection.weight) if to == track}
 
 
+ONE = Scaled(torch.ones(()), 0.0, 0.0, 0.0)
+"""A bias is an edge from a neuron that is 1."""
+
 Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
 """What one bundle of edges brings to one track, and whether its memory is new: free to be overwritten."""
 
@@ -333,8 +335,13 @@ def _edge_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program
             exponent = below.exponent + (0.0 if weights is None else weights.exponent)
             tensor = apply(connection.edges, below.tensor, weights, program)
             fresh = connection.edges.fresh or weights is not None
-            # What is only moved about has the entries that it had, so its size is known without looking.
-            arrivals.append((Scaled(tensor, exponent, None if fresh else below.peak), fresh))
+            if connection.edges.single:
+                value = below.times(tensor, weights)
+            elif fresh:
+                value = Scaled(tensor, exponent)
+            else:  # what is only moved about has the entries that it had, and zeros beside them
+                value = Scaled(tensor, exponent, below.peak, None if below.trough is None else -math.inf)
+            arrivals.append((value, fresh))
     return arrivals
 
 
@@ -359,12 +366,12 @@ def _summed(
     parts, fresh = [part for part, _ in arrivals], bool(arrivals) and arrivals[0][1]
     for bias, weights in zip(layer.biases, starts, strict=True):
         if weights is not None:
-            parts.append(Scaled(weights.full().reshape(bias.view), weights.exponent))
+            parts.append(ONE.times(weights.full().reshape(bias.view), weights))
     if not parts:
         return None, False
     shape = (*program.lead, *layer.shape)
     if parts[0].tensor.shape != shape:
-        parts[0], fresh = Scaled(parts[0].tensor.expand(shape), parts[0].exponent, parts[0].peak), False
+        parts[0], fresh = parts[0]._replace(tensor=parts[0].tensor.expand(shape)), False
     if len(parts) == 1:
         return parts[0], False
     return total(parts, fresh=fresh, largest=program.largest)
@@ -374,14 +381,14 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
     """Lay what arrives side by side, at one exponent; also return whether a piece was shifted."""
     assert layer.concat is not None
     pieces = [arrivals[0][0] if arrivals else None for arrivals in arriving]
-    known = [piece for piece in pieces if piece is not None]
-    if not known:
+    there = [piece for piece in pieces if piece is not None]
+    if not there:
         return None, False
-    exponent, shifted = known[0].exponent, any(piece.exponent != known[0].exponent for piece in known)
+    exponent, shifted = there[0].exponent, any(piece.exponent != there[0].exponent for piece in there)
     if shifted:
-        exponent = _common_exponent(known, program.window)
+        exponent = _common_exponent(there, program.window)
     tensors = [
-        known[0].tensor.new_zeros((*program.lead, *layer.concat.shape(number, layer.shape))) if piece is None else piece.tensor
+        there[0].tensor.new_zeros((*program.lead, *layer.concat.shape(number, layer.shape))) if piece is None else piece.tensor
         for number, piece in enumerate(pieces)
     ]
     along = len(program.lead) + layer.concat.dim
@@ -390,13 +397,14 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
         shifts = [1.0 if piece is None else power(piece.exponent - exponent) for piece in pieces]
         scales = joined.new_tensor(shifts).repeat_interleave(torch.tensor(layer.concat.sizes, device=joined.device))
         joined = joined * scales.reshape([-1 if dim == along else 1 for dim in range(joined.dim())])
-    peaks = [top(piece) - exponent for piece in known] if all(piece.peak is not None for piece in known) else []
-    peak = math.ceil(max(peaks)) if peaks else None
-    return Scaled(joined, exponent, peak), shifted
+    highest, lowest = known(there)
+    peak = None if highest is None else max(highest) - exponent
+    trough = -math.inf if len(there) < len(pieces) else None if lowest is None else min(lowest)
+    return Scaled(joined, exponent, peak, told(trough, -exponent, joined)), shifted
 
 
 def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:
-    """Choose the exponent that most pieces have already, but keep the largest entry within range.
+    """Choose the exponent that most pieces have already, or that of most range where it puts the largest beyond the window.
 
     Args:
         pieces: What is laid side by side.
@@ -407,4 +415,4 @@ def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:
     """
     highest = max(top(piece) for piece in pieces)
     usual = Counter(piece.exponent for piece in pieces).most_common(1)[0][0]
-    return usual if window.low <= highest - usual <= window.wide else highest - window.wide
+    return usual if window.low <= highest - usual <= window.high else highest - window.wide

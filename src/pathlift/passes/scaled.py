@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pathlift.edges.weights import Weights
 from pathlift.errors import NumericalError
-from pathlift.graph.recall import RangeError, extremes
+from pathlift.graph.recall import RangeError, extremes, minimum
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,56 @@ FORWARD_WINDOWS = {
 
 
 class Scaled(NamedTuple):
-    """The value ``tensor · 2**exponent``; no entry of the tensor exceeds 2**peak or is below 2**trough, if that is known."""
+    """The value ``tensor · 2**exponent``, and what is known of its size without looking.
+
+    Attributes:
+        tensor: The mantissas.
+        exponent: One for all of them.
+        peak: No magnitude in the tensor exceeds 2**peak; None when nothing is known.
+        trough: No entry of the tensor is below 2**trough; −inf when none is below 0, None when nothing is known.
+    """
 
     tensor: Tensor
     exponent: float
-    peak: int | None = None
-    trough: int | None = None
+    peak: float | None = None
+    trough: float | None = None
 
     def at(self, exponent: float) -> Tensor:
         """Return the mantissa that goes with another exponent."""
         shift = self.exponent - exponent
         return self.tensor if shift == 0.0 else self.tensor * power(shift)
+
+    def moved(self, exponent: float) -> Scaled:
+        """Return the same value with another exponent."""
+        shift = self.exponent - exponent
+        if shift == 0.0:
+            return self
+        peak = None if self.peak is None else self.peak + shift
+        return Scaled(self.tensor * power(shift), exponent, peak, told(self.trough, shift, self.tensor))
+
+    def times(self, tensor: Tensor, weights: Weights | None) -> Scaled:
+        """Return the value that a product of the entries, one weight to each, is; its size is known if those of both are.
+
+        Args:
+            tensor: The product.
+            weights: The weights.
+
+        Returns:
+            The value, with the exponent of the weights.
+        """
+        exponent = self.exponent + (0.0 if weights is None else weights.exponent)
+        extent = None if weights is None else weights.extent
+        if extent is None or self.peak is None or self.trough is None or not 0.0 <= extent[0] <= extent[1] < math.inf:
+            return Scaled(tensor, exponent)
+        low, high = (math.frexp(end)[1] if end > 0.0 else -math.inf for end in extent)
+        return Scaled(tensor, exponent, self.peak + high, told(self.trough, low - 1, tensor))
+
+    def within(self, window: MantissaWindow) -> bool:
+        """Whether what is known of the size says that the value lies in a window, with all digits in all entries."""
+        if self.peak is None or self.trough is None:
+            return False
+        inside = window.low <= self.peak <= window.high and self.trough >= max(window.floor, window.sound)
+        return inside and self.peak - self.trough <= window.target - window.floor
 
     def log2(self) -> Tensor:
         """Return log₂ of the value in float64, −inf for 0."""
@@ -111,7 +152,23 @@ def total(parts: list[Scaled], *, fresh: bool, largest: bool = False) -> tuple[S
             scale = power(part.exponent - exponent)
             out = out.add_(part.tensor, alpha=scale) if free else torch.add(out, part.tensor, alpha=scale)
         new = True
-    return Scaled(out, exponent), shifted
+    highest, lowest = known(parts)  # of the largest part, and of that which is nowhere small: nothing is subtracted
+    peak = None if highest is None else max(highest) - exponent + math.ceil(math.log2(len(parts)))
+    return Scaled(out, exponent, peak, None if lowest is None else told(max(lowest), -exponent, out)), shifted
+
+
+def known(parts: list[Scaled]) -> tuple[list[float] | None, list[float] | None]:
+    """Return peaks and troughs of several values with their exponents in; None where one is not known."""
+    peaks = [part.peak + part.exponent for part in parts if part.peak is not None]
+    troughs = [part.trough + part.exponent for part in parts if part.trough is not None]
+    return (peaks if len(peaks) == len(parts) else None), (troughs if len(troughs) == len(parts) else None)
+
+
+def told(trough: float | None, shift: float, tensor: Tensor) -> float | None:
+    """Return the trough after a shift, which means nothing below the normal numbers of a tensor: digits may be lost there."""
+    if trough is None:
+        return None
+    return trough + shift if trough + shift >= math.log2(torch.finfo(tensor.dtype).tiny) else -math.inf
 
 
 def _fits(small: torch.Size, large: torch.Size) -> bool:
@@ -149,6 +206,7 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
     """
     low, high = extremes(value.tensor)
     size = max(abs(low), abs(high))
+    trough = known_trough(low, value.tensor.dtype)
     if not math.isfinite(size):
         raise NumericalError("not finite")
     if size == 0.0:
@@ -158,18 +216,31 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
     goal = window.wide if span > window.target - window.floor else window.target
     deep = low > 0 and math.frexp(low)[1] < window.floor
     if window.low <= peak <= window.high and goal == window.target and not deep:
-        return Scaled(value.tensor, value.exponent, peak), low
+        return Scaled(value.tensor, value.exponent, peak, trough), low
     if goal == window.wide and window.high < peak <= window.wide + 8:
-        return Scaled(value.tensor, value.exponent, peak), low
+        return Scaled(value.tensor, value.exponent, peak, trough), low
     # The power of two is to be a float of this type itself, also where all entries are below the normal range.
     shift = min(goal - peak, 127 if value.tensor.dtype == torch.float32 else 1000)
-    return Scaled(value.tensor * power(shift), value.exponent - shift, peak + shift), low * power(shift)
+    low *= power(shift)
+    trough = known_trough(low, value.tensor.dtype)
+    return Scaled(value.tensor * power(shift), value.exponent - shift, peak + shift, trough), low
+
+
+def known_trough(low: float, dtype: torch.dtype) -> float | None:
+    """Return the trough of a tensor whose smallest entry is known (`Scaled`); numbers below the normal range are not told."""
+    if low < 0.0:
+        return None
+    return math.frexp(low)[1] - 1 if low >= torch.finfo(dtype).tiny else -math.inf
 
 
 def too_small(tensor: Tensor, floor: float) -> bool:
     """Whether a non-negative tensor has an entry between 0 and 2**floor, both excluded."""
-    positive = tensor.detach()[tensor > 0]
-    return positive.numel() > 0 and float(positive.min()) < power(floor)
+    return tensor.numel() > 0 and least_above_zero(tensor) < power(floor)
+
+
+def least_above_zero(tensor: Tensor) -> float:
+    """Return the smallest positive entry of a non-negative tensor, infinity where there is none."""
+    return minimum(F.threshold(tensor.detach(), 0.0, math.inf))  # a comparison takes several times as long
 
 
 def raised(value: Scaled, window: MantissaWindow) -> Scaled | None:
@@ -182,12 +253,11 @@ def raised(value: Scaled, window: MantissaWindow) -> Scaled | None:
     Returns:
         The value; None when the range does not hold all entries.
     """
-    positive = value.tensor.detach()[value.tensor > 0]
-    low, high = float(positive.min()), float(positive.max())
+    low, (_, high) = least_above_zero(value.tensor), extremes(value.tensor)
     shift = window.wide - math.frexp(high)[1]
     if math.frexp(low)[1] + shift < window.floor:
         return None
-    return Scaled(value.tensor * power(shift), value.exponent - shift, window.wide)
+    return Scaled(value.tensor * power(shift), value.exponent - shift, window.wide, -math.inf)
 
 
 __all__ = [
@@ -196,9 +266,12 @@ __all__ = [
     "MantissaWindow",
     "RangeError",
     "Scaled",
+    "known",
+    "least_above_zero",
     "normalised",
     "power",
     "raised",
+    "told",
     "too_small",
     "top",
     "total",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlift.errors import MismatchError
+from pathlift.graph.network import TypedState
 from pathlift.reading.memory import span
 
 AGAIN = "Capture the model again."
@@ -54,7 +55,7 @@ class PlainConstant:
     tensor: Tensor
 
 
-class LiveState(Mapping[str, Tensor]):
+class LiveState(TypedState):
     """The parameters and buffers of a module by name, as they are when they are asked for."""
 
     def __init__(self, root: nn.Module, names: Mapping[str, str], device: torch.device, used: tuple[Tensor, ...]) -> None:
@@ -114,8 +115,9 @@ class LiveState(Mapping[str, Tensor]):
             return "A module or a forward hook was added or taken away"
         for (path, key), value in self.plain.items():
             module = self.modules[path] if path else self.root
-            now = vars(module)[key] if key in vars(module) else getattr(type(module), key, None)
-            if not _same(_kept(now), value):
+            held = module.__dict__
+            now = held[key] if key in held else getattr(type(module), key, None)
+            if now is not value and not _same(_kept(now), value):
                 return f"The attribute '{key}' of {f'module {path!r}' if path else 'the model'} has changed"
         return None
 
@@ -151,6 +153,11 @@ class LiveState(Mapping[str, Tensor]):
         for held in self.held:
             if vars(held.module).get(held.key) is not held.tensor:
                 raise MismatchError(f"The attribute '{held.key}' of module '{held.path}' is another tensor now. {AGAIN}")
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See `TypedState.dtype`."""
+        tensor = self.slots[name].read()
+        return self._at(name).dtype if tensor is None else tensor.dtype
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor as it is now, without gradient."""
