@@ -24,6 +24,7 @@ from pathlift.quantisation.underway import Underway
 from pathlift.statistics import ActivationModel, InputMoments
 from pathlift.statistics.input_moments import positive
 
+
 def round_on_data(
     underway: Underway, model: ActivationModel, moments: Mapping[str, InputMoments], batches: Sequence[Samples]
 ) -> None:

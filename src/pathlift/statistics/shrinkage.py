@@ -1,7 +1,7 @@
 """Second moments of few samples, shrunk towards what is known without them, as far as they are chance (mathematics §9).
 
-With S_n the mean of u·uᵀ over the positions of sample n of N, about a mean that is close, S = Σ_n S_n/N varies from one choice of
-samples to another by
+With S_n the mean of u·uᵀ over the positions of sample n of N, about a mean that is close, S = Σ_n S_n/N varies from one choice
+of samples to another by
 
     V_ij = (Σ_n S_n,ij²/N − S_ij²) / (N − 1).
 
@@ -11,8 +11,8 @@ in which that is 1, has
 
     λ = Σ_{i≠j} V_ij/(S_ii S_jj) / Σ_{i≠j} (S_ij − T_ij)²/(S_ii S_jj),
 
-within 0 and 1: near 1 where samples are few, near 0 where they are many, or T is plainly wrong. S_ii itself is known up to √V_ii.
-All of it goes along with a rescaling.
+within 0 and 1: near 1 where samples are few, near 0 where they are many, or T is plainly wrong. S_ii itself is known up to
+√V_ii. All of it goes along with a rescaling.
 
 References:
     Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", J. Multivariate Analysis 2004;
