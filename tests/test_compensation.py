@@ -21,7 +21,6 @@ from pathlift.reference import Probe
 from pathlift.rescaling import with_state
 from pathlift.statistics import activation_model, input_moments, measure
 from pathlift.statistics.model import DOUBT
-from pathlift.statistics.shrinkage import Products
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path runs through")
 
@@ -221,12 +220,12 @@ def test_weights_are_fitted_better_where_it_is_told_what_inputs_look_like(seed: 
     assert moved(input_mean=mean, input_variance=deviation**2) < 0.9 * moved()
 
 
+@pytest.mark.usefixtures("all_there_is")
 def test_one_layer_is_fitted_to_the_data_as_well_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of each output stays, and the error is that of the best row with these zeros, but for the damping.
 
     That is, where these samples are taken to be all that there are.
     """
-    monkeypatch.setattr(Products, "variance", property(lambda products: torch.zeros_like(products.mean)))
     monkeypatch.setattr(measure, "RARE", 0.0)
     model, x = drawn(lambda: nn.Sequential(nn.Linear(8, 5))), mixed(300, 8)
     pruned, report = pathlift.prune(model, (8,), 0.5, "magnitude", update="compensate", data=x)

@@ -17,7 +17,6 @@ from pathlift.errors import InputError
 from pathlift.quantisation.rounding import ROUNDINGS
 from pathlift.rescaling import with_state
 from pathlift.statistics import measure
-from pathlift.statistics.shrinkage import Products
 from test_quantisation import SHAPE, Residual, drawn, factors_of, same
 
 COUNT = 64
@@ -31,9 +30,8 @@ def inputs(shape: tuple[int, ...], seed: int = 0, count: int = COUNT) -> Tensor:
 
 
 @pytest.fixture
-def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def believed(monkeypatch: pytest.MonkeyPatch, all_there_is: None) -> None:
     """These samples are all that there are, and what has all but gone counts as much as what is there."""
-    monkeypatch.setattr(Products, "variance", property(lambda products: torch.zeros_like(products.mean)))
     monkeypatch.setattr(measure, "RARE", 0.0)
     monkeypatch.setattr(sides, "STILL", 0.0)
 

@@ -24,7 +24,6 @@ from pathlift.statistics.input_moments import FLOOR, SINGLE, positive
 from pathlift.statistics.kinks import Kink, hermite, largest_of_equal, respond
 from pathlift.statistics.measure import RARE
 from pathlift.statistics.model import DOUBT, Correlations
-from pathlift.statistics.shrinkage import Products
 
 CASES = [case for case in NETWORKS + OPERATORS if "norm" not in case.name and case.name != "residual"]
 FACTORS = (1, 128, 2**-5, 2, 4096)
@@ -411,9 +410,9 @@ def test_measured_statistics_are_those_of_the_model_itself() -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "strided conv", "dilated conv", "grouped conv", "flat linear"])
-def test_measured_second_moments_are_those_of_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("all_there_is")
+def test_measured_second_moments_are_those_of_windows(name: str) -> None:
     """But for what they are shrunk by, see tests/test_shrinkage.py."""
-    monkeypatch.setattr(Products, "variance", property(lambda products: torch.zeros_like(products.mean)))
     torch.manual_seed(0)
     layer = FIRST_LAYERS[name].double()
     x = torch.randn(7, 3, 8, 8, dtype=torch.float64) + 0.5
