@@ -22,7 +22,7 @@ from pathlift.errors import InputError
 from pathlift.pruning import Batch
 from pathlift.reference import Probe
 from pathlift.rescaling import with_state
-from pathlift.statistics import activation_model, input_moments
+from pathlift.statistics import activation_model, input_moments, measure
 from pathlift.statistics.model import DOUBT
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path runs through")
@@ -223,8 +223,13 @@ def test_weights_are_fitted_better_where_it_is_told_what_inputs_look_like(seed: 
     assert moved(input_mean=mean, input_variance=deviation**2) < 0.9 * moved()
 
 
-def test_one_layer_is_fitted_to_the_data_as_well_as_can_be() -> None:
-    """The mean of each output stays, and the error is that of the best row with these zeros, but for the damping."""
+@pytest.mark.usefixtures("all_there_is")
+def test_one_layer_is_fitted_to_the_data_as_well_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of each output stays, and the error is that of the best row with these zeros, but for the damping.
+
+    That is, where these samples are taken to be all that there are.
+    """
+    monkeypatch.setattr(measure, "RARE", 0.0)
     model, x = drawn(lambda: nn.Sequential(nn.Linear(8, 5))), mixed(300, 8)
     pruned, report = pathlift.prune(model, (8,), 0.5, "magnitude", update="compensate", data=x)
     off = (pruned(x) - model(x)).detach()

@@ -814,6 +814,7 @@ def test_without_data_and_batch_norms_moments_are_propagated():
     assert report.statistics == "propagation" and report.expected_error > 0
 
 
+@pytest.mark.usefixtures("all_there_is")
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_change_of_outputs_is_told_in_their_units_and_expected_of_one_layer_as_it_is(*, bias):
     layer = drawn(lambda: nn.Linear(6, 3, bias=bias)).double()

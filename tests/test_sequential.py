@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import pathlift
 from habit import LONGER
 from pathlift.compensation import sides
+from pathlift.compensation.least_squares import DAMPING
 from pathlift.errors import InputError
-from pathlift.quantisation import sequential
 from pathlift.quantisation.rounding import ROUNDINGS
 from pathlift.rescaling import with_state
 from pathlift.statistics import measure
@@ -30,19 +30,24 @@ def inputs(shape: tuple[int, ...], seed: int = 0, count: int = COUNT) -> Tensor:
 
 
 @pytest.fixture
-def believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is seen in one sample counts as much as what is seen in all, and what has all but gone as what is there."""
+def believed(monkeypatch: pytest.MonkeyPatch, all_there_is: None) -> None:
+    """These samples are all that there are, and what has all but gone counts as much as what is there."""
     monkeypatch.setattr(measure, "RARE", 0.0)
     monkeypatch.setattr(sides, "STILL", 0.0)
 
 
 def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
-    """Brute force in float64: rows v with E|w·u − v·ũ|² + d Σ_j E ũ_j² (v_j − w_j)² least, of windows (count, columns)."""
+    """Brute force in float64: rows v with E|w·u − v·ũ|² + d Σ_j E ũ_j² (v_j − w_j)² least, of windows (count, columns).
+
+    What is left when they are cut to the range of w, as rounding to nearest does.
+    """
     u, now, weight = u.double(), now.double(), weight.double()
     if centred:
         u, now = u - u.mean(0), now - now.mean(0)
-    pull = (sequential.DAMPING * now.square().sum(0)).sqrt().diag()
+    pull = (DAMPING * now.square().sum(0)).sqrt().diag()
     made = torch.linalg.lstsq(torch.cat([now, pull]), torch.cat([u @ weight.mT, pull @ weight.mT])).solution.mT
+    most = weight.abs().amax(1, keepdim=True)
+    made = torch.clamp(made, -most, most)
     return torch.where(now.abs().sum(0) > 0, made, weight)  # what is always 0 says nothing of its weights
 
 

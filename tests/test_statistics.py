@@ -410,7 +410,9 @@ def test_measured_statistics_are_those_of_the_model_itself() -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "strided conv", "dilated conv", "grouped conv", "flat linear"])
+@pytest.mark.usefixtures("all_there_is")
 def test_measured_second_moments_are_those_of_windows(name: str) -> None:
+    """But for what they are shrunk by, see tests/test_shrinkage.py."""
     torch.manual_seed(0)
     layer = FIRST_LAYERS[name].double()
     x = torch.randn(7, 3, 8, 8, dtype=torch.float64) + 0.5

@@ -18,7 +18,7 @@ from pathlift.compensation.sides import Place, SideBySide, Windows, standing_at_
 from pathlift.compensation.update import Update, blocks_of, fit_by_moments, joined, moments_of_masked
 from pathlift.graph.calling import Samples
 from pathlift.graph.network import Network
-from pathlift.statistics.model import Correlations, activation_model
+from pathlift.statistics.model import activation_model
 
 
 def fitted_to_data(network: Network, pruned: Network, masks: Mapping[str, Tensor], batches: Sequence[Samples]) -> Update:
@@ -46,8 +46,7 @@ class _Fit(SideBySide):
     def __init__(self, network: Network, pruned: Network, masks: Mapping[str, Tensor], batches: Sequence[Samples]) -> None:
         self.update, self.masks = Update(pruned, "data"), masks
         shared = standing_at_several_places(network, masks)
-        correlations: Correlations = "channels" if shared else "taps"
-        model = activation_model(network, batches if shared else None, correlations=correlations, running="scaled")
+        model = activation_model(network, batches if shared else None, correlations="channels", running="scaled")
         self.moments = moments_of_masked(model, masks, self.update.left)
         super().__init__(model, batches, self.moments.keys() - shared)
         for name in shared & self.moments.keys():
@@ -75,7 +74,7 @@ class _Fit(SideBySide):
         pieces = []
         shift: Tensor | float = 0.0
         for block in blocks_of(before.shape[1], before.shape[2]):
-            seen = Windows.at(place, block)
+            seen = Windows.at(place, moments.correlations(block), block)
             if seen is None:
                 self.update.left[name] = f"'{name}' multiplies several values at once with each of its entries."
                 return

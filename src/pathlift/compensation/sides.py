@@ -27,6 +27,7 @@ from pathlift.passes.forward import carried, feed_of, respond, unchanged
 from pathlift.passes.propagate import blame, in_forward_order
 from pathlift.statistics.measure import floor_of, tells_windows_apart, windows_of
 from pathlift.statistics.model import ActivationModel
+from pathlift.statistics.shrinkage import Products, shrunk
 from pathlift.statistics.transfer import Weighted
 
 SAMPLES = 32
@@ -206,12 +207,14 @@ def _channel_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 class Windows:
     """Means and covariances over all windows of what a weight multiplied before, u, and multiplies now, ũ.
 
+    As far as covariances are chance, they are those of T, where ũ is u (`pathlift.statistics.shrinkage`).
+
     Attributes:
         now: E ũ, (groups, columns).
         before: E u.
         spread: Cov ũũᵀ, (groups, columns, columns).
         cross: Cov ũuᵀ; None where both are the same.
-        floor: What E ũ² is known up to, (groups, columns).
+        floor: What E ũ² is known up to: by the choice of samples, by `floor_of`, and by `STILL`; (groups, columns).
     """
 
     now: Tensor
@@ -221,11 +224,12 @@ class Windows:
     floor: Tensor
 
     @staticmethod
-    def at(place: Place, block: slice = slice(None)) -> Windows | None:
+    def at(place: Place, correlations: Tensor, block: slice = slice(None)) -> Windows | None:
         """Look at all samples; None where no windows can be told apart.
 
         Args:
             place: Where the weight stands.
+            correlations: Of ũ, as they are known without data, (groups, columns, columns).
             block: Columns.
 
         Returns:
@@ -235,32 +239,36 @@ class Windows:
         if not tells_windows_apart(edges, transfer):
             return None
         count, total, centre = 0, None, None
+        products, gaps = Products(), Products()
         for before, now in zip(sides.before, sides.now, strict=True):
             below = windows_of(edges, transfer, before, above)
             beside = below if sides.same else windows_of(edges, transfer, now, above)
             for whole in below:
-                u = whole[:, :, block]
-                changed = u if sides.same else next(beside)[:, :, block]
+                u = whole[..., block]
+                changed = u if sides.same else next(beside)[..., block]
                 if centre is None:  # squares of what is left when this is subtracted cancel no digits
-                    centre = (changed.mean(1, keepdim=True), u.mean(1, keepdim=True))
-                count += u.shape[1]
-                changed, u = changed - centre[0], u - centre[1]
-                parts = [changed.sum(1), u.sum(1), u.square().sum(1), changed.mT @ changed]
-                parts += [] if sides.same else [changed.mT @ u]
+                    centre = (changed.mean((1, 2)), u.mean((1, 2)))
+                count += u.shape[1] * u.shape[2]
+                changed, u = changed - centre[0][:, None, None], u - centre[1][:, None, None]
+                parts = [changed.sum((1, 2)), u.sum((1, 2)), u.square().sum((1, 2))]
                 total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
+                products.add(changed, changed)
+                if not sides.same:
+                    gaps.add(changed, u - changed)
         assert total is not None
         assert centre is not None
-        off, other, size, spread, *cross = (part / count for part in total)
-        spread -= off[:, :, None] * off[:, None, :]
-        if cross:
-            cross[0] -= off[:, :, None] * other[:, None, :]
-        now, first = centre[0][:, 0] + off, centre[1][:, 0] + other
+        off, other, size = (part / count for part in total)
+        now, first, variance = centre[0] + off, centre[1] + other, products.variance
+        spread, share = shrunk(products.mean.sub_(off[:, :, None] * off[:, None, :]), variance, correlations)
+        cross = None
+        if not sides.same:  # of T both are alike
+            cross = gaps.mean.sub_(off[:, :, None] * (other - off)[:, None, :]).mul_(1.0 - share).add_(spread)
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
         floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
         size = torch.maximum(size - other.square() + first.square(), squares)
         lacking = (STILL * size - spread.diagonal(dim1=1, dim2=2)).clamp(min=0.0)
-        floor += torch.where(squares > 0, lacking, 0.0)
-        return Windows(now, first, spread, cross[0] if cross else None, floor)
+        floor += torch.where(squares > 0, lacking, 0.0) + variance.diagonal(dim1=1, dim2=2).sqrt()
+        return Windows(now, first, spread, cross, floor)
 
     @property
     def diagonal(self) -> Tensor:

@@ -38,7 +38,7 @@ from pathlift.reading import Inputs, capture
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics import ActivationModel, InputMoments, activation_model, input_moments
-from pathlift.statistics.model import DOUBT, Correlations, moments_of_inputs, squared_outputs
+from pathlift.statistics.model import DOUBT, moments_of_inputs, squared_outputs
 
 SOME = 16
 """Inputs of the data on which the change of the outputs is looked at."""
@@ -259,8 +259,9 @@ def _looked_at(
     With windows also the second moments of all that a weight multiplies are measured, not only those of channels.
     """
     noted = None if data is None else Noted(network, batches_of(data))
-    correlations: Correlations = "channels" if windows else "taps"
-    activations = activation_model(network, noted, moments=declared, correlations=correlations, running="checked", doubt=DOUBT)
+    activations = activation_model(
+        network, noted, moments=declared, correlations="channels", running="checked", doubt=DOUBT, windows=windows
+    )
     return activations, [] if noted is None else noted.feeds
 
 

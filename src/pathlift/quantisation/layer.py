@@ -119,6 +119,7 @@ def rounded(
     moments: InputMoments,
     covariances: Covariances,
     generator: torch.Generator | None = None,
+    within: Tensor | None = None,
 ) -> Rounded:
     """Round one tensor.
 
@@ -130,13 +131,19 @@ def rounded(
         moments: What it is multiplied by, and what its errors do.
         covariances: What it is multiplied by.
         generator: Source of randomness, for stochastic rounding.
+        within: The parameter as it was, where another is rounded in its place: the range of no row is chosen for weights
+            beyond its largest. What little a value says that is hardly ever there would make all others of its row coarser.
 
     Returns:
         What it became.
     """
     stack = matrices.split(weight.detach())
     diagonal = covariances.diagonal if way.rule == "expected" else None
-    grid = grid_of(stack, form, way.granularity, way.rule, diagonal, matrices.taps)
+    ranged = stack
+    if within is not None:
+        most = matrices.split(within.detach()).abs().amax(2, keepdim=True)
+        ranged = torch.clamp(stack, -most, most)
+    grid = grid_of(ranged, form, way.granularity, way.rule, diagonal, matrices.taps)
     corrected = way.correction != "none" and moments.following is not None
     kind = torch.int8 if isinstance(form, WholeNumbers) else torch.int32
     integers = torch.empty(stack.shape, dtype=kind, device=stack.device)

@@ -24,10 +24,6 @@ from pathlift.quantisation.underway import Underway
 from pathlift.statistics import ActivationModel, InputMoments
 from pathlift.statistics.input_moments import positive
 
-DAMPING = 2.0
-"""Of the least-squares fit, relative to the diagonal: how far weights stay where they are. Where there are many inputs of the
-kind that is to come 0.05 fits better; this is right where they are few, or made from batch norms."""
-
 
 def round_on_data(
     underway: Underway, model: ActivationModel, moments: Mapping[str, InputMoments], batches: Sequence[Samples]
@@ -84,7 +80,7 @@ class _Sequence(SideBySide):
         if not self.takes_shifts(moments.following):
             moments = replace(moments, following=None, variance=None)
         before, blocks = self.underway.split(name), Covariances(moments).blocks
-        windows = [Windows.at(place, block) for block in blocks]
+        windows = [Windows.at(place, moments.correlations(block), block) for block in blocks]
         seen = [each for each in windows if each is not None]
         if len(seen) < len(windows):  # it multiplies several values at once with each of its entries
             self._round_as_it_was(name)
@@ -92,7 +88,7 @@ class _Sequence(SideBySide):
         centred = self.underway.way.correction != "none" and moments.following is not None
         fitted = torch.cat(
             [
-                least_squares(rows, torch.ones_like(rows, dtype=torch.bool), *each.moments(centred=centred), damping=DAMPING)
+                least_squares(rows, torch.ones_like(rows, dtype=torch.bool), *each.moments(centred=centred))
                 for rows, each in zip((before[:, :, block] for block in blocks), seen, strict=True)
             ],
             2,

@@ -76,7 +76,8 @@ class Underway:
         name = moments.name
         weight, matrices = self.network.state[name], self._matrices[name]
         given = weight if fitted is None else matrices.join(fitted)
-        outcome = rounded(given, matrices, self.formats[name], self.way, moments, covariances, self._source)
+        within = None if fitted is None else weight
+        outcome = rounded(given, matrices, self.formats[name], self.way, moments, covariances, self._source, within)
         self.tensors[name], self.state[name] = _tensor(matrices, outcome, weight)
         if self._progress is not None:
             self._progress(len(self.tensors), len(self.formats))

@@ -7,7 +7,8 @@ tensor's own memory order, channels below before taps. With u the inputs of a ro
 
 a change Δ of the rows costs E‖ΔR‖² ≈ Σ_o g(o)·Δ_oᵀ H Δ_o. F is the share of positions at which both taps read a neuron: zero
 padding holds none. Where a batch norm follows, what it knows is put in (`pathlift.statistics.conditioned`). What was measured
-on data is known up to some noise only, which is on the diagonal of H (`pathlift.statistics.measure.floor_of`).
+on data is shrunk towards that, as far as it is chance (`pathlift.statistics.shrinkage`), and what it is known up to is on the
+diagonal of H (`pathlift.statistics.measure.floor_of`).
 
 Quantisation and compensated pruning stand on this file.
 """
@@ -32,6 +33,7 @@ from pathlift.statistics.conditioned import conditioned_covariance, conditioned_
 from pathlift.statistics.covariances import Lag, Lags
 from pathlift.statistics.measure import Seen
 from pathlift.statistics.model import ActivationModel
+from pathlift.statistics.shrinkage import shrunk
 from pathlift.statistics.transfer import Apart, Reads, Weighted
 
 FLOOR = 1e-3
@@ -178,6 +180,19 @@ class InputMoments:
             covariance += block
         return covariance if len(self._uses) == 1 else covariance.div_(len(self._uses))
 
+    def correlations(self, columns: slice = slice(None)) -> Tensor:
+        """Return the correlations of what it multiplies as they are known without measuring windows.
+
+        Args:
+            columns: Which columns.
+
+        Returns:
+            float64, shape (groups, columns, columns), positive definite; 0 beside and on the diagonal of what is constant.
+        """
+        everything = slice(None)
+        known = [use.correlations(columns, everything) for use in self._uses]
+        return known[0] if len(known) == 1 else torch.stack(known).mean(0)
+
     def split(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (groups, rows, columns)."""
         return self._piece.blocks(tensor).flatten(2)
@@ -215,13 +230,14 @@ class _Use:
     def diagonal(self) -> Tensor:
         """E u², (groups, columns)."""
         if self.seen is not None:
-            return self.seen.second.diagonal(dim1=1, dim2=2)
+            return self.seen.diagonal
         return self.transfer.squares(self.mean, self.variance, self.correlation)
 
     def second(self, columns: slice, groups: slice, centre: Tensor | None = None, kind: torch.dtype = torch.float64) -> Tensor:
         """E u·uᵀ of some columns of some groups, (groups, columns, columns), in memory of its own.
 
-        Where it was seen on data, with what E u² is known up to on its diagonal, so that nothing is fitted to chance.
+        Where it was seen on data, shrunk towards what is known without windows, and with what E u² is known up to on its
+        diagonal, so that nothing is fitted to chance.
 
         Args:
             columns: Which columns.
@@ -233,8 +249,11 @@ class _Use:
             The matrices.
         """
         if self.seen is not None:
-            second = self.seen.second[groups, columns, columns].clone()
+            covariance, variance = (part[groups, columns, columns] for part in (self.seen.covariance, self.seen.variance))
+            second, _ = shrunk(covariance, variance, self.correlations(columns, groups))
             second.diagonal(dim1=1, dim2=2).add_(self.seen.floor[groups, columns])
+            mean = self.seen.mean[groups, columns]
+            second += mean[:, :, None] * mean[:, None, :]
             return (second if centre is None else _centred(second, centre[groups, columns])).to(kind)
         taps = len(self.transfer.reads.together)
         start, stop, _ = columns.indices(self.mean.shape[1] * taps)
@@ -247,6 +266,24 @@ class _Use:
             second = self._correlated(self.lags, ins, groups, middle, kind)
         within = slice(start - ins.start * taps, stop - ins.start * taps)
         return second if within == slice(0, second.shape[1]) else second[:, within, within].clone()
+
+    def correlations(self, columns: slice, groups: slice) -> Tensor:
+        """Return correlations by the moments of channels and what propagation says of their correlations.
+
+        Args:
+            columns: Which columns.
+            groups: Which groups.
+
+        Returns:
+            float64, shape (groups, columns, columns); rows and columns of what is constant are 0.
+        """
+        propagated = replace(self, seen=None)
+        covariance = propagated.second(columns, groups, propagated.first())
+        covariance.diagonal(dim1=1, dim2=2).clamp_(min=0.0)
+        covariance = positive(covariance)
+        size = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        unit = torch.where(size > 0, 1.0 / size, 0.0)
+        return covariance.mul_(unit[:, :, None]).mul_(unit[:, None, :])
 
     def _propagated(self, ins: slice, groups: slice) -> Tensor:
         """H of some channels, all of which are independent of each other."""

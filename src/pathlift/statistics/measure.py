@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from pathlift.passes.forward import Below, along, carried, feed_of, respond, wei
 from pathlift.passes.propagate import in_forward_order
 from pathlift.statistics.kinks import Kink, Response
 from pathlift.statistics.propagation import Propagation, Step
+from pathlift.statistics.shrinkage import Products
 from pathlift.statistics.transfer import Weighted
 
 ENTRIES = 1 << 22
 """Entries of windows that are held at once, about."""
 
-RARE = 1e-4
+RARE = 1e-2
 """What E u² is known up to, as a share of what is usual: a value that was seen to vary in one sample or two says little."""
 
 ROUNDED = 8.0
@@ -88,16 +89,36 @@ class Seen:
     """First and second moments of what a weight multiplied, over samples and positions above.
 
     Attributes:
-        count: Number of windows.
-        mean: Σ u, then E u: (groups, columns).
-        second: Σ u·uᵀ, then E u·uᵀ: (groups, columns, columns).
+        centre: The mean of the first windows, which is subtracted from all: (groups, columns).
+        mean: E u, once all samples were seen: (groups, columns).
+        covariance: E u·uᵀ − E u·E uᵀ, (groups, columns, columns).
+        variance: How far its entries vary with the choice of samples, of the same shape, see `shrinkage`.
         floor: What E u² is known up to, see `floor_of`: (groups, columns).
     """
 
-    count: int
-    mean: Tensor
-    second: Tensor
-    floor: Tensor
+    centre: Tensor
+    mean: Tensor = field(init=False)
+    covariance: Tensor = field(init=False)
+    variance: Tensor = field(init=False)
+    floor: Tensor = field(init=False)
+    _products: Products | None = field(default_factory=Products)
+    _sum: Tensor | float = 0.0
+
+    @property
+    def diagonal(self) -> Tensor:
+        """E u², (groups, columns)."""
+        return self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0) + self.mean.square()
+
+    def add(self, windows: Tensor) -> None:
+        """Take more samples.
+
+        Args:
+            windows: Shape (groups, samples, positions, columns), float64.
+        """
+        assert self._products is not None
+        windows = windows - self.centre[:, None, None]
+        self._products.add(windows, windows)
+        self._sum = self._sum + windows.mean(2).sum(1)
 
     def finish(self, expected: Tensor, dtype: torch.dtype) -> None:
         """Turn sums into moments.
@@ -106,8 +127,12 @@ class Seen:
             expected: E u² as it is propagated, (groups, columns).
             dtype: In which u was computed.
         """
-        self.mean, self.second = self.mean / self.count, self.second / self.count
-        self.floor = floor_of(self.second.diagonal(dim1=1, dim2=2), expected, dtype)
+        assert self._products is not None
+        off = torch.as_tensor(self._sum / self._products.samples)
+        self.mean, self.variance = self.centre + off, self._products.variance
+        self.covariance = self._products.mean.sub_(off[:, :, None] * off[:, None, :])
+        self._products = None
+        self.floor = floor_of(self.diagonal, expected, dtype)
 
 
 def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,14 +201,9 @@ def _look(propagation: Propagation, layer: Layer, below: Below, seen: dict[tuple
             continue
         for columns in windows_of(connection.edges, transfer, below[connection.source], layer.shape):
             key = (layer.name, connection.source)
-            mean, second = columns.sum(1), columns.mT @ columns
-            known = seen.get(key)
-            if known is None:
-                seen[key] = Seen(columns.shape[1], mean, second, torch.zeros_like(mean))
-            else:
-                known.count += columns.shape[1]
-                known.mean += mean
-                known.second += second
+            if key not in seen:
+                seen[key] = Seen(columns.mean((1, 2)))
+            seen[key].add(columns)
 
 
 def tells_windows_apart(edges: Edges, transfer: Weighted) -> bool:
@@ -202,13 +222,13 @@ def windows_of(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ..
         above: Shape of the neurons above.
 
     Yields:
-        The windows in float64, shape (groups, samples·positions, columns), zeros where they read no neuron.
+        The windows in float64, shape (groups, samples, positions, columns), zeros where they read no neuron.
     """
     _, outs, ins, taps = transfer.pattern.weight.shape
     step = max(1, ENTRIES * outs // (ins * taps * math.prod(above)))
     for some in x.split(step):
         windows = torch.vmap(lambda sample: _columns(edges, transfer, sample, above))(some)
-        yield windows.transpose(0, 1).flatten(1, 2)
+        yield windows.transpose(0, 1)
 
 
 def _columns(edges: Edges, transfer: Weighted, x: Tensor, above: tuple[int, ...]) -> Tensor:

@@ -85,6 +85,7 @@ def activation_model(
     correlations: Correlations = "taps",
     running: Running | Literal["checked"] = "stored",
     doubt: float = 0.0,
+    windows: bool = True,
 ) -> ActivationModel:
     """Work out what the activations of a network look like.
 
@@ -97,6 +98,7 @@ def activation_model(
         doubt: See `Propagation`.
         running: See `Propagation`; ``checked``: ``stored``, but ``scaled`` where they are off by a factor of 4 for more than
             half of the channels, as in a network that was rescaled before its batch norms.
+        windows: Measure all second moments of what weights multiply, too, where correlations of channels are asked for.
 
     Returns:
         The model.
@@ -115,7 +117,7 @@ def activation_model(
     propagated = propagation.run()
     seen: dict[tuple[str, str], Seen] = {}
     if data is not None:
-        propagation.steps, seen = measured(propagation, data, windows=correlations == "channels")
+        propagation.steps, seen = measured(propagation, data, windows=windows and correlations == "channels")
     return ActivationModel(propagation, sensitivities(propagation), seen, propagated)
 
 
