@@ -7,8 +7,8 @@ An example: a 3×3 convolution with a border of zeros over a 224×224 image of o
 at the first position, at the last, and at the 222 between: 3×3 entries stand for 224×224.
 
 Layers that only repeat the one below (a ReLU) are left out, because path activations do not see them. And a concatenation that
-begins with the pieces of an earlier one, as each of a dense block does, reads that one: n pieces are n − 1 joints in the place of
-n²/2. In a block of three layers, f₀f₁ and f₀f₁f₂ are joined as f₀f₁ and (f₀f₁)f₂; on the way back f₀f₁ is handed one sum.
+begins with the pieces of an earlier one, as each of a dense block does, reads that one: n pieces are n − 1 joints in the place
+of n²/2. In a block of three layers, f₀f₁ and f₀f₁f₂ are joined as f₀f₁ and (f₀f₁)f₂; on the way back f₀f₁ is handed one sum.
 """
 
 from __future__ import annotations
