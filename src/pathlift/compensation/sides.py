@@ -25,13 +25,10 @@ from pathlift.graph.layers import Connection, Extremum, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.forward import carried, feed_of, respond, unchanged
 from pathlift.passes.propagate import blame, in_forward_order
-from pathlift.statistics.measure import floor_of, tells_windows_apart, windows_of
+from pathlift.statistics.measure import floor_of, in_parts, tells_windows_apart, windows_of
 from pathlift.statistics.model import ActivationModel
 from pathlift.statistics.shrinkage import Products, shrunk
 from pathlift.statistics.transfer import Weighted
-
-SAMPLES = 32
-"""Samples that go through a layer at once."""
 
 STILL = 0.05
 """The variance of ũ is taken for no less than this share of E ũ² and of E u²: no weight grows a hundredfold to make up for
@@ -40,7 +37,7 @@ something by a value that hardly moves, or has all but gone."""
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """The values of a layer, in parts of `SAMPLES` samples: of the network as it was, and of the changed one.
+    """The values of a layer, in parts of a few samples (`pathlift.statistics.measure`): of the network as it was, and now.
 
     Attributes:
         before: Tensors of shape (samples, *layer.shape).
@@ -88,7 +85,7 @@ class SideBySide(ABC):
             raise InputError("data holds no batch: give at least one.")
         self.network = network = model.network
         self._model = model
-        self._feeds = [feed_of(network, batch) for batch in batches]
+        self._feeds = list(in_parts(feed_of(network, batch) for batch in batches))
         blame(network.values())
         self._names = frozenset(names)
         self._norms = Counter(
@@ -122,7 +119,7 @@ class SideBySide(ABC):
     def _step(self, layer: Layer, below: Mapping[str, Sides]) -> Sides:
         if layer.kind == "input":
             dtype = self.network.dtype
-            parts = [part for feed in self._feeds for part in feed[layer.name].to(dtype).split(SAMPLES)]
+            parts = [feed[layer.name].to(dtype) for feed in self._feeds]
             return Sides(parts, parts)
         norm = layer.normalisation()
         if norm is not None:
@@ -239,7 +236,7 @@ class Windows:
         if not tells_windows_apart(edges, transfer):
             return None
         count, total, centre = 0, None, None
-        products, gaps = Products(), Products()
+        products = Products()
         for before, now in zip(sides.before, sides.now, strict=True):
             below = windows_of(edges, transfer, before, above)
             beside = below if sides.same else windows_of(edges, transfer, now, above)
@@ -251,18 +248,17 @@ class Windows:
                 count += u.shape[1] * u.shape[2]
                 changed, u = changed - centre[0][:, None, None], u - centre[1][:, None, None]
                 parts = [changed.sum((1, 2)), u.sum((1, 2)), u.square().sum((1, 2))]
+                parts += [] if sides.same else [changed.flatten(1, 2).mT @ (u - changed).flatten(1, 2)]
                 total = parts if total is None else [one.add_(other) for one, other in zip(total, parts, strict=True)]
-                products.add(changed, changed)
-                if not sides.same:
-                    gaps.add(changed, u - changed)
+                products.add(changed)
         assert total is not None
         assert centre is not None
-        off, other, size = (part / count for part in total)
+        off, other, size, *gap = (part / count for part in total)
         now, first, variance = centre[0] + off, centre[1] + other, products.variance
         spread, share = shrunk(products.mean.sub_(off[:, :, None] * off[:, None, :]), variance, correlations)
         cross = None
         if not sides.same:  # of T both are alike
-            cross = gaps.mean.sub_(off[:, :, None] * (other - off)[:, None, :]).mul_(1.0 - share).add_(spread)
+            cross = gap[0].sub_(off[:, :, None] * (other - off)[:, None, :]).mul_(1.0 - share).add_(spread)
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
         floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
         size = torch.maximum(size - other.square() + first.square(), squares)

@@ -24,6 +24,9 @@ from pathlift.statistics.transfer import Weighted
 ENTRIES = 1 << 22
 """Entries of windows that are held at once, about."""
 
+SAMPLES = 32
+"""Samples that go through a layer at once, however data come: what is found does not depend on that."""
+
 RARE = 1e-2
 """What E u² is known up to, as a share of what is usual: a value that was seen to vary in one sample or two says little."""
 
@@ -117,7 +120,7 @@ class Seen:
         """
         assert self._products is not None
         windows = windows - self.centre[:, None, None]
-        self._products.add(windows, windows)
+        self._products.add(windows)
         self._sum = self._sum + windows.mean(2).sum(1)
 
     def finish(self, expected: Tensor, dtype: torch.dtype) -> None:
@@ -155,6 +158,27 @@ def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(squares > 0, (ROUNDED * torch.finfo(dtype).eps) ** 2 * squares + RARE * usual, 0.0)
 
 
+def in_parts(feeds: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yield samples `SAMPLES` at a time.
+
+    Args:
+        feeds: Batches of any sizes: input layer to values, shape (samples, …).
+
+    Yields:
+        The same samples in the same order; the last part may be smaller.
+    """
+    held: dict[str, Tensor] = {}
+    for feed in feeds:
+        held = {name: torch.cat([held[name], value]) if held else value for name, value in feed.items()}
+        parts = {name: value.split(SAMPLES) for name, value in held.items()}
+        count = len(next(iter(parts.values())))
+        for number in range(count - 1):
+            yield {name: part[number] for name, part in parts.items()}
+        held = {name: part[-1] for name, part in parts.items()}
+    if held:
+        yield held
+
+
 def measured(
     propagation: Propagation, batches: Iterable[Samples], *, windows: bool
 ) -> tuple[dict[str, Step], dict[tuple[str, str], Seen]]:
@@ -174,8 +198,8 @@ def measured(
     network = propagation.network
     sums = {layer.name: _Sums() for layer in network.layers}
     seen: dict[tuple[str, str], Seen] = {}
-    for batch in batches:
-        _run(propagation, feed_of(network, batch), sums, seen if windows else None)
+    for feed in in_parts(feed_of(network, batch) for batch in batches):
+        _run(propagation, feed, sums, seen if windows else None)
     if not any(layer_sums.count for layer_sums in sums.values()):
         raise InputError("data holds no batch: give at least one.")
     transfers = {

@@ -29,7 +29,7 @@ ENTRIES = 1 << 22
 
 
 class Products:
-    """The second moment of pairs of windows, and how far it varies with the choice of samples.
+    """The second moment of windows, and how far it varies with the choice of samples.
 
     Attributes:
         samples: N so far.
@@ -41,25 +41,23 @@ class Products:
         self._sum: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
 
-    def add(self, first: Tensor, second: Tensor) -> None:
+    def add(self, windows: Tensor) -> None:
         """Take more samples.
 
         Args:
-            first: Windows, float64, shape (groups, samples, positions, columns).
-            second: Windows beside them, of the same shape.
+            windows: Float64, shape (groups, samples, positions, columns).
         """
-        groups, samples, positions, columns = first.shape
+        groups, samples, positions, columns = windows.shape
         self.samples += samples
         if positions == 1:
-            one, other = first[:, :, 0], second[:, :, 0]
-            self._sum = self._sum + one.mT @ other
-            self._squares = self._squares + one.square().mT @ other.square()
+            alone = windows[:, :, 0]
+            self._sum = self._sum + alone.mT @ alone
+            self._squares = self._squares + alone.square().mT @ alone.square()
             return
         if isinstance(self._sum, float) or isinstance(self._squares, float):
-            self._sum, self._squares = (first.new_zeros(groups, columns, columns) for _ in range(2))
-        step = max(1, ENTRIES // (groups * columns**2))
-        for few, others in zip(first.split(step, 1), second.split(step, 1), strict=True):
-            for each in (few.mT @ others).div_(positions).unbind(1):
+            self._sum, self._squares = (windows.new_zeros(groups, columns, columns) for _ in range(2))
+        for few in windows.split(max(1, ENTRIES // (groups * columns**2)), 1):
+            for each in (few.mT @ few).div_(positions).unbind(1):
                 self._sum += each
                 self._squares.addcmul_(each, each)
 
