@@ -260,7 +260,7 @@ class Windows:
         if not sides.same:  # of T both are alike
             cross = gap[0].sub_(off[:, :, None] * (other - off)[:, None, :]).mul_(1.0 - share).add_(spread)
         squares = spread.diagonal(dim1=1, dim2=2).clamp(min=0.0) + now.square()
-        floor = floor_of(squares, place.expected[:, block], sides.now[0].dtype)
+        floor = floor_of(squares, place.expected[:, block], products.samples, sides.now[0].dtype)
         size = torch.maximum(size - other.square() + first.square(), squares)
         lacking = (STILL * size - spread.diagonal(dim1=1, dim2=2)).clamp(min=0.0)
         floor += torch.where(squares > 0, lacking, 0.0) + variance.diagonal(dim1=1, dim2=2).sqrt()

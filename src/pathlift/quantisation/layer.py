@@ -21,6 +21,10 @@ from pathlift.statistics.input_moments import InputMoments
 WIDEST = 5000
 """Columns that are compensated together; wider rows are cut into blocks, which the correction of means still holds together."""
 
+GROWTH = 2.0
+"""How much larger than before the weights are that a range is chosen for, at most: one that has grown a hundredfold, to make up
+for something by a value that is hardly ever there, would make all others of its row coarser."""
+
 
 @dataclass(frozen=True)
 class Way:
@@ -132,7 +136,7 @@ def rounded(
         covariances: What it is multiplied by.
         generator: Source of randomness, for stochastic rounding.
         within: The parameter as it was, where another is rounded in its place: the range of no row is chosen for weights
-            beyond its largest. What little a value says that is hardly ever there would make all others of its row coarser.
+            beyond `GROWTH` times its largest.
 
     Returns:
         What it became.
@@ -141,7 +145,7 @@ def rounded(
     diagonal = covariances.diagonal if way.rule == "expected" else None
     ranged = stack
     if within is not None:
-        most = matrices.split(within.detach()).abs().amax(2, keepdim=True)
+        most = GROWTH * matrices.split(within.detach()).abs().amax(2, keepdim=True)
         ranged = torch.clamp(stack, -most, most)
     grid = grid_of(ranged, form, way.granularity, way.rule, diagonal, matrices.taps)
     corrected = way.correction != "none" and moments.following is not None

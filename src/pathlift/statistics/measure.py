@@ -27,8 +27,9 @@ ENTRIES = 1 << 22
 SAMPLES = 32
 """Samples that go through a layer at once, however data come: what is found does not depend on that."""
 
-RARE = 1e-2
-"""What E u² is known up to, as a share of what is usual: a value that was seen to vary in one sample or two says little."""
+RARE = 0.1
+"""What E u² is known up to, as a share of what is usual for one sample: a value that was seen to vary in one sample or two of
+many says little."""
 
 ROUNDED = 8.0
 """Units in the last place by which values are taken to be off."""
@@ -134,11 +135,11 @@ class Seen:
         off = torch.as_tensor(self._sum / self._products.samples)
         self.mean, self.variance = self.centre + off, self._products.variance
         self.covariance = self._products.mean.sub_(off[:, :, None] * off[:, None, :])
-        self._products = None
-        self.floor = floor_of(self.diagonal, expected, dtype)
+        samples, self._products = self._products.samples, None
+        self.floor = floor_of(self.diagonal, expected, samples, dtype)
 
 
-def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
+def floor_of(squares: Tensor, expected: Tensor, samples: int, dtype: torch.dtype) -> Tensor:
     """Return what E u² is known up to, where u was seen on a few inputs.
 
     A value that is all but constant varies by its rounding alone, one that is hardly ever there by the few samples in which it
@@ -147,6 +148,7 @@ def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         squares: E u² of each column as it was seen, (groups, columns).
         expected: The same as it is propagated, up to a factor.
+        samples: How many there were.
         dtype: In which the values were computed.
 
     Returns:
@@ -155,7 +157,7 @@ def floor_of(squares: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
     ratio = torch.where(expected > 0, squares / expected, 0.0)
     found = ratio[ratio > 0].sort().values
     usual = expected * found[len(found) * 3 // 4] if len(found) else torch.zeros_like(expected)
-    return torch.where(squares > 0, (ROUNDED * torch.finfo(dtype).eps) ** 2 * squares + RARE * usual, 0.0)
+    return torch.where(squares > 0, (ROUNDED * torch.finfo(dtype).eps) ** 2 * squares + RARE / samples * usual, 0.0)
 
 
 def in_parts(feeds: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
