@@ -14,6 +14,7 @@ from habit import LONGER
 from pathlift.compensation import sides
 from pathlift.compensation.least_squares import DAMPING
 from pathlift.errors import InputError
+from pathlift.quantisation.layer import GROWTH
 from pathlift.quantisation.rounding import ROUNDINGS
 from pathlift.rescaling import with_state
 from pathlift.statistics import measure
@@ -39,14 +40,14 @@ def believed(monkeypatch: pytest.MonkeyPatch, all_there_is: None) -> None:
 def fit(u: Tensor, now: Tensor, weight: Tensor, centred: bool) -> Tensor:
     """Brute force in float64: rows v with E|w·u − v·ũ|² + d Σ_j E ũ_j² (v_j − w_j)² least, of windows (count, columns).
 
-    What is left when they are cut to the range of w, as rounding to nearest does.
+    What is left when they are cut to `GROWTH` times the range of w, as rounding to nearest does.
     """
     u, now, weight = u.double(), now.double(), weight.double()
     if centred:
         u, now = u - u.mean(0), now - now.mean(0)
     pull = (DAMPING * now.square().sum(0)).sqrt().diag()
     made = torch.linalg.lstsq(torch.cat([now, pull]), torch.cat([u @ weight.mT, pull @ weight.mT])).solution.mT
-    most = weight.abs().amax(1, keepdim=True)
+    most = GROWTH * weight.abs().amax(1, keepdim=True)
     made = torch.clamp(made, -most, most)
     return torch.where(now.abs().sum(0) > 0, made, weight)  # what is always 0 says nothing of its weights
 

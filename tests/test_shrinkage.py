@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pathlift
 from habit import LONGER
+from pathlift.quantisation.layer import GROWTH
 from pathlift.rescaling import with_state
 from pathlift.rescaling.states import state_of
 from pathlift.statistics.shrinkage import Products, shrunk
@@ -133,7 +134,7 @@ def test_few_samples_do_little_harm_and_many_help(count: int, most: float, make:
 
 
 def test_what_hardly_speaks_makes_no_row_coarser() -> None:
-    """A weight that would have to grow thirtyfold to make up for little stays within the range of its row."""
+    """A weight that would have to grow thirtyfold to make up for little widens its row no further than `GROWTH` times."""
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 8)).requires_grad_(False)
     model[0].weight.copy_(torch.tensor([[1.0, 0.4, 0.0], [0.0, 1.0, 0.4], [1e-3, 0.0, 0.0]]))
     model[2].weight.copy_(normal(8, 3).float())
@@ -141,5 +142,5 @@ def test_what_hardly_speaks_makes_no_row_coarser() -> None:
     x = normal(256, 3, seed=2).float()
     options = {"data": x, "sequential": True, "rounding": "nearest", "range": "minmax", "moments": 0}
     _, report = pathlift.quantize(model, (3,), {"0": 2, "2": 4}, **options)
-    assert torch.allclose(report.scales["2.weight"].flatten() * 7, model[2].weight.abs().amax(1), rtol=0.5)
-    assert (report.scales["2.weight"].flatten() * 7 <= model[2].weight.abs().amax(1) * 1.001).all()
+    reach = report.scales["2.weight"].flatten() * 7 / model[2].weight.abs().amax(1)
+    assert ((reach >= 0.5) & (reach <= GROWTH * 1.001)).all()
