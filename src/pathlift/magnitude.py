@@ -50,6 +50,9 @@ class PathMagnitude(Result, Mapping[str, Tensor], rows=("tensors",)):
     s = γ/√(σ²+ε), ``bn.bias`` that of the paths that start at its shift t = β − μ·s. A derived weight (weight_norm,
     pruning masks, weight standardisation) is scored under the name of the module that owns it, such as ``conv.weight``.
 
+    A share is right up to the rounding of the model's precision and, in float32, up to 2⁻¹⁰⁰ of the whole for each edge that
+    carries the weight: neurons whose paths are less together may be left out.
+
     Attributes:
         log10_path_norm: log₁₀ of the whole that the shares are parts of: ‖Φ(θ)‖₁, or what `path_magnitude` was asked to
             share out; −inf for 0.
