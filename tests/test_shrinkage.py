@@ -144,3 +144,14 @@ def test_what_hardly_speaks_makes_no_row_coarser() -> None:
     _, report = pathlift.quantize(model, (3,), {"0": 2, "2": 4}, **options)
     reach = report.scales["2.weight"].flatten() * 7 / model[2].weight.abs().amax(1)
     assert ((reach >= 0.5) & (reach <= GROWTH * 1.001)).all()
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_it_does_not_matter_in_what_batches_samples_come(sequential: bool) -> None:
+    model, x = calibrated(0)
+    ways = [x[:80], list(x[:80].split(7)), iter(x[:80].split(45))]
+    made = [pathlift.quantize(model, tuple(x.shape[1:]), 3, data=data, sequential=sequential, moments=0) for data in ways]
+    first = made[0][1]
+    for _, report in made[1:]:
+        assert all(torch.equal(report.integers[name], integers) for name, integers in first.integers.items())
+        assert report.expected_error == pytest.approx(first.expected_error, rel=1e-9)
