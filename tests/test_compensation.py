@@ -422,6 +422,7 @@ def test_several_inputs_come_as_the_model_takes_them_with_classes_or_without(cri
         (model, ((4,), (3,)), Batch((x, y), classes)),
         (model, ((4,), (3,)), [((x, y), classes)]),
         (named, ({"x": (4,), "y": (3,)},), by_name),
+        (named, ({"x": (4,), "y": (3,)},), [by_name[0], *(({"y": given["y"], "x": given["x"]},) for (given,) in by_name[1:])]),
         (named, ({"x": (4,), "y": (3,)},), [(given[0], classes[:8]) for given in by_name]),
     ]
     made = [

@@ -519,3 +519,35 @@ def test_norms_are_subtracted_only_where_no_digit_is_lost(how: str, passes: int,
         wanted = log10(right) if right else -math.inf
         assert low - 1e-13 <= wanted <= high + 1e-13
         assert high == low or high - low <= 1e-11
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("a", "big"), [(1e-30, 3.33e13), (1e-30, 6.7e14), (1e-20, 3.33e24), (1e-15, 1e30), (1e-15, 1e28)])
+def test_a_large_weight_does_not_bring_back_what_a_product_before_it_has_lost(a: float, big: float, apart: bool) -> None:
+    """a·g is a number of one digit where A is 1e-15 and G is 1e-30: the share, with a weight of 1e15, is not small."""
+    model = FarChannels(apart)
+    for parameter, value in zip(model.parameters(), ((1.0, 1.3 * a), (1.0, 0.7 / a), (big,)), strict=True):
+        parameter.data.copy_(torch.tensor(value).reshape(parameter.shape))
+    shares = pathlift.path_magnitude(model, (1, 1, 1))
+    exact = pathlift.path_magnitude(copy.deepcopy(model).double(), (1, 1, 1))
+    for name, share in shares.items():
+        torch.testing.assert_close(share.double(), exact[name], rtol=1e-5, atol=0.0)
+    wanted = torch.tensor([1.0, 0.91], dtype=torch.float64) / (big + 1.91)
+    torch.testing.assert_close(shares["after.weight"].double().flatten(), wanted, rtol=1e-5, atol=0.0)
+
+
+class FarChannels(nn.Module):
+    """Two channels of unlike size, in one layer or side by side, and a branch beside them."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+        self.before, self.after = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
+        self.beside = nn.Conv2d(1, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.before(x).relu()
+        if self.apart:
+            made = torch.cat(made.split(1, 1), 1)
+        out: Tensor = (self.after(made).relu() + self.beside(x).relu()).flatten(1)
+        return out

@@ -13,7 +13,7 @@ the exponent ε = −(α + ω), at which the product of the mantissas is the sha
 An example: a = 1, α = 10; w = 1/2, ω = 0; g = 2⁻²⁰, γ = 4. Then ε = −10, g becomes 2⁻²⁰·2¹⁴ = 2⁻⁶, and the share is
 1/2·1·2⁻⁶ = 2⁻⁷, which is 1/2·2¹⁰·2⁻¹⁶.
 
-**Guards.** Mantissas have the range of their type. Four things might go wrong, and each either costs a share no more than
+**Guards.** Mantissas have the range of their type. Five things might go wrong, and each either costs a share no more than
 2^floor for each of its edges (`MantissaWindow`) or ends the attempt by `RangeError`, after which the pass begins anew in
 float64, then with an exponent for each neuron (`propagate.in_range`). All of them use that a path through u → v goes through u
 and through v, so that no share of an edge, and no part that one edge brings to G(u), is more than the mass of the paths through
@@ -28,6 +28,8 @@ either: what is left out of G(v) costs at most the largest A(v)·G(v) among what
 4. *Small g again*, wherever G is brought to a larger exponent: to be added to what came back by other edges, or into its
    window. Entries below the smallest normal number afterwards, g ≤ 2^(log₂ tiny + (new − old exponent)), lose digits; the mass
    A·G of them is looked at (`_refuse_shift`).
+5. *Small products* a·g before a large w comes in. Below the smallest normal number they lose digits, tiny at most; that is
+   w·tiny of a share (`_refuse_products`).
 
 **Small shares.** Where shares of a weight are below the smallest normal number of float32, as those of the last bias of a deep
 network are, and those of channels in front of a long concatenation, these shares alone are taken again in float64: the
@@ -51,7 +53,7 @@ from torch import Tensor
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Bias, Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
-from pathlift.graph.recall import minimum
+from pathlift.graph.recall import extremes, minimum
 from pathlift.passes import wide
 from pathlift.passes.scaled import RangeError, Scaled, least_above_zero, normalised, power, top, total
 from pathlift.passes.tracks import Program, Receivers, Tracks
@@ -266,6 +268,8 @@ class Backward:
             given = g.moved(exponent)
             if lowest <= least:
                 given = given._replace(tensor=F.threshold(given.tensor, power(least), 0.0), trough=-math.inf)
+            if weights is not None:
+                self._refuse_products(a_kept, given, weights)  # guard 5
         to_below, to_weight = connection.edges.adjoint(a_kept.tensor, weights, given.tensor, below=True, share=scored)
         if to_weight is not None and connection.weight is not None and self.receivers.share is not None:
             if weights is not None and self._lost(connection.weight, to_weight):
@@ -296,6 +300,21 @@ class Backward:
             RangeError: It may not be.
         """
         if g + a + math.log2(count) > math.log2(torch.finfo(self.program.dtype).max):
+            raise RangeError
+
+    def _refuse_products(self, a: Scaled, g: Scaled, weights: Weights) -> None:
+        """Make sure that no product a·g that is not a normal number loses more than 2^floor of a share when w comes in.
+
+        Raises:
+            RangeError: One may.
+        """
+        tiny = math.log2(torch.finfo(self.program.dtype).tiny)
+        if a.trough is not None and g.trough is not None and a.trough + g.trough >= tiny:
+            return
+        if math.log2(least_above_zero(a.tensor)) + math.log2(least_above_zero(g.tensor)) >= tiny:
+            return
+        largest = extremes(weights.full())[1]
+        if largest > 0.0 and math.log2(largest) + tiny > self.window.floor:
             raise RangeError
 
     def _room_for_product(self, a: Scaled) -> Scaled:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from pathlift.errors import InputError
-from pathlift.graph.calling import Form, Samples, form_of, leaves
+from pathlift.graph.calling import Form, Samples, form_of
 from pathlift.pruning.criteria import Batch
 
 Data: TypeAlias = "Batch | Sequence[Batch] | Samples"
@@ -46,14 +46,13 @@ def held(data: Data | Iterable[Samples | Batch] | None, form: Form) -> Data | No
     batches = [item for item in several if isinstance(item, Batch)]
     inputs = [item for item in several if not isinstance(item, Batch)]
     if batches and inputs:
-        raise InputError(f"The batches of data are of different kinds: inputs of {_shapes(inputs[0])}, and a Batch.")
+        raise InputError(f"The batches of data are of different kinds: inputs of {_shapes(inputs[0], form)}, and a Batch.")
     if batches:
         return batches
-    odd = next((item for item in inputs if _shapes(item) != _shapes(inputs[0])), None)
+    shapes = [_shapes(item, form) for item in inputs]
+    odd = next((other for other in shapes if other != shapes[0]), None)
     if odd is not None:
-        raise InputError(
-            f"The batches of data are of different kinds: inputs of {_shapes(inputs[0])}, and inputs of {_shapes(odd)}."
-        )
+        raise InputError(f"The batches of data are of different kinds: inputs of {shapes[0]}, and inputs of {odd}.")
     return together(inputs)
 
 
@@ -67,9 +66,9 @@ def _read(item: Samples | Batch, form: Form) -> Samples | Batch:
     return item[0] if len(item) == 1 else item
 
 
-def _shapes(inputs: Samples) -> str:
-    """Write what samples look like."""
-    shapes = [str(tuple(tensor.shape[1:])) for tensor in leaves(inputs)]
+def _shapes(inputs: Samples, form: Form) -> str:
+    """Write what samples look like, input by input."""
+    shapes = [str(tuple(tensor.shape[1:])) for tensor in form.tensors(inputs)]
     return f"shape {' and '.join(shapes)} a sample"
 
 
