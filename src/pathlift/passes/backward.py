@@ -161,6 +161,13 @@ FAR = 1000
 """2**±FAR and all powers between are normal numbers of float64."""
 
 
+def _least_exponent(value: Scaled) -> float:
+    """Return a bound from below of log₂ of the mantissas that are not 0: the one that is known, or by a look."""
+    if value.trough is not None and value.trough > -math.inf:
+        return value.trough
+    return math.log2(least_above_zero(value.tensor))
+
+
 class Backward:
     """One way back through the graph."""
 
@@ -309,11 +316,10 @@ class Backward:
             RangeError: One may.
         """
         tiny = math.log2(torch.finfo(self.program.dtype).tiny)
-        if a.trough is not None and g.trough is not None and a.trough + g.trough >= tiny:
+        if sum(map(_least_exponent, (a, g))) >= tiny:
             return
-        if math.log2(least_above_zero(a.tensor)) + math.log2(least_above_zero(g.tensor)) >= tiny:
-            return
-        largest = extremes(weights.full())[1]
+        signed = weights.magnitudes_of  # whose largest is known without writing |W|
+        largest = max(map(abs, extremes(weights.full() if signed is None else signed)))
         if largest > 0.0 and math.log2(largest) + tiny > self.window.floor:
             raise RangeError
 
