@@ -439,6 +439,8 @@ def test_several_inputs_come_as_the_model_takes_them_with_classes_or_without(cri
     with pytest.raises(InputError, match="looks at a loss"):
         pathlift.prune(model, ((4,), (3,)), 0.5, "snip", data=[(x, y)])
     assert pathlift.prune(model, ((4,), (3,)), 0.5, "snip", data=[((x, y), classes)])[1].amount == 0.5
+    with pytest.raises(InputError, match="data is empty"):
+        pathlift.pruning.CRITERIA["wanda"].scores(pathlift.capture(model, ((4,), (3,))), [])
 
 
 @pytest.mark.parametrize(

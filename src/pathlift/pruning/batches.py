@@ -18,10 +18,10 @@ Data: TypeAlias = "Batch | Sequence[Batch] | Samples"
 
 
 def have_targets(data: Data | None) -> TypeIs[Batch | Sequence[Batch]]:
-    """Tell whether there are targets; no batches at all have none that are missing."""
+    """Tell whether there are targets: in a `Batch`, or in several of them."""
     if isinstance(data, Batch):
         return True
-    return isinstance(data, (list, tuple)) and all(isinstance(item, Batch) for item in data)
+    return isinstance(data, (list, tuple)) and len(data) > 0 and all(isinstance(item, Batch) for item in data)
 
 
 def held(data: Data | Iterable[Samples | Batch] | None, form: Form) -> Data | None:
