@@ -453,6 +453,22 @@ class Tied(nn.Module):
         return self.second(torch.relu(self.first(torch.relu(self.first(x)))))
 
 
+class Mirrored(nn.Module):
+    """One parameter between different neurons, in two ways to write a product: an autoencoder with one matrix, say."""
+
+    def __init__(
+        self, first: Callable[[Tensor, Tensor], Tensor], second: Callable[[Tensor, Tensor], Tensor], outs: int
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outs, 3))
+        self.lead, self.middle, self.tail = nn.Linear(3, 3), nn.Linear(outs, outs), nn.Linear(3, 2)
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(torch.relu(self.lead(x)), self.weight))
+        return self.tail(torch.relu(self.second(torch.relu(self.middle(y)), self.weight)))
+
+
 class SeveralOutputs(nn.Module):
     """Several outputs, one of them returned twice, one a parameter."""
 
@@ -481,6 +497,8 @@ class SeveralInputs(nn.Module):
 NETWORKS = [
     Case("residual", Residual, (1, 3, 3)),
     Case("tied", Tied, (3,)),
+    Case("mirrored", lambda: Mirrored(F.linear, torch.matmul, 3), (3,)),
+    Case("mirrored and narrow", lambda: Mirrored(F.linear, torch.matmul, 2), (3,)),
     Case("several outputs", SeveralOutputs, (3,)),
     Case("input returned", lambda: Fn(lambda x: x), (3,)),
     Case(
