@@ -185,6 +185,8 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "narrow": lambda: Fn(lambda x: x.narrow(2, 1, 2)),
         "permute": lambda: Fn(lambda x: x.permute(0, 3, 1, 2)),
         "transpose": lambda: Fn(lambda x: x.transpose(1, 3)),
+        "moveaxis": lambda: Fn(lambda x: x.moveaxis(-1, 1)),
+        "unsafe split": lambda: Fn(lambda x: torch.unsafe_split_with_sizes(x, [1, 3], 2)[1]),
         "flatten unflatten": lambda: Fn(lambda x: x.flatten(1).unflatten(1, (4, 6))),
         "squeeze unsqueeze": lambda: Fn(lambda x: x[:, :1].squeeze(1).unsqueeze(2)),
         "expand": lambda: Fn(lambda x: x[:, :1].expand(1, 3, 4, 3)),
@@ -260,6 +262,8 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "aminmax": lambda: Fn(lambda x: torch.aminmax(x, dim=2)[1] - 2 * torch.aminmax(x, dim=2)[0]),
         "assignment at an index list": lambda: Fn(_overwrite_columns),
         "assignment behind a slice": lambda: Fn(_overwrite_behind_a_slice),
+        "zeros written in place": lambda: Fn(_zeros_in_place),
+        "assignment of one number that depends on the input": lambda: Fn(_overwrite_one),
         "index_put that adds up": lambda: Fn(
             lambda x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[:1, 0], accumulate=True)
         ),
@@ -272,6 +276,8 @@ def _ops() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         "take": lambda: Fn(lambda x: x.take(torch.tensor([[3, 1, 1]]))),
         "lerp with a tensor": lambda: Fn(lambda x: torch.lerp(x, x.flip(2), torch.tensor([0.25, -0.5, 2.0], dtype=x.dtype))),
         "lerp with a parameter": lambda: WithParameters(lambda x, w: torch.lerp(x, x.flip(2), w), share=(3,)),
+        "lerp from a constant": lambda: Fn(lambda x: torch.lerp(x.new_tensor([0.5, -1.0, 2.0]), x, x.new_tensor(0.3))),
+        "lerp from a channel": lambda: WithParameters(lambda x, w: torch.lerp(x[:, :1], x, w), share=(3,)),
         "addcdiv": lambda: Fn(lambda x: torch.addcdiv(x, x.flip(2), torch.tensor([1, 3, -7]), value=0.5)),
         "mul mask": lambda: Fn(lambda x: x * torch.tensor([True, False, True])),
         "div integers": lambda: Fn(lambda x: x / torch.tensor([3, 7, -5])),
@@ -367,6 +373,19 @@ def _overwrite_behind_a_slice(x: Tensor) -> Tensor:
     return y
 
 
+def _zeros_in_place(x: Tensor) -> Tensor:
+    y = x * 1.0
+    y[:, 0, 1:].zero_()
+    y[:, 1].view(-1)[:2].fill_(0.0)
+    return y
+
+
+def _overwrite_one(x: Tensor) -> Tensor:
+    y = (x * 1.0).flatten(1)
+    y[:, [0]] = x[:, -1, -1, -1:]
+    return y
+
+
 def _grid(dtype: torch.dtype) -> Tensor:
     return torch.linspace(-0.9, 0.8, 12, dtype=dtype).reshape(1, 3, 2, 2)
 
@@ -434,6 +453,22 @@ class Tied(nn.Module):
         return self.second(torch.relu(self.first(torch.relu(self.first(x)))))
 
 
+class Mirrored(nn.Module):
+    """One parameter between different neurons, in two ways to write a product: an autoencoder with one matrix, say."""
+
+    def __init__(
+        self, first: Callable[[Tensor, Tensor], Tensor], second: Callable[[Tensor, Tensor], Tensor], outs: int
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outs, 3))
+        self.lead, self.middle, self.tail = nn.Linear(3, 3), nn.Linear(outs, outs), nn.Linear(3, 2)
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(torch.relu(self.lead(x)), self.weight))
+        return self.tail(torch.relu(self.second(torch.relu(self.middle(y)), self.weight)))
+
+
 class SeveralOutputs(nn.Module):
     """Several outputs, one of them returned twice, one a parameter."""
 
@@ -462,6 +497,8 @@ class SeveralInputs(nn.Module):
 NETWORKS = [
     Case("residual", Residual, (1, 3, 3)),
     Case("tied", Tied, (3,)),
+    Case("mirrored", lambda: Mirrored(F.linear, torch.matmul, 3), (3,)),
+    Case("mirrored and narrow", lambda: Mirrored(F.linear, torch.matmul, 2), (3,)),
     Case("several outputs", SeveralOutputs, (3,)),
     Case("input returned", lambda: Fn(lambda x: x), (3,)),
     Case(

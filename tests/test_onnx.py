@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlift
+from cases import Fn
 from pathlift.storage.models import default_shape, load_model
 
 onnx = pytest.importorskip("onnx")
@@ -321,6 +322,33 @@ def test_what_pytorch_exports_comes_back(kind: type[nn.Module], way: str, tmp_pa
     found, expected = (pathlift.path_norm(own, (3, 9, 12)).value for own in (module, model))
     assert found == pytest.approx(expected, rel=1e-5)
     assert sum(own.numel() for own in module.parameters()) <= sum(own.numel() for own in model.parameters())
+
+
+WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "split": lambda x: torch.cat(x.split([1, 3], 1)[::-1], 1),
+    "one piece": lambda x: x.split(4, 1)[0],
+    "relu6": F.relu6,
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 2.0),
+    "clamp": lambda x: x.clamp(max=0.75),
+    "clamp_min": lambda x: x.clamp_min(-0.25),
+    "diagonal": lambda x: x + torch.diagonal(x, 1, 2, 3).sum(-1)[..., None, None],
+    "fold": lambda x: F.fold(F.unfold(x, 2, padding=1), (3, 4), 2, padding=1),
+}
+
+
+@needs_script
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_save_writes_comes_back(name: str, tmp_path: Path) -> None:
+    between = Fn(WRITTEN[name])
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), between, nn.Conv2d(4, 3, 1)).eval()
+    pathlift.save(model, tmp_path / "m.onnx", (2, 3, 4))
+    module = read_onnx(tmp_path / "m.onnx")
+    x = torch.randn(2, 2, 3, 4)
+    torch.testing.assert_close(module(x), model(x))
+    assert pathlift.path_norm(module, (2, 3, 4)).value == pytest.approx(pathlift.path_norm(model, (2, 3, 4)).value, rel=1e-5)
+    assert sum(own.numel() for own in module.parameters()) == sum(own.numel() for own in model.parameters())
 
 
 @pytest.mark.one_in(2, first=1)

@@ -135,6 +135,12 @@ def _twice_at_one_place(x: Tensor) -> Tensor:
     return y
 
 
+def _mirrored_where(x: Tensor) -> Tensor:
+    y, mask = x * 1.0, torch.tensor([True, False])
+    y[:, mask] = x.flip(2)[:, mask]
+    return y
+
+
 def _pooled(*pad: int, kernel: int = 2) -> Callable[[Tensor], Tensor]:
     return lambda x: F.max_pool2d(F.pad(x, pad, value=WALL), kernel, 1)
 
@@ -169,6 +175,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "a quotient": (lambda: Fn(lambda x: torch.addcdiv(x, x, x)), PLANE, "divides by an activation"),
     "instance norm with its own statistics": (lambda: nn.InstanceNorm2d(2), PLANE, "statistics"),
     "a place for each True of a mask": (lambda: Fn(lambda x: x[:, torch.tensor([True, False])]), PLANE, "list of indices"),
+    "places for each True of a mask, used further": (lambda: Fn(_mirrored_where), PLANE, "1 problem.*\n.*list of indices"),
+    "an average over places for each True of a mask": (
+        lambda: Fn(lambda x: x[:, torch.tensor([True, False])].mean((1, 2))), PLANE, "1 problem.*\n.*list of indices"),
     "a recurrent network with tanh": (lambda: _First(nn.RNN(3, 2, batch_first=True)), (3, 3), "tanh"),
     "LSTM": (lambda: _First(nn.LSTM(3, 2, batch_first=True)), (3, 3), "gates"),
     "GRU": (lambda: _First(nn.GRU(3, 2, batch_first=True)), (3, 3), "gates"),

@@ -660,6 +660,19 @@ def test_what_resizes_an_image_says_nothing_of_its_channels(resized: nn.Module) 
     assert input_moments(activation_model(network), "1.weight").shape == (1, 4, 27)
 
 
+def test_an_assignment_of_one_number_leaves_the_channels_where_they_are() -> None:
+    def assigned(x: Tensor) -> Tensor:
+        y = x * 1.0
+        y[:, [0]] = x[:, -1:]
+        return y
+
+    model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), Fn(assigned), nn.Linear(5, 2))
+    pruned, report = pathlift.prune(model, (5,), 0.5, selection="channels")
+    network = network_of(model, (5,))
+    assert [channel_dims(network)[layer.name] for layer in network.layers if not layer.shape] == [None]
+    assert report.cost == pytest.approx(pathlift.path_metric(model, pruned, (5,)).value)
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("kernel", [(1, 7), (7, 1), (2, 5), (5, 2)], ids=str)
 def test_kernels_reach_further_along_one_dimension_than_along_the_other(kernel: tuple[int, int]) -> None:

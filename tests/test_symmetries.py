@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from hypothesis import assume
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pathlift
 from agreement import examples, outputs, perturbed, randomised
-from cases import NETWORKS, OPERATORS, Case, Fn, Residual, Tied, perceptron
+from cases import NETWORKS, OPERATORS, Case, Fn, Mirrored, Residual, Tied, perceptron
 from habit import LONGER
 from networks import networks, operator_pairs, over
 from pathlift.reading.second import other_state
@@ -293,6 +295,32 @@ def test_shared_weights_tie_in_every_way() -> None:
     groups = pathlift.symmetries(free, (3,))
     # s₂ − s₁ and s₃ − s₂ agree for every pair of channels: s₁, and one step that all channels take alike
     assert len(groups) == dimension_by_paths(free, examples((3,))) == 4
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": F.linear,
+    "on the right": torch.matmul,
+    "on the left": lambda x, w: (w @ x.unsqueeze(-1)).squeeze(-1),
+    "einsum over rows": lambda x, w: torch.einsum("bi,io->bo", x, w),
+    "convolution": lambda x, w: F.conv1d(x.unsqueeze(-1), w.unsqueeze(-1)).squeeze(-1),
+    "kernels": lambda x, w: F.conv1d(x.unsqueeze(1), w.unsqueeze(1), padding=1).amax(1),
+    "scaled rows": lambda x, w: (x.unsqueeze(-1) * w).sum(1),
+    "scaled columns": lambda x, w: (x.unsqueeze(1) * w).sum(2),
+    "one channel": lambda x, w: (x[:, :1].unsqueeze(1) * w).sum(1),
+    "bias": lambda x, w: (x.unsqueeze(1) + w).amax(1),
+}
+"""Ways to use one matrix: what counts the neurons above in one of them counts those below in another."""
+
+
+@pytest.mark.one_in(9, first=1)
+@pytest.mark.hunt_one_in(3)
+@pytest.mark.parametrize(("first", "second"), itertools.product(PRODUCTS, repeat=2))
+def test_one_parameter_in_two_products_scales_as_both_ask(first: str, second: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = randomised(Mirrored(PRODUCTS[first], PRODUCTS[second], 3)), examples((3,))
+    groups = assert_symmetric(model, inputs, generator())
+    assert_comparisons_invariant(model, groups, inputs, generator())
+    assert len(groups) == dimension_by_paths(model, inputs)
 
 
 BAD = [

@@ -262,7 +262,12 @@ class _Lowering:
     def _guarded_call(self, node: fx.Node) -> Any:
         fake = node.meta.get("val")
         if any(below in self.unread for below in node.all_input_nodes) or self._is_part_of_refused(node):
-            if not isinstance(fake, Tensor) or _is_mask(fake) or self.unread.issuperset(node.all_input_nodes):
+            if (
+                not _sized(fake)
+                or _is_mask(fake)
+                or isinstance(fake, (list, tuple))
+                or self.unread.issuperset(node.all_input_nodes)
+            ):
                 self.unread.add(node)
             return _placeholder_like(fake, node.name)
         try:
@@ -272,7 +277,7 @@ class _Lowering:
             if refused not in self.problems:
                 self.problems.append(refused)
             self.refused.add(node)
-            if _is_mask(fake) or not isinstance(fake, (Tensor, list, tuple)) or self._made_of_forbidden(node):
+            if _is_mask(fake) or not _sized(fake) or self._made_of_forbidden(node):
                 self.unread.add(node)
             return _placeholder_like(fake, node.name)
 
@@ -483,6 +488,13 @@ def _contains(value: Any, kinds: tuple[type, ...]) -> bool:
 def _is_mask(fake: Any) -> bool:
     """Whether a value is a tensor of whole numbers or truth values."""
     return isinstance(fake, Tensor) and not fake.dtype.is_floating_point
+
+
+def _sized(fake: Any) -> bool:
+    """Whether a value is a tensor, or several, of sizes that are known: a rule can go on with what stands in for it."""
+    if isinstance(fake, (list, tuple)):
+        return all(_sized(item) for item in fake)
+    return isinstance(fake, Tensor) and all(isinstance(size, int) for size in fake.shape)
 
 
 def _placeholder_like(fake: Any, name: str) -> Any:

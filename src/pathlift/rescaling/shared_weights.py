@@ -320,15 +320,28 @@ def ends_in_any(several: Sequence[WeightedEdges]) -> tuple[Tensor, Tensor]:
         several: The connections that use it.
 
     Returns:
-        Labels above and below, as `ends` does.
+        Labels above and below, as `ends` does, laid out as the first connection lays the weight out.
     """
-    (top, bottom), *rest = [ends(edges) for edges in several]
+    (top, bottom), *rest = _ends_alike(several)
     for other_top, other_bottom in rest:
         there = (top > NOTHING) & (bottom > NOTHING)
         other_there = (other_top > NOTHING) & (other_bottom > NOTHING)
         if bool((other_there & ~there).any()):
             top, bottom = torch.where(there, top, other_top), torch.where(there, bottom, other_bottom)
     return top, bottom
+
+
+def _ends_alike(several: Sequence[WeightedEdges]) -> list[tuple[Tensor, Tensor]]:
+    """Return the ends in each connection, all laid out as in the first: an out of x @ W is an in of W @ x."""
+    wanted = several[0].pattern.weight
+    pairs = []
+    for edges in several:
+        own, parts = edges.pattern.weight, ends(edges)
+        if own != wanted:
+            top, bottom = (wanted.split(own.join(part.expand(own.shape)).reshape(wanted.original)) for part in parts)
+            parts = (top, bottom)
+        pairs.append(parts)
+    return pairs
 
 
 def share(relations: Relations, several: Sequence[WeightedEdges], labels: Tensor | None) -> None:
@@ -339,7 +352,7 @@ def share(relations: Relations, several: Sequence[WeightedEdges], labels: Tensor
         several: The connections that use it.
         labels: Labels for how its elements scale, of its shape; None where there are none.
     """
-    pairs = [ends(edges) for edges in several]
+    pairs = _ends_alike(several)
     if labels is not None:
         laid_out = several[0].pattern.weight.split(labels)
         for top, bottom in pairs:

@@ -12,7 +12,7 @@ from pathlift.edges import Identity, Scale
 from pathlift.graph.expressions import Constant, FunctionCall
 from pathlift.graph.layers import Connection, scalar_weight
 from pathlift.rules.affine import BILINEAR
-from pathlift.rules.base import Activation, Call, Draft, Static, in_floating_point, rule
+from pathlift.rules.base import Activation, Call, Draft, Static, expansion, in_floating_point, rule
 
 QUOTIENT = (
     "it divides by an activation, which is not positively homogeneous and piecewise linear.",
@@ -115,7 +115,7 @@ def lerp(call: Call) -> Draft:
         number = float(weight.expression.value)
         return replace(call.summed(("self", 1.0 - number), ("end", number)), blur=4.0 * (1.0 + abs(number)))  # of w·(y − x)
     wide, parameter = in_floating_point(weight), call.weight(weight).score_name is not None
-    x, y = (call.as_activation(call.args[key]).name for key in ("self", "end"))
+    x, y = (_broadcast(call, call.as_activation(call.args[key])).name for key in ("self", "end"))
     rest = FunctionCall(operator.sub, (0.0 if parameter else 1.0, wide.expression))
     layer = call.layer(
         *([Connection(x, Identity())] if parameter else []),
@@ -123,3 +123,10 @@ def lerp(call: Call) -> Draft:
         Connection(y, Scale(), call.weight(wide)),
     )
     return layer if parameter else replace(layer, blur=math.inf)  # what w·x rounds to is not bounded by (1 − w)·x
+
+
+def _broadcast(call: Call, activation: Activation) -> Activation:
+    """Return an activation in the shape of the result."""
+    if activation.shape == call.shape:
+        return activation
+    return call.builder.add(call.layer(Connection(activation.name, expansion(call.shape))))

@@ -356,8 +356,10 @@ class Call:
         if isinstance(value, Activation):
             return value
         assert isinstance(value, Static)
-        start = self.bias(value)
-        return self.builder.add(Draft(value.shape, value.fake.dtype, (), start))
+        start = Bias(
+            self.weight(value), tuple(value.shape)
+        )  # kept when it is the number 0: a layer has something to be made of
+        return self.builder.add(Draft(value.shape, value.fake.dtype, (), (start,)))
 
 
 def expansion(shape: Sequence[int]) -> Move:

@@ -10,6 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BATCHED_TWINS = {
+    "aten::moveaxis.int": "aten::movedim.int",
+    "aten::moveaxis.intlist": "aten::movedim.intlist",
+    "aten::unsafe_split_with_sizes": "aten::split_with_sizes",
+    "aten::native_channel_shuffle": "aten::channel_shuffle",
+    "aten::select_copy.int": "aten::select.int",
+    "aten::slice_copy.Tensor": "aten::slice.Tensor",
+    "aten::_reshape_copy": "aten::reshape",
+}
+"""Operators that `torch.vmap` cannot carry, or only sample by sample with a warning, and what gives the same numbers."""
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -19,7 +30,7 @@ class Operator:
 
     @classmethod
     def of(cls, target: Any) -> Operator:
-        """Return an overload by name; of an operator that works in place, the one that returns its result.
+        """Return an overload by name; of one that works in place, its twin that returns its result; one that takes batches.
 
         Args:
             target: An overload, as the layers of an exported graph name it.
@@ -32,7 +43,7 @@ class Operator:
         """
         name = str(target.name())
         if not target._schema.is_mutable:
-            return cls(name)
+            return cls(BATCHED_TWINS.get(name, name))
         base, _, overload = name.partition(".")
         family = getattr(getattr(torch.ops, target.namespace), base.partition("::")[2].removesuffix("_"), None)
         for candidate in sorted(family.overloads() if family else (), key=lambda name: name != (overload or "default")):

@@ -212,9 +212,9 @@ def _last_written(call: Call, patch: Activation, write: Replay) -> Connection:
     return Connection(chosen.name, Move(replayed("aten::reshape", shape=tuple(numbered.shape))))
 
 
-@rule("copy", "fill")
+@rule("copy", "fill", "zero")
 def copy(call: Call) -> Draft:
     """A tensor overwritten as a whole: only what is written counts."""
-    value = call.args["src" if call.name == "copy" else "value"]
+    value = 0.0 if call.name == "zero" else call.args["src" if call.name == "copy" else "value"]
     patch = call.as_activation(value if not isinstance(value, (int, float)) else call.number(value))
     return call.layer(Connection(patch.name, expansion(call.shape)))

@@ -103,8 +103,10 @@ def _through(network: Network, connection: Connection, layer: Layer, dim: int | 
 
 
 def _arrived(numbers: torch.Tensor, before: int) -> int | None:
-    """Return the dimension along which alone the numbers of channels differ; 0 is padding."""
+    """Return the dimension along which alone the numbers of channels differ; 0 is padding. A single number has none."""
     rank = numbers.dim()
+    if not rank:
+        return None
     for dim in dict.fromkeys([min(before, rank - 1), *range(1, rank)]):
         others = [other for other in range(rank) if other != dim]
         highest = numbers.amax(others, keepdim=True) if others else numbers

@@ -19,7 +19,7 @@ from pathlift.errors import InputError, Problem, UnsupportedModelError, one_line
 from pathlift.storage.onnx.host import evaluate, on_host
 from pathlift.storage.onnx.names import Path, tensor_paths
 from pathlift.storage.onnx.operators import OPERATORS
-from pathlift.storage.onnx.program import STATIC, Array, Declared, Node, NotReadError, Program, tensor_of
+from pathlift.storage.onnx.program import STATIC, Array, Declared, Node, NotReadError, Program, array_cast, tensor_of
 
 LARGEST = 1 << 31
 """A value has fewer elements than this."""
@@ -69,8 +69,8 @@ class Unread:
     stand_in: Tensor | None
 
 
-Value: TypeAlias = "Tensor | Array | Unread | None"
-"""What an operator reads or makes; None where an optional input is left out."""
+Value: TypeAlias = "Tensor | Array | list[Tensor] | Unread | None"
+"""What an operator reads or makes: a list is a sequence, None stands where an optional input is left out."""
 
 
 FEW_BITS = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
@@ -115,6 +115,8 @@ class Operator(nn.Module):
             unread = next((value for value in values if isinstance(value, Unread)), None)
             if unread is not None:
                 return (unread,) * count
+            if kind == "CastLike" and isinstance(values[0], np.ndarray) and isinstance(values[1], Tensor):
+                return (array_cast(values[0], values[1].dtype),)  # a number stays one: a limit of Clip
             return tuple(self._folded(values) if folded else self._computed(values))
         except NotReadError as error:
             return (_unread(kind, values, str(error)),) * count
@@ -154,9 +156,10 @@ class Operator(nn.Module):
         results = results if isinstance(results, tuple) else (results,)
         if any(self.node.outputs[len(results) :]):
             raise NotReadError(f"its result {len(results) + 1} is not read, only the first.")
-        for result in results:
-            if result.numel() >= LARGEST:
-                raise InputError(f"it would make a value of shape {tuple(result.shape)}.")
+        for made in results:
+            for result in made if isinstance(made, list) else [made]:
+                if result.numel() >= LARGEST:
+                    raise InputError(f"it would make a value of shape {tuple(result.shape)}.")
         return results
 
 
@@ -237,7 +240,8 @@ class OnnxModule(Operator):
         outputs = self._run(self.program, given, unread)
         if unread and not torch.compiler.is_exporting():
             raise UnsupportedModelError(tuple(replace(value.problem, module=path) for path, value in unread.items()))
-        returned = [tensor_of(value) if isinstance(value, np.ndarray) else value for value in outputs]
+        each: list[Value] = [part for value in outputs for part in (value if isinstance(value, list) else [value])]
+        returned = [tensor_of(value) if isinstance(value, np.ndarray) else value for value in each]
         tensors = [value for value in returned if isinstance(value, Tensor)] + [value.stand_in for value in unread.values()]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 

@@ -327,6 +327,28 @@ def _triangle(node: Node, x: Tensor, diagonal: Array | None = None) -> Tensor:
     return (torch.triu if node.get("upper", 1) else torch.tril)(x, 0 if diagonal is None else int(diagonal.item()))
 
 
+def _sequence(node: Node, x: Tensor, sizes: Array | None = None) -> tuple[list[Tensor]]:
+    axis = node.get("axis", 0)
+    if sizes is None:
+        pieces = x.split(1, axis)
+        return ([piece if node.get("keepdims", 1) else piece.squeeze(axis) for piece in pieces],)
+    return (list(x.split([int(size) for size in sizes] if sizes.ndim else int(sizes.item()), axis)),)
+
+
+def _col2im(node: Node, x: Tensor, image: Array, block: Array) -> Tensor:
+    plane, pads = len(block), node.get("pads", (0,) * (2 * len(block)))
+    if plane != 2 or pads[:plane] != pads[plane:]:
+        raise NotReadError("it folds columns into an image of other than two dimensions, or with unequal borders.")
+    dilation, stride = (node.get(name, (1, 1)) for name in ("dilations", "strides"))
+    return F.fold(x, tuple(map(int, image)), tuple(map(int, block)), dilation, pads[:plane], stride)
+
+
+def _eye(node: Node, x: Tensor) -> Tensor:
+    kind, offset = node.get("dtype"), node.get("k", 0)
+    ones = torch.ones(x.shape, dtype=x.dtype if kind is None else DTYPES[kind], device=x.device)
+    return ones.tril(offset).triu(offset)
+
+
 def _grid(x: Tensor, grid: Tensor, mode: str, padding: str, corners: int) -> Tensor:
     return F.grid_sample(x, grid, {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode), padding, bool(corners))
 
@@ -373,6 +395,8 @@ OPERATORS: dict[str, Function] = {
     "Identity": lambda _node, x: x, "Dropout": _dropout, "Cast": _of(_cast, to=0), "Reshape": _reshape, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Split": _split, "Slice": _slice, "Pad": _pad, "Gather": _gather, "ConstantOfShape": _filled,
     "CastLike": lambda _node, x, like: x.to(like.dtype), "Flatten": _of(_flat, axis=1), "Trilu": _triangle,
+    "EyeLike": _eye, "Col2Im": _col2im, "SplitToSequence": _sequence,
+    "SequenceAt": lambda _node, pieces, index: pieces[int(index.item())],
     "Transpose": lambda node, x: x.permute(node.get("perm", tuple(reversed(range(x.dim()))))),
     "GatherElements": _of(_gather_each, axis=0), "GatherND": _of(_gather_nd, batch_dims=0),
     "ScatterND": _of(_scatter_nd, reduction="none"), "ScatterElements": _of(_scatter_each, axis=0, reduction="none"),

@@ -42,14 +42,18 @@ LIMITING = {"QuantizeLinear": (2,)}
 """Inputs whose type says where numbers are cut off: they are not kept in another."""
 
 STATIC: Mapping[str, Sequence[int]] = {
-    "Clip": (1, 2), "CumSum": (1,), "Dropout": (1, 2), "Expand": (1,), "Pad": (1, 2, 3), "Reshape": (1,), "Resize": (1, 2, 3),
-    "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,),
-    "Upsample": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2),
+    "Clip": (1, 2), "Col2Im": (1, 2), "CumSum": (1,), "Dropout": (1, 2), "Expand": (1,), "Pad": (1, 2, 3), "Reshape": (1,),
+    "Resize": (1, 2, 3), "SequenceAt": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,), "Squeeze": (1,),
+    "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,), "Upsample": (1,), "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
     **dict.fromkeys(
         ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
          "ReduceSum", "ReduceSumSquare"), (1,)),
 }  # fmt: skip
 """Which inputs are numbers that decide what is computed."""
+
+LIKE_ANOTHER: Mapping[str, Sequence[int]] = {"CastLike": (1,), "EyeLike": (0,)}
+"""Inputs of which only the type or the sizes are read."""
 
 VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 """Where a ``TensorProto`` keeps its numbers."""
@@ -195,6 +199,13 @@ def array_stored(tensor: Tensor, number: int) -> Array:
     return array
 
 
+def array_cast(array: Array, dtype: torch.dtype) -> Array:
+    """Return an array as one of another type, one of `DTYPES`."""
+    number = next(number for number, known in DTYPES.items() if known == dtype)
+    cast: Array = array.astype(package("onnx.helper", "onnx").tensor_dtype_to_np_dtype(number))
+    return cast
+
+
 def read_program(proto: Any, reserved: Collection[str]) -> tuple[Program, dict[Path, Tensor]]:
     """Read a program that has been looked at, and its weights by their paths: parameters, and tensors for buffers."""
     onnx = package("onnx", "onnx")
@@ -256,7 +267,7 @@ def _roles(nodes: Sequence[Any]) -> dict[str, set[str]]:
                 role.add("quantised")
             if index in LIMITING.get(node.op_type, ()):
                 role.add("limit")
-            if decides or index in STATIC.get(node.op_type, ()):
+            if index in STATIC.get(node.op_type, ()) or (decides and index not in LIKE_ANOTHER.get(node.op_type, ())):
                 role.add("static")
             else:
                 role.add("statistic" if index in STATISTICS.get(node.op_type, ()) else "other")
