@@ -35,19 +35,36 @@ def of_bias(layer: Layer, position: int) -> str:
 
 
 @dataclass(frozen=True)
+class Bend:
+    """A parabola that takes a part of the place of the line above: y ≤ part·(that line) + slope·z + height + curve·(z − c)².
+
+    Each is (1, *shape); the part is 1, and the others are 0, where there is no parabola.
+    """
+
+    part: Tensor
+    slope: Tensor
+    height: Tensor
+    curve: Tensor
+
+
+@dataclass(frozen=True)
 class Symbols:
     """Where a bound is to be a linear function of the symbols ε of `forms`, |ε_i| ≤ 1, and not its smallest value.
 
     Attributes:
         widths: Of the layers whose neurons have a symbol each, how far it moves them, (1, *shape): inputs, nonlinearities.
         losses: Of nonlinearities, what using the symbol costs besides, at most, (1, *shape).
+        bends: Parabolas above nonlinearities, whose squares are left to be paid.
         factors: Filled on the way down: what each symbol is multiplied by, (samples, functionals, symbols), by their name;
             for the layers above one number for each neuron, also those without a symbol.
+        arrived: Filled likewise: the coefficients of the nonlinearities with parabolas, (samples, functionals, *shape).
     """
 
     widths: Mapping[str, Tensor]
     losses: Mapping[str, Tensor]
+    bends: Mapping[str, Bend] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
+    arrived: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pathlift.passes.enclosure.lines import Free, Lines, kink_gap
 from pathlift.passes.enclosure.relaxation import Relaxation
 from pathlift.passes.enclosure.substitution import at_kinks, handed_down, lower_bound, lower_slope
 from pathlift.passes.enclosure.tightening import RATE, first_tilt, stepped
-from pathlift.passes.enclosure.together import PUSH, End, Parabolas, last_kinks
+from pathlift.passes.enclosure.together import PUSH, Parabolas, Shapes, last_kinks
 
 FIRST = 60
 """Steps of the ascent for a whole set, before it is cut."""
@@ -66,7 +66,7 @@ class Side:
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     tilts: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
-    end: End | None = None
+    end: Shapes | None = None
     costs: Mapping[str, Tensor] | None = None
 
     def cut(self, name: str, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -196,15 +196,14 @@ class _Search:
     ) -> tuple[float, Side] | None:
         assert self.top is not None
         assert self.known is not None
-        a, constant = self.left[self.top.name][0, part.functional], (self.above + self.constant)[0, part.functional]
+        number = part.functional
+        a, constant = self.left[self.top.name][:, number : number + 1], (self.above + self.constant)[0, number]
         parabolas = Parabolas(relaxation, self.known, self.top, a, float(constant), units)
         bound = parabolas.raised(self.clock, steps=steps, start=part.end, patient=True)
         end = parabolas.end
         if end is None:
             return None
-        cost, functional = parabolas.costs()
-        costs = {**self._costs(relaxation, functional, end.tilts), self.top.name: cost}
-        costs = {name: each for name, each in costs.items() if name in self.kinks}
+        costs = {name: cost for name, cost in parabolas.costs().items() if name in self.kinks}
         return bound, replace(part, end=end, tilts=end.tilts, shares=end.shares, costs=costs)
 
     def _by_chords(self, relaxation: Relaxation, part: Side, units: Mapping[str, Tensor], steps: int) -> tuple[float, Side]:

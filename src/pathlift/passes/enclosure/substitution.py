@@ -266,13 +266,18 @@ def _through_lines(
         return _through_extremum(relaxation, layer, lines, a, coefficients)
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
-    bound = _dot(positive, lines.lower - slack) + _dot(negative, lines.upper + slack)
+    upper_slope, upper, kept = lines.upper_slope, lines.upper, 1.0
+    bend = None if symbols is None else symbols.bends.get(layer.name)
+    if symbols is not None and bend is not None:
+        symbols.arrived[layer.name] = a
+        upper_slope, upper, kept = bend.part * upper_slope + bend.slope, bend.part * upper + bend.height, bend.part
+    bound = _dot(positive, lines.lower - slack) + _dot(negative, upper + slack)
     if symbols is not None and layer.name in symbols.losses:  # upper/2 + width·ε − loss in place of upper, where that may help
         loss = symbols.losses[layer.name]
-        kept = torch.where(8 * loss < lines.upper, 1.0, 0.0)
+        kept = torch.where(8 * loss < lines.upper, kept, 0.0)
         symbols.factors[layer.name] = (negative * (kept * symbols.widths[layer.name]).unsqueeze(1)).flatten(2)
         bound = bound - _dot(negative, kept * (lines.upper / 2 - loss))
-    z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
+    z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * upper_slope.unsqueeze(1)
     connection = layer.connections[0]
     weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)
     _add(coefficients, connection.source, _hand_down(relaxation, connection, weights, layer.shape, z))

@@ -33,13 +33,15 @@ import torch
 from torch import Tensor
 
 from pathlift.budget import Clock
-from pathlift.edges.weights import Weights
-from pathlift.graph.layers import Connection, Layer, Slopes
+from pathlift.edges.unit import Identity
+from pathlift.graph.layers import Layer, Slopes
 from pathlift.passes.enclosure.forms import Form, forms, symbols
 from pathlift.passes.enclosure.lines import Lines, kink_gap
 from pathlift.passes.enclosure.nonlinear import TINY
-from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
-from pathlift.passes.enclosure.substitution import handed_down, transposed
+from pathlift.passes.enclosure.relaxation import Bend, Relaxation, Symbols
+from pathlift.passes.enclosure.rests import NEURONS, rest_of
+from pathlift.passes.enclosure.squares import UP, largest, scaling_of, square
+from pathlift.passes.enclosure.substitution import handed_down, lower_slope
 from pathlift.passes.enclosure.tightening import RATE as TURN
 from pathlift.passes.enclosure.tightening import first_tilt, stepped
 from pathlift.passes.rounding import DOUBLE
@@ -65,9 +67,6 @@ EVERY = 5
 MEMORY = 0.8
 """What is kept, step by step, of the directions of the largest eigenvalues, of which several take turns."""
 
-NEURONS = 512
-"""Neurons of one layer whose squares are bounded together, at most: an eigenvalue problem of this size."""
-
 HOPE = 0.65
 """The part of what chords pay that parabolas can save, at most, by experience: functionals that need more are not tried."""
 
@@ -77,11 +76,11 @@ PACE = 1.5
 LEAST = 1e-6
 """The smallest t to start with: what the symbols leave over is to count against the squares, but may be nothing."""
 
-UP = 1 + 2.0**-30
-"""Sums of numbers that are not negative are rounded by less, up to millions of them."""
+CHORDS = -3.0, 0.0
+"""The logit of the chord's part to start with, at the last kinks and at those below."""
 
-SHARP = 30.0
-"""How sharply the largest eigenvalue is told from the others where its slope is wanted."""
+FAINT = 1e-12
+"""Squares with a smaller part of the largest weight than this are left out of the ascent, and not of the bound."""
 
 
 def raised(
@@ -118,7 +117,7 @@ def raised(
     for row in bounds[0].argsort().tolist():
         if clock.over() or not bool(missing[0, row]):
             break
-        parabolas = Parabolas(relaxation, known, top, a[0, row], float(above[0, row] + constant[0, row]))
+        parabolas = Parabolas(relaxation, known, top, a[:, row : row + 1], float(above[0, row] + constant[0, row]))
         bounds[0, row] = max(float(bounds[0, row]), parabolas.raised(clock))
         if not bool(bounds[0, row] > 0):
             break
@@ -136,9 +135,87 @@ def last_kinks(relaxation: Relaxation) -> Layer | None:
     """
     for layer in reversed(relaxation.network.layers):
         if layer.nonlinearity is not None:
-            plain = isinstance(layer.nonlinearity, Slopes) and layer.connections[0].weight is None
-            return layer if plain and layer.name in relaxation.free else None
+            return layer if _has_parabolas(relaxation, layer) else None
     return None
+
+
+def _has_parabolas(relaxation: Relaxation, layer: Layer) -> bool:
+    """Whether a layer is a convex nonlinearity of one layer with kinks of which some may be crossed."""
+    connection = layer.connections[0]
+    same = isinstance(connection.edges, Identity) and relaxation.network.layer[connection.source].shape == layer.shape
+    return isinstance(layer.nonlinearity, Slopes) and same and connection.weight is None and layer.name in relaxation.free
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """The kinks of one layer that may have parabolas.
+
+    Attributes:
+        layer: The nonlinearity.
+        source: The layer that it reads.
+        least: The slope left of 0.
+        half: Half of what the slope rises by.
+        inside: Which kinks, (1, *shape) bool.
+        places: The same, numbers in the flat layer, (kinks,).
+        centre: Of the form of what is read, (1, *shape).
+        left: e² of each by its own rest, (kinks,).
+    """
+
+    layer: Layer
+    source: str
+    least: float
+    half: float
+    inside: Tensor
+    places: Tensor
+    centre: Tensor
+    left: Tensor
+
+    def bend(self, curve: Tensor, share: Tensor) -> Bend:
+        """Return parabolas y ≤ mid·z + half·(κ·z² + 1/(4κ)) that take the part 1 − w of the place of the chord.
+
+        Args:
+            curve: log κ, (1, *shape).
+            share: The logit of w, (1, *shape).
+
+        Returns:
+            What stands above the nonlinearity.
+        """
+        part, kappa, c = torch.where(self.inside, share.sigmoid(), 1.0), curve.exp(), self.centre
+        bent = (1 - part) * self.half
+        slope = (1 - part) * (self.least + self.half) + 2 * bent * kappa * c
+        return Bend(part, slope, bent * (0.25 / kappa - kappa * c * c), bent * kappa)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Where an ascent stands, or where it ended, for another one to go on from.
+
+    Attributes:
+        curve: log κ of the parabolas, by layer, (1, *shape); 0 where there is none.
+        share: The logit of w, likewise.
+        level: S₀, as the logarithm of its ratio to Σ|b|/2.
+        spare: log t.
+        tilts: Where the free slopes of the lines below lie, by layer, (1, 1, *shape).
+        shares: Multiples of the units.
+        scaling: S.
+    """
+
+    curve: Mapping[str, Tensor]
+    share: Mapping[str, Tensor]
+    level: Tensor
+    spare: Tensor
+    tilts: Mapping[str, Tensor]
+    shares: Mapping[str, Tensor]
+    scaling: Tensor
+
+    def copied(self) -> Shapes:
+        """Return the same, apart from any ascent."""
+
+        def own(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: part.detach().clone() for name, part in parts.items()}
+
+        ends = self.level.detach().clone(), self.spare.detach().clone()
+        return Shapes(own(self.curve), own(self.share), *ends, own(self.tilts), own(self.shares), self.scaling)
 
 
 @dataclass(frozen=True)
@@ -146,9 +223,9 @@ class _Pieces:
     """A bound, functional ≥ constant + Σ factors·ε − Σ q·(z − c)², with what it was made of.
 
     Attributes:
-        curve: (1 − w)·half·κ of each parabola.
-        height: Constant of the line that goes with it.
-        q: Weights of the squares.
+        bends: What stands above the kinks, by layer.
+        arrived: The coefficients of these layers, (1, *shape).
+        q: Weights of the squares, one for each row of `Parabolas.rows`.
         factors: (symbols,).
         level: S₀.
         spare: t.
@@ -157,12 +234,12 @@ class _Pieces:
         largest: λ of the squares with the row of the factors.
         directions: Mean of v·vᵀ over the eigenvectors that count.
         scaling: S.
-        added: Size of what stands beside the lines at the neurons before the kinks, (neurons,).
-        rows: The rows whose squares λ is about, without √S, (neurons + 1, symbols).
+        added: What the units add, roughly, times what it is added to, at most.
+        rows: The rows whose squares λ is about, without √S, (rows + 1, symbols).
     """
 
-    curve: Tensor
-    height: Tensor
+    bends: Mapping[str, Bend]
+    arrived: Mapping[str, Tensor]
     q: Tensor
     factors: Tensor
     level: Tensor
@@ -172,37 +249,12 @@ class _Pieces:
     largest: Tensor
     directions: Tensor
     scaling: Tensor
-    added: Tensor
+    added: float
     rows: Tensor
 
 
-@dataclass(frozen=True)
-class End:
-    """Where an ascent ended, for another one to go on from.
-
-    Attributes:
-        curve: log κ of every neuron of the layer, flat; 0 where there is no parabola.
-        share: The logit of w, likewise.
-        lower: The logit of the slope of the line below, likewise.
-        level: S₀, as the logarithm of its ratio to Σ|b|/2.
-        spare: log t.
-        scaling: S.
-        tilts: Where the free slopes of the layers below lie.
-        shares: Multiples of the units.
-    """
-
-    curve: Tensor
-    share: Tensor
-    lower: Tensor
-    level: Tensor
-    spare: Tensor
-    scaling: Tensor
-    tilts: Mapping[str, Tensor]
-    shares: Mapping[str, Tensor]
-
-
 class Parabolas:
-    """Parabolas above the last kinks for one functional, and the ascent over them.
+    """Parabolas above kinks for one functional, and the ascent over them.
 
     With y = plus·z⁺ + minus·z⁻ = mid·z + half·|z|, a part w of the chord and a part 1 − w of the parabola give
 
@@ -217,40 +269,68 @@ class Parabolas:
         a: Tensor,
         constant: float,
         units: Mapping[str, Tensor] | None = None,
+        *,
+        below: bool = False,
     ) -> None:
         """Put parabolas above all kinks, all of one shape relative to how far the neuron moves.
 
         Args:
             relaxation: What is known of one sample.
             known: Forms of all layers up to the one that the kinks read.
-            top: The layer with the kinks.
-            a: The functional, of this layer's shape.
+            top: The layer with the last kinks.
+            a: The functional, (1, 1, *shape) of this layer.
             constant: Added to it.
             units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
                 be added, see `splitting`. None for none.
+            below: Put them above the kinks below as well.
         """
+        self.relaxation, self.known, self.top, self.a, self.constant = relaxation, known, top, a, constant
         self.units = units or {}
-        self.end: End | None = None
-        lines, where, flat = relaxation.lines[top.name], relaxation.free[top.name].where[0].flatten(), a.flatten()
+        self.end: Shapes | None = None
+        self.symbols = symbols(relaxation, known)
+        self.kinks: dict[str, Kinks] = {}
+        room = NEURONS
+        for layer in reversed(relaxation.network.layers):
+            if layer is not top and not (below and layer.connections and layer.connections[0].source in known):
+                continue
+            if layer is not top and (layer.name not in known or not _has_parabolas(relaxation, layer)):
+                continue
+            kinks = self._kinks(layer)
+            room -= len(kinks.places)
+            if room < 0:
+                break
+            if len(kinks.places):
+                self.kinks[layer.name] = kinks
+        lines = relaxation.lines[top.name]
         assert isinstance(lines, Lines)
-        assert isinstance(top.nonlinearity, Slopes)
-        self.relaxation, self.known, self.top, self.flat = relaxation, known, top, flat
-        self.least, self.half = top.nonlinearity.minus, (top.nonlinearity.plus - top.nonlinearity.minus) / 2
-        self.source = relaxation.network.layer[top.connections[0].source]
-        self.form, self.symbols = known[self.source.name], symbols(relaxation, known)
-        self.above, self.below = (where & (flat < 0)).nonzero()[:, 0], (where & (flat > 0)).nonzero()[:, 0]
-        parts = (lines.lower_slope, lines.lower, lines.upper_slope, lines.upper, relaxation.slack[top.name])
-        low_slope, low, high_slope, high, slack = (part.expand(1, *top.shape).flatten() for part in parts)
-        self.fixed = torch.where(flat < 0, high_slope, low_slope)
-        fixed = torch.where(flat < 0, high, low).index_fill(0, self.above, 0.0)
-        self.constant = constant + float((flat * fixed).sum() - (flat.abs() * slack).sum())
-        self.fixed_size = abs(constant) + float((flat.abs() * (fixed.abs() + slack)).sum())
-        self.size, self.chord, self.height = flat[self.above].abs(), high_slope[self.above], high[self.above]
-        self.paid = float((self.size * self.height).sum())
-        self.centre, self.rows = self.form.centre.flatten()[self.above], self.form.generators[:, self.above].T.contiguous()
-        self.scaling = self.gram = self.left = self.rows.new_zeros(0)
+        heavy = self.a[:, 0].clamp(max=0.0).abs() * torch.where(relaxation.free[top.name].where, lines.upper, 0.0)
+        self.paid = float(heavy.sum())
+        form = known[relaxation.network.layer[top.connections[0].source].name]
+        generators = {name: self._generators(kinks, form) for name, kinks in self.kinks.items()}
+        self.rows = torch.cat([form.centre.new_zeros(0, len(form.generators)), *generators.values()])
+        self.form = form
+        self.gram = self.left = self.rows.new_zeros(0)
 
-    def raised(self, clock: Clock, *, steps: int = STEPS, start: End | None = None, patient: bool = False) -> float:
+    def _kinks(self, layer: Layer) -> Kinks:
+        source, kind = layer.connections[0].source, layer.nonlinearity
+        assert isinstance(kind, Slopes)
+        form, inside = self.known[source], self.relaxation.free[layer.name].where
+        if layer is self.top:
+            inside = inside & (self.a[:, 0] < 0)
+        places = inside.flatten().nonzero()[:, 0]
+        left = form.rest.flatten()[places] ** 2
+        return Kinks(layer, source, kind.minus, (kind.plus - kind.minus) / 2, inside, places, form.centre, left)
+
+    def _generators(self, kinks: Kinks, form: Form) -> Tensor:
+        """Return the generators of what kinks read, one row each, with the symbols of a form above them: (kinks, symbols)."""
+        own = self.known[kinks.source]
+        blocks = [
+            own.blocks[name].flatten(1)[:, kinks.places] if name in own.blocks else block.new_zeros(len(block), len(kinks.places))
+            for name, block in form.blocks.items()
+        ]
+        return torch.cat(blocks).T.contiguous() if blocks else own.centre.new_zeros(len(kinks.places), 0)
+
+    def raised(self, clock: Clock, *, steps: int = STEPS, start: Shapes | None = None, patient: bool = False) -> float:
         """Ascend until the bound is positive, or the steps or the time are up; ``end`` is where the best was found.
 
         Args:
@@ -263,158 +343,177 @@ class Parabolas:
             A lower bound of the functional and the constant; −inf where parabolas are of no use, or squares leave the range
             of float64.
         """
-        if not 0 < len(self.above) <= NEURONS or self.rows.shape[1] == 0 or not 0 < self.paid < math.inf:
+        if self.top.name not in self.kinks or self.rows.shape[1] == 0 or not 0 < self.paid < math.inf:
             return -math.inf
-        if start is None:
-            spread = self.rows.abs().amax(1).clamp(min=TINY)
-            spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
-            own = [(1 / (12 * spread)).log(), torch.full_like(spread, -3.0)]
-            own += [torch.where(self.form.centre.flatten()[self.below] > 0, 2.0, -2.0).to(spread), spread.new_zeros(())]
-            tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
-            shares = {name: torch.zeros_like(unit) for name, unit in self.units.items()}
-        else:
-            own = [start.curve[self.above], start.share[self.above], start.lower[self.below], start.level.clone()]
-            tilts = {name: tilt.clone() for name, tilt in start.tilts.items()}
-            shares = {name: start.shares.get(name, torch.zeros_like(unit)).clone() for name, unit in self.units.items()}
-        if not self._scaled(own, tilts, start):
+        shapes = self._first() if start is None else self._gone_on(start)
+        if shapes is None:
             return -math.inf
         rate = 1.0 if start is None else SLOWER
         with torch.enable_grad():
+            own = [*shapes.curve.values(), *shapes.share.values(), shapes.level, shapes.spare]
             groups = [{"params": [part.requires_grad_() for part in own], "lr": rate * RATE}]
-            groups += [{"params": [tilt.requires_grad_()], "lr": rate * TURN} for tilt in tilts.values()]
-            groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shares.values()]
+            groups += [{"params": [tilt.requires_grad_()], "lr": rate * (0.05 if name==self.top.name else TURN)} for name, tilt in shapes.tilts.items()]
+            groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shapes.shares.values()]
             ascent = torch.optim.Adam(groups, maximize=True)
             among, best, values, top = None, -math.inf, list[float](), None
             for step in range(1, steps + 1):
-                pieces = self._pieces(own, tilts, shares)
+                pieces = self._pieces(shapes)
                 if pieces is None:
                     return best
-                bound = pieces.constant - pieces.left - pieces.level - pieces.largest * self.scaling.sum()
+                bound = pieces.constant - pieces.left - pieces.level - pieces.largest * shapes.scaling.sum()
                 values.append(float(bound.detach()))
                 if top is None or values[-1] >= max(values):
-                    top, self.end = pieces, self._ended(own, tilts, shares)
+                    top, self.end = pieces, shapes.copied()
                 last = step == steps or clock.over() or (_settled(values) if patient else _too_slow(values))
                 if values[-1] > 0 or last:
                     best = max(best, self._bound(top))
                     if best > 0 or last:
                         return best
-                stepped(ascent, bound / self.paid, tilts, shares)
+                stepped(ascent, bound / self.paid, shapes.tilts, shapes.shares)
                 among = pieces.directions if among is None else MEMORY * among + (1 - MEMORY) * pieces.directions
                 if step % EVERY == 0 or (start is not None and step < EVERY):  # with a kink less S is soon another
-                    self._rescale(pieces.rows, among)
+                    shapes = self._rescaled(shapes, pieces.rows, among)
         return best
 
-    def costs(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tell what each kink costs at the end of the ascent, roughly, as z may be on either side of it.
+    def costs(self) -> dict[str, Tensor]:
+        """Tell what each kink costs at the end of the ascent, roughly, as z may be on either side of it, by layer, (1, *shape).
 
         A neuron that moves by s about c pays half·(κ·z² + 1/(4κ)) for half·|z|, and κ settles at 1/(2s).
-
-        Returns:
-            The costs of the kinks below the parabolas, (1, *shape), and the functional of the layers below.
         """
         assert self.end is not None
-        own = [self.end.curve[self.above], self.end.share[self.above], self.end.lower[self.below]]
-        slope, _, _, lower = self._shapes(own)
-        moved = 0.5 / own[0].exp()
-        found = torch.zeros_like(self.flat)
-        found[self.above] = self.size * self.half * torch.maximum(moved - self.centre.abs(), moved / 8)
-        interval = self.relaxation.intervals[self.source.name]
-        low, high = interval.low.flatten()[self.below], interval.high.flatten()[self.below]
-        gap = kink_gap(low, high, lower, self.least, self.least + 2 * self.half)
-        found[self.below] = self.flat[self.below] * gap
-        functional, _ = self._functional(slope, lower, self.end.shares)
-        return found.reshape(1, *self.top.shape), functional
+        arrived = dict.fromkeys(self.relaxation.free, None)
+        kept = replace(self.symbols, bends={**self._bends(self.end)}, factors={}, arrived={})
+        functional, _ = self._functional(self.end)
+        handed_down(self.relaxation, functional, None, self.end.tilts, kept)
+        found = {}
+        for name in arrived:
+            a, lines, free = kept.arrived.get(name), self.relaxation.lines[name], self.relaxation.free[name]
+            if a is None:
+                continue
+            assert isinstance(lines, Lines)
+            a = a[:, 0]
+            interval = self.relaxation.intervals[self.relaxation.network.layer[name].connections[0].source]
+            slope = lower_slope(self.relaxation, name, self.end.tilts.get(name))[:, 0]
+            gap = torch.where(a > 0, kink_gap(interval.low, interval.high, slope, free.least, free.most), lines.upper)
+            if name in self.kinks:
+                kinks, moved = self.kinks[name], 0.5 / self.end.curve[name].exp()
+                bent = kinks.half * torch.maximum(moved - kinks.centre.abs(), moved / 8)
+                gap = torch.where(kinks.inside & (a < 0), torch.minimum(gap, bent), gap)
+            found[name] = torch.where(free.where, a.abs() * gap, 0.0)
+        return found
 
-    def _functional(self, slope: Tensor, lower: Tensor, shares: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the linear functional of the layers below, (1, 1, *shape), and the size of what units add before the kinks."""
-        line = self.fixed.index_put((self.above,), slope).index_put((self.below,), lower)
-        functional = {self.source.name: (self.flat * line).reshape(1, 1, *self.source.shape)}
-        added = torch.zeros_like(self.flat)
-        for name, share in shares.items():
-            more = (share * self.units[name]).unsqueeze(1)
-            functional[name] = functional[name] + more if name in functional else more
-            if name == self.source.name:
-                added = more.detach().abs().flatten()
+    def _functional(self, shapes: Shapes) -> tuple[dict[str, Tensor], float]:
+        """Return the functional with what units add, and the size of that."""
+        functional, added = {self.top.name: self.a}, 0.0
+        for name, share in shapes.shares.items():
+            more = share * self.units[name]
+            added += float((more.detach().abs() * self.relaxation.intervals[name].size).sum())
+            functional[name] = functional[name] + more.unsqueeze(1) if name in functional else more.unsqueeze(1)
         return functional, added
 
-    def _ended(self, own: list[Tensor], tilts: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> End:
-        curve, share, lower, level, spare = (part.detach().clone() for part in own)
-        blank = torch.zeros_like(self.flat)
-        above, below = (self.above,), (self.below,)
-        curve, share, lower = blank.index_put(above, curve), blank.index_put(above, share), blank.index_put(below, lower)
-        kept = [{name: part.detach().clone() for name, part in parts.items()} for parts in (tilts, shares)]
-        return End(curve, share, lower, level, spare, self.scaling, *kept)
-
-    def _scaled(self, own: list[Tensor], tilts: Mapping[str, Tensor], start: End | None) -> bool:
-        """Choose the first S and t, and see what the symbols leave over; False where that is no number."""
-        q = self.size * self._shapes(own)[2]
-        if start is not None:
-            own.append(start.spare.clone())
-            self.scaling = start.scaling
-            self.gram = (self.rows / self.scaling) @ self.rows.T
-            return self._left_over(q, self._rest(q))
-        self._rescale(q.sqrt()[:, None] * self.rows, None)
-        square = _square(self.rows, q, self.scaling)
-        bent = float((self.size * (1 - own[1].sigmoid()) * self.half / (4 * own[0].exp())).sum())
-        if not 0 < square < math.inf or not 0 < bent < math.inf:
-            return False
-        factor = bent / square  # of κ², so that what parabolas pay in their middle is what their squares pay
-        own[0] += math.log(factor) / 2
-        q, square = q * math.sqrt(factor), square * math.sqrt(factor)
-        rest = self._rest(q)
-        own.append(q.new_tensor(max(LEAST, rest / math.sqrt(max(DOUBLE.least, square)))).log())
-        if not self._left_over(q, rest) or not math.isfinite(float(own[4])):
-            return False
-        pieces = self._pieces(own, tilts, {})
+    def _first(self) -> Shapes | None:
+        """Return shapes to begin with; None where squares leave the range of float64."""
+        spread = self.rows.abs().amax(1).clamp(min=TINY)
+        spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
+        curve = self._placed((1 / (12 * spread)).log())
+        share = {name: torch.full_like(part, CHORDS[name != self.top.name]) for name, part in curve.items()}
+        tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
+        form = self.known[self.top.connections[0].source]
+        tilts[self.top.name] = torch.where(form.centre > 0, 0.88, 0.12).unsqueeze(1)
+        zero = spread.new_zeros(())
+        shares = {name: torch.zeros_like(unit) for name, unit in self.units.items()}
+        shapes = Shapes(curve, share, zero.clone(), zero.clone(), tilts, shares, torch.ones_like(self.rows[0]))
+        pieces = self._pieces(shapes)
         if pieces is None:
-            return False
-        self._rescale(pieces.rows, None)  # with the row of the factors
-        return True
+            return None
+        scaling = scaling_of(pieces.q.sqrt()[:, None] * self.rows, None)
+        squares = square(self.rows, pieces.q, scaling)
+        bent = sum(
+            float((pieces.arrived[name].clamp(max=0.0).abs() * kinks.half * (1 - share[name].sigmoid()) / curve[name].exp() / 4)[kinks.inside].sum())
+            for name, kinks in self.kinks.items()
+        )
+        if not 0 < squares < math.inf or not 0 < bent < math.inf:
+            return None
+        factor = math.sqrt(bent / squares)  # so that what parabolas pay in their middle is what their squares pay
+        curve = {name: part + torch.where(self.kinks[name].inside, math.log(factor), 0.0) for name, part in curve.items()}
+        q, squares = pieces.q * factor, squares * factor
+        left = self._left_over(q)
+        spare = q.new_tensor(max(LEAST, math.sqrt(left / max(DOUBLE.least, squares)))).log()
+        if not math.isfinite(left) or not math.isfinite(float(spare)):
+            return None
+        shapes = replace(shapes, curve=curve, spare=spare, scaling=scaling)
+        self.gram = (self.rows / scaling) @ self.rows.T
+        pieces = self._pieces(shapes)
+        return None if pieces is None else self._rescaled(shapes, pieces.rows, None)  # with the row of the factors
 
-    def _left_over(self, q: Tensor, rest: float) -> bool:
-        """Share out what the symbols leave over among the neurons, by a rule of three; False where that is no number."""
-        each = self.form.rest.flatten()[self.above] ** 2
-        self.left = each * (rest * rest / max(DOUBLE.least, float((q * each).sum())))
-        return math.isfinite(float(self.left.sum()))
+    def _gone_on(self, start: Shapes) -> Shapes | None:
+        shapes = start.copied()
+        shares = {name: shapes.shares.get(name, torch.zeros_like(unit)) for name, unit in self.units.items()}
+        shapes = replace(shapes, shares=shares)
+        self.gram = (self.rows / shapes.scaling) @ self.rows.T
+        pieces = self._pieces(shapes)
+        return shapes if pieces is not None and math.isfinite(self._left_over(pieces.q)) else None
 
-    def _rest(self, q: Tensor) -> float:
-        """Bound ‖Q^½·e‖, with e what the symbols leave over."""
-        flat = torch.zeros_like(self.flat).index_put((self.above,), q)
-        return _rest(self.relaxation, self.known, self.source.name, flat.reshape(self.source.shape))
+    def _placed(self, values: Tensor) -> dict[str, Tensor]:
+        """Put a number for each row where its kink is, by layer, (1, *shape); 0 elsewhere."""
+        pieces = values.split([len(kinks.places) for kinks in self.kinks.values()])
+        return {
+            name: torch.zeros_like(kinks.centre).flatten().index_put((kinks.places,), piece).reshape(kinks.centre.shape)
+            for (name, kinks), piece in zip(self.kinks.items(), pieces, strict=True)
+        }
 
-    def _rescale(self, rows: Tensor, among: Tensor | None) -> None:
-        scaling = _scaling(rows, among)
-        self.scaling = scaling if among is None else (self.scaling * scaling).sqrt()
-        self.gram = (self.rows / self.scaling) @ self.rows.T
+    def _left_over(self, q: Tensor) -> float:
+        """Share out what the symbols leave over among the neurons, by a rule of three; return Σ q·e², at most."""
+        self.left, total = self.rows.new_zeros(0), 0.0
+        for (_, kinks), (part, rest) in zip(self.kinks.items(), self._rests(q), strict=True):
+            factor = rest * rest / max(DOUBLE.least, float((part * kinks.left).sum()))
+            self.left = torch.cat([self.left, kinks.left * factor])
+            total += rest * rest
+        return total
 
-    def _shapes(self, own: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return slope and constant of the lines above, (1 − w)·half·κ, and the slope of the lines below."""
-        curve, share, lower = own[0].exp(), own[1].sigmoid(), self.least + own[2].sigmoid() * 2 * self.half
-        bent, c = (1 - share) * self.half, self.centre
-        slope = share * self.chord + (1 - share) * (self.least + self.half) + 2 * bent * curve * c
-        height = share * self.height + bent * (0.25 / curve - curve * c * c)
-        return slope, height, bent * curve, lower
+    def _rests(self, q: Tensor) -> list[tuple[Tensor, float]]:
+        """Bound ‖Q^½·e‖ of each layer, with e what the symbols leave over."""
+        found = []
+        for kinks, part in zip(self.kinks.values(), self._placed(q).values(), strict=True):
+            flat = part.flatten()[kinks.places]
+            found.append((flat, rest_of(self.relaxation, self.known, kinks.source, part[0]) if bool((flat > 0).any()) else 0.0))
+        return found
 
-    def _pieces(self, own: list[Tensor], tilts: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> _Pieces | None:
-        """Return the bound for given parabolas and slopes; None where squares leave the range of float64."""
-        slope, height, curve, lower = self._shapes(own)
-        q, spare = self.size * curve, own[4].exp()
-        functional, added = self._functional(slope, lower, shares)
-        kept = replace(self.symbols, factors={})
-        gathered, _ = handed_down(self.relaxation, functional, None, tilts, kept)
+    def _rescaled(self, shapes: Shapes, rows: Tensor, among: Tensor | None) -> Shapes:
+        scaling = scaling_of(rows, among)
+        scaling = scaling if among is None else (shapes.scaling * scaling).sqrt()
+        self.gram = (self.rows / scaling) @ self.rows.T
+        return replace(shapes, scaling=scaling)
+
+    def _bends(self, shapes: Shapes) -> dict[str, Bend]:
+        return {name: kinks.bend(shapes.curve[name], shapes.share[name]) for name, kinks in self.kinks.items()}
+
+    def _pieces(self, shapes: Shapes) -> _Pieces | None:
+        """Return the bound for given shapes; None where squares leave the range of float64."""
+        spare, bends = shapes.spare.exp(), self._bends(shapes)
+        functional, added = self._functional(shapes)
+        kept = replace(self.symbols, bends=bends, factors={}, arrived={})
+        gathered, _ = handed_down(self.relaxation, functional, None, shapes.tilts, kept)
+        arrived = {name: kept.arrived[name][:, 0] if name in kept.arrived else torch.zeros_like(bend.curve) for name, bend in bends.items()}
+        q = torch.cat([
+            (arrived[name].clamp(max=0.0).abs() * bend.curve).flatten()[self.kinks[name].places] for name, bend in bends.items()
+        ])  # fmt: skip
         factors, others = _factors(self.form, kept)
-        level = (float(factors.detach().abs().sum()) / 2 + DOUBLE.least) * own[3].exp()
-        root, last = ((1 + spare) * q).sqrt(), factors / (2 * level.sqrt())
-        side = root * ((self.rows / self.scaling) @ last)
-        square = torch.cat([root[:, None] * self.gram * root, side[:, None]], 1)
-        matrix = torch.cat([square, torch.cat([side, ((last / self.scaling) @ last)[None]])[None]])
+        level = (float(factors.detach().abs().sum()) / 2 + DOUBLE.least) * shapes.level.exp()
+        clear = q > FAINT * q.detach().max()
+        root = torch.where(clear, ((1 + spare) * torch.where(clear, q, 1.0)).sqrt(), 0.0)
+        last = factors / (2 * level.sqrt())
+        gram = self.gram if len(self.gram) else (self.rows / shapes.scaling) @ self.rows.T
+        side = root * ((self.rows / shapes.scaling) @ last)
+        whole = torch.cat([root[:, None] * gram * root, side[:, None]], 1)
+        matrix = torch.cat([whole, torch.cat([side, ((last / shapes.scaling) @ last)[None]])[None]])
         if not bool(matrix.isfinite().all()):
             return None
-        largest, directions = _largest(matrix)
-        constant = self.constant + gathered[0, 0] - others * UP - (self.size * height).sum()
-        left = (1 + 1 / spare) * (self.left * q).sum()
+        most, directions = largest(matrix)
+        constant = self.constant + gathered[0, 0] - others * UP
+        left = (1 + 1 / spare) * (self.left * q).sum() if len(self.left) else q.new_zeros(())
         rows = torch.cat([root[:, None] * self.rows, last[None]]).detach()
-        return _Pieces(curve, height, q, factors, level, spare, constant, left, largest, directions, self.scaling, added, rows)
+        return _Pieces(bends, arrived, q, factors, level, spare, constant, left, most, directions, shapes.scaling, added, rows)
 
     def _bound(self, pieces: _Pieces) -> float:
         """Return the bound that these pieces give, rounding included.
@@ -422,17 +521,18 @@ class Parabolas:
         With e what the symbols leave over and any t > 0, ‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖².
         """
         q, level, spare = pieces.q.detach(), float(pieces.level.detach()), float(pieces.spare.detach())
-        left = self._rest(q) ** 2 * (1 + 1 / spare) * UP
+        left = sum(rest**2 for _, rest in self._rests(q)) * (1 + 1 / spare) * UP
         rows = torch.cat([self.rows, (pieces.factors.detach() / (2 * math.sqrt(level)))[None]])
-        squares = _square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), pieces.scaling)
+        squares = square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), pieces.scaling)
         # Slopes and constants of lines are rounded, each by a few units of what they are added up from.
-        reach = self.relaxation.intervals[self.source.name].size.flatten()
-        curve, c = pieces.curve.detach(), self.centre
-        steep = self.chord.abs() + abs(self.least + self.half) + 2 * curve * c.abs()
-        heights = self.height + pieces.height.detach().abs() + 2 * curve * c * c
-        lines = (self.flat.abs() * reach).sum() * (abs(self.least) + 2 * self.half) + (pieces.added * reach).sum()
-        lines = lines + (self.size * (steep * reach[self.above] + heights)).sum()
-        summed = float(lines) + self.fixed_size + level + squares + left
+        summed = abs(self.constant) + level + squares + left + pieces.added
+        for name, kinks in self.kinks.items():
+            bend, lines, c = pieces.bends[name], self.relaxation.lines[name], kinks.centre
+            assert isinstance(lines, Lines)
+            curve, reach = bend.curve.detach(), self.relaxation.intervals[kinks.source].size
+            steep = lines.upper_slope.abs() + abs(kinks.least + kinks.half) + 2 * curve * c.abs()
+            heights = lines.upper.abs() + bend.height.detach().abs() + 2 * curve * c * c
+            summed += float((pieces.arrived[name].detach().abs() * (steep * reach + heights)).sum())
         return float(pieces.constant.detach()) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
 
 
@@ -460,121 +560,3 @@ def _factors(form: Form, kept: Symbols) -> tuple[Tensor, Tensor]:
     for name, unknown in kept.factors.items():
         others = others if name in form.blocks else others + unknown.abs().sum()
     return torch.cat(parts), others
-
-
-def _largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalue, with the mean slope of the largest few, and their directions."""
-    values, vectors = torch.linalg.eigh(matrix.detach())
-    among = torch.softmax(SHARP * values / values[-1].clamp(min=DOUBLE.least), 0)
-    estimate = (among * (vectors * (matrix @ vectors)).sum(0)).sum()
-    return estimate + (values[-1] - estimate).detach(), (vectors * among) @ vectors.T
-
-
-def _scaling(rows: Tensor, among: Tensor | None) -> Tensor:
-    """Return numbers S_i > 0 for the symbols of some rows: the length of each generator in the directions that count.
-
-    At the best S the slope of λ·Σ S_i by each S_i is 0: λ·S_i² = Σ S·(mean of the squares of the generator in the directions of
-    the largest eigenvalues).
-
-    Args:
-        rows: Generators, (rows, symbols).
-        among: The mean of v·vᵀ over those directions; None where all weigh alike.
-
-    Returns:
-        (symbols,), with the sum 1.
-    """
-    square = (rows * (rows if among is None else among @ rows)).sum(0)
-    length = square.clamp(min=0.0).sqrt()
-    length = length + 1e-9 * length.max() + DOUBLE.least
-    return length / length.sum()
-
-
-def _square(rows: Tensor, q: Tensor, scaling: Tensor) -> float:
-    """Return an upper bound of λ·Σ S_i.
-
-    Each entry of the matrix is a sum over the symbols, so all are off by at most (symbols + a few)·u times the geometric mean
-    of two diagonal ones, which is no more than that part of the trace; the eigenvalues of what was computed are off by a small
-    multiple of (neurons)·u times the largest.
-    """
-    weighted = q.sqrt()[:, None] * rows
-    matrix = (weighted / scaling) @ weighted.T
-    if not bool(matrix.isfinite().all()):
-        return math.inf
-    off = (rows.shape[1] + 64 * len(rows) + 16) * DOUBLE.unit * matrix.diagonal().sum()
-    largest = torch.linalg.eigvalsh(matrix)[-1].clamp(min=0.0)
-    return float((largest + off + DOUBLE.least) * scaling.sum()) * UP
-
-
-def _rest(relaxation: Relaxation, known: Mapping[str, Form], name: str, q: Tensor) -> float:
-    """Bound √(Σ_v q(v)·e(v)²), with e what the symbols of a layer leave over.
-
-    From the layer down, each is replaced by those that it reads: e(v) is a sum over connections c of t_c(v) = Σ_u |w|·e(u) and
-    of a part of its own (rounding, products of what weights and what neurons below move). So with Σ_c α_c = 1
-
-        √(others + Σ q·e²) ≤ √(others + Σ_c Σ_v q(v)/α_c(v)·t_c(v)²) + √(Σ q·own²).
-
-    α_c is the share of t_c by what the rest of each neuron says, which may end this at any layer.
-
-    Args:
-        relaxation: What is known of one sample.
-        known: Forms of the layers up to this one.
-        name: The layer.
-        q: Of the layer's shape.
-
-    Returns:
-        The smallest of these bounds.
-    """
-    best, own = math.inf, 0.0
-    taken = {name: q}
-    for layer in reversed(relaxation.network.layers):  # the last that is taken reads nothing more
-        if layer.name not in taken:
-            continue
-        best = min(best, own + math.sqrt(sum(_length(part, known[left].rest) ** 2 for left, part in taken.items())))
-        if layer.nonlinearity is not None or not layer.connections:
-            continue
-        weights, form = taken.pop(layer.name), known[layer.name]
-        own += _length(weights, form.rounded)
-        sizes = [None if edge.weight is None else relaxation.weights.sizes(edge.weight) for edge in layer.connections]
-        pieces = _pieces(known, layer, weights, sizes)
-        for connection, size, (piece, share) in zip(layer.connections, sizes, pieces, strict=True):
-            below = _below(relaxation, connection, size, torch.where(share > 0, piece / share, 0.0))
-            source = connection.source
-            taken[source] = taken[source] + below if source in taken else below
-            if relaxation.weights.varies(connection.weight):
-                assert connection.weight is not None
-                own += _moves(known[source], _below(relaxation, connection, relaxation.weights.radii(connection.weight), piece))
-    return best * UP
-
-
-def _pieces(known: Mapping[str, Form], layer: Layer, q: Tensor, sizes: Sequence[Weights | None]) -> list[tuple[Tensor, Tensor]]:
-    """Return, for each connection, q of the neurons that it leads to, and which share of their rest it brings."""
-    if layer.concat is not None or len(sizes) == 1:
-        pieces = [q] if layer.concat is None else q.split(layer.concat.sizes, layer.concat.dim)
-        return [(piece, torch.ones_like(piece)) for piece in pieces]
-    brought = [
-        edge.edges.sum(known[edge.source].rest[0], size).expand(layer.shape)
-        for edge, size in zip(layer.connections, sizes, strict=True)
-    ]
-    total = torch.stack(brought).sum(0)
-    return [(q, torch.where(total > 0, part / total, 0.0)) for part in brought]
-
-
-def _below(relaxation: Relaxation, connection: Connection, weights: Weights | None, q: Tensor) -> Tensor:
-    """Return p with Σ_v q(v)·(Σ_u w(u→v)·e(u))² ≤ Σ_u p(u)·e(u)² for all e, for weights that are not negative."""
-    ones = torch.ones(relaxation.network.layer[connection.source].shape, dtype=torch.float64, device=q.device)
-    sums, back = transposed(lambda x: connection.edges.sum(x, weights).expand(q.shape), ones)
-    below: Tensor = back((q * sums).unsqueeze(0))[0]
-    return below * UP
-
-
-def _moves(form: Form, q: Tensor) -> float:
-    """Bound √(Σ_u q(u)·(u' − centre)²)."""
-    taken = (q.flatten() > 0).nonzero()[:, 0]
-    rows, weights = form.generators[:, taken].T, q.flatten()[taken]
-    if len(rows) > NEURONS or rows.numel() == 0:
-        return _length(q, form.linear + form.rest)
-    return math.sqrt(_square(rows, weights, _scaling(weights.sqrt()[:, None] * rows, None))) + _length(q, form.rest)
-
-
-def _length(q: Tensor, values: Tensor) -> float:
-    return math.sqrt(float((q * values * values).sum())) * UP
