@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer
-from pathlift.passes.enclosure.forms import Form
-from pathlift.passes.enclosure.relaxation import Relaxation
-from pathlift.passes.enclosure.squares import UP, scaling_of, square
+from pathlift.passes.enclosure.relaxation import UP, Form, Relaxation
+from pathlift.passes.enclosure.squares import scaling_of, square
 from pathlift.passes.enclosure.substitution import transposed
 
 NEURONS = 512

@@ -10,10 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from pathlift.passes.enclosure.relaxation import UP
 from pathlift.passes.rounding import DOUBLE
-
-UP = 1 + 2.0**-30
-"""Sums of numbers that are not negative are rounded by less, up to millions of them."""
 
 SHARP = 30.0
 """How sharply the largest eigenvalue is told from the others where its slope is wanted."""

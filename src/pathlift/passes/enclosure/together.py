@@ -35,12 +35,12 @@ from torch import Tensor
 from pathlift.budget import Clock
 from pathlift.edges.unit import Identity
 from pathlift.graph.layers import Layer, Slopes
-from pathlift.passes.enclosure.forms import Form, forms, symbols
+from pathlift.passes.enclosure.forms import forms, symbols
 from pathlift.passes.enclosure.lines import Lines, kink_gap
 from pathlift.passes.enclosure.nonlinear import TINY
-from pathlift.passes.enclosure.relaxation import Bend, Relaxation, Symbols
+from pathlift.passes.enclosure.relaxation import UP, Bend, Form, Relaxation, Symbols
 from pathlift.passes.enclosure.rests import NEURONS, rest_of
-from pathlift.passes.enclosure.squares import UP, largest, scaling_of, square
+from pathlift.passes.enclosure.squares import largest, scaling_of, square
 from pathlift.passes.enclosure.substitution import handed_down, lower_slope
 from pathlift.passes.enclosure.tightening import RATE as TURN
 from pathlift.passes.enclosure.tightening import first_tilt, stepped
@@ -355,18 +355,20 @@ class Parabolas:
             groups += [{"params": [tilt.requires_grad_()], "lr": rate * (0.05 if name==self.top.name else TURN)} for name, tilt in shapes.tilts.items()]
             groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shapes.shares.values()]
             ascent = torch.optim.Adam(groups, maximize=True)
-            among, best, values, top = None, -math.inf, list[float](), None
+            among, best, values, parts = None, -math.inf, list[float](), dict[str, Tensor]()
             for step in range(1, steps + 1):
-                pieces = self._pieces(shapes)
+                if step % EVERY == 1:
+                    parts = {}
+                pieces = self._pieces(shapes, parts)
                 if pieces is None:
                     return best
                 bound = pieces.constant - pieces.left - pieces.level - pieces.largest * shapes.scaling.sum()
                 values.append(float(bound.detach()))
-                if top is None or values[-1] >= max(values):
-                    top, self.end = pieces, shapes.copied()
+                if self.end is None or values[-1] >= max(values):
+                    self.end = shapes.copied()
                 last = step == steps or clock.over() or (_settled(values) if patient else _too_slow(values))
                 if values[-1] > 0 or last:
-                    best = max(best, self._bound(top))
+                    best = max(best, self._bound(self.end))
                     if best > 0 or last:
                         return best
                 stepped(ascent, bound / self.paid, shapes.tilts, shapes.shares)
@@ -488,11 +490,19 @@ class Parabolas:
     def _bends(self, shapes: Shapes) -> dict[str, Bend]:
         return {name: kinks.bend(shapes.curve[name], shapes.share[name]) for name, kinks in self.kinks.items()}
 
-    def _pieces(self, shapes: Shapes) -> _Pieces | None:
-        """Return the bound for given shapes; None where squares leave the range of float64."""
+    def _pieces(self, shapes: Shapes, parts: dict[str, Tensor] | None = None) -> _Pieces | None:
+        """Return the bound for given shapes; None where squares leave the range of float64.
+
+        Args:
+            shapes: Of parabolas and lines.
+            parts: See `Symbols`: filled where it is empty, and otherwise the bound is a guess.
+
+        Returns:
+            The bound.
+        """
         spare, bends = shapes.spare.exp(), self._bends(shapes)
         functional, added = self._functional(shapes)
-        kept = replace(self.symbols, bends=bends, factors={}, arrived={})
+        kept = replace(self.symbols, bends=bends, factors={}, arrived={}, parts={} if parts is None else parts)
         gathered, _ = handed_down(self.relaxation, functional, None, shapes.tilts, kept)
         arrived = {name: kept.arrived[name][:, 0] if name in kept.arrived else torch.zeros_like(bend.curve) for name, bend in bends.items()}
         q = torch.cat([
@@ -515,11 +525,15 @@ class Parabolas:
         rows = torch.cat([root[:, None] * self.rows, last[None]]).detach()
         return _Pieces(bends, arrived, q, factors, level, spare, constant, left, most, directions, shapes.scaling, added, rows)
 
-    def _bound(self, pieces: _Pieces) -> float:
-        """Return the bound that these pieces give, rounding included.
+    def _bound(self, shapes: Shapes) -> float:
+        """Return the bound that these shapes give, rounding included.
 
         With e what the symbols leave over and any t > 0, ‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖².
         """
+        with torch.no_grad():
+            pieces = self._pieces(shapes)
+        if pieces is None:
+            return -math.inf
         q, level, spare = pieces.q.detach(), float(pieces.level.detach()), float(pieces.spare.detach())
         left = sum(rest**2 for _, rest in self._rests(q)) * (1 + 1 / spare) * UP
         rows = torch.cat([self.rows, (pieces.factors.detach() / (2 * math.sqrt(level)))[None]])
