@@ -97,7 +97,7 @@ class Symbols:
         known: The forms, by layer: what shared weights can move is bounded by them.
         factors: Filled on the way down: what each symbol is multiplied by, (samples, functionals, symbols), by their name;
             for the layers above one number for each neuron, also those without a symbol.
-        arrived: Filled likewise: the coefficients of the nonlinearities with parabolas, (samples, functionals, *shape).
+        arrived: Filled likewise: the coefficients of nonlinearities, (samples, functionals, *shape).
         parts: Filled likewise, by the name of shared weights' symbols: what the neurons that they read do together, relative to
             what they do one by one, (1, functionals, *shape of the weight). What is there already is taken as it is: where
             it was found for other coefficients, the bound is a guess.

@@ -13,6 +13,9 @@ from torch import Tensor
 from pathlift.passes.enclosure.relaxation import UP
 from pathlift.passes.rounding import DOUBLE
 
+FLOOR = 1e-3
+"""The smallest S, relative to the mean: a symbol that counts for nothing yet may do so in the next step."""
+
 SHARP = 30.0
 """How sharply the largest eigenvalue is told from the others where its slope is wanted."""
 
@@ -40,7 +43,7 @@ def scaling_of(rows: Tensor, among: Tensor | None) -> Tensor:
     """
     square = (rows * (rows if among is None else among @ rows)).sum(0)
     length = square.clamp(min=0.0).sqrt()
-    length = length + 1e-9 * length.max() + DOUBLE.least
+    length = length + FLOOR * length.mean() + DOUBLE.least
     return length / length.sum()
 
 

@@ -293,9 +293,10 @@ def _through_lines(
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
     upper_slope, upper, kept = lines.upper_slope, lines.upper, 1.0
-    bend = None if symbols is None else symbols.bends.get(layer.name)
-    if symbols is not None and bend is not None:
-        symbols.arrived[layer.name] = a
+    bend = None
+    if symbols is not None:
+        symbols.arrived[layer.name], bend = a, symbols.bends.get(layer.name)
+    if bend is not None:
         upper_slope, upper, kept = bend.part * upper_slope + bend.slope, bend.part * upper + bend.height, bend.part
     bound = _dot(positive, lines.lower - slack) + _dot(negative, upper + slack)
     if symbols is not None and layer.name in symbols.losses:  # upper/2 + width·ε − loss in place of upper, where that may help

@@ -26,7 +26,7 @@ parts are taken at their worst. Squares find 2·√2, with κ = 1/√8, S₀ = 1
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,7 +46,7 @@ from pathlift.passes.enclosure.tightening import RATE as TURN
 from pathlift.passes.enclosure.tightening import first_tilt, stepped
 from pathlift.passes.rounding import DOUBLE
 
-STEPS = 30
+STEPS = 60
 """Steps of the ascent over parabolas."""
 
 RATE = 0.2
@@ -54,6 +54,12 @@ RATE = 0.2
 
 SLOWER = 0.3
 """What the rates are multiplied by where an ascent goes on from the end of another, which is near the best already."""
+
+LAST_TURN = 0.05
+"""Of the slopes below the last kinks."""
+
+EDGE = 0.12
+"""How far from their ends these begin, which lie between 0 and 1."""
 
 PUSH = 0.2
 """Rate of an ascent over multiples of `Parabolas.units`."""
@@ -67,7 +73,7 @@ EVERY = 5
 MEMORY = 0.8
 """What is kept, step by step, of the directions of the largest eigenvalues, of which several take turns."""
 
-HOPE = 0.65
+HOPE = 0.72
 """The part of what chords pay that parabolas can save, at most, by experience: functionals that need more are not tried."""
 
 PACE = 1.5
@@ -99,29 +105,33 @@ def raised(
         Lower bounds, (1, functionals), none of them lower.
     """
     top = last_kinks(relaxation)
-    if top is None:
+    missing = bounds <= 0
+    if top is None or not bool(missing.any()) or clock.over():
         return bounds
     above, left = handed_down(relaxation, functionals, top.name, {})
-    if set(left) != {top.name}:  # some of the functional goes past the kinks
-        return bounds
-    a, lines, where = left[top.name], relaxation.lines[top.name], relaxation.free[top.name].where
-    assert isinstance(lines, Lines)
-    paid = (a.clamp(max=0.0).abs() * torch.where(where, lines.upper, 0.0).unsqueeze(1)).flatten(2).sum(2)
-    missing = bounds <= 0
-    if not bool(missing.any()) or bool((missing & (bounds + HOPE * paid <= 0)).any()) or clock.over():
+    if top.name not in left or bool((missing & (bounds + HOPE * paid_by_chords(relaxation, top, left) <= 0)).any()):
         return bounds  # one that stays too low is enough for the rest to be of no use
     known = forms(relaxation, relaxation.network.layer[top.connections[0].source])
     if known is None:
         return bounds
-    bounds = bounds.clone()
+    bounds, kept = bounds.clone(), symbols(relaxation, known)
     for row in bounds[0].argsort().tolist():
         if clock.over() or not bool(missing[0, row]):
             break
-        parabolas = Parabolas(relaxation, known, top, a[:, row : row + 1], float(above[0, row] + constant[0, row]))
+        own = {name: a[:, row : row + 1] for name, a in left.items()}
+        parabolas = Parabolas(relaxation, kept, own, float(above[0, row] + constant[0, row]))
         bounds[0, row] = max(float(bounds[0, row]), parabolas.raised(clock))
         if not bool(bounds[0, row] > 0):
             break
     return bounds
+
+
+def paid_by_chords(relaxation: Relaxation, top: Layer, functionals: Mapping[str, Tensor]) -> Tensor:
+    """Return what the chords above the last kinks cost functionals that were handed down to them, (1, functionals)."""
+    lines, where = relaxation.lines[top.name], relaxation.free[top.name].where
+    assert isinstance(lines, Lines)
+    heights = torch.where(where, lines.upper, 0.0).unsqueeze(1)
+    return (functionals[top.name].clamp(max=0.0).abs() * heights).flatten(2).sum(2)
 
 
 def last_kinks(relaxation: Relaxation) -> Layer | None:
@@ -141,9 +151,11 @@ def last_kinks(relaxation: Relaxation) -> Layer | None:
 
 def _has_parabolas(relaxation: Relaxation, layer: Layer) -> bool:
     """Whether a layer is a convex nonlinearity of one layer with kinks of which some may be crossed."""
+    if not isinstance(layer.nonlinearity, Slopes) or layer.name not in relaxation.free:
+        return False
     connection = layer.connections[0]
     same = isinstance(connection.edges, Identity) and relaxation.network.layer[connection.source].shape == layer.shape
-    return isinstance(layer.nonlinearity, Slopes) and same and connection.weight is None and layer.name in relaxation.free
+    return same and connection.weight is None
 
 
 @dataclass(frozen=True)
@@ -151,24 +163,20 @@ class Kinks:
     """The kinks of one layer that may have parabolas.
 
     Attributes:
-        layer: The nonlinearity.
-        source: The layer that it reads.
+        source: The layer that the nonlinearity reads.
         least: The slope left of 0.
         half: Half of what the slope rises by.
         inside: Which kinks, (1, *shape) bool.
         places: The same, numbers in the flat layer, (kinks,).
         centre: Of the form of what is read, (1, *shape).
-        left: e² of each by its own rest, (kinks,).
     """
 
-    layer: Layer
     source: str
     least: float
     half: float
     inside: Tensor
     places: Tensor
     centre: Tensor
-    left: Tensor
 
     def bend(self, curve: Tensor, share: Tensor) -> Bend:
         """Return parabolas y ≤ mid·z + half·(κ·z² + 1/(4κ)) that take the part 1 − w of the place of the chord.
@@ -227,30 +235,20 @@ class _Pieces:
         arrived: The coefficients of these layers, (1, *shape).
         q: Weights of the squares, one for each row of `Parabolas.rows`.
         factors: (symbols,).
+        constant: All the rest.
         level: S₀.
         spare: t.
-        constant: All the rest.
-        left: What the symbols leave over costs, by a rule of three.
-        largest: λ of the squares with the row of the factors.
-        directions: Mean of v·vᵀ over the eigenvectors that count.
-        scaling: S.
-        added: What the units add, roughly, times what it is added to, at most.
-        rows: The rows whose squares λ is about, without √S, (rows + 1, symbols).
+        added: What the units add, times what it is multiplied by, at most.
     """
 
     bends: Mapping[str, Bend]
     arrived: Mapping[str, Tensor]
     q: Tensor
     factors: Tensor
+    constant: Tensor
     level: Tensor
     spare: Tensor
-    constant: Tensor
-    left: Tensor
-    largest: Tensor
-    directions: Tensor
-    scaling: Tensor
     added: float
-    rows: Tensor
 
 
 class Parabolas:
@@ -264,71 +262,60 @@ class Parabolas:
     def __init__(
         self,
         relaxation: Relaxation,
-        known: Mapping[str, Form],
-        top: Layer,
-        a: Tensor,
+        kept: Symbols,
+        functional: Mapping[str, Tensor],
         constant: float,
         units: Mapping[str, Tensor] | None = None,
-        *,
-        below: bool = False,
     ) -> None:
-        """Put parabolas above all kinks, all of one shape relative to how far the neuron moves.
+        """Find the kinks that may have parabolas, from the last ones down, `NEURONS` at most.
 
         Args:
             relaxation: What is known of one sample.
-            known: Forms of all layers up to the one that the kinks read.
-            top: The layer with the last kinks.
-            a: The functional, (1, 1, *shape) of this layer.
+            kept: The symbols, with the forms of all layers up to the one that the last kinks read.
+            functional: Layer name to coefficients, (1, 1, *shape), handed down to the last kinks.
             constant: Added to it.
             units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
                 be added, see `splitting`. None for none.
-            below: Put them above the kinks below as well.
         """
-        self.relaxation, self.known, self.top, self.a, self.constant = relaxation, known, top, a, constant
+        self.relaxation, self.symbols, self.functional, self.constant = relaxation, kept, functional, constant
         self.units = units or {}
         self.end: Shapes | None = None
-        self.symbols = symbols(relaxation, known)
+        top = last_kinks(relaxation)
+        assert top is not None
+        self.top = top
+        self.form = kept.known[top.connections[0].source]
+        self.paid = float(paid_by_chords(relaxation, top, functional)[0, 0])
         self.kinks: dict[str, Kinks] = {}
         room = NEURONS
         for layer in reversed(relaxation.network.layers):
-            if layer is not top and not (below and layer.connections and layer.connections[0].source in known):
-                continue
-            if layer is not top and (layer.name not in known or not _has_parabolas(relaxation, layer)):
-                continue
-            kinks = self._kinks(layer)
-            room -= len(kinks.places)
-            if room < 0:
-                break
-            if len(kinks.places):
-                self.kinks[layer.name] = kinks
-        lines = relaxation.lines[top.name]
-        assert isinstance(lines, Lines)
-        heavy = self.a[:, 0].clamp(max=0.0).abs() * torch.where(relaxation.free[top.name].where, lines.upper, 0.0)
-        self.paid = float(heavy.sum())
-        form = known[relaxation.network.layer[top.connections[0].source].name]
-        generators = {name: self._generators(kinks, form) for name, kinks in self.kinks.items()}
-        self.rows = torch.cat([form.centre.new_zeros(0, len(form.generators)), *generators.values()])
-        self.form = form
-        self.gram = self.left = self.rows.new_zeros(0)
+            if layer is top or (layer.name in kept.known and _has_parabolas(relaxation, layer)):
+                kinks = self._kinks(layer)
+                room -= len(kinks.places)
+                if room < 0:
+                    break
+                if len(kinks.places):
+                    self.kinks[layer.name] = kinks
+        generators = [self._generators(kinks) for kinks in self.kinks.values()]
+        self.rows = torch.cat([self.form.centre.new_zeros(0, len(self.form.generators)), *generators])
+        self.left = self.rows.new_zeros(len(self.rows))
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def _kinks(self, layer: Layer) -> Kinks:
         source, kind = layer.connections[0].source, layer.nonlinearity
         assert isinstance(kind, Slopes)
-        form, inside = self.known[source], self.relaxation.free[layer.name].where
-        if layer is self.top:
-            inside = inside & (self.a[:, 0] < 0)
-        places = inside.flatten().nonzero()[:, 0]
-        left = form.rest.flatten()[places] ** 2
-        return Kinks(layer, source, kind.minus, (kind.plus - kind.minus) / 2, inside, places, form.centre, left)
+        form, inside = self.symbols.known[source], self.relaxation.free[layer.name].where
+        if layer is self.top:  # nothing but the functional arrives there
+            inside = inside & (self.functional[layer.name][:, 0] < 0)
+        return Kinks(source, kind.minus, (kind.plus - kind.minus) / 2, inside, inside.flatten().nonzero()[:, 0], form.centre)
 
-    def _generators(self, kinks: Kinks, form: Form) -> Tensor:
-        """Return the generators of what kinks read, one row each, with the symbols of a form above them: (kinks, symbols)."""
-        own = self.known[kinks.source]
+    def _generators(self, kinks: Kinks) -> Tensor:
+        """Return the generators of what kinks read, one row each, with the symbols of the last form: (kinks, symbols)."""
+        own, count = self.symbols.known[kinks.source], len(kinks.places)
         blocks = [
-            own.blocks[name].flatten(1)[:, kinks.places] if name in own.blocks else block.new_zeros(len(block), len(kinks.places))
-            for name, block in form.blocks.items()
+            own.blocks[name].flatten(1)[:, kinks.places] if name in own.blocks else block.new_zeros(len(block), count)
+            for name, block in self.form.blocks.items()
         ]
-        return torch.cat(blocks).T.contiguous() if blocks else own.centre.new_zeros(len(kinks.places), 0)
+        return torch.cat([own.centre.new_zeros(0, count), *blocks]).T.contiguous()
 
     def raised(self, clock: Clock, *, steps: int = STEPS, start: Shapes | None = None, patient: bool = False) -> float:
         """Ascend until the bound is positive, or the steps or the time are up; ``end`` is where the best was found.
@@ -348,21 +335,17 @@ class Parabolas:
         shapes = self._first() if start is None else self._gone_on(start)
         if shapes is None:
             return -math.inf
-        rate = 1.0 if start is None else SLOWER
         with torch.enable_grad():
-            own = [*shapes.curve.values(), *shapes.share.values(), shapes.level, shapes.spare]
-            groups = [{"params": [part.requires_grad_() for part in own], "lr": rate * RATE}]
-            groups += [{"params": [tilt.requires_grad_()], "lr": rate * (0.05 if name==self.top.name else TURN)} for name, tilt in shapes.tilts.items()]
-            groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shapes.shares.values()]
-            ascent = torch.optim.Adam(groups, maximize=True)
+            ascent = self._ascent(shapes, 1.0 if start is None else SLOWER)
             among, best, values, parts = None, -math.inf, list[float](), dict[str, Tensor]()
             for step in range(1, steps + 1):
                 if step % EVERY == 1:
                     parts = {}
                 pieces = self._pieces(shapes, parts)
-                if pieces is None:
+                worst = self._worst(pieces, shapes.scaling)
+                if worst is None:
                     return best
-                bound = pieces.constant - pieces.left - pieces.level - pieces.largest * shapes.scaling.sum()
+                bound, directions, rows = worst
                 values.append(float(bound.detach()))
                 if self.end is None or values[-1] >= max(values):
                     self.end = shapes.copied()
@@ -372,9 +355,9 @@ class Parabolas:
                     if best > 0 or last:
                         return best
                 stepped(ascent, bound / self.paid, shapes.tilts, shapes.shares)
-                among = pieces.directions if among is None else MEMORY * among + (1 - MEMORY) * pieces.directions
+                among = directions if among is None else MEMORY * among + (1 - MEMORY) * directions
                 if step % EVERY == 0 or (start is not None and step < EVERY):  # with a kink less S is soon another
-                    shapes = self._rescaled(shapes, pieces.rows, among)
+                    shapes = replace(shapes, scaling=(shapes.scaling * scaling_of(rows, among)).sqrt())
         return best
 
     def costs(self) -> dict[str, Tensor]:
@@ -383,78 +366,63 @@ class Parabolas:
         A neuron that moves by s about c pays half·(κ·z² + 1/(4κ)) for half·|z|, and κ settles at 1/(2s).
         """
         assert self.end is not None
-        arrived = dict.fromkeys(self.relaxation.free, None)
-        kept = replace(self.symbols, bends={**self._bends(self.end)}, factors={}, arrived={})
-        functional, _ = self._functional(self.end)
-        handed_down(self.relaxation, functional, None, self.end.tilts, kept)
-        found = {}
-        for name in arrived:
-            a, lines, free = kept.arrived.get(name), self.relaxation.lines[name], self.relaxation.free[name]
+        pieces, costs = self._pieces(self.end), {}
+        for name, free in self.relaxation.free.items():
+            a, lines = pieces.arrived.get(name), self.relaxation.lines[name]
             if a is None:
                 continue
             assert isinstance(lines, Lines)
-            a = a[:, 0]
-            interval = self.relaxation.intervals[self.relaxation.network.layer[name].connections[0].source]
+            z = self.relaxation.intervals[self.relaxation.network.layer[name].connections[0].source]
             slope = lower_slope(self.relaxation, name, self.end.tilts.get(name))[:, 0]
-            gap = torch.where(a > 0, kink_gap(interval.low, interval.high, slope, free.least, free.most), lines.upper)
+            gap = torch.where(a > 0, kink_gap(z.low, z.high, slope, free.least, free.most), lines.upper)
             if name in self.kinks:
                 kinks, moved = self.kinks[name], 0.5 / self.end.curve[name].exp()
                 bent = kinks.half * torch.maximum(moved - kinks.centre.abs(), moved / 8)
                 gap = torch.where(kinks.inside & (a < 0), torch.minimum(gap, bent), gap)
-            found[name] = torch.where(free.where, a.abs() * gap, 0.0)
-        return found
+            costs[name] = torch.where(free.where, a.abs() * gap, 0.0)
+        return costs
 
-    def _functional(self, shapes: Shapes) -> tuple[dict[str, Tensor], float]:
-        """Return the functional with what units add, and the size of that."""
-        functional, added = {self.top.name: self.a}, 0.0
-        for name, share in shapes.shares.items():
-            more = share * self.units[name]
-            added += float((more.detach().abs() * self.relaxation.intervals[name].size).sum())
-            functional[name] = functional[name] + more.unsqueeze(1) if name in functional else more.unsqueeze(1)
-        return functional, added
+    def _ascent(self, shapes: Shapes, rate: float) -> torch.optim.Optimizer:
+        own = [*shapes.curve.values(), *shapes.share.values(), shapes.level, shapes.spare]
+        groups = [{"params": [part.requires_grad_() for part in own], "lr": rate * RATE}]
+        for name, tilt in shapes.tilts.items():
+            groups.append({"params": [tilt.requires_grad_()], "lr": rate * (LAST_TURN if name == self.top.name else TURN)})
+        groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shapes.shares.values()]
+        return torch.optim.Adam(groups, maximize=True)
 
     def _first(self) -> Shapes | None:
-        """Return shapes to begin with; None where squares leave the range of float64."""
+        """Return shapes to begin with, parabolas all of one form relative to how far the neuron moves; None for no number."""
         spread = self.rows.abs().amax(1).clamp(min=TINY)
         spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
         curve = self._placed((1 / (12 * spread)).log())
         share = {name: torch.full_like(part, CHORDS[name != self.top.name]) for name, part in curve.items()}
-        tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.known}
-        form = self.known[self.top.connections[0].source]
-        tilts[self.top.name] = torch.where(form.centre > 0, 0.88, 0.12).unsqueeze(1)
-        zero = spread.new_zeros(())
+        tilts = {name: first_tilt(self.relaxation, name, 1) for name in self.relaxation.free if name in self.symbols.known}
+        tilts[self.top.name] = torch.where(self.form.centre > 0, 1 - EDGE, EDGE).unsqueeze(1)
         shares = {name: torch.zeros_like(unit) for name, unit in self.units.items()}
-        shapes = Shapes(curve, share, zero.clone(), zero.clone(), tilts, shares, torch.ones_like(self.rows[0]))
+        zero = spread.new_zeros(())
+        shapes = Shapes(curve, share, zero, zero, tilts, shares, torch.ones_like(self.rows[0]))
         pieces = self._pieces(shapes)
-        if pieces is None:
-            return None
         scaling = scaling_of(pieces.q.sqrt()[:, None] * self.rows, None)
         squares = square(self.rows, pieces.q, scaling)
-        bent = sum(
-            float((pieces.arrived[name].clamp(max=0.0).abs() * kinks.half * (1 - share[name].sigmoid()) / curve[name].exp() / 4)[kinks.inside].sum())
-            for name, kinks in self.kinks.items()
-        )
+        bent = sum(float((part * 0.25 / curve[name].exp() ** 2).sum()) for name, part in self._placed(pieces.q).items())
         if not 0 < squares < math.inf or not 0 < bent < math.inf:
             return None
-        factor = math.sqrt(bent / squares)  # so that what parabolas pay in their middle is what their squares pay
-        curve = {name: part + torch.where(self.kinks[name].inside, math.log(factor), 0.0) for name, part in curve.items()}
-        q, squares = pieces.q * factor, squares * factor
-        left = self._left_over(q)
-        spare = q.new_tensor(max(LEAST, math.sqrt(left / max(DOUBLE.least, squares)))).log()
-        if not math.isfinite(left) or not math.isfinite(float(spare)):
-            return None
-        shapes = replace(shapes, curve=curve, spare=spare, scaling=scaling)
-        self.gram = (self.rows / scaling) @ self.rows.T
+        factor = math.sqrt(bent / squares)  # of κ, so that what parabolas pay in their middle is what their squares pay
+        curve = {name: torch.where(self.kinks[name].inside, part + math.log(factor), 0.0) for name, part in curve.items()}
+        shapes = replace(shapes, curve=curve, scaling=scaling)
         pieces = self._pieces(shapes)
-        return None if pieces is None else self._rescaled(shapes, pieces.rows, None)  # with the row of the factors
+        left = self._left_over(pieces)
+        spare = scaling.new_tensor(max(LEAST, math.sqrt(left / max(DOUBLE.least, squares * factor)))).log()
+        shapes = replace(shapes, level=zero.clone(), spare=spare)
+        worst = self._worst(self._pieces(shapes), scaling)
+        if worst is None or not math.isfinite(left) or not math.isfinite(float(spare)):
+            return None
+        return replace(shapes, scaling=scaling_of(worst[2], None))  # with the row of the factors
 
     def _gone_on(self, start: Shapes) -> Shapes | None:
-        shapes = start.copied()
-        shares = {name: shapes.shares.get(name, torch.zeros_like(unit)) for name, unit in self.units.items()}
-        shapes = replace(shapes, shares=shares)
-        self.gram = (self.rows / shapes.scaling) @ self.rows.T
-        pieces = self._pieces(shapes)
-        return shapes if pieces is not None and math.isfinite(self._left_over(pieces.q)) else None
+        shares = {name: start.shares.get(name, torch.zeros_like(unit)) for name, unit in self.units.items()}
+        shapes = replace(start, shares=shares).copied()
+        return shapes if math.isfinite(self._left_over(self._pieces(shapes))) else None
 
     def _placed(self, values: Tensor) -> dict[str, Tensor]:
         """Put a number for each row where its kink is, by layer, (1, *shape); 0 elsewhere."""
@@ -464,90 +432,100 @@ class Parabolas:
             for (name, kinks), piece in zip(self.kinks.items(), pieces, strict=True)
         }
 
-    def _left_over(self, q: Tensor) -> float:
-        """Share out what the symbols leave over among the neurons, by a rule of three; return Σ q·e², at most."""
-        self.left, total = self.rows.new_zeros(0), 0.0
-        for (_, kinks), (part, rest) in zip(self.kinks.items(), self._rests(q), strict=True):
-            factor = rest * rest / max(DOUBLE.least, float((part * kinks.left).sum()))
-            self.left = torch.cat([self.left, kinks.left * factor])
-            total += rest * rest
-        return total
+    def _left_over(self, pieces: _Pieces) -> float:
+        """Share out what the symbols leave over among the neurons, by a rule of three; return Σ q·e², at most.
 
-    def _rests(self, q: Tensor) -> list[tuple[Tensor, float]]:
-        """Bound ‖Q^½·e‖ of each layer, with e what the symbols leave over."""
+        The signs of coefficients change on the way up, and q with them; the rule is that of their sizes.
+        """
         found = []
-        for kinks, part in zip(self.kinks.values(), self._placed(q).values(), strict=True):
-            flat = part.flatten()[kinks.places]
-            found.append((flat, rest_of(self.relaxation, self.known, kinks.source, part[0]) if bool((flat > 0).any()) else 0.0))
-        return found
-
-    def _rescaled(self, shapes: Shapes, rows: Tensor, among: Tensor | None) -> Shapes:
-        scaling = scaling_of(rows, among)
-        scaling = scaling if among is None else (shapes.scaling * scaling).sqrt()
-        self.gram = (self.rows / scaling) @ self.rows.T
-        return replace(shapes, scaling=scaling)
+        for name, kinks in self.kinks.items():
+            weights, rest = pieces.arrived[name].abs() * pieces.bends[name].curve, self.symbols.known[kinks.source].rest
+            whole = rest_of(self.relaxation, self.symbols.known, kinks.source, weights[0])
+            factor = whole**2 / max(DOUBLE.least, float((weights * rest * rest).sum()))
+            found.append((rest.flatten()[kinks.places] ** 2) * factor)
+        self.left = torch.cat(found)
+        return float((self.left * pieces.q).sum())
 
     def _bends(self, shapes: Shapes) -> dict[str, Bend]:
         return {name: kinks.bend(shapes.curve[name], shapes.share[name]) for name, kinks in self.kinks.items()}
 
-    def _pieces(self, shapes: Shapes, parts: dict[str, Tensor] | None = None) -> _Pieces | None:
-        """Return the bound for given shapes; None where squares leave the range of float64.
+    def _pieces(self, shapes: Shapes, parts: dict[str, Tensor] | None = None) -> _Pieces:
+        """Go down to the inputs with given shapes.
 
         Args:
             shapes: Of parabolas and lines.
             parts: See `Symbols`: filled where it is empty, and otherwise the bound is a guess.
 
         Returns:
-            The bound.
+            A linear function of the symbols less squares.
         """
-        spare, bends = shapes.spare.exp(), self._bends(shapes)
-        functional, added = self._functional(shapes)
+        bends, functional, added = self._bends(shapes), dict(self.functional), 0.0
+        for name, share in shapes.shares.items():
+            more = share * self.units[name]
+            added += float((more.detach().abs() * self.relaxation.intervals[name].size).sum())
+            functional[name] = functional[name] + more.unsqueeze(1) if name in functional else more.unsqueeze(1)
         kept = replace(self.symbols, bends=bends, factors={}, arrived={}, parts={} if parts is None else parts)
         gathered, _ = handed_down(self.relaxation, functional, None, shapes.tilts, kept)
-        arrived = {name: kept.arrived[name][:, 0] if name in kept.arrived else torch.zeros_like(bend.curve) for name, bend in bends.items()}
-        q = torch.cat([
-            (arrived[name].clamp(max=0.0).abs() * bend.curve).flatten()[self.kinks[name].places] for name, bend in bends.items()
-        ])  # fmt: skip
+        arrived = {name: a[:, 0] for name, a in kept.arrived.items()}
+        arrived |= {name: torch.zeros_like(bend.curve) for name, bend in bends.items() if name not in arrived}
+        weights = {name: arrived[name].clamp(max=0.0).abs() * bend.curve for name, bend in bends.items()}
+        q = torch.cat([weights[name].flatten()[kinks.places] for name, kinks in self.kinks.items()])
         factors, others = _factors(self.form, kept)
         level = (float(factors.detach().abs().sum()) / 2 + DOUBLE.least) * shapes.level.exp()
+        constant = self.constant + gathered[0, 0] - others * UP
+        return _Pieces(bends, arrived, q, factors, constant, level, shapes.spare.exp(), added)
+
+    def _worst(self, pieces: _Pieces, scaling: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the bound without rounding; None where squares leave the range of float64.
+
+        Args:
+            pieces: What it is made of.
+            scaling: S.
+
+        Returns:
+            The bound, the mean of v·vᵀ over the eigenvectors that count, and the rows whose squares it is about.
+        """
+        q, level, spare = pieces.q, pieces.level, pieces.spare
         clear = q > FAINT * q.detach().max()
-        root = torch.where(clear, ((1 + spare) * torch.where(clear, q, 1.0)).sqrt(), 0.0)
-        last = factors / (2 * level.sqrt())
-        gram = self.gram if len(self.gram) else (self.rows / shapes.scaling) @ self.rows.T
-        side = root * ((self.rows / shapes.scaling) @ last)
-        whole = torch.cat([root[:, None] * gram * root, side[:, None]], 1)
-        matrix = torch.cat([whole, torch.cat([side, ((last / shapes.scaling) @ last)[None]])[None]])
+        root, last = torch.where(clear, ((1 + spare) * torch.where(clear, q, 1.0)).sqrt(), 0.0), pieces.factors / (2 * level.sqrt())
+        side = root * ((self.rows / scaling) @ last)
+        whole = torch.cat([root[:, None] * self._gram(scaling) * root, side[:, None]], 1)
+        matrix = torch.cat([whole, torch.cat([side, ((last / scaling) @ last)[None]])[None]])
         if not bool(matrix.isfinite().all()):
             return None
         most, directions = largest(matrix)
-        constant = self.constant + gathered[0, 0] - others * UP
-        left = (1 + 1 / spare) * (self.left * q).sum() if len(self.left) else q.new_zeros(())
-        rows = torch.cat([root[:, None] * self.rows, last[None]]).detach()
-        return _Pieces(bends, arrived, q, factors, level, spare, constant, left, most, directions, shapes.scaling, added, rows)
+        bound = pieces.constant - (1 + 1 / spare) * (self.left * q).sum() - level - most * scaling.sum()
+        return bound, directions, torch.cat([root[:, None] * self.rows, last[None]]).detach()
 
+    def _gram(self, scaling: Tensor) -> Tensor:
+        """Return G·S⁻¹·Gᵀ, (rows, rows)."""
+        if self._last is None or self._last[0] is not scaling:
+            self._last = scaling, (self.rows / scaling) @ self.rows.T
+        return self._last[1]
+
+    @torch.no_grad()
     def _bound(self, shapes: Shapes) -> float:
-        """Return the bound that these shapes give, rounding included.
+        """Return the bound that given shapes lead to, rounding included.
 
         With e what the symbols leave over and any t > 0, ‖Q^½·(G·ε + e)‖² ≤ (1 + t)·‖Q^½·G·ε‖² + (1 + 1/t)·‖Q^½·e‖².
         """
-        with torch.no_grad():
-            pieces = self._pieces(shapes)
-        if pieces is None:
-            return -math.inf
-        q, level, spare = pieces.q.detach(), float(pieces.level.detach()), float(pieces.spare.detach())
-        left = sum(rest**2 for _, rest in self._rests(q)) * (1 + 1 / spare) * UP
-        rows = torch.cat([self.rows, (pieces.factors.detach() / (2 * math.sqrt(level)))[None]])
-        squares = square(rows, torch.cat([q * (1 + spare), q.new_ones(1)]), pieces.scaling)
+        pieces = self._pieces(shapes)
+        level, spare = float(pieces.level), float(pieces.spare)
+        weights = zip(self.kinks.values(), self._placed(pieces.q).values(), strict=True)
+        rests = [rest_of(self.relaxation, self.symbols.known, kinks.source, part[0]) for kinks, part in weights]
+        left = sum(rest**2 for rest in rests) * (1 + 1 / spare) * UP
+        rows = torch.cat([self.rows, (pieces.factors / (2 * math.sqrt(level)))[None]])
+        squares = square(rows, torch.cat([pieces.q * (1 + spare), pieces.q.new_ones(1)]), shapes.scaling)
         # Slopes and constants of lines are rounded, each by a few units of what they are added up from.
         summed = abs(self.constant) + level + squares + left + pieces.added
         for name, kinks in self.kinks.items():
             bend, lines, c = pieces.bends[name], self.relaxation.lines[name], kinks.centre
             assert isinstance(lines, Lines)
-            curve, reach = bend.curve.detach(), self.relaxation.intervals[kinks.source].size
-            steep = lines.upper_slope.abs() + abs(kinks.least + kinks.half) + 2 * curve * c.abs()
-            heights = lines.upper.abs() + bend.height.detach().abs() + 2 * curve * c * c
-            summed += float((pieces.arrived[name].detach().abs() * (steep * reach + heights)).sum())
-        return float(pieces.constant.detach()) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
+            steep = lines.upper_slope.abs() + abs(kinks.least + kinks.half) + 2 * bend.curve * c.abs()
+            heights = lines.upper.abs() + bend.height.abs() + 2 * bend.curve * c * c
+            reach = self.relaxation.intervals[kinks.source].size
+            summed += float((pieces.arrived[name].abs() * (steep * reach + heights)).sum())
+        return float(pieces.constant) - level - squares - left - self.relaxation.roundoff.here(self.top) * summed
 
 
 def _too_slow(values: list[float]) -> bool:
