@@ -97,7 +97,9 @@ def _of_input(relaxation: Relaxation, layer: Layer) -> Form:
     x, interval = relaxation.feed[layer.name], relaxation.intervals[layer.name]
     radius = torch.maximum(interval.high - x, x - interval.low) * (1 + 4 * relaxation.roundoff.here(layer))
     moves = radius > STILL * interval.size
-    return Form(x, {layer.name: _diagonal(torch.where(moves, radius, 0.0))}, torch.where(moves, 0.0, radius), torch.zeros_like(x))
+    return Form(
+        x, {layer.name: _diagonal(torch.where(moves, radius, 0.0))}, torch.where(moves, 0.0, radius), torch.zeros_like(x)
+    )
 
 
 def _bent(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:

@@ -26,7 +26,6 @@ from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
 from pathlift.passes.rounding import DOUBLE
 
-
 UP = 1 + 2.0**-30
 """Sums of numbers that are not negative are rounded by less, up to millions of them."""
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Layer
+from pathlift.passes.enclosure.eigenvalues import scaling_of, square
 from pathlift.passes.enclosure.relaxation import UP, Form, Relaxation
-from pathlift.passes.enclosure.squares import scaling_of, square
 from pathlift.passes.enclosure.substitution import transposed
 
 NEURONS = 512
@@ -89,7 +89,7 @@ def _moves(form: Form, q: Tensor) -> float:
     rows, weights = form.generators[:, taken].T, q.flatten()[taken]
     if len(rows) > NEURONS or rows.numel() == 0:
         return _length(q, form.linear + form.rest)
-    return math.sqrt(square(rows, weights, scaling_of(weights.sqrt()[:, None] * rows, None))) + _length(q, form.rest)
+    return math.sqrt(square(rows, weights, scaling_of(weights.sqrt()[:, None] * rows))) + _length(q, form.rest)
 
 
 def _length(q: Tensor, values: Tensor) -> float:

@@ -29,12 +29,13 @@ from pathlift.budget import Clock
 from pathlift.edges.unit import Identity
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Slopes
-from pathlift.passes.enclosure.forms import forms, symbols
+from pathlift.passes.enclosure.kinks import last_kinks
 from pathlift.passes.enclosure.lines import Free, Lines, kink_gap
+from pathlift.passes.enclosure.parabolas import PUSH, Parabolas, Shapes
 from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
 from pathlift.passes.enclosure.substitution import at_kinks, handed_down, lower_bound, lower_slope
 from pathlift.passes.enclosure.tightening import RATE, first_tilt, stepped
-from pathlift.passes.enclosure.together import PUSH, Parabolas, Shapes, last_kinks
+from pathlift.passes.enclosure.together import symbols_below
 
 FIRST = 60
 """Steps of the ascent for a whole set, before it is cut."""
@@ -162,9 +163,8 @@ class _Search:
         self.kept: Symbols | None = None
         if self.top is not None:
             self.above, self.left = handed_down(relaxation, functionals, self.top.name, {})
-            known = forms(relaxation, relaxation.network.layer[self.top.connections[0].source])
-            if self.top.name in self.left and known is not None:
-                self.kept = symbols(relaxation, known)
+            if self.top.name in self.left:
+                self.kept = symbols_below(relaxation, self.top)
 
     def bounded(self, side: Side, signs: Mapping[str, Tensor]) -> tuple[float, Side]:
         """Bound a functional on a part of the set.

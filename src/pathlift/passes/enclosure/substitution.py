@@ -248,7 +248,7 @@ def _moved_alike(
 
 
 def _together(symbols: Symbols, connection: Connection, value: Tensor, name: str) -> Callable[[Tensor], Tensor]:
-    """Bound |Σ a·(u' − centre)| over the edges of each weight by what neurons do together: Σ_i |Σ a·generator_i| + Σ |a|·rest."""
+    """Bound |Σ a·(u' − centre)| over the edges of each weight by Σ_i |Σ a·generator_i| + Σ |a|·rest, what neurons do together."""
     edges, form = connection.edges, symbols.known[connection.source]
     if name not in symbols.gatherers:
         symbols.gatherers[name] = [edges.gatherer(block, value) for block in form.blocks.values() if len(block)]
@@ -292,7 +292,7 @@ def _through_lines(
         return _through_extremum(relaxation, layer, lines, a, coefficients)
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
-    upper_slope, upper, kept = lines.upper_slope, lines.upper, 1.0
+    upper_slope, upper, kept = lines.upper_slope, lines.upper, torch.ones_like(lines.upper)
     bend = None
     if symbols is not None:
         symbols.arrived[layer.name], bend = a, symbols.bends.get(layer.name)

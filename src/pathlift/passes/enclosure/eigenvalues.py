@@ -13,9 +13,6 @@ from torch import Tensor
 from pathlift.passes.enclosure.relaxation import UP
 from pathlift.passes.rounding import DOUBLE
 
-FLOOR = 1e-3
-"""The smallest S, relative to the mean: a symbol that counts for nothing yet may do so in the next step."""
-
 SHARP = 30.0
 """How sharply the largest eigenvalue is told from the others where its slope is wanted."""
 
@@ -28,7 +25,7 @@ def largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return estimate + (values[-1] - estimate).detach(), (vectors * among) @ vectors.T
 
 
-def scaling_of(rows: Tensor, among: Tensor | None) -> Tensor:
+def scaling_of(rows: Tensor, among: Tensor | None = None, floor: float = 1e-9) -> Tensor:
     """Return numbers S_i > 0 for the symbols of some rows: the length of each generator in the directions that count.
 
     At the best S the slope of λ·Σ S_i by each S_i is 0: λ·S_i² = Σ S·(mean of the squares of the generator in the directions of
@@ -37,13 +34,14 @@ def scaling_of(rows: Tensor, among: Tensor | None) -> Tensor:
     Args:
         rows: Generators, (rows, symbols).
         among: The mean of v·vᵀ over those directions; None where all weigh alike.
+        floor: The smallest S, relative to the mean.
 
     Returns:
         (symbols,), with the sum 1.
     """
     square = (rows * (rows if among is None else among @ rows)).sum(0)
     length = square.clamp(min=0.0).sqrt()
-    length = length + FLOOR * length.mean() + DOUBLE.least
+    length = length + floor * length.mean() + DOUBLE.least
     return length / length.sum()
 
 
