@@ -152,7 +152,7 @@ def test_where_squares_do_not_see_a_corner_cuts_do() -> None:
 @pytest.mark.parametrize("kind", ["set", "ball", "pair"])
 def test_cuts_certify_more_and_nothing_that_an_attack_changes(kind: str) -> None:
     model, x = fitted(nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)), (5,))
-    x = x[[0, 1, 3, 8]]
+    x = x[[0, 1, 3, 8, 12]]
     other = pathlift.quantize(model, x[:1], 4)[0] if kind == "pair" else None
     tolerance, radius = {"set": (Relative(0.02), 0.45), "ball": (None, 0.5), "pair": (other, 0.5)}[kind]
     none, many = (pathlift.certify(model, x, tolerance, radius, splits=splits) for splits in (0, 4))

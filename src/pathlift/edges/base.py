@@ -216,13 +216,20 @@ class Edges(ABC):
         Returns:
             Σ_{edges of k} x[u]·g[v] per weight k, (samples, functionals, *w.shape).
         """
+        return self.gatherer(x, w)(g)
 
-        def of_sample(values: Tensor, rows: Tensor) -> Tensor:
-            _, pull, *_ = torch.func.vjp(lambda weight: self.sum(values, computed(weight)).expand(g.shape[2:]), w)
-            out: Tensor = torch.vmap(lambda row: pull(row)[0])(rows)
-            return out
+    def gatherer(self, x: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return `gathered` as a function of g, which may be the same for all samples, (1, functionals, *above)."""
 
-        gathered: Tensor = torch.vmap(of_sample)(x, g)
+        def gathered(g: Tensor) -> Tensor:
+            def of_sample(values: Tensor, rows: Tensor) -> Tensor:
+                _, pull, *_ = torch.func.vjp(lambda weight: self.sum(values, computed(weight)).expand(g.shape[2:]), w)
+                out: Tensor = torch.vmap(lambda row: pull(row)[0])(rows)
+                return out
+
+            found: Tensor = torch.vmap(of_sample)(x, g.expand(len(x), *g.shape[1:]))
+            return found
+
         return gathered
 
     def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:

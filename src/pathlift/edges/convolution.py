@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,15 +139,21 @@ class Convolution(Edges):
         return to_below if below else None, to_weight.mul_(weight) if share else None
 
     @override
-    def gathered(self, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    def gatherer(self, x: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
         """One product of matrices for each sample and group: (functionals · channels, positions) × (positions, antecedents)."""
-        above = self._plain(x.shape[1:], w.shape)
-        if above is None or g.shape[2:] != (1, w.shape[0], *above):
-            return super().gathered(x, w, g)
+        above, otherwise = self._plain(x.shape[1:], w.shape), super().gatherer(x, w)
+        if above is None:
+            return otherwise
         windows, _, _ = self._windows(x.squeeze(1), w)
-        rows = g.reshape(*g.shape[:2], self.groups, -1, math.prod(above)).transpose(1, 2)
-        out: Tensor = rows.flatten(2, 3) @ windows
-        return out.reshape(*rows.shape[:4], -1).transpose(1, 2).reshape(*g.shape[:2], *w.shape)
+
+        def gathered(g: Tensor) -> Tensor:
+            if g.shape[2:] != (1, w.shape[0], *above):
+                return otherwise(g)
+            rows = g.reshape(*g.shape[:2], self.groups, -1, math.prod(above)).transpose(1, 2)
+            out: Tensor = rows.flatten(2, 3) @ windows
+            return out.reshape(len(x), *rows.shape[1:4], -1).transpose(1, 2).reshape(len(x), g.shape[1], *w.shape)
+
+        return gathered
 
     @override
     def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:

@@ -233,12 +233,17 @@ class Scale(UnitEdges):
         return to_below, (g * x).sum_to_size(placed.shape).reshape(weight.shape) * weight
 
     @override
-    def gathered(self, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    def gatherer(self, x: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
         """Sum the products over what each element of the weight is repeated to."""
         shape = w.shape if self.view is None else torch.Size(self.view)
-        lead, rank = g.shape[:2], g.dim() - 2
-        values = x.reshape(len(x), 1, *[1] * (rank - x.dim() + 1), *x.shape[1:])
-        return (values * g).sum_to_size(*lead, *[1] * (rank - len(shape)), *shape).reshape(*lead, *w.shape)
+
+        def gathered(g: Tensor) -> Tensor:
+            rank = g.dim() - 2
+            values = x.reshape(len(x), 1, *[1] * (rank - x.dim() + 1), *x.shape[1:])
+            summed = (values * g).sum_to_size(len(x), g.shape[1], *[1] * (rank - len(shape)), *shape)
+            return summed.reshape(len(x), g.shape[1], *w.shape)
+
+        return gathered
 
     @override
     def returned(self, below: Sequence[int], w: Tensor, g: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ In reading order:
 - `affine`, `nonlinear`: forwards, the interval of every layer, and what a linear bound needs of it (`lines`),
 - `relaxation`: what is known of the layers so far; `substitution`: backwards through it with a linear functional,
 - `tightening`: narrower intervals and better slopes by optimisation; `local`: what one position of a layer sees,
-- `forms`: neurons as linear functions of all that moves; `together`: what those before the last kinks can do at once,
+- `forms`: neurons as linear functions of all that moves; `together`: what those before the kinks can do at once, by squares
+  (`kinks`, `parabolas`; `eigenvalues`, `rests`: what these can be),
 - `splitting`: the set cut in two at kinks, again and again.
 
 Nothing compares magnitudes of different neurons, so a rescaling of network and box changes nothing.

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ from torch import Tensor
 from pathlift.graph.layers import Connection, Layer, LearnedSlope, Slopes
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Lines
-from pathlift.passes.enclosure.relaxation import Relaxation, Symbols, of_bias, of_connection
+from pathlift.passes.enclosure.relaxation import Form, Relaxation, Symbols, of_bias, of_connection
 from pathlift.passes.forward import along, carried, placed
 from pathlift.passes.rounding import DOUBLE, SPARE, fan_in
 
@@ -39,31 +37,8 @@ ELEMENTS = 1 << 23
 """Numbers that are worked on at a time where generators of weights are made (64 MiB)."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """The neurons of one layer, for one sample.
-
-    Attributes:
-        centre: (1, *shape).
-        blocks: Generators, (symbols, *shape), by the name of their symbols.
-        rest: What is beyond the symbols, at most, (1, *shape).
-        rounded: The part of it that neither comes from below nor from products of two changes, (1, *shape).
-    """
-
-    centre: Tensor
-    blocks: Mapping[str, Tensor]
-    rest: Tensor
-    rounded: Tensor
-
-    @cached_property
-    def linear(self) -> Tensor:
-        """How far the symbols alone move each neuron, at most, (1, *shape)."""
-        return sum((block.abs().sum(0, keepdim=True) for block in self.blocks.values()), torch.zeros_like(self.centre))
-
-    @property
-    def generators(self) -> Tensor:
-        """All generators, one row each, (symbols, neurons)."""
-        return torch.cat([self.centre.new_zeros(0, self.centre.numel()), *(block.flatten(1) for block in self.blocks.values())])
+STILL = 2.0**-40
+"""An input moves if its radius is more than this part of its size: less is rounding."""
 
 
 def forms(relaxation: Relaxation, top: Layer) -> dict[str, Form] | None:
@@ -115,11 +90,16 @@ def _diagonal(width: Tensor) -> Tensor:
 
 
 def _of_input(relaxation: Relaxation, layer: Layer) -> Form:
-    """Return x + radius·ε, an ε for each input; the radius is that of the interval, which covers rounding."""
+    """Return x + radius·ε, an ε for each input; the radius is that of the interval, which covers rounding.
+
+    Inputs that hardly move, as where a ball has radius 0, have no symbol: it would make all above larger, and tell nothing.
+    """
     x, interval = relaxation.feed[layer.name], relaxation.intervals[layer.name]
     radius = torch.maximum(interval.high - x, x - interval.low) * (1 + 4 * relaxation.roundoff.here(layer))
-    zero = torch.zeros_like(x)
-    return Form(x, {layer.name: _diagonal(radius)}, zero, zero)
+    moves = radius > STILL * interval.size
+    return Form(
+        x, {layer.name: _diagonal(torch.where(moves, radius, 0.0))}, torch.where(moves, 0.0, radius), torch.zeros_like(x)
+    )
 
 
 def _bent(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
@@ -171,7 +151,7 @@ def symbols(relaxation: Relaxation, known: Mapping[str, Form]) -> Symbols:
             below, here = known[layer.connections[0].source], relaxation.roundoff.here(layer)
             size = lines.upper_slope.abs() * (below.centre.abs() + below.linear + below.rest) + lines.upper
             losses[name] = (lines.upper_slope.abs() * below.rest) * (1 + 4 * here) + here * size
-    return Symbols(widths, losses)
+    return Symbols(widths, losses, known)
 
 
 def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> Form:
@@ -192,7 +172,7 @@ def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> 
     blocks |= _of_weights(relaxation, layer, {name: value - mean for name, value in centres.items()})
     linear = {name: form.linear for name, form in below.items()}
     rest = {name: form.rest for name, form in below.items()}
-    reach = {name: _reach(relaxation, name, form) for name, form in below.items()}
+    reach = {name: form.reach(relaxation.intervals[name]) for name, form in below.items()}
     sizes = {name: (value - mean).abs() + linear[name] + rest[name] for name, value in centres.items()}
     # The centre, each generator and both rests are computed with a relative error; what the model rounds is in the slack.
     magnitude = carried(layer, linear, weights.sizes) + carried(layer, rest, weights.sizes) if below else 0.0
@@ -202,14 +182,6 @@ def _affine(relaxation: Relaxation, layer: Layer, known: Mapping[str, Form]) -> 
     left = carried(layer, rest, weights.sizes) + carried(layer, reach, weights.radii, only_weighted=True) if below else 0.0
     up = 1 + 4 * here
     return Form(centre, blocks, (left + rounded) * up, rounded * up)
-
-
-def _reach(relaxation: Relaxation, name: str, form: Form) -> Tensor:
-    """Return how far the neurons of a layer lie from the centre, at most, by its form and by its interval, (1, *shape)."""
-    interval = relaxation.intervals[name]
-    by_interval = torch.maximum(interval.high - form.centre, form.centre - interval.low)
-    up = 1 + 4 * relaxation.roundoff.here(relaxation.network.layer[name])
-    return torch.minimum(form.linear + form.rest, by_interval.clamp(min=0.0)) * up + DOUBLE.least
 
 
 def _of_weights(relaxation: Relaxation, layer: Layer, centres: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,9 +11,11 @@ Of the neurons v of a layer it holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from pathlift.graph.interval import Interval
@@ -22,6 +24,10 @@ from pathlift.graph.network import Network
 from pathlift.passes.enclosure.lines import Choice, Free, Lines
 from pathlift.passes.enclosure.roundoff import Roundoff
 from pathlift.passes.enclosure.weights import BoxWeights
+from pathlift.passes.rounding import DOUBLE
+
+UP = 1 + 2.0**-30
+"""Sums of numbers that are not negative are rounded by less, up to millions of them."""
 
 
 def of_connection(layer: Layer, position: int) -> str:
@@ -35,19 +41,76 @@ def of_bias(layer: Layer, position: int) -> str:
 
 
 @dataclass(frozen=True)
+class Form:
+    """The neurons of one layer, for one sample.
+
+    Attributes:
+        centre: (1, *shape).
+        blocks: Generators, (symbols, *shape), by the name of their symbols.
+        rest: What is beyond the symbols, at most, (1, *shape).
+        rounded: The part of it that neither comes from below nor from products of two changes, (1, *shape).
+    """
+
+    centre: Tensor
+    blocks: Mapping[str, Tensor]
+    rest: Tensor
+    rounded: Tensor
+
+    @cached_property
+    def linear(self) -> Tensor:
+        """How far the symbols alone move each neuron, at most, (1, *shape)."""
+        return sum((block.abs().sum(0, keepdim=True) for block in self.blocks.values()), torch.zeros_like(self.centre))
+
+    def reach(self, interval: Interval) -> Tensor:
+        """Return how far the neurons lie from the centre, at most, by the form and by an interval, (1, *shape)."""
+        by_interval = torch.maximum(interval.high - self.centre, self.centre - interval.low)
+        return torch.minimum(self.linear + self.rest, by_interval.clamp(min=0.0)) * UP + DOUBLE.least
+
+    @property
+    def generators(self) -> Tensor:
+        """All generators, one row each, (symbols, neurons)."""
+        return torch.cat([self.centre.new_zeros(0, self.centre.numel()), *(block.flatten(1) for block in self.blocks.values())])
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A parabola that takes a part of the place of the line above: y ≤ part·(that line) + slope·z + height + curve·(z − c)².
+
+    Each is (1, *shape); the part is 1, and the others are 0, where there is no parabola.
+    """
+
+    part: Tensor
+    slope: Tensor
+    height: Tensor
+    curve: Tensor
+
+
+@dataclass(frozen=True)
 class Symbols:
     """Where a bound is to be a linear function of the symbols ε of `forms`, |ε_i| ≤ 1, and not its smallest value.
 
     Attributes:
         widths: Of the layers whose neurons have a symbol each, how far it moves them, (1, *shape): inputs, nonlinearities.
         losses: Of nonlinearities, what using the symbol costs besides, at most, (1, *shape).
+        bends: Parabolas above nonlinearities, whose squares are left to be paid.
+        known: The forms, by layer: what shared weights can move is bounded by them.
         factors: Filled on the way down: what each symbol is multiplied by, (samples, functionals, symbols), by their name;
             for the layers above one number for each neuron, also those without a symbol.
+        arrived: Filled likewise: the coefficients of nonlinearities, (samples, functionals, *shape).
+        parts: Filled likewise, by the name of shared weights' symbols: what the neurons that they read do together, relative to
+            what they do one by one, (1, functionals, *shape of the weight). What is there already is taken as it is: where
+            it was found for other coefficients, the bound is a guess.
+        gatherers: Filled likewise, and kept: what sums up the generators of the neurons that a shared weight reads.
     """
 
     widths: Mapping[str, Tensor]
     losses: Mapping[str, Tensor]
+    known: Mapping[str, Form]
+    bends: Mapping[str, Bend] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
+    arrived: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    gatherers: dict[str, list[Callable[[Tensor], Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

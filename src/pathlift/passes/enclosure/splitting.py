@@ -29,12 +29,13 @@ from pathlift.budget import Clock
 from pathlift.edges.unit import Identity
 from pathlift.graph.interval import Interval
 from pathlift.graph.layers import Slopes
-from pathlift.passes.enclosure.forms import Form, forms
+from pathlift.passes.enclosure.kinks import last_kinks
 from pathlift.passes.enclosure.lines import Free, Lines, kink_gap
-from pathlift.passes.enclosure.relaxation import Relaxation
+from pathlift.passes.enclosure.parabolas import PUSH, Parabolas, Shapes
+from pathlift.passes.enclosure.relaxation import Relaxation, Symbols
 from pathlift.passes.enclosure.substitution import at_kinks, handed_down, lower_bound, lower_slope
 from pathlift.passes.enclosure.tightening import RATE, first_tilt, stepped
-from pathlift.passes.enclosure.together import PUSH, End, Parabolas, last_kinks
+from pathlift.passes.enclosure.together import symbols_below
 
 FIRST = 60
 """Steps of the ascent for a whole set, before it is cut."""
@@ -66,7 +67,7 @@ class Side:
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     tilts: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
-    end: End | None = None
+    end: Shapes | None = None
     costs: Mapping[str, Tensor] | None = None
 
     def cut(self, name: str, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -159,11 +160,11 @@ class _Search:
         self.kinks = _kinks(relaxation)
         self.coefficients: dict[int, dict[str, Tensor]] = {}
         self.top = last_kinks(relaxation)
-        self.known: dict[str, Form] | None = None
+        self.kept: Symbols | None = None
         if self.top is not None:
             self.above, self.left = handed_down(relaxation, functionals, self.top.name, {})
-            if set(self.left) == {self.top.name}:  # nothing goes past the last kinks
-                self.known = forms(relaxation, relaxation.network.layer[self.top.connections[0].source])
+            if self.top.name in self.left:
+                self.kept = symbols_below(relaxation, self.top)
 
     def bounded(self, side: Side, signs: Mapping[str, Tensor]) -> tuple[float, Side]:
         """Bound a functional on a part of the set.
@@ -185,7 +186,7 @@ class _Search:
         sizes = self.coefficients[functional]
         units = {self.kinks[name]: -sign * sizes[name].abs() for name, sign in signs.items()}
         part, steps = replace(side, signs=signs), FIRST if side.costs is None else STEPS
-        if self.known is not None and (side.end is not None or side.costs is None):
+        if self.kept is not None and (side.end is not None or side.costs is None):
             found = self._by_parabolas(relaxation, part, units, steps)
             if found is not None:
                 return found
@@ -194,17 +195,15 @@ class _Search:
     def _by_parabolas(
         self, relaxation: Relaxation, part: Side, units: Mapping[str, Tensor], steps: int
     ) -> tuple[float, Side] | None:
-        assert self.top is not None
-        assert self.known is not None
-        a, constant = self.left[self.top.name][0, part.functional], (self.above + self.constant)[0, part.functional]
-        parabolas = Parabolas(relaxation, self.known, self.top, a, float(constant), units)
+        assert self.kept is not None
+        number = part.functional
+        own, constant = {name: a[:, number : number + 1] for name, a in self.left.items()}, self.above + self.constant
+        parabolas = Parabolas(relaxation, self.kept, own, float(constant[0, number]), units)
         bound = parabolas.raised(self.clock, steps=steps, start=part.end, patient=True)
         end = parabolas.end
         if end is None:
             return None
-        cost, functional = parabolas.costs()
-        costs = {**self._costs(relaxation, functional, end.tilts), self.top.name: cost}
-        costs = {name: each for name, each in costs.items() if name in self.kinks}
+        costs = {name: cost for name, cost in parabolas.costs().items() if name in self.kinks}
         return bound, replace(part, end=end, tilts=end.tilts, shares=end.shares, costs=costs)
 
     def _by_chords(self, relaxation: Relaxation, part: Side, units: Mapping[str, Tensor], steps: int) -> tuple[float, Side]:

@@ -156,9 +156,10 @@ def _through_affine(
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
         elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
-            below, price, factors = _moved_alike(relaxation, layer, connection, piece, together=symbols is not None)
+            name = of_connection(layer, position)
+            below, price, factors = _moved_alike(relaxation, layer, connection, piece, symbols, name)
             if symbols is not None:
-                symbols.factors[of_connection(layer, position)] = factors
+                symbols.factors[name] = factors
         else:
             below, price = _moved_apart(relaxation, layer, connection, shape, piece)
         _add(coefficients, connection.source, below)
@@ -188,38 +189,48 @@ def _moved_apart(
 
 
 def _moved_alike(
-    relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor, *, together: bool
+    relaxation: Relaxation, layer: Layer, connection: Connection, a: Tensor, symbols: Symbols | None, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let weights that stand on several edges move by −slope·r, and pay what may be missing to −r·|G|; see `affine`.
 
-    Or, ``together`` with what else depends on the symbols ε of these weights, with the McCormick envelope of ε·G itself on
+    Or, together with what else depends on the symbols ε of these weights, with the McCormick envelope of ε·G itself on
     |G − g| ≤ R, of which that is the smallest value: ε·G ≥ −slope·G + (g − slope·R)·ε − (R − slope·g), whatever the slope in
-    [−1, 1]. (Both lower planes, εG ≥ ∓G + (g ∓ R)·ε ± g − R, in the shares (1 ± slope)/2.)
+    [−1, 1]. (Both lower planes, εG ≥ ∓G + (g ∓ R)·ε ± g − R, in the shares (1 ± slope)/2.) R is then what the neurons do
+    together, Σ_i |Σ a·generator_i|, where that is less than what they do one by one.
 
     Args:
         relaxation: What is known of all layers.
         layer: The layer.
         connection: One of its connections.
         a: Coefficients of the neurons to which it leads.
-        together: Keep the symbols.
+        symbols: What the bound may still depend on; None to take its smallest value.
+        name: Of the weights' own symbols.
 
     Returns:
-        The coefficients below, the price, and r·(g − slope·R) of each weight, of none unless ``together``.
+        The coefficients below, the price, and r·(g − slope·R) of each weight, of none without ``symbols``.
     """
     assert connection.weight is not None
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
     edges, centre = connection.edges, relaxation.weights.centres.get(layer.name)
-    interval = relaxation.intervals[connection.source]
+    interval, together = relaxation.intervals[connection.source], None
     middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
+    if symbols is not None:
+        form = symbols.known[connection.source]
+        middle, reach, together = form.centre, form.reach(interval), _together(symbols, connection, value, name)
     if centre is not None:
         middle = middle - centre
 
     def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, most = edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs())
+        if symbols is not None and together is not None:
+            if name not in symbols.parts:
+                with torch.no_grad():
+                    symbols.parts[name] = torch.where(most > 0, together(functionals) / most, 1.0).clamp(max=1.0)
+            most = most * symbols.parts[name]
         slope, rest = chord(g, most)
         factor = g.new_zeros(*g.shape[:2], 0)
-        if together:  # sums of as many terms as there are weights, of both signs, are rounded by less than that part of them
+        if symbols is not None:  # sums of as many terms as there are weights, of both signs, are rounded by less than that
             factor, rest = (g - slope * most) * radius, most - slope * g + ROUNDED * (g.abs() + most)
         price, moved = rest.flatten(2) @ radius.flatten(), slope * radius
         if centre is not None:
@@ -234,6 +245,21 @@ def _moved_alike(
         found.append([torch.cat(column, 1) for column in zip(*parts, strict=True)])
     below, price, factors = (torch.cat(column) for column in zip(*found, strict=True))
     return below, price, factors
+
+
+def _together(symbols: Symbols, connection: Connection, value: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+    """Bound |Σ a·(u' − centre)| over the edges of each weight by Σ_i |Σ a·generator_i| + Σ |a|·rest: all neurons together."""
+    edges, form = connection.edges, symbols.known[connection.source]
+    if name not in symbols.gatherers:
+        symbols.gatherers[name] = [edges.gatherer(block, value) for block in form.blocks.values() if len(block)]
+
+    def bounded(a: Tensor) -> Tensor:
+        joint = edges.gathered(form.rest, value, a.abs())
+        for gathered in symbols.gatherers[name]:
+            joint = joint + gathered(a).abs().sum(0, keepdim=True)
+        return joint * (1 + ROUNDED)
+
+    return bounded
 
 
 def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,13 +292,19 @@ def _through_lines(
         return _through_extremum(relaxation, layer, lines, a, coefficients)
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     slack = relaxation.for_all(relaxation.slack[layer.name])  # |a| = a⁺ − a⁻
-    bound = _dot(positive, lines.lower - slack) + _dot(negative, lines.upper + slack)
+    upper_slope, upper, kept = lines.upper_slope, lines.upper, torch.ones_like(lines.upper)
+    bend = None
+    if symbols is not None:
+        symbols.arrived[layer.name], bend = a, symbols.bends.get(layer.name)
+    if bend is not None:
+        upper_slope, upper, kept = bend.part * upper_slope + bend.slope, bend.part * upper + bend.height, bend.part
+    bound = _dot(positive, lines.lower - slack) + _dot(negative, upper + slack)
     if symbols is not None and layer.name in symbols.losses:  # upper/2 + width·ε − loss in place of upper, where that may help
         loss = symbols.losses[layer.name]
-        kept = torch.where(8 * loss < lines.upper, 1.0, 0.0)
+        kept = torch.where(8 * loss < lines.upper, kept, 0.0)
         symbols.factors[layer.name] = (negative * (kept * symbols.widths[layer.name]).unsqueeze(1)).flatten(2)
         bound = bound - _dot(negative, kept * (lines.upper / 2 - loss))
-    z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * lines.upper_slope.unsqueeze(1)
+    z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * upper_slope.unsqueeze(1)
     connection = layer.connections[0]
     weights = None if connection.weight is None else relaxation.weights.middles(connection.weight)
     _add(coefficients, connection.source, _hand_down(relaxation, connection, weights, layer.shape, z))
