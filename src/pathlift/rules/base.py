@@ -356,9 +356,7 @@ class Call:
         if isinstance(value, Activation):
             return value
         assert isinstance(value, Static)
-        start = Bias(
-            self.weight(value), tuple(value.shape)
-        )  # kept when it is the number 0: a layer has something to be made of
+        start = Bias(self.weight(value), tuple(value.shape))  # also of the number 0: a layer has something to be made of
         return self.builder.add(Draft(value.shape, value.fake.dtype, (), (start,)))
 
 
