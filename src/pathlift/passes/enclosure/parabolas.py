@@ -202,14 +202,15 @@ class Parabolas:
         """
         if self.top.name not in self.kinks or self.rows.shape[1] == 0 or not 0 < self.paid < math.inf:
             return -math.inf
-        shapes = self._first() if start is None else self._gone_on(start)
+        parts = dict[str, Tensor]()
+        shapes = self._first(parts) if start is None else self._gone_on(start, parts)
         if shapes is None:
             return -math.inf
         with torch.enable_grad():
             ascent = self._ascent(shapes, 1.0 if start is None else SLOWER)
-            among, best, values, parts = None, -math.inf, list[float](), dict[str, Tensor]()
+            among, best, values = None, -math.inf, list[float]()
             for step in range(1, steps + 1):
-                if step % EVERY == 1:
+                if step % EVERY == 0:
                     parts = {}
                 pieces = self._pieces(shapes, parts)
                 worst = self._worst(pieces, shapes.scaling)
@@ -263,7 +264,7 @@ class Parabolas:
         groups += [{"params": [share.requires_grad_()], "lr": PUSH} for share in shapes.shares.values()]
         return torch.optim.Adam(groups, maximize=True)
 
-    def _first(self) -> Shapes | None:
+    def _first(self, parts: dict[str, Tensor]) -> Shapes | None:
         """Return shapes to begin with, parabolas all of one form relative to how far the neuron moves; None for no number."""
         spread = self.rows.abs().amax(1).clamp(min=TINY)
         spread = spread * (self.rows / spread[:, None]).pow(2).sum(1).sqrt().clamp(min=1.0)
@@ -276,7 +277,7 @@ class Parabolas:
         shares = {name: torch.zeros_like(unit) for name, unit in self.units.items()}
         zero = spread.new_zeros(())
         shapes = Shapes(curve, share, zero, zero, tilts, shares, torch.ones_like(self.rows[0]))
-        pieces = self._pieces(shapes)
+        pieces = self._pieces(shapes, parts)
         scaling = scaling_of(pieces.q.sqrt()[:, None] * self.rows)
         squares = square(self.rows, pieces.q, scaling)
         bent = sum(float((part * 0.25 / curve[name].exp() ** 2).sum()) for name, part in self._placed(pieces.q).items())
@@ -285,19 +286,19 @@ class Parabolas:
         factor = math.sqrt(bent / squares)  # of κ, so that what parabolas pay in their middle is what their squares pay
         curve = {name: torch.where(self.kinks[name].inside, part + math.log(factor), 0.0) for name, part in curve.items()}
         shapes = replace(shapes, curve=curve, scaling=scaling)
-        pieces = self._pieces(shapes)
+        pieces = self._pieces(shapes, parts)
         left = self._left_over(pieces)
         spare = scaling.new_tensor(max(LEAST, math.sqrt(left / max(DOUBLE.least, squares * factor)))).log()
         shapes = replace(shapes, level=zero.clone(), spare=spare)
-        worst = self._worst(self._pieces(shapes), scaling)
+        worst = self._worst(self._pieces(shapes, parts), scaling)
         if worst is None or not math.isfinite(left) or not math.isfinite(float(spare)):
             return None
         return replace(shapes, scaling=scaling_of(worst[2], floor=FLOOR))  # with the row of the factors
 
-    def _gone_on(self, start: Shapes) -> Shapes | None:
+    def _gone_on(self, start: Shapes, parts: dict[str, Tensor]) -> Shapes | None:
         shares = {name: start.shares.get(name, torch.zeros_like(unit)) for name, unit in self.units.items()}
         shapes = replace(start, shares=shares).copied()
-        return shapes if math.isfinite(self._left_over(self._pieces(shapes))) else None
+        return shapes if math.isfinite(self._left_over(self._pieces(shapes, parts))) else None
 
     def _placed(self, values: Tensor) -> dict[str, Tensor]:
         """Put a number for each row where its kink is, by layer, (1, *shape); 0 elsewhere."""
@@ -308,20 +309,18 @@ class Parabolas:
         }
 
     def _left_over(self, pieces: _Pieces) -> float:
-        """Share out what the symbols leave over among the neurons, by a rule of three.
-
-        The signs of coefficients change on the way up, and q with them, so the rule is that of their sizes.
+        """Share out what the symbols leave over among the neurons, by a rule of three, that of the last kinks.
 
         Returns:
             Σ q·e², at most.
         """
-        found = []
-        for name, kinks in self.kinks.items():
-            weights, rest = pieces.arrived[name].abs() * pieces.bends[name].curve, self.symbols.known[kinks.source].rest
-            whole = rest_of(self.relaxation, self.symbols.known, kinks.source, weights[0])
-            factor = whole**2 / max(DOUBLE.least, float((weights * rest * rest).sum()))
-            found.append((rest.flatten()[kinks.places] ** 2) * factor)
-        self.left = torch.cat(found)
+        last, known, factor = self.kinks[self.top.name].source, self.symbols.known, 1.0
+        weights = pieces.arrived[self.top.name].abs() * pieces.bends[self.top.name].curve
+        alone = float((weights * known[last].rest ** 2).sum())
+        if alone > 0:
+            factor = rest_of(self.relaxation, known, last, weights[0]) ** 2 / alone
+        rests = [known[kinks.source].rest.flatten()[kinks.places] for kinks in self.kinks.values()]
+        self.left = torch.cat(rests) ** 2 * factor
         return float((self.left * pieces.q).sum())
 
     def _bends(self, shapes: Shapes) -> dict[str, Bend]:
