@@ -46,7 +46,7 @@ EVERY = 5
 MEMORY = 0.8
 """What is kept, step by step, of the directions of the largest eigenvalues, of which several take turns."""
 
-PACE = 1.5
+PACE = 3.0
 """What the rest of the ascent may bring, relative to the second half of the steps so far, by experience."""
 
 LEAST = 1e-6

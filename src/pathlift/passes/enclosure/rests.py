@@ -17,7 +17,7 @@ from pathlift.passes.enclosure.eigenvalues import scaling_of, square
 from pathlift.passes.enclosure.relaxation import UP, Form, Relaxation
 from pathlift.passes.enclosure.substitution import transposed
 
-NEURONS = 512
+NEURONS = 640
 """Neurons whose squares are bounded together, at most: an eigenvalue problem of this size."""
 
 

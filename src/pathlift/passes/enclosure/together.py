@@ -39,7 +39,7 @@ from pathlift.passes.enclosure.substitution import handed_down
 STEPS = 60
 """Steps of the ascent over parabolas."""
 
-HOPE = 0.72
+HOPE = 0.76
 """The part of what chords pay that parabolas can save, at most, by experience: functionals that need more are not tried."""
 
 
