@@ -130,7 +130,7 @@ def certify(
     min over θ' in the set and ‖x' − x‖_∞ ≤ radius of R_θ'(x')_c − R_θ'(x')_j is bounded from below for each class j by
     linear bounds that go backwards through the network (`pathlift.passes.enclosure`). Samples that the intervals of plain
     interval arithmetic do not certify are tried again with intervals that are narrowed by linear bounds of their own, and what
-    comes close then, in networks of moderate size, by what the neurons before the last kinks can do together.
+    comes close then, in networks of moderate size, by what the neurons before kinks can do together.
 
     With ``splits`` what is then still open is first attacked, and where no other class is found the set is cut in two at a
     kink, z ≤ 0 and z ≥ 0, again and again, the part with the lowest bound first (branch and bound). It ends as soon as the
