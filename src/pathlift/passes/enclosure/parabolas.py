@@ -145,8 +145,8 @@ class Parabolas:
             constant: Added to it.
             units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
                 be added, see `splitting`. None for none.
-            start: Where an ascent will go on from. With fewer kinks there may be room for a layer more, which has no shapes there:
-                it is left out.
+            start: Where an ascent will go on from. With fewer kinks there may be room for a layer more: without shapes there,
+                it is left out. None for a new ascent.
         """
         self.relaxation, self.symbols, self.functional, self.constant = relaxation, kept, functional, constant
         self.units = units or {}
