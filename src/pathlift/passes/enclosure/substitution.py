@@ -108,7 +108,9 @@ def _at_inputs(relaxation: Relaxation, layer: Layer, a: Tensor, symbols: Symbols
     if symbols is not None:
         x, width = relaxation.feed[layer.name], symbols.widths[layer.name]
         symbols.factors[layer.name] = (a * width).flatten(2)
-        centre, size, paid = (torch.where(width > 0, *ends) for ends in ((x, centre), (x.abs() + width, size), (0.0, paid)))
+        moves = width > 0
+        centre, size = torch.where(moves, x, centre), torch.where(moves, x.abs() + width, size)
+        paid = torch.where(moves, 0.0, paid)
     return _dot(a, centre) - _dot(a.abs(), paid + rounding * size)
 
 
