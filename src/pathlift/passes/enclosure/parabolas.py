@@ -134,6 +134,7 @@ class Parabolas:
         functional: Mapping[str, Tensor],
         constant: float,
         units: Mapping[str, Tensor] | None = None,
+        start: Shapes | None = None,
     ) -> None:
         """Find the kinks that may have parabolas, from the last ones down, `NEURONS` at most, all of the same symbols.
 
@@ -144,6 +145,8 @@ class Parabolas:
             constant: Added to it.
             units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
                 be added, see `splitting`. None for none.
+            start: Where an ascent will go on from. With fewer kinks there may be room for a layer more: without shapes there,
+                it is left out. None for a new ascent.
         """
         self.relaxation, self.symbols, self.functional, self.constant = relaxation, kept, functional, constant
         self.units = units or {}
@@ -156,6 +159,8 @@ class Parabolas:
         self.kinks: dict[str, Kinks] = {}
         room = NEURONS
         for layer in reversed(relaxation.network.layers):
+            if start is not None and layer.name not in start.curve:
+                continue
             if layer is top or (layer.name in kept.known and has_parabolas(relaxation, layer)):
                 if not kept.known[layer.connections[0].source].blocks.keys() <= self.form.blocks.keys():
                     continue  # below a nonlinearity at which forms start anew there are other symbols

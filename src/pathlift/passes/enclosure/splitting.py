@@ -198,7 +198,7 @@ class _Search:
         assert self.kept is not None
         number = part.functional
         own, constant = {name: a[:, number : number + 1] for name, a in self.left.items()}, self.above + self.constant
-        parabolas = Parabolas(relaxation, self.kept, own, float(constant[0, number]), units)
+        parabolas = Parabolas(relaxation, self.kept, own, float(constant[0, number]), units, part.end)
         bound = parabolas.raised(self.clock, steps=steps, start=part.end, patient=True)
         end = parabolas.end
         if end is None:

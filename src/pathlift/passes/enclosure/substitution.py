@@ -89,17 +89,29 @@ def handed_down(
         if layer.name in relaxation.present:
             a = a * relaxation.present[layer.name]
         if layer.kind == "input":
-            interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
-            bound = bound + _dot(a, relaxation.feed[layer.name]) - _dot(a.abs(), rounding * interval.size)
-            if symbols is None:
-                bound = bound - _dot(a.abs(), interval.radius * (1 + rounding))
-            else:
-                symbols.factors[layer.name] = (a * symbols.widths[layer.name]).flatten(2)
+            bound = bound + _at_inputs(relaxation, layer, a, symbols)
         elif layer.nonlinearity is None:
             bound = bound + _through_affine(relaxation, layer, a, coefficients, symbols)
         else:
             bound = bound + _through_lines(relaxation, layer, a, coefficients, tilts.get(layer.name), symbols)
     return bound, coefficients
+
+
+def _at_inputs(relaxation: Relaxation, layer: Layer, a: Tensor, symbols: Symbols | None) -> Tensor:
+    """Return Σ a·x − Σ|a|·radius, or with `symbols` the part of it that does not depend on them.
+
+    A symbol is that of the whole ball, x + width·ε. Inputs without one, which hardly move, are paid here; and so is every input
+    without `symbols`, about the middle of an interval that may end at a kink (`splitting`).
+    """
+    interval, rounding = relaxation.intervals[layer.name], relaxation.roundoff.here(layer)
+    centre, size, paid = interval.middle, interval.size, interval.radius * (1 + rounding)
+    if symbols is not None:
+        x, width = relaxation.feed[layer.name], symbols.widths[layer.name]
+        symbols.factors[layer.name] = (a * width).flatten(2)
+        moves = width > 0
+        centre, size = torch.where(moves, x, centre), torch.where(moves, x.abs() + width, size)
+        paid = torch.where(moves, 0.0, paid)
+    return _dot(a, centre) - _dot(a.abs(), paid + rounding * size)
 
 
 def _dot(a: Tensor, values: Tensor) -> Tensor:
