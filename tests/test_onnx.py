@@ -206,8 +206,8 @@ def test_operators_of_old_files_once_converted(group: str, tmp_path: Path) -> No
 
 ROUNDING = {"light_resnet50": 14, "light_vgg19": 2}
 """All their filters are equal numbers, so all classes have one value, of size 10^18 and more: which of them the softmax takes
-is a matter of rounding, and no graph can be compared with that. They are refused, unless all roundings happen to agree, as those
-of the first do on one thread; what stands before has so many parameters."""
+is a matter of rounding, and no graph can be compared with that. They are refused, unless all roundings happen to agree (on one
+thread those of the first do); what stands before has so many parameters."""
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
