@@ -49,12 +49,13 @@ class Past(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn, self.other = nn.Conv2d(1, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor(1.1))
         self.third, self.fourth = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.out, self.past, self.first = nn.Linear(36, 3), nn.Linear(36, 3), nn.Linear(36, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn(self.conv(x)))
-        z = self.other(y) + y
+        z = self.other(y) + self.gain * y
         w = self.fourth(self.third(y))
         return self.out(F.leaky_relu(z, 0.1).flatten(1)) + self.past(w.flatten(1)) - self.first(x.flatten(1))
 
@@ -216,9 +217,9 @@ def test_a_bound_that_keeps_its_symbols_is_at_its_smallest_that_of_one_that_does
     assert kept_most > 0
 
 
-@pytest.mark.parametrize(("name", "tolerance", "radius"), CASES[:3], ids=str)
+@pytest.mark.parametrize(("name", "tolerance", "radius"), [CASES[0], CASES[1], CASES[2], CASES[4]], ids=str)
 def test_what_neurons_that_a_shared_weight_reads_do_together_is_bounded(
-    name: str, tolerance: Tolerance | None, radius: float
+    name: str, tolerance: Tolerance | None, radius: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """|Σ a·(u − centre)| over the edges of a weight is no more in networks that a search finds, and can be half as much."""
     network, x = captured(name)
@@ -234,7 +235,12 @@ def test_what_neurons_that_a_shared_weight_reads_do_together_is_bounded(
                 continue
             form, value = known[edge.source], relaxation.weights.middle[edge.weight]
             a = torch.randn(1, 1, *layer.shape, dtype=torch.float64)
-            bound = substitution._together(kept, edge, value, of_connection(layer, 0))(a).flatten()
+            bound = substitution._together(kept, edge, value, a, of_connection(layer, 0)).flatten()
+            with monkeypatch.context() as patch:  # without room it is summed up anew each time, a few generators at a time
+                patch.setattr(substitution, "HELD", 0)
+                patch.setattr(substitution, "ELEMENTS", 1000)
+                again = substitution._together(symbols(relaxation, known), edge, value, a, of_connection(layer, 0)).flatten()
+            torch.testing.assert_close(again, bound)
             apart = edge.edges.gathered(form.reach(relaxation.intervals[edge.source]), value, a.abs())
             assert float(bound.sum()) < 1.05 * float(apart.sum())
             assert float(kept.parts[of_connection(layer, 0)].max()) <= 1.0

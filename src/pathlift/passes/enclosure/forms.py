@@ -218,4 +218,4 @@ def _of_edges(relaxation: Relaxation, layer: Layer, connection: Connection, cent
     rows = max(1, ELEMENTS // max(centre.numel(), radius.numel()))  # each has a copy of what is below
     value = weights.middle[connection.weight]
     gathered = torch.cat([connection.edges.gathered(centre, value, part)[0] for part in each.split(rows, 1)]) * radius
-    return gathered.flatten(1).T.reshape(-1, *shape)
+    return gathered.reshape(len(gathered), -1).T.reshape(-1, *shape)

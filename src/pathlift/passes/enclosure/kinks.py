@@ -79,4 +79,5 @@ def paid_by_chords(relaxation: Relaxation, top: Layer, functionals: Mapping[str,
     lines, where = relaxation.lines[top.name], relaxation.free[top.name].where
     assert isinstance(lines, Lines)
     heights = torch.where(where, lines.upper, 0.0).unsqueeze(1)
-    return (functionals[top.name].clamp(max=0.0).abs() * heights).flatten(2).sum(2)
+    paid = functionals[top.name].clamp(max=0.0).abs() * heights
+    return paid.reshape(*paid.shape[:2], -1).sum(2)

@@ -100,7 +100,8 @@ class Symbols:
         parts: Filled likewise, by the name of shared weights' symbols: what the neurons that they read do together, relative to
             what they do one by one, (1, functionals, *shape of the weight). What is there already is taken as it is: where
             it was found for other coefficients, the bound is a guess.
-        gatherers: Filled likewise, and kept: what sums up the generators of the neurons that a shared weight reads.
+        sums: Filled likewise, and kept: of shared weights, from the coefficients above to Σ_i |Σ a·generator_i| over the edges
+            of each, with how many numbers are held for it.
     """
 
     widths: Mapping[str, Tensor]
@@ -110,7 +111,7 @@ class Symbols:
     factors: dict[str, Tensor] = field(default_factory=dict)
     arrived: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, Tensor] = field(default_factory=dict)
-    gatherers: dict[str, list[Callable[[Tensor], Tensor]]] = field(default_factory=dict)
+    sums: dict[str, tuple[Callable[[Tensor], Tensor], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

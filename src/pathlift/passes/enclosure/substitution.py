@@ -18,7 +18,8 @@ An example: x in [−1, 1], v = ReLU(x), the functional v − x/2. Intervals giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -29,7 +30,7 @@ from pathlift.edges.weights import Weights
 from pathlift.graph.layers import Connection, Extremum, Layer
 from pathlift.passes.enclosure.affine import may_be_shared
 from pathlift.passes.enclosure.lines import Choice, Lines
-from pathlift.passes.enclosure.relaxation import Relaxation, Symbols, of_bias, of_connection
+from pathlift.passes.enclosure.relaxation import Form, Relaxation, Symbols, of_bias, of_connection
 from pathlift.passes.forward import placed
 from pathlift.passes.rounding import DOUBLE
 
@@ -38,6 +39,9 @@ ROUNDED = 2.0**-30
 
 ELEMENTS = 1 << 23
 """Coefficients that are worked on at a time (64 MiB)."""
+
+HELD = 1 << 25
+"""Numbers that are held for sums over generators (256 MiB)."""
 
 
 def lower_bound(
@@ -107,7 +111,7 @@ def _at_inputs(relaxation: Relaxation, layer: Layer, a: Tensor, symbols: Symbols
     centre, size, paid = interval.middle, interval.size, interval.radius * (1 + rounding)
     if symbols is not None:
         x, width = relaxation.feed[layer.name], symbols.widths[layer.name]
-        symbols.factors[layer.name] = (a * width).flatten(2)
+        symbols.factors[layer.name] = _flat(a * width)
         moves = width > 0
         centre, size = torch.where(moves, x, centre), torch.where(moves, x.abs() + width, size)
         paid = torch.where(moves, 0.0, paid)
@@ -118,6 +122,11 @@ def _dot(a: Tensor, values: Tensor) -> Tensor:
     """Return Σ_v a(v)·values(v) of every functional, (samples, functionals)."""
     values = values.expand(len(a), *values.shape[1:]).reshape(len(a), -1)
     return torch.einsum("brn,bn->br", a.reshape(*a.shape[:2], -1), values)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Lay out what each functional has, a single number too, in a row: (samples, functionals, numbers)."""
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _add(coefficients: dict[str, Tensor], name: str, more: Tensor) -> None:
@@ -167,7 +176,7 @@ def _through_affine(
         middles = None if connection.weight is None else weights.middles(connection.weight)
         if not weights.varies(connection.weight):
             below, price = _hand_down(relaxation, connection, middles, shape, piece), None
-        elif may_be_shared(connection, layer) and bool(((piece != 0).flatten(2).sum(2) > 1).any()):
+        elif may_be_shared(connection, layer) and bool((_flat(piece != 0).sum(2) > 1).any()):
             name = of_connection(layer, position)
             below, price, factors = _moved_alike(relaxation, layer, connection, piece, symbols, name)
             if symbols is not None:
@@ -183,7 +192,7 @@ def _shared_bias(a: Tensor, radius: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return r_k·(Σ of a over the neurons that read bias k): what biases that move alike can do."""
     target = (1,) * (len(shape) - radius.dim()) + tuple(radius.shape)
     sums = a.sum_to_size(*a.shape[:2], *target)
-    return (sums * radius.reshape(target)).flatten(2)
+    return _flat(sums * radius.reshape(target))
 
 
 def _moved_apart(
@@ -225,29 +234,30 @@ def _moved_alike(
     value, radius = relaxation.weights.middle[connection.weight], relaxation.weights.radius[connection.weight]
     assert radius is not None
     edges, centre = connection.edges, relaxation.weights.centres.get(layer.name)
-    interval, together = relaxation.intervals[connection.source], None
+    interval = relaxation.intervals[connection.source]
     middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
     if symbols is not None:
         form = symbols.known[connection.source]
-        middle, reach, together = form.centre, form.reach(interval), _together(symbols, connection, value, name)
+        middle, reach = form.centre, form.reach(interval)
     if centre is not None:
         middle = middle - centre
 
     def of_part(x: Tensor, rho: Tensor, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, most = edges.gathered(x, value, functionals), edges.gathered(rho, value, functionals.abs())
-        if symbols is not None and together is not None:
+        if symbols is not None:
             if name not in symbols.parts:
                 with torch.no_grad():
-                    symbols.parts[name] = torch.where(most > 0, together(functionals) / most, 1.0).clamp(max=1.0)
+                    together = _together(symbols, connection, value, functionals, name)
+                    symbols.parts[name] = torch.where(most > 0, together / most, 1.0).clamp(max=1.0)
             most = most * symbols.parts[name]
         slope, rest = chord(g, most)
         factor = g.new_zeros(*g.shape[:2], 0)
         if symbols is not None:  # sums of as many terms as there are weights, of both signs, are rounded by less than that
             factor, rest = (g - slope * most) * radius, most - slope * g + ROUNDED * (g.abs() + most)
-        price, moved = rest.flatten(2) @ radius.flatten(), slope * radius
+        price, moved = _flat(rest) @ radius.flatten(), slope * radius
         if centre is not None:
-            price = price - (moved * edges.gathered(centre.expand(x.shape), value, functionals)).flatten(2).sum(2)
-        return edges.returned(x.shape[1:], value - moved, functionals), price, factor.flatten(2)
+            price = price - _flat(moved * edges.gathered(centre.expand(x.shape), value, functionals)).sum(2)
+        return edges.returned(x.shape[1:], value - moved, functionals), price, _flat(factor)
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
     step = max(1, rows // max(1, a.shape[1]))
@@ -259,19 +269,47 @@ def _moved_alike(
     return below, price, factors
 
 
-def _together(symbols: Symbols, connection: Connection, value: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+def _together(symbols: Symbols, connection: Connection, value: Tensor, a: Tensor, name: str) -> Tensor:
     """Bound |Σ a·(u' − centre)| over the edges of each weight by Σ_i |Σ a·generator_i| + Σ |a|·rest: all neurons together."""
-    edges, form = connection.edges, symbols.known[connection.source]
-    if name not in symbols.gatherers:
-        symbols.gatherers[name] = [edges.gatherer(block, value) for block in form.blocks.values() if len(block)]
+    form = symbols.known[connection.source]
+    if name not in symbols.sums:
+        room = HELD - sum(numbers for _, numbers in symbols.sums.values())
+        symbols.sums[name] = _sizes_summed(connection, form, value, a.shape[2:], room)
+    summed, _ = symbols.sums[name]
+    return (summed(a) + connection.edges.gathered(form.rest, value, a.abs())) * (1 + ROUNDED)
 
-    def bounded(a: Tensor) -> Tensor:
-        joint = edges.gathered(form.rest, value, a.abs())
-        for gathered in symbols.gatherers[name]:
-            joint = joint + gathered(a).abs().sum(0, keepdim=True)
-        return joint * (1 + ROUNDED)
 
-    return bounded
+def _sizes_summed(
+    connection: Connection, form: Form, value: Tensor, shape: Sequence[int], room: int
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Return a ↦ Σ_i |Σ a·generator_i| over the edges of each weight, a few generators at a time.
+
+    Args:
+        connection: Of a shared weight.
+        form: Of the layer below.
+        value: Of the weight's shape.
+        shape: Of the layer above.
+        room: What is laid out for each generator (windows, of a convolution) is held where it has no more numbers.
+
+    Returns:
+        The function, and how many numbers are held for it.
+    """
+    edges, channels = connection.edges, value.shape[0] if value.dim() else 1
+    laid_out = max(form.centre.numel(), math.prod(shape) * value.numel() // channels**2)
+    rows = max(1, ELEMENTS // max(laid_out, value.numel()))
+    parts = [part for block in form.blocks.values() if len(block) for part in block.split(rows)]
+    numbers = laid_out * sum(map(len, parts))
+    if numbers <= room:
+        held = [edges.gatherer(part, value) for part in parts]
+        return lambda a: _added(a, value, (gathered(a) for gathered in held)), numbers
+    return lambda a: _added(a, value, (edges.gatherer(part, value)(a) for part in parts)), 0
+
+
+def _added(a: Tensor, value: Tensor, gathered: Iterable[Tensor]) -> Tensor:
+    total = value.new_zeros(1, a.shape[1], *value.shape)
+    for part in gathered:
+        total += part.abs().sum(0, keepdim=True)
+    return total
 
 
 def chord(middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,7 +352,7 @@ def _through_lines(
     if symbols is not None and layer.name in symbols.losses:  # upper/2 + width·ε − loss in place of upper, where that may help
         loss = symbols.losses[layer.name]
         kept = torch.where(8 * loss < lines.upper, kept, 0.0)
-        symbols.factors[layer.name] = (negative * (kept * symbols.widths[layer.name]).unsqueeze(1)).flatten(2)
+        symbols.factors[layer.name] = _flat(negative * (kept * symbols.widths[layer.name]).unsqueeze(1))
         bound = bound - _dot(negative, kept * (lines.upper / 2 - loss))
     z = positive * _lower_slope(relaxation, layer, lines, tilt) + negative * upper_slope.unsqueeze(1)
     connection = layer.connections[0]
