@@ -140,7 +140,7 @@ class Parabolas:
 
         Args:
             relaxation: What is known of one sample.
-            kept: The symbols, with the forms of all layers up to the one that the last kinks read.
+            kept: The symbols, with the forms of all layers before the last kinks.
             functional: Layer name to coefficients, (1, 1, *shape), handed down to the last kinks.
             constant: Added to it.
             units: By layer, a functional that is known not to be positive, (1, *shape): any share of each of its entries may
