@@ -123,7 +123,8 @@ def decided(case: Any) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
         program.graph.initializer.extend(numpy_helper.from_array(own, name) for name, own in values.items() if name in static)
         try:
             tensors = [tensor_of(own) for name, own in values.items() if name not in static]
-            results = [tensor_of(as_array(own)) for own in returned if own is not None]
+            parts = [part for own in returned for part in (own if isinstance(own, list) else [own])]  # sequences
+            results = [tensor_of(as_array(own)) for own in parts if own is not None]
         except pathlift.InputError:
             continue  # types that PyTorch does not have
         yield program, tensors, results
