@@ -14,7 +14,7 @@ import pathlift
 from pathlift import Absolute, Relative
 from pathlift.budget import Clock
 from pathlift.certification import Tolerance
-from pathlift.graph.layers import Connection, WeightTensor
+from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
 from pathlift.passes.box import box, checked_intervals, point
 from pathlift.passes.enclosure import Enclosure, parabolas, rests, splitting, substitution, together
@@ -103,6 +103,17 @@ def enclosed(network: Network, x: Tensor, tolerance: Tolerance | None, radius: f
         box(network, tolerance, arithmetic=True) if tolerance is not None else point(network, network.state, arithmetic=True)
     )
     return Enclosure(network, weights, feed_of(network, x), radius, Arithmetic(network), refine=True)
+
+
+def formed(
+    network: Network, x: Tensor, tolerance: Tolerance | None, radius: float
+) -> tuple[Relaxation, Layer, dict[str, Form]]:
+    """Return what is known of the set, the layer that the last kinks read, and the forms up to it."""
+    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
+    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
+    known = forms(relaxation, source)
+    assert known is not None
+    return relaxation, source, known
 
 
 class Worst:
@@ -199,10 +210,7 @@ def test_a_bound_that_keeps_its_symbols_is_at_its_smallest_that_of_one_that_does
     name: str, tolerance: Tolerance | None, radius: float
 ) -> None:
     network, x = captured(name)
-    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
-    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
-    known = forms(relaxation, source)
-    assert known is not None
+    relaxation, source, known = formed(network, x, tolerance, radius)
     kept_most, search = 0.0, Worst(network, x, tolerance, radius)
     for _ in range(4):
         functional = {source.name: torch.randn(1, 1, *source.shape, dtype=torch.float64)}
@@ -223,10 +231,7 @@ def test_what_neurons_that_a_shared_weight_reads_do_together_is_bounded(
 ) -> None:
     """|Σ a·(u − centre)| over the edges of a weight is no more in networks that a search finds, and can be half as much."""
     network, x = captured(name)
-    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
-    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
-    known = forms(relaxation, source)
-    assert known is not None
+    relaxation, source, known = formed(network, x, tolerance, radius)
     search, kept, shares = Worst(network, x, tolerance, radius), symbols(relaxation, known), []
     handed_down(relaxation, {source.name: torch.randn(1, 1, *source.shape, dtype=torch.float64)}, None, {}, kept)
     for layer in network.layers:
@@ -299,10 +304,7 @@ def test_a_functional_lies_above_what_its_bound_says_for_the_symbols_that_there_
     tolerance: Tolerance | None, radius: float
 ) -> None:
     network, x = captured("strided")
-    relaxation = enclosed(network, x, tolerance, radius)._relaxation.of_sample(0)
-    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
-    known = forms(relaxation, source)
-    assert known is not None
+    relaxation, source, known = formed(network, x, tolerance, radius)
     search, closest = Worst(network, x, tolerance, radius), math.inf
     for _ in range(8):
         functional = torch.randn(1, 1, *source.shape, dtype=torch.float64)
@@ -351,10 +353,7 @@ def test_squares_and_what_is_linear_do_not_pay_for_two_corners() -> None:
 def test_what_a_bound_depends_on_and_a_form_does_not_know_is_paid() -> None:
     """Below a maximum forms start anew, and a bound does not."""
     network, x = captured("branches")
-    relaxation = enclosed(network, x, Relative(0.02), 0.01)._relaxation.of_sample(0)
-    source = network.layer[[layer for layer in network.layers if layer.nonlinearity is not None][-1].connections[0].source]
-    known = forms(relaxation, source)
-    assert known is not None
+    relaxation, source, known = formed(network, x, Relative(0.02), 0.01)
     kept = symbols(relaxation, known)
     handed_down(relaxation, {source.name: torch.ones(1, 1, *source.shape, dtype=torch.float64)}, None, {}, kept)
     unknown = {name for name in kept.factors if name not in known[source.name].blocks}

@@ -39,8 +39,8 @@ def scaling_of(rows: Tensor, among: Tensor | None = None, floor: float = 1e-9) -
     Returns:
         (symbols,), with the sum 1.
     """
-    square = (rows * (rows if among is None else among @ rows)).sum(0)
-    length = square.clamp(min=0.0).sqrt()
+    squares = (rows * (rows if among is None else among @ rows)).sum(0)
+    length = squares.clamp(min=0.0).sqrt()
     length = length + floor * length.mean() + DOUBLE.least
     return length / length.sum()
 
@@ -57,5 +57,5 @@ def square(rows: Tensor, q: Tensor, scaling: Tensor) -> float:
     if not bool(matrix.isfinite().all()):
         return math.inf
     off = (rows.shape[1] + 64 * len(rows) + 16) * DOUBLE.unit * matrix.diagonal().sum()
-    largest = torch.linalg.eigvalsh(matrix)[-1].clamp(min=0.0)
-    return float((largest + off + DOUBLE.least) * scaling.sum()) * UP
+    most = torch.linalg.eigvalsh(matrix)[-1].clamp(min=0.0)
+    return float((most + off + DOUBLE.least) * scaling.sum()) * UP

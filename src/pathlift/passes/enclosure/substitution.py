@@ -235,8 +235,9 @@ def _moved_alike(
     assert radius is not None
     edges, centre = connection.edges, relaxation.weights.centres.get(layer.name)
     interval = relaxation.intervals[connection.source]
-    middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
-    if symbols is not None:
+    if symbols is None:
+        middle, reach = relaxation.for_all(interval.middle), relaxation.for_all(interval.radius)
+    else:
         form = symbols.known[connection.source]
         middle, reach = form.centre, form.reach(interval)
     if centre is not None:
@@ -260,6 +261,8 @@ def _moved_alike(
         return edges.returned(x.shape[1:], value - moved, functionals), price, _flat(factor)
 
     rows = max(1, ELEMENTS // max(1, value.numel()))  # each has weights of its own
+    if symbols is not None:  # what neurons do together is found for all functionals at once, or kept
+        rows = max(rows, a.shape[1])
     step = max(1, rows // max(1, a.shape[1]))
     found = []
     for x, rho, functionals in zip(middle.split(step), reach.split(step), a.split(step), strict=True):

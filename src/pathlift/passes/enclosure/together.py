@@ -1,4 +1,4 @@
-"""What the neurons before the last kinks can do together: a bound by squares (mathematics §5).
+"""What the neurons before kinks can do together: a bound by squares (mathematics §5).
 
 The chord above each |z| is dear where many signs are unknown: it pays for every neuron as if it were at the end of its own
 interval, and all cannot be there at once, as the same weights move them. Here parabolas take the place of chords (`parabolas`),
