@@ -35,17 +35,20 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Let loops take tensors of any size, and list those that ran."""
     if request.param == "numba":
         pytest.importorskip("numba")
-    compiled = fused._compiled if request.param == "numba" else _plain
+    run = fused._run
     ran: list[str] = []
 
-    def noted(loop: Callable[..., None]) -> Callable[..., None]:
+    def noted(loop: Callable[..., None], arguments: Any, count: int) -> None:
         ran.append(loop.__name__)
-        return compiled(loop)
+        run(loop, arguments, count)
 
     monkeypatch.setattr(fused, "LEAST", 0)
     monkeypatch.setattr(fused, "SHARE", 8)
-    monkeypatch.setattr(fused, "_numba", lambda: object() if request.param == "plain Python" else __import__("numba"))
-    monkeypatch.setattr(fused, "_compiled", noted)
+    monkeypatch.setattr(fused, "_run", noted)
+    if request.param == "plain Python":
+        monkeypatch.setattr(fused, "_numba", object)
+        monkeypatch.setattr(fused, "_compiled", _plain)
+        monkeypatch.setattr(fused, "parallel_region", lambda: None)
     with torch.no_grad():
         yield ran
 
@@ -144,6 +147,30 @@ def test_nothing_to_do(loops: list[str]) -> None:
         for recipe in Recipe:
             for out in fused.products(recipe, (w,) if recipe is Recipe.SAME else (w, w), {0: x, 1: x}).values():
                 assert torch.equal(out, torch.zeros(rows))
+
+
+def test_on_the_threads_of_pytorch(loops: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop gives the same bits in a region of PyTorch's threads, where there is one, and on Python's."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    for stored, dtype in TYPES:
+        w, v = (drawn((37, 129), stored, generator) for _ in range(2))
+        x, y, g = (drawn((size,), dtype, generator).abs() for size in (129, 129, 37))
+
+        def results(w: Tensor = w, v: Tensor = v, x: Tensor = x, y: Tensor = y, g: Tensor = g) -> list[Tensor]:
+            shares = torch.empty(w.shape, dtype=x.dtype)
+            many = [fused.products(recipe, (w, v)[: 1 + (recipe is not Recipe.SAME)], {0: x, 1: y}) for recipe in Recipe]
+            return [fused.product(w, x), fused.back(w, x, g, shares), shares, *(out for each in many for out in each.values())]
+
+        try:
+            torch.set_num_threads(2)
+            in_region = results()
+            with monkeypatch.context() as patch:
+                patch.setattr(fused, "parallel_region", lambda: None)
+                by_python = results()
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(one, other) for one, other in zip(in_region, by_python, strict=True))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

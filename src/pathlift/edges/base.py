@@ -72,6 +72,19 @@ class Edges(ABC):
             Values of the neurons above.
         """
 
+    def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
+        """Apply `sum` to several tensors of one shape with the same weights, which are computed once.
+
+        Args:
+            xs: Values of the neurons below.
+            w: The weights.
+
+        Returns:
+            Values of the neurons above.
+        """
+        ready = computed(w.full())
+        return [self.sum(x, ready) for x in xs]
+
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
         """Apply the map to several tracks at once: out_i = Σ_j factor_ij · sum(x_j, w_ij).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 from typing_extensions import override
@@ -40,6 +40,12 @@ class Chain(Edges):
         for link, weight in self._weighed(w):
             x = link.sum(x, weight)
         return x
+
+    @override
+    def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
+        for number, link in enumerate(self.links):
+            xs = link.each(xs, w) if number == self.weighted else [link.sum(x, None) for x in xs]
+        return list(xs)
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:

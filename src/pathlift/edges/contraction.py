@@ -18,6 +18,7 @@ from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
 from pathlift.edges.window import along, read
+from pathlift.fused import Recipe
 
 
 class Dense(Edges):
@@ -55,6 +56,14 @@ class Dense(Edges):
         else:
             out = _joined_columns(({0: product(rows, block.T)} for _, block in w.rows()), w.shape[0])[0]
         return out.reshape(*x.shape[:-1], w.shape[0])
+
+    @override
+    def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
+        weight, rows = w.magnitudes_of, [x.reshape(-1, x.shape[-1]) for x in xs]
+        if len(xs) == 2 and weight is not None and len(rows[0]) == 1 and fused.suits((weight,), rows):
+            tracks = dict(enumerate(row[0] for row in rows))
+            return [out.reshape(*xs[0].shape[:-1], -1) for out in fused.products(Recipe.SAME, (weight,), tracks).values()]
+        return list(self.sum(torch.stack(list(xs)), w).unbind())
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:

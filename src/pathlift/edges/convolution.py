@@ -81,6 +81,10 @@ class Convolution(Edges):
         return torch.convolution(self._pad(x), w.brief(), None, *self._options)
 
     @override
+    def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
+        return list(self.sum(torch.cat(list(xs)), w).chunk(len(xs)))
+
+    @override
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
         windows, kernels, above = self._windows(x, w.full())

@@ -139,18 +139,23 @@ class GatheredConvolution(Edges):
     @override
     def sum(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
-        if self._image is not None and self._slides(x, w.shape):
-            return self._image.sum(x, w.brief(), self.groups)
-        flat = self._flat(x)
+        return self.each([x], w)[0]
+
+    @override
+    def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
+        """Lay the columns of all side by side."""
+        if self._image is not None and self._slides(xs[0], w.shape):
+            return self._image.sums(xs, w.brief(), self.groups)
+        flat = [self._flat(x) for x in xs]
         pieces: list[Tensor] = []
-        for _, table in self._positions(x.shape[1] * self.taps):
-            columns = self._columns(flat, table)
+        for _, table in self._positions(len(xs) * xs[0].shape[1] * self.taps):
+            columns = _side_by_side([self._columns(each, table) for each in flat], 2)
             parts: list[Tensor] = []
             for rows, block in w.rows(self._multiple(w.shape)):
                 part = self._part(block, columns, rows, self._per_group(w.shape), product)
                 parts = [parts[0] + part] if self._adds and parts else [*parts, part]
-            pieces.append(_side_by_side(parts, 0))
-        return _side_by_side(pieces, 1).view(1, -1, *self.spatial)
+            pieces.append(_side_by_side(parts, 0).unflatten(1, (len(xs), -1)))
+        return [above.reshape(1, -1, *self.spatial) for above in _side_by_side(pieces, 2).unbind(1)]
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
@@ -330,9 +335,10 @@ class _Image:
         flat = F.pad(flat, (0, 1)) if self.padded else flat  # a position that is always 0 where one is needed
         return flat.gather(1, self.table.on(x.device).expand(len(flat), -1)).view(1, -1, *self.size)
 
-    def sum(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """See `Edges.sum`."""
-        return torch.convolution(self._laid_out(x), weight, None, *self._options(groups))
+    def sums(self, xs: Sequence[Tensor], weight: Tensor, groups: int) -> list[Tensor]:
+        """See `Edges.each`."""
+        images = _side_by_side([self._laid_out(x) for x in xs], 0)
+        return list(torch.convolution(images, weight, None, *self._options(groups)).split(1))
 
     def adjoint(
         self, x: Tensor, weight: Tensor, g: Tensor, groups: int, *, below: bool, share: bool

@@ -9,8 +9,8 @@ Rounding. `single`, `double` and `compared` sum in another order than PyTorch, w
 twice. Nothing is assumed to be finite. `back` multiplies in the order of PyTorch, for the guards of
 `pathlift.passes.backward` are about it.
 
-Threads are Python's, as many as PyTorch has, started for one call: numba's own may not be entered by two threads at once, nor
-after a fork.
+Threads are those that PyTorch has waiting (`pathlift.fused.team`), as many as it has; in a process that was forked, and where
+PyTorch's are not those of GNU's OpenMP, Python's, started for one call: numba's own may not be entered by two threads at once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pathlift.fused import loops
+from pathlift.fused.team import Arguments, Loop, arithmetic, kept, parallel_region
 
 LEAST = 1 << 20
 """Weights from which on a loop is worth it: it saves 3 ms for each million, and a process that has no loops yet takes 0.5 s to
@@ -36,9 +37,6 @@ import numba and load them, or 1 s each to compile them, once."""
 
 SHARE = 1 << 19
 """Weights that a thread is worth."""
-
-REORDERED, JOINED = {"reassoc", "contract", "nsz"}, {"contract"}
-"""What a compiler may do to arithmetic."""
 
 WIDTHS = {(torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)}
 """Types of weights and tracks."""
@@ -58,15 +56,9 @@ def _numba() -> Any | None:
 
 
 @functools.cache
-def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
+def _compiled(loop: Loop) -> Loop:
     """Return a loop as machine code: compiled for each type when it is first called, and kept on disk where that can be."""
-    numba = _numba()
-    assert numba is not None
-    options = {"nogil": True, "fastmath": JOINED if loop is loops.back else REORDERED}
-    try:
-        return numba.njit(cache=True, **options)(loop)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder can be written to
-        return numba.njit(**options)(loop)  # type: ignore[no-any-return]
+    return kept(_numba().njit, loop, nogil=True, fastmath=arithmetic(loop))  # type: ignore[union-attr,no-any-return]
 
 
 def _untransformed() -> bool:
@@ -127,9 +119,9 @@ def product(weight: Tensor, x: Tensor) -> Tensor:
     Returns:
         (rows,).
     """
-    out = x.new_empty(len(weight))
-    _run(loops.single, (weight, x, out), len(weight), weight.numel())
-    return out
+    out = x.new_empty(1, len(weight))
+    _run(loops.single, Arguments(weight, weight, x, x, False, out), len(weight))
+    return out[0]
 
 
 def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Tensor]) -> dict[tuple[int, int], Tensor]:
@@ -152,10 +144,8 @@ def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Ten
     x, y = (tracks.get(track, known) for track in (0, 1))
     keys = [(0, 0), (1, 1)] if recipe is Recipe.SAME else [(0, 0), (1, 1), (1, 0)]
     out = known.new_empty(len(keys), len(weight))
-    if recipe is Recipe.SAME:
-        _run(loops.double, (weight, x, y, out), len(weight), weight.numel())
-    else:
-        _run(loops.compared, (*weights, x, y, recipe is Recipe.PIVOT, out), len(weight), weight.numel())
+    loop = loops.double if recipe is Recipe.SAME else loops.compared
+    _run(loop, Arguments(weight, weights[-1], x, y, recipe is Recipe.PIVOT, out), len(weight))
     return {key: each for key, each in zip(keys, out, strict=True) if key[1] in tracks}
 
 
@@ -172,15 +162,18 @@ def back(weight: Tensor, x: Tensor, g: Tensor, shares: Tensor) -> Tensor:
         (columns,).
     """
     below = torch.zeros_like(x)
-    _run(loops.back, (weight, x, g, below, shares), len(x), weight.numel())
+    _run(loops.back, Arguments(weight, shares, x, g, False, below[None]), len(x))
     return below
 
 
-def _run(loop: Callable[..., None], arguments: Sequence[Tensor | bool], count: int, size: int) -> None:
+def _run(loop: Loop, arguments: Arguments, count: int) -> None:
     """Run a loop over ``count`` rows or columns, in parts whose length is a multiple of 4."""
-    compiled = _compiled(loop)
-    arrays = [value.detach().numpy() if isinstance(value, Tensor) else value for value in arguments]
-    parts = max(1, min(torch.get_num_threads(), size // SHARE))
+    parts = max(1, min(torch.get_num_threads(), arguments.w.numel() // SHARE))
+    team = _team(loop, arguments) if parts > 1 else None
+    if team is not None:
+        team(arguments, count, parts)
+        return
+    compiled, arrays = _compiled(loop), arguments.arrays
     step = max(-(-count // (4 * parts)), 1) * 4
     ranges = [(first, min(first + step, count)) for first in range(0, count, step)]
     if len(ranges) <= 1:
@@ -190,3 +183,12 @@ def _run(loop: Callable[..., None], arguments: Sequence[Tensor | bool], count: i
     with ThreadPoolExecutor(len(ranges)) as threads:
         for done in [threads.submit(compiled, *arrays, *part) for part in ranges]:
             done.result()
+
+
+def _team(loop: Loop, arguments: Arguments) -> Callable[[Arguments, int, int], None] | None:
+    """Return what runs a loop on PyTorch's threads; None where they are not to be had."""
+    if parallel_region() is None:
+        return None
+    from pathlift.fused import tasks  # imports numba
+
+    return tasks.of(loop.__name__, *(tensor.dtype for tensor in (arguments.w, arguments.v, arguments.x)))

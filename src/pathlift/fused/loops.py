@@ -1,7 +1,8 @@
 """Loops over the weights of a linear layer that read them once, as numba compiles them; without it they are plain Python.
 
-W, V: (rows, columns), contiguous, of fewer or as many digits as the tracks x, y; each loop does the rows, or the columns, from
-``first`` to ``last``, so that threads can share the work. The sum of a row is split up in a way that depends on its length
+All take the same: w, v: (rows, columns), contiguous, of fewer or as many digits as the tracks x, y; ``pivot``, which `compared`
+alone asks for; out: (results, rows or columns). Each does the rows, or the columns, from ``first`` to ``last``, so that threads
+can share the work. The sum of a row is split up in a way that depends on its length
 alone, and rows go by fours from 0: so a result is the same, bit for bit, with however many threads.
 """
 
@@ -13,8 +14,8 @@ Array: TypeAlias = Any
 """A NumPy array; numba gives its elements their types."""
 
 
-def single(w: Array, x: Array, out: Array, first: int, last: int) -> None:
-    """out[r] = Σ_i |w[r, i]|·x[i], four rows at a time: x is read a quarter as often."""
+def single(w: Array, _v: Array, x: Array, _y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
+    """out[0, r] = Σ_i |w[r, i]|·x[i], four rows at a time: x is read a quarter as often."""
     kind = x.dtype.type
     row = first
     while row + 4 <= last:
@@ -24,17 +25,17 @@ def single(w: Array, x: Array, out: Array, first: int, last: int) -> None:
             b += kind(abs(w[row + 1, i])) * x[i]
             c += kind(abs(w[row + 2, i])) * x[i]
             d += kind(abs(w[row + 3, i])) * x[i]
-        out[row], out[row + 1], out[row + 2], out[row + 3] = a, b, c, d
+        out[0, row], out[0, row + 1], out[0, row + 2], out[0, row + 3] = a, b, c, d
         row += 4
     while row < last:
         a = kind(0)
         for i in range(w.shape[1]):
             a += kind(abs(w[row, i])) * x[i]
-        out[row] = a
+        out[0, row] = a
         row += 1
 
 
-def double(w: Array, x: Array, y: Array, out: Array, first: int, last: int) -> None:
+def double(w: Array, _v: Array, x: Array, y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
     """out[0, r] = Σ_i |w[r, i]|·x[i] and out[1, r] = Σ_i |w[r, i]|·y[i], two rows at a time."""
     kind = x.dtype.type
     row = first
@@ -79,23 +80,23 @@ def compared(w: Array, v: Array, x: Array, y: Array, pivot: bool, out: Array, fi
         out[0, row], out[1, row], out[2, row] = a, b, c
 
 
-def back(w: Array, x: Array, g: Array, below: Array, shares: Array, first: int, last: int) -> None:
-    """shares[r, i] = |w[r, i]|·x[i]·g[r], and Σ_r |w[r, i]|·g[r] added to below[i], four rows at a time."""
+def back(w: Array, v: Array, x: Array, y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
+    """v[r, i] = |w[r, i]|·x[i]·y[r], and Σ_r |w[r, i]|·y[r] added to out[0, i], four rows at a time."""
     rows = w.shape[0]
     row = 0
     while row + 4 <= rows:
-        e, f, g_, h = g[row], g[row + 1], g[row + 2], g[row + 3]
+        e, f, g, h = y[row], y[row + 1], y[row + 2], y[row + 3]
         for i in range(first, last):
             a, b, c, d = abs(w[row, i]), abs(w[row + 1, i]), abs(w[row + 2, i]), abs(w[row + 3, i])
-            below[i] += (a * e + b * f) + (c * g_ + d * h)
-            shares[row, i] = a * x[i] * e
-            shares[row + 1, i] = b * x[i] * f
-            shares[row + 2, i] = c * x[i] * g_
-            shares[row + 3, i] = d * x[i] * h
+            out[0, i] += (a * e + b * f) + (c * g + d * h)
+            v[row, i] = a * x[i] * e
+            v[row + 1, i] = b * x[i] * f
+            v[row + 2, i] = c * x[i] * g
+            v[row + 3, i] = d * x[i] * h
         row += 4
     while row < rows:
         for i in range(first, last):
             a = abs(w[row, i])
-            below[i] += a * g[row]
-            shares[row, i] = a * x[i] * g[row]
+            out[0, i] += a * y[row]
+            v[row, i] = a * x[i] * y[row]
         row += 1

@@ -233,19 +233,6 @@ class PartsProgram(NormProgram):
         magnitudes = None if weight.scalar in {1.0, -1.0} else self.weights(weight, self.transform, self.degree)
         return {(0, 0): magnitudes, (1, 1): magnitudes}
 
-    def bundle(self, weight: WeightTensor) -> Bundle | None:
-        """See `Program.bundle`: a large weight is read once for both tracks."""
-        if self.largest or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
-            return None
-        values = (self.values[0][weight],)
-        shift = self._shift_of(weight, values, self.degree)
-        recipe = Recipe.SAME if self.degree == 1.0 else None
-        return Bundle(values, BOTH, self._entries, self.dtype, shift=shift, degree=self.degree, recipe=recipe)
-
-    def _entries(self, value: Tensor) -> Stream:
-        magnitudes = self.transform(value)
-        return [(key, magnitudes) for key in BOTH]
-
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
         return {1: self.weights(weight, self.transform, self.degree)}

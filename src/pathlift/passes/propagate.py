@@ -201,7 +201,7 @@ def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Track
     bundled = {
         position: arrivals
         for position, connection in enumerate(layer.connections)
-        if (arrivals := _bundle_arrivals(connection, tracks, program)) is not None
+        if (arrivals := _joint_arrivals(connection, tracks, program)) is not None
     }
     starts = [program.start(bias.weight) for bias in layer.biases]
     for track in range(program.tracks):
@@ -300,6 +300,29 @@ Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
 """What one bundle of edges brings to one track, and whether its memory is new: free to be overwritten."""
 
 
+def _joint_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
+    """Return what one bundle of edges brings to every track, where its weights are read once for several; None elsewhere."""
+    if connection.weight is None or program.tracks == 1 or program.batch is not None or program.largest:
+        return None
+    return _bundle_arrivals(connection, tracks, program) or _alike_arrivals(connection, tracks, program)
+
+
+def _alike_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
+    """Return what one bundle of edges brings to every track when each travels by itself with the same weights."""
+    assert connection.weight is not None
+    below = {track: value for track, value in enumerate(tracks[connection.source]) if value is not None}
+    entries = program.edge(connection.weight)
+    weights = entries.get((0, 0))
+    alike = all(to == source and own is weights for (to, source), own in entries.items()) and len(entries) == program.tracks
+    if weights is None or not alike or len(below) < 2:
+        return None
+    sums = connection.edges.each([value.tensor for value in below.values()], weights)
+    return {
+        track: [_arrived(connection, value, tensor, weights)]
+        for (track, value), tensor in zip(below.items(), sums, strict=True)
+    }
+
+
 def _bundle_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
     """Return what one bundle of edges brings to every track, when the program has all its entries at once.
 
@@ -332,17 +355,19 @@ def _edge_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program
     for (to, source), weights in entries.items():
         below = tracks[connection.source][source]
         if to == track and below is not None:
-            exponent = below.exponent + (0.0 if weights is None else weights.exponent)
-            tensor = apply(connection.edges, below.tensor, weights, program)
-            fresh = connection.edges.fresh or weights is not None
-            if connection.edges.single:
-                value = below.times(tensor, weights)
-            elif fresh:
-                value = Scaled(tensor, exponent)
-            else:  # what is only moved about has the entries that it had, and zeros beside them
-                value = Scaled(tensor, exponent, below.peak, None if below.trough is None else -math.inf)
-            arrivals.append((value, fresh))
+            arrivals.append(_arrived(connection, below, apply(connection.edges, below.tensor, weights, program), weights))
     return arrivals
+
+
+def _arrived(connection: Connection, below: Scaled, tensor: Tensor, weights: Weights | None) -> tuple[Scaled, bool]:
+    """Return what edges made of a value, and whether it is new memory."""
+    fresh = connection.edges.fresh or weights is not None
+    if connection.edges.single:
+        return below.times(tensor, weights), fresh
+    if fresh:
+        return Scaled(tensor, below.exponent + (0.0 if weights is None else weights.exponent)), True
+    # what is only moved about has the entries that it had, and zeros beside them
+    return Scaled(tensor, below.exponent, below.peak, None if below.trough is None else -math.inf), False
 
 
 def _summed(
