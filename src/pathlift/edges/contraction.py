@@ -18,7 +18,6 @@ from pathlift.edges.pattern import Layout, Pattern, product_pattern
 from pathlift.edges.product import product
 from pathlift.edges.weights import Bundle, Entry, Weights, add_scaled, new_memory
 from pathlift.edges.window import along, read
-from pathlift.fused import Recipe
 
 
 class Dense(Edges):
@@ -51,18 +50,14 @@ class Dense(Edges):
         if torch.is_grad_enabled():
             return F.linear(x, w.full())
         rows, weight = x.reshape(-1, x.shape[-1]), w.magnitudes_of
-        if len(rows) == 1 and weight is not None and fused.suits((weight,), (rows,)):
-            out = fused.product(weight, rows[0])
+        if len(rows) <= fused.FEW and weight is not None and fused.suits((weight,), (rows,)):
+            out = fused.product(weight, rows)
         else:
             out = _joined_columns(({0: product(rows, block.T)} for _, block in w.rows()), w.shape[0])[0]
         return out.reshape(*x.shape[:-1], w.shape[0])
 
     @override
     def each(self, xs: Sequence[Tensor], w: Weights) -> list[Tensor]:
-        weight, rows = w.magnitudes_of, [x.reshape(-1, x.shape[-1]) for x in xs]
-        if len(xs) == 2 and weight is not None and len(rows[0]) == 1 and fused.suits((weight,), rows):
-            tracks = dict(enumerate(row[0] for row in rows))
-            return [out.reshape(*xs[0].shape[:-1], -1) for out in fused.products(Recipe.SAME, (weight,), tracks).values()]
         return list(self.sum(torch.stack(list(xs)), w).unbind())
 
     @override

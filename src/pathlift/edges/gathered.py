@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from pathlift import fused
 from pathlift.edges.axis import Table
 from pathlift.edges.base import Edges
 from pathlift.edges.pattern import Pattern, convolution_pattern, tap_triples
@@ -64,6 +65,7 @@ class GatheredConvolution(Edges):
         self.taps, self.count = self._index.shape
         self.padded = bool((self._index == self.below).any())
         self.plain = self.taps == 1 and torch.equal(self._index[0], torch.arange(self.below))
+        self._whole = Table(self._index.reshape(1, -1))
         self._chunks: dict[int, list[tuple[slice, Table]]] = {}
         self._image = None if transposed or self.plain else _Image.of(self.tables, self.counts)
 
@@ -147,6 +149,9 @@ class GatheredConvolution(Edges):
         if self._image is not None and self._slides(xs[0], w.shape):
             return self._image.sums(xs, w.brief(), self.groups)
         flat = [self._flat(x) for x in xs]
+        weight = w.magnitudes_of
+        if weight is not None and self._suits_loops(weight, flat):
+            return self._by_loops(weight, flat)
         pieces: list[Tensor] = []
         for _, table in self._positions(len(xs) * xs[0].shape[1] * self.taps):
             columns = _side_by_side([self._columns(each, table) for each in flat], 2)
@@ -156,6 +161,17 @@ class GatheredConvolution(Edges):
                 parts = [parts[0] + part] if self._adds and parts else [*parts, part]
             pieces.append(_side_by_side(parts, 0).unflatten(1, (len(xs), -1)))
         return [above.reshape(1, -1, *self.spatial) for above in _side_by_side(pieces, 2).unbind(1)]
+
+    def _suits_loops(self, weight: Tensor, flat: Sequence[Tensor]) -> bool:
+        """Whether there are few enough positions for the loops of `pathlift.fused`, and weights enough."""
+        few = self.groups == 1 and not self.transposed and len(flat) * self.count <= fused.FEW
+        return few and fused.suits((weight,), flat)
+
+    def _by_loops(self, weight: Tensor, flat: Sequence[Tensor]) -> list[Tensor]:
+        columns = [self._columns(each, self._whole) for each in flat]
+        rows = torch.cat([each.flatten(0, 1).T for each in columns])
+        above = fused.product(weight.flatten(1), rows).unflatten(0, (len(flat), self.count))
+        return [each.T.reshape(1, -1, *self.spatial) for each in above]
 
     @override
     def sums(self, xs: Mapping[int, Tensor], bundle: Bundle, factors: Mapping[Entry, float]) -> dict[int, Tensor]:
@@ -218,7 +234,7 @@ class GatheredConvolution(Edges):
     def max(self, x: Tensor, w: Weights | None) -> Tensor:
         assert w is not None
         weight = w.full()
-        columns = self._columns(self._flat(x), Table(self._index.reshape(1, -1))).contiguous()
+        columns = self._columns(self._flat(x), self._whole).contiguous()
         _, matrices, read = self._matrices(weight, columns, slice(0, len(weight)), self._per_group(weight.shape))
         step = max(1, COLUMNS * 4 // max(1, matrices[0].numel()))
         pieces = [

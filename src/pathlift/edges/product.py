@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGE = 1 << 21
-"""Multiplications from which on a product is worth the start of oneDNN."""
+LARGE, ALONG = 1 << 24, 1 << 21
+"""Multiplications for each thread from which on a product is worth the start of oneDNN; and of all threads together where both
+matrices lie along what is summed, as it wants them."""
 
 LONG = 1 << 19
 """The same for a product of a matrix and a vector, which only reads the matrix."""
@@ -28,17 +29,27 @@ def _has_onednn() -> bool:
 
 ONEDNN = _has_onednn()
 
-DEEP = 256
-"""Inner size from which on oneDNN wins although its result has to be turned round."""
+DEEP, NARROW = 256, 64
+"""Inner size from which on, and columns up to which oneDNN wins although its result has to be turned round."""
+
+
+def _can(first: Tensor) -> bool:
+    """Whether oneDNN can do a product with a matrix."""
+    if not ONEDNN or first.dtype != torch.float32 or first.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    # under vmap it would be called for one sample after the other, with a warning for the user
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _gains(first: Tensor, second: Tensor) -> bool:
     """Whether a product is one that oneDNN can do, and does faster."""
-    if not ONEDNN or first.dtype != torch.float32 or first.device.type != "cpu" or torch.is_grad_enabled():
+    if not _can(first):
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False  # under vmap it would be called for one sample after the other, with a warning for the user
-    return first.numel() * second.shape[1] >= (LONG if len(first) == 1 else LARGE)
+    if len(first) == 1:
+        least = LONG
+    else:
+        least = ALONG if second.T.is_contiguous() else LARGE * torch.get_num_threads()
+    return first.numel() * second.shape[1] >= least
 
 
 def turned_product(first: Tensor, second: Tensor) -> Tensor:
@@ -51,8 +62,8 @@ def turned_product(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Shape (rows, columns), contiguous.
     """
-    if len(first) >= DEEP and _gains(second.T, first):
-        return product(second.T, first).T.contiguous()
+    if len(first) >= DEEP and second.shape[1] < NARROW and _can(first) and first.numel() * second.shape[1] >= ALONG:
+        return _by_onednn(second.T, first).T.contiguous()
     return torch.mm(first.T, second)
 
 
@@ -68,5 +79,9 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     """
     if not _gains(first, second):
         return torch.mm(first, second)
+    return _by_onednn(first, second)
+
+
+def _by_onednn(first: Tensor, second: Tensor) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(first, second.T, None, "none", [], "")
     return result

@@ -157,6 +157,23 @@ def computed(weight: Tensor, exponent: float = 0.0) -> Weights:
     return weights
 
 
+def extents_of(joined: Tensor, sizes: Sequence[int]) -> list[tuple[float, float]] | None:
+    """Return the smallest and the largest of each of some tensors that lie end to end, in two operations.
+
+    Args:
+        joined: Flat.
+        sizes: Their numbers of elements.
+
+    Returns:
+        `Weights.extent` of each; None where one is empty, and on an accelerator, which would have to be waited for.
+    """
+    if joined.device.type != "cpu" or min(sizes) == 0:
+        return None
+    array, starts = joined.detach().numpy(), np.cumsum([0, *sizes[:-1]])
+    ends = (reduce(array, starts).tolist() for reduce in (np.minimum.reduceat, np.maximum.reduceat))
+    return list(zip(*ends, strict=True))
+
+
 class Support(Weights):
     """1 where a weight is not zero and 0 elsewhere: which edges are there at all."""
 

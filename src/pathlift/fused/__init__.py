@@ -4,7 +4,7 @@ A linear layer of one row is bound by memory. PyTorch writes |W| down before it 
 all on the way, at the speed of a product with W itself. `suits` is the one place that decides: it is True for plain tensors in
 memory, large enough, outside of anything that records or transforms operations, if numba is there. All else goes PyTorch's way.
 
-Rounding. `single`, `double` and `compared` sum in another order than PyTorch, with multiplications and additions joined
+Rounding. `several` and `compared` sum in another order than PyTorch, with multiplications and additions joined
 (`REORDERED`); bounds on rounding hold for any order (`pathlift.passes.rounding`), and a joined operation rounds once instead of
 twice. Nothing is assumed to be finite. `back` multiplies in the order of PyTorch, for the guards of
 `pathlift.passes.backward` are about it.
@@ -34,6 +34,9 @@ from pathlift.fused.team import Arguments, Loop, arithmetic, kept, parallel_regi
 LEAST = 1 << 20
 """Weights from which on a loop is worth it: it saves 3 ms for each million, and a process that has no loops yet takes 0.5 s to
 import numba and load them, or 1 s each to compile them, once."""
+
+FEW = 64
+"""Vectors up to which a loop multiplies all weights sooner than PyTorch does: they stay in a cache beside four rows of weights."""
 
 SHARE = 1 << 19
 """Weights that a thread is worth."""
@@ -97,31 +100,30 @@ def suits(weights: Sequence[Tensor], tracks: Sequence[Tensor]) -> bool:
 
 
 class Recipe(Enum):
-    """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W, or W and V (`Bundle.recipe`).
+    """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W and V (`Bundle.recipe`).
 
-    Each has |W| at (0, 0). SAME has |W| at (1, 1), too; APART |V| at (1, 1); PIVOT the pivot B of W and V at (1, 1) and |W| − B
-    at (1, 0); TELESCOPING |V| at (1, 1) and |W − V| at (1, 0).
+    Each has |W| at (0, 0). APART has |V| at (1, 1); PIVOT the pivot B of W and V at (1, 1) and |W| − B at (1, 0); TELESCOPING
+    |V| at (1, 1) and |W − V| at (1, 0).
     """
 
-    SAME = auto()
     APART = auto()
     PIVOT = auto()
     TELESCOPING = auto()
 
 
 def product(weight: Tensor, x: Tensor) -> Tensor:
-    """Return |W|·x.
+    """Return |W|·x for several x.
 
     Args:
         weight: W, (rows, columns).
-        x: (columns,).
+        x: (count, columns).
 
     Returns:
-        (rows,).
+        (count, rows).
     """
-    out = x.new_empty(1, len(weight))
-    _run(loops.single, Arguments(weight, weight, x, x, False, out), len(weight))
-    return out[0]
+    out = x.new_empty(len(x), len(weight))
+    _run(loops.several, Arguments(weight, weight, x, x, False, out), len(weight))
+    return out
 
 
 def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Tensor]) -> dict[tuple[int, int], Tensor]:
@@ -129,23 +131,20 @@ def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Ten
 
     Args:
         recipe: Which entries.
-        weights: W, or W and V, (rows, columns).
+        weights: W and V, (rows, columns).
         tracks: x under 0, y under 1, (columns,); either may be missing.
 
     Returns:
         Entry to product, (rows,); entries from a track that is missing may be left out.
     """
     weight = weights[0]
-    if recipe is Recipe.SAME and len(tracks) == 1:
-        return {(track, track): product(weight, x) for track, x in tracks.items()}
     if recipe is Recipe.APART:
-        return {(track, track): product(weights[track], x) for track, x in tracks.items()}
+        return {(track, track): product(weights[track], x[None])[0] for track, x in tracks.items()}
     known = next(iter(tracks.values()))
     x, y = (tracks.get(track, known) for track in (0, 1))
-    keys = [(0, 0), (1, 1)] if recipe is Recipe.SAME else [(0, 0), (1, 1), (1, 0)]
+    keys = [(0, 0), (1, 1), (1, 0)]
     out = known.new_empty(len(keys), len(weight))
-    loop = loops.double if recipe is Recipe.SAME else loops.compared
-    _run(loop, Arguments(weight, weights[-1], x, y, recipe is Recipe.PIVOT, out), len(weight))
+    _run(loops.compared, Arguments(weight, weights[-1], x[None], y[None], recipe is Recipe.PIVOT, out), len(weight))
     return {key: each for key, each in zip(keys, out, strict=True) if key[1] in tracks}
 
 
@@ -162,7 +161,7 @@ def back(weight: Tensor, x: Tensor, g: Tensor, shares: Tensor) -> Tensor:
         (columns,).
     """
     below = torch.zeros_like(x)
-    _run(loops.back, Arguments(weight, shares, x, g, False, below[None]), len(x))
+    _run(loops.back, Arguments(weight, shares, x[None], g[None], False, below[None]), len(x))
     return below
 
 

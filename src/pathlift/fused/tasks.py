@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from pathlift.fused import loops
 from pathlift.fused.team import Arguments, Loop, arithmetic, kept, parallel_region
 
-LENGTH = 13
+LENGTH = 15
 """Numbers that a region is handed."""
 
 Task = Callable[..., None]
@@ -52,30 +52,24 @@ def unpacked(data: Any, w_type: Any, v_type: Any, kind: Any) -> Any:
     """Return the arguments of a loop for one thread: the inverse of `Arguments.addresses`."""
     n = carray(data, (LENGTH,))
     w, v = carray(_at(n[0]), (n[5], n[6]), w_type), carray(_at(n[1]), (n[5], n[6]), v_type)
-    x, y, out = carray(_at(n[2]), (n[7],), kind), carray(_at(n[3]), (n[8],), kind), carray(_at(n[4]), (n[9], n[10]), kind)
-    step = -(-n[12] // (4 * _number_of_threads())) * 4
-    first = min(_own_number() * step, n[12])
-    return w, v, x, y, n[11] != 0, out, first, min(first + step, n[12])
+    x, y, out = (carray(_at(n[2]), (n[7], n[8]), kind), carray(_at(n[3]), (n[9], n[10]), kind), carray(_at(n[4]), (n[11], n[12]), kind))
+    step = -(-n[14] // (4 * _number_of_threads())) * 4
+    first = min(_own_number() * step, n[14])
+    return w, v, x, y, n[13] != 0, out, first, min(first + step, n[14])
 
 
 def _ready(loop: Loop) -> Any:
     return kept(numba.njit, loop, nogil=True, fastmath=arithmetic(loop))
 
 
-_single, _double, _compared, _back = map(_ready, (loops.single, loops.double, loops.compared, loops.back))
+_several, _compared, _back = map(_ready, (loops.several, loops.compared, loops.back))
 
 
 # One function for each loop, which numba finds by its name: so it knows on disk what it compiled in another process.
-def single(*kinds: Any) -> Task:
-    """Return `loops.single` for a region."""
+def several(*kinds: Any) -> Task:
+    """Return `loops.several` for a region."""
     w_type, v_type, kind = kinds
-    return lambda data: _single(*unpacked(data, w_type, v_type, kind))
-
-
-def double(*kinds: Any) -> Task:
-    """Return `loops.double` for a region."""
-    w_type, v_type, kind = kinds
-    return lambda data: _double(*unpacked(data, w_type, v_type, kind))
+    return lambda data: _several(*unpacked(data, w_type, v_type, kind))
 
 
 def compared(*kinds: Any) -> Task:
@@ -90,7 +84,7 @@ def back(*kinds: Any) -> Task:
     return lambda data: _back(*unpacked(data, w_type, v_type, kind))
 
 
-_TASKS = {"single": single, "double": double, "compared": compared, "back": back}
+_TASKS = {"several": several, "compared": compared, "back": back}
 _KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 
 

@@ -40,7 +40,7 @@ class Arguments(NamedTuple):
     def addresses(self, count: int) -> Any:
         """Lay out what a parallel region is handed, int64: see `tasks.unpacked`."""
         tensors = [self.w, self.v, self.x, self.y, self.out]
-        sizes = [*self.w.shape, len(self.x), len(self.y), *self.out.shape]
+        sizes = [*self.w.shape, *self.x.shape, *self.y.shape, *self.out.shape]
         return np.array([*(tensor.data_ptr() for tensor in tensors), *sizes, self.pivot, count], np.int64)
 
 

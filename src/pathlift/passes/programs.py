@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathlift.edges.weights import Bundle, Entry, Stream, Weights
+from pathlift.edges.weights import Bundle, Entry, Stream, Weights, extents_of
 from pathlift.fused import Recipe
 from pathlift.graph.layers import Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -85,10 +85,13 @@ class WeightedProgram(Program):
             ready: dict[WeightTensor, Weights] = {}
             for alike, flat in self._joined:
                 sizes = [self.values[0][weight].numel() for weight in alike]
-                pieces = Weights(flat, transform, self.dtype).full().split(sizes)
-                for weight, piece in zip(alike, pieces, strict=True):
+                joined = Weights(flat, transform, self.dtype).full()
+                extents = extents_of(joined, sizes)
+                for number, (weight, piece) in enumerate(zip(alike, joined.split(sizes), strict=True)):
                     values = tuple(side[weight] for side in self.values)
                     ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape))
+                    if extents is not None:
+                        ready[weight].extent = extents[number]
             self._small[transform] = ready
         return self._small[transform]
 
@@ -245,11 +248,6 @@ class PartsProgram(NormProgram):
 BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
 
 ALL: tuple[Entry, ...] = ((0, 0), (1, 1), (1, 0))
-
-
-def _size(value: Tensor, _room: Tensor) -> Stream:
-    size = value.abs_()
-    return [(key, size) for key in BOTH]
 
 
 class ScoreProgram(NormProgram):
@@ -458,11 +456,11 @@ class DifferenceProgram(WeightedProgram):
         """See `Program.edge`."""
         if weight.scalar in (1.0, -1.0):
             return {(0, 0): None, (1, 1): None}
-        magnitudes = self.weights(weight, _first_magnitude, 1.0)
         if weight not in self.changed:
+            magnitudes = self._unchanged(weight)
             return {(0, 0): magnitudes, (1, 1): magnitudes}
         return {
-            (0, 0): magnitudes,
+            (0, 0): self.weights(weight, _first_magnitude, 1.0),
             (1, 1): self.weights(weight, self.through.below, 1.0),
             (1, 0): self.weights(weight, self.through.above, 1.0),
         }
@@ -471,13 +469,19 @@ class DifferenceProgram(WeightedProgram):
         """See `Program.bundle`: large weights are read once for both tracks."""
         if self.batch is not None or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
             return None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or weight not in self.changed:
             return None
         values = tuple(side[weight] for side in self.values)
         shift = self._shift_of(weight, values, 1.0)
-        if weight not in self.changed:
-            return Bundle(values[:1], BOTH, _size, self.dtype, shift=shift, overwrites=True, recipe=Recipe.SAME)
         return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True, recipe=self.through.recipe)
+
+    def _unchanged(self, weight: WeightTensor) -> Weights:
+        """Return |θ| of a weight that is the same in θ'."""
+        known = self.weights(weight, _first_magnitude, 1.0)
+        if known.ready is not None or weight.scalar is not None:
+            return known
+        shift = self._shift_of(weight, known.values, 1.0)
+        return Weights(known.values[:1], torch.abs, self.dtype, shift=shift)
 
     def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Stream:
         return zip(ALL, self.through.all(first, second, room), strict=True)

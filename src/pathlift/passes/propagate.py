@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathlift.edges.unit import Identity
-from pathlift.edges.weights import Weights
+from pathlift.edges.weights import Bundle, Weights
 from pathlift.errors import NumericalError
 from pathlift.graph.layers import Connection, Layer, WeightTensor
 from pathlift.graph.network import Network
@@ -198,17 +198,10 @@ def _last_uses(network: Network) -> dict[str, int]:
 def _step(layer: Layer, tracks: Mapping[str, Tracks], program: Program) -> Tracks:
     """Compute the tracks of one layer, within range and checked for lost digits."""
     values: list[Scaled | None] = []
-    bundled = {
-        position: arrivals
-        for position, connection in enumerate(layer.connections)
-        if (arrivals := _joint_arrivals(connection, tracks, program)) is not None
-    }
+    brought = [_arrivals(connection, tracks, program) for connection in layer.connections]
     starts = [program.start(bias.weight) for bias in layer.biases]
     for track in range(program.tracks):
-        arriving = [
-            bundled[position].get(track, []) if position in bundled else _edge_arrivals(connection, tracks, program, track)
-            for position, connection in enumerate(layer.connections)
-        ]
+        arriving = [arrivals.get(track, []) for arrivals in brought]
         biases = [start.get(track) for start in starts]
         if layer.concat is not None:
             value, shifted = _concatenated(layer, arriving, program)
@@ -280,7 +273,7 @@ def _vanished(layer: Layer, tracks: Mapping[str, Tracks], program: Program, trac
         for connection in layer.connections
     }
     counting = SupportProgram(program)
-    arriving = [_edge_arrivals(connection, reached, counting, track) for connection in layer.connections]
+    arriving = [_arrivals(connection, reached, counting).get(track, []) for connection in layer.connections]
     if layer.concat is not None:
         count, _ = _concatenated(layer, arriving, counting)
     else:
@@ -300,39 +293,50 @@ Arrival: TypeAlias = "list[tuple[Scaled, bool]]"
 """What one bundle of edges brings to one track, and whether its memory is new: free to be overwritten."""
 
 
-def _joint_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
-    """Return what one bundle of edges brings to every track, where its weights are read once for several; None elsewhere."""
-    if connection.weight is None or program.tracks == 1 or program.batch is not None or program.largest:
-        return None
-    return _bundle_arrivals(connection, tracks, program) or _alike_arrivals(connection, tracks, program)
-
-
-def _alike_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
-    """Return what one bundle of edges brings to every track when each travels by itself with the same weights."""
-    assert connection.weight is not None
+def _arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival]:
+    """Return what one bundle of edges brings to the tracks; nothing for those to which it brings 0."""
     below = {track: value for track, value in enumerate(tracks[connection.source]) if value is not None}
-    entries = program.edge(connection.weight)
-    weights = entries.get((0, 0))
-    alike = all(to == source and own is weights for (to, source), own in entries.items()) and len(entries) == program.tracks
-    if weights is None or not alike or len(below) < 2:
-        return None
-    sums = connection.edges.each([value.tensor for value in below.values()], weights)
-    return {
-        track: [_arrived(connection, value, tensor, weights)]
-        for (track, value), tensor in zip(below.items(), sums, strict=True)
-    }
+    if not below:
+        return {}
+    edges, weight = connection.edges, connection.weight
+    if weight is None:
+        if isinstance(edges, Identity):
+            return {track: [(value, False)] for track, value in below.items()}
+        return {
+            track: [_arrived(connection, value, apply(edges, value.tensor, None, program), None)]
+            for track, value in below.items()
+        }
+    bundle = program.bundle(weight)
+    if bundle is not None:
+        return _bundle_arrivals(connection, below, bundle)
+    entries = {entry: weights for entry, weights in program.edge(weight).items() if entry[1] in below}
+    shared = _shared(entries, program) if len(below) > 1 else None
+    if shared is not None:
+        sums = edges.each([value.tensor for value in below.values()], shared)
+        return {
+            track: [_arrived(connection, value, tensor, shared)]
+            for (track, value), tensor in zip(below.items(), sums, strict=True)
+        }
+    arrivals: dict[int, Arrival] = {}
+    for (to, source), weights in entries.items():
+        tensor = apply(edges, below[source].tensor, weights, program)
+        arrivals.setdefault(to, []).append(_arrived(connection, below[source], tensor, weights))
+    return arrivals
 
 
-def _bundle_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program) -> dict[int, Arrival] | None:
-    """Return what one bundle of edges brings to every track, when the program has all its entries at once.
+def _shared(entries: Entries, program: Program) -> Weights | None:
+    """Return the weights with which each track travels by itself, if all do with the same; they are then computed once."""
+    first = next(iter(entries.values()), None)
+    alike = all(to == source and weights is first for (to, source), weights in entries.items())
+    return first if alike and program.batch is None and not program.largest else None
+
+
+def _bundle_arrivals(connection: Connection, below: Mapping[int, Scaled], bundle: Bundle) -> dict[int, Arrival]:
+    """Return what one bundle of edges brings to the tracks when the program has all its entries at once.
 
     An entry (i, j) brings M_ij·T_j to track i. The T_j have exponents of their own, so each sum is taken at the largest of
     them, e_i = max_j e_j over the entries of row i, with factors 2^(e_j − e_i) ≤ 1.
     """
-    bundle = None if connection.weight is None else program.bundle(connection.weight)
-    if bundle is None:
-        return None
-    below = {track: value for track, value in enumerate(tracks[connection.source]) if value is not None}
     keys = [key for key in bundle.keys if key[1] in below]
     if not keys:
         return {}
@@ -343,20 +347,6 @@ def _bundle_arrivals(connection: Connection, tracks: Mapping[str, Tracks], progr
     tensors = {track: value.tensor for track, value in below.items()}
     sums = connection.edges.sums(tensors, bundle, factors)
     return {to: [(Scaled(tensor, exponents[to] + bundle.exponent), True)] for to, tensor in sums.items()}
-
-
-def _edge_arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Program, track: int) -> Arrival:
-    """Return what one bundle of edges brings to one track, entry by entry of M."""
-    if connection.weight is None and isinstance(connection.edges, Identity):
-        same = tracks[connection.source][track]
-        return [] if same is None else [(same, False)]
-    entries: Entries = {(track, track): None} if connection.weight is None else program.edge(connection.weight)
-    arrivals: Arrival = []
-    for (to, source), weights in entries.items():
-        below = tracks[connection.source][source]
-        if to == track and below is not None:
-            arrivals.append(_arrived(connection, below, apply(connection.edges, below.tensor, weights, program), weights))
-    return arrivals
 
 
 def _arrived(connection: Connection, below: Scaled, tensor: Tensor, weights: Weights | None) -> tuple[Scaled, bool]:
