@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pathlift
 from pathlift import fused
 from pathlift.edges.contraction import Dense
+from pathlift.edges.gathered import GatheredConvolution
 from pathlift.edges.weights import Bundle, Weights
 from pathlift.fused import Recipe
-from pathlift.passes.programs import ALL, BOTH, ORDERED, PIVOT, TELESCOPING, Through, _size
+from pathlift.passes.programs import ALL, ORDERED, PIVOT, TELESCOPING, Through
 
 SHAPES = [(1, 1), (4, 17), (7, 33), (10, 70)]
 TYPES = sorted(fused.WIDTHS, key=str)
@@ -82,12 +83,40 @@ def test_one_track(shape: tuple[int, int], stored: torch.dtype, dtype: torch.dty
     assert below is not None and shares is not None
     close(below, g.double() @ size, dtype, shape[0])
     assert torch.equal(shares, weight.abs().to(dtype) * x * g.T)  # in this order, for the guards of the way back
-    assert loops == ["single", "back"]
+    assert loops == ["several", "back"]
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("stored", "dtype"), TYPES)
+def test_several_rows_and_positions(
+    shape: tuple[int, int], stored: torch.dtype, dtype: torch.dtype, count: int, loops: list[str]
+) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight, xs = drawn(shape, stored, generator), [drawn((count, shape[1]), dtype, generator).abs() for _ in range(2)]
+    weights, size = Weights((weight,), torch.abs, dtype), weight.double().abs()
+    for x, out in zip(xs, Dense().each(xs, weights), strict=True):
+        close(out, x.double() @ size.T, dtype, shape[1])
+    assert loops == ["several"]
+    table, line = torch.arange(count)[:, None], Weights((weight[..., None],), torch.abs, dtype)
+    convolution = GatheredConvolution([table], [count], groups=1, transposed=False)
+    for x, out in zip(xs, convolution.each([x.T.contiguous()[None] for x in xs], line), strict=True):
+        close(out[0], size @ x.T.double(), dtype, shape[1])
+    assert loops == ["several"] * 2
+
+
+def test_where_positions_are_too_many_or_groups_more_than_one(loops: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "FEW", 8)
+    for count, groups in ((9, 1), (4, 2)):
+        convolution = GatheredConvolution([torch.arange(count)[:, None]], [count], groups=groups, transposed=False)
+        weights = Weights((torch.ones(6, 4 // groups, 1),), torch.abs, torch.float32)
+        assert torch.equal(convolution.sum(torch.ones(1, 4, count), weights), torch.full((1, 6, count), 4.0 / groups))
+    assert loops == []
 
 
 @pytest.mark.parametrize(("stored", "dtype"), TYPES)
-@pytest.mark.parametrize("through", [None, PIVOT, ORDERED, TELESCOPING])
-def test_two_tracks(stored: torch.dtype, dtype: torch.dtype, through: Through | None, loops: list[str]) -> None:
+@pytest.mark.parametrize("through", [PIVOT, ORDERED, TELESCOPING])
+def test_two_tracks(stored: torch.dtype, dtype: torch.dtype, through: Through, loops: list[str]) -> None:
     for shape in SHAPES:
         for known in ((0,), (1,), (0, 1)):
             _compare(shape, stored, dtype, through, known, loops)
@@ -97,7 +126,7 @@ def _compare(
     shape: tuple[int, int],
     stored: torch.dtype,
     dtype: torch.dtype,
-    through: Through | None,
+    through: Through,
     known: tuple[int, ...],
     loops: list[str],
 ) -> None:
@@ -106,21 +135,20 @@ def _compare(
     if through is ORDERED:
         second = first * torch.randint(0, 2, shape, generator=generator)
     tracks = {track: drawn((1, shape[1]), dtype, generator).abs() for track in known}
-    keys = [key for key in (BOTH if through is None else ALL) if key[1] in known]
+    keys = [key for key in ALL if key[1] in known]
     factors = {key: 2.0**-number for number, key in enumerate(keys)}
 
     def entries(*values: Tensor) -> Any:
-        return _size(*values) if through is None else zip(ALL, through.all(*values), strict=True)
+        return zip(ALL, through.all(*values), strict=True)
 
     def sums(recipe: Recipe | None) -> dict[int, Tensor]:
-        values = (first,) if through is None else (first, second)
-        bundle = Bundle(values, keys, entries, dtype, overwrites=True, recipe=recipe)
+        bundle = Bundle((first, second), keys, entries, dtype, overwrites=True, recipe=recipe)
         return Dense().sums(tracks, bundle, factors)
 
     loops.clear()
     by_torch = sums(None)
     assert loops == []
-    by_loops = sums(Recipe.SAME if through is None else through.recipe)
+    by_loops = sums(through.recipe)
     assert len(loops) == 1
     assert by_loops.keys() == by_torch.keys()
     for track, out in by_loops.items():
@@ -142,10 +170,10 @@ def test_two_networks_apart() -> None:
 def test_nothing_to_do(loops: list[str]) -> None:
     for rows, columns in ((0, 4), (5, 0), (0, 0)):
         w, x, g = torch.ones(rows, columns), torch.ones(columns), torch.ones(rows)
-        assert torch.equal(fused.product(w, x), torch.zeros(rows))
+        assert torch.equal(fused.product(w, x[None]), torch.zeros(1, rows))
         assert torch.equal(fused.back(w, x, g, torch.ones(rows, columns)), torch.zeros(columns))
         for recipe in Recipe:
-            for out in fused.products(recipe, (w,) if recipe is Recipe.SAME else (w, w), {0: x, 1: x}).values():
+            for out in fused.products(recipe, (w, w), {0: x, 1: x}).values():
                 assert torch.equal(out, torch.zeros(rows))
 
 
@@ -159,8 +187,13 @@ def test_on_the_threads_of_pytorch(loops: list[str], monkeypatch: pytest.MonkeyP
 
         def results(w: Tensor = w, v: Tensor = v, x: Tensor = x, y: Tensor = y, g: Tensor = g) -> list[Tensor]:
             shares = torch.empty(w.shape, dtype=x.dtype)
-            many = [fused.products(recipe, (w, v)[: 1 + (recipe is not Recipe.SAME)], {0: x, 1: y}) for recipe in Recipe]
-            return [fused.product(w, x), fused.back(w, x, g, shares), shares, *(out for each in many for out in each.values())]
+            many = [fused.products(recipe, (w, v), {0: x, 1: y}) for recipe in Recipe]
+            return [
+                fused.product(w, torch.stack([x, y])),
+                fused.back(w, x, g, shares),
+                shares,
+                *(out for each in many for out in each.values()),
+            ]
 
         try:
             torch.set_num_threads(2)
@@ -180,7 +213,7 @@ def test_what_is_not_finite_stays_so(bad: float, loops: list[str]) -> None:
         tensors[where].view(-1)[-1] = bad
         w, v, x, y = tensors
         w[0], v[1] = -1.0, -1.0
-        assert where in {1, 3} or not torch.isfinite(fused.product(w, x)[-1])
+        assert where in {1, 3} or not torch.isfinite(fused.product(w, x[None])[0, -1])
         for recipe in (Recipe.PIVOT, Recipe.TELESCOPING):
             sums = fused.products(recipe, (w, v), {0: x, 1: y})
             hidden = bad == torch.inf and where == 1 and recipe is Recipe.PIVOT  # the smaller of |w| and ∞ is |w|
@@ -200,9 +233,9 @@ def test_the_same_bits_with_any_number_of_threads(loops: list[str]) -> None:
         for threads in (1, 2, 3, 1):
             torch.set_num_threads(threads)
             shares = torch.empty(37, 129)
-            many = [fused.products(recipe, (w, v)[: 1 + (recipe is not Recipe.SAME)], {0: x, 1: y}) for recipe in Recipe]
+            many = [fused.products(recipe, (w, v), {0: x, 1: y}) for recipe in Recipe]
             results.append([
-                fused.product(w, x),
+                fused.product(w, torch.stack([x, y])),
                 fused.back(w, x, g, shares),
                 shares,
                 *(o for each in many for o in each.values()),
@@ -271,7 +304,7 @@ def test_whole_passes(loops: list[str], monkeypatch: pytest.MonkeyPatch) -> None
         return [[norm.value, norm.input_part, norm.bias_part, *ends], *pathlift.path_magnitude(network).values()]
 
     with_loops = all_passes()
-    assert set(loops) >= {"double", "compared", "back", "single"}
+    assert set(loops) >= {"several", "compared", "back"}
     assert [str(one) for one in all_passes()] == [str(one) for one in with_loops]
     monkeypatch.setattr(fused, "_numba", lambda: None)
     for one, other in zip(with_loops, all_passes(), strict=True):
@@ -324,11 +357,11 @@ torch.set_grad_enabled(False)
 torch.set_num_threads(2)
 w, x = torch.randn(2048, 1024), torch.rand(1024)
 assert fused.suits((w,), (x,))
-before = fused.product(w, x)
-torch.testing.assert_close(before, w.abs() @ x)
+before = fused.product(w, x[None])
+torch.testing.assert_close(before[0], w.abs() @ x)
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(fused.product(w, x), before) else 1)
+    os._exit(0 if torch.equal(fused.product(w, x[None]), before) else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 

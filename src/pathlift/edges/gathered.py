@@ -159,8 +159,11 @@ class GatheredConvolution(Edges):
             for rows, block in w.rows(self._multiple(w.shape)):
                 part = self._part(block, columns, rows, self._per_group(w.shape), product)
                 parts = [parts[0] + part] if self._adds and parts else [*parts, part]
-            pieces.append(_side_by_side(parts, 0).unflatten(1, (len(xs), -1)))
-        return [above.reshape(1, -1, *self.spatial) for above in _side_by_side(pieces, 2).unbind(1)]
+            pieces.append(_side_by_side(parts, 0))
+        if len(xs) == 1:
+            return [_side_by_side(pieces, 1).view(1, -1, *self.spatial)]
+        above = _side_by_side([piece.unflatten(1, (len(xs), -1)) for piece in pieces], 2)
+        return [each.reshape(1, -1, *self.spatial) for each in above.unbind(1)]
 
     def _suits_loops(self, weight: Tensor, flat: Sequence[Tensor]) -> bool:
         """Whether there are few enough positions for the loops of `pathlift.fused`, and weights enough."""
@@ -169,7 +172,7 @@ class GatheredConvolution(Edges):
 
     def _by_loops(self, weight: Tensor, flat: Sequence[Tensor]) -> list[Tensor]:
         columns = [self._columns(each, self._whole) for each in flat]
-        rows = torch.cat([each.flatten(0, 1).T for each in columns])
+        rows = torch.cat([each.flatten(0, 1).T for each in columns]).contiguous()
         above = fused.product(weight.flatten(1), rows).unflatten(0, (len(flat), self.count))
         return [each.T.reshape(1, -1, *self.spatial) for each in above]
 

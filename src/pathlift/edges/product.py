@@ -45,10 +45,7 @@ def _gains(first: Tensor, second: Tensor) -> bool:
     """Whether a product is one that oneDNN can do, and does faster."""
     if not _can(first):
         return False
-    if len(first) == 1:
-        least = LONG
-    else:
-        least = ALONG if second.T.is_contiguous() else LARGE * torch.get_num_threads()
+    least = LONG if len(first) == 1 else ALONG if second.T.is_contiguous() else LARGE * torch.get_num_threads()
     return first.numel() * second.shape[1] >= least
 
 

@@ -126,7 +126,10 @@ class Weights:
         size = BLOCK_ELEMENTS if len(self.values) == 1 else PAIR_ELEMENTS
         # Autograd would keep each block for the way back, and a tape of many small operations is slower than one of few.
         blocks = 1 if torch.is_grad_enabled() else min(units, -(-self.shape.numel() // size))
-        step = -(-units // max(blocks, 1)) * multiple
+        if blocks <= 1:
+            yield slice(0, count), self._apply(self.values, brief=True)
+            return
+        step = -(-units // blocks) * multiple
         first = 0
         for values in zip(*(value.split(step) for value in self.values), strict=True):
             last = first + len(values[0])

@@ -36,7 +36,7 @@ LEAST = 1 << 20
 import numba and load them, or 1 s each to compile them, once."""
 
 FEW = 64
-"""Vectors up to which a loop multiplies all weights sooner than PyTorch does: they stay in a cache beside four rows of weights."""
+"""Vectors up to which a loop is sooner done than PyTorch: they stay in a cache, beside four rows of weights."""
 
 SHARE = 1 << 19
 """Weights that a thread is worth."""

@@ -15,7 +15,7 @@ Array: TypeAlias = Any
 
 
 def several(w: Array, _v: Array, x: Array, _y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
-    """out[p, r] = Σ_i |w[r, i]|·x[p, i], four rows and, as far as that goes, four p at a time: each is read a quarter as often."""
+    """out[p, r] = Σ_i |w[r, i]|·x[p, i], four rows and p at a time, as far as that goes: each is read a quarter as often."""
     kind, columns, count = x.dtype.type, w.shape[1], len(x)
     row = first
     while row + 4 <= last:

@@ -52,7 +52,11 @@ def unpacked(data: Any, w_type: Any, v_type: Any, kind: Any) -> Any:
     """Return the arguments of a loop for one thread: the inverse of `Arguments.addresses`."""
     n = carray(data, (LENGTH,))
     w, v = carray(_at(n[0]), (n[5], n[6]), w_type), carray(_at(n[1]), (n[5], n[6]), v_type)
-    x, y, out = (carray(_at(n[2]), (n[7], n[8]), kind), carray(_at(n[3]), (n[9], n[10]), kind), carray(_at(n[4]), (n[11], n[12]), kind))
+    x, y, out = (
+        carray(_at(n[2]), (n[7], n[8]), kind),
+        carray(_at(n[3]), (n[9], n[10]), kind),
+        carray(_at(n[4]), (n[11], n[12]), kind),
+    )
     step = -(-n[14] // (4 * _number_of_threads())) * 4
     first = min(_own_number() * step, n[14])
     return w, v, x, y, n[13] != 0, out, first, min(first + step, n[14])

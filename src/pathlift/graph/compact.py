@@ -14,6 +14,8 @@ of n²/2. In a block of three layers, f₀f₁ and f₀f₁f₂ are joined as f�
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -70,7 +72,7 @@ class _Compaction:
             else:
                 layers.append(layer)
         fields = {field.name: getattr(self.graph, field.name) for field in dataclasses.fields(Graph) if field.init}
-        return CompactGraph(**fields | {"layers": tuple(layers), "weights": tuple(self.weights)})
+        return CompactGraph(**fields | {"layers": tuple(_with_room(layers)), "weights": tuple(self.weights)})
 
     def _continued(self, layer: Layer) -> Layer:
         """Let a concatenation read an earlier one in the place of the pieces that this has laid side by side already."""
@@ -141,6 +143,30 @@ class _Compaction:
             if chosen is not None:
                 index[dim] = chosen
         return replace(connection, edges=Chain(connection.edges, Gather(index), weighted=0)) if index else connection
+
+
+def _with_room(layers: Sequence[Layer]) -> list[Layer]:
+    """Let each concatenation that another goes on from have room for all that follows (`Concat`)."""
+    concats = {layer.name: layer.concat for layer in layers if layer.concat is not None}
+    room: dict[str, int] = {}
+    going_on: set[str] = set()
+    for layer in reversed(layers):
+        first = layer.connections[0] if layer.concat is not None else None
+        if layer.concat is None or first is None or not _same(first) or first.source in room:
+            continue
+        if (
+            first.source in concats
+            and concats[first.source].dim == layer.concat.dim
+            and math.prod(layer.shape[: layer.concat.dim]) == 1
+        ):
+            room[first.source] = room.get(layer.name, sum(layer.concat.sizes))
+            going_on.add(layer.name)
+    return [
+        layer
+        if layer.concat is None
+        else replace(layer, concat=replace(layer.concat, room=room.get(layer.name, 0), goes_on=layer.name in going_on))
+        for layer in layers
+    ]
 
 
 def _repeats(layer: Layer) -> bool:

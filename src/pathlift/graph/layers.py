@@ -107,10 +107,16 @@ Nonlinearity: TypeAlias = "Slopes | LearnedSlope | Clamp | Extremum"
 
 @dataclass(frozen=True)
 class Concat:
-    """The terms of a layer are pieces laid side by side along ``dim``; ``sizes`` are their lengths there."""
+    """The terms of a layer are pieces laid side by side along ``dim``; ``sizes`` are their lengths there.
+
+    In a compact graph one may go on from another, of which it adds more pieces to the end. A pass need not lay out the first
+    piece again where that has ``room``, as long as the longest of those that go on from it; only one of them ``goes_on`` there.
+    """
 
     dim: int
     sizes: tuple[int, ...]
+    room: int = 0
+    goes_on: bool = False
 
     def shape(self, piece: int, layer_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a piece.

@@ -402,20 +402,38 @@ def _concatenated(layer: Layer, arriving: list[Arrival], program: Program) -> tu
     exponent, shifted = there[0].exponent, any(piece.exponent != there[0].exponent for piece in there)
     if shifted:
         exponent = _common_exponent(there, program.window)
-    tensors = [
-        there[0].tensor.new_zeros((*program.lead, *layer.concat.shape(number, layer.shape))) if piece is None else piece.tensor
-        for number, piece in enumerate(pieces)
-    ]
-    along = len(program.lead) + layer.concat.dim
-    joined = torch.cat(tensors, along)
-    if shifted:
-        shifts = [1.0 if piece is None else power(piece.exponent - exponent) for piece in pieces]
-        scales = joined.new_tensor(shifts).repeat_interleave(torch.tensor(layer.concat.sizes, device=joined.device))
-        joined = joined * scales.reshape([-1 if dim == along else 1 for dim in range(joined.dim())])
+    joined, room = _laid_out(layer, pieces, exponent, program)
     highest, lowest = known(there)
     peak = None if highest is None else max(highest) - exponent
     trough = -math.inf if len(there) < len(pieces) else None if lowest is None else min(lowest)
-    return Scaled(joined, exponent, peak, told(trough, -exponent, joined)), shifted
+    return Scaled(joined, exponent, peak, told(trough, -exponent, joined), room), shifted
+
+
+def _laid_out(layer: Layer, pieces: Sequence[Scaled | None], exponent: float, program: Program) -> tuple[Tensor, Tensor | None]:
+    """Return pieces side by side, and the memory that begins with them where others will go on."""
+    concat = layer.concat
+    assert concat is not None
+    first, along = pieces[0], len(program.lead) + concat.dim
+    length, like = sum(concat.sizes), next(piece.tensor for piece in pieces if piece is not None)
+    room = None if first is None or not concat.goes_on or first.exponent != exponent else first.room
+    if room is None:
+        tensors = [
+            like.new_zeros((*program.lead, *concat.shape(number, layer.shape))) if piece is None else piece.at(exponent)
+            for number, piece in enumerate(pieces)
+        ]
+        if length >= concat.room or program.lead or torch.is_grad_enabled():
+            return torch.cat(tensors, along), None
+        room = like.new_empty((*layer.shape[: concat.dim], concat.room, *layer.shape[concat.dim + 1 :]))
+        return torch.cat(tensors, along, out=room.narrow(along, 0, length)), room
+    offset = concat.sizes[0]
+    for piece, size in zip(pieces[1:], concat.sizes[1:], strict=True):
+        place = room.narrow(along, offset, size)
+        if piece is None:
+            place.zero_()
+        else:
+            torch.mul(piece.tensor, power(piece.exponent - exponent), out=place)
+        offset += size
+    return room.narrow(along, 0, length), room
 
 
 def _common_exponent(pieces: list[Scaled], window: MantissaWindow) -> float:

@@ -71,12 +71,14 @@ class Scaled(NamedTuple):
         exponent: One for all of them.
         peak: No magnitude in the tensor exceeds 2**peak; None when nothing is known.
         trough: No entry of the tensor is below 2**trough; −inf when none is below 0, None when nothing is known.
+        room: Memory that begins with the tensor, to be gone on in (`pathlift.graph.layers.Concat`).
     """
 
     tensor: Tensor
     exponent: float
     peak: float | None = None
     trough: float | None = None
+    room: Tensor | None = None
 
     def at(self, exponent: float) -> Tensor:
         """Return the mantissa that goes with another exponent."""
@@ -216,9 +218,9 @@ def normalised(value: Scaled, window: MantissaWindow) -> tuple[Scaled | None, fl
     goal = window.wide if span > window.target - window.floor else window.target
     deep = low > 0 and math.frexp(low)[1] < window.floor
     if window.low <= peak <= window.high and goal == window.target and not deep:
-        return Scaled(value.tensor, value.exponent, peak, trough), low
+        return value._replace(peak=peak, trough=trough), low
     if goal == window.wide and window.high < peak <= window.wide + 8:
-        return Scaled(value.tensor, value.exponent, peak, trough), low
+        return value._replace(peak=peak, trough=trough), low
     # The power of two is to be a float of this type itself, also where all entries are below the normal range.
     shift = min(goal - peak, 127 if value.tensor.dtype == torch.float32 else 1000)
     low *= power(shift)
