@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,10 @@ class Counted(UnitEdges):
         return self.pool.gather_max(x)
 
 
+JOINT = 1 << 14
+"""Two matrices along neighbouring dimensions are one, of up to so many entries: a product is worth less than its start."""
+
+
 class Averages(UnitEdges):
     """Sums along dimensions with given numbers, dimension by dimension (`pathlift.graph.averaged`): out = M·x along each."""
 
@@ -166,23 +171,33 @@ class Averages(UnitEdges):
         self.matrices = dict(matrices)
         self._placed: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
-    def _matrix(self, dim: int, like: Tensor) -> Tensor:
-        key = (dim, like.device, like.dtype)
+    @cached_property
+    def factors(self) -> list[tuple[int, int, Tensor]]:
+        """The products one after the other: first and last dimension, and a matrix for what lies along them, end to end."""
+        dims = sorted(self.matrices)
+        if len(dims) == 2 and dims[0] + 1 == dims[1] and math.prod(own.numel() for own in self.matrices.values()) <= JOINT:
+            return [(dims[0], dims[1], torch.kron(self.matrices[dims[0]], self.matrices[dims[1]]))]
+        return [(dim, dim, self.matrices[dim]) for dim in self.matrices]
+
+    def _matrix(self, number: int, like: Tensor) -> Tensor:
+        key = (number, like.device, like.dtype)
         if key not in self._placed:
-            self._placed[key] = self.matrices[dim].to(like.device, like.dtype)
+            self._placed[key] = self.factors[number][2].to(like.device, like.dtype)
         return self._placed[key]
 
     def gather(self, x: Tensor) -> Tensor:
         """Multiply by the matrices."""
-        for dim in self.matrices:
-            x = along(x, self._matrix(dim, x), dim)
+        for number, (first, last, _) in enumerate(self.factors):
+            above = [len(self.matrices[dim]) for dim in range(first, last + 1)]
+            x = along(x.flatten(first, last), self._matrix(number, x), first).unflatten(first, above)
         return x
 
     def scatter(self, x: Tensor, g: Tensor) -> Tensor:
         """Multiply by the transposed matrices."""
         del x
-        for dim in reversed(self.matrices):
-            g = along(g, self._matrix(dim, g).T, dim)
+        for number, (first, last, _) in reversed(list(enumerate(self.factors))):
+            below = [self.matrices[dim].shape[1] for dim in range(first, last + 1)]
+            g = along(g.flatten(first, last), self._matrix(number, g).T, first).unflatten(first, below)
         return g
 
 

@@ -82,7 +82,7 @@ def averaging(network: Network) -> int:
         The number.
     """
     links = [link for layer in network.layers for connection in layer.connections for link in _links(connection.edges)]
-    return sum(matrix.shape[1] + 2 for link in links if isinstance(link, Averages) for matrix in link.matrices.values())
+    return sum(matrix.shape[1] + 2 for link in links if isinstance(link, Averages) for _, _, matrix in link.factors)
 
 
 def _links(edges: Edges) -> Sequence[Edges]:
