@@ -155,18 +155,6 @@ def _compare(
         close(out, by_torch[track].double(), dtype, 3 * shape[1])
 
 
-@pytest.mark.usefixtures("loops")
-def test_two_networks_apart() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = (drawn((40, 50), torch.float32, generator) for _ in range(2))
-    tracks = {track: drawn((50,), torch.float64, generator).abs() for track in (0, 1)}
-    found = fused.products(Recipe.APART, (first, second), tracks)
-    assert found.keys() == {(0, 0), (1, 1)}
-    for track, weight in enumerate((first, second)):
-        close(found[track, track], weight.double().abs() @ tracks[track], torch.float64, 150)
-    assert fused.products(Recipe.APART, (first, second), {1: tracks[1]}).keys() == {(1, 1)}
-
-
 def test_nothing_to_do(loops: list[str]) -> None:
     for rows, columns in ((0, 4), (5, 0), (0, 0)):
         w, x, g = torch.ones(rows, columns), torch.ones(columns), torch.ones(rows)

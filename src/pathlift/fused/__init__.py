@@ -102,11 +102,10 @@ def suits(weights: Sequence[Tensor], tracks: Sequence[Tensor]) -> bool:
 class Recipe(Enum):
     """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W and V (`Bundle.recipe`).
 
-    Each has |W| at (0, 0). APART has |V| at (1, 1); PIVOT the pivot B of W and V at (1, 1) and |W| − B at (1, 0); TELESCOPING
+    Each has |W| at (0, 0). PIVOT has the pivot B of W and V at (1, 1) and |W| − B at (1, 0); TELESCOPING
     |V| at (1, 1) and |W − V| at (1, 0).
     """
 
-    APART = auto()
     PIVOT = auto()
     TELESCOPING = auto()
 
@@ -138,8 +137,6 @@ def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Ten
         Entry to product, (rows,); entries from a track that is missing may be left out.
     """
     weight = weights[0]
-    if recipe is Recipe.APART:
-        return {(track, track): product(weights[track], x[None])[0] for track, x in tracks.items()}
     known = next(iter(tracks.values()))
     x, y = (tracks.get(track, known) for track in (0, 1))
     keys = [(0, 0), (1, 1), (1, 0)]

@@ -130,6 +130,22 @@ class WeightedProgram(Program):
             values = tuple(v[weight] for v in self.values)
         return Weights(values, transform, self.dtype, shift=self._shift_of(weight, values, degree), degree=degree)
 
+    def magnitudes(self, weight: WeightTensor, side: int) -> Weights:
+        """Return |θ| or |θ'|, of a pass with two networks.
+
+        Args:
+            weight: The weight.
+            side: 0 for θ, 1 for θ'.
+
+        Returns:
+            The weights; what a map reads of them row by row is read of one network alone.
+        """
+        known = self.weights(weight, (_first_magnitude, _second_magnitude)[side], 1.0)
+        if known.ready is not None or weight.scalar is not None:
+            return known
+        shift = self._shift_of(weight, known.values, 1.0)
+        return Weights(known.values[side : side + 1], torch.abs, self.dtype, shift=shift)
+
     @property
     def _joins(self) -> bool:
         """Whether small weights may be transformed together, without a shift."""
@@ -336,10 +352,6 @@ def _ordered(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tenso
     return size, below, torch.sub(size, below, out=room)
 
 
-def _apart(first: Tensor, second: Tensor, _room: Tensor) -> Stream:
-    return zip(BOTH, (first.abs_(), second.abs_()), strict=True)
-
-
 def _telescoping(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     above = torch.sub(first, second, out=room).abs_()
     return first.abs_(), second.abs_(), above
@@ -392,15 +404,7 @@ class NormsProgram(WeightedProgram):
         """See `Program.edge`."""
         if weight.scalar in (1.0, -1.0):
             return {(0, 0): None, (1, 1): None}
-        return {(0, 0): self.weights(weight, _first_magnitude, 1.0), (1, 1): self.weights(weight, _second_magnitude, 1.0)}
-
-    def bundle(self, weight: WeightTensor) -> Bundle | None:
-        """See `Program.bundle`."""
-        if torch.is_grad_enabled() or weight.scalar is not None or math.prod(weight.shape) <= SMALL_ELEMENTS:
-            return None
-        values = tuple(side[weight] for side in self.values)
-        shift = self._shift_of(weight, values, 1.0)
-        return Bundle(values, BOTH, _apart, self.dtype, shift=shift, overwrites=True, recipe=Recipe.APART)
+        return {(0, 0): self.magnitudes(weight, 0), (1, 1): self.magnitudes(weight, 1)}
 
     def start(self, weight: WeightTensor) -> Mapping[int, Weights]:
         """See `Program.start`."""
@@ -457,7 +461,7 @@ class DifferenceProgram(WeightedProgram):
         if weight.scalar in (1.0, -1.0):
             return {(0, 0): None, (1, 1): None}
         if weight not in self.changed:
-            magnitudes = self._unchanged(weight)
+            magnitudes = self.magnitudes(weight, 0)
             return {(0, 0): magnitudes, (1, 1): magnitudes}
         return {
             (0, 0): self.weights(weight, _first_magnitude, 1.0),
@@ -474,14 +478,6 @@ class DifferenceProgram(WeightedProgram):
         values = tuple(side[weight] for side in self.values)
         shift = self._shift_of(weight, values, 1.0)
         return Bundle(values, ALL, self._entries, self.dtype, shift=shift, overwrites=True, recipe=self.through.recipe)
-
-    def _unchanged(self, weight: WeightTensor) -> Weights:
-        """Return |θ| of a weight that is the same in θ'."""
-        known = self.weights(weight, _first_magnitude, 1.0)
-        if known.ready is not None or weight.scalar is not None:
-            return known
-        shift = self._shift_of(weight, known.values, 1.0)
-        return Weights(known.values[:1], torch.abs, self.dtype, shift=shift)
 
     def _entries(self, first: Tensor, second: Tensor, room: Tensor) -> Stream:
         return zip(ALL, self.through.all(first, second, room), strict=True)
