@@ -21,6 +21,7 @@ from pathlift.edges.contraction import Dense
 from pathlift.edges.gathered import GatheredConvolution
 from pathlift.edges.weights import Bundle, Weights
 from pathlift.fused import Recipe
+from pathlift.metric import exact
 from pathlift.passes.programs import ALL, ORDERED, PIVOT, TELESCOPING, Through
 
 SHAPES = [(1, 1), (4, 17), (7, 33), (10, 70)]
@@ -153,6 +154,26 @@ def _compare(
     assert by_loops.keys() == by_torch.keys()
     for track, out in by_loops.items():
         close(out, by_torch[track].double(), dtype, 3 * shape[1])
+
+
+@pytest.mark.parametrize(("stored", "dtype"), TYPES)
+def test_which_of_two_networks_has_more(stored: torch.dtype, dtype: torch.dtype, loops: list[str]) -> None:
+    """As PyTorch finds it, for pairs that are equal, ordered either way, or not, in one entry or many, also among tiny ones."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        first = drawn(shape, stored, generator)
+        pairs = [first.clone(), -first, first / 2, first * 2, torch.zeros_like(first), drawn(shape, stored, generator)]
+        for factor in (0.5, 2.0, -1.0, 0.0, torch.nan):
+            pairs.append(first.clone())
+            pairs[-1].view(-1)[-1] *= factor
+        for second in pairs:
+            for a, b in ((first, second.to(dtype)), (second, first)):
+                found = exact._differs(a, b)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(fused, "suits", lambda *_: False)
+                    assert exact._differs(a, b) == found or bool(torch.isnan(b).any() | torch.isnan(a).any())
+                assert found[2] == (not torch.equal(a.double(), b.double()))
+    assert set(loops) == {"sides"}
 
 
 def test_nothing_to_do(loops: list[str]) -> None:

@@ -145,6 +145,22 @@ def products(recipe: Recipe, weights: Sequence[Tensor], tracks: Mapping[int, Ten
     return {key: each for key, each in zip(keys, out, strict=True) if key[1] in tracks}
 
 
+def sides(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
+    """Return whether |W| > |M| somewhere, |V| > |M| somewhere, M the pivot of both, and W ≠ V somewhere.
+
+    Args:
+        first: W, (rows, columns).
+        second: V.
+
+    Returns:
+        The answers; NaN is greater than nothing, and differs from itself.
+    """
+    out = first.new_empty(3, len(first), dtype=torch.float64)
+    _run(loops.sides, Arguments(first, second, out, out, False, out), len(first))
+    above, below, different = (out.sum(1) > 0).tolist()
+    return above, below, different
+
+
 def back(weight: Tensor, x: Tensor, g: Tensor, shares: Tensor) -> Tensor:
     """Return |W|ᵀ·g, and write |W|·x·g into memory.
 

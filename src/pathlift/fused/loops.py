@@ -74,6 +74,18 @@ def compared(w: Array, v: Array, x: Array, y: Array, pivot: bool, out: Array, fi
         out[0, row], out[1, row], out[2, row] = a, b, c
 
 
+def sides(w: Array, v: Array, _x: Array, _y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
+    """out[·, r]: whether in row r some |w| > |m|, with m the pivot of w and v, some |v| > |m|, and some w ≠ v."""
+    for row in range(first, last):
+        above = below = different = False
+        for i in range(w.shape[1]):
+            a, b = w[row, i], v[row, i]
+            above |= ((a > 0) & (a > b)) | ((a < 0) & (a < b))
+            below |= ((b > 0) & (b > a)) | ((b < 0) & (b < a))
+            different |= a != b
+        out[0, row], out[1, row], out[2, row] = above, below, different
+
+
 def back(w: Array, v: Array, x: Array, y: Array, _pivot: bool, out: Array, first: int, last: int) -> None:
     """v[r, i] = |w[r, i]|·x[i]·y[r], and Σ_r |w[r, i]|·y[r] added to out[i], four rows at a time; x, y and out have one row."""
     rows = w.shape[0]

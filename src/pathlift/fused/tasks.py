@@ -66,7 +66,7 @@ def _ready(loop: Loop) -> Any:
     return kept(numba.njit, loop, nogil=True, fastmath=arithmetic(loop))
 
 
-_several, _compared, _back = map(_ready, (loops.several, loops.compared, loops.back))
+_several, _compared, _sides, _back = map(_ready, (loops.several, loops.compared, loops.sides, loops.back))
 
 
 # One function for each loop, which numba finds by its name: so it knows on disk what it compiled in another process.
@@ -82,13 +82,19 @@ def compared(*kinds: Any) -> Task:
     return lambda data: _compared(*unpacked(data, w_type, v_type, kind))
 
 
+def sides(*kinds: Any) -> Task:
+    """Return `loops.sides` for a region."""
+    w_type, v_type, kind = kinds
+    return lambda data: _sides(*unpacked(data, w_type, v_type, kind))
+
+
 def back(*kinds: Any) -> Task:
     """Return `loops.back` for a region."""
     w_type, v_type, kind = kinds
     return lambda data: _back(*unpacked(data, w_type, v_type, kind))
 
 
-_TASKS = {"several": several, "compared": compared, "back": back}
+_TASKS = {"several": several, "compared": compared, "sides": sides, "back": back}
 _KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pathlift import fused
 from pathlift.edges.weights import BUNDLE_ELEMENTS, LAUNCHED_ELEMENTS
 from pathlift.errors import MismatchError
 from pathlift.graph.averaged import averaged
@@ -68,6 +69,8 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
 
     θ − θ' leads away from 0 to θ where |θ| > |m|, and towards 0 from θ' where |θ'| > |m|. What is known is not asked again.
     """
+    if first.dim() > 1 and fused.suits([first.flatten(1), second.flatten(1)], [first.new_empty(0, dtype=torch.float64)]):
+        return fused.sides(first.flatten(1), second.flatten(1))
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
     size = 2 * BUNDLE_ELEMENTS if first.device.type == "cpu" else LAUNCHED_ELEMENTS
