@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -144,6 +145,53 @@ def test_a_dense_block_agrees_with_its_full_form_and_repeats_no_layer() -> None:
     assert [len(layer.connections) for layer in joined] == [2, 2, 2, 2]  # each goes on from the one before
     upper, expected = assert_same(network, moved(network), 1e-11)
     assert math.isclose(upper, expected, rel_tol=1e-10)
+
+
+class Heirs(nn.Module):
+    """Concatenations of which several go on from the same one, and all are read once more in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(nn.Conv2d(3, 2, 3, 1, 1) for _ in range(4))
+        self.reads = nn.ModuleList(nn.Conv2d(width, 2, 1) for width in (4, 6, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d = (piece(x).relu() for piece in self.pieces)
+        first = torch.cat([a, b], 1)
+        second, third = torch.cat([first, c], 1), torch.cat([first, d], 1)
+        fourth = torch.cat([second, a], 1)
+        joined = (first, second, third, fourth)
+        read = sum(conv(each).relu() for conv, each in zip(self.reads, joined, strict=True))
+        return torch.cat([read, *(each.mean((2, 3), keepdim=True).expand_as(each) for each in reversed(joined))], 1)
+
+
+@pytest.mark.parametrize(
+    "scales", [(1.0, 1.0, 1.0, 1.0), (1e25, 1.0, 1.0, 1e25), (1.0, 1.0, 1e25, 0.0), (0.0, 1.0, 1e-25, 1.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_of_several_goes_on_in_the_memory_of_a_concatenation(scales: tuple[float, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Heirs().to(dtype)
+    with torch.no_grad():
+        for piece, scale in zip(model.pieces, scales, strict=True):
+            for own in piece.parameters():
+                own *= scale
+    network = pathlift.capture(model, (3, 9, 7))
+    joined = [layer.concat for layer in compacted(network).layers if layer.concat is not None]
+    assert [(concat.room, concat.goes_on) for concat in joined[:4]] == [(8, False), (8, True), (0, False), (0, True)]
+    sizes = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for own in sizes.parameters():
+            own.abs_()
+    expected = sizes(torch.ones(1, 3, 9, 7, dtype=torch.float64))
+    expected.sum().backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(pathlift.path_norm(network).per_output, expected[0].detach(), rtol=tolerance, atol=0.0)
+    shares = pathlift.path_magnitude(network)
+    for name, own in sizes.named_parameters():
+        assert own.grad is not None
+        wanted = own.detach() * own.grad / expected.sum().detach()
+        torch.testing.assert_close(shares[name].double(), wanted, rtol=tolerance, atol=1e-30)
 
 
 @pytest.mark.hunt

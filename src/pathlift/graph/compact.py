@@ -146,25 +146,25 @@ class _Compaction:
 
 
 def _with_room(layers: Sequence[Layer]) -> list[Layer]:
-    """Let each concatenation that another goes on from have room for all that follows (`Concat`)."""
+    """Let each concatenation that others go on from have room for the longest of them (`Concat`)."""
     concats = {layer.name: layer.concat for layer in layers if layer.concat is not None}
-    room: dict[str, int] = {}
-    going_on: set[str] = set()
-    for layer in reversed(layers):
-        first = layer.connections[0] if layer.concat is not None else None
-        if layer.concat is None or first is None or not _same(first) or first.source in room:
-            continue
-        if (
-            first.source in concats
-            and concats[first.source].dim == layer.concat.dim
-            and math.prod(layer.shape[: layer.concat.dim]) == 1
-        ):
-            room[first.source] = room.get(layer.name, sum(layer.concat.sizes))
-            going_on.add(layer.name)
+    heirs: dict[str, list[str]] = {name: [] for name in concats}
+    for layer in layers:
+        if layer.concat is not None and _same(layer.connections[0]):
+            before = concats.get(layer.connections[0].source)
+            if before is not None and before.dim == layer.concat.dim and math.prod(layer.shape[: before.dim]) == 1:
+                heirs[layer.connections[0].source].append(layer.name)
+    length = {name: sum(concat.sizes) for name, concat in concats.items()}
+    room, going_on = dict.fromkeys(concats, 0), set[str]()
+    for name in reversed(concats):  # those that go on from it come first
+        if heirs[name]:
+            longest = max(heirs[name], key=lambda heir: length[heir])
+            room[name] = length[name] = length[longest]
+            going_on.add(longest)
     return [
         layer
         if layer.concat is None
-        else replace(layer, concat=replace(layer.concat, room=room.get(layer.name, 0), goes_on=layer.name in going_on))
+        else replace(layer, concat=replace(layer.concat, room=room[layer.name], goes_on=layer.name in going_on))
         for layer in layers
     ]
 
