@@ -292,7 +292,7 @@ class _Scores:
         self.narrowest = narrowest
         self.at_once = network.memory("shares") is None
         self.sums: dict[str, Tensor] = {}
-        self.open = Counter(name for weight in _uses(network) for name in _names(network, weight))
+        self.open = Counter(network.remembered(_used_names))
 
     def lost(self, weight: WeightTensor, share: Tensor) -> bool:
         """Whether there are shares below the smallest normal number of float32 that are not those of weights of 0."""
@@ -370,6 +370,11 @@ def _uses(network: Network) -> Iterator[WeightTensor]:
         for weight in (*(connection.weight for connection in layer.connections), *(bias.weight for bias in layer.biases)):
             if weight is not None and weight.score_name is not None:
                 yield weight
+
+
+def _used_names(network: Network) -> Counter[str]:
+    """Count how often each name is told a share."""
+    return Counter(name for weight in _uses(network) for name in _names(network, weight))
 
 
 def _names(network: Network, weight: WeightTensor) -> list[str]:

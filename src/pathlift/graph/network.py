@@ -198,7 +198,9 @@ class Network:
     @property
     def dtype(self) -> torch.dtype:
         """float64 when a parameter is float64, else float32: the precision the passes start with."""
-        kinds = [self._kind(name) for name in self.state] or [dtype for _, dtype in self.graph.examples]
+        state = self.state
+        kinds = [*map(state.dtype, state)] if isinstance(state, TypedState) else [tensor.dtype for tensor in state.values()]
+        kinds = kinds or [dtype for _, dtype in self.graph.examples]
         return torch.float64 if torch.float64 in kinds else torch.float32
 
     @property

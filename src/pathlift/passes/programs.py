@@ -81,19 +81,17 @@ class WeightedProgram(Program):
 
     def _ready(self, transform: Callable[..., Tensor]) -> dict[WeightTensor, Weights]:
         """Transform all small weights together: a network has hundreds of batch-norm vectors and biases."""
-        if transform not in self._small:
-            ready: dict[WeightTensor, Weights] = {}
-            for alike, flat in self._joined:
-                sizes = [self.values[0][weight].numel() for weight in alike]
-                joined = Weights(flat, transform, self.dtype).full()
-                extents = extents_of(joined, sizes)
-                for number, (weight, piece) in enumerate(zip(alike, joined.split(sizes), strict=True)):
-                    values = tuple(side[weight] for side in self.values)
-                    ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape))
-                    if extents is not None:
-                        ready[weight].extent = extents[number]
-            self._small[transform] = ready
-        return self._small[transform]
+        ready: dict[WeightTensor, Weights] = {}
+        for alike, flat in self._joined:
+            sizes = [self.values[0][weight].numel() for weight in alike]
+            joined = Weights(flat, transform, self.dtype).full()
+            extents = extents_of(joined, sizes)
+            for number, (weight, piece) in enumerate(zip(alike, joined.split(sizes), strict=True)):
+                values = tuple(side[weight] for side in self.values)
+                ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape))
+                if extents is not None:
+                    ready[weight].extent = extents[number]
+        return ready
 
     @cached_property
     def _joined(self) -> list[tuple[list[WeightTensor], tuple[Tensor, ...]]]:
@@ -119,8 +117,10 @@ class WeightedProgram(Program):
         Returns:
             The weights, not yet computed.
         """
-        if weight.scalar is None and self._joins and not torch.is_grad_enabled():
-            ready = self._ready(transform).get(weight)
+        if not torch.is_grad_enabled() and self._joins:
+            if transform not in self._small:
+                self._small[transform] = self._ready(transform)
+            ready = self._small[transform].get(weight)
             if ready is not None:
                 return ready
         if weight.scalar is not None:
