@@ -51,6 +51,7 @@ class Weights:
         shift: float = 0.0,
         degree: float = 1.0,
         ready: Tensor | None = None,
+        extent: tuple[float, float] | None = None,
     ) -> None:
         """Describe the weights.
 
@@ -61,6 +62,7 @@ class Weights:
             shift: The values are divided by 2**shift before ``transform`` sees them.
             degree: Degree of homogeneity of ``transform``.
             ready: The weights, if they have been computed already; never written to.
+            extent: The smallest and the largest of them, if that is known.
         """
         self.values = values
         self.transform = transform
@@ -68,6 +70,7 @@ class Weights:
         self.scale = 2.0**-shift
         self.exponent = shift * degree
         self.ready = ready
+        self._extent = extent
 
     @property
     def shape(self) -> torch.Size:
@@ -80,8 +83,8 @@ class Weights:
 
         None elsewhere, and on an accelerator, which would have to be waited for.
         """
-        if self.ready is None or self.ready.device.type != "cpu" or self.ready.numel() == 0:
-            return None
+        if self._extent is not None or self.ready is None or self.ready.device.type != "cpu" or self.ready.numel() == 0:
+            return self._extent
         low, high = torch.aminmax(self.ready.detach())
         return low.item(), high.item()
 
@@ -160,7 +163,7 @@ def computed(weight: Tensor, exponent: float = 0.0) -> Weights:
     return weights
 
 
-def extents_of(joined: Tensor, sizes: Sequence[int]) -> list[tuple[float, float]] | None:
+def extents_of(joined: Tensor, sizes: Sequence[int]) -> Sequence[tuple[float, float] | None]:
     """Return the smallest and the largest of each of some tensors that lie end to end, in two operations.
 
     Args:
@@ -168,10 +171,10 @@ def extents_of(joined: Tensor, sizes: Sequence[int]) -> list[tuple[float, float]
         sizes: Their numbers of elements.
 
     Returns:
-        `Weights.extent` of each; None where one is empty, and on an accelerator, which would have to be waited for.
+        `Weights.extent` of each; None where one of them is empty, and on an accelerator, which would have to be waited for.
     """
     if joined.device.type != "cpu" or min(sizes) == 0:
-        return None
+        return [None] * len(sizes)
     array, starts = joined.detach().numpy(), np.cumsum([0, *sizes[:-1]])
     ends = (reduce(array, starts).tolist() for reduce in (np.minimum.reduceat, np.maximum.reduceat))
     return list(zip(*ends, strict=True))

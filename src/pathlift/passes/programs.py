@@ -85,12 +85,9 @@ class WeightedProgram(Program):
         for alike, flat in self._joined:
             sizes = [self.values[0][weight].numel() for weight in alike]
             joined = Weights(flat, transform, self.dtype).full()
-            extents = extents_of(joined, sizes)
-            for number, (weight, piece) in enumerate(zip(alike, joined.split(sizes), strict=True)):
+            for weight, piece, extent in zip(alike, joined.split(sizes), extents_of(joined, sizes), strict=True):
                 values = tuple(side[weight] for side in self.values)
-                ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape))
-                if extents is not None:
-                    ready[weight].extent = extents[number]
+                ready[weight] = Weights(values, transform, self.dtype, ready=piece.view(values[0].shape), extent=extent)
         return ready
 
     @cached_property
