@@ -39,7 +39,7 @@ FEW = 64
 """Vectors up to which a loop is sooner done than PyTorch: they stay in a cache, beside four rows of weights."""
 
 SHARE = 1 << 19
-"""Weights that a thread is worth."""
+"""Multiplications that a thread is worth."""
 
 WIDTHS = {(torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)}
 """Types of weights and tracks."""
@@ -180,7 +180,7 @@ def back(weight: Tensor, x: Tensor, g: Tensor, shares: Tensor) -> Tensor:
 
 def _run(loop: Loop, arguments: Arguments, count: int) -> None:
     """Run a loop over ``count`` rows or columns, in parts whose length is a multiple of 4."""
-    parts = max(1, min(torch.get_num_threads(), arguments.w.numel() // SHARE))
+    parts = max(1, min(torch.get_num_threads(), arguments.w.numel() * len(arguments.x) // SHARE))
     team = _team(loop, arguments) if parts > 1 else None
     if team is not None:
         team(arguments, count, parts)
