@@ -5,8 +5,8 @@ all on the way, at the speed of a product with W itself. `suits` is the one plac
 memory, large enough, outside of anything that records or transforms operations, if numba is there. All else goes PyTorch's way.
 
 Rounding. `several` and `compared` sum in another order than PyTorch, with multiplications and additions joined
-(`REORDERED`); bounds on rounding hold for any order (`pathlift.passes.rounding`), and a joined operation rounds once instead of
-twice. Nothing is assumed to be finite. `back` multiplies in the order of PyTorch, for the guards of
+(`team.arithmetic`); bounds on rounding hold for any order (`pathlift.passes.rounding`), and a joined operation rounds once
+instead of twice. Nothing is assumed to be finite. `back` multiplies in the order of PyTorch, for the guards of
 `pathlift.passes.backward` are about it.
 
 Threads are those that PyTorch has waiting (`pathlift.fused.team`), as many as it has; in a process that was forked, and where
@@ -102,8 +102,8 @@ def suits(weights: Sequence[Tensor], tracks: Sequence[Tensor]) -> bool:
 class Recipe(Enum):
     """What two tracks x and y are multiplied with: entries (to, from) of a bundle of weights W and V (`Bundle.recipe`).
 
-    Each has |W| at (0, 0). PIVOT has the pivot B of W and V at (1, 1) and |W| − B at (1, 0); TELESCOPING
-    |V| at (1, 1) and |W − V| at (1, 0).
+    Each has |W| at (0, 0). PIVOT has the pivot B of W and V at (1, 1) and |W| − B at (1, 0); TELESCOPING |V| at (1, 1) and
+    |W − V| at (1, 0).
     """
 
     PIVOT = auto()

@@ -2,8 +2,8 @@
 
 All take the same: w, v: (rows, columns), contiguous, of fewer or as many digits as the tracks x, y; ``pivot``, which `compared`
 alone asks for; out: (results, rows or columns). Each does the rows, or the columns, from ``first`` to ``last``, so that threads
-can share the work. The sum of a row is split up in a way that depends on its length
-alone, and rows go by fours from 0: so a result is the same, bit for bit, with however many threads.
+can share the work. The sum of a row is split up in a way that depends on its length alone, and rows go by fours from 0: so a
+result is the same, bit for bit, with however many threads.
 """
 
 from __future__ import annotations

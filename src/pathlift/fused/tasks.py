@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -23,6 +25,9 @@ from pathlift.fused.team import Arguments, Loop, arithmetic, kept, parallel_regi
 
 LENGTH = 15
 """Numbers that a region is handed."""
+
+SOURCE = zlib.crc32(Path(loops.__file__).read_bytes())
+"""Part of each task, so that what is kept on disk is compiled again when a loop changes: numba looks at this file alone."""
 
 Task = Callable[..., None]
 
@@ -48,7 +53,7 @@ def _at(_typing: Any, _address: Any) -> Any:
 
 
 @numba.njit  # type: ignore[untyped-decorator]
-def unpacked(data: Any, w_type: Any, v_type: Any, kind: Any) -> Any:
+def unpacked(data: Any, w_type: Any, v_type: Any, kind: Any, _source: Any) -> Any:
     """Return the arguments of a loop for one thread: the inverse of `Arguments.addresses`."""
     n = carray(data, (LENGTH,))
     w, v = carray(_at(n[0]), (n[5], n[6]), w_type), carray(_at(n[1]), (n[5], n[6]), v_type)
@@ -72,26 +77,26 @@ _several, _compared, _sides, _back = map(_ready, (loops.several, loops.compared,
 # One function for each loop, which numba finds by its name: so it knows on disk what it compiled in another process.
 def several(*kinds: Any) -> Task:
     """Return `loops.several` for a region."""
-    w_type, v_type, kind = kinds
-    return lambda data: _several(*unpacked(data, w_type, v_type, kind))
+    w_type, v_type, kind, source = kinds
+    return lambda data: _several(*unpacked(data, w_type, v_type, kind, source))
 
 
 def compared(*kinds: Any) -> Task:
     """Return `loops.compared` for a region."""
-    w_type, v_type, kind = kinds
-    return lambda data: _compared(*unpacked(data, w_type, v_type, kind))
+    w_type, v_type, kind, source = kinds
+    return lambda data: _compared(*unpacked(data, w_type, v_type, kind, source))
 
 
 def sides(*kinds: Any) -> Task:
     """Return `loops.sides` for a region."""
-    w_type, v_type, kind = kinds
-    return lambda data: _sides(*unpacked(data, w_type, v_type, kind))
+    w_type, v_type, kind, source = kinds
+    return lambda data: _sides(*unpacked(data, w_type, v_type, kind, source))
 
 
 def back(*kinds: Any) -> Task:
     """Return `loops.back` for a region."""
-    w_type, v_type, kind = kinds
-    return lambda data: _back(*unpacked(data, w_type, v_type, kind))
+    w_type, v_type, kind, source = kinds
+    return lambda data: _back(*unpacked(data, w_type, v_type, kind, source))
 
 
 _TASKS = {"several": several, "compared": compared, "sides": sides, "back": back}
@@ -109,7 +114,7 @@ def of(name: str, *dtypes: torch.dtype) -> Callable[[Arguments, int, int], None]
     Returns:
         A function of the arguments of the loop, the number of rows or columns and that of threads.
     """
-    task = _TASKS[name](*(_KINDS[dtype] for dtype in dtypes))
+    task = _TASKS[name](*(_KINDS[dtype] for dtype in dtypes), SOURCE)
     signature = types.void(types.CPointer(types.int64))
     compiled = kept(lambda own, **options: numba.cfunc(signature, **options)(own), task)
 

@@ -58,7 +58,8 @@ def kept(compile_: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 _forked: list[bool] = []
-os.register_at_fork(after_in_child=lambda: _forked.append(True))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
 
 
 def parallel_region() -> Callable[[int, int, int, int], None] | None:
