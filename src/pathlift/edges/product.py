@@ -1,9 +1,9 @@
 """Matrix products, by whichever of PyTorch's two libraries multiplies faster.
 
 On x86 processors PyTorch hands `torch.mm` to MKL and convolutions to oneDNN. Both round as float32 does. oneDNN's product is
-reached through the operator that `torch.compile` uses for linear layers. It wants both matrices to lie along what is summed: then
-it takes 0.45 to 1 of MKL's time (AMD EPYC with AVX-512; on Intel's processors both take the same, to 7 per cent). Otherwise it
-turns one of them round, and starts more slowly: twice the time of a small product, 0.8 to 1 of a large one's.
+reached through the operator that `torch.compile` uses for linear layers. It wants both matrices to lie along what is summed:
+then it takes 0.45 to 1 of MKL's time (AMD EPYC with AVX-512; on Intel's processors both take the same, to 7 per cent).
+Otherwise it turns one of them round, and starts more slowly: twice the time of a small product, 0.8 to 1 of a large one's.
 """
 
 from __future__ import annotations
