@@ -179,6 +179,38 @@ def test_items_of_an_iterator_do_not_depend_on_what_is_around_them() -> None:
     assert [contents(own) for own in found] == right
 
 
+class Dense(nn.Module):
+    """Convolutions that each read all that was made before, in sizes far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 * number, 3, 3, padding=1) for number in range(1, 7))
+        with torch.no_grad():
+            for number, own in enumerate(self.parameters()):
+                own *= 10.0 ** (number * 7 % 11 - 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x.relu()).relu()], 1)
+        return x.mean((2, 3))
+
+
+def test_inside_of_what_torch_compiles() -> None:
+    """Dynamo draws all items of a generator at once; each weight of a stream lies in the memory of the one before."""
+    torch.manual_seed(0)
+    captured = pathlift.capture(Dense(), (3, 9, 8))
+    other = {name: own * (torch.rand(own.shape) > 0.3) for name, own in captured.state.items()}
+
+    def numbers() -> list[object]:
+        metric = pathlift.path_metric(captured, other)
+        norms = [norm.value for norm in pathlift.path_norms(captured, [other, other])]
+        scores = [contents(share) for share in pathlift.path_magnitude(captured).values()]
+        return [metric.lower, metric.upper, pathlift.path_norm(captured).value, *norms, *scores]
+
+    compiled = torch.compile(numbers, backend="eager")
+    assert numbers() == compiled() == compiled()
+
+
 def test_what_a_network_remembers_is_of_no_inference_mode() -> None:
     model = small_model()
     with torch.inference_mode():

@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
 
 from pathlift.arguments import common as common
 from pathlift.arguments.registry import check_together, declare, kind_of
@@ -133,14 +136,25 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     """
     door = Door(function)
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def through(args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         with door.around():
             bound = door.admit(args, kwargs)
             result = function(*bound.args, **bound.kwargs)
         return cast("R", _drawn(door, result)) if isinstance(result, Generator) else result
 
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return _untraced(through)(args, kwargs)
+
     return call
+
+
+def _untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that `torch.compile` leaves alone: it would draw items ahead of time whose memory is used again."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: Callable[P, R] = torch.compiler.disable(function)
+    return disabled
 
 
 def _drawn(door: Door, items: Generator[Any, Any, Any]) -> Iterator[Any]:
@@ -149,7 +163,7 @@ def _drawn(door: Door, items: Generator[Any, Any, Any]) -> Iterator[Any]:
         while True:
             with door.around():
                 try:
-                    item = next(items)
+                    item = _untraced(next)(items)
                 except StopIteration:
                     return
             yield item

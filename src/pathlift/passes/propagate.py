@@ -311,7 +311,7 @@ def _arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Pro
         return _bundle_arrivals(connection, below, bundle)
     entries = {entry: weights for entry, weights in program.edge(weight).items() if entry[1] in below}
     shared = _shared(entries, program) if len(below) > 1 else None
-    if shared is not None:
+    if shared is not None and len(entries) == len(below):
         sums = edges.each([value.tensor for value in below.values()], shared)
         return {
             track: [_arrived(connection, value, tensor, shared)]
