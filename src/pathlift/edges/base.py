@@ -3,6 +3,8 @@
 A map knows its edges u → v and, for each, the number k of the weight that stands on it. Everything else follows:
 
     sum       out[v] = Σ_{u→v} x[u]·w[k]                        path-norm, path-metric: any pass that adds up paths
+    each      `sum` of several x with the same w                tracks that travel alike
+    sums      Σ_j of x_j with weights of their own, for each i  tracks that travel into each other
     max       out[v] = max_{u→v} x[u]·w[k]                      the path-norm for q = ∞
     adjoint   below[u] = Σ_{u→v} g[v]·w[k]                      the transpose of `sum` in x …
               share[k] = w[k]·Σ_{edges of k} x[u]·g[v]          … and in w, times w: what goes through each weight
