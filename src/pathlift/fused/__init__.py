@@ -32,8 +32,8 @@ from pathlift.fused import loops
 from pathlift.fused.team import Arguments, Loop, arithmetic, kept, parallel_region
 
 LEAST = 1 << 20
-"""Weights from which on a loop is worth it: it saves 3 ms for each million, and a process that has no loops yet takes 0.5 s to
-import numba and load them, or 1 s each to compile them, once."""
+"""Weights from which on a loop is worth it: it saves 0.2 to 3 ms for each million, and a process that has no loops yet takes a
+second to import numba and load them, or another one each to compile them, once."""
 
 FEW = 64
 """Vectors up to which a loop is sooner done than PyTorch: they stay in a cache, beside four rows of weights."""
