@@ -198,6 +198,7 @@ def test_on_the_threads_of_pytorch(loops: list[str], monkeypatch: pytest.MonkeyP
             shares = torch.empty(w.shape, dtype=x.dtype)
             many = [fused.products(recipe, (w, v), {0: x, 1: y}) for recipe in Recipe]
             return [
+                torch.tensor(fused.sides(w, v)),
                 fused.product(w, torch.stack([x, y])),
                 fused.back(w, x, g, shares),
                 shares,
@@ -244,6 +245,7 @@ def test_the_same_bits_with_any_number_of_threads(loops: list[str]) -> None:
             shares = torch.empty(37, 129)
             many = [fused.products(recipe, (w, v), {0: x, 1: y}) for recipe in Recipe]
             results.append([
+                torch.tensor(fused.sides(w, v)),
                 fused.product(w, torch.stack([x, y])),
                 fused.back(w, x, g, shares),
                 shares,

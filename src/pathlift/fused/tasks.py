@@ -53,9 +53,9 @@ def _at(_typing: Any, _address: Any) -> Any:
 
 
 @numba.njit  # type: ignore[untyped-decorator]
-def unpacked(data: Any, w_type: Any, v_type: Any, kind: Any, _source: Any) -> Any:
-    """Return the arguments of a loop for one thread: the inverse of `Arguments.addresses`."""
-    n = carray(data, (LENGTH,))
+def unpacked(data: Any, kinds: Any) -> Any:
+    """Return the arguments of a loop for one thread: see `Arguments.addresses`. Kinds: of w, v, tracks; `SOURCE`."""
+    n, (w_type, v_type, kind, _) = carray(data, (LENGTH,)), kinds
     w, v = carray(_at(n[0]), (n[5], n[6]), w_type), carray(_at(n[1]), (n[5], n[6]), v_type)
     x, y, out = (
         carray(_at(n[2]), (n[7], n[8]), kind),
@@ -77,26 +77,22 @@ _several, _compared, _sides, _back = map(_ready, (loops.several, loops.compared,
 # One function for each loop, which numba finds by its name: so it knows on disk what it compiled in another process.
 def several(*kinds: Any) -> Task:
     """Return `loops.several` for a region."""
-    w_type, v_type, kind, source = kinds
-    return lambda data: _several(*unpacked(data, w_type, v_type, kind, source))
+    return lambda data: _several(*unpacked(data, kinds))
 
 
 def compared(*kinds: Any) -> Task:
     """Return `loops.compared` for a region."""
-    w_type, v_type, kind, source = kinds
-    return lambda data: _compared(*unpacked(data, w_type, v_type, kind, source))
+    return lambda data: _compared(*unpacked(data, kinds))
 
 
 def sides(*kinds: Any) -> Task:
     """Return `loops.sides` for a region."""
-    w_type, v_type, kind, source = kinds
-    return lambda data: _sides(*unpacked(data, w_type, v_type, kind, source))
+    return lambda data: _sides(*unpacked(data, kinds))
 
 
 def back(*kinds: Any) -> Task:
     """Return `loops.back` for a region."""
-    w_type, v_type, kind, source = kinds
-    return lambda data: _back(*unpacked(data, w_type, v_type, kind, source))
+    return lambda data: _back(*unpacked(data, kinds))
 
 
 _TASKS = {"several": several, "compared": compared, "sides": sides, "back": back}

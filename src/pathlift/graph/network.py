@@ -234,9 +234,6 @@ class Network:
     @public
     def kind_of(self, name: str) -> torch.dtype:
         """Return the dtype of a parameter or buffer without reading it."""
-        return self._kind(name)
-
-    def _kind(self, name: str) -> torch.dtype:
         return self.state.dtype(name) if isinstance(self.state, TypedState) else self.state[name].dtype
 
     @public

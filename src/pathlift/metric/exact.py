@@ -69,8 +69,9 @@ def _differs(first: Tensor, second: Tensor) -> tuple[bool, bool, bool]:
 
     θ − θ' leads away from 0 to θ where |θ| > |m|, and towards 0 from θ' where |θ'| > |m|. What is known is not asked again.
     """
-    if first.dim() > 1 and fused.suits([first.flatten(1), second.flatten(1)], [first.new_empty(0, dtype=torch.float64)]):
-        return fused.sides(first.flatten(1), second.flatten(1))
+    matrices = [value.flatten(1) for value in (first, second) if value.dim() > 1]
+    if matrices and fused.suits(matrices, [first.new_empty(0, dtype=torch.float64)]):
+        return fused.sides(*matrices)
     above, below, different = False, False, False
     dtype = torch.promote_types(widen(first).dtype, widen(second).dtype)
     size = 2 * BUNDLE_ELEMENTS if first.device.type == "cpu" else LAUNCHED_ELEMENTS

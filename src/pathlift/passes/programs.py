@@ -258,8 +258,6 @@ class PartsProgram(NormProgram):
         return (self.fed(layer), None)
 
 
-BOTH: tuple[Entry, ...] = ((0, 0), (1, 1))
-
 ALL: tuple[Entry, ...] = ((0, 0), (1, 1), (1, 0))
 
 

@@ -310,8 +310,8 @@ def _arrivals(connection: Connection, tracks: Mapping[str, Tracks], program: Pro
     if bundle is not None:
         return _bundle_arrivals(connection, below, bundle)
     entries = {entry: weights for entry, weights in program.edge(weight).items() if entry[1] in below}
-    shared = _shared(entries, program) if len(below) > 1 else None
-    if shared is not None and len(entries) == len(below):
+    shared = _shared(entries, program) if len(entries) == len(below) > 1 else None
+    if shared is not None:
         sums = edges.each([value.tensor for value in below.values()], shared)
         return {
             track: [_arrived(connection, value, tensor, shared)]
